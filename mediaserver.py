@@ -1,0 +1,6835 @@
+#!/usr/bin/env python3
+"""mediaserver: one file that scans, serves and takes in a household's pictures and films.
+
+    python3 mediaserver.py --storage_dir ~/Pictures
+
+Read it from top to bottom: every section uses only the sections above it, and `main` is last.
+
+ 1 Settings      4 Media facts   7 Thumbnails   10 Server      13 System and pages
+ 2 Errors        5 Index         8 Scanner      11 Routing     14 Command line
+ 3 Credentials   6 Store         9 HTTP messages 12 Families
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import calendar
+import contextlib
+import enum
+import errno
+import fcntl
+import functools
+import gc
+import hashlib
+import hmac
+import importlib
+import importlib.util
+import io
+import itertools
+import json
+import math
+import os
+import posixpath
+import queue
+import re
+import resource
+import secrets
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import struct
+import sys
+import threading
+import time
+import unicodedata
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timezone
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast, overload
+from urllib.parse import quote, unquote, unquote_to_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
+
+__version__ = "1.0.0"
+
+# ======================================================================================
+# 1. Settings
+# ======================================================================================
+# One frozen dataclass is the table of all settings: its fields say type, default and help,
+# and `--help` and the README's table are made from them. A value comes from the command
+# line, else the environment, else `.env`, else the default. Whatever does not parse stops
+# the start with the setting's name. Secrets that nobody gave are made once and kept.
+
+
+class SettingError(Exception):
+    """A setting cannot be used; `name` says which, the text says what to do about it."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+
+
+def parse_text(text: str) -> str:
+    return text
+
+
+def parse_boolean(text: str) -> bool:
+    """
+    >>> parse_boolean("Yes"), parse_boolean("off")
+    (True, False)
+    """
+    word = text.strip().lower()
+    if word in {"true", "1", "yes", "on"}:
+        return True
+    if word in {"false", "0", "no", "off"}:
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A parser of decimal numbers between `low` and `high`, both included."""
+
+    def parse(text: str) -> int:
+        digits = text.strip()
+        if not re.fullmatch(r"-?[0-9]{1,19}", digits) or not low <= int(digits) <= high:
+            raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(digits)
+
+    return parse
+
+
+def parse_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def parse_path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("a path has no NUL in it")
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def parse_database_url(text: str) -> Path:
+    """The file of a SQLAlchemy-style URL: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+    scheme, separator, path = text.partition("://")
+    if scheme != "sqlite":
+        raise ValueError(
+            f"{scheme if separator else text!r} is not supported, only sqlite:///FILE"
+        )
+    if len(path) < 2 or path[0] != "/" or path == "/:memory:":
+        raise ValueError("the index needs a file: sqlite:///FILE")
+    return parse_path(path[1:])
+
+
+def parse_public_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#\"<>\\]+(/[^\s?#\"<>\\]*)?", text):
+        raise ValueError(f"{text!r} is no http or https URL")
+    return text.rstrip("/")
+
+
+def parse_networks(text: str) -> tuple[str, ...]:
+    """Comma-separated addresses or networks (`10.0.0.0/8`), as written."""
+    import ipaddress  # 4 ms, and only where the setting is given
+
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        try:
+            ipaddress.ip_network(name, strict=False)
+        except ValueError:
+            raise ValueError(f"{name!r} is neither an IP address nor a network") from None
+    return names
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,\"]+|null", origin):
+            raise ValueError(f"{origin!r} is no origin like https://photos.example.org")
+    return origins
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How one field of `Settings` is given and shown."""
+
+    help: str
+    parse: Callable[[str], Any] = parse_text
+    shown: str = ""  # the default as the documentation shows it
+    secret: bool = False  # no option; generated where not given
+    environment: bool = True  # also read from the environment and .env
+    empty: bool = False  # an empty value means something
+
+
+def setting(default: Any, help: str, parse: Callable[[str], Any] = parse_text, **how: Any) -> Any:
+    return field(default=default, metadata={"setting": Setting(help, parse, **how)})
+
+
+GENERATED = "generated"
+MAX_BYTES = 2**63 - 1  # what a file size can be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set, checked and with all defaults in place."""
+
+    storage_dir: Path = setting(
+        Path(), "the folder to scan, serve and store in (required)", parse_path, shown="required"
+    )
+    port: int = setting(
+        8000, "TCP port; 0 takes a free one", whole_number(0, 65535), environment=False
+    )
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
+    rescan_interval: float = setting(
+        0.0,
+        "seconds between scans; 0: only at start and on SIGHUP",
+        parse_seconds,
+        shown="0",
+        environment=False,
+    )
+    workers: int = setting(1, "server processes", whole_number(1, 64), environment=False)
+    media_server_secret: str = setting(
+        "",
+        "HMAC secret of upload tokens, shared with the app that issues them",
+        shown=GENERATED,
+        secret=True,
+    )
+    token_expiry_seconds: int = setting(
+        900, "how long an upload token is good for", whole_number(1, 10**9)
+    )
+    auth_token: str = setting(
+        "", "static bearer token: the owner's key, every permission", shown=GENERATED, secret=True
+    )
+    upload_dir: Path = setting(
+        Path(), "where the images family keeps its files", parse_path, shown="DATA/images"
+    )
+    slugify_filenames: bool = setting(
+        False, "store images under a slug of their name", parse_boolean, shown="false"
+    )
+    jwt_signing_key: str = setting(
+        "", "HS256 key of the access and refresh tokens of accounts", shown=GENERATED, secret=True
+    )
+    jwt_access_token_lifetime_minutes: int = setting(
+        30, "how long an access token is good for", whole_number(1, 10**7)
+    )
+    jwt_refresh_token_lifetime_days: int = setting(
+        7, "how long a refresh token is good for", whole_number(1, 10**5)
+    )
+    allow_registration: bool = setting(
+        True, "whether anyone may register an account", parse_boolean, shown="true"
+    )
+    auth_disabled: bool = setting(
+        False, "demo mode: every request is allowed everything", parse_boolean, shown="false"
+    )
+    read_auth_enabled: bool = setting(
+        False, "reads need media_store_read too", parse_boolean, shown="false"
+    )
+    public_key_path: Path | None = setting(
+        None,
+        "PEM public key (P-256) for ES256 tokens issued elsewhere",
+        parse_path,
+        shown="DATA/public_key.pem",
+    )
+    database_dir: Path = setting(
+        Path(),
+        "DATA, where the index and generated secrets live",
+        parse_path,
+        shown="STORAGE_DIR/.mediaserver",
+    )
+    database_url: Path = setting(
+        Path(),
+        "the index; only sqlite:///FILE",
+        parse_database_url,
+        shown="sqlite:///DATA/index.sqlite3",
+    )
+    media_storage_dir: Path = setting(
+        Path(), "where the entities family keeps its files", parse_path, shown="DATA/entities"
+    )
+    max_upload_bytes: int = setting(
+        10485760, "largest file for media, library and images", whole_number(1, MAX_BYTES)
+    )
+    max_media_bytes: int = setting(
+        1073741824, "largest file for accounts and entities", whole_number(1, MAX_BYTES)
+    )
+    public_url: str = setting(
+        "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        ("127.0.0.1", "::1"),
+        "peers whose X-Forwarded-* headers are believed",
+        parse_networks,
+        shown="127.0.0.1,::1",
+    )
+    cors_allow_origins: tuple[str, ...] = setting(
+        ("*",),
+        "comma-separated origins; empty turns CORS off",
+        parse_origins,
+        shown="*",
+        empty=True,
+    )
+
+    @classmethod
+    def table(cls) -> Iterator[tuple[str, Any, Setting]]:
+        """Name, default and description of each setting, in the order of the documentation."""
+        for item in fields(cls):
+            yield item.name, item.default, item.metadata["setting"]
+
+    @property
+    def secrets_file(self) -> Path:
+        return self.database_dir / "secrets.env"
+
+
+# The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
+DOTENV_BINDING = re.compile(
+    r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
+    (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
+    (?P<equals>=[^\S\r\n]*
+        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>[^\r\n]*)))?
+    [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
+    re.VERBOSE,
+)
+DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
+DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def dotenv_value(binding: re.Match[str]) -> str:
+    """The value as written, with the escapes of its kind of quotes taken out."""
+    if binding["double"] is not None:
+        return re.sub(
+            r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), binding["double"]
+        )
+    if binding["single"] is not None:
+        return re.sub(r"\\([\\'])", r"\1", binding["single"])
+    return re.sub(r"\s+#.*", "", binding["plain"] or "").rstrip()
+
+
+def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The bindings of a `.env` file as python-dotenv reads them; lines it cannot read are skipped.
+
+    >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
+    {'A': '1', 'B': 'x # y', 'C': '12'}
+    """
+    values: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        binding = DOTENV_BINDING.match(text, position)
+        if binding is None or text[position : position + 1] in "\r\n#":
+            end = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|$)").match(text, position)
+            position = end.end() if end and end.end() > position else len(text)
+            continue
+        position = binding.end()
+        if binding["equals"] is not None:
+            known = {**values, **environment}
+            values[binding["quoted_key"] or binding["key"]] = DOTENV_VARIABLE.sub(
+                lambda m, known=known: known.get(m["name"], m["default"] or ""),  # type: ignore[misc]
+                dotenv_value(binding),
+            )
+    return values
+
+
+def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    try:
+        return parse_dotenv(path.read_text("utf-8"), environment)
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(str(path), f"cannot be read ({error})") from None
+
+
+def load_settings(
+    options: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str]
+) -> Settings:
+    """Settings from the command line's `options` over the environment over `.env` over defaults.
+
+    Raises SettingError with the setting's name for a value that cannot be used.
+    """
+    values: dict[str, Any] = {}
+    for name, _, how in Settings.table():
+        label = name.upper()
+        layers = [options.get(name)]
+        if how.environment:
+            layers += [environment.get(label), dotenv.get(label)]
+        given = next(
+            (text for text in layers if text or (text is not None and (how.secret or how.empty))),
+            None,
+        )
+        if given is None:
+            continue
+        if how.secret and not given.strip():
+            raise SettingError(label, "is set but blank; give it a value or remove it")
+        try:
+            values[name] = how.parse(given)
+        except ValueError as error:
+            raise SettingError(label, str(error)) from None
+    if "storage_dir" not in values:
+        raise SettingError("STORAGE_DIR", "is required: give --storage_dir DIR")
+    data = values.setdefault("database_dir", values["storage_dir"] / ".mediaserver")
+    values.setdefault("database_url", data / "index.sqlite3")
+    values.setdefault("upload_dir", data / "images")
+    values.setdefault("media_storage_dir", data / "entities")
+    return Settings(**values)
+
+
+def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
+    """Settings with every secret in place, and the names of those that were not given.
+
+    A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
+    """
+    missing = [
+        name for name, _, how in Settings.table() if how.secret and not getattr(settings, name)
+    ]
+    if not missing:
+        return settings, []
+    kept = read_dotenv(settings.secrets_file, {})
+    made = {name: kept.get(name.upper()) or secrets.token_urlsafe(32) for name in missing}
+    fresh = {name.upper(): value for name, value in made.items() if not kept.get(name.upper())}
+    if fresh:
+        write_secrets(settings.secrets_file, {**kept, **fresh})
+    completed: Settings = replace(settings, **cast(Any, made))
+    return completed, [name.upper() for name in missing]
+
+
+def write_secrets(path: Path, values: Mapping[str, str]) -> None:
+    """Write `NAME=value` lines that only their owner can read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(
+            "# made by mediaserver; other programs that issue tokens need the same values\n"
+        )
+        file.writelines(f"{name}={value}\n" for name, value in values.items())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+# ======================================================================================
+# 2. Errors
+# ======================================================================================
+# Handlers and parsers raise HTTPError; one place in section 11 turns it into an answer.
+
+
+class HTTPError(Exception):
+    """An answer that is an error: status, detail (a sentence for the client) and extra headers."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with one field; `type` is pydantic's word for it."""
+
+    where: str  # "query", "path" or "body"
+    field: str
+    message: str
+    type: str = "value_error"
+
+
+class Invalid(HTTPError):
+    """Fields that do not parse; each family answers them in its own shape."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(400, "; ".join(f"{p.field}: {p.message}" for p in problems))
+        self.problems = problems
+
+
+def warn(message: str) -> None:
+    """Tell the owner, on standard error."""
+    sys.stderr.write(f"mediaserver: {message}\n")
+    sys.stderr.flush()
+
+
+# ======================================================================================
+# 3. Credentials
+# ======================================================================================
+# A credential is text from a stranger: each has one accepted spelling, its signature is checked
+# before its content is believed, and whatever is wrong with it is a `TokenError` whose text the
+# client may read. Functions are pure and take the time as `now` (Unix seconds). P-256 is plain
+# integer arithmetic, which need not run in constant time: only public keys and signatures pass
+# through it. Secrets meet nothing but `hmac` and `scrypt`. What a request may do follows from its
+# one `Principal` and the `Access` that its route declares.
+
+MAX_TOKEN_LENGTH = 8192  # characters; more does not fit beside the other headers of most servers
+LEEWAY = 30  # seconds by which the clock of a JWT's issuer may differ from ours
+MAX_UPLOAD_TOKEN_LEAD = 60  # seconds that an upload token's timestamp may lie ahead of our clock
+MAX_USER_ID = 2**63 - 1  # what SQLite's INTEGER holds
+MAX_CACHED_TOKENS = 1024  # verified tokens that are remembered, each by 32 bytes
+
+
+class TokenError(ValueError):
+    """A credential is present and wrong; the message is a sentence for the client."""
+
+
+def _utf8(text: str) -> bytes:
+    """Encode any `str`: clients' text may hold lone surrogates, and comparing must not raise."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _hmac_sha256(key: bytes, message: bytes) -> bytes:
+    return hmac.digest(key, message, "sha256")
+
+
+def equals_secret(given: str, secret: str) -> bool:
+    """Compare in constant time.
+
+    Clients send a non-ASCII secret as Latin-1 or as UTF-8, and header fields are read as either:
+    `given` is right if one of its readings is.
+    """
+    wanted, latin = _utf8(secret), given.encode("latin-1", "backslashreplace")
+    return hmac.compare_digest(_utf8(given), wanted) | hmac.compare_digest(latin, wanted)
+
+
+def encode_base64url(data: bytes) -> str:
+    """Encode without padding (RFC 7515, section 2).
+
+    >>> encode_base64url(b"\\xfb\\xff")
+    '-_8'
+    """
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def decode_base64url(text: str) -> bytes:
+    """Decode only what `encode_base64url` writes: no padding, no other characters, no stray bits.
+
+    >>> decode_base64url("-_8")
+    b'\\xfb\\xff'
+    """
+    try:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        data = b""
+    if encode_base64url(data) != text:
+        raise TokenError("The token is not base64url as RFC 7515 has it.")
+    return data
+
+
+# --- Upload tokens and signed URLs
+
+
+def sign_upload_token(secret: str, now: float) -> str:
+    """Return `TS.SIG`: decimal Unix seconds and their hex HMAC-SHA256, as the app issues them."""
+    timestamp = str(int(now))
+    return f"{timestamp}.{_hmac_sha256(_utf8(secret), timestamp.encode()).hex()}"
+
+
+def verify_upload_token(token: str, secret: str, now: float, lifetime: int) -> None:
+    """Raise `TokenError` unless the token is ours and at most `lifetime` seconds old.
+
+    The signature is lower-case hex, as every issuer of these tokens writes it.
+    """
+    match = re.fullmatch(r"([0-9]{1,12})\.([0-9a-f]{64})", token)
+    if not match:
+        raise TokenError("The upload token is malformed.")
+    expected = _hmac_sha256(_utf8(secret), match[1].encode()).hex()
+    if not hmac.compare_digest(match[2], expected):
+        raise TokenError("The upload token's signature is wrong.")
+    age = now - int(match[1])
+    if age > lifetime:
+        raise TokenError("The upload token has expired.")
+    if age < -MAX_UPLOAD_TOKEN_LEAD:
+        raise TokenError("The upload token is from the future.")
+
+
+def derive_key(secret: str, purpose: str) -> bytes:
+    """Return a key for one purpose, so that what is signed for one never passes for another.
+
+    The space and colon keep the message apart from a JWT's and an upload token's.
+    """
+    return _hmac_sha256(_utf8(secret), _utf8(f"mediaserver key: {purpose}"))
+
+
+def sign_file(key: bytes, record_id: str, expires: int) -> str:
+    """Sign leave to read one record's file until `expires` (Unix seconds)."""
+    return encode_base64url(_hmac_sha256(key, _utf8(f"GET file {expires} {record_id}")))
+
+
+def verify_file_signature(
+    key: bytes, record_id: str, expires: str, signature: str, now: float
+) -> bool:
+    """Tell whether `signature` is good for this record now; `expires` is the URL's text."""
+    if not re.fullmatch(r"[0-9]{1,12}", expires):
+        return False
+    expected = sign_file(key, record_id, int(expires))
+    return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
+
+
+# --- Passwords
+
+# 16 MiB (128·n·r bytes) at a time, so that four logins at once fit a small board. Three passes (p)
+# take 0.09 s on a server; a Raspberry Pi 4, some four to five times as slow, stays below 0.5 s.
+SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**14, 8, 3
+SCRYPT_MAX_MEMORY = 64 * 2**20  # leaves room for stored hashes with n = 2**15
+
+# No password has this hash. Checking one against it makes an unknown user's login cost the same.
+DUMMY_PASSWORD_HASH = f"scrypt${SCRYPT_N}${SCRYPT_R}${SCRYPT_P}${'A' * 22}${'A' * 43}"
+
+
+def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
+    if not hasattr(hashlib, "scrypt"):
+        raise RuntimeError("this Python was built without scrypt (OpenSSL 1.1 or later)")
+    secret = _utf8(password)
+    return hashlib.scrypt(secret, salt=salt, n=n, r=r, p=p, maxmem=SCRYPT_MAX_MEMORY, dklen=32)
+
+
+def hash_password(password: str, salt: bytes | None = None) -> str:
+    """Return `scrypt$n$r$p$salt$hash` (RFC 7914); the password is taken exactly as given."""
+    salt = os.urandom(16) if salt is None else salt
+    digest = _scrypt(password, salt, SCRYPT_N, SCRYPT_R, SCRYPT_P)
+    parameters = f"scrypt${SCRYPT_N}${SCRYPT_R}${SCRYPT_P}"
+    return f"{parameters}${encode_base64url(salt)}${encode_base64url(digest)}"
+
+
+def verify_password(password: str, stored: str) -> bool:
+    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none."""
+    match = re.fullmatch(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+)", stored, re.ASCII)
+    if not match:
+        return False
+    n, r, p, salt, digest = match.groups()
+    actual = _scrypt(password, decode_base64url(salt), int(n), int(r), int(p))
+    return hmac.compare_digest(actual, decode_base64url(digest))
+
+
+# --- ES256: ECDSA over P-256 with SHA-256
+
+# SEC 2, section 2.4.2 (secp256r1): field prime, group order, y² = x³ - 3x + b, base point
+_P = 2**256 - 2**224 + 2**192 + 2**96 - 1
+_N = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
+_TEETH = 4  # of the comb: 0.8 ms a verification, 1 ms a new key; 8 would be 0.4 ms and 6 ms
+_COLUMNS = 256 // _TEETH
+
+# RFC 5480: DER has one encoding of a P-256 key's SubjectPublicKeyInfo; only the point differs.
+_SPKI_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
+_SPKI_UNCOMPRESSED = b"\x30\x59" + _SPKI_P256 + b"\x03\x42\x00\x04"
+_SPKI_COMPRESSED = b"\x30\x39" + _SPKI_P256 + b"\x03\x22\x00"
+_PEM_PUBLIC_KEY = re.compile(
+    r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----\s*"
+)
+
+# (x, y, z) stands for the point (x/z², y/z³), or for infinity where z = 0.
+Jacobian = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A point of P-256 other than infinity; `ValueError` when it is not on the curve."""
+
+    x: int
+    y: int
+
+    def __post_init__(self) -> None:
+        on_curve = (self.y * self.y - self.x**3 + 3 * self.x - _B) % _P == 0
+        if not (0 <= self.x < _P and 0 <= self.y < _P and on_curve):
+            raise ValueError("the public key is not a point of P-256")
+
+
+_G = PublicKey(
+    0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296,
+    0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5,
+)
+
+
+def parse_public_key(pem: str | bytes) -> PublicKey:
+    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on anything else.
+
+    The point may be compressed (SEC 1, section 2.3.4).
+    """
+    match = _PEM_PUBLIC_KEY.fullmatch(pem.decode("latin-1") if isinstance(pem, bytes) else pem)
+    if not match:
+        raise ValueError("the public key is not one PEM block with the label PUBLIC KEY")
+    body = "".join(match[1].split())
+    try:
+        der = base64.b64decode(body)
+    except ValueError:
+        der = b""
+    if not der or base64.b64encode(der).decode("ascii") != body:
+        raise ValueError("the public key is not well-formed base64")
+    if der.startswith(_SPKI_UNCOMPRESSED) and len(der) == len(_SPKI_UNCOMPRESSED) + 64:
+        return PublicKey(int.from_bytes(der[-64:-32], "big"), int.from_bytes(der[-32:], "big"))
+    if der.startswith(_SPKI_COMPRESSED) and len(der) == len(_SPKI_COMPRESSED) + 33:
+        sign, x = der[-33], int.from_bytes(der[-32:], "big")
+        if sign in (2, 3):
+            y = pow(x**3 - 3 * x + _B, (_P + 1) // 4, _P)  # a square root, as p mod 4 is 3
+            return PublicKey(x, y if y % 2 == sign % 2 else _P - y)
+    raise ValueError("the public key is not a P-256 key")
+
+
+def _double(point: Jacobian) -> Jacobian:
+    x, y, z = point
+    z2, y2 = z * z % _P, y * y % _P
+    slope = 3 * (x - z2) * (x + z2) % _P  # 3x² - 3z⁴: the curve's a is -3
+    xy2 = 4 * x * y2 % _P
+    x3 = (slope * slope - 2 * xy2) % _P
+    return x3, (slope * (xy2 - x3) - 8 * y2 * y2) % _P, 2 * y * z % _P
+
+
+def _add(point: Jacobian, affine: PublicKey) -> Jacobian:
+    x, y, z = point
+    if not z:
+        return affine.x, affine.y, 1
+    z2 = z * z % _P
+    dx, dy = (affine.x * z2 - x) % _P, (affine.y * z2 * z - y) % _P
+    if not dx:  # the same point, or its negative
+        return (1, 1, 0) if dy else _double(point)
+    dx2 = dx * dx % _P
+    dx3, xdx2 = dx * dx2 % _P, x * dx2 % _P
+    x3 = (dy * dy - dx3 - 2 * xdx2) % _P
+    return x3, (dy * (xdx2 - x3) - y * dx3) % _P, z * dx % _P
+
+
+def _affine(point: Jacobian) -> PublicKey:
+    x, y, z = point
+    inverse = pow(z, -1, _P)
+    return PublicKey(x * inverse**2 % _P, y * inverse**3 % _P)
+
+
+@functools.lru_cache(maxsize=16)  # G and the keys in use
+def _comb(key: PublicKey) -> tuple[PublicKey, ...]:
+    """Return the multiples that one column of scalar bits can ask for.
+
+    Entry d is the sum of 2^(_COLUMNS·j)·key over the set bits j of d; entry 0 is never used.
+    """
+    table, tooth = [key], key
+    for j in range(_TEETH):
+        table += [tooth] + [_affine(_add((e.x, e.y, 1), tooth)) for e in table[1:]]
+        if j < _TEETH - 1:
+            point: Jacobian = (tooth.x, tooth.y, 1)
+            for _ in range(_COLUMNS):
+                point = _double(point)
+            tooth = _affine(point)
+    return tuple(table)
+
+
+def _multiply_and_add(u1: int, u2: int, key: PublicKey) -> Jacobian:
+    """Return u1·G + u2·key with shared doublings (Lim and Lee's comb, Shamir's trick)."""
+    combs = (f"{u1:0256b}", _comb(_G)), (f"{u2:0256b}", _comb(key))
+    point: Jacobian = (1, 1, 0)
+    for column in range(_COLUMNS):
+        point = _double(point)
+        for bits, table in combs:
+            entry = int(bits[column::_COLUMNS], 2)
+            if entry:
+                point = _add(point, table[entry])
+    return point
+
+
+def verify_es256(public_key: PublicKey | str | bytes, message: bytes, signature: bytes) -> bool:
+    """Tell whether `signature` (r‖s, 64 bytes, RFC 7518 section 3.4) is the key's on `message`.
+
+    The key is PEM or parsed; PEM that does not parse is a `ValueError`. The steps are those of
+    FIPS 186-5, section 6.4.2.
+    """
+    key = public_key if isinstance(public_key, PublicKey) else parse_public_key(public_key)
+    if len(signature) != 64:
+        return False
+    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+    if not (0 < r < _N and 0 < s < _N):  # step 1
+        return False
+    e = int.from_bytes(hashlib.sha256(message).digest(), "big")  # steps 2 and 3
+    inverse = pow(s, -1, _N)  # step 4
+    point = _multiply_and_add(e * inverse % _N, r * inverse % _N, key)  # steps 5 and 6
+    return point[2] != 0 and _affine(point).x % _N == r  # steps 7 to 9
+
+
+# --- JSON Web Tokens
+
+
+def _unique_members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("duplicate member name")
+    return members
+
+
+def _parse_json_object(data: bytes) -> dict[str, object]:
+    """Read one JSON object, refusing what two parsers could read in two ways (RFC 8259)."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_members)
+        # raises on NaN, infinities and lone surrogates, which loads lets through
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError):  # RecursionError: thousands of open brackets
+        value = None
+    if not isinstance(value, dict):
+        raise TokenError("The token does not hold a JSON object.")
+    return value
+
+
+def sign_jwt(claims: Mapping[str, object], key: str) -> str:
+    """Return an HS256 token in compact form (RFC 7515, section 3.1)."""
+    parts = (json.dumps(part) for part in ({"alg": "HS256", "typ": "JWT"}, dict(claims)))
+    signed = ".".join(encode_base64url(part.encode()) for part in parts)
+    return f"{signed}.{encode_base64url(_hmac_sha256(_utf8(key), signed.encode()))}"
+
+
+def verify_jws(token: str, hs256_key: bytes, es256_key: PublicKey | None) -> tuple[str, bytes]:
+    """Return the algorithm and payload of a compact JWS whose signature is right (RFC 7515, 5.2).
+
+    Each algorithm has its own key (RFC 8725, section 3.1). `none`, every other one, and headers
+    that change how the token is to be read (`crit`, `b64`) are refused.
+    """
+    if len(token) > MAX_TOKEN_LENGTH:
+        raise TokenError("The token is too long.")
+    if token.count(".") != 2:
+        raise TokenError("The token is not a JSON Web Token.")
+    first, payload, signature = (decode_base64url(part) for part in token.split("."))
+    header, message = _parse_json_object(first), token.rpartition(".")[0].encode("ascii")
+    if "crit" in header or "b64" in header or not isinstance(header.get("typ", ""), str):
+        raise TokenError("The token's header asks for what is not supported.")
+    algorithm = header.get("alg")
+    if algorithm == "HS256":
+        good = hmac.compare_digest(_hmac_sha256(hs256_key, message), signature)
+    elif algorithm == "ES256" and es256_key:
+        good = verify_es256(es256_key, message, signature)
+    else:
+        raise TokenError("The token's algorithm is not accepted here.")
+    if not good:
+        raise TokenError("The token's signature is wrong.")
+    return str(algorithm), payload
+
+
+def _time_claim(claims: Mapping[str, object], name: str) -> int | float | None:
+    """Return a NumericDate (RFC 7519, section 2), or None when the claim is absent."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TokenError(f"The token's {name} is not a time.")
+    return value
+
+
+def verify_claims(
+    payload: bytes, algorithm: str, now: float, leeway: float = LEEWAY, token_type: str = "access"
+) -> Mapping[str, object]:
+    """Return the claims if they hold now (RFC 7519, section 4.1) and are of the wanted type.
+
+    HS256 tokens name their type; ES256 tokens are access tokens by having none.
+    """
+    claims = _parse_json_object(payload)
+    expires, not_before, issued = (_time_claim(claims, name) for name in ("exp", "nbf", "iat"))
+    if expires is None:
+        raise TokenError("The token has no exp.")
+    if expires <= now - leeway:
+        raise TokenError("The token has expired.")
+    if any(time is not None and time > now + leeway for time in (not_before, issued)):
+        raise TokenError("The token is not valid yet.")
+    if algorithm == "HS256":
+        right_type = claims.get("token_type") == token_type
+    else:
+        right_type = "token_type" not in claims and token_type == "access"
+    if not right_type:
+        raise TokenError("The token is of the wrong type.")
+    return claims
+
+
+def verify_jwt(
+    token: str,
+    *,
+    hs256_key: str,
+    es256_key: PublicKey | None,
+    now: float,
+    leeway: float = LEEWAY,
+    token_type: str = "access",
+) -> Mapping[str, object]:
+    """Return a token's claims if its signature, its times and its type are right."""
+    algorithm, payload = verify_jws(token, _utf8(hs256_key), es256_key)
+    return verify_claims(payload, algorithm, now, leeway, token_type)
+
+
+# --- Principals and what they may do
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a request."""
+
+    kind: str  # anonymous, uploader, token, owner or demo
+    user_id: int | None = None  # of an account, from HS256; 0 is the demo user
+    subject: str | None = None  # `sub` of an ES256 token, which is no user here
+    permissions: frozenset[str] = frozenset()
+    is_admin: bool = False
+
+
+ANONYMOUS = Principal("anonymous")
+UPLOADER = Principal("uploader")
+OWNER = Principal("owner", is_admin=True)
+DEMO = Principal("demo", user_id=0, is_admin=True)
+
+READ_PERMISSION, WRITE_PERMISSION = "media_store_read", "media_store_write"
+
+
+class Access(enum.Enum):
+    """Who may call a route; the value is the permission that lets a non-administrator in."""
+
+    OPEN = "open", None
+    READ = "read", READ_PERMISSION
+    PRIVATE_READ = "private read", READ_PERMISSION
+    UPLOAD = "upload", WRITE_PERMISSION
+    WRITE = "write", WRITE_PERMISSION
+    USER = "user", None
+
+
+def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
+    """Tell whether the principal may call a route of this access."""
+    if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
+        return True
+    if access is Access.USER:
+        return principal.user_id is not None
+    if access is Access.UPLOAD and principal.kind == "uploader":
+        return True
+    return principal.is_admin or access.value[1] in principal.permissions
+
+
+def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
+    """Raise 401 for a missing credential and 403 for one that does not suffice."""
+    if allows(access, principal, read_auth_enabled):
+        return
+    if principal == ANONYMOUS:
+        raise HTTPError(401, "A credential is needed.", {"WWW-Authenticate": "Bearer"})
+    need = "a user's access token" if access is Access.USER else f"{access.value[0]} permission"
+    raise HTTPError(403, f"The credential is good, but this needs {need}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What credentials are checked with; a blank secret would accept forgeries and is refused."""
+
+    auth_disabled: bool
+    auth_token: str = field(repr=False)
+    jwt_key: str = field(repr=False)
+    public_key: PublicKey | None
+    upload_secret: str = field(repr=False)
+    upload_lifetime: int
+
+    def __post_init__(self) -> None:
+        if not all(s.strip() for s in (self.auth_token, self.jwt_key, self.upload_secret)):
+            raise ValueError("a secret is blank")
+
+
+class TokenCache:
+    """A bounded memory of verified tokens, least recently used out first; safe between threads.
+
+    It belongs to one set of `Keys`. Tokens are held as digests: a memory dump shows none.
+    """
+
+    def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+
+    def get(self, token: str, now: float) -> Principal | None:
+        digest = hashlib.sha256(_utf8(token)).digest()
+        with self._lock:
+            expires, principal = self._entries.get(digest, (now, None))
+            if principal and now < expires:
+                self._entries.move_to_end(digest)
+                return principal
+            self._entries.pop(digest, None)
+            return None
+
+    def put(self, token: str, principal: Principal, expires: float) -> None:
+        with self._lock:
+            self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+
+
+def _parse_user_id(value: object) -> int:
+    """Read an account's id: a number or, as SimpleJWT writes since 5.5, its decimal text."""
+    if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,18}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_USER_ID:
+        raise TokenError("The token's user_id is not a user's number.")
+    return value
+
+
+def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
+    """Return whom verified claims speak for.
+
+    `is_admin` counts only as JSON's `true`: the string "false" makes no administrator.
+    """
+    permissions = claims.get("permissions", [])
+    if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
+        raise TokenError("The token's permissions are not a list of strings.")
+    subject = claims.get("sub") if algorithm == "ES256" else None
+    if subject is not None and not isinstance(subject, str):
+        raise TokenError("The token's sub is not a string.")
+    return Principal(
+        kind="token",
+        user_id=_parse_user_id(claims.get("user_id")) if algorithm == "HS256" else None,
+        subject=subject,
+        permissions=frozenset(permissions),
+        is_admin=claims.get("is_admin") is True,
+    )
+
+
+def parse_bearer(authorization: str | None) -> str | None:
+    """Return the token of an `Authorization` field, None for no field or another scheme.
+
+    >>> parse_bearer("bearer  abc"), parse_bearer("Basic eDp5")
+    ('abc', None)
+    """
+    scheme, _, token = (authorization or "").strip(" \t").replace("\t", " ").partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    if not token:
+        raise TokenError("The Authorization header has no token.")
+    return token.lstrip(" ")
+
+
+def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | None) -> Principal:
+    if equals_secret(token, keys.auth_token):
+        return OWNER
+    principal = cache.get(token, now) if cache else None
+    if principal is None:
+        algorithm, payload = verify_jws(token, _utf8(keys.jwt_key), keys.public_key)
+        claims = verify_claims(payload, algorithm, now)
+        principal = principal_of_claims(claims, algorithm)
+        if cache:
+            cache.put(token, principal, _time_claim(claims, "exp") or now)
+    return principal
+
+
+def find_principal(
+    authorization: str | None,
+    upload_token: str | None,
+    keys: Keys,
+    now: float,
+    cache: TokenCache | None = None,
+) -> Principal:
+    """Return who makes a request, from its `Authorization` field and `?token=`.
+
+    Every credential that is present must be right, else 401 (RFC 6750, section 3); a bearer
+    decides over an upload token. Whether an account is disabled is for the caller to look up.
+    """
+    if keys.auth_disabled:
+        return DEMO
+    try:
+        bearer = parse_bearer(authorization)
+        if upload_token is not None:
+            verify_upload_token(upload_token, keys.upload_secret, now, keys.upload_lifetime)
+        if bearer is not None:
+            return _bearer_principal(bearer, keys, now, cache)
+    except TokenError as error:
+        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        raise HTTPError(401, str(error), challenge) from None
+    return ANONYMOUS if upload_token is None else UPLOADER
+
+
+# ======================================================================================
+# 4. Media facts
+# ======================================================================================
+# What a file is, from its bytes. `sniff` looks at the head and names the type; `probe` also
+# follows the file's structure to size, length, orientation and time of making. Nearly every
+# format is a tree of labelled spans, so there is one walker for each way to label them (TIFF,
+# ISO boxes, RIFF/IFF chunks, EBML), which yields `(label, start, end)`, and a short function per
+# format that picks what it knows. All reading goes through `_Reader`, which checks every
+# position and pays every read from one purse: a read that cannot be had raises `_Malformed`, the
+# parser stops there, and `probe` returns what was found until then.
+
+SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
+MAX_PROBE_READS = 6000  # reads for one file: bounds every loop below, and time to some 10 ms
+MAX_READ_BYTES = 1 << 18  # longest single read
+READ_WINDOW_BYTES = 4096  # what one system call fetches; neighbouring reads are served from it
+MAX_ENTRIES = 1024  # boxes, chunks, elements or segments walked on one level
+MAX_IFD_ENTRIES = 512
+MAX_IFDS = 32
+MAX_ID3_TAGS = 4
+STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
+MAX_INFLATED_BYTES = 1 << 18  # of a compressed PNG text, however large it claims to become
+MAX_TEXT = 200  # characters kept of a maker's or model's name
+MAX_PIXELS_A_SIDE = 1 << 31
+MAX_DURATION = 10 * 366 * 86400  # seconds; more is a broken header
+EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
+LATEST_TIME = 253370764800  # the year 9999, where calendars end
+
+Span = tuple[int, int]  # start and end of a stretch of the file, in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MediaType:
+    kind: str  # "image", "video" or "audio"
+    mime_type: str
+    extension: str  # without the dot; "jpg" for JPEG
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a media file; `None` where the file does not say."""
+
+    kind: str
+    mime_type: str
+    extension: str
+    width: int | None = None  # pixels as stored, before any rotation
+    height: int | None = None
+    orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
+    duration: float | None = None  # seconds
+    created: float | None = None  # Unix seconds, UTC
+    created_source: str | None = None  # "exif", "xmp", "png", "container"
+    make: str | None = None
+    model: str | None = None
+    latitude: float | None = None  # degrees, north and east positive
+    longitude: float | None = None
+    altitude: float | None = None  # metres
+    preview: tuple[int, int] | None = None  # offset and length of an embedded JPEG
+
+
+MIME_TYPES = {
+    "3g2": "video/3gpp2", "3gp": "video/3gpp", "aac": "audio/aac", "aiff": "audio/x-aiff",
+    "amr": "audio/amr", "apng": "image/apng", "arw": "image/x-sony-arw", "asf": "video/x-ms-asf",
+    "avi": "video/x-msvideo", "avif": "image/avif", "bmp": "image/bmp", "caf": "audio/x-caf",
+    "cr2": "image/x-canon-cr2", "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng",
+    "flac": "audio/flac", "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic",
+    "heif": "image/heif", "ico": "image/x-icon", "j2c": "image/x-j2c", "jp2": "image/jp2",
+    "jpg": "image/jpeg", "jpx": "image/jpx", "jxl": "image/jxl", "m2ts": "video/mp2t",
+    "m4a": "audio/mp4", "m4b": "audio/mp4", "m4v": "video/x-m4v", "mka": "audio/x-matroska",
+    "mkv": "video/x-matroska", "mov": "video/quicktime", "mp3": "audio/mpeg",
+    "mp4": "video/mp4", "mpg": "video/mpeg", "nef": "image/x-nikon-nef", "ogg": "audio/ogg",
+    "ogv": "video/ogg", "opus": "audio/ogg", "orf": "image/x-olympus-orf",
+    "pef": "image/x-pentax-pef", "png": "image/png", "raf": "image/x-fujifilm-raf",
+    "rw2": "image/x-panasonic-rw2", "svg": "image/svg+xml", "tiff": "image/tiff",
+    "ts": "video/mp2t", "wav": "audio/x-wav", "webm": "video/webm", "webp": "image/webp",
+    "wma": "audio/x-ms-wma", "wmv": "video/x-ms-wmv", "wv": "audio/x-wavpack",
+}  # fmt: skip
+
+
+def media_type(extension: str) -> MediaType:
+    mime_type = MIME_TYPES[extension]
+    return MediaType(mime_type.partition("/")[0], mime_type, extension)
+
+
+class _Malformed(Exception):
+    """The file ends, or points outside itself, or asks for too much."""
+
+
+class _Reader:
+    """Exact reads at absolute positions of a file, checked and counted."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = file.seek(0, io.SEEK_END)
+        self._file = file
+        self._window, self._window_start = b"", 0
+        self._reads_left = MAX_PROBE_READS
+
+    def holds(self, start: int, length: int) -> bool:
+        return 0 <= length <= MAX_READ_BYTES and 0 <= start <= self.size - length
+
+    def read(self, start: int, length: int) -> bytes:
+        self._reads_left -= 1
+        if self._reads_left < 0 or not self.holds(start, length):
+            raise _Malformed
+        skip = start - self._window_start
+        if skip < 0 or skip + length > len(self._window):
+            self._file.seek(start)
+            self._window = self._file.read(max(length, READ_WINDOW_BYTES))
+            self._window_start, skip = start, 0
+            if len(self._window) < length:  # the file was cut meanwhile
+                raise _Malformed
+        return self._window[skip : skip + length]
+
+    def read_up_to(self, start: int, length: int) -> bytes:
+        return self.read(start, max(0, min(length, self.size - start, MAX_READ_BYTES)))
+
+    def unpack(self, layout: str, start: int) -> tuple[int, ...]:
+        return struct.unpack(layout, self.read(start, struct.calcsize(layout)))
+
+    def label(self, start: int) -> bytes:
+        return self.read(start, 4)
+
+    def part(self, start: int, end: int) -> _Reader:
+        """A reader of one stretch of this file, as if it were a file; the purse is shared out."""
+        reader = _Reader(io.BytesIO(self.read_up_to(start, end - start)))
+        reader._reads_left = self._reads_left
+        return reader
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Facts while they are being found. Of two answers to one question the first one stays."""
+
+    extension: str
+    width: int | None = None
+    height: int | None = None
+    orientation: int = 1
+    duration: float | None = None
+    created: float | None = None
+    created_source: str | None = None
+    make: str | None = None
+    model: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    altitude: float | None = None
+    preview: tuple[int, int] | None = None
+    created_rank: int = 99
+
+    def set_size(self, width: int, height: int) -> None:
+        if self.width is None and 0 < width < MAX_PIXELS_A_SIDE and 0 < height < MAX_PIXELS_A_SIDE:
+            self.width, self.height = width, height
+
+    def set_duration(self, units: float, per_second: float = 1) -> None:
+        if self.duration is None and per_second > 0 and 0 < units / per_second < MAX_DURATION:
+            self.duration = units / per_second
+
+    def set_created(self, rank: int, source: str, seconds: float | None) -> None:
+        """Keep a time of making, if it is a possible one and none of a better rank is known."""
+        possible = seconds is not None and EARLIEST_TIME <= seconds < LATEST_TIME
+        if possible and rank < self.created_rank:
+            self.created, self.created_source, self.created_rank = seconds, source, rank
+
+    def set_maker(self, make: str | None, model: str | None) -> None:
+        self.make = self.make or make or None
+        self.model = self.model or model or None
+
+    def set_place(self, latitude: float, longitude: float, altitude: float | None) -> None:
+        if self.latitude is None and abs(latitude) <= 90 and abs(longitude) <= 180:
+            self.latitude, self.longitude, self.altitude = latitude, longitude, altitude
+
+    def facts(self) -> Facts:
+        found = media_type(self.extension)
+        known = {f.name: getattr(self, f.name) for f in fields(Facts)[3:]}
+        return Facts(found.kind, found.mime_type, found.extension, **known)
+
+
+_TIME = re.compile(
+    rb"(\d{4})[-:./](\d\d?)[-:./](\d\d?)"  # date: EXIF's colons, ISO 8601's hyphens
+    rb"(?:[T /]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"  # time: optional seconds, fraction
+    rb"\s*(Z|[-+]\d\d:?\d\d)?"
+)
+
+
+def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
+    """A written time is its Unix seconds; without a zone it is the machine's local time.
+
+    EXIF keeps the zone (`OffsetTime`) and the fraction (`SubSecTime`) apart: those are the other
+    arguments. `None` for what is no possible time. EXIF 2.32 section 4.6.5, ISO 8601, XMP part 1.
+
+    >>> parse_time(b"2019:05:04 03:02:01", b"+02:00", b"50")
+    1556931721.5
+    >>> parse_time(b"2019-05-04T01:02:01.5Z")
+    1556931721.5
+    >>> parse_time(b"0000:00:00 00:00:00") is None
+    True
+    """
+    match = _TIME.match(text.strip())
+    if match is None:
+        return None
+    *parts, own_fraction, own_zone = match.groups()
+    zone, fraction = own_zone or zone.strip(), own_fraction or fraction.strip()
+    try:
+        moment = datetime(*(int(part or 0) for part in parts)).timetuple()  # type: ignore[arg-type]
+        seconds = float(calendar.timegm(moment) if zone else time.mktime(moment))
+    except (ValueError, OverflowError):  # no such day; or no such second in a 32-bit time_t
+        return None
+    if re.fullmatch(rb"[-+]\d\d:?\d\d", zone):
+        minutes = int(zone[1:3]) * 60 + int(zone[-2:])
+        seconds -= minutes * (-60 if zone[:1] == b"-" else 60)
+    if fraction.isdigit():
+        seconds += float(b"0." + fraction[:9])
+    return seconds
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0")[0].decode("utf-8", "replace").strip()[:MAX_TEXT]
+
+
+# -- Orientation. Rotations and mirrors are 2x2 matrices (a, b, c, d) that take (x, y), with y
+# -- downwards, to (ax + cy, bx + dy); EXIF numbers the eight of them (EXIF 2.32, tag 0x0112).
+
+_Matrix = tuple[int, int, int, int]
+_ORIENTATION_OF: dict[_Matrix, int] = {
+    (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
+}  # fmt: skip
+_QUARTER_LEFT: _Matrix = (0, -1, 1, 0)
+_MIRRORS: tuple[_Matrix, _Matrix] = ((1, 0, 0, -1), (-1, 0, 0, 1))  # upside down, left to right
+
+
+def _then(first: _Matrix, second: _Matrix) -> _Matrix:
+    (a, b, c, d), (e, f, g, h) = first, second
+    return (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
+
+
+# -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
+
+_TIFF_VALUES = {
+    1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f",
+    12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q",
+}  # fmt: skip
+_SUBFILE_TYPE, _SUB_IFDS, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0xFE, 0x14A, 0x8769, 0x8825, 0xC612
+_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized, changed
+    (0x9003, 0x9011, 0x9291),
+    (0x9004, 0x9012, 0x9292),
+    (0x0132, 0x9010, 0x9290),
+)
+_RAW_BY_MAKER = {"NIKON": "nef", "SONY": "arw", "PENTAX": "pef"}
+
+
+class _Ifd:
+    """One TIFF directory: values by tag. A value that cannot be read is an empty one."""
+
+    def __init__(self, reader: _Reader, order: str, big: bool, start: int) -> None:
+        self.order, self._reader = order, reader
+        count_layout, layout, offset_layout = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+        entries_start = start + struct.calcsize(count_layout)
+        (count,) = reader.unpack(order + count_layout, start)
+        width = struct.calcsize(order + layout)
+        table = reader.read_up_to(entries_start, min(count, MAX_IFD_ENTRIES) * width)
+        table = table[: len(table) // width * width]
+        self._entries = {
+            e[0]: e[1:] for e in reversed([*struct.iter_unpack(order + layout, table)])
+        }
+        self._offset_layout = order + offset_layout
+        after = entries_start + count * width
+        readable = reader.holds(after, len(table) and struct.calcsize(offset_layout))
+        self.next = reader.unpack(self._offset_layout, after)[0] if readable and table else 0
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._entries
+
+    def raw(self, tag: int) -> bytes:
+        kind, count, inline = self._entries.get(tag, (0, 0, b""))
+        length = count * struct.calcsize("=" + _TIFF_VALUES.get(kind, ""))
+        if length <= len(inline):
+            return bytes(inline[:length])
+        (start,) = struct.unpack(self._offset_layout, inline)
+        return self._reader.read(start, length) if self._reader.holds(start, length) else b""
+
+    def text(self, tag: int) -> str:
+        return _text(self.raw(tag))
+
+    def numbers(self, tag: int) -> list[float]:
+        layout = _TIFF_VALUES.get(self._entries.get(tag, (0,))[0], "s")
+        values = [] if layout == "s" else [*struct.iter_unpack(self.order + layout, self.raw(tag))]
+        return [v[0] if len(v) == 1 else v[0] / v[1] if v[1] else math.nan for v in values]
+
+    def number(self, tag: int, default: int = 0) -> int:
+        value = next(iter(self.numbers(tag)), default)
+        return int(value) if math.isfinite(value) else default
+
+
+def _ifds(reader: _Reader) -> Iterator[tuple[str, _Ifd]]:
+    """Every directory of a TIFF with its role: "main", "sub", "exif", "gps" or "next"."""
+    order = "<" if reader.read(0, 2) == b"II" else ">"
+    big = reader.unpack(order + "H", 2)[0] == 43  # BigTIFF: 8-byte offsets
+    pending = [("main", reader.unpack(order + ("Q" if big else "I"), 8 if big else 4)[0])]
+    seen: set[int] = set()
+    while pending and len(seen) < MAX_IFDS:
+        role, start = pending.pop(0)
+        if start in seen or start < 8 or not reader.holds(start, 2):
+            continue
+        seen.add(start)
+        ifd = _Ifd(reader, order, big, start)
+        yield role, ifd
+        inner = [("sub", int(s)) for s in ifd.numbers(_SUB_IFDS)[:MAX_IFDS] if s == s]
+        inner += [("exif", ifd.number(_EXIF_IFD)), ("gps", ifd.number(_GPS_IFD))]
+        pending = inner + pending + [("next" if role in ("main", "next") else "sub", ifd.next)]
+
+
+def _exif(reader: _Reader, draft: _Draft, base: int = 0) -> list[_Ifd]:
+    """EXIF gives time, maker, place, orientation and preview; the pictures' directories return.
+
+    `base` is where the TIFF header lies in the whole file.
+    """
+    pictures: list[_Ifd] = []
+    for role, ifd in _ifds(reader):
+        if role == "main":
+            main = detail = ifd
+            draft.orientation = max(1, ifd.number(0x112)) if ifd.number(0x112) <= 8 else 1
+            draft.set_maker(ifd.text(0x10F), ifd.text(0x110))
+        if role == "exif":
+            detail = ifd
+        if role in ("main", "gps"):
+            _exif_place(ifd, draft)
+        if role not in ("exif", "gps"):
+            pictures.append(ifd)
+            if draft.preview is None and (length := ifd.number(0x202)):
+                draft.preview = (base + ifd.number(0x201), length)
+    if pictures:
+        _exif_times(main, detail, draft)
+    return pictures
+
+
+def _exif_times(main: _Ifd, detail: _Ifd, draft: _Draft) -> None:
+    for rank, tags in enumerate(_EXIF_TIMES):
+        written, zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        seconds = parse_time(written, zone.rstrip(b"\0"), fraction.rstrip(b"\0"))
+        draft.set_created(rank, "exif", seconds)
+
+
+def _exif_place(ifd: _Ifd, draft: _Draft) -> None:
+    """GPS tags 1 to 6: reference and value of latitude, longitude and altitude."""
+    places = [ifd.numbers(tag) for tag in (2, 4)]
+    if any(len(place) != 3 for place in places):
+        return
+    latitude, longitude = (d + m / 60 + s / 3600 for d, m, s in places)
+    latitude = -latitude if ifd.text(1) == "S" else latitude
+    longitude = -longitude if ifd.text(3) == "W" else longitude
+    height = next(iter(ifd.numbers(6)), math.nan)
+    height = -height if ifd.number(5) == 1 else height
+    draft.set_place(latitude, longitude, height if math.isfinite(height) else None)
+
+
+def _tiff(reader: _Reader, draft: _Draft) -> None:
+    """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
+    pictures = _exif(reader, draft)
+    if not pictures:
+        return
+    main = pictures[0]
+    full = next((p for p in pictures if p.number(_SUBFILE_TYPE, -1) == 0), main)
+    draft.set_size(full.number(0x100), full.number(0x101))
+    _xmp(main.raw(0x2BC), draft)
+    if _DNG_VERSION in main:
+        draft.extension = "dng"
+    elif draft.extension == "tiff" and main.number(_SUBFILE_TYPE) == 1:
+        maker = (draft.make or "").upper().partition(" ")[0]
+        draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
+
+
+def _exif_block(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    """An EXIF block inside another file, with or without JPEG's prefix."""
+    if reader.read_up_to(start, 6) == b"Exif\0\0":
+        start += 6
+    if re.match(rb"II\*\0|MM\0\*", reader.read_up_to(start, 4)):
+        _exif(reader.part(start, end), draft, start)
+
+
+_XMP_TIMES = [
+    re.compile(rb"\b%b\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})" % name)
+    for name in (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+]
+
+
+def _xmp(packet: bytes, draft: _Draft) -> None:
+    for rank, pattern in enumerate(_XMP_TIMES, start=10):
+        if match := pattern.search(packet):
+            draft.set_created(rank, "xmp", parse_time(match[1]))
+
+
+# -- Pictures
+
+
+def _jpeg(reader: _Reader, draft: _Draft) -> None:
+    """Marker segments up to the frame header (ITU-T T.81 section B.1); EXIF and XMP in APP1."""
+    at = 2
+    for _ in range(MAX_ENTRIES):
+        if reader.read(at, 1) != b"\xff":  # exiftool and browsers skip stray bytes here
+            at += max(1, reader.read_up_to(at, READ_WINDOW_BYTES).find(b"\xff"))
+            continue
+        (marker,) = reader.read(at + 1, 1)
+        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker in (0, 1):  # fill or no segment
+            at += 1 if marker == 0xFF else 2
+            continue
+        (length,) = reader.unpack(">H", at + 2)
+        start, end = at + 4, at + 2 + length
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            _, height, width = reader.unpack(">BHH", start)
+            draft.set_size(width, height)
+            return
+        if marker == 0xE1:
+            _jpeg_app1(reader, draft, start, end)
+        if marker in (0xD9, 0xDA) or length < 2:
+            return
+        at = end
+
+
+_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+
+
+def _jpeg_app1(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    if reader.read_up_to(start, 6) == b"Exif\0\0":
+        if draft.created_source != "exif":
+            _exif_block(reader, draft, start, end)
+    elif reader.read_up_to(start, len(_XMP_PREFIX)) == _XMP_PREFIX:
+        _xmp(reader.read_up_to(start, end - start), draft)
+
+
+def _png(reader: _Reader, draft: _Draft) -> None:
+    """PNG's chunks (PNG third edition, section 5.3), those after the pixels too."""
+    draft.set_size(*reader.unpack(">II", 16))
+    at = 8
+    for _ in range(MAX_ENTRIES):
+        length, kind = struct.unpack(">I4s", reader.read(at, 8))
+        start, end = at + 8, at + 8 + length
+        if kind == b"acTL":
+            draft.extension = "apng"
+        elif kind == b"eXIf":
+            _exif_block(reader, draft, start, end)
+        elif kind == b"tIME":
+            written = b"%d-%d-%d %d:%d:%dZ" % reader.unpack(">HBBBBB", start)
+            draft.set_created(21, "png", parse_time(written))
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            _png_text(kind, reader.read_up_to(start, length), draft)
+        elif kind == b"IEND":
+            return
+        at = end + 4
+
+
+_RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
+
+
+def _png_text(kind: bytes, body: bytes, draft: _Draft) -> None:
+    keyword, _, value = body.partition(b"\0")
+    if kind == b"iTXt" and value.count(b"\0") >= 3:
+        deflated, rest = value[:1] == b"\1", value[2:]
+        value = rest.split(b"\0", 2)[2] if rest.count(b"\0") >= 2 else b""
+        value = _inflate(value) if deflated else value
+    elif kind == b"zTXt":
+        value = _inflate(value[1:])
+    if keyword == b"XML:com.adobe.xmp":
+        _xmp(value, draft)
+    elif keyword in _RAW_PROFILES:
+        _, _, digits = value.strip().partition(b"\n")  # ImageMagick's: name, length, hex
+        digits = re.sub(rb"\s+", b"", digits.partition(b"\n")[2])
+        profile = (
+            bytes.fromhex(digits[: len(digits) & ~1].decode("ascii", "replace"))
+            if (re.fullmatch(rb"[0-9A-Fa-f]+", digits))
+            else b""
+        )
+        _exif_block(_Reader(io.BytesIO(profile)), draft, 0, len(profile))
+        draft.preview = None  # it has no place in the file
+    elif keyword in (b"Creation Time", b"date:create", b"create-date"):
+        draft.set_created(20, "png", parse_time(value) or _parse_rfc1123(value))
+
+
+def _inflate(data: bytes) -> bytes:
+    """At most MAX_INFLATED_BYTES of a zlib stream, or of as much of it as is sound."""
+    try:
+        return zlib.decompressobj().decompress(data, MAX_INFLATED_BYTES)
+    except zlib.error:
+        return b""
+
+
+def _parse_rfc1123(text: bytes) -> float | None:
+    from email.utils import parsedate_to_datetime  # PNG's own recommendation for Creation Time
+
+    try:
+        return parsedate_to_datetime(text.decode("latin-1")).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _gif(reader: _Reader, draft: _Draft) -> None:
+    """The screen's size, and the sum of the frames' delays if the end comes within reach."""
+    width, height, flags = reader.unpack("<HHB", 6)
+    draft.set_size(width, height)
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    delays = frames = 0
+    while (block := reader.read(at, 1)) in (b"!", b","):
+        if block == b"!":
+            if reader.read(at + 1, 1) == b"\xf9":
+                delays += reader.unpack("<H", at + 4)[0]
+            at += 2
+        else:
+            (flags,) = reader.read(at + 9, 1)
+            at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+            frames += 1
+        while (length := reader.read(at, 1)[0]) > 0:
+            at += 1 + length
+        at += 1
+    if frames > 1:
+        draft.set_duration(delays, 100)
+
+
+def _bmp(reader: _Reader, draft: _Draft) -> None:
+    """Core headers (12 bytes) count in 16 bits; a negative height is a picture from the top."""
+    (header,) = reader.unpack("<I", 14)
+    width, height = reader.unpack("<HH" if header == 12 else "<ii", 18)
+    draft.set_size(width, abs(height))
+
+
+def _ico(reader: _Reader, draft: _Draft) -> None:
+    """The first picture of an icon; 0 stands for 256."""
+    width, height = reader.unpack("<BB", 6)
+    draft.set_size(width or 256, height or 256)
+
+
+_SVG_UNITS = {b"": 1, b"px": 1, b"pt": 4 / 3, b"pc": 16, b"in": 96, b"cm": 96 / 2.54,
+              b"mm": 96 / 25.4, b"em": 16, b"ex": 8}  # fmt: skip
+_SVG_PROLOG = re.compile(
+    rb"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+(?:[\w.-]+:)?svg\b[^\[>]*(?:\[.*?\]\s*)?>",
+    re.DOTALL | re.IGNORECASE,
+)
+_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])((?:[^>\"']|\"[^\"]*\"|'[^']*')*)")
+
+
+def _svg_root(head: bytes) -> re.Match[bytes] | None:
+    """The svg tag, if an SVG document starts here: nothing but a prolog may come before it."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        head = head[: len(head) & ~1].decode("utf-16", "replace").encode()
+    at = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+    while match := _SVG_PROLOG.match(head, at):
+        at = match.end()
+    return _SVG_ROOT.match(head, at)
+
+
+def _svg(reader: _Reader, draft: _Draft) -> None:
+    """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
+    root = _svg_root(reader.read_up_to(0, 16 * SNIFF_BYTES))
+    attributes = dict(re.findall(rb"([\w:-]+)\s*=\s*[\"']([^\"']*)", root[1] if root else b""))
+    box = re.findall(rb"[-+.\deE]+", attributes.get(b"viewBox", b""))
+    sides = []
+    for name, fallback in ((b"width", box[2:3]), (b"height", box[3:4])):
+        match = re.fullmatch(rb"\s*([\d.]+(?:e\d)?)([a-z]*)\s*", attributes.get(name, b""))
+        text, unit = match.groups() if match else ((*fallback, b"")[0], b"")
+        number = re.fullmatch(rb"\d{0,9}(\.\d*)?", text)
+        sides.append(round(float(b"0" + text) * _SVG_UNITS.get(unit, 1)) if number else 0)
+    draft.set_size(sides[0], sides[1])
+
+
+_JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def _jxl_codestream(reader: _Reader, draft: _Draft, start: int = 0) -> None:
+    """SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
+    bits = int.from_bytes(reader.read_up_to(start + 2, 32), "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & (1 << count) - 1, bits >> count
+        return value
+
+    def side(small: int) -> int:
+        return 8 * (1 + take(5)) if small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    small = take(1)
+    height = side(small)
+    over, under = _JXL_RATIOS[take(3)]
+    draft.set_size(height * over // under if over else side(small), height)
+    if not take(1) and take(1):  # the metadata are not the default, and have extra fields
+        draft.orientation = 1 + take(3)
+
+
+def _jxl(reader: _Reader, draft: _Draft) -> None:
+    for kind, start, end in _boxes(reader, 0, reader.size):
+        if kind in (b"jxlc", b"jxlp") and draft.width is None:
+            _jxl_codestream(reader, draft, start + (4 if kind == b"jxlp" else 0))
+        elif kind == b"Exif":
+            orientation = draft.orientation  # the codestream's: that is the one to be followed
+            _exif_block(reader, draft, start + 4 + reader.unpack(">I", start)[0], end)
+            draft.orientation = orientation
+        elif kind == b"xml ":
+            _xmp(reader.read_up_to(start, end - start), draft)
+
+
+def _jp2(reader: _Reader, draft: _Draft) -> None:
+    for kind, start, end in _boxes(reader, 0, reader.size):
+        if kind == b"ftyp" and reader.label(start) == b"jpx ":
+            draft.extension = "jpx"
+        elif kind == b"jp2h":
+            height, width = reader.unpack(">II", _child(reader, start, end, b"ihdr")[0])
+            draft.set_size(width, height)
+        elif kind == b"uuid" and reader.read_up_to(start, 16) == b"JpgTiffExif->JP2":
+            _exif_block(reader, draft, start + 16, end)
+
+
+def _j2c(reader: _Reader, draft: _Draft) -> None:
+    right, bottom, left, top = reader.unpack(">IIII", 8)
+    draft.set_size(right - left, bottom - top)
+
+
+def _raf(reader: _Reader, draft: _Draft) -> None:
+    """Fujifilm's raw file carries a JPEG with everything that is known."""
+    start, length = reader.unpack(">II", 84)
+    _jpeg(reader.part(start, start + length), draft)
+    draft.preview = (start, length)
+
+
+# -- ISO base media files: MP4, QuickTime, HEIF, AVIF, Canon raw (ISO 14496-12, 23008-12)
+
+_BRANDS = {  # major brand, or its first characters, and the extension
+    b"qt  ": "mov", b"M4A ": "m4a", b"M4B ": "m4b", b"M4P ": "m4a", b"F4A ": "m4a",
+    b"F4B ": "m4a", b"M4V": "m4v", b"3g2": "3g2", b"3gp": "3gp", b"3ge": "3gp", b"3gs": "3gp",
+    b"heic": "heic", b"heim": "heic", b"heis": "heic", b"hevc": "heic", b"hevx": "heic",
+    b"heix": "heif", b"mif1": "heif", b"msf1": "heif", b"mif2": "heif", b"avif": "avif",
+    b"avis": "avif", b"crx ": "cr3", b"mqt ": "mov", b"jp2 ": "jp2", b"jpx ": "jpx",
+}  # fmt: skip
+_XMP_UUID = bytes.fromhex("BE7ACFCB97A942E89C71999491E3AFAC")
+_QUICKTIME_EPOCH = -2082844800  # 1904, in Unix seconds
+
+
+def _isobmff_extension(head: bytes) -> str:
+    """The brand's; of a brand that says nothing, the first compatible one's, as exiftool has it."""
+    if head[4:8] != b"ftyp":
+        return "mov"
+    (size,) = struct.unpack_from(">I", head)
+    major = head[8:12]
+    if extension := _BRANDS.get(major) or _BRANDS.get(major[:3]):
+        return extension
+    compatible = [head[i : i + 4] for i in range(16, min(size, len(head), 256), 4)]
+    if {b"mp41", b"mp42", b"avc1"}.isdisjoint(compatible) and b"qt  " in compatible:
+        return "mov"
+    return "mp4"
+
+
+def _boxes(reader: _Reader, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    for _ in range(MAX_ENTRIES):
+        if end - start < 8:
+            return
+        kind, body = reader.label(start + 4), start + 8
+        (size,) = reader.unpack(">I", start)
+        if size == 1:
+            (size,) = reader.unpack(">Q", body)
+            body += 8
+        elif size == 0:
+            size = end - start
+        if start + size < body:
+            return
+        yield kind, body, min(start + size, end)
+        start += size
+
+
+def _children(reader: _Reader, start: int, end: int) -> dict[bytes, Span]:
+    """The boxes in a stretch by name; of equals the first."""
+    boxes = reversed([*_boxes(reader, start, end)])
+    return {kind: (body, stop) for kind, body, stop in boxes}
+
+
+def _child(reader: _Reader, start: int, end: int, *path: bytes) -> Span:
+    """The first box with each name on the path, one inside the other."""
+    for name in path:
+        children = _children(reader, start, end)
+        if name not in children:
+            raise _Malformed
+        start, end = children[name]
+    return start, end
+
+
+def _isobmff(reader: _Reader, draft: _Draft) -> None:
+    tracks: dict[int, _Track] = {}
+    fragment: Span | None = None
+    for kind, start, end in _boxes(reader, 0, reader.size):
+        if kind == b"moov":
+            tracks = _movie(reader, draft, start, end)
+        elif kind == b"meta" and draft.extension in ("heic", "heif", "avif"):
+            _heif(reader, draft, start + 4, end)
+        elif kind == b"sidx":
+            _segment_index(reader, draft, start)
+        elif kind == b"moof":
+            fragment = (start, end)
+        elif kind == b"uuid" and reader.read_up_to(start, 16) == _XMP_UUID:
+            _xmp(reader.read_up_to(start + 16, end - start - 16), draft)
+    handlers = {track.handler for track in tracks.values()}
+    if b"soun" in handlers and b"vide" not in handlers and draft.extension == "mp4":
+        # only of these brands, as exiftool has it
+        draft.extension = "m4a" if reader.label(8)[:3] in (b"iso", b"das") else "mp4"
+    if fragment and draft.duration is None:
+        _last_fragment(reader, draft, tracks, *fragment)
+
+
+@dataclass(slots=True)
+class _Track:
+    number: int
+    handler: bytes  # "vide", "soun", ...
+    scale: int  # time units a second
+    units: int  # length in them
+    sample_units: int = 0  # of a sample in a fragment that does not say
+
+
+def _movie(reader: _Reader, draft: _Draft, start: int, end: int) -> dict[int, _Track]:
+    tracks: dict[int, _Track] = {}
+    fragmented = (0, 0)
+    for kind, body, stop in _boxes(reader, start, end):
+        if kind == b"mvhd":
+            scale = _movie_header(reader, draft, body)
+        elif kind == b"trak":
+            track = _track(reader, draft, body, stop)
+            tracks[track.number] = track
+        elif kind == b"mvex":
+            fragmented = (body, stop)
+        elif kind == b"udta":
+            _user_data(reader, draft, body, stop)
+        elif kind == b"meta":
+            _quicktime_keys(reader, draft, body, stop)
+        elif kind == b"uuid" and draft.extension == "cr3":
+            for _, at, to in _boxes(reader, body + 16, stop):  # CMT1 to 4: EXIF in four pieces
+                _canon_exif(reader, draft, at, to)
+    for kind, body, _ in _boxes(reader, *fragmented):
+        if kind == b"mehd":
+            version = reader.read(body, 1)
+            draft.set_duration(reader.unpack(_WORD[version], body + 4)[0], scale)
+        elif kind == b"trex":
+            number, _, units = reader.unpack(">III", body + 4)
+            if number in tracks:
+                tracks[number].sample_units = units
+    for track in tracks.values():
+        draft.set_duration(track.units, track.scale)
+    return tracks
+
+
+_WORD = {b"\0": ">I", b"\1": ">Q"}  # a time, by the version of its box
+
+
+def _movie_header(reader: _Reader, draft: _Draft, start: int) -> int:
+    """`mvhd` keeps time from 1904 on; the movie's time scale returns."""
+    layout = ">QQIQ" if reader.read(start, 1) == b"\1" else ">IIII"
+    made, _, scale, units = reader.unpack(layout, start + 4)
+    # Some writers put Unix time here; what would be before 1970 is meant so.
+    epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
+    draft.set_created(6, "container", made + epoch if made else None)
+    if units not in ((1 << 32) - 1, (1 << 64) - 1):  # all ones: unknown
+        draft.set_duration(units, scale)
+    return scale
+
+
+def _track(reader: _Reader, draft: _Draft, start: int, end: int) -> _Track:
+    head, _ = _child(reader, start, end, b"tkhd")
+    media = _child(reader, start, end, b"mdia")
+    times, _ = _child(reader, *media, b"mdhd")
+    handler = reader.label(_child(reader, *media, b"hdlr")[0] + 8)
+    longer = 12 if reader.read(head, 1) == b"\1" else 0
+    (number,) = reader.unpack(">I", head + 12 + longer * 2 // 3)
+    layout = ">QQIQ" if reader.read(times, 1) == b"\1" else ">IIII"
+    _, _, scale, units = reader.unpack(layout, times + 4)
+    if handler == b"vide" and draft.width is None:
+        *matrix, width, height = reader.unpack(">9iII", head + 40 + longer)
+        draft.set_size(width >> 16, height >> 16)  # 16.16 fixed point
+        a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
+        draft.orientation = _ORIENTATION_OF.get((a, b, c, d), 1)
+        if draft.width is None:
+            stsd, _ = _child(reader, *media, b"minf", b"stbl", b"stsd")
+            width, height = reader.unpack(">HH", stsd + 40)
+            draft.set_size(width, height)
+    return _Track(number, handler, scale, 0 if units >= (1 << 32) - 1 else units)
+
+
+_QUICKTIME_NOTES = {
+    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created",
+    b"com.apple.quicktime.location.ISO6709": "place", b"\xa9xyz": "place",
+    b"com.apple.quicktime.make": "make", b"\xa9mak": "make", b"com.android.manufacturer": "make",
+    b"com.apple.quicktime.model": "model", b"\xa9mod": "model", b"com.android.model": "model",
+}  # fmt: skip
+_ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.\d+)?)?")
+
+
+def _note(draft: _Draft, name: bytes, value: bytes) -> None:
+    subject = _QUICKTIME_NOTES.get(name)
+    if subject == "created" and b":" in value:  # a bare year is an album's
+        draft.set_created(5, "container", parse_time(value))
+        draft.created_rank = min(draft.created_rank, 5)
+    elif subject == "place" and (match := _ISO6709.match(value)):
+        latitude, longitude, altitude = match.groups()
+        draft.set_place(float(latitude), float(longitude), float(altitude) if altitude else None)
+    elif subject == "make":
+        draft.set_maker(_text(value), None)
+    elif subject == "model":
+        draft.set_maker(None, _text(value))
+
+
+def _user_data(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    for kind, body, stop in _boxes(reader, start, end):
+        if kind in _QUICKTIME_NOTES and stop - body > 4:  # length, language, text
+            _note(draft, kind, reader.read_up_to(body + 4, min(stop - body - 4, MAX_TEXT)))
+        elif kind == b"meta":
+            _quicktime_keys(reader, draft, body, stop)
+
+
+def _quicktime_keys(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
+    start += 0 if reader.label(start + 4) == b"hdlr" else 4  # ISO's has a version, Apple's not
+    boxes = _children(reader, start, end)
+    at, stop = boxes.get(b"keys", (0, 0))
+    keys = _boxes(reader, at + 8, stop)  # each has the form of a box, its namespace as the name
+    names = [reader.read(key, min(to - key, MAX_TEXT)) for _, key, to in keys]
+    for kind, body, stop in _boxes(reader, *boxes.get(b"ilst", (0, 0))):
+        number = int.from_bytes(kind, "big")
+        if 1 <= number <= len(names):
+            value = _children(reader, body, stop).get(b"data", (0, 0))[0] + 8
+            text = reader.read_up_to(value, min(stop - value, MAX_TEXT))
+            _note(draft, names[number - 1], text)
+
+
+def _canon_exif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    if re.match(rb"II\*\0|MM\0\*", reader.read_up_to(start, 4)):
+        orientation = draft.orientation
+        main = _exif(reader.part(start, end), draft, start)[0]
+        draft.set_size(main.number(0x100), main.number(0x101))
+        draft.orientation = max(orientation, draft.orientation)
+
+
+def _segment_index(reader: _Reader, draft: _Draft, start: int) -> None:
+    """The length of a fragmented film is the sum of its segments' (ISO 14496-12, 8.16.3)."""
+    wide = 8 if reader.read(start, 1) == b"\1" else 0
+    (scale,) = reader.unpack(">I", start + 8)
+    (count,) = reader.unpack(">H", start + 22 + wide)
+    table = reader.read(start + 24 + wide, 12 * count)
+    draft.set_duration(sum(units for _, units, _ in struct.iter_unpack(">III", table)), scale)
+
+
+def _last_fragment(
+    reader: _Reader, draft: _Draft, tracks: dict[int, _Track], start: int, end: int
+) -> None:
+    """A film without a written length ends where its last fragment does (`tfdt`, `trun`)."""
+    seconds = 0.0
+    for kind, body, stop in _boxes(reader, start, end):
+        if kind != b"traf":
+            continue
+        at, units, sample_units = 0, 0, 0
+        for name, box, _ in _boxes(reader, body, stop):
+            if name == b"tfhd":
+                flags, number = reader.unpack(">II", box)
+                track = tracks.get(number) or _Track(number, b"", 0, 0)
+                sample_units = track.sample_units
+                if flags & 8:
+                    skip = 8 * (flags & 1) + 4 * (flags >> 1 & 1)
+                    (sample_units,) = reader.unpack(">I", box + 8 + skip)
+            elif name == b"tfdt":
+                (at,) = reader.unpack(_WORD[reader.read(box, 1)], box + 4)
+            elif name == b"trun":
+                units += _run_units(reader, box, sample_units)
+        if track.scale:
+            seconds = max(seconds, (at + units) / track.scale)
+    draft.set_duration(seconds)
+
+
+def _run_units(reader: _Reader, start: int, sample_units: int) -> int:
+    """The length of a run of samples: each says its own or all have the usual one."""
+    flags, count = reader.unpack(">II", start)
+    if not flags & 0x100:
+        return count * sample_units
+    start += 8 + 4 * (flags & 1) + 4 * (flags >> 2 & 1)
+    width = 4 * bin(flags >> 8 & 15).count("1")
+    table = reader.read(start, count * width)
+    return sum(struct.unpack_from(">I", table, i)[0] for i in range(0, len(table), width))
+
+
+def _heif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    """The primary item's size and turns from its properties; EXIF from the Exif item."""
+    boxes = _children(reader, start, end)
+    at = boxes.get(b"pitm", (0, 0))[0]
+    (primary,) = reader.unpack(">I" if reader.read(at, 1) == b"\1" else ">H", at + 4)
+    matrix: _Matrix = (1, 0, 0, 1)
+    for kind, body in _heif_properties(reader, primary, *boxes.get(b"iprp", (0, 0))):
+        if kind == b"ispe":
+            width, height = reader.unpack(">II", body + 4)
+            draft.set_size(width, height)
+        elif kind == b"irot":
+            for _ in range(reader.read(body, 1)[0] & 3):
+                matrix = _then(matrix, _QUARTER_LEFT)
+        elif kind == b"imir":
+            matrix = _then(matrix, _MIRRORS[reader.read(body, 1)[0] & 1])
+    for number, kind in _heif_items(reader, *boxes.get(b"iinf", (0, 0))):
+        if kind in (b"Exif", b"mime"):
+            idat = boxes.get(b"idat", (0, 0))[0]
+            at, stop = _heif_place(reader, number, idat, *boxes.get(b"iloc", (0, 0)))
+            if kind == b"Exif" and stop - at > 4:
+                _exif_block(reader, draft, at + 4 + reader.unpack(">I", at)[0], stop)
+            elif kind == b"mime":
+                _xmp(reader.read_up_to(at, stop - at), draft)
+    # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
+    draft.orientation = _ORIENTATION_OF[matrix]
+
+
+def _heif_properties(
+    reader: _Reader, item: int, start: int, end: int
+) -> Iterator[tuple[bytes, int]]:
+    shared = list(_boxes(reader, *_child(reader, start, end, b"ipco")))
+    at, stop = _child(reader, start, end, b"ipma")
+    flags, count = reader.unpack(">II", at)
+    number_layout, wide = (">I" if flags >> 24 else ">H"), flags & 1
+    at += 8
+    for _ in range(min(count, MAX_ENTRIES)):
+        (number,) = reader.unpack(number_layout, at)
+        at += struct.calcsize(number_layout)
+        (links,) = reader.read(at, 1)
+        table = reader.read(at + 1, links << wide)
+        at += 1 + len(table)
+        if number == item:
+            mask = 0x7FFF if wide else 0x7F  # the top bit says "essential"
+            for (link,) in struct.iter_unpack(">H" if wide else ">B", table):
+                if 1 <= link & mask <= len(shared):
+                    yield shared[(link & mask) - 1][:2]
+
+
+def _heif_items(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Number and type of each item (`iinf`, ISO 14496-12 section 8.11.6)."""
+    skip = 6 if reader.read(start, 1) == b"\0" else 8
+    for _, body, _ in _boxes(reader, start + skip, end):
+        wide = reader.read(body, 1) >= b"\3"
+        (number,) = reader.unpack(">I" if wide else ">H", body + 4)
+        yield number, reader.label(body + (10 if wide else 8))
+
+
+def _heif_place(reader: _Reader, item: int, idat: int, start: int, end: int) -> Span:
+    """Where the first extent of an item lies (`iloc`, ISO 14496-12 section 8.11.3)."""
+    version, _, sizes = reader.unpack(">B3sH", start)
+    offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
+    wide = 4 if version == 2 else 2
+    at = start + 6
+
+    def take(size: int) -> int:
+        nonlocal at
+        at += size
+        return int.from_bytes(reader.read(at - size, size), "big")
+
+    for _ in range(min(take(wide), MAX_ENTRIES)):
+        number = take(wide)
+        method = take(2) & 15 if version else 0
+        take(2)
+        base, extents = take(base_size), take(2)
+        extent = (take(index_size if version else 0), take(offset_size), take(length_size))
+        at += (extents - 1) * ((index_size if version else 0) + offset_size + length_size)
+        if number == item:
+            begin = base + extent[1] + (idat if method == 1 else 0)
+            return begin, begin + extent[2]
+    raise _Malformed
+
+
+# -- Matroska and WebM (RFC 8794, RFC 9559)
+
+_EBML_HEADER, _DOC_TYPE, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x4282, 0x18538067, 0x1F43B675
+_SEEK_HEAD, _SEEK, _SEEK_ID, _SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AB, 0x53AC
+_INFO, _TIMESTAMP_SCALE, _DURATION, _DATE = 0x1549A966, 0x2AD7B1, 0x4489, 0x4461
+_TRACKS, _TRACK_ENTRY, _TRACK_TYPE = 0x1654AE6B, 0xAE, 0x83
+_VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xE0, 0xB0, 0xBA
+_MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
+
+
+def _vint(reader: _Reader, start: int, longest: int) -> tuple[int, int]:
+    """A variable-length integer, marker bit included, and its length in bytes (RFC 8794, 4)."""
+    length = 9 - reader.read(start, 1)[0].bit_length()
+    if length > longest:
+        raise _Malformed
+    return int.from_bytes(reader.read(start, length), "big"), length
+
+
+def _elements(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    for _ in range(MAX_ENTRIES):
+        if start >= end:
+            return
+        name, length = _vint(reader, start, 4)
+        start += length
+        size, length = _vint(reader, start, 8)
+        start += length
+        size -= 1 << 7 * length
+        unknown = size == (1 << 7 * length) - 1
+        stop = end if unknown else min(start + size, end)
+        yield name, start, stop
+        start = stop
+
+
+def _values(reader: _Reader, start: int, end: int) -> dict[int, bytes]:
+    """The short values in an element, by name."""
+    spans = list(_elements(reader, start, end))
+    return {name: reader.read(at, to - at) for name, at, to in spans if to - at <= MAX_TEXT}
+
+
+def _uint(raw: bytes | None, default: int = 0) -> int:
+    return default if raw is None else int.from_bytes(raw[:8], "big")
+
+
+def _matroska(reader: _Reader, draft: _Draft) -> None:
+    has_video = True
+    elsewhere: dict[int, int] = {}  # elements that lie behind the clusters
+    for name, start, end in _elements(reader, 0, reader.size):
+        if name == _EBML_HEADER:
+            webm = _values(reader, start, end).get(_DOC_TYPE, b"").startswith(b"webm")
+            draft.extension = "webm" if webm else "mkv"
+        elif name == _SEGMENT:
+            for inner, at, to in _elements(reader, start, end):
+                if inner == _SEEK_HEAD:
+                    elsewhere |= _seek_head(reader, start, at, to)
+                elif inner == _CLUSTER:
+                    break
+                elsewhere.pop(inner, 0)
+                _matroska_part(reader, draft, inner, at, to)
+            for position in elsewhere.values():
+                for element in itertools.islice(_elements(reader, position, end), 1):
+                    _matroska_part(reader, draft, *element)
+            return
+
+
+def _seek_head(reader: _Reader, base: int, start: int, end: int) -> dict[int, int]:
+    found = {}
+    for name, at, to in _elements(reader, start, end):
+        seek = _values(reader, at, to) if name == _SEEK else {}
+        if _uint(seek.get(_SEEK_ID)) in (_INFO, _TRACKS):
+            found[_uint(seek[_SEEK_ID])] = base + _uint(seek.get(_SEEK_POSITION))
+    return found
+
+
+def _matroska_part(reader: _Reader, draft: _Draft, name: int, start: int, end: int) -> None:
+    if name == _INFO:
+        info = _values(reader, start, end)
+        scale = _uint(info.get(_TIMESTAMP_SCALE), 1_000_000)  # nanoseconds
+        length = info.get(_DURATION, b"")
+        if len(length) in (4, 8):
+            (units,) = struct.unpack(">f" if len(length) == 4 else ">d", length)
+            draft.set_duration(units * scale, 1e9)
+        if len(info.get(_DATE, b"")) == 8:
+            nanoseconds = int.from_bytes(info[_DATE], "big", signed=True)
+            draft.set_created(6, "container", _MATROSKA_EPOCH + nanoseconds / 1e9)
+    elif name == _TRACKS:
+        kinds = set()
+        for entry, at, to in _elements(reader, start, end):
+            if entry != _TRACK_ENTRY:
+                continue
+            kinds.add(_uint(_values(reader, at, to).get(_TRACK_TYPE)))
+            for inner, video, stop in _elements(reader, at, to):
+                if inner == _VIDEO:
+                    size = _values(reader, video, stop)
+                    draft.set_size(_uint(size.get(_PIXEL_WIDTH)), _uint(size.get(_PIXEL_HEIGHT)))
+        if 1 not in kinds and kinds:
+            draft.extension = "mka"
+
+
+# -- RIFF and IFF: WebP, AVI, WAV, AIFF
+
+
+def _chunks(
+    reader: _Reader, start: int, end: int, order: str = "<"
+) -> Iterator[tuple[bytes, int, int]]:
+    for _ in range(MAX_ENTRIES):
+        if end - start < 8:
+            return
+        kind, start = reader.label(start), start + 8
+        (size,) = reader.unpack(order + "I", start - 4)
+        yield kind, start, min(start + size, end)
+        start += size + (size & 1)
+
+
+def _webp(reader: _Reader, draft: _Draft) -> None:
+    """The canvas of VP8X, else the frame header's size (RFC 9649)."""
+    milliseconds = 0
+    for kind, start, end in _chunks(reader, 12, reader.size):
+        if kind == b"VP8X":
+            words = reader.unpack("<HBHB", start + 4)
+            draft.set_size(1 + words[0] + (words[1] << 16), 1 + words[2] + (words[3] << 16))
+        elif kind == b"VP8 ":
+            width, height = reader.unpack("<HH", start + 6)
+            draft.set_size(width & 0x3FFF, height & 0x3FFF)
+        elif kind == b"VP8L":
+            (bits,) = reader.unpack("<I", start + 1)
+            draft.set_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+        elif kind == b"ANMF":
+            milliseconds += reader.unpack("<I", start + 12)[0] & 0xFFFFFF
+        elif kind == b"EXIF":
+            _exif_block(reader, draft, start, end)
+        elif kind == b"XMP ":
+            _xmp(reader.read_up_to(start, end - start), draft)
+    draft.set_duration(milliseconds, 1000)
+
+
+def _avi(reader: _Reader, draft: _Draft) -> None:
+    for kind, start, end in _chunks(reader, 12, reader.size):
+        if kind == b"LIST" and reader.label(start) == b"hdrl":
+            _avi_header(reader, draft, start + 4, end)
+        elif kind == b"LIST" and reader.label(start) == b"INFO":
+            for name, at, to in _chunks(reader, start + 4, end):
+                if name == b"ICRD":
+                    _riff_time(reader, draft, at, to)
+        if kind == b"idx1":
+            return
+
+
+def _avi_header(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    frame_time = frames = 0
+    for kind, at, to in _chunks(reader, start, end):
+        if kind == b"avih":
+            frame_time, *_ = reader.unpack("<I", at)
+            frames, *_ = reader.unpack("<I", at + 16)
+            draft.set_size(*reader.unpack("<II", at + 32))
+        elif kind == b"LIST" and reader.label(at) == b"strl":
+            scale, rate, _, length = reader.unpack("<IIII", at + 32)  # `strh` comes first
+            if reader.label(at + 12) == b"vids" and scale:
+                draft.set_duration(length, rate / scale)
+        elif kind == b"IDIT":
+            _riff_time(reader, draft, at, to)
+    draft.set_duration(frame_time * frames, 1e6)
+
+
+def _riff_time(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+    """Cameras write "2005:08:17 11:42:43" or, as C's `asctime`, "Mon Mar 10 15:04:43 2003"."""
+    written = reader.read_up_to(start, min(end - start, MAX_TEXT)).strip(b"\0 \n")
+    if match := re.fullmatch(rb"\w{3} (\w{3}) +(\d+) ([\d:]{8}) (\d{4})", written):
+        month = b"JanFebMarAprMayJunJulAugSepOctNovDec".find(match[1]) // 3 + 1
+        written = b"%b-%d-%b %b" % (match[4], month, match[2], match[3])
+    if b":" in written:
+        draft.set_created(6, "container", parse_time(written))
+
+
+def _wav(reader: _Reader, draft: _Draft) -> None:
+    """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
+    rate = real_length = 0
+    for kind, start, end in _chunks(reader, 12, reader.size):
+        if kind == b"fmt ":
+            (rate,) = reader.unpack("<I", start + 8)
+        elif kind == b"ds64":
+            (real_length,) = reader.unpack("<Q", start + 8)
+        elif kind == b"bext":
+            day, clock = reader.read(start + 320, 10), reader.read(start + 330, 8)
+            draft.set_created(6, "container", parse_time(day + b" " + clock))
+        elif kind == b"_PMX":
+            _xmp(reader.read_up_to(start, end - start), draft)
+        elif kind == b"data":
+            draft.set_duration(min(real_length or end - start, reader.size), rate)
+
+
+def _aiff(reader: _Reader, draft: _Draft) -> None:
+    """Frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
+    for kind, start, _ in _chunks(reader, 12, reader.size, ">"):
+        if kind == b"COMM":
+            (frames,) = reader.unpack(">I", start + 2)
+            exponent, mantissa = reader.unpack(">HQ", start + 8)
+            if exponent < 16400:
+                draft.set_duration(frames, math.ldexp(mantissa, exponent - 16383 - 63))
+            return
+
+
+# -- Other films: ASF, FLV, MPEG streams, Ogg
+
+_ASF_FILE, _ASF_STREAM, _ASF_VIDEO = (
+    bytes.fromhex(guid)
+    for guid in (
+        "A1DCAB8C47A9CF118EE400C00C205365",
+        "9107DCB7B7A9CF118EE600C00C205365",
+        "C0EF19BC4D5BCF11A8FD00805F5C442B",
+    )
+)
+_ASF_EPOCH = -11644473600  # 1601, in Unix seconds
+
+
+def _asf(reader: _Reader, draft: _Draft) -> None:
+    """Length, time and streams from the header object (ASF specification, section 3)."""
+    at, (count,) = 30, reader.unpack("<I", 24)
+    for _ in range(min(count, MAX_ENTRIES)):
+        kind, (size,) = reader.read(at, 16), reader.unpack("<Q", at + 16)
+        if kind == _ASF_FILE:
+            made, _, length, _, preroll = reader.unpack("<QQQQQ", at + 48)
+            draft.set_duration(length / 1e7 - preroll / 1e3)
+            draft.set_created(6, "container", _ASF_EPOCH + made / 1e7 if made else None)
+        elif kind == _ASF_STREAM and reader.read(at + 24, 16) == _ASF_VIDEO:
+            draft.set_size(*reader.unpack("<II", at + 78))
+        at += max(size, 24)
+    draft.extension = "wmv" if draft.width else "wma"
+
+
+def _flv(reader: _Reader, draft: _Draft) -> None:
+    """Numbers of the `onMetaData` tag, which opens the file (Adobe FLV 10.1, annex E.5)."""
+    head = reader.read_up_to(0, SNIFF_BYTES)
+    numbers = dict(re.findall(rb"\0.(duration|width|height)\0(.{8})", head, re.DOTALL))
+    duration, width, height = (
+        struct.unpack(">d", numbers.get(name, bytes(8)))[0]
+        for name in (b"duration", b"width", b"height")
+    )
+    draft.set_duration(duration)
+    if math.isfinite(width) and math.isfinite(height):
+        draft.set_size(int(width), int(height))
+
+
+def _mpeg_program(reader: _Reader, draft: _Draft) -> None:
+    """The first sequence header has the size (ISO 13818-2, section 6.2.2.1)."""
+    head = reader.read_up_to(0, STREAM_SAMPLE_BYTES)
+    if match := re.search(rb"\0\0\x01\xb3(.)(.)(.)", head, re.DOTALL):
+        bits = int.from_bytes(b"".join(match.groups()), "big")
+        draft.set_size(bits >> 12, bits & 0xFFF)
+
+
+def _transport(reader: _Reader, draft: _Draft) -> None:
+    """Last clock less first, of the program whose clock comes first (ISO 13818-1, 2.4.3.5)."""
+    packet = 192 if draft.extension == "m2ts" else 188
+    reach = STREAM_SAMPLE_BYTES // packet * packet
+    tail = max(0, reader.size - reach) // packet * packet
+    clocks = [*_clocks(reader.read_up_to(0, reach), packet)]
+    clocks += _clocks(reader.read_up_to(tail, reach), packet)
+    times = [time for pid, time in clocks if pid == clocks[0][0]]
+    if times:
+        draft.set_duration((times[-1] - times[0]) % (1 << 33), 90000)
+
+
+def _clocks(data: bytes, packet: int) -> Iterator[tuple[int, int]]:
+    """Stream number and clock (at 90 kHz) of the packets that carry one."""
+    for at in range(packet - 188, len(data) - 187, packet):
+        if data[at] == 0x47 and data[at + 3] & 0x20 and data[at + 4] and data[at + 5] & 0x10:
+            pid = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
+            yield pid, int.from_bytes(data[at + 6 : at + 11], "big") >> 7
+
+
+def _ogg(reader: _Reader, draft: _Draft) -> None:
+    """Codecs from the first pages, length from the last granule positions (RFC 3533)."""
+    rates: dict[bytes, Callable[[int], float]] = {}
+    at = 0
+    for _ in range(8):  # streams begin side by side, one page each
+        if reader.label(at) != b"OggS" or not reader.read(at + 5, 1)[0] & 2:
+            break
+        serial, (count,) = reader.read(at + 14, 4), reader.read(at + 26, 1)
+        start = at + 27 + count
+        at = start + sum(reader.read(at + 27, count))
+        if clock := _ogg_clock(reader.read_up_to(start, 64).ljust(64, b"\0"), draft):
+            rates[serial] = clock
+    tail_start = max(0, reader.size - STREAM_SAMPLE_BYTES)
+    tail = reader.read(tail_start, reader.size - tail_start)
+    ends = [0.0]
+    for match in re.finditer(rb"OggS\0.(.{8})(.{4})", tail, re.DOTALL):
+        granule = int.from_bytes(match[1], "little", signed=True)
+        if match[2] in rates and granule > 0:
+            ends.append(rates[match[2]](granule))
+    draft.set_duration(max(ends))
+
+
+def _ogg_clock(head: bytes, draft: _Draft) -> Callable[[int], float] | None:
+    """What turns a stream's granule positions into seconds, by the codec's first packet."""
+    if head.startswith(b"\1vorbis"):
+        (rate,) = struct.unpack_from("<I", head, 12)
+    elif head.startswith(b"OpusHead"):
+        draft.extension = "opus" if draft.extension == "ogg" else draft.extension
+        (skip,) = struct.unpack_from("<H", head, 10)
+        return lambda granule: (granule - skip) / 48000
+    elif head.startswith(b"Speex   "):
+        (rate,) = struct.unpack_from("<I", head, 36)
+    elif head.startswith(b"\x7fFLAC"):
+        rate = int.from_bytes(head[27:30], "big") >> 4
+    elif head.startswith(b"\x80theora"):
+        draft.extension = "ogv"
+        size = int.from_bytes(head[14:20], "big")
+        draft.set_size(size >> 24, size & 0xFFFFFF)
+        numerator, denominator = struct.unpack_from(">II", head, 22)
+        shift = int.from_bytes(head[40:42], "big") >> 5 & 31
+        step = denominator / numerator if numerator else 0
+        return lambda granule: ((granule >> shift) + (granule & (1 << shift) - 1)) * step
+    else:
+        return None
+    return (lambda granule: granule / rate) if rate else None
+
+
+# -- Sound: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it
+
+
+def _flac(reader: _Reader, draft: _Draft, start: int = 0) -> None:
+    """STREAMINFO: 20 bits of rate, 36 bits of samples (RFC 9639, section 8.2)."""
+    bits = int.from_bytes(reader.read(start + 18, 8), "big")
+    draft.set_duration(bits & (1 << 36) - 1, bits >> 44)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A frame of MPEG audio."""
+
+    length: int  # bytes
+    samples: int
+    rate: int  # samples a second
+    kind: int  # the header bits that all frames of a stream share
+    side: int  # bytes of side information, behind which a Xing tag may lie
+
+
+_MPEG1_KBITS = (
+    (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+)
+_MPEG2_KBITS = (
+    (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+_ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025,
+               8000, 7350)  # fmt: skip
+
+
+def _mp3_frame(data: bytes, at: int) -> _Frame | None:
+    """An MPEG audio header, layers I to III (ISO 11172-3, section 2.4.1.3)."""
+    header = int.from_bytes(data[at : at + 4], "big")
+    version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
+    bitrate, rate = header >> 12 & 15, header >> 10 & 3
+    if header >> 21 != 0x7FF or version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
+        return None
+    kbits = (_MPEG1_KBITS if version == 3 else _MPEG2_KBITS)[layer - 1][bitrate - 1]
+    hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+    slot = 4 if layer == 1 else 1
+    length = (samples // 8 // slot * kbits * 1000 // hertz + (header >> 9 & 1)) * slot
+    mono = header >> 6 & 3 == 3
+    side = (17 if mono else 32) if version == 3 else (9 if mono else 17)
+    return _Frame(length, samples, hertz, header & 0xFFFE0C00, side)
+
+
+def _adts_frame(data: bytes, at: int) -> _Frame | None:
+    """An ADTS header of AAC (ISO 14496-3, section 1.A.2.2)."""
+    header = int.from_bytes(data[at : at + 7].ljust(7, b"\0"), "big")
+    length, rate, layer = header >> 13 & 0x1FFF, header >> 34 & 15, header >> 41 & 3
+    if header >> 44 != 0xFFF or layer or rate >= len(_ADTS_RATES) or length < 7:
+        return None
+    return _Frame(length, 1024, _ADTS_RATES[rate], header >> 34, 0)
+
+
+_FrameParser = Callable[[bytes, int], "_Frame | None"]
+_FRAMES: dict[str, _FrameParser] = {"mp3": _mp3_frame, "aac": _adts_frame}
+
+
+def _first_frame(data: bytes, parse: _FrameParser) -> tuple[int, _Frame] | None:
+    """The first frame that another of its kind follows: one alone may be an accident."""
+    for match in re.finditer(rb"\xff[\xe0-\xff]", data):
+        frame = parse(data, match.start())
+        if frame and (after := parse(data, match.start() + frame.length)):
+            if after.kind == frame.kind:
+                return match.start(), frame
+    return None
+
+
+def _mpeg_audio(reader: _Reader, draft: _Draft) -> None:
+    """The frame count of a Xing or VBRI tag, else the bytes over the mean size of some frames."""
+    start = _id3_end(reader)
+    if reader.read_up_to(start, 4) == b"fLaC":
+        draft.extension = "flac"
+        return _flac(reader, draft, start)
+    data = reader.read_up_to(start, STREAM_SAMPLE_BYTES)
+    for extension, parse in _FRAMES.items():
+        if found := _first_frame(data, parse) or _lone_frame(data, parse):
+            draft.extension, (at, frame) = extension, found
+            break
+    else:
+        return
+    frames: float = _frame_count(data[at : at + frame.length], frame)
+    if not frames:
+        tail = reader.read_up_to(max(0, reader.size - 128), 3)
+        end = reader.size - (128 if tail == b"TAG" else 0)
+        frames = (end - start - at) / _mean_length(data, at, parse)
+    draft.set_duration(frames * frame.samples, frame.rate)
+
+
+def _lone_frame(data: bytes, parse: _FrameParser) -> tuple[int, _Frame] | None:
+    frame = parse(data, 0)
+    return (0, frame) if frame and frame.length >= len(data) - 256 else None
+
+
+def _frame_count(first: bytes, frame: _Frame) -> int:
+    """What a Xing, Info or VBRI tag in the first frame says; 0 without one."""
+    tag = first[4 + frame.side :]
+    if tag[:4] in (b"Xing", b"Info") and tag[7:8] and tag[7] & 1:
+        return int.from_bytes(tag[8:12], "big")
+    return int.from_bytes(first[50:54], "big") if first[36:40] == b"VBRI" else 0
+
+
+def _mean_length(data: bytes, at: int, parse: _FrameParser) -> float:
+    lengths = []
+    while frame := parse(data, at):
+        lengths.append(frame.length)
+        at += frame.length
+    return sum(lengths) / len(lengths)
+
+
+def _id3_end(reader: _Reader) -> int:
+    """Where the ID3v2 tags at the start end; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
+    at = 0
+    for _ in range(MAX_ID3_TAGS):
+        head = reader.read_up_to(at, 10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
+        a, b, c, d = head[6:10]
+        at += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 0x10 else 0)
+    return at
+
+
+# -- What starts how
+
+
+def _type_only(_reader: _Reader, _draft: _Draft) -> None:
+    """The type is all that is told."""
+
+
+_Parser = Callable[[_Reader, _Draft], None]
+_FORMATS: list[tuple[re.Pattern[bytes], str, _Parser]] = [
+    (re.compile(pattern, re.DOTALL), extension, parser)
+    for pattern, extension, parser in (
+        (rb"\xff\xd8\xff", "jpg", _jpeg),
+        (rb"\x89PNG\r\n\x1a\n....IHDR", "png", _png),
+        (rb"GIF8[79]a", "gif", _gif),
+        (rb"RIFF....WEBP", "webp", _webp),
+        (
+            rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0",
+            "bmp",
+            _bmp,
+        ),
+        (rb"(?:II\*\0|MM\0\*)....CR\x02\0", "cr2", _tiff),
+        (rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", "tiff", _tiff),
+        (rb"IIR[OS]|MMOR", "orf", _tiff),
+        (rb"IIU\0", "rw2", _type_only),
+        (rb"FUJIFILMCCD-RAW ", "raf", _raf),
+        (rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", "ico", _ico),
+        (rb"\xff\x0a", "jxl", _jxl_codestream),
+        (rb"\0\0\0\x0cJXL \r\n\x87\n", "jxl", _jxl),
+        (rb"\0\0\0\x0cjP  \r\n\x87\n", "jp2", _jp2),
+        (rb"\xff\x4f\xff\x51\0", "j2c", _j2c),
+        (rb"\0...ftyp|\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", "mp4", _isobmff),
+        (rb"\x1a\x45\xdf\xa3", "mkv", _matroska),
+        (rb"RIFF....AVI ", "avi", _avi),
+        (rb"(?:RIFF|RF64|BW64)....WAVE", "wav", _wav),
+        (rb"FORM....AIF[FC]", "aiff", _aiff),
+        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c", "asf", _asf),
+        (rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", "flv", _flv),
+        (rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", "mpg", _mpeg_program),
+        (rb"(?:\x47[\0-\x7f].[\x10-\x3f\x50-\x7f\x90-\xbf\xd0-\xff].{184}){4}", "ts", _transport),
+        (
+            rb"(?:.{4}\x47[\0-\x7f].[\x10-\x3f\x50-\x7f\x90-\xbf\xd0-\xff].{184}){4}",
+            "m2ts",
+            _transport,
+        ),
+        (rb"OggS\0", "ogg", _ogg),
+        (rb"fLaC", "flac", _flac),
+        (rb"#!AMR(?:-WB)?\n", "amr", _type_only),
+        (rb"caff\0\x01\0\0", "caf", _type_only),
+        (rb"wvpk", "wv", _type_only),
+        (rb"ID3[\x02-\x04]", "mp3", _mpeg_audio),
+    )
+]
+
+
+def _identify(head: bytes) -> tuple[str, _Parser] | None:
+    for pattern, extension, parser in _FORMATS:
+        if pattern.match(head):
+            return _isobmff_extension(head) if parser is _isobmff else extension, parser
+    if _svg_root(head):
+        return "svg", _svg
+    padding = len(head) - len(head.lstrip(b"\0"))
+    for extension, parse in _FRAMES.items():
+        if (first := _first_frame(head[padding:], parse)) and first[0] == 0:
+            return extension, _mpeg_audio
+    return None
+
+
+def probe(file: BinaryIO) -> Facts | None:
+    """What a seekable file is and says of itself; `None` if it is no image, video or audio.
+
+    Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
+    facts, never an exception; an `OSError` of the medium passes.
+    """
+    reader = _Reader(file)
+    known = _identify(reader.read_up_to(0, SNIFF_BYTES))
+    if known is None:
+        return None
+    extension, parse = known
+    draft = _Draft(extension)
+    try:
+        parse(reader, draft)
+    except _Malformed:
+        pass  # what was found until here is in the draft
+    return draft.facts()
+
+
+def sniff(head: bytes) -> MediaType | None:
+    """The type of the file that starts so; SNIFF_BYTES are enough.
+
+    `probe` may know better what only the rest tells: sound without pictures in a container, a
+    codec behind a long tag.
+
+    >>> sniff(b"GIF89a")
+    MediaType(kind='image', mime_type='image/gif', extension='gif')
+    >>> sniff(b"%PDF-1.7") is None
+    True
+    """
+    facts = probe(io.BytesIO(head[:SNIFF_BYTES]))
+    return MediaType(facts.kind, facts.mime_type, facts.extension) if facts else None
+
+
+# ======================================================================================
+# 5. Index
+# ======================================================================================
+# SQLite in WAL mode. `asset` says what is true of a content, `file` where it lies; one class
+# per subject has its SQL beside it, and there is no SQL elsewhere. Each thread reads through
+# a connection of its own. Writers queue up; whoever gets the lock commits for all who wait
+# (group commit), so that many small writes share one transaction and one fsync.
+
+SCHEMA = """
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE asset (                -- what is true of a content, wherever it lies
+    sha256 TEXT PRIMARY KEY,        -- 64 lower-case hex digits
+    size INTEGER NOT NULL,          -- bytes
+    kind TEXT,                      -- image, video, audio; null: none of these
+    mime_type TEXT,
+    extension TEXT,                 -- by content, without the dot
+    width INTEGER,                  -- pixels as stored, before rotation
+    height INTEGER,
+    orientation INTEGER,            -- EXIF, 1 to 8
+    duration REAL,                  -- seconds
+    created REAL,                   -- capture time, Unix seconds
+    created_source TEXT,            -- where it stood: exif, xmp, ...
+    make TEXT,                      -- of the camera
+    model TEXT,
+    latitude REAL,                  -- degrees, north and east positive
+    longitude REAL,
+    altitude REAL,                  -- metres
+    md5 TEXT,                       -- of contents that are or were an entity's
+    thumbnail INTEGER               -- 1: there is one, 0: none can be made, null: not tried yet
+) WITHOUT ROWID;
+
+CREATE TABLE file (                 -- where a content lies
+    root TEXT NOT NULL,             -- the folder's name in the program: library, images, ...
+    path BLOB NOT NULL,             -- below that folder, the file system's bytes
+    sha256 TEXT NOT NULL REFERENCES asset,
+    size INTEGER NOT NULL,          -- bytes, mtime_ns and ctime: as stat said when it was read
+    mtime_ns INTEGER NOT NULL,
+    ctime REAL NOT NULL,
+    added REAL NOT NULL,            -- Unix seconds
+    PRIMARY KEY (root, path)
+) WITHOUT ROWID;
+CREATE INDEX file_by_content ON file (sha256, root, path);
+CREATE INDEX file_of_media ON file (added, path)
+    WHERE root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
+    AND instr(substr(path, 7), x'2f') = 0;  -- files directly in media/
+CREATE INDEX asset_without_thumbnail ON asset (sha256) WHERE thumbnail IS NULL;
+"""
+
+MIGRATIONS = (SCHEMA,)  # number n brings an index from user_version n to n + 1
+
+FACT_COLUMNS = (
+    "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
+    "created", "created_source", "make", "model", "latitude", "longitude", "altitude",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """What is true of a content; `facts` is None where it is no image, video or audio."""
+
+    sha256: str
+    size: int
+    facts: Facts | None
+    md5: str | None = None
+    thumbnail: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Asset:
+        """From the columns of ASSET_COLUMNS."""
+        facts = Facts(**dict(zip(FACT_COLUMNS, row[4:], strict=True))) if row[4] else None
+        return cls(row[0], row[1], facts, row[2], row[3])
+
+    @property
+    def mime_type(self) -> str:
+        return self.facts.mime_type if self.facts else "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it was when it was read; `path` is below the folder `root`, in Python's form."""
+
+    root: str
+    path: str
+    sha256: str
+    size: int
+    mtime_ns: int
+    ctime: float
+    added: float
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> File:
+        """From the columns of FILE_COLUMNS."""
+        return cls(row[0], os.fsdecode(row[1]), *row[2:])
+
+    def matches(self, stat: os.stat_result) -> bool:
+        """Whether the file on disk is still the one that was read."""
+        return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
+
+
+ASSET_COLUMNS = "asset.sha256, asset.size, asset.md5, asset.thumbnail, " + ", ".join(
+    f"asset.{name}" for name in FACT_COLUMNS
+)
+FILE_COLUMNS = (
+    "file.root, file.path, file.sha256, file.size, file.mtime_ns, file.ctime, file.added"
+)
+FILE_WIDTH = FILE_COLUMNS.count(",") + 1
+IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
+    AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
+
+
+class Change:
+    """A write that waits for its commit."""
+
+    __slots__ = ("apply", "done", "durable", "error", "result")
+
+    def __init__(self, apply: Callable[[sqlite3.Connection], Any], durable: bool) -> None:
+        self.apply = apply
+        self.durable = durable
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Index:
+    """The SQLite file and the subjects in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._waiting: deque[Change] = deque()
+        self._writer = self._connect(cache_kib=4096)
+        self._durable = True
+        self.assets = Assets(self)
+        self.files = Files(self)
+
+    def _connect(self, cache_kib: int) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=30, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+        return connection
+
+    def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Run a SELECT on this thread's own connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect(cache_kib=1024)
+        return connection.execute(sql, values)
+
+    def write(self, apply: Callable[[sqlite3.Connection], T], durable: bool = True) -> T:
+        """Run `apply` in a transaction and return its result once that is committed.
+
+        What `apply` raises is raised here, and only its own changes are undone. With
+        `durable=False` a power cut may lose the commit: for what the disk can tell again.
+        """
+        change = Change(apply, durable)
+        self._waiting.append(change)
+        with self._lock:
+            if not change.done:
+                self._commit_waiting()
+        if change.error is not None:
+            raise change.error
+        result: T = change.result
+        return result
+
+    def _commit_waiting(self) -> None:
+        changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        try:
+            self._set_durable(any(change.durable for change in changes))
+            self._writer.execute("BEGIN IMMEDIATE")
+            for change in changes:
+                self._apply(change)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            for change in changes:
+                change.error = change.error or error
+        finally:
+            for change in changes:
+                change.done = True
+
+    def _apply(self, change: Change) -> None:
+        self._writer.execute("SAVEPOINT change")
+        try:
+            change.result = change.apply(self._writer)
+        except BaseException as error:  # it is raised again in the thread that asked
+            change.error = error
+            self._writer.execute("ROLLBACK TO change")
+        self._writer.execute("RELEASE change")
+
+    def _set_durable(self, durable: bool) -> None:
+        if durable != self._durable:
+            self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+
+    def close(self) -> None:
+        """Close the writer; the last connection to go folds the WAL into the file."""
+        with self._lock:
+            connection = getattr(self._local, "connection", None)
+            if connection is not None:
+                connection.close()
+            self._writer.close()
+
+    def get_meta(self, key: str) -> str | None:
+        row = self.read("SELECT value FROM meta WHERE key = ?", key).fetchone()
+        return row[0] if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+
+
+class Assets:
+    """Contents and what is known of them."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def put(self, db: sqlite3.Connection, asset: Asset) -> None:
+        facts = [getattr(asset.facts, name, None) for name in FACT_COLUMNS]
+        db.execute(
+            f"INSERT INTO asset ({ASSET_COLUMNS.replace('asset.', '')})"
+            f" VALUES (?, ?, ?, ?{', ?' * len(facts)})"
+            " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
+            (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts),
+        )
+
+    def drop_unused(self, db: sqlite3.Connection, sha256: str) -> bool:
+        """Forget a content that no file has; whether it was forgotten."""
+        cursor = db.execute(
+            "DELETE FROM asset WHERE sha256 = ?1"
+            " AND NOT EXISTS (SELECT 1 FROM file WHERE sha256 = ?1)",
+            (sha256,),
+        )
+        return cursor.rowcount > 0
+
+    def set_thumbnail(self, sha256: str, made: bool) -> None:
+        sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
+        self._index.write(lambda db: db.execute(sql, (int(made), sha256)), durable=False)
+
+    def retry_thumbnails(self) -> None:
+        """Forget failures, after other decoders have been installed."""
+        sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
+        self._index.write(lambda db: db.execute(sql), durable=False)
+
+    def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[tuple[File, Asset]]:
+        """Some files whose thumbnail has not been tried yet, in the order of their hashes."""
+        rows = self._index.read(
+            f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
+            f" WHERE thumbnail IS NULL AND kind IN ({', '.join('?' * len(kinds))})"
+            " AND root = 'library' GROUP BY asset.sha256 LIMIT ?",
+            *kinds,
+            limit,
+        )
+        return [located(row) for row in rows]
+
+
+def located(row: Sequence[Any]) -> tuple[File, Asset]:
+    return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
+
+
+class Files:
+    """Files on disk, by folder and path."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def put(self, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
+        """Know `file`; the hash of a content that was there before and is now nowhere."""
+        old = db.execute(
+            "SELECT sha256 FROM file WHERE root = ? AND path = ?",
+            (file.root, os.fsencode(file.path)),
+        ).fetchone()
+        self._index.assets.put(db, asset)
+        db.execute(
+            "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET sha256 ="
+            " excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns, ctime = excluded.ctime",
+            (
+                file.root,
+                os.fsencode(file.path),
+                file.sha256,
+                file.size,
+                file.mtime_ns,
+                file.ctime,
+                file.added,
+            ),
+        )
+        if old and old[0] != file.sha256 and self._index.assets.drop_unused(db, old[0]):
+            return str(old[0])
+        return None
+
+    def remove(
+        self, db: sqlite3.Connection, root: str, path: str, before: float = math.inf
+    ) -> str | None:
+        """Forget a file added `before`; the hash of its content if that is now nowhere."""
+        row = db.execute(
+            "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256",
+            (root, os.fsencode(path), before),
+        ).fetchone()
+        return row[0] if row and self._index.assets.drop_unused(db, row[0]) else None
+
+    def get(self, root: str, path: str) -> tuple[File, Asset] | None:
+        row = self._index.read(
+            f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
+            " WHERE root = ? AND path = ?",
+            root,
+            os.fsencode(path),
+        ).fetchone()
+        return located(row) if row else None
+
+    def with_content(self, sha256: str, roots: Sequence[str]) -> list[tuple[File, Asset]]:
+        """The files with a content in some folders, by path."""
+        rows = self._index.read(
+            f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
+            f" WHERE sha256 = ? AND root IN ({', '.join('?' * len(roots))}) ORDER BY root DESC, path",
+            sha256,
+            *roots,
+        )
+        return [located(row) for row in rows]
+
+    def in_order(self, root: str, page: int = 2000) -> Iterator[tuple[bytes, int, int]]:
+        """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes.
+
+        It reads page by page, so that no long read keeps the WAL from being folded in.
+        """
+        last = b""
+        while rows := self._index.read(
+            "SELECT path, size, mtime_ns FROM file WHERE root = ? AND path > ? ORDER BY path LIMIT ?",
+            root,
+            last,
+            page,
+        ).fetchall():
+            yield from rows
+            last = rows[-1][0]
+
+    def is_known(self, root: str, path: str) -> bool:
+        return self.get(root, path) is not None
+
+    def is_empty(self, root: str) -> bool:
+        return (
+            self._index.read("SELECT 1 FROM file WHERE root = ? LIMIT 1", root).fetchone() is None
+        )
+
+    def library(self) -> Iterator[tuple[str, str, int, float]]:
+        """sha256, path, mtime_ns and time made of each content at the path that sorts first.
+
+        The time is EXIF's for an image that has one, else the file's ctime.
+        """
+        rows = self._index.read(
+            "SELECT sha256, min(path), mtime_ns, CASE WHEN kind = 'image'"
+            " AND created_source = 'exif' THEN created ELSE ctime END"
+            " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
+        )
+        return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
+
+    def first_other(self, db: sqlite3.Connection, file: File) -> str | None:
+        """The path of another file of the same folder and content."""
+        row = db.execute(
+            "SELECT path FROM file WHERE sha256 = ? AND root = ? AND path != ? ORDER BY path",
+            (file.sha256, file.root, os.fsencode(file.path)),
+        ).fetchone()
+        return os.fsdecode(row[0]) if row else None
+
+    def newest_images(self, limit: int) -> list[str]:
+        """Hashes of the library's images, the latest capture or arrival first."""
+        rows = self._index.read(
+            "SELECT sha256 FROM file JOIN asset USING (sha256)"
+            " WHERE root = 'library' AND kind = 'image' GROUP BY sha256"
+            " ORDER BY coalesce(created, mtime_ns / 1e9) DESC LIMIT ?",
+            limit,
+        )
+        return [row[0] for row in rows]
+
+    def count_media(self) -> int:
+        count: int = self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0]
+        return count
+
+    def media(self, limit: int, offset: int) -> list[tuple[str, int, str | None, float]]:
+        """Path, size, MIME type and time added of the public images, newest first."""
+        rows = self._index.read(
+            "SELECT path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
+            f" WHERE {IN_MEDIA} ORDER BY added DESC, path DESC LIMIT ? OFFSET ?",
+            limit,
+            offset,
+        )
+        return [(os.fsdecode(row[0]), *row[1:]) for row in rows]
+
+
+CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
+
+
+def open_index(path: Path) -> Index:
+    """The index at `path`, made or migrated where needed.
+
+    A damaged one is renamed aside and a new one made: what lies on disk is found again by
+    the next scan. Raises SettingError where SQLite cannot use the place at all.
+    """
+    try:
+        return migrated(Index(path))
+    except sqlite3.OperationalError as error:
+        raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(
+            f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        )
+        warn(f"the index is damaged ({error}); it is kept as {aside.name} and rebuilt")
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+        return migrated(Index(path))
+
+
+def migrated(index: Index) -> Index:
+    """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
+    db = index._writer
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
+    if index.path.stat().st_size <= CHECK_BYTES:
+        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+    db.execute("PRAGMA journal_mode = WAL")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
+    return index
+
+
+# ======================================================================================
+# 6. Store
+# ======================================================================================
+# Folders of plain files. A file on its way in lies in `.incoming/` of the same tree, is
+# hashed while it is written, made durable, and linked into place, which never overwrites.
+# Its name in `.incoming/` goes only when the index knows the other one, and a file that is
+# deleted gets such a name first: so the next start finds what a crash left half done, and
+# removes the names that the index does not know. `locate` is the only place where paths are
+# built. The store knows no HTTP and no users.
+
+INCOMING = ".incoming"
+BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
+MAX_NAME_BYTES = 255  # what file systems allow
+WINDOWS_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)")
+
+
+class TooLarge(Exception):
+    """A file has more bytes than it may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the file is larger than {limit} bytes")
+
+
+class Incoming:
+    """A file that has arrived, or is about to; `kept` is its place once it has one."""
+
+    def __init__(self, path: str, file: io.FileIO) -> None:
+        self.path = path
+        self.file = file
+        self.size = 0
+        self.sha256 = ""
+        self.md5 = ""  # where it was asked for
+        self.filename = ""  # as the client named it
+        self.kept: str | None = None
+
+    @functools.cached_property
+    def facts(self) -> Facts | None:
+        return probe(self.file)
+
+    def discard(self, undo: bool = True) -> None:
+        """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
+        self.file.close()
+        for path in (self.kept if undo else None, self.path):
+            if path is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+
+class Folder:
+    """One root on disk; names are relative paths with `/`."""
+
+    def __init__(self, name: str, path: Path, make: bool) -> None:
+        self.name = name
+        self.path = str(path)
+        self.make = make  # the owner's folder is never made anew once it is gone
+
+    def locate(self, name: str) -> str:
+        """The path of a name; ValueError for one that would leave the folder."""
+        parts = name.split("/")
+        if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
+            raise ValueError(f"no file name: {name!r}")
+        return f"{self.path}/{name}"
+
+    def settle(self, is_known: Callable[[str], bool]) -> None:
+        """Make a server-owned folder, and undo what a crash left half done.
+
+        What lies in `.incoming/` goes, and so do its other names unless the index knows them.
+        """
+        if self.make:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError), os.scandir(f"{self.path}/{INCOMING}") as scan:
+            left = [(entry.path, entry.stat(follow_symlinks=False)) for entry in scan]
+            inodes = {status.st_ino for _, status in left if status.st_nlink > 1}
+            found = self.walk(lambda name: True, frozenset(), []) if inodes else iter(())
+            for path, status in found:
+                name = os.fsdecode(path)
+                if status.st_ino in inodes and not is_known(name):
+                    os.unlink(self.locate(name))
+            for leftover, _ in left:
+                os.unlink(leftover)
+
+    def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
+        """Write `chunks` to a file of their own while hashing them; TooLarge beyond `limit` bytes."""
+        path = self._new_incoming()
+        incoming = Incoming(path, io.FileIO(path, "x+b"))
+        hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(incoming.discard)
+            for chunk in chunks:
+                incoming.size += len(chunk)
+                if incoming.size > limit:
+                    raise TooLarge(limit)
+                for digest in hashes:
+                    digest.update(chunk)
+                write_all(incoming.file, chunk)
+            cleanup.pop_all()
+        incoming.sha256, incoming.md5 = (
+            hashes[0].hexdigest(),
+            hashes[-1].hexdigest() if md5 else "",
+        )
+        return incoming
+
+    def _new_incoming(self) -> str:
+        """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
+        folder = f"{self.path}/{INCOMING}"
+        if not os.path.isdir(folder):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
+        return f"{folder}/{secrets.token_hex(16)}"
+
+    def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
+        """Put a file in place under the first of `names` that is free; return that name.
+
+        The file is on disk for good when this returns. Of `twin`, the name of a file with the
+        same content, a link is made instead if one can be.
+        """
+        if not (twin and self._become_twin(incoming, self.locate(twin))):
+            os.fsync(incoming.file.fileno())
+        for name in names:
+            target = self.locate(name)
+            try:
+                self._link(incoming.path, target)
+            except FileExistsError:
+                continue
+            incoming.kept = target
+            sync_folder(os.path.dirname(target))
+            return name
+        raise FileExistsError(f"no free name in {self.name}")
+
+    def _become_twin(self, incoming: Incoming, twin: str) -> bool:
+        """Make a file that has arrived one more link of an equal one."""
+        path = f"{incoming.path}-twin"
+        try:
+            os.link(twin, path, follow_symlinks=False)
+        except OSError:
+            return False
+        os.replace(path, incoming.path)
+        return True
+
+    def _link(self, source: str, target: str) -> None:
+        try:
+            link_exclusively(source, target)
+        except FileNotFoundError:
+            self._make_folders(os.path.dirname(target))
+            link_exclusively(source, target)
+
+    def _make_folders(self, path: str) -> None:
+        """Make the folders between the root and `path`, durably; the root itself must be there."""
+        if os.path.isdir(path) or not path.startswith(f"{self.path}/"):
+            return
+        parent = os.path.dirname(path)
+        self._make_folders(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        sync_folder(parent)
+
+    def open(self, name: str) -> io.FileIO:
+        """The file for reading; OSError where there is none, or where it is no regular file."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.locate(name), flags)
+        file = io.FileIO(descriptor, "rb")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            file.close()
+            raise FileNotFoundError(name)
+        return file
+
+    def stat(self, name: str) -> os.stat_result:
+        return os.lstat(self.locate(name))
+
+    @contextlib.contextmanager
+    def removing(self, names: Sequence[str]) -> Iterator[None]:
+        """Delete files once the block, which has the index forget them, is left without error."""
+        marks = []
+        try:
+            for name in names:
+                mark = self._new_incoming()
+                with contextlib.suppress(
+                    FileNotFoundError, PermissionError
+                ):  # gone; no links here
+                    self._link(self.locate(name), mark)
+                    marks.append(mark)
+            yield
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.locate(name))
+            for parent in {os.path.dirname(self.locate(name)) for name in names}:
+                with contextlib.suppress(FileNotFoundError):
+                    sync_folder(parent)
+        finally:
+            for mark in marks:
+                os.unlink(mark)
+
+    def is_missing(self) -> bool:
+        """Whether nothing at all is there, as where a disk is not mounted."""
+        try:
+            with os.scandir(self.path) as entries:
+                return next(entries, None) is None
+        except OSError:
+            return True
+
+    def walk(
+        self, wanted: Callable[[bytes], bool], skip: Set[tuple[int, int]], unreadable: list[bytes]
+    ) -> Iterator[Found]:
+        """Every wanted file below the folder, in the order of the paths' bytes.
+
+        Hidden names and links are passed over, and folders whose (device, inode) is in `skip`.
+        Folders that cannot be read are added to `unreadable`.
+        """
+        return walk_folder(os.fsencode(self.path), b"", wanted, skip, unreadable)
+
+
+Found = tuple[bytes, os.stat_result]  # the path below the folder, and what lstat says
+
+
+def walk_folder(
+    base: bytes,
+    prefix: bytes,
+    wanted: Callable[[bytes], bool],
+    skip: Set[tuple[int, int]],
+    unreadable: list[bytes],
+) -> Iterator[Found]:
+    try:
+        with os.scandir(base + b"/" + prefix) as scan:
+            entries = sorted(
+                (entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
+                for entry in scan
+                if not entry.name.startswith(b".")
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return  # it went away meanwhile
+    except OSError:
+        unreadable.append(prefix)
+        return
+    for name, entry in entries:
+        with contextlib.suppress(FileNotFoundError):
+            if name.endswith(b"/"):
+                status = entry.stat(follow_symlinks=False) if skip else None
+                if status is None or (status.st_dev, status.st_ino) not in skip:
+                    yield from walk_folder(base, prefix + name, wanted, skip, unreadable)
+            elif wanted(name) and entry.is_file(follow_symlinks=False):
+                yield prefix + name, entry.stat(follow_symlinks=False)
+
+
+def write_all(file: io.FileIO, data: Buffer) -> None:
+    written = file.write(data)
+    while written < len(data):
+        written += file.write(memoryview(data)[written:])
+
+
+def link_exclusively(source: str, target: str) -> None:
+    """Give a file a second name; FileExistsError where that name is taken.
+
+    Where a file system has no links (exFAT), the name is taken first and then filled.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (PermissionError, NotImplementedError) as error:
+        if os.path.lexists(target):
+            raise FileExistsError(target) from error
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        os.replace(source, target)
+
+
+def sync_folder(path: str) -> None:
+    """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def safe_name(name: str) -> str:
+    """A file name as the client gave it, less what file systems or people trip over.
+
+    >>> safe_name("../C:\\\\x\\\\my photo.jpg"), safe_name("..hidden\\x07.png"), safe_name("NUL.gif")
+    ('my photo.jpg', 'hidden.png', '_NUL.gif')
+    """
+    name = name.replace("\\", "/").rpartition("/")[2]
+    name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
+    name = name.strip().lstrip(". ")
+    if WINDOWS_RESERVED.match(name):
+        name = f"_{name}"
+    return fit_name(name)
+
+
+def fit_name(name: str, room: int = MAX_NAME_BYTES) -> str:
+    """Shorten the stem so that the name has at most `room` bytes; whole characters stay whole.
+
+    >>> fit_name("éé.png", 7)
+    'é.png'
+    """
+    stem, extension = os.path.splitext(name)
+    if len(extension.encode()) > 16:
+        stem, extension = name, ""
+    return stem.encode()[: room - len(extension.encode())].decode("utf-8", "ignore") + extension
+
+
+def numbered_names(name: str) -> Iterator[str]:
+    """`a.jpg`, `a_1.jpg`, `a_2.jpg`, ..."""
+    yield name
+    for number in itertools.count(1):
+        yield with_suffix(name, f"_{number}")
+
+
+def with_suffix(name: str, suffix: str) -> str:
+    """
+    >>> with_suffix("2026/a.jpg", "_1")
+    '2026/a_1.jpg'
+    """
+    folder, separator, base = name.rpartition("/")
+    stem, extension = os.path.splitext(base)
+    stem = fit_name(stem + extension, MAX_NAME_BYTES - len(suffix))[: len(stem)]
+    stem = stem.removesuffix(extension) if extension else stem
+    return f"{folder}{separator}{stem}{suffix}{extension}"
+
+
+SLUG_LETTERS = str.maketrans(
+    {
+        "ß": "ss",
+        "æ": "ae",
+        "Æ": "ae",
+        "œ": "oe",
+        "Œ": "oe",
+        "ø": "o",
+        "Ø": "o",
+        "ł": "l",
+        "Ł": "l",
+        "đ": "d",
+        "ð": "d",
+        "þ": "th",
+        "ı": "i",
+    }
+)
+
+
+def slugify(text: str) -> str:
+    """Lower-case ASCII words joined by hyphens, as python-slugify makes them of Latin text.
+
+    >>> slugify("Größe & Maß (1)")
+    'grosse-mass-1'
+    """
+    plain = unicodedata.normalize("NFKD", text.translate(SLUG_LETTERS))
+    words = re.findall(r"[a-z0-9]+", plain.encode("ascii", "ignore").decode().lower())
+    return "-".join(words)
+
+
+# ======================================================================================
+# 7. Thumbnails
+# ======================================================================================
+# A decoder is a Unix filter in a process of its own: the picture is its standard input, the
+# PNG its standard output, and the kernel's limits bound what it may cost. So a bomb, a hang
+# or a crash costs one thumbnail, and decoding never takes the server's GIL. The processes
+# are forked by a *decoder host*, itself forked before the server has threads, connections or
+# secrets: a job is one datagram with two descriptors (picture, pipe for the result), and the
+# job's end is the end of the pipe. The host imports Pillow once; its children share it.
+# Both decoders are optional: Pillow for images, ffmpeg for videos and what Pillow cannot open.
+
+THUMBNAIL_SIZE = 256  # pixels, the longer side at most
+MAX_JPEG_PIXELS = 200_000_000  # a baseline JPEG is scaled while it is decoded, row by row
+MAX_PIXELS = 100_000_000  # every other format is held in full: 4 bytes a pixel
+MAX_THUMBNAIL_BYTES = 1 << 20  # 256 KiB of RGBA, compressed
+DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
+DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
+DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
+DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
+FRAME_SECONDS = 1.0  # the first frame of a film is often black
+
+# Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
+PILLOW_FORMATS = {
+    "JPEG": "PIL.JpegImagePlugin",
+    "MPO": "PIL.MpoImagePlugin",  # JPEG with a second picture, from phones and 3D cameras
+    "PNG": "PIL.PngImagePlugin",
+    "GIF": "PIL.GifImagePlugin",
+    "WEBP": "PIL.WebPImagePlugin",
+    "BMP": "PIL.BmpImagePlugin",
+    "TIFF": "PIL.TiffImagePlugin",
+    "ICO": "PIL.IcoImagePlugin",
+    "JPEG2000": "PIL.Jpeg2KImagePlugin",
+    "AVIF": "PIL.AvifImagePlugin",  # since Pillow 11.3
+    "HEIF": "pillow_heif",
+    "JXL": "pillow_jxl",
+}
+# ffmpeg may open nothing that names other files (playlists, concat scripts, `image2` patterns),
+# and no HEIF as an image: older versions show one of its tiles.
+FFMPEG_DEMUXERS = {
+    "image": "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif,jpegxl_pipe,j2k_pipe,qoi_pipe",
+    "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
+}
+EXIF_ORIENTATION = 0x0112
+# EXIF 2.32 §4.6.4: what the camera's orientation asks for, in Pillow's names.
+TRANSPOSE = dict(enumerate((
+    "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE",
+    "ROTATE_270", "TRANSVERSE", "ROTATE_90",
+), start=2))  # fmt: skip
+
+
+class Thumbnails:
+    """A folder of PNG thumbnails named by their source's sha256, made by decoder processes.
+
+    `start` once, before the program has threads; every process forked later may `make`.
+    """
+
+    def __init__(self, folder: Path, processes: int | None = None) -> None:
+        """At most `processes` decoders run at once; by default all processors but one."""
+        self.folder = folder
+        self.processes = processes or max(1, (os.cpu_count() or 1) - 1)
+        self.pillow = find_pillow() if hasattr(os, "fork") else None
+        self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
+        self._host: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._making: dict[str, threading.Event] = {}
+
+    @property
+    def description(self) -> str:
+        """The decoders found, for the line at start; it changes when another one is installed."""
+        if not hasattr(os, "fork"):
+            return "none: thumbnails need an operating system with fork"
+        found = [name for name in (self.pillow, "ffmpeg" if self.ffmpeg else None) if name]
+        return ", ".join(found) or "none: install Pillow (apt install python3-pil) or ffmpeg"
+
+    @property
+    def available(self) -> bool:
+        """Whether the decoder host runs; one that died is not replaced before the next start."""
+        try:
+            return bool(self._host and self._host.recv(1, socket.MSG_DONTWAIT))
+        except BlockingIOError:  # the host never says a word: nothing but its end is to be read
+            return True
+        except OSError:
+            return False
+
+    def can_make(self, kind: str, mime_type: str) -> bool:
+        """Whether a decoder found here might make a thumbnail of such content. SVG never."""
+        if not self.available or mime_type == "image/svg+xml":
+            return False
+        return kind == "image" or (kind == "video" and self.ffmpeg is not None)
+
+    def start(self) -> None:
+        """Fork the decoder host. Nothing is forked where no decoder is installed."""
+        if not (self.pillow or self.ffmpeg):
+            return
+        try:
+            server, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:  # macOS
+            server, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        if os.fork() == 0:
+            try:
+                become_host(host)
+                run_decoder_host(host, self.processes, self.ffmpeg)
+            finally:
+                os._exit(0)
+        host.close()
+        self._host = server
+
+    def stop(self) -> None:
+        """Let go of the host, which exits when every process that shares it has."""
+        host, self._host = self._host, None
+        if host is not None:
+            host.close()
+
+    def path(self, sha256: str) -> Path:
+        """Where the thumbnail of that content is, or would be."""
+        return self.folder / f"{sha256}.png"
+
+    def exists(self, sha256: str) -> bool:
+        """Whether there is one. An empty file is none: thumbnails are not synced to disk."""
+        try:
+            return self.path(sha256).stat().st_size > 0
+        except OSError:
+            return False
+
+    def remove(self, sha256: str) -> None:
+        """Delete the thumbnail, if there is one."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    def settle(self) -> None:
+        """Delete what a crash left half-written; only while no other process makes any."""
+        shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
+
+    def make(
+        self, source: str | Path, sha256: str, kind: str, duration: float | None = None
+    ) -> bool:
+        """Make the thumbnail of an `image` or `video`, unless it exists; false if there is none.
+
+        Blocks until it is done; threads that ask for the same one wait for the first. `duration`
+        is the film's, in seconds. False is the picture's fault only while `available` is true.
+        Raises OSError if the thumbnail cannot be stored.
+        """
+        with self._lock:
+            other = self._making.get(sha256)
+            done = other or self._making.setdefault(sha256, threading.Event())
+        if other:
+            other.wait()
+            return self.exists(sha256)
+        try:
+            return self.exists(sha256) or self._make(source, sha256, kind, duration)
+        finally:
+            with self._lock:
+                del self._making[sha256]
+            done.set()
+
+    def _make(self, source: str | Path, sha256: str, kind: str, duration: float | None) -> bool:
+        at = min(FRAME_SECONDS, (duration or 0) / 3) if kind == "video" else 0
+        png = self._decode(source, f"{kind} {at:.3f}")
+        if not png:
+            return False
+        incoming = self.folder / ".incoming" / f"{sha256}.{os.getpid()}.png"
+        incoming.parent.mkdir(parents=True, exist_ok=True)
+        incoming.write_bytes(png)
+        incoming.replace(self.path(sha256))
+        return True
+
+    def _decode(self, source: str | Path, job: str) -> bytes:
+        host = self._host
+        try:
+            picture = os.open(source, os.O_RDONLY)
+        except OSError:
+            return b""
+        end, result = os.pipe()
+        with open(end, "rb") as pipe:
+            with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
+                if host is not None:
+                    socket.send_fds(host, [job.encode()], [picture, result])
+            os.close(picture)
+            os.close(result)
+            png = pipe.read(MAX_THUMBNAIL_BYTES)
+        return png if is_whole_png(png) else b""
+
+
+def find_pillow() -> str | None:
+    """Name and version of the Pillow installed, without the 50 ms that importing it takes."""
+    spec = importlib.util.find_spec("PIL")
+    if spec is None or spec.origin is None:
+        return None
+    version = None
+    with contextlib.suppress(OSError):
+        text = Path(spec.origin).with_name("_version.py").read_text()
+        version = re.search(r"""__version__ = ["']([^"']+)""", text)
+    heif = " with HEIF" if importlib.util.find_spec("pillow_heif") else ""
+    return f"Pillow {version[1]}{heif}" if version else f"Pillow{heif}"
+
+
+def is_whole_png(data: bytes) -> bool:
+    """Whether data has a PNG's first and last bytes: its decoder was not cut short."""
+    return data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
+
+
+# --- the decoder host ---
+
+
+def become_host(host: socket.socket) -> None:
+    """Keep nothing of the server but the socket: no descriptors, no signals, no urgency."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the server; the host ends after it
+    for number in (signal.SIGCHLD, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    gc.freeze()  # a server's file that is collected here would close a descriptor of ours
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.closerange(3, host.fileno())
+    os.closerange(host.fileno() + 1, 1 << 16)  # SC_OPEN_MAX can be 2**30, closed one by one
+    os.nice(10)
+
+
+def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) -> None:
+    """Fork a child per job, at most so many at once, until the server has closed its end."""
+    server = os.getppid()
+    idle = None if host.type == socket.SOCK_SEQPACKET else 5.0  # datagrams tell no end of file
+    formats: list[str] | None = None
+    running = 0
+    while os.getppid() == server or idle is None:
+        while running and os.waitpid(-1, 0 if running >= processes else os.WNOHANG)[0]:
+            running -= 1
+        host.settimeout(1.0 if running else idle)  # a second later the last child is reaped
+        try:
+            message, descriptors, _, _ = socket.recv_fds(host, 1024, 2)
+        except TimeoutError:
+            continue
+        if not message:
+            return
+        kind, at = message.decode().split()
+        if formats is None and kind == "image":
+            formats = load_pillow()
+        with contextlib.suppress(OSError):  # no process to be had: this job fails
+            if os.fork() == 0:
+                run_job(kind, at, descriptors, formats or [], ffmpeg)
+            running += 1
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def load_pillow() -> list[str]:
+    """Import Pillow and its plugins for PILLOW_FORMATS; the formats that it can then open.
+
+    One thread a decoder: jobs are parallel already, and threads count against the limits.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        return []
+    for module in PILLOW_FORMATS.values():
+        with contextlib.suppress(ImportError):
+            plugin: Any = importlib.import_module(module)
+            if module == "pillow_heif":
+                plugin.register_heif_opener(decode_threads=1)
+            elif module == "PIL.AvifImagePlugin":
+                plugin.DEFAULT_MAX_THREADS = 1
+    Image.preinit()  # what the first `Image.open` would import, in every child again
+    return [name for name in PILLOW_FORMATS if name in Image.OPEN]
+
+
+# --- one job ---
+
+
+def run_job(
+    kind: str, at: str, descriptors: list[int], formats: list[str], ffmpeg: str | None
+) -> None:
+    """Be the filter from picture (standard input) to PNG (standard output); never returns."""
+    try:
+        for standard, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, standard)
+        os.closerange(3, DECODE_FILES)  # the host has but a handful
+        limit_process()
+        with open(0, "rb", closefd=False) as picture, open(1, "wb", closefd=False) as target:
+            opened = kind == "image" and write_thumbnail(picture, target, formats)
+        if ffmpeg and not opened:
+            os.lseek(0, 0, os.SEEK_SET)
+            os.execv(ffmpeg, ffmpeg_command(kind, at))
+    finally:
+        os._exit(0)
+
+
+def limit_process() -> None:
+    """Bound time, memory and files of this process and of what it executes (setrlimit(2))."""
+    import resource
+
+    limits = {
+        resource.RLIMIT_CPU: DECODE_CPU_SECONDS,
+        resource.RLIMIT_FSIZE: 0,  # the result is a pipe: no file can be written
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: DECODE_FILES,
+    }
+    with contextlib.suppress(OSError):  # no /proc, as on macOS, which has no such limit either
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limits[resource.RLIMIT_AS] = mapped + DECODE_MEMORY
+    for name, limit in limits.items():
+        resource.setrlimit(name, (limit, limit))
+    signal.alarm(DECODE_WALL_SECONDS)
+
+
+def write_thumbnail(source: BinaryIO, target: BinaryIO, formats: list[str]) -> bool:
+    """Write the PNG thumbnail of an image; false if Pillow cannot tell what it is.
+
+    Raises what Pillow raises. Writes no metadata: no EXIF, no place, no colour profile.
+    """
+    if not formats:
+        return False
+    from PIL import Image, UnidentifiedImageError
+
+    Image.MAX_IMAGE_PIXELS = None  # the limits below stand for it
+    try:
+        picture = Image.open(source, formats=formats)
+    except UnidentifiedImageError:
+        return False
+    is_jpeg = picture.format in ("JPEG", "MPO")
+    if picture.width * picture.height <= (MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS):
+        small = shrink(picture)
+        small.info.clear()
+        small.save(target, "PNG", compress_level=1)  # 3 ms and a third more bytes than level 6's 9
+    return True
+
+
+def shrink(picture: Image.Image) -> Image.Image:
+    """The picture within 256 by 256 pixels, upright, in a mode that PNG and browsers have."""
+    from PIL import Image
+
+    turn = TRANSPOSE.get(read_orientation(picture))
+    if picture.format == "TIFF":  # Pillow turns these as it loads them
+        turn = None
+        picture.load()
+    transparent = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBa")
+    small = picture
+    if picture.mode in ("1", "P", "PA") or transparent:  # palettes cannot be averaged
+        small = picture.convert("RGBA" if transparent else "RGB")
+    elif picture.mode.startswith("I;"):
+        small = picture.convert("I")
+    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))  # has a JPEG scaled while it is decoded
+    if small.mode in ("I", "F"):  # PNG and TIFF with 16 bits; TIFF of floats, from 0 to 1
+        scale = 255 / 65535 if small.mode == "I" else 255.0
+        small = small.point(lambda value: value * scale).convert("L")
+    elif small.mode not in ("L", "RGB", "RGBA"):
+        small = small.convert("RGB")
+    names = getattr(Image, "Transpose", Image)  # Pillow before 9.1 has them in the module
+    return small.transpose(getattr(names, turn)) if turn else small
+
+
+def read_orientation(picture: Image.Image) -> int:
+    """EXIF's orientation of a picture, from 1 to 8; 1, which is upright, where it has none."""
+    with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
+        return int(picture.getexif().get(EXIF_ORIENTATION, 1))
+    return 1
+
+
+def ffmpeg_command(kind: str, at: str) -> list[str]:
+    """The command that makes standard input's frame at so many seconds a PNG on standard output.
+
+    ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
+    """
+    fit = f"min(1,{THUMBNAIL_SIZE}/max(iw*sar,ih))"  # sar: the shape of a pixel
+    scale = f"scale=w='max(1,round(iw*sar*{fit}))':h='max(1,round(ih*{fit}))',setsar=1"
+    source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[kind]} -threads 1"
+    target = "-map_metadata -1 -map_chapters -1 -threads 1 -f image2pipe -c:v png pipe:1"
+    return [
+        *f"ffmpeg -nostdin -v quiet -filter_threads 1 {source} -ss {at} -i file:/dev/fd/0".split(),
+        *f"-map 0:V:0 -frames:v 1 -vf {scale} {target}".split(),
+    ]
+
+
+# ======================================================================================
+# 8. Scanner
+# ======================================================================================
+# The folder and the index both come in the order of their paths' bytes, so comparing them
+# is a merge: memory stays flat and an unchanged file costs one lstat. Only new and changed
+# files are read. A second thread makes thumbnails for what has none.
+
+MEDIA_EXTENSIONS = frozenset(
+    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k dng nef"
+    b" cr2 cr3 arw orf rw2 raf pef srw mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
+    b" flv wmv asf wav flac mp3 m4a m4b aac ogg oga opus aif aiff aifc mka wma".split()
+)
+SCAN_BATCH = 64  # files hashed and committed together
+HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
+THUMBNAIL_BATCH = 32
+
+
+def is_media_name(name: bytes) -> bool:
+    """Whether a file name has an extension of an image, a film or a sound."""
+    return name.rpartition(b".")[2].lower() in MEDIA_EXTENSIONS and b"." in name
+
+
+def describe(folder: Folder, path: str, added: float) -> tuple[File, Asset] | None:
+    """Read, hash and probe one file; None where it is gone or changes while it is read."""
+    try:
+        with folder.open(path) as file:
+            before = os.fstat(file.fileno())
+            digest = hashlib.sha256()
+            buffer = memoryview(bytearray(min(BUFFER_BYTES, before.st_size + 1)))
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+            facts = probe(file)
+            after = os.fstat(file.fileno())
+    except OSError:
+        return None
+    sha256 = digest.hexdigest()
+    known = File(
+        folder.name, path, sha256, before.st_size, before.st_mtime_ns, before.st_ctime, added
+    )
+    return (known, Asset(sha256, before.st_size, facts)) if known.matches(after) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanProgress:
+    """How far the scan is; `finished_at` is the last end of a whole scan in Unix seconds."""
+
+    running: bool = False
+    done: int = 0
+    total: int = 0
+    finished_at: float | None = None
+
+
+class Scanner:
+    """Keeps the index in step with the folders, in the background."""
+
+    def __init__(
+        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails, apart: Sequence[str]
+    ) -> None:
+        self._index = index
+        self._folders = {folder.name: folder for folder in folders}
+        self._thumbnails = thumbnails
+        self._apart = apart  # folders that are not part of the library wherever they lie
+        self._wanted = threading.Event()
+        self._fresh = threading.Event()
+        self._stopping = False
+        self.progress = ScanProgress()
+
+    def start(self, interval: float) -> None:
+        self._wanted.set()
+        self._fresh.set()
+        for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
+            threading.Thread(target=work, daemon=True).start()
+
+    def request(self) -> None:
+        """Scan as soon as possible."""
+        self._wanted.set()
+
+    def wake(self) -> None:
+        """Make the thumbnails of what has come in."""
+        self._fresh.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wanted.set()
+        self._fresh.set()
+
+    def _scan_loop(self, interval: float) -> None:
+        while not self._stopping:
+            self._wanted.wait(interval or None)
+            self._wanted.clear()
+            try:
+                self.scan()
+            except Exception as error:  # one bad scan must not be the last one
+                warn(f"the scan stopped: {type(error).__name__}: {error}")
+                self.progress = replace(self.progress, running=False)
+
+    def scan(self) -> None:
+        """Bring the index in step with the disk once."""
+        if self._stopping:
+            return
+        self.progress = replace(self.progress, running=True, done=0, total=0)
+        for folder in self._folders.values():
+            if not folder.is_missing():
+                self._scan_folder(folder)
+            elif self._index.files.is_empty(folder.name):
+                continue
+            else:
+                warn(
+                    f"nothing is in {folder.path}: is its disk mounted? What is known of it is kept"
+                )
+        self.progress = replace(self.progress, running=False, finished_at=time.time())
+
+    def _scan_folder(self, folder: Folder) -> None:
+        started = time.time()
+        new, gone, unchanged = self._compare(folder)
+        self._advance(unchanged, unchanged + len(new))
+        for start in range(0, len(new), SCAN_BATCH):
+            if self._stopping:
+                return
+            batch = new[start : start + SCAN_BATCH]
+            self._add([os.fsdecode(path) for path in batch], folder)
+            self._advance(len(batch), 0)
+            self._fresh.set()
+        self._forget(folder, gone, started)
+
+    def _advance(self, done: int, total: int) -> None:
+        now = self.progress
+        self.progress = replace(now, done=now.done + done, total=now.total + total)
+
+    def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
+        """New or changed paths, paths that are no more, and the number of unchanged ones."""
+        known = self._index.files.in_order(folder.name)
+        new, gone, unchanged = [], [], 0
+        unreadable: list[bytes] = []
+        row = next(known, None)
+        for path, status in folder.walk(is_media_name, self._identities(), unreadable):
+            while row is not None and row[0] < path:
+                gone.append(row[0])
+                row = next(known, None)
+            if row is not None and row == (path, status.st_size, status.st_mtime_ns):
+                unchanged += 1
+            else:
+                new.append(path)
+            if row is not None and row[0] == path:
+                row = next(known, None)
+        gone += ([row[0]] if row else []) + [path for path, _, _ in known]
+        if unreadable:  # what lies there is not gone
+            warn(f"{len(unreadable)} folders in {folder.path} cannot be read")
+            gone = [path for path in gone if not path.startswith(tuple(unreadable))]
+        return new, gone, unchanged
+
+    def _identities(self) -> set[tuple[int, int]]:
+        found = set()
+        for path in self._apart:
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                found.add((status.st_dev, status.st_ino))
+        return found
+
+    def _add(self, paths: Sequence[str], folder: Folder) -> None:
+        from concurrent.futures import (
+            ThreadPoolExecutor,
+        )  # 8 ms to import, only where files are new
+
+        now = time.time()
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            found = [
+                item for item in pool.map(lambda path: describe(folder, path, now), paths) if item
+            ]
+        self._put(found)
+
+    def _put(self, found: Sequence[tuple[File, Asset]]) -> None:
+        def apply(db: sqlite3.Connection) -> list[str | None]:
+            return [self._index.files.put(db, file, asset) for file, asset in found]
+
+        self._drop_thumbnails(self._index.write(apply, durable=False))
+
+    def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
+        """Forget files that were known `before` the folder was read and not found in it."""
+
+        def apply(db: sqlite3.Connection) -> list[str | None]:
+            return [
+                self._index.files.remove(db, folder.name, os.fsdecode(path), before)
+                for path in paths
+            ]
+
+        if paths:
+            self._drop_thumbnails(self._index.write(apply, durable=False))
+
+    def _drop_thumbnails(self, hashes: Iterable[str | None]) -> None:
+        for sha256 in hashes:
+            if sha256:
+                self._thumbnails.remove(sha256)
+
+    def refresh(self, folder: Folder, path: str) -> tuple[File, Asset] | None:
+        """Read one file that changed since it was last read; None where it is gone."""
+        found = describe(folder, path, time.time())
+        if found:
+            self._put([found])
+        return found
+
+    def _thumbnail_loop(self) -> None:
+        while True:
+            self._fresh.wait()
+            self._fresh.clear()
+            try:
+                while not self._stopping and self._make_thumbnails():
+                    pass
+            except Exception as error:  # the next fresh file tries again
+                warn(f"thumbnails stopped: {type(error).__name__}: {error}")
+            if self._stopping:
+                return
+
+    def _make_thumbnails(self) -> bool:
+        """Try a batch of those that were not tried; whether there was any."""
+        kinds = [kind for kind in ("image", "video") if self._thumbnails.can_make(kind, "")]
+        tried = 0
+        for file, asset in self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH):
+            if self._stopping or not self._thumbnails.available:
+                return False
+            self.ensure_thumbnail(self._folders[file.root], file, asset)
+            tried += 1
+        return tried > 0
+
+    def ensure_thumbnail(self, folder: Folder, file: File, asset: Asset) -> bool:
+        """Whether a content has a thumbnail, which is made now if that has not been tried yet."""
+        facts, state = asset.facts, asset.thumbnail
+        if state == 0 or facts is None:
+            return False
+        if state == 1 and self._thumbnails.exists(asset.sha256):
+            return True
+        made = self._thumbnails.make(
+            folder.locate(file.path), asset.sha256, facts.kind, facts.duration
+        )
+        if made or self._thumbnails.available:
+            self._index.assets.set_thumbnail(asset.sha256, made)
+        return made
+
+
+# ======================================================================================
+# 9. HTTP messages
+# ======================================================================================
+# Bytes in, facts and events out; nothing here knows a socket or a file. What two parsers could
+# read in two ways is refused, not repaired: request smuggling lives on repairs. Patterns quote
+# their rule of the grammar. The parsers of bodies take what has arrived, in pieces of any size;
+# their state is the method that reads what comes next, and what it cannot judge yet it holds back,
+# as few bytes as it can, so that nearly all content passes through uncopied. The header fields,
+# which a client repeats byte for byte on each request, are read once and remembered.
+
+MAX_HEAD_BYTES = 64 * 1024  # request line and fields: eight times what browsers are known to send
+MAX_FIELDS = 100  # as many as Apache takes; browsers send about 20
+MAX_REMEMBERED_BYTES = 2048  # of fields, to be remembered: a browser's, not what only fills memory
+MAX_CHUNK_LINE_BYTES = 256  # a chunk's size and extensions, which nobody sends and we ignore
+MAX_CHUNK_EXTENSION_BYTES = 16 * 1024  # in a whole body, or tiny chunks would carry mostly those
+MAX_TRAILER_BYTES = 8 * 1024  # fields after a chunked body, which are checked and ignored
+MAX_PREAMBLE_BYTES = 16 * 1024  # before the first boundary: a sentence in mail, nothing in forms
+MAX_PARTS = 1000  # more fields than any form has, few enough to keep a record of each
+MAX_PART_HEADER_BYTES = 16 * 1024  # of a part: a file name of 255 bytes, escaped, fits
+MAX_PADDING_BYTES = 64  # white space after a boundary, which only mail gateways ever added
+MAX_RANGES = 64  # more in one request is an attack on the disk, not a reader of PDF
+MAX_QUERY_FIELDS = 1000  # as MAX_PARTS
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+# -- Header fields ---------------------------------------------------------------------
+
+# field-line = field-name ":" OWS field-value OWS (RFC 9112 §5), with no obs-fold. Its
+# first and last terms make each match one whole line.
+_FIELD_LINE = re.compile(rf"^({_TOKEN}):([\t\x20-\x7e\x80-\xff]*)(?:\r\n|\Z)", re.MULTILINE)
+
+
+class Headers:
+    """The header fields of a message: immutable, in order, found by lower-case name.
+
+    Values are the field's bytes as Latin-1, without the white space around them.
+
+    >>> parse_fields(b"Accept: a\\r\\nACCEPT: b ").get("accept")
+    'a, b'
+    """
+
+    __slots__ = ("_pairs", "_values")
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self._pairs = tuple((name.lower(), value.strip(" \t")) for name, value in pairs)
+        self._values = dict(self._pairs)
+        if len(self._values) != len(self._pairs):
+            self._values = {name: ", ".join(self.get_all(name)) for name in self._values}
+
+    @overload
+    def get(self, name: str) -> str | None: ...
+    @overload
+    def get(self, name: str, default: str) -> str: ...
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """Return the value; several field lines are joined by commas (RFC 9110 §5.3)."""
+        return self._values.get(name, default)
+
+    def get_all(self, name: str) -> tuple[str, ...]:
+        """Return the value of each field line of that name, in order."""
+        return tuple(value for key, value in self._pairs if key == name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def items(self) -> tuple[tuple[str, str], ...]:
+        """Return (lower-case name, value) of each field line, in order."""
+        return self._pairs
+
+
+def parse_fields(block: bytes) -> Headers:
+    """Parse field lines with CRLF between, not after, them (RFC 9112 §5); 400 or 431 if refused.
+
+    White space before the colon, folded lines, bare LF, and controls in values are refused.
+    """
+    if not block:
+        return Headers()
+    breaks = block.count(b"\n")
+    if breaks >= MAX_FIELDS:
+        raise HTTPError(431, f"There are more than {MAX_FIELDS} header fields.")
+    lines = _FIELD_LINE.findall(block.decode("latin-1"))
+    if len(lines) != breaks + 1:
+        raise HTTPError(400, "A header field is malformed.")
+    return Headers(lines)
+
+
+# -- Request heads ---------------------------------------------------------------------
+
+# request-line = method SP request-target SP HTTP-version (RFC 9112 §3). The target may hold what
+# browsers send although RFC 3986 would have it escaped, such as "|", but no fragment.
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!\"$-~]+) HTTP/([0-9])\.([0-9])")
+# uri-host [ ":" port ] (RFC 9110 §7.2); http has no empty host (§4.2.1).
+_AUTHORITY = r"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?"
+_HOST = re.compile(_AUTHORITY, re.ASCII)
+# absolute-form = absolute-URI (RFC 9112 §3.2.2), of the two schemes that lead here.
+_ABSOLUTE_FORM = re.compile(rf"(?i:https?)://({_AUTHORITY})(/[^?]*)?(?:\?(.*))?", re.ASCII)
+_LENGTH = re.compile(r"[0-9]{1,19}")
+_MAX_LENGTH = 2**63 - 1
+
+
+class Framing(NamedTuple):
+    """What the header fields of a request say about it: the last fields of RequestHead."""
+
+    headers: Headers
+    host: str
+    keep_alive: bool
+    content_length: int | None
+    chunked: bool
+    expects_continue: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request before its body; path and query are still percent-encoded."""
+
+    method: str
+    target: str  # as sent
+    path: str  # "*" for OPTIONS *
+    query: str  # without the "?"
+    version: tuple[int, int]
+    headers: Headers
+    host: str  # and port, as the client calls the server; "" only in HTTP/1.0
+    keep_alive: bool
+    content_length: int | None
+    chunked: bool
+    expects_continue: bool
+
+
+def parse_request_head(head: bytes) -> RequestHead:
+    """Parse a request line and its fields, without the empty line that ends them (RFC 9112 §3).
+
+    Raises 400, 414, 417, 431, 501 or 505. After any of these the connection cannot be used again.
+    """
+    if len(head) > MAX_HEAD_BYTES:
+        raise head_too_large(head)
+    line, _, block = head.partition(b"\r\n")
+    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
+    if match is None:
+        raise HTTPError(400, "The request line is malformed.")
+    method, target, major, minor = match.groups()
+    if major != "1":
+        raise HTTPError(505, "This server speaks HTTP/1.0 and HTTP/1.1.")
+    version = (1, 0) if minor == "0" else (1, 1)
+    find_framing = _remembered_framing if len(block) <= MAX_REMEMBERED_BYTES else _parse_framing
+    framing = find_framing(block, version)
+    if target[0] == "/" and method != "CONNECT":
+        path, _, query = target.partition("?")
+    else:
+        authority, path, query = _parse_other_target(method, target)
+        framing = framing._replace(host=authority or framing.host)
+    return RequestHead(method, target, path, query, version, *framing)
+
+
+def head_too_large(head: bytes) -> HTTPError:
+    """Say which part of a head that passed MAX_HEAD_BYTES is too long: 414 or 431."""
+    if b"\n" in head[:MAX_HEAD_BYTES]:
+        return HTTPError(431, f"The header is larger than {MAX_HEAD_BYTES} bytes.")
+    return HTTPError(414, f"The request line is longer than {MAX_HEAD_BYTES} bytes.")
+
+
+def _parse_other_target(method: str, target: str) -> tuple[str, str, str]:
+    """Return authority, path and query of a target that is no path (RFC 9112 §3.2.2-4)."""
+    if target == "*" and method == "OPTIONS":
+        return "", "*", ""
+    match = _ABSOLUTE_FORM.fullmatch(target)
+    if match is None or method == "CONNECT":
+        raise HTTPError(400, "The request target is neither a path nor an absolute URL.")
+    return match[1], match[2] or "/", match[3] or ""
+
+
+def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
+    headers = parse_fields(block)
+    options = {option.strip(" \t") for option in headers.get("connection", "").lower().split(",")}
+    expectation = headers.get("expect", "").lower()
+    if expectation not in ("", "100-continue"):
+        raise HTTPError(417, "The only expectation that can be met is 100-continue.")
+    return Framing(
+        headers=headers,
+        host=_parse_host(headers, version),
+        keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
+        content_length=_parse_content_length(headers),
+        chunked=_parse_transfer_encoding(headers, version),
+        expects_continue=expectation != "" and version > (1, 0),
+    )
+
+
+_remembered_framing: Callable[[bytes, tuple[int, int]], Framing] = functools.lru_cache(256)(
+    _parse_framing
+)
+
+
+def _parse_host(headers: Headers, version: tuple[int, int]) -> str:
+    """Return the Host field; exactly one, valid, is a must in HTTP/1.1 (RFC 9112 §3.2)."""
+    hosts = headers.get_all("host")
+    if not hosts and version == (1, 0):
+        return ""
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        raise HTTPError(400, "A request needs one valid Host header.")
+    return hosts[0]
+
+
+def _parse_content_length(headers: Headers) -> int | None:
+    """Return the length; a list of one repeated number is that number (RFC 9112 §6.3 item 5)."""
+    value = headers.get("content-length")
+    if value is None:
+        return None
+    if "," in value:
+        value, *others = (element.strip(" \t") for element in value.split(","))
+        if any(other != value for other in others):
+            raise HTTPError(400, "Content-Length headers disagree.")
+    if not _LENGTH.fullmatch(value) or int(value) > _MAX_LENGTH:
+        raise HTTPError(400, "Content-Length is not a number of bytes.")
+    return int(value)
+
+
+def _parse_transfer_encoding(headers: Headers, version: tuple[int, int]) -> bool:
+    """Return whether the body is chunked, the one transfer coding taken (RFC 9112 §6.1, §6.3)."""
+    value = headers.get("transfer-encoding")
+    if value is None:
+        return False
+    if version == (1, 0) or "content-length" in headers:
+        raise HTTPError(400, "Transfer-Encoding goes with neither HTTP/1.0 nor Content-Length.")
+    codings = [coding.strip(" \t") for coding in value.lower().split(",")]
+    if "" in codings or "chunked" in codings[:-1]:
+        raise HTTPError(400, "Transfer-Encoding must end with chunked.")
+    if codings != ["chunked"]:
+        raise HTTPError(501, "The only transfer coding that is understood is chunked.")
+    return True
+
+
+# -- Chunked bodies --------------------------------------------------------------------
+
+# The CRLF that ends the chunk before, then chunk-size [ chunk-ext ] CRLF (RFC 9112 §7.1).
+_CHUNK_LINE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_CHUNK_LINE_BEGUN = re.compile(
+    rb"\r?|\r\n(?:[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r?)?"
+)
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+
+class ChunkedDecoder:
+    """Takes the chunks out of a chunked body (RFC 9112 §7.1); extensions and trailers are ignored.
+
+    When `finished`, `rest` is what came after the body: the next request on the connection.
+    """
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.rest = b""
+        self._read = ChunkedDecoder._read_size
+        self._held = b"\r\n"  # the first size is read as if a chunk had ended before it
+        self._left = 0  # bytes of this chunk that are yet to come
+        self._extension_bytes = 0
+
+    def feed(self, data: bytes | memoryview) -> list[memoryview]:
+        """Return the content in what has arrived, as slices of it; 400 or 431 if malformed."""
+        view = memoryview(data)
+        content: list[memoryview] = []
+        position = 0
+        while position < len(view) and not self.finished:
+            position = self._read(self, view, position, content)
+        self.rest += view[position:]
+        return content
+
+    def _read_size(self, view: memoryview, position: int, content: list[memoryview]) -> int:
+        line = self._held + view[position : position + MAX_CHUNK_LINE_BYTES - len(self._held)]
+        match = _CHUNK_LINE.match(line)
+        if match is None:
+            if len(line) == MAX_CHUNK_LINE_BYTES or not _CHUNK_LINE_BEGUN.fullmatch(line):
+                raise HTTPError(400, "A chunk of the body is malformed.")
+            self._held = line
+            return len(view)
+        self._extension_bytes += len(match[2] or b"")
+        if self._extension_bytes > MAX_CHUNK_EXTENSION_BYTES:
+            raise HTTPError(400, "The chunk extensions are too long.")
+        self._left = int(match[1], 16)
+        self._read = ChunkedDecoder._read_data if self._left else ChunkedDecoder._read_trailer
+        position += match.end() - len(self._held)
+        self._held = b"" if self._left else b"\r\n"
+        return position
+
+    def _read_data(self, view: memoryview, position: int, content: list[memoryview]) -> int:
+        piece = view[position : position + self._left]
+        content.append(piece)
+        self._left -= len(piece)
+        if not self._left:
+            self._read = ChunkedDecoder._read_size
+        return position + len(piece)
+
+    def _read_trailer(self, view: memoryview, position: int, content: list[memoryview]) -> int:
+        block = self._held + view[position : position + MAX_TRAILER_BYTES - len(self._held)]
+        end = block.find(b"\r\n\r\n")
+        if _BARE_LF.search(block, len(self._held), end if end >= 0 else len(block)):
+            raise HTTPError(400, "A trailer field is malformed.")
+        if end < 0:
+            if len(block) == MAX_TRAILER_BYTES:
+                raise HTTPError(431, "The trailer fields are too long.")
+            self._held = block
+            return len(view)
+        parse_fields(block[2:end])
+        self.finished = True
+        return position + end + 4 - len(self._held)
+
+
+# -- Multipart bodies ------------------------------------------------------------------
+
+# boundary := 0*69<bchars> bcharsnospace (RFC 2046 §5.1.1)
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+# After a delimiter: "--" if it closes the body, else transport-padding CRLF. A line that merely
+# begins like a delimiter is content, as it is to Go's and Werkzeug's parsers.
+_DELIMITER_END = re.compile(rb"--|[ \t]{0,%d}\r\n" % MAX_PADDING_BYTES)
+_DELIMITER_END_BEGUN = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part begins; `filename` is None unless it is a file, "" if none was chosen (RFC 7578)."""
+
+    headers: Headers
+    name: str
+    filename: str | None
+    content_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Some content of the part, a view that is good until the parser is fed again."""
+
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnd:
+    """The part is complete."""
+
+
+Event = Part | Data | PartEnd
+
+
+class MultipartParser:
+    """Takes the parts out of a multipart/form-data body (RFC 7578, RFC 2046 §5.1.1).
+
+    What the body says before its first and after its last boundary is ignored.
+
+    >>> parser = MultipartParser(b"x")
+    >>> form = b'--x\\r\\nContent-Disposition: form-data; name="a"\\r\\n\\r\\n1\\r\\n--x--'
+    >>> [type(event).__name__ for event in parser.feed(form)]
+    ['Part', 'Data', 'PartEnd']
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        if not _BOUNDARY.fullmatch(boundary):
+            raise HTTPError(400, "The multipart boundary is missing or malformed.")
+        self.finished = False
+        self._delimiter = b"\r\n--" + boundary
+        self._read = MultipartParser._read_preamble
+        self._held = b"\r\n"  # a boundary at the very start needs no line break before it
+        self._preamble_bytes = 0
+        self._parts = 0
+
+    def feed(self, data: bytes | memoryview) -> list[Event]:
+        """Return what happens in the bytes that have arrived; 400 or 413 if they are refused."""
+        # A memoryview cannot be searched, but is copied at five times the speed of the search.
+        if self._held or not isinstance(data, bytes):
+            data = b"".join((self._held, data))
+            self._held = b""
+        events: list[Event] = []
+        position: int | None = 0
+        while position is not None:
+            position = self._read(self, data, position, events)
+        return events
+
+    def finish(self) -> None:
+        """Check that the body may end here; 400 if its last boundary has not come."""
+        if not self.finished:
+            raise HTTPError(400, "The multipart body ended early.")
+
+    # Each state returns the position where the next one reads on; None when it needs more bytes.
+
+    def _read_preamble(self, data: bytes, position: int, events: list[Event]) -> int | None:
+        end, delimiter = self._find_delimiter(data, position)
+        self._preamble_bytes += end
+        if self._preamble_bytes > MAX_PREAMBLE_BYTES:
+            raise HTTPError(400, "The multipart body does not begin with its boundary.")
+        return self._after_delimiter(data, end, delimiter)
+
+    def _read_headers(self, data: bytes, position: int, events: list[Event]) -> int | None:
+        end = data.find(b"\r\n\r\n", position, position + MAX_PART_HEADER_BYTES + 4)
+        if end < 0:
+            if len(data) - position > MAX_PART_HEADER_BYTES + 3:
+                raise HTTPError(413, "The headers of a part are too long.")
+            self._held = data[position:]
+            return None
+        events.append(_parse_part(data[position:end]))
+        self._read = MultipartParser._read_content
+        return end + 4
+
+    def _read_content(self, data: bytes, position: int, events: list[Event]) -> int | None:
+        end, delimiter = self._find_delimiter(data, position)
+        if end > position:
+            events.append(Data(memoryview(data)[position:end]))
+        if delimiter:
+            events.append(PartEnd())
+        return self._after_delimiter(data, end, delimiter)
+
+    def _read_epilogue(self, data: bytes, position: int, events: list[Event]) -> int | None:
+        return None
+
+    def _after_delimiter(
+        self, data: bytes, end: int, delimiter: re.Match[bytes] | None
+    ) -> int | None:
+        if delimiter is None:
+            self._held = data[end:]
+            return None
+        if delimiter[0] == b"--":
+            self.finished = True
+            self._read = MultipartParser._read_epilogue
+        elif self._parts == MAX_PARTS:
+            raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
+        else:
+            self._parts += 1
+            self._read = MultipartParser._read_headers
+        return delimiter.end()
+
+    def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
+        """Return where content ends for certain, and the end of the delimiter that ends it if any.
+
+        The whole delimiter is searched for: its first four bytes alone take four times as long.
+        """
+        start = data.find(self._delimiter, position)
+        while start >= 0:
+            after = start + len(self._delimiter)
+            match = _DELIMITER_END.match(data, after)
+            if match or _DELIMITER_END_BEGUN.fullmatch(data, after):
+                return start, match
+            start = data.find(self._delimiter, after)
+        # CR stands only at a delimiter's start, so the last one alone can have begun another.
+        start = data.rfind(b"\r", max(position, len(data) - len(self._delimiter) + 1))
+        if start >= 0 and self._delimiter.startswith(data[start:]):
+            return start, None
+        return len(data), None
+
+
+def _parse_part(block: bytes) -> Part:
+    headers = parse_fields(block)
+    disposition = parse_content_disposition(headers.get("content-disposition", ""))
+    if disposition.type != "form-data" or disposition.name is None:
+        raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
+    encoding = headers.get("content-transfer-encoding", "binary").lower()
+    if encoding not in ("7bit", "8bit", "binary"):
+        raise HTTPError(400, "A part is encoded for mail; send it as it is.")
+    content_type = headers.get("content-type")
+    return Part(headers, disposition.name, disposition.filename, content_type)
+
+
+# -- Values with parameters ------------------------------------------------------------
+
+# parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
+# Without quotes we take any text: old clients send file names like that.
+_PARAMETER = re.compile(
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})=(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+)
+# ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
+_EXTENDED_VALUE = re.compile(
+    r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)", re.ASCII
+)
+_WINDOWS_FOLDER = re.compile(r"\A[A-Za-z]:\\(?:.*\\)?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentDisposition:
+    """What Content-Disposition says of a part or a file."""
+
+    type: str
+    name: str | None
+    filename: str | None
+
+
+def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
+    """Return the media type and its parameters (RFC 9110 §8.3.1); 400 if those are malformed.
+
+    >>> parse_content_type('Text/HTML; Charset="utf-8"')
+    ('text/html', {'charset': 'utf-8'})
+    """
+    return _parse_parameters(value)
+
+
+def parse_content_disposition(value: str) -> ContentDisposition:
+    """Return type, name and file name (RFC 7578 §4.2, RFC 6266 §4); 400 if malformed.
+
+    Takes the value as Latin-1 and returns the text that was meant: UTF-8 where it is that, with
+    the three characters that browsers escape. `filename*` goes before `filename`. Of the full path
+    that old browsers on Windows send, the last component stays.
+
+    >>> parse_content_disposition('form-data; name="f"; filename="a%22b.jpg"').filename
+    'a"b.jpg'
+    """
+    disposition, parameters = _parse_parameters(value)
+    name, filename = (
+        _form_text(parameters[key]) if key in parameters else None for key in ("name", "filename")
+    )
+    if "filename*" in parameters:
+        filename = _parse_extended_value(parameters["filename*"])
+    elif filename is not None:
+        filename = _WINDOWS_FOLDER.sub("", filename)
+    return ContentDisposition(disposition, name, filename)
+
+
+def _parse_parameters(value: str) -> tuple[str, dict[str, str]]:
+    r"""Return what stands before the parameters, in lower case, and these by lower-case name.
+
+    In quotes a backslash escapes only a quote or itself: in C:\x\y.jpg it is one.
+    """
+    first, semicolon, rest = value.partition(";")
+    text = (semicolon + rest).rstrip(" \t")
+    parameters: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        match = _PARAMETER.match(text, position)
+        name = (match[1] or "").lower() if match else ""
+        if match is None or name in parameters:
+            raise HTTPError(400, "The parameters of a header are malformed.")
+        if match[2] is not None:
+            parameters[name] = re.sub(r'\\(["\\])', r"\1", match[2])
+        elif name:
+            parameters[name] = match[3].rstrip(" \t")
+        position = match.end()
+    return first.strip(" \t").lower(), parameters
+
+
+def _form_text(value: str) -> str:
+    """Decode a name as the HTML Standard encodes it (4.10.21.8, multipart/form-data encoding)."""
+    with contextlib.suppress(UnicodeDecodeError):  # by an old client, which meant Latin-1
+        value = value.encode("latin-1").decode("utf-8")
+    return value.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
+
+
+def _parse_extended_value(value: str) -> str:
+    match = _EXTENDED_VALUE.fullmatch(value)
+    with contextlib.suppress(UnicodeDecodeError):
+        if match:
+            return unquote_to_bytes(match[2]).decode(match[1])
+    raise HTTPError(400, "An extended file name is malformed.")
+
+
+def content_disposition_attachment(filename: str) -> str:
+    """Return the value that has a browser save the file under that name (RFC 6266 §4.3).
+
+    >>> content_disposition_attachment("caf\u00e9.jpg")
+    'attachment; filename="caf_.jpg"; filename*=UTF-8\\'\\'caf%C3%A9.jpg'
+    """
+    plain = re.sub(r"[^ !#$&-\[\]-~]", "_", filename)
+    if plain == filename:
+        return f'attachment; filename="{filename}"'
+    extended = quote(filename, safe="!#$&+-.^_`|~", errors="replace")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{extended}"
+
+
+def parse_query(text: str) -> list[tuple[str, str]]:
+    """Parse application/x-www-form-urlencoded text, in order; 400 if it is not UTF-8 or too much.
+
+    >>> parse_query("a=1+2&b=%C3%A9&c")
+    [('a', '1 2'), ('b', 'é'), ('c', '')]
+    """
+    if text.count("&") >= MAX_QUERY_FIELDS:
+        raise HTTPError(400, f"There are more than {MAX_QUERY_FIELDS} fields.")
+    fields = (field.partition("=") for field in text.replace("+", " ").split("&") if field)
+    decode = functools.partial(unquote, errors="strict")
+    try:
+        return [(decode(name), decode(value)) for name, _, value in fields]
+    except UnicodeDecodeError:
+        raise HTTPError(400, "A percent-encoded text is not UTF-8.") from None
+
+
+# -- Ranges and conditions -------------------------------------------------------------
+
+_RANGE = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")
+_ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
+_ZERO_WEIGHT = re.compile(r"[ \t]*q=0(?:\.0{0,3})?[ \t]*")  # "not acceptable" (RFC 9110 §12.4.2)
+
+
+def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
+    """Return the first and last position of each range asked for (RFC 9110 §14.1.2, §14.2).
+
+    None means to send everything: another unit, bad syntax, or ranges that only an attacker wants.
+    416 if no range lies within `size` bytes.
+
+    >>> parse_range("bytes=0-1, -2", 10)
+    [(0, 1), (8, 9)]
+    """
+    unit, _, text = value.partition("=")
+    elements = [element.strip(" \t") for element in text.split(",", MAX_RANGES)]
+    matches = [_RANGE.fullmatch(element) for element in elements if element]
+    if unit.lower() != "bytes" or not matches or len(elements) > MAX_RANGES:
+        return None
+    ranges = []
+    for match in matches:
+        if match is None or match[0] == "-" or _is_backwards(match[1], match[2]):
+            return None
+        if match[1]:
+            first, last = int(match[1]), min(int(match[2] or size), size - 1)
+        else:
+            first, last = max(size - int(match[2]), 0), size - 1
+        if not size and not match[1] and int(match[2]):
+            return None  # the last bytes of nothing are all of it
+        if first <= last:
+            ranges.append((first, last))
+    if not ranges:
+        raise HTTPError(416, "No such range.", {"Content-Range": f"bytes */{size}"})
+    return None if _overlap_often(ranges) else ranges
+
+
+def _is_backwards(first: str, last: str) -> bool:
+    return bool(first and last) and int(first) > int(last)
+
+
+def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
+    """Say whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
+    overlaps, end = 0, -1
+    for first, last in sorted(ranges):
+        overlaps += first <= end
+        end = max(end, last)
+    return overlaps > 1
+
+
+def etag_matches(header: str, etag: str, weak: bool) -> bool:
+    """Say whether a list of entity tags, or "*", has this one (RFC 9110 §8.8.3.2, §13.1).
+
+    Weak comparison is for If-None-Match, strong for If-Match. `etag` has its quotes.
+
+    >>> etag_matches('W/"a", "b"', '"a"', weak=True), etag_matches('W/"a"', '"a"', weak=False)
+    (True, False)
+    """
+    if header == "*":
+        return True
+    tags = _ETAG.findall(header)
+    if weak:
+        return etag.removeprefix("W/") in [tag.removeprefix("W/") for tag in tags]
+    return not etag.startswith("W/") and etag in tags
+
+
+def not_modified(headers: Headers, etag: str, last_modified: float) -> bool:
+    """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
+    tags = headers.get("if-none-match")
+    if tags is not None:
+        return etag_matches(tags, etag, weak=True)
+    since = parse_date(headers.get("if-modified-since", ""))
+    return since is not None and int(last_modified) <= since
+
+
+def precondition_failed(headers: Headers, etag: str, last_modified: float) -> bool:
+    """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
+    tags = headers.get("if-match")
+    if tags is not None:
+        return not etag_matches(tags, etag, weak=False)
+    since = parse_date(headers.get("if-unmodified-since", ""))
+    return since is not None and int(last_modified) > since
+
+
+def if_range_holds(headers: Headers, etag: str, last_modified: float) -> bool:
+    """Say whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
+    validator = headers.get("if-range")
+    if validator is None:
+        return True
+    if validator.endswith('"'):
+        return validator == etag and not etag.startswith("W/")
+    return parse_date(validator) == int(last_modified)
+
+
+def accepts_gzip(headers: Headers) -> bool:
+    """Say whether the client takes gzip (RFC 9110 §12.5.3); if it says nothing, it does not."""
+    accepted: dict[str, bool] = {}
+    for element in headers.get("accept-encoding", "").lower().split(","):
+        coding, _, weight = element.partition(";")
+        accepted[coding.strip(" \t")] = not _ZERO_WEIGHT.fullmatch(weight)
+    return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
+
+
+# -- Dates and answers -----------------------------------------------------------------
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+_CLOCK_TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
+_DAY = rf"(?:{'|'.join(_DAYS)})"
+_MONTH = rf"(?P<month>{'|'.join(_MONTHS)})"
+# IMF-fixdate, rfc850-date and asctime-date (RFC 9110 §5.6.7). The day's name adds nothing.
+_DATES = [
+    re.compile(form, re.ASCII)
+    for form in (
+        rf"{_DAY}, (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_CLOCK_TIME} GMT",
+        rf"{_DAY}[a-z]*day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_CLOCK_TIME} GMT",
+        rf"{_DAY} {_MONTH} (?P<day>[\d ]\d) {_CLOCK_TIME} (?P<year>\d{{4}})",
+    )
+]
+
+
+def format_date(seconds: float) -> str:
+    """Format Unix seconds as an IMF-fixdate (RFC 9110 §5.6.7), whatever the locale.
+
+    >>> format_date(784111777)
+    'Sun, 06 Nov 1994 08:49:37 GMT'
+    """
+    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
+    return (
+        f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} "
+        f"{hour:02}:{minute:02}:{second:02} GMT"
+    )
+
+
+def parse_date(value: str, now: float | None = None) -> int | None:
+    """Return the Unix seconds of an HTTP date in any of its three forms; None if it is none.
+
+    A year of two digits that is more than 50 years ahead of `now` is one in the past.
+    """
+    match = next(filter(None, (form.fullmatch(value) for form in _DATES)), None)
+    if match is None:
+        return None
+    year = int(match["year"])
+    if len(match["year"]) == 2:
+        this_year = time.gmtime(now).tm_year
+        year += this_year - this_year % 100
+        year -= 100 if year > this_year + 50 else 0
+    month = _MONTHS.index(match["month"]) + 1
+    day, hour, minute, second = map(int, match.group("day", "hour", "minute", "second"))
+    second -= second == 60  # a leap second, which Unix time does not count
+    try:
+        date = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
+    except ValueError:
+        return None
+    return int(date.timestamp())
+
+
+def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Format the status line, the fields and the empty line after them (RFC 9112 §4).
+
+    Raises ValueError if a CR, LF or NUL would make other fields, or another answer, of a value.
+    """
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    head = "\r\n".join(lines)
+    if not len(lines) - 1 == head.count("\r") == head.count("\n") or "\0" in head:
+        raise ValueError("a header field must not contain CR, LF or NUL")
+    return (head + "\r\n\r\n").encode("latin-1")
+
+
+# ======================================================================================
+# 10. Server
+# ======================================================================================
+# `ThreadingHTTPServer`, but with a thread only while there is work for one. The selector of
+# `serve_forever` holds idle connections, heads and short bodies that are still arriving, and
+# answers that wait for a slow reader; cheap hot GETs it answers where it stands (passing the
+# GIL to a thread costs more than such an answer), everything else goes to a thread for that
+# one request. Ten thousand slow clients thus cost memory, not threads. Media are unknown here.
+
+RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
+BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
+SHORT_BODY_BYTES = 64 * 1024  # a body up to this size is collected before a thread is spent on it
+SEND_BYTES = 1 << 20  # sent of a file at once
+MAX_THREADS = 128  # requests worked on at once
+MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
+MAX_CONNECTIONS = 8192  # or fewer, by the limit of open files
+SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
+HEAD_SECONDS = 60.0  # a head must be complete by then
+STALL_SECONDS = 30.0  # a head or body without a byte
+UNREAD_SECONDS = 120.0  # an answer of which the client's side acknowledges nothing
+IDLE_SECONDS = 75.0  # a kept connection without a request, as nginx has it
+LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
+STOP_SECONDS = 30.0  # what is in flight may take after SIGTERM
+
+HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class BodyPending(Exception):
+    """A short body has not arrived yet; the request is run again when it has."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+
+@dataclass(slots=True)
+class FileSlice:
+    """`count` bytes of an open file from `offset`, sent without passing through Python.
+
+    What goes `before` them shares their first packet (send(2), MSG_MORE).
+    """
+
+    file: io.FileIO
+    offset: int
+    count: int
+    before: bytes | memoryview = b""
+
+
+Segment = bytes | memoryview | FileSlice
+
+
+class Response:
+    """An answer; `body` is bytes, or segments with their `length` (None: not known)."""
+
+    __slots__ = ("body", "headers", "length", "resource", "status")
+
+    def __init__(
+        self,
+        status: int = 200,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes | Iterable[Segment] = b"",
+        length: int | None = None,
+        resource: io.FileIO | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = list(headers)
+        self.body = body
+        self.length = len(body) if isinstance(body, bytes) else length
+        self.resource = resource  # closed when the answer is over
+
+    def close(self) -> None:
+        if self.resource is not None:
+            self.resource.close()
+
+    def to_segments(
+        self, head: RequestHead | None, keep_alive: bool, date: str
+    ) -> Iterator[Segment]:
+        """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
+        headers = [("Date", date), *self.headers]
+        bodiless = self.status in {204, 304}
+        chunked = (
+            self.length is None and not bodiless and head is not None and head.version == (1, 1)
+        )
+        if chunked:
+            headers.append(("Transfer-Encoding", "chunked"))
+        elif self.length is not None and not bodiless:
+            headers.append(("Content-Length", str(self.length)))
+        if not keep_alive:
+            headers.append(("Connection", "close"))
+        elif head is not None and head.version == (1, 0):
+            headers.append(("Connection", "keep-alive"))
+        block = format_head(self.status, headers)
+        if bodiless or (head is not None and head.method == "HEAD"):
+            yield block
+        elif isinstance(self.body, bytes):
+            yield block + self.body
+        else:
+            yield from join_head(block, chunk_segments(self.body) if chunked else self.body)
+
+
+def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
+    """The segments with a head before the first, in the same packet where that is a file's."""
+    rest = iter(segments)
+    first = next(rest, b"")
+    if isinstance(first, FileSlice):
+        first.before = block + first.before
+        yield first
+    else:
+        yield b"".join((block, first))
+    yield from rest
+
+
+def chunk_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Segments in the chunked coding (RFC 9112 §7.1); they are in memory."""
+    for segment in segments:
+        if not isinstance(segment, FileSlice) and segment:
+            yield b"".join((b"%x\r\n" % len(segment), segment, b"\r\n"))
+    yield b"0\r\n\r\n"
+
+
+class Body:
+    """The body of a request, read off its connection as it is asked for.
+
+    `100 Continue` is sent when the first byte is asked for: the head is accepted by then.
+    """
+
+    def __init__(self, connection: Connection, head: RequestHead) -> None:
+        self._connection = connection
+        self._head = head
+        self.length = (
+            0 if head.content_length is None and not head.chunked else head.content_length
+        )
+        self.finished = self.length == 0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """The content in pieces, each good until the next is asked for.
+
+        Raises HTTPError for malformed chunks, ConnectionError or TimeoutError when it ends early.
+        """
+        if self.finished:
+            return
+        if not self._connection.received:
+            self._connection.send_continue(self._head)
+        self._await_short_body(self._connection.received)
+        self._connection.socket.settimeout(STALL_SECONDS)
+        yield from self._read_chunked() if self.length is None else self._read_plain(self.length)
+        self.finished = True
+
+    def _await_short_body(self, received: bytes) -> None:
+        """Let the selector collect a short body: a client that sends it slowly costs no thread."""
+        if self.length is not None and len(received) < self.length <= SHORT_BODY_BYTES:
+            raise BodyPending(self.length)
+        if self.length is None and len(received) < SHORT_BODY_BYTES:
+            decoder = ChunkedDecoder()
+            decoder.feed(received)
+            if not decoder.finished:
+                raise BodyPending(len(received) + 1)
+
+    def read(self, limit: int) -> bytes:
+        """The whole content; 413 if it has more than `limit` bytes."""
+        if (self.length or 0) > limit:
+            raise HTTPError(413, f"The body is larger than {limit} bytes.")
+        content = bytearray()
+        for piece in self:
+            content += piece
+            if len(content) > limit:
+                raise HTTPError(413, f"The body is larger than {limit} bytes.")
+        return bytes(content)
+
+    def _read_plain(self, left: int) -> Iterator[memoryview]:
+        connection = self._connection
+        early = connection.received[:left]
+        connection.received = connection.received[left:]
+        left -= len(early)
+        if early:
+            yield memoryview(early)
+        while left:
+            piece = connection.receive_more(left)
+            left -= len(piece)
+            yield piece
+
+    def _read_chunked(self) -> Iterator[memoryview]:
+        connection = self._connection
+        decoder = ChunkedDecoder()
+        early, connection.received = connection.received, b""
+        yield from decoder.feed(early)
+        while not decoder.finished:
+            yield from decoder.feed(connection.receive_more(BODY_BUFFER_BYTES))
+        connection.received = decoder.rest
+
+    def skip(self) -> bool:
+        """Pass over a body that nobody read if all of it is here; whether the connection can go on."""
+        if (
+            not self.finished
+            and self.length is not None
+            and len(self._connection.received) >= self.length
+        ):
+            self._connection.received = self._connection.received[self.length :]
+            self.finished = True
+        return self.finished
+
+
+class Buffers(threading.local):
+    """One receive buffer a thread: fresh pages for each request would cost more than reading."""
+
+    def __init__(self) -> None:
+        self.body = memoryview(bytearray(BODY_BUFFER_BYTES))
+
+
+class Connection:
+    """A client's connection, owned by the selector or by one thread, never by both."""
+
+    __slots__ = (
+        "continued", "deadline", "head", "in_flight", "last", "lingering", "peer", "pending",
+        "received", "response", "segments", "server", "socket", "started", "unsent", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
+        self.socket = sock
+        self.peer = peer  # the other end's address
+        self.server = server
+        self.received = b""  # and not used yet
+        self.head: RequestHead | None = None
+        self.wanted = 0  # bytes of the body that must be here before the request is run
+        self.continued = False  # 100 Continue has been sent
+        self.response: Response | None = None
+        self.segments: Iterator[Segment] = iter(())
+        self.pending: Segment | None = None  # the segment that is being sent
+        self.last = False  # the connection ends after this answer
+        self.lingering = False  # and what the client still sends is read and dropped
+        self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
+        self.in_flight = False  # counted as a request that is worked on
+        self.started = self.deadline = 0.0  # of the head; of the wait; monotonic seconds
+
+    # -- reading
+
+    def take_head(self) -> bool:
+        """Parse the next head if it is here whole. Raises HTTPError for a malformed one."""
+        while self.received.startswith(b"\r\n"):  # RFC 9112 §2.2: ignore empty lines before it
+            self.received = self.received[2:]
+        end = self.received.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES + 4)
+        if end < 0:
+            if len(self.received) > MAX_HEAD_BYTES:
+                raise head_too_large(self.received)
+            return False
+        head, self.received = self.received[:end], self.received[end + 4 :]
+        self.head = parse_request_head(head)
+        self.continued = False
+        return True
+
+    def send_continue(self, head: RequestHead) -> None:
+        if head.expects_continue and not self.continued:
+            self.continued = True
+            self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+
+    def receive_more(self, most: int) -> memoryview:
+        """Wait for more bytes of the body, at most `most`; good until the next call in this thread."""
+        buffer = self.server.buffers.body
+        count = self.socket.recv_into(buffer, min(most, len(buffer)))
+        if not count:
+            raise ConnectionAbortedError("the client closed the connection within a body")
+        return buffer[:count]
+
+    # -- writing
+
+    def begin(self, response: Response, keep_alive: bool, unread: bool = False) -> None:
+        """Set out to send an answer, the last one unless `keep_alive`; `unread`: of a body."""
+        self.response = response
+        self.last = not keep_alive
+        self.lingering = unread
+        self.segments = response.to_segments(self.head, keep_alive, self.server.date)
+
+    def flush(self) -> bool:
+        """Send what the socket takes; whether the whole answer is gone."""
+        while True:
+            if self.pending is None:
+                self.pending = next(self.segments, None)
+                if self.pending is None:
+                    return True
+            try:
+                self.pending = self._send(self.pending)
+            except BlockingIOError:
+                return False
+
+    def _send(self, segment: Segment) -> Segment | None:
+        """Send some of a segment and return the rest of it."""
+        if not isinstance(segment, FileSlice):
+            sent = self.socket.send(segment)
+            return memoryview(segment)[sent:] if sent < len(segment) else None
+        if segment.before:
+            sent = self.socket.send(segment.before, MSG_MORE)
+            segment.before = memoryview(segment.before)[sent:]
+            return segment
+        count = min(segment.count, SEND_BYTES)
+        sent = os.sendfile(self.socket.fileno(), segment.file.fileno(), segment.offset, count)
+        if not sent:
+            raise ConnectionAbortedError("the file became shorter while it was sent")
+        segment.offset += sent
+        segment.count -= sent
+        return segment if segment.count else None
+
+    def moves(self) -> bool:
+        """Whether the client has taken some of the answer since this was last asked."""
+        before, self.unsent = self.unsent, count_unsent(self.socket)
+        return self.unsent < before
+
+    def finish(self) -> None:
+        """Forget the request that has been answered."""
+        if self.response is not None:
+            self.response.close()
+        self.response = self.head = None
+        self.wanted = 0
+
+    def close(self) -> None:
+        self.finish()
+        self.socket.close()
+
+
+MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
+
+
+def count_unsent(sock: socket.socket) -> int:
+    """Bytes that the other end has not acknowledged yet (tcp(7), SIOCOUTQ)."""
+    import termios  # where its number has a name
+
+    count = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    return int.from_bytes(count, sys.byteorder)
+
+
+class Pool:
+    """Threads that come with the work and stay for more, at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads = 0
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job` in some thread; called from one thread only."""
+        if not self._idle.acquire(blocking=False) and self._threads < self._limit:
+            self._threads += 1
+            threading.Thread(
+                target=self._work, daemon=True, name=f"request-{self._threads}"
+            ).start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+            self._idle.release()
+
+
+class Server(ThreadingHTTPServer):
+    """HTTP/1.1 with keep-alive, deadlines and limits around an application.
+
+    `application(head, body, peer)` answers a request in a thread and raises nothing but what
+    `Body` raises; `inline(head)` may answer a cheap one in the selector's thread, without
+    blocking.
+    """
+
+    request_queue_size = 1024
+    application: Callable[[RequestHead, Body, str], Response]
+    inline: Callable[[RequestHead], Response | None]
+    on_error: Callable[[HTTPError], Response]
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.buffers = Buffers()
+        self.date = format_date(time.time())
+        self._selector = selectors.DefaultSelector()
+        self._pool = Pool(MAX_THREADS)
+        self._waiting: dict[int, Connection] = {}  # by descriptor: what the selector holds
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._stop_at: float | None = None
+        self._alarm, self._wakeup = socket.socketpair()
+        for end in (self._alarm, self._wakeup):
+            end.setblocking(False)
+        self._most_connections = limit_connections()
+        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
+        super().__init__(address, Connection)  # type: ignore[arg-type]
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's reverse look-up of the host's name, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.socket.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # accepted ones inherit it
+        self.socket.setblocking(False)
+
+    # -- the selector's thread
+
+    def serve_forever(self, poll_interval: float = 1.0) -> None:
+        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
+        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
+        sweep_at = 0.0
+        while not self._is_over():
+            for key, _ in self._selector.select(poll_interval):
+                key.data()
+            now = time.monotonic()
+            if now >= sweep_at:
+                sweep_at = now + poll_interval
+                self._sweep(now)
+
+    @property
+    def wakeup_descriptor(self) -> int:
+        """For signal.set_wakeup_fd: a byte written here ends the selector's wait."""
+        return self._wakeup.fileno()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop_at is not None
+
+    def stop(self) -> None:
+        """Take no more requests; `serve_forever` returns when those in flight are answered."""
+        self._stop_at = self._stop_at or time.monotonic() + STOP_SECONDS
+
+    def _is_over(self) -> bool:
+        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
+        if self._stop_at is None:
+            return False
+        if self.socket.fileno() >= 0:
+            self._selector.unregister(self.socket)
+            self.socket.close()
+        for connection in list(self._waiting.values()):
+            if connection.head is None and not connection.lingering:
+                self._drop(connection)
+        busy = self._in_flight or any(c.head for c in list(self._waiting.values()))
+        return not busy or time.monotonic() > self._stop_at
+
+    def _drain_alarm(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._alarm.recv(4096)
+
+    def _accept(self) -> None:
+        for _ in range(64):  # then the others have their turn
+            try:
+                sock, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # the client is gone already, or descriptors are used up
+                self._make_room()
+                return
+            sock.setblocking(False)
+            if len(self._waiting) + self._in_flight >= self._most_connections:
+                self._make_room()
+            self.process_request(sock, address)
+
+    def _make_room(self) -> None:
+        """Close the connection that has idled longest."""
+        idle = [c for c in list(self._waiting.values()) if c.response is None]
+        if idle:
+            self._drop(min(idle, key=lambda connection: connection.deadline))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hold a new connection until a request has arrived on it."""
+        connection = Connection(request, client_address[0], self)
+        self._wait(connection, selectors.EVENT_READ, STALL_SECONDS)
+
+    def _wait(self, connection: Connection, event: int, seconds: float) -> None:
+        """Give a connection to the selector. Any thread may; epoll and kqueue allow it."""
+        descriptor = connection.socket.fileno()
+        connection.deadline = time.monotonic() + seconds
+        self._waiting[descriptor] = connection
+        ready = self._on_readable if event == selectors.EVENT_READ else self._hand_over
+        self._selector.register(descriptor, event, functools.partial(ready, connection))
+
+    def _unwait(self, connection: Connection) -> None:
+        descriptor = connection.socket.fileno()
+        if self._waiting.pop(descriptor, None) is not None:
+            self._selector.unregister(descriptor)
+
+    def _drop(self, connection: Connection) -> None:
+        self._unwait(connection)
+        self._end_flight(connection)
+        connection.close()
+
+    def _on_readable(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(connection)
+        elif not connection.lingering:
+            connection.deadline = time.monotonic() + STALL_SECONDS
+            connection.received += data
+            self._advance(connection)
+
+    def _advance(self, connection: Connection) -> None:
+        """Answer what has arrived, hand it to a thread, or go on waiting."""
+        while connection.head is not None or self._take_head(connection):
+            head = connection.head
+            if head is None or len(connection.received) < connection.wanted:
+                return
+            response = self.inline(head)
+            if response is None:
+                self._hand_over(connection)
+                return
+            connection.begin(response, head.keep_alive and self._stop_at is None)
+            if not self._flush(connection):
+                return
+
+    def _take_head(self, connection: Connection) -> bool:
+        """Whether a whole head is here; a malformed one is refused at once."""
+        if not connection.received:
+            connection.started = 0.0
+            return False
+        connection.started = connection.started or time.monotonic()
+        connection.deadline = min(connection.deadline, connection.started + HEAD_SECONDS)
+        try:
+            complete = connection.take_head()
+        except HTTPError as error:
+            self._refuse(connection, error)
+            return False
+        if complete:
+            connection.started = 0.0
+        return complete
+
+    def _refuse(self, connection: Connection, error: HTTPError) -> None:
+        """Answer an error that concerns the connection, and end it."""
+        connection.begin(self.on_error(error), keep_alive=False, unread=True)
+        self._flush(connection)
+
+    def _flush(self, connection: Connection) -> bool:
+        """Send in the selector's thread; whether the connection is ready for the next request."""
+        try:
+            if connection.flush():
+                return self._after_answer(connection)
+        except OSError:
+            self._drop(connection)
+            return False
+        self._unwait(connection)
+        self._wait_for_reader(connection)
+        return False
+
+    def _wait_for_reader(self, connection: Connection) -> None:
+        connection.unsent = count_unsent(connection.socket)
+        self._end_flight(connection)
+        self._wait(connection, selectors.EVENT_WRITE, UNREAD_SECONDS)
+
+    def _after_answer(self, connection: Connection) -> bool:
+        """Tidy up behind a whole answer; whether the connection may carry another."""
+        connection.finish()
+        if not connection.last:
+            connection.deadline = time.monotonic() + IDLE_SECONDS
+            return True
+        self._unwait(connection)
+        self._end_flight(connection)
+        if connection.lingering:
+            self._linger(connection)
+        else:
+            connection.close()
+        return False
+
+    def _linger(self, connection: Connection) -> None:
+        """Half-close, and read and drop the rest of what the client sends.
+
+        RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before the
+        client has read the answer.
+        """
+        connection.received = b""
+        try:
+            connection.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            connection.close()
+        else:
+            self._wait(connection, selectors.EVENT_READ, LINGER_SECONDS)
+
+    def _hand_over(self, connection: Connection) -> None:
+        """Give a connection to a thread, unless too many requests are in flight."""
+        if connection.response is None and self._in_flight >= MAX_IN_FLIGHT:
+            self._refuse(
+                connection,
+                HTTPError(503, "Too many requests are in flight.", {"Retry-After": "1"}),
+            )
+            return
+        self._unwait(connection)
+        connection.in_flight = True
+        with self._lock:
+            self._in_flight += 1
+        self._pool.submit(functools.partial(self._work, connection))
+
+    def _sweep(self, now: float) -> None:
+        self.date = format_date(time.time())
+        for connection in list(self._waiting.values()):
+            if connection.deadline < now:
+                self._expire(connection)
+
+    def _expire(self, connection: Connection) -> None:
+        """End a connection that made no progress; 408 if a request had begun."""
+        if connection.response is not None and connection.moves():
+            connection.deadline += UNREAD_SECONDS
+        elif connection.response is None and (connection.received or connection.head):
+            self._refuse(connection, HTTPError(408, "The request took too long to arrive."))
+        else:
+            self._drop(connection)
+
+    # -- a thread for one request
+
+    def _work(self, connection: Connection) -> None:
+        """Run a request, or go on with its answer, and give the connection back."""
+        try:
+            while connection.response is not None or self._respond(connection):
+                if not connection.flush():
+                    self._wait_for_reader(connection)
+                    return
+                if not (self._after_answer(connection) and self._take_head(connection)):
+                    break
+            if not connection.last:
+                self._give_back(connection)
+        except OSError:  # the client is gone, or does not move
+            self._end_flight(connection)
+            connection.close()
+
+    def _respond(self, connection: Connection) -> bool:
+        """Have the application answer; False while the request's body is awaited."""
+        head = connection.head
+        if head is None:
+            return False
+        body = Body(connection, head)
+        try:
+            response = self.application(head, body, connection.peer)
+        except BodyPending as pending:
+            connection.wanted = pending.length
+            return False
+        finally:
+            connection.socket.setblocking(False)
+        whole = body.skip()
+        connection.begin(response, whole and head.keep_alive and self._stop_at is None, not whole)
+        return True
+
+    def _give_back(self, connection: Connection) -> None:
+        """Have the selector wait for the next request, or for the rest of this one's body."""
+        self._end_flight(connection)
+        begun = connection.head or connection.received
+        if self._stop_at is not None and not begun:
+            connection.close()
+        else:
+            self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+
+    def _end_flight(self, connection: Connection) -> None:
+        if connection.in_flight:
+            connection.in_flight = False
+            with self._lock:
+                self._in_flight -= 1
+            if self._stop_at is not None:
+                self._wakeup.send(b"\0")
+
+
+def limit_connections() -> int:
+    """Raise the limit of open files as far as it goes; how many connections that allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > MAX_CONNECTIONS + SPARE_DESCRIPTORS:
+        hard = MAX_CONNECTIONS + SPARE_DESCRIPTORS
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+            )
+    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
+
+
+# ======================================================================================
+# 11. Routing
+# ======================================================================================
+# One declaration gives a route, who may call it, which fields it reads and what it answers;
+# the fields are parsed and checked, and an uploaded file is received, before its handler
+# runs. `Application` turns a request into an answer: route, principal, access, fields,
+# handler. It is also the one place where an exception becomes an answer.
+
+MAX_TEXT_BYTES = 1 << 20  # JSON, a form, or the text fields of a multipart form together
+FORM_SLACK_BYTES = 2 << 20  # what a form may have beside its file: text, headers, boundaries
+GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
+GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
+HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
+HOT_BYTES = 8 << 20  # all of these together
+CORS_EXPOSED = (
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
+)
+CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
+
+IMAGE_NAME = re.compile(r".*\.(jpg|jpeg|png|gif|webp|bmp)", re.IGNORECASE | re.DOTALL)
+CONVERTERS: Mapping[str, Callable[[str], bool]] = {
+    "": bool,  # {name}: any one segment
+    "image": lambda text: IMAGE_NAME.fullmatch(text) is not None,
+}
+
+# -- Declarations ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A value that a request may carry in its query or its body."""
+
+    name: str
+    type: str = "string"  # string, integer, boolean
+    required: bool = False
+    default: Any = None
+    minimum: int | None = None  # of an integer
+    maximum: int | None = None  # beyond it: an error
+    ceiling: int | None = None  # beyond it: counts as this
+    help: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The file of a multipart form, and what of it is checked before it is received whole."""
+
+    folder: str  # of App.folders, where it arrives
+    limit: str  # the setting that bounds it
+    name: str = "file"
+    required: bool = True
+    md5: bool = False  # hash it with MD5 too
+    check_name: Callable[[Request, str], None] | None = None  # raises HTTPError
+
+
+@dataclass(frozen=True, slots=True)
+class BodySpec:
+    """What a body may be and carry."""
+
+    kinds: tuple[str, ...]  # of "json", "form", "multipart"
+    fields: tuple[Field, ...] = ()
+    upload: Upload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method on one path, as CONTRACT.md's tables have it."""
+
+    method: str
+    path: str
+    access: Access
+    family: str
+    summary: str
+    handler: Callable[..., Response]
+    query: tuple[Field, ...] = ()
+    body: BodySpec | None = None
+    answers: Mapping[int, str] = field(default_factory=dict)
+
+
+ROUTES: list[Route] = []
+Handler = TypeVar("Handler", bound=Callable[..., "Response"])
+
+
+def route(
+    method: str, path: str, access: Access, family: str, summary: str, **more: Any
+) -> Callable[[Handler], Handler]:
+    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route."""
+
+    def declare(handler: Handler) -> Handler:
+        ROUTES.append(Route(method, path, access, family, summary, handler, **more))
+        return handler
+
+    return declare
+
+
+class RouteTable:
+    """Routes by their number of segments and first segment."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
+        for item in routes:
+            segments = item.path.strip("/").split("/")
+            self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
+
+    def find(self, path: str) -> list[tuple[Route, dict[str, str]]]:
+        """The routes of a percent-encoded path with their parameters, specific ones first.
+
+        A trailing slash is optional. Raises 400 for a path that is not UTF-8.
+        """
+        try:
+            parts = [
+                unquote(part, errors="strict") for part in path[1:].removesuffix("/").split("/")
+            ]
+        except UnicodeDecodeError:
+            raise HTTPError(400, "The path is not UTF-8.") from None
+        found = []
+        for segments, item in self._table.get((len(parts), parts[0]), ()):
+            parameters = match_segments(segments, parts)
+            if parameters is not None:
+                found.append((item, parameters))
+        return found
+
+
+def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
+    """The parameters of a path, or None where it does not match.
+
+    >>> match_segments(["image", "{name:image}"], ["image", "a.jpg"])
+    {'name': 'a.jpg'}
+    """
+    parameters = {}
+    for segment, part in zip(segments, parts, strict=True):
+        if segment.startswith("{"):
+            name, _, converter = segment[1:-1].partition(":")
+            if not CONVERTERS[converter](part):
+                return None
+            parameters[name] = part
+        elif segment != part:
+            return None
+    return parameters
+
+
+# -- What handlers work with -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HotFile:
+    """A small public file in memory, good as long as `path` has this size and mtime."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    content: Content
+
+
+class App:
+    """What handlers need, built in one place."""
+
+    def __init__(self, settings: Settings, index: Index, thumbnails: Thumbnails) -> None:
+        self.settings = settings
+        self.index = index
+        self.thumbnails = thumbnails
+        self.library = Folder("library", settings.storage_dir, make=False)
+        self.images = Folder("images", settings.upload_dir, make=True)
+        self.folders = {folder.name: folder for folder in (self.library, self.images)}
+        if index.get_meta("decoders") != thumbnails.description:
+            index.assets.retry_thumbnails()
+            index.set_meta("decoders", thumbnails.description)
+        apart = [
+            str(path)
+            for path in (settings.upload_dir, settings.database_dir, settings.media_storage_dir)
+        ]
+        self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart)
+        self.keys = Keys(
+            auth_disabled=settings.auth_disabled,
+            auth_token=settings.auth_token,
+            jwt_key=settings.jwt_signing_key,
+            public_key=read_public_key(settings),
+            upload_secret=settings.media_server_secret,
+            upload_lifetime=settings.token_expiry_seconds,
+        )
+        self.tokens = TokenCache()
+        self.hot: dict[str, HotFile] = {}  # by request target
+        self.started = time.monotonic()
+
+    def remember(self, target: str, hot: HotFile) -> None:
+        """Keep a small public file at hand; when there are too many, all make room."""
+        if len(self.hot) * HOT_FILE_BYTES >= HOT_BYTES:
+            self.hot.clear()
+        self.hot[target] = hot
+
+
+def read_public_key(settings: Settings) -> PublicKey | None:
+    """The key of ES256 tokens; None where there is no file at the default place."""
+    path = settings.public_key_path or settings.database_dir / "public_key.pem"
+    try:
+        return parse_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        if settings.public_key_path is None and isinstance(error, FileNotFoundError):
+            return None
+        raise SettingError(
+            "PUBLIC_KEY_PATH", f"{path} is no usable P-256 public key: {error}"
+        ) from None
+
+
+class Request:
+    """A request on its way to its handler; all of it has been checked when it gets there."""
+
+    __slots__ = (
+        "app",
+        "body",
+        "fields",
+        "head",
+        "headers",
+        "peer",
+        "principal",
+        "query",
+        "upload",
+    )
+
+    def __init__(self, app: App, head: RequestHead, body: Body, peer: str) -> None:
+        self.app = app
+        self.head = head
+        self.headers = head.headers
+        self.body = body
+        self.peer = peer
+        self.principal = ANONYMOUS
+        self.query: dict[str, Any] = {}  # declared fields of the query, by name
+        self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
+        self.upload: Incoming | None = None
+
+    @property
+    def behind_proxy(self) -> bool:
+        return is_trusted(self.peer, self.app.settings.trusted_proxies)
+
+    @property
+    def client(self) -> str:
+        """The client's address: the last one in X-Forwarded-For that is no trusted proxy."""
+        chain = [part.strip() for part in self.headers.get("x-forwarded-for", "").split(",")]
+        trusted = self.app.settings.trusted_proxies
+        address = self.peer
+        while chain and chain[-1] and is_trusted(address, trusted):
+            address = chain.pop()
+        return address
+
+    def url(self, path: str) -> str:
+        """The absolute URL of a path here, as the client reaches it."""
+        base = self.app.settings.public_url
+        if base:
+            return base + path
+        scheme, host = "http", self.head.host
+        if self.behind_proxy:
+            scheme = forwarded(self.headers, "x-forwarded-proto", r"https?") or scheme
+            host = forwarded(self.headers, "x-forwarded-host", r"[\w.:\[\]-]+") or host
+        return f"{scheme}://{host or 'localhost'}{path}"
+
+
+def forwarded(headers: Headers, name: str, pattern: str) -> str:
+    """The value that the nearest proxy has set, if it is a sane one."""
+    value = headers.get(name, "").rpartition(",")[2].strip()
+    return value if re.fullmatch(pattern, value, re.ASCII) else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether a peer's address is one of the trusted proxies'."""
+    if address in networks:
+        return True
+    import ipaddress  # as in parse_networks
+
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None) or parsed
+    return any(mapped in ipaddress.ip_network(name, strict=False) for name in networks)
+
+
+# -- Reading fields ----------------------------------------------------------------------
+
+
+def parse_value(item: Field, value: Any, where: str) -> Any:
+    """A field's value from text (query, form) or JSON; raises Invalid."""
+    if value is None:
+        return None
+    parsed = PARSERS[item.type](value)
+    if isinstance(parsed, Problem):
+        raise Invalid(replace(parsed, where=where, field=item.name))
+    if item.type == "integer":
+        parsed = check_bounds(item, parsed, where)
+    return parsed
+
+
+def parse_string(value: Any) -> str | Problem:
+    if not isinstance(value, str):
+        return Problem("", "", "must be a string", "string_type")
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        return Problem("", "", "has a character that is not allowed", "string_unicode")
+    return value
+
+
+def parse_integer(value: Any) -> int | Problem:
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value, re.ASCII):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+        return Problem("", "", "must be a whole number", "int_parsing")
+    return value
+
+
+def parse_flag(value: Any) -> bool | Problem:
+    words = {
+        "true": True,
+        "1": True,
+        "on": True,
+        "yes": True,
+        "false": False,
+        "0": False,
+        "off": False,
+        "no": False,
+    }
+    parsed = value if isinstance(value, bool) else words.get(str(value).strip().lower())
+    return Problem("", "", "must be true or false", "bool_parsing") if parsed is None else parsed
+
+
+PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "string": parse_string,
+    "integer": parse_integer,
+    "boolean": parse_flag,
+}
+
+
+def check_bounds(item: Field, number: int, where: str) -> int:
+    if item.minimum is not None and number < item.minimum:
+        raise Invalid(
+            Problem(where, item.name, f"must be at least {item.minimum}", "greater_than_equal")
+        )
+    if item.maximum is not None and number > item.maximum:
+        raise Invalid(
+            Problem(where, item.name, f"must be at most {item.maximum}", "less_than_equal")
+        )
+    return number if item.ceiling is None else min(number, item.ceiling)
+
+
+def parse_declared(
+    declared: Sequence[Field], values: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """The declared fields among `values`; what is not sent has its default, or is left out if that is None."""
+    parsed: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for item in declared:
+        try:
+            if item.name in values:
+                parsed[item.name] = parse_value(item, values[item.name], where)
+            elif item.required:
+                problems.append(Problem(where, item.name, "is required", "missing"))
+            elif item.default is not None:
+                parsed[item.name] = item.default
+        except Invalid as error:
+            problems += error.problems
+    if problems:
+        raise Invalid(*problems)
+    return parsed
+
+
+def read_body(request: Request, spec: BodySpec) -> None:
+    """Read a request's body into `request.fields` and `request.upload`; 400, 413 or 415."""
+    media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
+    if media_type == "multipart/form-data" and "multipart" in spec.kinds:
+        values = read_multipart(request, spec.upload, parameters.get("boundary", ""))
+    elif media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
+        values = dict(
+            parse_query(request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape"))
+        )
+    elif (
+        media_type == "application/json" or media_type.endswith("+json")
+    ) and "json" in spec.kinds:
+        values = parse_json_object(request.body.read(MAX_TEXT_BYTES))
+    elif media_type or not request.body.finished:
+        raise HTTPError(
+            415, f"This endpoint does not read {media_type or 'a body without Content-Type'}."
+        )
+    else:
+        values = {}
+    if spec.upload and spec.upload.required and request.upload is None:
+        raise Invalid(
+            Problem(
+                "body",
+                spec.upload.name,
+                "is required: send one file as multipart/form-data",
+                "missing",
+            )
+        )
+    request.fields = parse_declared(spec.fields, values, "body")
+
+
+def parse_json_object(text: bytes) -> dict[str, Any]:
+    """The members of a JSON object (RFC 8259); 400 for anything else."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise HTTPError(400, "The body is no valid JSON.") from None
+    if not isinstance(value, dict):
+        raise HTTPError(400, "The body must be a JSON object.")
+    return value
+
+
+def read_multipart(request: Request, upload: Upload | None, boundary: str) -> dict[str, str]:
+    """The text fields of a form; the file goes to `request.upload` as it arrives."""
+    limit = getattr(request.app.settings, upload.limit) if upload else 0
+    if (request.body.length or 0) > limit + FORM_SLACK_BYTES:
+        raise HTTPError(413, f"The file is larger than {limit} bytes.")
+    values: dict[str, str] = {}
+    text_bytes = 0
+    events = read_events(request.body, boundary.encode("latin-1", "replace"))
+    for event in events:
+        if not isinstance(event, Part):
+            continue
+        if upload and event.name == upload.name and event.filename is not None:
+            receive_upload(request, upload, event.filename, part_content(events), limit)
+            continue
+        text = b"".join(bounded_text(part_content(events), MAX_TEXT_BYTES - text_bytes))
+        text_bytes += len(text)
+        if event.filename is None:
+            values[event.name] = decode_field(event.name, text)
+    return values
+
+
+def decode_field(name: str, text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise Invalid(Problem("body", name, "is not UTF-8", "string_unicode")) from None
+
+
+def read_events(body: Body, boundary: bytes) -> Iterator[Event]:
+    parser = MultipartParser(boundary)
+    for piece in body:
+        yield from parser.feed(piece)
+    parser.finish()
+
+
+def part_content(events: Iterator[Event]) -> Iterator[memoryview]:
+    """The content of the part that has just begun."""
+    for event in events:
+        if not isinstance(event, Data):
+            return
+        yield event.data
+
+
+def bounded_text(pieces: Iterable[memoryview], room: int) -> Iterator[bytes]:
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            raise HTTPError(
+                413, f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
+            )
+        yield bytes(piece)
+
+
+def receive_upload(
+    request: Request, upload: Upload, filename: str, content: Iterator[memoryview], limit: int
+) -> None:
+    """Take in the file of a form; an empty name and no content is a form's way to say: no file."""
+    if request.upload is not None:
+        raise HTTPError(400, "Send one file a request.")
+    parse_value(Field(upload.name), filename, "body")
+    if upload.check_name and filename:
+        upload.check_name(request, filename)
+    incoming = request.app.folders[upload.folder].receive(content, limit, upload.md5)
+    incoming.filename = filename
+    if not filename:
+        incoming.discard()
+    else:
+        request.upload = incoming
+
+
+# -- Answers -----------------------------------------------------------------------------
+
+
+def json_response(
+    value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+) -> Response:
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Response(status, [("Content-Type", "application/json"), *headers], body)
+
+
+def printable(path: str) -> str:
+    """A path as JSON can carry it: bytes that are no UTF-8 are shown as U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file answer needs to know; `source` is the bytes, or the open file."""
+
+    source: bytes | io.FileIO
+    size: int
+    mime_type: str
+    sha256: str
+    last_modified: float
+    cache_control: str
+    filename: str = ""  # under which a browser saves it
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.sha256}"'
+
+    def headers(self) -> list[tuple[str, str]]:
+        headers = [
+            ("Content-Type", self.mime_type),
+            ("X-Content-Type-Options", "nosniff"),
+            ("ETag", self.etag),
+            ("Last-Modified", format_date(self.last_modified)),
+            ("Accept-Ranges", "bytes"),
+            ("Cache-Control", self.cache_control),
+        ]
+        if self.mime_type == "image/svg+xml":
+            headers.append(("Content-Security-Policy", SVG_POLICY))
+        elif self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
+            headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
+        return headers
+
+    def cut(self, first: int, last: int, before: bytes = b"") -> Segment:
+        """The bytes from `first` to `last`, both included, after `before`."""
+        if isinstance(self.source, bytes):
+            return before + self.source[first : last + 1]
+        return FileSlice(self.source, first, last + 1 - first, before)
+
+
+SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+
+
+def content_response(headers: Headers, content: Content) -> Response:
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+    fields = content.headers()
+    held = content.source if isinstance(content.source, io.FileIO) else None
+    if precondition_failed(headers, content.etag, content.last_modified):
+        raise HTTPError(412, "The file is not the one that the request is about.")
+    if not_modified(headers, content.etag, content.last_modified):
+        return Response(304, fields[2:], resource=held)
+    ranges = None
+    if "range" in headers and if_range_holds(headers, content.etag, content.last_modified):
+        ranges = parse_range(headers.get("range", ""), content.size)
+    if ranges is None:
+        body = [content.cut(0, content.size - 1)] if content.size else []
+        return Response(200, fields, body, content.size, held)
+    if len(ranges) == 1:
+        first, last = ranges[0]
+        fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
+        return Response(206, fields, [content.cut(first, last)], last + 1 - first, held)
+    return multirange_response(content, fields, ranges)
+
+
+def multirange_response(
+    content: Content, fields: list[tuple[str, str]], ranges: Sequence[tuple[int, int]]
+) -> Response:
+    """Several ranges as multipart/byteranges (RFC 9110 §14.6)."""
+    boundary = secrets.token_hex(16)
+    heads = [
+        f"\r\n--{boundary}\r\nContent-Type: {content.mime_type}\r\n"
+        f"Content-Range: bytes {first}-{last}/{content.size}\r\n\r\n".encode()
+        for first, last in ranges
+    ]
+    end = f"\r\n--{boundary}--\r\n".encode()
+    length = sum(map(len, heads)) + sum(last + 1 - first for first, last in ranges) + len(end)
+    parts = [
+        content.cut(first, last, head) for head, (first, last) in zip(heads, ranges, strict=True)
+    ]
+    fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
+    held = content.source if isinstance(content.source, io.FileIO) else None
+    return Response(206, fields, [*parts, end], length, held)
+
+
+# -- The application ---------------------------------------------------------------------
+
+DISK_ERRORS: Mapping[int, tuple[int, str]] = {
+    errno.ENOSPC: (507, "The disk is full."),
+    errno.EDQUOT: (507, "The disk quota is used up."),
+    errno.EFBIG: (507, "The file system takes no file of this size."),
+    errno.EROFS: (503, "The storage folder cannot be written to."),
+    errno.EACCES: (503, "The storage folder cannot be written to."),
+    errno.EPERM: (503, "The storage folder cannot be written to."),
+    errno.ENOENT: (503, "The storage folder is not there."),
+    errno.ENOTDIR: (503, "The storage folder is not there."),
+    errno.ESTALE: (503, "The storage folder is not there."),
+    errno.EIO: (503, "The disk does not answer."),
+    errno.EMFILE: (503, "Too many files are open."),
+    errno.ENFILE: (503, "Too many files are open."),
+}
+
+
+class Application:
+    """Requests in, answers out."""
+
+    def __init__(self, app: App, routes: Iterable[Route]) -> None:
+        self.app = app
+        self.routes = RouteTable(routes)
+
+    def __call__(self, head: RequestHead, body: Body, peer: str) -> Response:
+        request = Request(self.app, head, body, peer)
+        family, undo = "", True
+        try:
+            found = {
+                item.method: (item, parameters)
+                for item, parameters in reversed(self.routes.find(head.path))
+            }
+            if head.method == "OPTIONS" and (found or head.path == "*"):
+                response = self.answer_options(head, found)
+            else:
+                item, parameters = self.choose(head, found)
+                family = item.family
+                response = self.run(request, item, parameters)
+                undo = False
+        except (BodyPending, ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            response = error_response(as_http_error(error), family)
+        finally:
+            if request.upload is not None:
+                request.upload.discard(undo)
+        self.finish(head, response)
+        return response
+
+    def choose(
+        self, head: RequestHead, found: Mapping[str, tuple[Route, dict[str, str]]]
+    ) -> tuple[Route, dict[str, str]]:
+        """The route of a method; 404 or 405."""
+        if not found:
+            raise HTTPError(404, "There is nothing at this path.")
+        method = "GET" if head.method == "HEAD" else head.method
+        if method not in found:
+            raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
+        return found[method]
+
+    def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
+        pairs = parse_query(request.head.query) if request.head.query else []
+        token = next((value for name, value in pairs if name == "token"), None)
+        authorization = request.headers.get("authorization")
+        app = self.app
+        request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
+        require(item.access, request.principal, app.settings.read_auth_enabled)
+        for value in parameters.values():
+            if "\0" in value:
+                raise HTTPError(404, "There is nothing at this path.")
+        request.query = parse_declared(item.query, dict(pairs), "query")
+        if item.body is not None:
+            read_body(request, item.body)
+        return item.handler(app, request, **parameters)
+
+    def answer_options(self, head: RequestHead, found: Mapping[str, Any]) -> Response:
+        """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
+        allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+        headers = [("Allow", allow)]
+        if (
+            "access-control-request-method" in head.headers
+            and self.app.settings.cors_allow_origins
+        ):
+            wanted = (
+                head.headers.get("access-control-request-headers") or "Authorization, Content-Type"
+            )
+            headers += [
+                ("Access-Control-Allow-Methods", allow),
+                ("Access-Control-Allow-Headers", wanted),
+                ("Access-Control-Max-Age", CORS_MAX_AGE),
+            ]
+        return Response(204, headers)
+
+    def finish(self, head: RequestHead | None, response: Response) -> None:
+        """Add what every answer has: CORS, and compression for JSON."""
+        response.headers += self.cors(head)
+        body = response.body
+        if not isinstance(body, bytes) or len(body) <= GZIP_BYTES or head is None:
+            return
+        if response.headers[0] != ("Content-Type", "application/json"):
+            return
+        response.headers.append(("Vary", "Accept-Encoding"))
+        if accepts_gzip(head.headers):
+            response.body = gzip_bytes(body)
+            response.length = len(response.body)
+            response.headers.append(("Content-Encoding", "gzip"))
+
+    def cors(self, head: RequestHead | None) -> list[tuple[str, str]]:
+        origins = self.app.settings.cors_allow_origins
+        if not origins:
+            return []
+        exposed = ("Access-Control-Expose-Headers", CORS_EXPOSED)
+        if "*" in origins:
+            return [("Access-Control-Allow-Origin", "*"), exposed]
+        origin = head.headers.get("origin", "") if head else ""
+        allowed = [("Access-Control-Allow-Origin", origin), exposed] if origin in origins else []
+        return [*allowed, ("Vary", "Origin")]
+
+    def on_error(self, error: HTTPError) -> Response:
+        """The answer to a message that is no request."""
+        response = error_response(error, "")
+        self.finish(None, response)
+        return response
+
+    def inline(self, head: RequestHead) -> Response | None:
+        """The answer to a GET of a hot file; None for all that must be looked at closer."""
+        hot = self.app.hot.get(head.target)
+        if hot is None or head.method not in {"GET", "HEAD"} or "authorization" in head.headers:
+            return None
+        if head.content_length or head.chunked or not is_unchanged(hot):
+            return None
+        try:
+            response = content_response(head.headers, hot.content)
+        except HTTPError as error:
+            response = error_response(error, "")
+        self.finish(head, response)
+        return response
+
+
+def is_unchanged(hot: HotFile) -> bool:
+    try:
+        status = os.lstat(hot.path)
+    except OSError:
+        return False
+    return status.st_mtime_ns == hot.mtime_ns and status.st_size == hot.size
+
+
+def format_allow(found: Mapping[str, Any]) -> str:
+    methods = {*found, "OPTIONS"} | ({"HEAD"} if "GET" in found else set())
+    return ", ".join(sorted(methods))
+
+
+def gzip_bytes(body: bytes) -> bytes:
+    compressor = zlib.compressobj(GZIP_LEVEL, wbits=31)
+    return compressor.compress(body) + compressor.flush()
+
+
+def as_http_error(error: Exception) -> HTTPError:
+    """What a client is told of an exception: never a path, a stack or a secret."""
+    if isinstance(error, HTTPError):
+        return error
+    if isinstance(error, TooLarge):
+        return HTTPError(413, f"{str(error).capitalize()}.")
+    if isinstance(error, OSError) and (error.errno or 0) in DISK_ERRORS:
+        status, detail = DISK_ERRORS[error.errno or 0]
+        return HTTPError(status, detail, {"Retry-After": "60"} if status == 503 else None)
+    import traceback  # only where something is wrong with the program
+
+    warn("".join(traceback.format_exception(error)).rstrip())
+    return HTTPError(500, "The server made a mistake; its log says more.")
+
+
+FASTAPI_MESSAGES = {
+    "missing": "Field required",
+    "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
+    "bool_parsing": "Input should be a valid boolean, unable to interpret input",
+    "string_type": "Input should be a valid string",
+}
+DJANGO_MESSAGES = {
+    "missing": "This field is required.",
+    "int_parsing": "A valid integer is required.",
+    "bool_parsing": "Must be a valid boolean.",
+    "string_type": "Not a valid string.",
+}
+
+
+def error_response(error: HTTPError, family: str) -> Response:
+    """An error in the shape of its family (CONTRACT.md, section 3)."""
+    status, value = error.status, {"detail": error.detail}
+    if isinstance(error, Invalid) and family == "entities":
+        status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}  # type: ignore[dict-item]
+    elif isinstance(error, Invalid) and family == "accounts":
+        value = {}
+        for problem in error.problems:
+            value.setdefault(problem.field, []).append(django_message(problem))  # type: ignore[arg-type,attr-defined]
+    return json_response(value, status, error.headers.items())
+
+
+def fastapi_problem(problem: Problem) -> dict[str, Any]:
+    message = FASTAPI_MESSAGES.get(problem.type, problem.message)
+    return {"loc": [problem.where, problem.field], "msg": message, "type": problem.type}
+
+
+def django_message(problem: Problem) -> str:
+    message = f"{problem.message[:1].upper()}{problem.message[1:]}."
+    return DJANGO_MESSAGES.get(problem.type, message)
+
+
+# ======================================================================================
+# 12. Families
+# ======================================================================================
+# A handler reads like its row in CONTRACT.md. What the families share comes first: finding
+# a content that may be shown, and answering with it.
+
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def check_sha256(text: str) -> str:
+    if not SHA256.fullmatch(text):
+        raise HTTPError(400, "That is not a SHA-256: 64 hexadecimal digits.")
+    return text.lower()
+
+
+def not_found() -> HTTPError:
+    return HTTPError(404, "There is no such file.")
+
+
+def find_content(app: App, request: Request, sha256: str) -> tuple[Folder, File, Asset]:
+    """A file with this content that the principal may read and that is still on disk; 404."""
+    roots = ["library"]
+    if allows(Access.PRIVATE_READ, request.principal, True):
+        roots.append("images")
+    for file, asset in app.index.files.with_content(sha256, roots):
+        folder = app.folders[file.root]
+        with contextlib.suppress(OSError):
+            if file.matches(folder.stat(file.path)):
+                return folder, file, asset
+    raise not_found()
+
+
+def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
+    """What is known of a file by its name, read again if it was changed on disk; 404."""
+    try:
+        found = app.index.files.get(folder.name, path)
+        if found and not found[0].matches(folder.stat(path)):
+            found = app.scanner.refresh(folder, path)
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        raise not_found()
+    return found
+
+
+def cache_forever(app: App, file: File) -> str:
+    """For what is addressed by its hash."""
+    private = app.settings.read_auth_enabled or file.root != "library"
+    return f"{'private' if private else 'public'}, max-age=31536000, immutable"
+
+
+def file_response(
+    app: App, request: Request, folder: Folder, file: File, asset: Asset, cache_control: str
+) -> Response:
+    """Answer with a file as it was when it was read; 404 if it is that no more."""
+    try:
+        source = folder.open(file.path)
+    except (OSError, ValueError):
+        raise not_found() from None
+    try:
+        if not file.matches(os.fstat(source.fileno())):
+            raise not_found()
+        data: bytes | io.FileIO = source
+        if file.size <= HOT_FILE_BYTES:
+            data = source.read(file.size + 1)
+        filename = posixpath.basename(printable(file.path))
+        content = Content(
+            data,
+            file.size,
+            asset.mime_type,
+            file.sha256,
+            file.mtime_ns / 1e9,
+            cache_control,
+            filename,
+        )
+        response = content_response(request.headers, content)
+    except BaseException:
+        source.close()
+        raise
+    if isinstance(data, bytes):
+        source.close()
+        remember_hot(app, request, folder, file, content)
+    return response
+
+
+def remember_hot(app: App, request: Request, folder: Folder, file: File, content: Content) -> None:
+    """Have the next anonymous GET of a small public file answered from memory."""
+    if folder is app.library and not app.settings.read_auth_enabled and not request.head.query:
+        app.remember(
+            request.head.target,
+            HotFile(folder.locate(file.path), file.size, file.mtime_ns, content),
+        )
+
+
+def store_upload(
+    app: App, incoming: Incoming, folder: Folder, names: Iterable[str]
+) -> tuple[File, Asset]:
+    """Put an upload in place, as a link where only the server writes; what the index is to know."""
+    twin = find_twin(app, folder, incoming.sha256) if folder.make else None
+    name = folder.keep(incoming, names, twin)
+    asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
+    status = folder.stat(name)
+    times = (status.st_mtime_ns, status.st_ctime, time.time())
+    return File(folder.name, name, asset.sha256, status.st_size, *times), asset
+
+
+def find_twin(app: App, folder: Folder, sha256: str) -> str | None:
+    """The name of a file of this folder with this content, unchanged on disk."""
+    for file, _ in app.index.files.with_content(sha256, [folder.name]):
+        with contextlib.suppress(OSError):
+            if file.matches(folder.stat(file.path)):
+                return file.path
+    return None
+
+
+def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
+    """The facts of an upload whose content is of an allowed type; 400."""
+    facts = incoming.facts
+    if facts is None or facts.extension not in extensions:
+        raise HTTPError(400, f"The file's content is none of: {', '.join(sorted(extensions))}.")
+    return facts
+
+
+def check_extension(name: str, extensions: Set[str]) -> str:
+    """The extension of a file name if it is an allowed one, in lower case; 400."""
+    extension = posixpath.splitext(name.replace("\\", "/"))[1][1:].lower()
+    if extension not in extensions:
+        raise HTTPError(
+            400, f"The file's name must end in one of: {', '.join(sorted(extensions))}."
+        )
+    return extension
+
+
+def uploaded(request: Request) -> Incoming:
+    """The file of a route whose upload is required."""
+    assert request.upload is not None
+    return request.upload
+
+
+# -- media: public image host ------------------------------------------------------------
+
+MEDIA_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "svg", "bmp"})
+MEDIA_TYPES = frozenset({"jpg", "png", "gif", "webp", "svg", "bmp"})
+MEDIA_FOLDER = "media"
+
+
+def check_media_name(request: Request, name: str) -> None:
+    check_extension(name, MEDIA_NAMES)
+
+
+MEDIA_UPLOAD = BodySpec(
+    ("multipart",), upload=Upload("library", "max_upload_bytes", check_name=check_media_name)
+)
+
+
+@route(
+    "POST", "/upload", Access.UPLOAD, "media", "Upload a public image",
+    body=MEDIA_UPLOAD, answers={201: "url, filename, size, content_type, sha256"},
+)  # fmt: skip
+def upload_media(app: App, request: Request) -> Response:
+    incoming = uploaded(request)
+    extension = check_extension(incoming.filename, MEDIA_NAMES)
+    facts = check_type(incoming, MEDIA_TYPES)
+    filename = f"{secrets.token_hex(16)}.{extension}"
+    file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    value = {
+        "url": request.url(f"/media/{filename}"),
+        "filename": filename,
+        "size": asset.size,
+        "content_type": facts.mime_type,
+        "sha256": asset.sha256,
+    }
+    return json_response(value, 201, [("Location", f"/media/{filename}")])
+
+
+@route(
+    "GET", "/media/{filename}", Access.READ, "media", "A public image", answers={200: "the file"}
+)
+def get_media(app: App, request: Request, filename: str) -> Response:
+    file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
+    return file_response(app, request, app.library, file, asset, "public, max-age=3600")
+
+
+@route(
+    "DELETE",
+    "/media/{filename}",
+    Access.UPLOAD,
+    "media",
+    "Delete a public image",
+    answers={200: "deleted"},
+)
+def delete_media(app: App, request: Request, filename: str) -> Response:
+    path = f"{MEDIA_FOLDER}/{filename}"
+    if app.index.files.get("library", path) is None:
+        raise not_found()
+    with app.library.removing([path]):
+        sha256 = app.index.write(lambda db: app.index.files.remove(db, "library", path))
+    if sha256:
+        app.thumbnails.remove(sha256)
+    return json_response({"deleted": filename})
+
+
+MEDIA_PAGING = (
+    Field("page", "integer", minimum=1, help="from 1"),
+    Field(
+        "page_size",
+        "integer",
+        minimum=1,
+        ceiling=1000,
+        help="100 where only a page is given, at most 1000",
+    ),
+)
+
+
+@route(
+    "GET", "/media", Access.READ, "media", "All public images, newest first",
+    query=MEDIA_PAGING, answers={200: "count, files"},
+)  # fmt: skip
+def list_media(app: App, request: Request) -> Response:
+    size, offset = -1, 0  # SQLite: no limit
+    if request.query:
+        size = request.query.get("page_size", 100)
+        offset = (request.query.get("page", 1) - 1) * size
+    rows = app.index.files.media(size, min(offset, MAX_BYTES))
+    files = [media_json(request, *row) for row in rows]
+    return json_response({"count": app.index.files.count_media(), "files": files})
+
+
+def media_json(
+    request: Request, path: str, size: int, mime_type: str | None, added: float
+) -> dict[str, Any]:
+    filename = printable(path.partition("/")[2])
+    return {
+        "filename": filename,
+        "url": request.url(f"/media/{quote(filename)}"),
+        "size": size,
+        "content_type": mime_type or "application/octet-stream",
+        "uploaded_at": added,
+    }
+
+
+# -- library: scanned photo folder -------------------------------------------------------
+
+LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
+LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
+
+
+@route(
+    "GET",
+    "/list",
+    Access.READ,
+    "library",
+    "Everything in the folder, by SHA-256",
+    answers={200: "by sha256"},
+)
+def list_library(app: App, request: Request) -> Response:
+    root = app.library.path
+    return json_response(
+        {
+            sha256: {
+                "filename": printable(posixpath.basename(path)),
+                "last_modified": mtime_ns / 1e9,
+                "file_path": printable(f"{root}/{path}"),
+                "original_creation_date": created,
+            }
+            for sha256, path, mtime_ns, created in app.index.files.library()
+        }
+    )
+
+
+@route(
+    "GET",
+    "/thumbnail/{sha256}",
+    Access.READ,
+    "library",
+    "A PNG that fits 256 × 256",
+    answers={200: "image/png"},
+)
+def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
+    sha256 = check_sha256(sha256)
+    folder, file, asset = find_content(app, request, sha256)
+    if not app.scanner.ensure_thumbnail(folder, file, asset):
+        raise HTTPError(404, "There is no thumbnail of this file.")
+    try:
+        data = app.thumbnails.path(sha256).read_bytes()
+    except FileNotFoundError:
+        raise not_found() from None
+    digest = hashlib.sha256(data).hexdigest()
+    content = Content(
+        data, len(data), "image/png", digest, file.mtime_ns / 1e9, cache_forever(app, file)
+    )
+    remember_hot(app, request, folder, file, content)
+    return content_response(request.headers, content)
+
+
+@route(
+    "GET",
+    "/image/{filename:image}",
+    Access.PRIVATE_READ,
+    "images",
+    "A private image",
+    answers={200: "the file"},
+)
+def get_private_image(app: App, request: Request, filename: str) -> Response:
+    file, asset = find_named(app, app.images, filename)
+    return file_response(app, request, app.images, file, asset, "private, no-cache")
+
+
+@route(
+    "GET",
+    "/image/{sha256}",
+    Access.READ,
+    "library",
+    "A file by its SHA-256",
+    answers={200: "the file"},
+)
+def get_image(app: App, request: Request, sha256: str) -> Response:
+    folder, file, asset = find_content(app, request, check_sha256(sha256))
+    return file_response(app, request, folder, file, asset, cache_forever(app, file))
+
+
+LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
+
+
+def library_name(wanted: str, filename: str) -> str:
+    """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
+    for name in (safe_name(wanted), safe_name(filename)):
+        if posixpath.splitext(name)[1][1:].lower() in LIBRARY_NAMES:
+            return name
+    check_extension(wanted, LIBRARY_NAMES)
+    raise HTTPError(400, "The file needs a name.")
+
+
+@route(
+    "PUT", "/image/{filename}", Access.UPLOAD, "library", "Upload an image into the folder",
+    body=LIBRARY_UPLOAD, answers={201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+)  # fmt: skip
+def put_image(app: App, request: Request, filename: str) -> Response:
+    incoming = uploaded(request)
+    name = library_name(filename, incoming.filename)
+    facts = check_type(incoming, LIBRARY_TYPES)
+    known = find_twin(app, app.library, incoming.sha256)
+    if known is None:
+        folder = time.strftime("uploads/%Y%m%d", time.gmtime())
+        names = numbered_names(f"{folder}/{name}")
+        file, asset = store_upload(app, incoming, app.library, names)
+        known = app.index.write(lambda db: put_new_content(app, db, file, asset), durable=False)
+    if known is None:
+        app.scanner.wake()
+        possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
+        value = library_json("Image uploaded successfully.", asset.sha256, file.path)
+        thumbnail = f"{asset.sha256}.png" if possible else None
+        return json_response({**value, "thumbnail_file": thumbnail}, 201)
+    incoming.discard()
+    return json_response(library_json("Image content already exists.", incoming.sha256, known))
+
+
+def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
+    """Know a file unless another request has brought its content meanwhile: that one's path."""
+    known = app.index.files.first_other(db, file)
+    if known is None:
+        app.index.files.put(db, file, asset)
+    return known
+
+
+def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
+    path = printable(path)
+    return {
+        "message": message,
+        "sha256": sha256,
+        "filename": posixpath.basename(path),
+        "file_path": path,
+    }
+
+
+# -- images: private image box -----------------------------------------------------------
+
+IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "bmp"})
+IMAGE_TYPES = frozenset({"jpg", "png", "gif", "webp", "bmp"})
+IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
+
+
+def private_names(name: str) -> Iterator[str]:
+    """The name itself, then with the time added: `<stem>_<UTC><ext>`."""
+    yield name
+    while True:
+        moment = datetime.now(timezone.utc)
+        yield with_suffix(name, moment.strftime("_%Y%m%dT%H%M%S%fZ"))
+
+
+def image_name(settings: Settings, filename: str, facts: Facts) -> str:
+    """Under which name an image is stored; one without an extension gets its content's. 400."""
+    name = safe_name(filename)
+    stem, extension = posixpath.splitext(name)
+    extension = extension or f".{facts.extension}"
+    check_extension(extension and f"x{extension}", IMAGE_NAMES)
+    if settings.slugify_filenames:
+        stem, extension = slugify(stem) or "image", extension.lower()
+    return fit_name(f"{stem}{extension}")
+
+
+@route(
+    "POST", "/upload-image", Access.WRITE, "images", "Store a private image",
+    body=IMAGE_UPLOAD, answers={201: "stored_as, bytes, image_url"},
+)  # fmt: skip
+def upload_private_image(app: App, request: Request) -> Response:
+    incoming = uploaded(request)
+    facts = check_type(incoming, IMAGE_TYPES)
+    name = image_name(app.settings, incoming.filename, facts)
+    file, asset = store_upload(app, incoming, app.images, private_names(name))
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    value = {
+        "stored_as": file.path,
+        "bytes": file.size,
+        "image_url": request.url(f"/image/{quote(file.path)}"),
+    }
+    return json_response(value, 201)
+
+
+# ======================================================================================
+# 13. System and pages
+# ======================================================================================
+# Health for programs, a page for people.
+
+
+def health_json(app: App) -> dict[str, Any]:
+    scan = app.scanner.progress
+    return {
+        "status": "degraded" if is_degraded(app) else "ok",
+        "gateway": True,
+        "version": __version__,
+        "uptime": round(time.monotonic() - app.started, 3),
+        "scan": {
+            "running": scan.running,
+            "done": scan.done,
+            "total": scan.total,
+            "finished_at": scan.finished_at,
+        },
+    }
+
+
+def is_degraded(app: App) -> bool:
+    """Whether the folder is missing, or empty though pictures are known: a disk not mounted."""
+    if not os.path.isdir(app.library.path):
+        return True
+    return app.library.is_missing() and not app.index.files.is_empty("library")
+
+
+@route(
+    "GET",
+    "/health",
+    Access.OPEN,
+    "system",
+    "How the server is",
+    answers={200: "status, version, uptime, scan"},
+)
+def get_health(app: App, request: Request) -> Response:
+    return json_response(health_json(app), headers=[("Cache-Control", "no-store")])
+
+
+PAGE_PICTURES = 60
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>mediaserver</title>
+<style>
+ :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
+ body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
+ main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
+ a {{ aspect-ratio: 1; display: block; overflow: hidden; border-radius: .5rem; background: #8883 }}
+ img {{ width: 100%; height: 100%; object-fit: cover }}
+</style>
+<h1>mediaserver</h1>
+<p>{message}</p>
+<main>{pictures}</main>
+"""
+PAGE_POLICY = (
+    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+)
+
+
+@route(
+    "GET",
+    "/",
+    Access.OPEN,
+    "system",
+    "A page for browsers, health for programs",
+    answers={200: "page or health"},
+)
+def get_root(app: App, request: Request) -> Response:
+    vary = ("Vary", "Accept")
+    if "text/html" not in request.headers.get("accept", ""):
+        return json_response(health_json(app), headers=[("Cache-Control", "no-store"), vary])
+    headers = [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", PAGE_POLICY),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+        vary,
+    ]
+    return Response(200, headers, render_page(app, request).encode())
+
+
+def render_page(app: App, request: Request) -> str:
+    if not allows(Access.READ, request.principal, app.settings.read_auth_enabled):
+        return PAGE.format(message="The pictures here need a credential.", pictures="")
+    hashes = app.index.files.newest_images(PAGE_PICTURES)
+    shown = "thumbnail" if app.thumbnails.available else "image"
+    pictures = "".join(
+        f'<a href="/image/{sha256}"><img src="/{shown}/{sha256}" alt="" loading="lazy"></a>'
+        for sha256 in hashes
+    )
+    message = "The newest pictures." if hashes else "There are no pictures yet."
+    return PAGE.format(message=message, pictures=pictures)
+
+
+# ======================================================================================
+# 14. Command line
+# ======================================================================================
+# `serve` is the default command. Whatever is wrong with the settings ends with one line
+# that names the setting, and exit status 2.
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Settings], int]]] = {}
+
+
+def command(
+    name: str, help: str
+) -> Callable[[Callable[[Settings], int]], Callable[[Settings], int]]:
+    def declare(run: Callable[[Settings], int]) -> Callable[[Settings], int]:
+        COMMANDS[name] = (help, run)
+        return run
+
+    return declare
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """`--help` comes from the table of settings and from the commands."""
+    commands = "\n".join(f"  {name:8} {help}" for name, (help, _) in COMMANDS.items())
+    hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
+    parser = argparse.ArgumentParser(
+        prog="mediaserver.py",
+        usage="python3 mediaserver.py [COMMAND] --storage_dir DIR [options]",
+        description="Scans, serves and takes in a household's pictures and films.",
+        epilog=f"commands:\n{commands}\n\n"
+        "Each option is also read from the environment and from .env under its name in capitals\n"
+        f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}), and so are the secrets\n"
+        f"{hidden}.\nA long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "command", nargs="?", choices=COMMANDS, default="serve", help=argparse.SUPPRESS
+    )
+    parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
+    for name, default, how in Settings.table():
+        if not how.secret:
+            shown = how.shown or str(default)
+            parser.add_argument(
+                f"--{name}", metavar="X", help=f"{how.help} ({shown})".replace("%", "%%")
+            )
+    return parser
+
+
+def parse_command_line(arguments: Sequence[str]) -> tuple[str, Settings]:
+    """The command and its settings; SystemExit(2) with usage for what is no option."""
+    parser = build_parser()
+    spelled = [
+        re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in arguments
+    ]
+    options = {
+        name: value
+        for name, value in vars(parser.parse_args(spelled)).items()
+        if value is not None
+    }
+    name = options.pop("command")
+    settings = load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
+    return name, settings
+
+
+def make_data_dir(settings: Settings) -> None:
+    """Make DATA, and a new index's storage folder; an existing index without its folder is kept."""
+    try:
+        if not settings.storage_dir.exists() and not settings.database_url.exists():
+            settings.storage_dir.mkdir(parents=True)
+        elif settings.storage_dir.exists() and not settings.storage_dir.is_dir():
+            raise SettingError("STORAGE_DIR", f"{settings.storage_dir} is not a folder")
+        settings.database_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.database_url.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(
+            "STORAGE_DIR", f"cannot be used: {error.strerror}: {error.filename}"
+        ) from None
+
+
+def lock_data_dir(settings: Settings) -> io.FileIO:
+    """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
+    file = io.FileIO(settings.database_dir / "lock", "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SettingError(
+            "DATABASE_DIR", f"another mediaserver is running on {settings.database_dir}"
+        ) from None
+    return file
+
+
+@command("token", "print a fresh upload token")
+def print_token(settings: Settings) -> int:
+    make_data_dir(settings)
+    settings, _ = with_secrets(settings)
+    print(sign_upload_token(settings.media_server_secret, time.time()))
+    return 0
+
+
+@command("serve", "run the server (the default)")
+def serve(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT."""
+    thumbnails = Thumbnails(settings.storage_dir / ".thumbnails")
+    thumbnails.start()  # forks its host: before there is any thread, file or lock
+    make_data_dir(settings)
+    lock = lock_data_dir(settings)
+    settings, generated = with_secrets(settings)
+    app = App(settings, open_index(settings.database_url), thumbnails)
+    thumbnails.settle()
+    for folder in app.folders.values():
+        folder.settle(functools.partial(app.index.files.is_known, folder.name))
+    server = build_server(app)
+    handle_signals(server, app)
+    announce(server, app, generated)
+    app.scanner.start(settings.rescan_interval)
+    server.serve_forever()
+    app.scanner.stop()
+    thumbnails.stop()
+    app.index.close()
+    lock.close()
+    return 0
+
+
+def build_server(app: App) -> Server:
+    settings = app.settings
+    try:
+        server = Server((settings.host, settings.port))
+    except OSError as error:
+        raise SettingError(
+            "HOST, PORT", f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from None
+    application = Application(app, ROUTES)
+    server.application = application
+    server.inline = application.inline
+    server.on_error = application.on_error
+    return server
+
+
+def handle_signals(server: Server, app: App) -> None:
+    """SIGTERM and SIGINT stop, a second one at once; SIGHUP scans."""
+
+    def stop(number: int, frame: object) -> None:
+        if server.stopping:
+            os._exit(1)
+        server.stop()
+
+    signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, lambda number, frame: app.scanner.request())
+
+
+def announce(server: Server, app: App, generated: Sequence[str]) -> None:
+    """Say that the server is ready, and what to do next."""
+    settings = app.settings
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{server.server_port}"
+    warn(f"listening on {url}")
+    warn(f"scanning {settings.storage_dir}; thumbnails: {app.thumbnails.description}")
+    if generated:
+        warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")
+        warn("another program's tokens are good here only with the same secret")
+    if settings.auth_disabled:
+        warn("AUTH_DISABLED is on: everyone may do everything")
+    folder = shlex.quote(str(settings.storage_dir))
+    warn("upload a picture:")
+    warn(
+        f'  curl -F file=@photo.jpg "{url}/upload?token=$(python3 {sys.argv[0]} token --storage_dir {folder})"'
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        name, settings = parse_command_line(sys.argv[1:] if arguments is None else arguments)
+        return COMMANDS[name][1](settings)
+    except SettingError as error:
+        warn(str(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
