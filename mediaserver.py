@@ -386,6 +386,11 @@ def load_settings(
     values.setdefault("database_url", data / "index.sqlite3")
     values.setdefault("upload_dir", data / "images")
     values.setdefault("media_storage_dir", data / "entities")
+    for name in ("upload_dir", "media_storage_dir"):
+        if values["storage_dir"].is_relative_to(values[name]):
+            raise SettingError(
+                name.upper(), "must not be, or hold, STORAGE_DIR: it would be public"
+            )
     return Settings(**values)
 
 
@@ -3911,26 +3916,31 @@ class Scanner:
 
     def _make_thumbnails(self) -> bool:
         """Try a batch of those that were not tried; whether there was any."""
+        from concurrent.futures import ThreadPoolExecutor  # as in _add
+
         kinds = [kind for kind in ("image", "video") if self._thumbnails.can_make(kind, "")]
-        tried = 0
-        for file, asset in self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH):
-            if self._stopping or not self._thumbnails.available:
-                return False
+        found = self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH)
+        with ThreadPoolExecutor(self._thumbnails.processes) as pool:
+            for _ in pool.map(self._try_thumbnail, found):
+                pass
+        return bool(found) and self._thumbnails.available
+
+    def _try_thumbnail(self, found: tuple[File, Asset]) -> None:
+        if not self._stopping:
+            file, asset = found
             self.ensure_thumbnail(self._folders[file.root], file, asset)
-            tried += 1
-        return tried > 0
 
     def ensure_thumbnail(self, folder: Folder, file: File, asset: Asset) -> bool:
         """Whether a content has a thumbnail, which is made now if that has not been tried yet."""
-        facts, state = asset.facts, asset.thumbnail
-        if state == 0 or facts is None:
+        facts, thumbnails = asset.facts, self._thumbnails
+        if asset.thumbnail == 0 or facts is None:
             return False
-        if state == 1 and self._thumbnails.exists(asset.sha256):
+        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256):
             return True
-        made = self._thumbnails.make(
+        made = thumbnails.can_make(facts.kind, facts.mime_type) and thumbnails.make(
             folder.locate(file.path), asset.sha256, facts.kind, facts.duration
         )
-        if made or self._thumbnails.available:
+        if made or thumbnails.available:  # else it is not the picture's fault
             self._index.assets.set_thumbnail(asset.sha256, made)
         return made
 
@@ -4705,7 +4715,7 @@ STALL_SECONDS = 30.0  # a head or body without a byte
 UNREAD_SECONDS = 120.0  # an answer of which the client's side acknowledges nothing
 IDLE_SECONDS = 75.0  # a kept connection without a request, as nginx has it
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
-STOP_SECONDS = 30.0  # what is in flight may take after SIGTERM
+STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -5483,8 +5493,8 @@ def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, s
     for segment, part in zip(segments, parts, strict=True):
         if segment.startswith("{"):
             name, _, converter = segment[1:-1].partition(":")
-            if not CONVERTERS[converter](part):
-                return None
+            if "/" in part or "\0" in part or not CONVERTERS[converter](part):
+                return None  # %2F and %00 are in no name
             parameters[name] = part
         elif segment != part:
             return None
@@ -5519,7 +5529,12 @@ class App:
             index.set_meta("decoders", thumbnails.description)
         apart = [
             str(path)
-            for path in (settings.upload_dir, settings.database_dir, settings.media_storage_dir)
+            for path in (
+                settings.upload_dir,
+                settings.database_dir,
+                settings.database_dir / "users",
+                settings.media_storage_dir,
+            )
         ]
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart)
         self.keys = Keys(
@@ -5714,7 +5729,10 @@ def parse_declared(
 
 
 def read_body(request: Request, spec: BodySpec) -> None:
-    """Read a request's body into `request.fields` and `request.upload`; 400, 413 or 415."""
+    """Read a request's body into `request.fields` and `request.upload`; 400, 411, 413 or 415."""
+    unsized = request.head.content_length is None and not request.head.chunked
+    if unsized and (spec.upload or "content-type" in request.headers):
+        raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
     if media_type == "multipart/form-data" and "multipart" in spec.kinds:
         values = read_multipart(request, spec.upload, parameters.get("boundary", ""))
@@ -5994,9 +6012,6 @@ class Application:
         app = self.app
         request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
         require(item.access, request.principal, app.settings.read_auth_enabled)
-        for value in parameters.values():
-            if "\0" in value:
-                raise HTTPError(404, "There is nothing at this path.")
         request.query = parse_declared(item.query, dict(pairs), "query")
         if item.body is not None:
             read_body(request, item.body)
@@ -6038,11 +6053,11 @@ class Application:
         origins = self.app.settings.cors_allow_origins
         if not origins:
             return []
-        exposed = ("Access-Control-Expose-Headers", CORS_EXPOSED)
-        if "*" in origins:
-            return [("Access-Control-Allow-Origin", "*"), exposed]
         origin = head.headers.get("origin", "") if head else ""
-        allowed = [("Access-Control-Allow-Origin", origin), exposed] if origin in origins else []
+        exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
+        if "*" in origins:
+            return [("Access-Control-Allow-Origin", "*"), *exposed]
+        allowed = [("Access-Control-Allow-Origin", origin), *exposed] if origin in origins else []
         return [*allowed, ("Vary", "Origin")]
 
     def on_error(self, error: HTTPError) -> Response:
@@ -6093,6 +6108,11 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and (error.errno or 0) in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno or 0]
         return HTTPError(status, detail, {"Retry-After": "60"} if status == 503 else None)
+    if isinstance(error, sqlite3.OperationalError):
+        warn(f"the index: {error}")
+        if "full" in str(error):
+            return HTTPError(507, "The disk is full.")
+        return HTTPError(503, "The index cannot be used now.", {"Retry-After": "60"})
     import traceback  # only where something is wrong with the program
 
     warn("".join(traceback.format_exception(error)).rstrip())
@@ -6711,8 +6731,10 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str, Settings]:
         if value is not None
     }
     name = options.pop("command")
-    settings = load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
-    return name, settings
+    try:
+        return name, load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
+    except SettingError as error:
+        parser.error(str(error))
 
 
 def make_data_dir(settings: Settings) -> None:
