@@ -29,6 +29,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import posixpath
 import queue
@@ -55,7 +56,6 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast, overload
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -2829,7 +2829,8 @@ class Files:
         self._index.assets.put(db, asset)
         db.execute(
             "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET sha256 ="
-            " excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns, ctime = excluded.ctime",
+            " excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns,"
+            " ctime = excluded.ctime",
             (
                 file.root,
                 os.fsencode(file.path),
@@ -2867,7 +2868,8 @@ class Files:
         """The files with a content in some folders, by path."""
         rows = self._index.read(
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-            f" WHERE sha256 = ? AND root IN ({', '.join('?' * len(roots))}) ORDER BY root DESC, path",
+            f" WHERE sha256 = ? AND root IN ({', '.join('?' * len(roots))})"
+            " ORDER BY root DESC, path",
             sha256,
             *roots,
         )
@@ -2880,7 +2882,8 @@ class Files:
         """
         last = b""
         while rows := self._index.read(
-            "SELECT path, size, mtime_ns FROM file WHERE root = ? AND path > ? ORDER BY path LIMIT ?",
+            "SELECT path, size, mtime_ns FROM file WHERE root = ? AND path > ?"
+            " ORDER BY path LIMIT ?",
             root,
             last,
             page,
@@ -3064,7 +3067,7 @@ class Folder:
                 os.unlink(leftover)
 
     def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
-        """Write `chunks` to a file of their own while hashing them; TooLarge beyond `limit` bytes."""
+        """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
         path = self._new_incoming()
         incoming = Incoming(path, io.FileIO(path, "x+b"))
         hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
@@ -3709,8 +3712,9 @@ def ffmpeg_command(kind: str, at: str) -> list[str]:
 # files are read. A second thread makes thumbnails for what has none.
 
 MEDIA_EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k dng nef"
-    b" cr2 cr3 arw orf rw2 raf pef srw mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
+    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k"
+    b" dng nef cr2 cr3 arw orf rw2 raf pef srw"
+    b" mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
     b" flv wmv asf wav flac mp3 m4a m4b aac ogg oga opus aif aiff aifc mka wma".split()
 )
 SCAN_BATCH = 64  # files hashed and committed together
@@ -3753,11 +3757,32 @@ class ScanProgress:
     finished_at: float | None = None
 
 
+class SharedProgress:
+    """A ScanProgress that every process forked from this one sees."""
+
+    LAYOUT = struct.Struct("=?QQd")
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, self.LAYOUT.size)
+
+    def get(self) -> ScanProgress:
+        running, done, total, finished_at = self.LAYOUT.unpack(self._memory[:])
+        return ScanProgress(bool(running), int(done), int(total), float(finished_at) or None)
+
+    def set(self, now: ScanProgress) -> None:
+        self._memory[:] = self.LAYOUT.pack(now.running, now.done, now.total, now.finished_at or 0)
+
+
 class Scanner:
     """Keeps the index in step with the folders, in the background."""
 
     def __init__(
-        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails, apart: Sequence[str]
+        self,
+        index: Index,
+        folders: Sequence[Folder],
+        thumbnails: Thumbnails,
+        apart: Sequence[str],
+        progress: SharedProgress,
     ) -> None:
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
@@ -3766,9 +3791,14 @@ class Scanner:
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
-        self.progress = ScanProgress()
+        self._progress = progress
+
+    @property
+    def progress(self) -> ScanProgress:
+        return self._progress.get()
 
     def start(self, interval: float) -> None:
+        """Scan now and every `interval` seconds; 0: only when asked."""
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
@@ -3795,23 +3825,21 @@ class Scanner:
                 self.scan()
             except Exception as error:  # one bad scan must not be the last one
                 warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self.progress = replace(self.progress, running=False)
+                self._progress.set(replace(self.progress, running=False))
 
     def scan(self) -> None:
         """Bring the index in step with the disk once."""
         if self._stopping:
             return
-        self.progress = replace(self.progress, running=True, done=0, total=0)
+        self._progress.set(replace(self.progress, running=True, done=0, total=0))
         for folder in self._folders.values():
             if not folder.is_missing():
                 self._scan_folder(folder)
             elif self._index.files.is_empty(folder.name):
                 continue
             else:
-                warn(
-                    f"nothing is in {folder.path}: is its disk mounted? What is known of it is kept"
-                )
-        self.progress = replace(self.progress, running=False, finished_at=time.time())
+                warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
+        self._progress.set(replace(self.progress, running=False, finished_at=time.time()))
 
     def _scan_folder(self, folder: Folder) -> None:
         started = time.time()
@@ -3828,7 +3856,7 @@ class Scanner:
 
     def _advance(self, done: int, total: int) -> None:
         now = self.progress
-        self.progress = replace(now, done=now.done + done, total=now.total + total)
+        self._progress.set(replace(now, done=now.done + done, total=now.total + total))
 
     def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
         """New or changed paths, paths that are no more, and the number of unchanged ones."""
@@ -4714,6 +4742,7 @@ HEAD_SECONDS = 60.0  # a head must be complete by then
 STALL_SECONDS = 30.0  # a head or body without a byte
 UNREAD_SECONDS = 120.0  # an answer of which the client's side acknowledges nothing
 IDLE_SECONDS = 75.0  # a kept connection without a request, as nginx has it
+LISTEN_BACKLOG = 1024  # connections that wait for accept
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 
@@ -4884,7 +4913,7 @@ class Body:
         connection.received = decoder.rest
 
     def skip(self) -> bool:
-        """Pass over a body that nobody read if all of it is here; whether the connection can go on."""
+        """Pass over an unread body if all of it is here; whether the connection can go on."""
         if (
             not self.finished
             and self.length is not None
@@ -4949,7 +4978,7 @@ class Connection:
             self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
 
     def receive_more(self, most: int) -> memoryview:
-        """Wait for more bytes of the body, at most `most`; good until the next call in this thread."""
+        """Wait for at most `most` bytes of the body; good until this thread's next call."""
         buffer = self.server.buffers.body
         count = self.socket.recv_into(buffer, min(most, len(buffer)))
         if not count:
@@ -5054,13 +5083,12 @@ class Server(ThreadingHTTPServer):
     blocking.
     """
 
-    request_queue_size = 1024
+    lifeline: socket.socket | None = None  # readable when the supervisor is gone
     application: Callable[[RequestHead, Body, str], Response]
     inline: Callable[[RequestHead], Response | None]
     on_error: Callable[[HTTPError], Response]
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    def __init__(self, listener: socket.socket) -> None:
         self.buffers = Buffers()
         self.date = format_date(time.time())
         self._selector = selectors.DefaultSelector()
@@ -5074,16 +5102,10 @@ class Server(ThreadingHTTPServer):
             end.setblocking(False)
         self._most_connections = limit_connections()
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(address, Connection)  # type: ignore[arg-type]
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's reverse look-up of the host's name, which may take seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-        self.socket.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-        )  # accepted ones inherit it
-        self.socket.setblocking(False)
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
 
     # -- the selector's thread
 
@@ -5091,6 +5113,8 @@ class Server(ThreadingHTTPServer):
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
+        if self.lifeline is not None:
+            self._selector.register(self.lifeline, selectors.EVENT_READ, self.stop)
         sweep_at = 0.0
         while not self._is_over():
             for key, _ in self._selector.select(poll_interval):
@@ -5351,14 +5375,71 @@ class Server(ThreadingHTTPServer):
 def limit_connections() -> int:
     """Raise the limit of open files as far as it goes; how many connections that allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard > MAX_CONNECTIONS + SPARE_DESCRIPTORS:
-        hard = MAX_CONNECTIONS + SPARE_DESCRIPTORS
-    if soft < hard:
+    most = MAX_CONNECTIONS + SPARE_DESCRIPTORS
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft < wanted:
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-            )
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    listener.setblocking(False)
+    return listener
+
+
+def run_workers(count: int, work: Callable[[int, socket.socket], None]) -> int:
+    """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+
+    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
+    however it ends.
+    """
+    held, lifeline = socket.socketpair()
+    workers: dict[int, int] = {}  # number by process ID
+    stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for process in workers:
+            os.kill(process, signal.SIGTERM)
+
+    def scan(number: int, frame: object) -> None:
+        for process, worker in workers.items():
+            if worker == 0:
+                os.kill(process, signal.SIGHUP)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop)
+    signal.signal(signal.SIGHUP, scan)
+    missing = list(range(count))
+    while not stopping or workers:
+        for number in missing if not stopping else ():
+            workers[fork_worker(held, functools.partial(work, number, lifeline))] = number
+        if stopping:  # which may have come while one was forked
+            stop(signal.SIGTERM, None)
+        process, status = os.wait()
+        missing = [workers.pop(process)] if process in workers else []
+        if missing and not stopping:
+            warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
+            time.sleep(1)  # one that cannot start must not use up the machine
+    return 0
+
+
+def fork_worker(held: socket.socket, work: Callable[[], None]) -> int:
+    """The process ID of a child that runs `work` and ends."""
+    process = os.fork()
+    if process == 0:
+        held.close()
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return process
 
 
 # ======================================================================================
@@ -5517,7 +5598,9 @@ class HotFile:
 class App:
     """What handlers need, built in one place."""
 
-    def __init__(self, settings: Settings, index: Index, thumbnails: Thumbnails) -> None:
+    def __init__(
+        self, settings: Settings, index: Index, thumbnails: Thumbnails, progress: SharedProgress
+    ) -> None:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
@@ -5536,7 +5619,7 @@ class App:
                 settings.media_storage_dir,
             )
         ]
-        self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart)
+        self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -5710,7 +5793,7 @@ def check_bounds(item: Field, number: int, where: str) -> int:
 def parse_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The declared fields among `values`; what is not sent has its default, or is left out if that is None."""
+    """The declared fields among `values`; what is not sent has its default if there is one."""
     parsed: dict[str, Any] = {}
     problems: list[Problem] = []
     for item in declared:
@@ -6252,7 +6335,7 @@ def remember_hot(app: App, request: Request, folder: Folder, file: File, content
 def store_upload(
     app: App, incoming: Incoming, folder: Folder, names: Iterable[str]
 ) -> tuple[File, Asset]:
-    """Put an upload in place, as a link where only the server writes; what the index is to know."""
+    """Put an upload in place, linked to its equal if there is one; what the index is to know."""
     twin = find_twin(app, folder, incoming.sha256) if folder.make else None
     name = folder.keep(incoming, names, twin)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
@@ -6491,7 +6574,8 @@ def library_name(wanted: str, filename: str) -> str:
 
 @route(
     "PUT", "/image/{filename}", Access.UPLOAD, "library", "Upload an image into the folder",
-    body=LIBRARY_UPLOAD, answers={201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+    body=LIBRARY_UPLOAD,
+    answers={201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
 )  # fmt: skip
 def put_image(app: App, request: Request, filename: str) -> Response:
     incoming = uploaded(request)
@@ -6701,8 +6785,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Scans, serves and takes in a household's pictures and films.",
         epilog=f"commands:\n{commands}\n\n"
         "Each option is also read from the environment and from .env under its name in capitals\n"
-        f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}), and so are the secrets\n"
-        f"{hidden}.\nA long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
+        f"and so are the secrets {hidden}.\nA long option is accepted with _ or -. DATA is DATABASE_DIR.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -6738,7 +6822,7 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str, Settings]:
 
 
 def make_data_dir(settings: Settings) -> None:
-    """Make DATA, and a new index's storage folder; an existing index without its folder is kept."""
+    """Make DATA, and the storage folder of a new index; that of an old one is its owner's."""
     try:
         if not settings.storage_dir.exists() and not settings.database_url.exists():
             settings.storage_dir.mkdir(parents=True)
@@ -6780,68 +6864,85 @@ def serve(settings: Settings) -> int:
     make_data_dir(settings)
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
-    app = App(settings, open_index(settings.database_url), thumbnails)
-    thumbnails.settle()
-    for folder in app.folders.values():
-        folder.settle(functools.partial(app.index.files.is_known, folder.name))
-    server = build_server(app)
-    handle_signals(server, app)
-    announce(server, app, generated)
-    app.scanner.start(settings.rescan_interval)
-    server.serve_forever()
-    app.scanner.stop()
-    thumbnails.stop()
-    app.index.close()
+    try:
+        listener = open_listener(settings.host, settings.port)
+    except OSError as error:
+        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
+    settle(settings, thumbnails)
+    announce(settings, listener, thumbnails, generated)
+    work = functools.partial(run_server, settings, listener, thumbnails, SharedProgress())
+    if settings.workers > 1:
+        run_workers(settings.workers, work)
+    else:
+        work(0, None)
     lock.close()
     return 0
 
 
-def build_server(app: App) -> Server:
-    settings = app.settings
-    try:
-        server = Server((settings.host, settings.port))
-    except OSError as error:
-        raise SettingError(
-            "HOST, PORT", f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from None
+def settle(settings: Settings, thumbnails: Thumbnails) -> None:
+    """Check the settings against what is on disk, and undo what a crash left half done."""
+    app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    thumbnails.settle()
+    for folder in app.folders.values():
+        folder.settle(functools.partial(app.index.files.is_known, folder.name))
+    app.index.close()
+
+
+def run_server(
+    settings: Settings,
+    listener: socket.socket,
+    thumbnails: Thumbnails,
+    progress: SharedProgress,
+    number: int,
+    lifeline: socket.socket | None,
+) -> None:
+    """Serve on a listening socket until told to stop; worker 0 also scans."""
+    app = App(settings, open_index(settings.database_url), thumbnails, progress)
+    server = Server(listener)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
     server.on_error = application.on_error
-    return server
+    server.lifeline = lifeline
+    handle_signals(server, app)
+    if number == 0:
+        app.scanner.start(settings.rescan_interval)
+    server.serve_forever()
+    app.scanner.stop()
+    thumbnails.stop()
+    app.index.close()
 
 
 def handle_signals(server: Server, app: App) -> None:
-    """SIGTERM and SIGINT stop, a second one at once; SIGHUP scans."""
+    """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
-        if server.stopping:
-            os._exit(1)
+        if server.stopping and number == signal.SIGINT:
+            os._exit(130)
         server.stop()
 
     signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
     signal.signal(signal.SIGHUP, lambda number, frame: app.scanner.request())
 
 
-def announce(server: Server, app: App, generated: Sequence[str]) -> None:
+def announce(
+    settings: Settings, listener: socket.socket, thumbnails: Thumbnails, generated: Sequence[str]
+) -> None:
     """Say that the server is ready, and what to do next."""
-    settings = app.settings
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{server.server_port}"
+    url = f"http://{host}:{listener.getsockname()[1]}"
     warn(f"listening on {url}")
-    warn(f"scanning {settings.storage_dir}; thumbnails: {app.thumbnails.description}")
+    warn(f"scanning {settings.storage_dir}; thumbnails: {thumbnails.description}")
     if generated:
         warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")
         warn("another program's tokens are good here only with the same secret")
     if settings.auth_disabled:
         warn("AUTH_DISABLED is on: everyone may do everything")
     folder = shlex.quote(str(settings.storage_dir))
-    warn("upload a picture:")
-    warn(
-        f'  curl -F file=@photo.jpg "{url}/upload?token=$(python3 {sys.argv[0]} token --storage_dir {folder})"'
-    )
+    token = f"python3 {shlex.quote(sys.argv[0])} token --storage_dir {folder}"
+    warn(f'upload a picture: curl -F file=@photo.jpg "{url}/upload?token=$({token})"')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
