@@ -88,6 +88,14 @@ def parse_text(text: str) -> str:
     return text
 
 
+def parse_secret(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is set but blank; give it a value or remove it")
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("has a control character, which no request can carry")
+    return text
+
+
 def parse_boolean(text: str) -> bool:
     """
     >>> parse_boolean("Yes"), parse_boolean("off")
@@ -193,7 +201,7 @@ class Settings:
     """Everything that can be set, checked and with all defaults in place."""
 
     storage_dir: Path = setting(
-        Path(), "the folder to scan, serve and store in (required)", parse_path, shown="required"
+        Path(), "the folder to scan, serve and store in", parse_path, shown="required"
     )
     port: int = setting(
         8000, "TCP port; 0 takes a free one", whole_number(0, 65535), environment=False
@@ -210,6 +218,7 @@ class Settings:
     media_server_secret: str = setting(
         "",
         "HMAC secret of upload tokens, shared with the app that issues them",
+        parse_secret,
         shown=GENERATED,
         secret=True,
     )
@@ -217,7 +226,11 @@ class Settings:
         900, "how long an upload token is good for", whole_number(1, 10**9)
     )
     auth_token: str = setting(
-        "", "static bearer token: the owner's key, every permission", shown=GENERATED, secret=True
+        "",
+        "static bearer token: the owner's key, every permission",
+        parse_secret,
+        shown=GENERATED,
+        secret=True,
     )
     upload_dir: Path = setting(
         Path(), "where the images family keeps its files", parse_path, shown="DATA/images"
@@ -226,7 +239,11 @@ class Settings:
         False, "store images under a slug of their name", parse_boolean, shown="false"
     )
     jwt_signing_key: str = setting(
-        "", "HS256 key of the access and refresh tokens of accounts", shown=GENERATED, secret=True
+        "",
+        "HS256 key of the access and refresh tokens of accounts",
+        parse_secret,
+        shown=GENERATED,
+        secret=True,
     )
     jwt_access_token_lifetime_minutes: int = setting(
         30, "how long an access token is good for", whole_number(1, 10**7)
@@ -380,8 +397,6 @@ def load_settings(
         )
         if given is None:
             continue
-        if how.secret and not given.strip():
-            raise SettingError(label, "is set but blank; give it a value or remove it")
         try:
             values[name] = how.parse(given)
         except ValueError as error:
@@ -7034,19 +7049,22 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str, Settings]:
         parser.error(str(error))
 
 
-def make_data_dir(settings: Settings) -> None:
-    """Make DATA, and the storage folder of a new index; that of an old one is its owner's."""
+def make_folders(settings: Settings) -> None:
+    """Make the server's own folders, and STORAGE_DIR where the index is new."""
+    if settings.storage_dir.exists() or not settings.database_url.exists():
+        make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
+    make_folder("DATABASE_DIR", settings.database_dir, 0o700)
+    make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
+    make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
+    make_folder("MEDIA_STORAGE_DIR", settings.media_storage_dir, 0o700)
+
+
+def make_folder(setting: str, path: Path, mode: int) -> None:
     try:
-        if not settings.storage_dir.exists() and not settings.database_url.exists():
-            settings.storage_dir.mkdir(parents=True)
-        elif settings.storage_dir.exists() and not settings.storage_dir.is_dir():
-            raise SettingError("STORAGE_DIR", f"{settings.storage_dir} is not a folder")
-        settings.database_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.database_url.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingError(
-            "STORAGE_DIR", f"cannot be used: {error.strerror}: {error.filename}"
-        ) from None
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise SettingError(setting, f"{path} cannot be used: {reason}") from None
 
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
@@ -7063,7 +7081,7 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
 
 @command("token", "print a fresh upload token")
 def print_token(settings: Settings) -> int:
-    make_data_dir(settings)
+    make_folders(settings)
     settings, _ = with_secrets(settings)
     print(sign_upload_token(settings.media_server_secret, time.time()))
     return 0
@@ -7074,7 +7092,7 @@ def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT."""
     thumbnails = Thumbnails(settings.storage_dir / ".thumbnails")
     thumbnails.start()  # forks its host: before there is any thread, file or lock
-    make_data_dir(settings)
+    make_folders(settings)
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
     try:
