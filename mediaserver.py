@@ -7053,6 +7053,8 @@ def make_folders(settings: Settings) -> None:
     """Make the server's own folders, and STORAGE_DIR where the index is new."""
     if settings.storage_dir.exists() or not settings.database_url.exists():
         make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
+    elif settings.database_dir.is_relative_to(settings.storage_dir):
+        raise SettingError("STORAGE_DIR", f"{settings.storage_dir} is gone: is a disk not mounted?")
     make_folder("DATABASE_DIR", settings.database_dir, 0o700)
     make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
     make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
