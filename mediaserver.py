@@ -84,6 +84,12 @@ class SettingError(Exception):
         self.name = name
 
 
+def warn(message: str) -> None:
+    """Tell the owner, on standard error."""
+    sys.stderr.write(f"mediaserver: {message}\n")
+    sys.stderr.flush()
+
+
 def parse_text(text: str) -> str:
     return text
 
@@ -193,6 +199,8 @@ def setting(default: Any, help: str, parse: Callable[[str], Any] = parse_text, *
 
 
 GENERATED = "generated"
+PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir")
+SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
 
 
@@ -326,10 +334,11 @@ DOTENV_BINDING = re.compile(
     r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
     (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
     (?P<equals>=[^\S\r\n]*
-        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>[^\r\n]*)))?
+        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>(?!['"])[^\r\n]*)))?
     [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
     re.VERBOSE,
 )
+DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
 DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
@@ -346,7 +355,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The bindings of a `.env` file as python-dotenv reads them; lines it cannot read are skipped.
+    """The bindings of a `.env` file as python-dotenv reads them; what it cannot read is skipped.
 
     >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
     {'A': '1', 'B': 'x # y', 'C': '12'}
@@ -355,9 +364,11 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     position = 0
     while position < len(text):
         binding = DOTENV_BINDING.match(text, position)
-        if binding is None or text[position : position + 1] in "\r\n#":
-            end = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|$)").match(text, position)
-            position = end.end() if end and end.end() > position else len(text)
+        if binding is None:
+            line = DOTENV_LINE.match(text, position)
+            if line and line[1]:
+                warn(f".env: cannot read the line that begins at {line[1][:12]!r}")
+            position = line.end() if line else len(text)
             continue
         position = binding.end()
         if binding["equals"] is not None:
@@ -371,7 +382,7 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
     try:
-        return parse_dotenv(path.read_text("utf-8"), environment)
+        return parse_dotenv(path.read_text("utf-8-sig"), environment)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -407,12 +418,26 @@ def load_settings(
     values.setdefault("database_url", data / "index.sqlite3")
     values.setdefault("upload_dir", data / "images")
     values.setdefault("media_storage_dir", data / "entities")
-    for name in ("upload_dir", "media_storage_dir"):
-        if values["storage_dir"].is_relative_to(values[name]):
+    check_folders(values)
+    return Settings(**values)
+
+
+def check_folders(values: Mapping[str, Any]) -> None:
+    """Refuse private folders that would be public, and public ones that would be private."""
+    storage = os.path.realpath(values["storage_dir"])
+    private = {name: os.path.realpath(values[name]) for name in PRIVATE_FOLDERS}
+    for name, path in private.items():
+        if Path(storage).is_relative_to(path) and name != "database_dir":
             raise SettingError(
                 name.upper(), "must not be, or hold, STORAGE_DIR: it would be public"
             )
-    return Settings(**values)
+        for used in SERVED_FOLDERS:
+            if Path(path).is_relative_to(f"{storage}/{used}"):
+                raise SettingError(
+                    name.upper(), f"must not be in STORAGE_DIR/{used}, which is public"
+                )
+    if private["upload_dir"] == private["media_storage_dir"]:
+        raise SettingError("MEDIA_STORAGE_DIR", "must not be UPLOAD_DIR")
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
@@ -480,12 +505,6 @@ class Invalid(HTTPError):
     def __init__(self, *problems: Problem) -> None:
         super().__init__(400, "; ".join(f"{p.field}: {p.message}" for p in problems))
         self.problems = problems
-
-
-def warn(message: str) -> None:
-    """Tell the owner, on standard error."""
-    sys.stderr.write(f"mediaserver: {message}\n")
-    sys.stderr.flush()
 
 
 # ======================================================================================
@@ -2963,13 +2982,13 @@ class Files:
 
     def remove(
         self, db: sqlite3.Connection, root: str, path: str, before: float = math.inf
-    ) -> str | None:
-        """Forget a file added `before`; the hash of its content if that is now nowhere."""
+    ) -> tuple[str, bool] | None:
+        """Forget a file added `before`: its hash, and whether that content is now nowhere."""
         row = db.execute(
             "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256",
             (root, os.fsencode(path), before),
         ).fetchone()
-        return row[0] if row and self._index.assets.drop_unused(db, row[0]) else None
+        return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
 
     def get(self, root: str, path: str) -> tuple[File, Asset] | None:
         row = self._index.read(
@@ -3027,13 +3046,14 @@ class Files:
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def first_other(self, db: sqlite3.Connection, file: File) -> str | None:
-        """The path of another file of the same folder and content."""
-        row = db.execute(
-            "SELECT path FROM file WHERE sha256 = ? AND root = ? AND path != ? ORDER BY path",
+    def others(self, db: sqlite3.Connection, file: File) -> list[File]:
+        """The other files of the same folder and content."""
+        rows = db.execute(
+            f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
+            " ORDER BY path",
             (file.sha256, file.root, os.fsencode(file.path)),
-        ).fetchone()
-        return os.fsdecode(row[0]) if row else None
+        )
+        return [File.from_row(row) for row in rows]
 
     def newest_images(self, limit: int) -> list[str]:
         """Hashes of the library's images, the latest capture or arrival first."""
@@ -3271,6 +3291,13 @@ class Folder:
 
     def stat(self, name: str) -> os.stat_result:
         return os.lstat(self.locate(name))
+
+    def has(self, file: File) -> bool:
+        """Whether a file is on disk as it was when it was read."""
+        try:
+            return file.matches(self.stat(file.path))
+        except OSError:
+            return False
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
@@ -4027,11 +4054,12 @@ class Scanner:
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that were known `before` the folder was read and not found in it."""
 
-        def apply(db: sqlite3.Connection) -> list[str | None]:
-            return [
+        def apply(db: sqlite3.Connection) -> list[str]:
+            removed = [
                 self._index.files.remove(db, folder.name, os.fsdecode(path), before)
                 for path in paths
             ]
+            return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
         if paths:
             self._drop_thumbnails(self._index.write(apply, durable=False))
@@ -6474,9 +6502,8 @@ def find_content(app: App, request: Request, sha256: str) -> tuple[Folder, File,
         roots.append("images")
     for file, asset in app.index.files.with_content(sha256, roots):
         folder = app.folders[file.root]
-        with contextlib.suppress(OSError):
-            if file.matches(folder.stat(file.path)):
-                return folder, file, asset
+        if folder.has(file):
+            return folder, file, asset
     raise not_found()
 
 
@@ -6493,10 +6520,13 @@ def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
     return found
 
 
-def cache_forever(app: App, file: File) -> str:
-    """For what is addressed by its hash."""
+FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
+
+
+def cache_control(app: App, file: File, rule: str) -> str:
+    """A rule for caches: private ones only, unless everyone may read the file."""
     private = app.settings.read_auth_enabled or file.root != "library"
-    return f"{'private' if private else 'public'}, max-age=31536000, immutable"
+    return f"{'private' if private else 'public'}, {rule}"
 
 
 def file_response(
@@ -6574,9 +6604,8 @@ def store_upload(
 def find_twin(app: App, folder: Folder, sha256: str) -> str | None:
     """The name of a file of this folder with this content, unchanged on disk."""
     for file, _ in app.index.files.with_content(sha256, [folder.name]):
-        with contextlib.suppress(OSError):
-            if file.matches(folder.stat(file.path)):
-                return file.path
+        if folder.has(file):
+            return file.path
     return None
 
 
@@ -6646,7 +6675,8 @@ def upload_media(app: App, request: Request) -> Response:
 )
 def get_media(app: App, request: Request, filename: str) -> Response:
     file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    return file_response(app, request, app.library, file, asset, "public, max-age=3600")
+    caching = cache_control(app, file, "max-age=3600")
+    return file_response(app, request, app.library, file, asset, caching)
 
 
 @route(
@@ -6662,8 +6692,11 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     if app.index.files.get("library", path) is None:
         raise not_found()
     with app.library.removing([path]):
-        sha256 = app.index.write(lambda db: app.index.files.remove(db, "library", path))
-    if sha256:
+        removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
+    if removed is None:  # by another request, meanwhile
+        raise not_found()
+    sha256, dropped = removed
+    if dropped:
         app.thumbnails.remove(sha256)
     return json_response({"deleted": filename})
 
@@ -6755,7 +6788,12 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
         raise not_found() from None
     digest = hashlib.sha256(data).hexdigest()
     content = Content(
-        data, len(data), "image/png", digest, file.mtime_ns / 1e9, cache_forever(app, file)
+        data,
+        len(data),
+        "image/png",
+        digest,
+        file.mtime_ns / 1e9,
+        cache_control(app, file, FOREVER),
     )
     remember_hot(app, request, folder, file, content)
     return content_response(request.head, content)
@@ -6784,7 +6822,7 @@ def get_private_image(app: App, request: Request, filename: str) -> Response:
 )
 def get_image(app: App, request: Request, sha256: str) -> Response:
     folder, file, asset = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, folder, file, asset, cache_forever(app, file))
+    return file_response(app, request, folder, file, asset, cache_control(app, file, FOREVER))
 
 
 LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
@@ -6826,10 +6864,11 @@ def put_image(app: App, request: Request, filename: str) -> Response:
 
 def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
     """Know a file unless another request has brought its content meanwhile: that one's path."""
-    known = app.index.files.first_other(db, file)
-    if known is None:
-        app.index.files.put(db, file, asset)
-    return known
+    for other in app.index.files.others(db, file):
+        if app.library.has(other):
+            return other.path
+    app.index.files.put(db, file, asset)
+    return None
 
 
 def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
@@ -7037,12 +7076,11 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[str, Settings]:
     spelled = [
         re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in arguments
     ]
-    options = {
-        name: value
-        for name, value in vars(parser.parse_args(spelled)).items()
-        if value is not None
-    }
-    name = options.pop("command")
+    name = spelled.pop(0) if spelled and spelled[0] in COMMANDS else "serve"
+    given, unknown = parser.parse_known_args(spelled)
+    if unknown:
+        parser.error(f"{unknown[0]} is no option; --help lists them")
+    options = {name: value for name, value in vars(given).items() if value is not None}
     try:
         return name, load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
     except SettingError as error:
@@ -7054,7 +7092,9 @@ def make_folders(settings: Settings) -> None:
     if settings.storage_dir.exists() or not settings.database_url.exists():
         make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
     elif settings.database_dir.is_relative_to(settings.storage_dir):
-        raise SettingError("STORAGE_DIR", f"{settings.storage_dir} is gone: is a disk not mounted?")
+        raise SettingError(
+            "STORAGE_DIR", f"{settings.storage_dir} is gone: is a disk not mounted?"
+        )
     make_folder("DATABASE_DIR", settings.database_dir, 0o700)
     make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
     make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
@@ -7102,16 +7142,17 @@ def serve(settings: Settings) -> int:
     except OSError as error:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
     settle(settings, thumbnails)
-    announce(settings, listener, thumbnails, generated)
-    watchdog = Watchdog(settings.workers)
-    work = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog
-    )
-    notify("READY=1")
+    ready = functools.partial(announce, settings, listener, thumbnails, generated)
+    progress = SharedProgress()
+
+    def work(number: int, lifeline: socket.socket) -> None:
+        lock.close()  # it is the supervisor's: a worker that outlives it must not block a start
+        run_server(settings, listener, thumbnails, progress, number, lifeline)
+
     if settings.workers > 1:
-        run_workers(settings.workers, work, watchdog)
+        run_workers(settings.workers, work, ready)
     else:
-        work(0, None)
+        run_server(settings, listener, thumbnails, progress, ready=ready)
     lock.close()
     return 0
 

@@ -47,15 +47,18 @@ DEADLINE = 20.0  # seconds that anything awaited may take
 
 def need(tool: str) -> Any:
     """Skip where a program or module is missing; fail where CI is set. Returns path or module."""
-    found = shutil.which(tool)
-    if found:
-        return found
-    try:
-        return importlib.import_module(tool)
-    except ImportError:
-        if os.environ.get("CI"):
-            pytest.fail(f"{tool} is not installed")
+    if tool in {"chromium", "curl", "ffmpeg", "nginx"}:
+        found: Any = shutil.which(tool)
+    else:
+        try:
+            found = importlib.import_module(tool)
+        except ImportError:
+            found = None
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"{tool} is not installed")
+    elif found is None:
         pytest.skip(f"{tool} is not installed")
+    return found
 
 
 def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
@@ -200,7 +203,7 @@ BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name no
 
 def bearer(**claims: Any) -> dict[str, str]:
     """The header of an access token with these claims."""
-    full = {"token_type": "access", "exp": time.time() + 60, "user_id": 7, **claims}
+    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 7, **claims}
     return {"Authorization": f"Bearer {ms.sign_jwt(full, JWT_KEY)}"}
 
 
@@ -480,7 +483,8 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special["cors_allow_origins"] = "http://x"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
-            text = special.get(name) or samples[type(default)]
+            fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
+            text = special.get(name) or fitting[0]
             arguments = ["--storage_dir", "/s", f"--{spelled}", text]
             if how.secret:
                 with pytest.raises(SystemExit) as caught:
@@ -579,13 +583,13 @@ def test_python_dotenv_reads_dotenv_like_us(text):
 def test_a_bad_value_stops_the_start_with_its_name_and_exit_2(
     settings_of, capsys, monkeypatch, name, value
 ):
-    for secret, given in SECRETS.items():
-        monkeypatch.setenv(secret, given)
-    if name in SECRETS or name not in {"PORT", "RESCAN_INTERVAL", "WORKERS"}:
-        monkeypatch.setenv(name, value)
-        assert ms.main(["--storage_dir", "x"]) == 2
-    else:
-        assert ms.main(["--storage_dir", "x", f"--{name.lower()}={value}"]) == 2
+    options = ["--storage_dir", "x"]
+    if name in {"PORT", "RESCAN_INTERVAL", "WORKERS"}:
+        options.append(f"--{name.lower()}={value}")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        sys.exit(ms.main(options))
+    assert caught.value.code == 2
     error = capsys.readouterr().err
     assert name in error
     assert "Traceback" not in error
@@ -1677,6 +1681,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
         assert kinds == {b"IHDR", b"IDAT", b"IEND"}, name
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow warns, as it may
 def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
     valid = pillow.Exif()
     valid[ms.EXIF_ORIENTATION], valid[0x010F] = 6, "Camera"
@@ -1823,6 +1828,7 @@ def test_a_dead_host_is_noticed_and_makes_no_thumbnail(tmp_path, pillow):
     assert make(thumbnails, tmp_path / "a.jpg") is None
     assert not thumbnails.available
     assert not thumbnails.can_make("image", "image/jpeg")
+    thumbnails.stop()
 
 
 def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_path, pillow):
@@ -2867,11 +2873,11 @@ def test_hundreds_of_idle_connections_disturb_nobody(server):
 def test_a_client_that_reads_slowly_gets_all_of_it(server):
     content = png_of(9_000_000)
     path = f"/media/{server.upload(content).json['filename']}"
-    raw = Raw(server)
-    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    with raw:
-        raw.send(get_line(path))
+    with Raw(server) as raw:
+        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        raw.send(get_line(path) * 2)  # more than the kernel's buffers hold
         assert server.get("/health").status == 200
+        assert raw.answer().body == content
         assert raw.answer().body == content
 
 
@@ -2879,10 +2885,10 @@ def test_a_client_that_reads_slowly_gets_all_of_it(server):
 def bare_server(monkeypatch):
     """A Server with short patience, in this process; it answers with the path."""
     limits = {"STALL_SECONDS": 0.3, "HEAD_SECONDS": 0.6, "IDLE_SECONDS": 0.3, "MAX_IN_FLIGHT": 2}
-    for name, value in limits.items():
+    for name, value in {**limits, "FAREWELL_SECONDS": 0.1, "LINGER_SECONDS": 0.2}.items():
         monkeypatch.setattr(ms, name, value)
     going_on = threading.Event()
-    bare = ms.Server(("127.0.0.1", 0))
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0))
     bare.port = bare.server_port
 
     def answer(head, body, peer):
@@ -2905,6 +2911,10 @@ def bare_server(monkeypatch):
     bare._wakeup.send(b"\0")
     thread.join(DEADLINE)
     assert not thread.is_alive()
+    for connection in list(bare._waiting.values()):
+        bare._drop(connection)
+    for item in (bare._alarm, bare._wakeup, bare._selector):
+        item.close()
 
 
 def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
@@ -3124,6 +3134,7 @@ def test_a_method_that_is_not_possible_is_405_with_those_that_are(server, method
         ("/media/" + "a" * 5000, 404),
         ("/../health", 404),
         ("/%2e%2e/%2e%2e/etc/passwd", 404),
+        ("/image/a%2Fb.png", 404),  # no name has a separator
     ],
 )
 def test_a_path_is_found_as_it_is_meant(server, path, status):
@@ -3911,7 +3922,6 @@ def test_names_that_clash_are_numbered(server):
 @pytest.mark.parametrize(
     ("given", "stored"),
     [
-        ("..%2F..%2Fetc%2Fpasswd.png", "passwd.png"),
         ("C%3A%5CUsers%5Cme%5Cpic.png", "pic.png"),
         ("...hidden.png", "hidden.png"),
         ("be%07ll%0D%0A.png", "bell.png"),
