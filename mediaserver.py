@@ -279,6 +279,12 @@ class Settings:
         parse_networks,
         shown="127.0.0.1,::1",
     )
+    accel_redirect: bool = setting(
+        False,
+        "let nginx send the files, by X-Accel-Redirect (see nginx.conf)",
+        parse_boolean,
+        shown="false",
+    )
     cors_allow_origins: tuple[str, ...] = setting(
         ("*",),
         "comma-separated origins; empty turns CORS off",
@@ -4745,6 +4751,7 @@ IDLE_SECONDS = 75.0  # a kept connection without a request, as nginx has it
 LISTEN_BACKLOG = 1024  # connections that wait for accept
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
+FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -5097,6 +5104,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._in_flight = 0
         self._stop_at: float | None = None
+        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
         self._alarm, self._wakeup = socket.socketpair()
         for end in (self._alarm, self._wakeup):
             end.setblocking(False)
@@ -5115,14 +5123,16 @@ class Server(ThreadingHTTPServer):
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
         if self.lifeline is not None:
             self._selector.register(self.lifeline, selectors.EVENT_READ, self.stop)
-        sweep_at = 0.0
         while not self._is_over():
-            for key, _ in self._selector.select(poll_interval):
+            for key, _ in self._selector.select(self._patience(poll_interval)):
                 key.data()
             now = time.monotonic()
-            if now >= sweep_at:
-                sweep_at = now + poll_interval
+            if now >= self.turned_at + poll_interval:
+                self.turned_at = now
                 self._sweep(now)
+
+    def _patience(self, poll_interval: float) -> float:
+        return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
 
     @property
     def wakeup_descriptor(self) -> int:
@@ -5144,6 +5154,10 @@ class Server(ThreadingHTTPServer):
         if self.socket.fileno() >= 0:
             self._selector.unregister(self.socket)
             self.socket.close()
+        # A request that is on its way while its connection is closed would be lost to a client
+        # that the next process, on the same inherited socket, could have served.
+        if self._waiting and time.monotonic() < self._stop_at - STOP_SECONDS + FAREWELL_SECONDS:
+            return False
         for connection in list(self._waiting.values()):
             if connection.head is None and not connection.lingering:
                 self._drop(connection)
@@ -5358,10 +5372,7 @@ class Server(ThreadingHTTPServer):
         """Have the selector wait for the next request, or for the rest of this one's body."""
         self._end_flight(connection)
         begun = connection.head or connection.received
-        if self._stop_at is not None and not begun:
-            connection.close()
-        else:
-            self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+        self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
 
     def _end_flight(self, connection: Connection) -> None:
         if connection.in_flight:
@@ -5386,13 +5397,77 @@ def limit_connections() -> int:
 def open_listener(host: str, port: int) -> socket.socket:
     """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=LISTEN_BACKLOG)
+    listener = inherited_listener() or socket.create_server(
+        (host, port), family=family, backlog=LISTEN_BACKLOG
+    )
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
     listener.setblocking(False)
     return listener
 
 
-def run_workers(count: int, work: Callable[[int, socket.socket], None]) -> int:
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
+
+    It outlives this process: connections that come during a restart wait in its backlog.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    listener = socket.socket(fileno=3)
+    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
+        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
+    listener.set_inheritable(False)
+    return listener
+
+
+def notify(state: str) -> None:
+    """Tell systemd a change of state, if it is systemd that runs this program (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with (
+            contextlib.suppress(OSError),  # nothing here depends on whether it listens
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
+        ):
+            abstract = address.startswith("@")
+            sock.sendto(state.encode(), "\0" + address[1:] if abstract else address)
+
+
+def notify_reload() -> None:
+    """Say that a reload has begun and, since a scan goes on in the background, that it is done."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    notify("READY=1")
+
+
+class Watchdog:
+    """Tells systemd that every worker is well, or tells nothing, and systemd starts us anew.
+
+    Each worker notes when it was last found well, in memory shared by all.
+    """
+
+    def __init__(self, workers: int) -> None:
+        given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
+        microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
+        self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
+        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
+        for number in range(workers):
+            self._seen[number] = time.monotonic()
+
+    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
+        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
+        while True:
+            time.sleep(self.interval)
+            try:
+                if is_well(self.interval):
+                    self._seen[number] = time.monotonic()
+                    self.report()
+            except Exception as error:
+                warn(f"the watchdog: {error}")
+
+    def report(self) -> None:
+        if min(self._seen) > time.monotonic() - 1.6 * self.interval:
+            notify("WATCHDOG=1")
+
+
+def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog: Watchdog) -> int:
     """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
     `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
@@ -5405,6 +5480,7 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None]) -> int:
     def stop(number: int, frame: object) -> None:
         nonlocal stopping
         stopping = True
+        notify("STOPPING=1")
         for process in workers:
             os.kill(process, signal.SIGTERM)
 
@@ -5412,10 +5488,14 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None]) -> int:
         for process, worker in workers.items():
             if worker == 0:
                 os.kill(process, signal.SIGHUP)
+        notify_reload()
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)
     signal.signal(signal.SIGHUP, scan)
+    signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
+    signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
+    notify("READY=1")
     missing = list(range(count))
     while not stopping or workers:
         for number in missing if not stopping else ():
@@ -5434,6 +5514,7 @@ def fork_worker(held: socket.socket, work: Callable[[], None]) -> int:
     """The process ID of a child that runs `work` and ends."""
     process = os.fork()
     if process == 0:
+        os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         held.close()
         try:
             work()
@@ -5956,6 +6037,7 @@ class Content:
     last_modified: float
     cache_control: str
     filename: str = ""  # under which a browser saves it
+    internal: str = ""  # where the proxy finds the file itself
 
     @property
     def etag(self) -> str:
@@ -5997,6 +6079,8 @@ def content_response(headers: Headers, content: Content) -> Response:
     ranges = None
     if "range" in headers and if_range_holds(headers, content.etag, content.last_modified):
         ranges = parse_range(headers.get("range", ""), content.size)
+    if content.internal and (ranges is None or len(ranges) == 1):
+        return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
         body = [content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
@@ -6312,6 +6396,7 @@ def file_response(
             file.mtime_ns / 1e9,
             cache_control,
             filename,
+            internal_location(request, folder, file) if data is source else "",
         )
         response = content_response(request.headers, content)
     except BaseException:
@@ -6321,6 +6406,22 @@ def file_response(
         source.close()
         remember_hot(app, request, folder, file, content)
     return response
+
+
+def internal_location(request: Request, folder: Folder, file: File) -> str:
+    """Where nginx finds a file that it may send for us; empty where the bytes have to go.
+
+    Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
+    request with a precondition on the ETag, which nginx does not know.
+    """
+    headers = request.headers
+    if not request.app.settings.accel_redirect or not request.behind_proxy:
+        return ""
+    if headers.get("x-sendfile-type") != "X-Accel-Redirect":
+        return ""
+    if "if-range" in headers or "if-match" in headers:
+        return ""
+    return f"/.accel/{folder.name}/{quote(os.fsencode(file.path))}"
 
 
 def remember_hot(app: App, request: Request, folder: Folder, file: File, content: Content) -> None:
@@ -6870,9 +6971,12 @@ def serve(settings: Settings) -> int:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
     settle(settings, thumbnails)
     announce(settings, listener, thumbnails, generated)
-    work = functools.partial(run_server, settings, listener, thumbnails, SharedProgress())
+    watchdog = Watchdog(settings.workers)
+    work = functools.partial(
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog
+    )
     if settings.workers > 1:
-        run_workers(settings.workers, work)
+        run_workers(settings.workers, work, watchdog)
     else:
         work(0, None)
     lock.close()
@@ -6893,6 +6997,7 @@ def run_server(
     listener: socket.socket,
     thumbnails: Thumbnails,
     progress: SharedProgress,
+    watchdog: Watchdog,
     number: int,
     lifeline: socket.socket | None,
 ) -> None:
@@ -6905,6 +7010,10 @@ def run_server(
     server.on_error = application.on_error
     server.lifeline = lifeline
     handle_signals(server, app)
+    notify("READY=1")
+    if watchdog.interval:
+        check = functools.partial(is_well, server, app)
+        threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
     if number == 0:
         app.scanner.start(settings.rescan_interval)
     server.serve_forever()
@@ -6913,26 +7022,37 @@ def run_server(
     app.index.close()
 
 
+def is_well(server: Server, app: App, seconds: float) -> bool:
+    """Whether the accept loop has turned within so many seconds, and the index answers."""
+    app.index.get_meta("decoders")
+    return time.monotonic() - server.turned_at < seconds
+
+
 def handle_signals(server: Server, app: App) -> None:
     """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
         if server.stopping and number == signal.SIGINT:
             os._exit(130)
+        notify("STOPPING=1")
         server.stop()
+
+    def scan(number: int, frame: object) -> None:
+        app.scanner.request()
+        notify_reload()
 
     signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, lambda number, frame: app.scanner.request())
+    signal.signal(signal.SIGHUP, scan)
 
 
 def announce(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails, generated: Sequence[str]
 ) -> None:
     """Say that the server is ready, and what to do next."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{listener.getsockname()[1]}"
+    address, port = listener.getsockname()[:2]
+    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
     warn(f"scanning {settings.storage_dir}; thumbnails: {thumbnails.description}")
     if generated:
