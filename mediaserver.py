@@ -5513,10 +5513,7 @@ class Server(ThreadingHTTPServer):
         """Have the selector wait for the next request, or for the rest of this one's body."""
         self._end_flight(connection)
         begun = connection.head or connection.received
-        if self._stop_at is not None and not begun:
-            connection.close()
-        else:
-            self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+        self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
 
     def _end_flight(self, connection: Connection) -> None:
         if connection.in_flight:
@@ -5571,7 +5568,8 @@ def notify(state: str) -> None:
             contextlib.suppress(OSError),  # nothing here depends on whether it listens
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
         ):
-            sock.sendto(state.encode(), address.replace("@", "\0", 1))
+            abstract = address.startswith("@")
+            sock.sendto(state.encode(), "\0" + address[1:] if abstract else address)
 
 
 def notify_reload() -> None:
@@ -5591,7 +5589,8 @@ class Watchdog:
         microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
         self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
         self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
-        self._seen[:] = memoryview(struct.pack("d", time.monotonic()) * workers).cast("d")
+        for number in range(workers):
+            self._seen[number] = time.monotonic()
 
     def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
         """Ask a worker every `interval` seconds whether it is well; ends with the process."""
@@ -5609,11 +5608,17 @@ class Watchdog:
             notify("WATCHDOG=1")
 
 
-def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog: Watchdog) -> int:
+def run_workers(
+    count: int,
+    work: Callable[[int, socket.socket], None],
+    ready: Callable[[], None],
+    watchdog: Watchdog,
+    lock: io.FileIO,
+) -> None:
     """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
     `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
-    however it ends.
+    however it ends, and so does the lock. `ready` is called when signals have their meaning.
     """
     held, lifeline = socket.socketpair()
     workers: dict[int, int] = {}  # number by process ID
@@ -5637,10 +5642,12 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog
     signal.signal(signal.SIGHUP, scan)
     signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
     signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
+    ready()
     missing = list(range(count))
     while not stopping or workers:
         for number in missing if not stopping else ():
-            workers[fork_worker(held, functools.partial(work, number, lifeline))] = number
+            process = fork_worker([held, lock], functools.partial(work, number, lifeline))
+            workers[process] = number
         if stopping:  # which may have come while one was forked
             stop(signal.SIGTERM, None)
         process, status = os.wait()
@@ -5648,20 +5655,28 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog
         if missing and not stopping:
             warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
             time.sleep(1)  # one that cannot start must not use up the machine
-    return 0
 
 
-def fork_worker(held: socket.socket, work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work` and ends."""
+SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends.
+
+    SIGNALS wait for it until it unblocks them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process = os.fork()
-    if process == 0:
+    if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return process
+    try:
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
-        held.close()
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return process
+        for item in ours:
+            item.close()
+        work()
+    finally:
+        os._exit(0)
 
 
 # ======================================================================================
@@ -6523,7 +6538,7 @@ def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
 
 
-def cache_control(app: App, file: File, rule: str) -> str:
+def caching(app: App, file: File, rule: str) -> str:
     """A rule for caches: private ones only, unless everyone may read the file."""
     private = app.settings.read_auth_enabled or file.root != "library"
     return f"{'private' if private else 'public'}, {rule}"
@@ -6675,8 +6690,8 @@ def upload_media(app: App, request: Request) -> Response:
 )
 def get_media(app: App, request: Request, filename: str) -> Response:
     file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    caching = cache_control(app, file, "max-age=3600")
-    return file_response(app, request, app.library, file, asset, caching)
+    rule = caching(app, file, "max-age=3600")
+    return file_response(app, request, app.library, file, asset, rule)
 
 
 @route(
@@ -6793,7 +6808,7 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
         "image/png",
         digest,
         file.mtime_ns / 1e9,
-        cache_control(app, file, FOREVER),
+        caching(app, file, FOREVER),
     )
     remember_hot(app, request, folder, file, content)
     return content_response(request.head, content)
@@ -6822,7 +6837,7 @@ def get_private_image(app: App, request: Request, filename: str) -> Response:
 )
 def get_image(app: App, request: Request, sha256: str) -> Response:
     folder, file, asset = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, folder, file, asset, cache_control(app, file, FOREVER))
+    return file_response(app, request, folder, file, asset, caching(app, file, FOREVER))
 
 
 LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
@@ -7057,9 +7072,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "command", nargs="?", choices=COMMANDS, default="serve", help=argparse.SUPPRESS
-    )
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
     for name, default, how in Settings.table():
         if not how.secret:
@@ -7143,16 +7155,12 @@ def serve(settings: Settings) -> int:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
-    progress = SharedProgress()
-
-    def work(number: int, lifeline: socket.socket) -> None:
-        lock.close()  # it is the supervisor's: a worker that outlives it must not block a start
-        run_server(settings, listener, thumbnails, progress, number, lifeline)
-
+    watchdog = Watchdog(settings.workers)
+    run = functools.partial(run_server, settings, listener, thumbnails, SharedProgress(), watchdog)
     if settings.workers > 1:
-        run_workers(settings.workers, work, ready)
+        run_workers(settings.workers, run, ready, watchdog, lock)
     else:
-        run_server(settings, listener, thumbnails, progress, ready=ready)
+        run(ready=ready)
     lock.close()
     return 0
 
@@ -7172,8 +7180,9 @@ def run_server(
     thumbnails: Thumbnails,
     progress: SharedProgress,
     watchdog: Watchdog,
-    number: int,
-    lifeline: socket.socket | None,
+    number: int = 0,
+    lifeline: socket.socket | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve on a listening socket until told to stop; worker 0 also scans."""
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
@@ -7184,6 +7193,8 @@ def run_server(
     server.on_error = application.on_error
     server.lifeline = lifeline
     handle_signals(server, app)
+    if ready:
+        ready()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
@@ -7218,12 +7229,14 @@ def handle_signals(server: Server, app: App) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
     signal.signal(signal.SIGHUP, scan)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def announce(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails, generated: Sequence[str]
 ) -> None:
     """Say that the server is ready, and what to do next."""
+    notify("READY=1")
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
