@@ -436,6 +436,9 @@ def check_folders(values: Mapping[str, Any]) -> None:
                 raise SettingError(
                     name.upper(), f"must not be in STORAGE_DIR/{used}, which is public"
                 )
+    for used in SERVED_FOLDERS:
+        if os.path.islink(f"{storage}/{used}"):
+            raise SettingError("STORAGE_DIR", f"{used} in it must be a folder, not a link")
     if private["upload_dir"] == private["media_storage_dir"]:
         raise SettingError("MEDIA_STORAGE_DIR", "must not be UPLOAD_DIR")
 
@@ -3134,6 +3137,7 @@ def migrated(index: Index) -> Index:
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 MAX_NAME_BYTES = 255  # what file systems allow
+MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
 WINDOWS_RESERVED = re.compile(
     r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
 )
@@ -3255,9 +3259,7 @@ class Folder:
     def _become_twin(self, incoming: Incoming, twin: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
         path = f"{incoming.path}-twin"
-        try:
-            os.link(twin, path, follow_symlinks=False)
-        except OSError:
+        if not try_link(twin, path):
             return False
         os.replace(path, incoming.path)
         return True
@@ -3306,10 +3308,7 @@ class Folder:
         try:
             for name in names:
                 mark = self._new_incoming()
-                with contextlib.suppress(
-                    FileNotFoundError, PermissionError
-                ):  # gone; no links here
-                    self._link(self.locate(name), mark)
+                if try_link(self.locate(name), mark):
                     marks.append(mark)
             yield
             for name in names:
@@ -3379,6 +3378,17 @@ def write_all(file: io.FileIO, data: Buffer) -> None:
         written += file.write(memoryview(data)[written:])
 
 
+def try_link(source: str, target: str) -> bool:
+    """Give a file a second name, unless it is gone or its file system has no links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}:
+            return False
+        raise
+    return True
+
+
 def link_exclusively(source: str, target: str) -> None:
     """Give a file a second name; FileExistsError where that name is taken.
 
@@ -3386,9 +3396,9 @@ def link_exclusively(source: str, target: str) -> None:
     """
     try:
         os.link(source, target, follow_symlinks=False)
-    except (PermissionError, NotImplementedError) as error:
-        if os.path.lexists(target):
-            raise FileExistsError(target) from error
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+            raise
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         os.replace(source, target)
 
@@ -3416,16 +3426,17 @@ def safe_name(name: str) -> str:
     return fit_name(name)
 
 
-def fit_name(name: str, room: int = MAX_NAME_BYTES) -> str:
-    """Shorten the stem so that the name has at most `room` bytes; whole characters stay whole.
+def fit_name(name: str, suffix: str = "") -> str:
+    """A name with `suffix` behind its stem, which is shortened to what file systems allow.
 
-    >>> fit_name("éé.png", 7)
-    'é.png'
+    >>> fit_name("é" * 200 + ".png", "_1") == "é" * 124 + "_1.png"
+    True
     """
     stem, extension = os.path.splitext(name)
-    if len(extension.encode()) > 16:
+    if len(extension.encode()) > MAX_EXTENSION_BYTES:
         stem, extension = name, ""
-    return stem.encode()[: room - len(extension.encode())].decode("utf-8", "ignore") + extension
+    room = MAX_NAME_BYTES - len((suffix + extension).encode())
+    return stem.encode()[:room].decode("utf-8", "ignore") + suffix + extension
 
 
 def numbered_names(name: str) -> Iterator[str]:
@@ -3441,29 +3452,13 @@ def with_suffix(name: str, suffix: str) -> str:
     '2026/a_1.jpg'
     """
     folder, separator, base = name.rpartition("/")
-    stem, extension = os.path.splitext(base)
-    stem = fit_name(stem + extension, MAX_NAME_BYTES - len(suffix))[: len(stem)]
-    stem = stem.removesuffix(extension) if extension else stem
-    return f"{folder}{separator}{stem}{suffix}{extension}"
+    return f"{folder}{separator}{fit_name(base, suffix)}"
 
 
-SLUG_LETTERS = str.maketrans(
-    {
-        "ß": "ss",
-        "æ": "ae",
-        "Æ": "ae",
-        "œ": "oe",
-        "Œ": "oe",
-        "ø": "o",
-        "Ø": "o",
-        "ł": "l",
-        "Ł": "l",
-        "đ": "d",
-        "ð": "d",
-        "þ": "th",
-        "ı": "i",
-    }
-)
+SLUG_LETTERS = str.maketrans({
+    "ß": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o",
+    "ł": "l", "Ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i",
+})  # fmt: skip
 
 
 def slugify(text: str) -> str:
@@ -3549,7 +3544,8 @@ class Thumbnails:
         if not hasattr(os, "fork"):
             return "none: thumbnails need an operating system with fork"
         found = [name for name in (self.pillow, "ffmpeg" if self.ffmpeg else None) if name]
-        return ", ".join(found) or "none: install Pillow (apt install python3-pil) or ffmpeg"
+        hint = "" if self.pillow else "; for images install Pillow (apt install python3-pil)"
+        return (", ".join(found) or "none") + hint
 
     @property
     def available(self) -> bool:
@@ -3565,7 +3561,7 @@ class Thumbnails:
         """Whether a decoder found here might make a thumbnail of such content. SVG never."""
         if not self.available or mime_type == "image/svg+xml":
             return False
-        return kind == "image" or (kind == "video" and self.ffmpeg is not None)
+        return bool({"image": self.pillow, "video": self.ffmpeg}.get(kind))
 
     def start(self) -> None:
         """Fork the decoder host. Nothing is forked where no decoder is installed."""
@@ -3637,7 +3633,10 @@ class Thumbnails:
         if not png:
             return False
         incoming = self.folder / ".incoming" / f"{sha256}.{os.getpid()}.png"
-        incoming.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(
+            0o700, parents=True, exist_ok=True
+        )  # private pictures have thumbnails, too
+        incoming.parent.mkdir(exist_ok=True)
         incoming.write_bytes(png)
         incoming.replace(self.path(sha256))
         return True
@@ -5869,6 +5868,12 @@ class App:
         self.hot: dict[str, HotFile] = {}  # by request target
         self.started = time.monotonic()
 
+    def is_unmounted(self) -> bool:
+        """Whether the folder is missing, or empty though pictures are known."""
+        if not self.library.is_missing():
+            return False
+        return not os.path.isdir(self.library.path) or not self.index.files.is_empty("library")
+
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a small public file at hand; when there are too many, all make room."""
         if len(self.hot) * HOT_FILE_BYTES >= HOT_BYTES:
@@ -5986,9 +5991,9 @@ def parse_string(value: Any) -> str | Problem:
 
 
 def parse_integer(value: Any) -> int | Problem:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value, re.ASCII):
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+    if not isinstance(value, int) or isinstance(value, bool):
         return Problem("", "", "must be a whole number", "int_parsing")
     return value
 
@@ -6016,6 +6021,10 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
+    if where == "query":  # past any page, and what SQLite can take
+        number = max(-MAX_BYTES, min(number, MAX_BYTES))
+    elif abs(number) > MAX_BYTES:
+        raise Invalid(Problem(where, item.name, "is too large", "int_parsing_size"))
     if item.minimum is not None and number < item.minimum:
         raise Invalid(
             Problem(where, item.name, f"must be at least {item.minimum}", "greater_than_equal")
@@ -6164,7 +6173,10 @@ def receive_upload(
     parse_value(Field(upload.name), filename, "body")
     if upload.check_name and filename:
         upload.check_name(request, filename)
-    incoming = request.app.folders[upload.folder].receive(content, limit, upload.md5)
+    folder = request.app.folders[upload.folder]
+    if not folder.make and request.app.is_unmounted():
+        raise HTTPError(503, "The storage folder is not mounted.", {"Retry-After": "60"})
+    incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
     if not filename:
         incoming.discard()
@@ -6343,7 +6355,8 @@ class Application:
 
     def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
         pairs = parse_query(request.head.query) if request.head.query else []
-        token = next((value for name, value in pairs if name == "token"), None)
+        tokens = [value for name, value in pairs if name == "token"]
+        token = ",".join(tokens) if tokens else None  # two are one malformed one
         authorization = request.headers.get("authorization")
         app = self.app
         request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
@@ -6861,12 +6874,14 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     incoming = uploaded(request)
     name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
-    known = find_twin(app, app.library, incoming.sha256)
+    readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
+    known = find_twin(app, app.library, incoming.sha256) if readable else None
     if known is None:
         folder = time.strftime("uploads/%Y%m%d", time.gmtime())
         names = numbered_names(f"{folder}/{name}")
         file, asset = store_upload(app, incoming, app.library, names)
-        known = app.index.write(lambda db: put_new_content(app, db, file, asset), durable=False)
+        put = put_new_content if readable else put_file
+        known = app.index.write(lambda db: put(app, db, file, asset), durable=False)
     if known is None:
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -6875,6 +6890,10 @@ def put_image(app: App, request: Request, filename: str) -> Response:
         return json_response({**value, "thumbnail_file": thumbnail}, 201)
     incoming.discard()
     return json_response(library_json("Image content already exists.", incoming.sha256, known))
+
+
+def put_file(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> None:
+    app.index.files.put(db, file, asset)
 
 
 def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
@@ -6919,7 +6938,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     check_extension(extension and f"x{extension}", IMAGE_NAMES)
     if settings.slugify_filenames:
         stem, extension = slugify(stem) or "image", extension.lower()
-    return fit_name(f"{stem}{extension}")
+    return safe_name(f"{stem}{extension}")
 
 
 @route(
@@ -6949,7 +6968,7 @@ def upload_private_image(app: App, request: Request) -> Response:
 def health_json(app: App) -> dict[str, Any]:
     scan = app.scanner.progress
     return {
-        "status": "degraded" if is_degraded(app) else "ok",
+        "status": "degraded" if app.is_unmounted() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -6960,13 +6979,6 @@ def health_json(app: App) -> dict[str, Any]:
             "finished_at": scan.finished_at,
         },
     }
-
-
-def is_degraded(app: App) -> bool:
-    """Whether the folder is missing, or empty though pictures are known: a disk not mounted."""
-    if not os.path.isdir(app.library.path):
-        return True
-    return app.library.is_missing() and not app.index.files.is_empty("library")
 
 
 @route(
@@ -7144,9 +7156,12 @@ def print_token(settings: Settings) -> int:
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT."""
-    thumbnails = Thumbnails(settings.storage_dir / ".thumbnails")
-    thumbnails.start()  # forks its host: before there is any thread, file or lock
     make_folders(settings)
+    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+    thumbnails = Thumbnails(
+        settings.storage_dir / ".thumbnails" if beside else settings.database_dir / "thumbnails"
+    )
+    thumbnails.start()  # forks its host: before there is any thread or lock
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
     try:
@@ -7258,6 +7273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingError as error:
         warn(str(error))
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

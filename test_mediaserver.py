@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -674,8 +675,11 @@ def test_a_second_server_on_the_same_data_exits_2_and_a_crash_blocks_no_start(st
     assert again.get(urlsplit(url).path).body == content
 
 
-def test_sigint_ends_the_server_like_sigterm(start):
-    running = start()
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signals_have_their_meaning_as_soon_as_the_server_is_ready(start, workers):
+    running = start("--workers", workers)
+    running.process.send_signal(signal.SIGHUP)
+    assert running.get("/health").status == 200
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(DEADLINE) == 0
 
@@ -1728,7 +1732,8 @@ PROFILE = b"\nexif\n%8d\n%b\n" % (len(exif_tiff()) + 6, (b"Exif\0\0" + exif_tiff
 SVG_PROLOG = b'<?xml version="1.0"?><!-- <html> --><!DOCTYPE svg PUBLIC "x" [<!ENTITY a "b">]>\n'
 
 SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
-    "JPEG": (jpeg_of((0xE0, b"JFIF\0"), (0xE1, b"Exif\0\0" + exif_tiff())), "image/jpeg", SMALL | CAMERA),
+    "JPEG": (jpeg_of((0xE0, b"JFIF\0"), (0xE1, b"Exif\0\0" + exif_tiff())), "image/jpeg",
+             SMALL | CAMERA),
     "JPEG, big-endian EXIF, progressive":
         (jpeg_of((0xE1, b"Exif\0\0" + exif_tiff(">")), frame=0xC2), "image/jpeg", SMALL | CAMERA),
     "JPEG, XMP only": (jpeg_of((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)), "image/jpeg",
@@ -1739,8 +1744,9 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
             SMALL | {"created": MADE, "created_source": "png"}),
     "PNG, eXIf after the pixels":
         (png_with((b"IDAT", b""), (b"eXIf", exif_tiff())), "image/png", SMALL | CAMERA),
-    "PNG, raw profile": (png_with((b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE))),
-                         "image/png", SMALL | CAMERA),
+    "PNG, raw profile":
+        (png_with((b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE))),
+         "image/png", SMALL | CAMERA),
     "PNG, packed XMP": (png_with((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP))),
                         "image/png", SMALL | XMP_MADE),
     "PNG, wordy time": (png_with((b"tEXt", b"Creation Time\0Sat, 04 May 2019 03:02:01 GMT")),
@@ -2188,7 +2194,7 @@ def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
         b"Exif\0\0nonsense",
         b"Exif\0\0",
         *(valid[:end] for end in range(7, len(valid), 3)),
-        *(valid[:at] + b"\xff\xff" + valid[at + 2 :] for at in range(6, len(valid) - 2)),
+        *(valid[:at] + b"\xff\xff" + valid[at + 2 :] for at in range(6, len(valid) - 2, 2)),
     ):
         quadrants(pillow).save(tmp_path / "a.jpg", exif=exif)
         assert make(thumbnails, tmp_path / "a.jpg") is not None, exif
@@ -2355,7 +2361,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
     monkeypatch.setattr(shutil, "which", lambda _: None)
     bare = ms.Thumbnails(tmp_path)
     bare.start()
-    assert bare.description.startswith("none: install Pillow")
+    assert bare.description.startswith("none; for images install Pillow")
     assert not bare.can_make("image", "image/jpeg")
     assert not bare.available
 
@@ -3451,6 +3457,54 @@ def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
         raw.socket.close()
 
 
+# -- Several workers
+
+
+def worker_ids(server: Server) -> list[int]:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    names = {
+        int(pid): Path(f"/proc/{pid}/stat").read_text() for pid in children.read_text().split()
+    }
+    return [
+        pid for pid, stat in names.items() if stat.rsplit(")")[1].split()[16] == "0"
+    ]  # no nice
+
+
+def test_workers_know_what_any_of_them_took_in(start):
+    running = start("--workers", "3")
+    running.scanned()
+    contents = [png() for _ in range(12)]
+    made = together(12, lambda i: running.upload(contents[i]).json)
+    for _ in range(4):
+        for value, content in zip(made, contents, strict=True):
+            assert running.get(f"/media/{value['filename']}").body == content
+    assert running.get("/media").json["count"] == 12
+    gone = f"/media/{made[0]['filename']}"
+    assert running.request("DELETE", gone, headers=OWNER).status == 200
+    assert {running.get(gone).status for _ in range(8)} == {404}
+    late = png()
+    fill(running.storage, {"late.png": late})
+    running.rescan()
+    assert {running.get(f"/image/{sha256(late)}").status for _ in range(8)} == {200}
+
+
+def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(start):
+    running = start("--workers", "2")
+    running.scanned()
+    before = worker_ids(running)
+    assert len(before) == 2
+    for process in before:
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: len(set(worker_ids(running)) - set(before)) == 2, "new workers")
+    assert wait_until(lambda: running.get("/health").status == 200)
+    last = worker_ids(running)
+    running.kill()
+    wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in last), "the end")
+    assert start().get("/health").status == 200
+
+
 # -- What a crash, a stop or a large file does
 
 
@@ -3514,7 +3568,7 @@ def test_a_crash_during_uploads_loses_nothing_answered_and_leaves_nothing_half_d
     assert again.get("/media").json["count"] == len(files)
 
 
-@pytest.mark.parametrize("damage", [b"this is no database " * 500, b""])
+@pytest.mark.parametrize("damage", [b"this is no database " * 500, b""], ids=["text", "torn"])
 def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     running = start()
     public, private, own = png(), png(), png()
@@ -3875,15 +3929,15 @@ def test_an_upload_is_served_as_what_its_content_is(server, extension, make, mim
 @pytest.mark.parametrize(
     ("filename", "content"),
     [
-        ("a.txt", png()),
-        ("a.png.exe", png()),
-        ("a.mp4", png()),
-        ("a", png()),
-        ("png", png()),
+        ("a.txt", png),
+        ("a.png.exe", png),
+        ("a.mp4", png),
+        ("a", png),
+        ("png", png),
         (".png", b"no image"),
         ("a.png", b""),
         ("a.png", b"hello"),
-        ("a.jpg", mp4()),
+        ("a.jpg", mp4),
         ("a.svg", b"<html><script>alert(1)</script></html>"),
         ("a.svg", b"<!doctype html><svg></svg>"),
         ("a.png", b"II*\0\x08\0\0\0\0\0\0\0\0\0"),
@@ -3893,7 +3947,7 @@ def test_an_upload_is_served_as_what_its_content_is(server, extension, make, mim
 )
 def test_what_is_no_image_by_name_or_content_is_400_and_leaves_nothing(server, filename, content):
     before = files_below(server.storage)
-    answer = server.upload(content, filename)
+    answer = server.upload(content() if callable(content) else content, filename)
     assert answer.status == 400
     assert set(answer.json) == {"detail"}
     assert files_below(server.storage) == before
@@ -4309,27 +4363,41 @@ def test_a_read_only_folder_is_503(start, tmp_path):
         running.storage.chmod(0o700)
 
 
+def test_a_full_disk_is_507_and_leaves_nothing(start, tmp_path):
+    running = start(max_upload_bytes="50000000")
+    running.scanned()
+    limit = resource.RLIMIT_FSIZE  # the kernel then says EFBIG, much like ENOSPC
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit")
+    before = files_below(running.storage)
+    resource.prlimit(running.process.pid, limit, (4_000_000, 4_000_000))
+    for method, path in (("POST", "/upload"), ("PUT", "/image/a.png"), ("POST", "/upload-image")):
+        assert running.send_file(method, path, png_of(5_000_000)).status == 507
+    assert files_below(running.storage) == before
+    assert running.upload(png()).status == 201
+
+
 def png_size(content: bytes) -> tuple[int, int]:
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     return struct.unpack(">II", content[16:24])
 
 
 @pytest.mark.parametrize(
-    ("content", "size"),
+    ("make_content", "size"),
     [
-        (png(800, 400), (256, 128)),
-        (png(100, 50), (100, 50)),  # neither enlarged nor padded
-        (jpeg(1024, 512), (256, 128)),
-        (jpeg(1024, 512, orientation=6), (128, 256)),
-        (jpeg(1024, 512, orientation=3), (256, 128)),
-        (gif(), (1, 1)),
-        (bmp(), (1, 1)),
-        (webp(), (1, 1)),
+        (lambda: png(800, 400), (256, 128)),
+        (lambda: png(100, 50), (100, 50)),  # neither enlarged nor padded
+        (lambda: jpeg(1024, 512), (256, 128)),
+        (lambda: jpeg(1024, 512, orientation=6), (128, 256)),
+        (lambda: jpeg(1024, 512, orientation=3), (256, 128)),
+        (gif, (1, 1)),
+        (bmp, (1, 1)),
+        (webp, (1, 1)),
     ],
 )
-def test_a_thumbnail_is_a_png_that_fits_256_and_stands_upright(server, content, size):
+def test_a_thumbnail_is_a_png_that_fits_256_and_stands_upright(server, make_content, size):
     need("PIL")
-    digest = server.upload(content).json["sha256"]
+    digest = server.upload(make_content()).json["sha256"]
     answer = server.get(f"/thumbnail/{digest.upper()}")
     assert answer.status == 200
     assert png_size(answer.body) == size
