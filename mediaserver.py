@@ -2681,12 +2681,11 @@ CREATE TABLE media (
     updated_at REAL NOT NULL,
     is_deleted INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX media_by_time ON media (user_id, created_at, id) WHERE is_deleted = 0;
-CREATE INDEX media_by_type ON media (user_id, type, created_at, id) WHERE is_deleted = 0;
-CREATE INDEX media_by_name ON media (user_id, name, id) WHERE is_deleted = 0;
-CREATE INDEX media_by_size ON media (user_id, size, id) WHERE is_deleted = 0;
-CREATE INDEX media_of_collection ON media (collection_id, user_id, created_at, id)
-    WHERE is_deleted = 0;
+CREATE INDEX media_by_time ON media (user_id, is_deleted, created_at, id);
+CREATE INDEX media_by_type ON media (user_id, is_deleted, type, created_at, id);
+CREATE INDEX media_by_name ON media (user_id, is_deleted, name, id);
+CREATE INDEX media_by_size ON media (user_id, is_deleted, size, id);
+CREATE INDEX media_of_collection ON media (collection_id, user_id, is_deleted, created_at, id);
 """
 
 MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA)  # number n brings an index from user_version n to n + 1
@@ -3299,7 +3298,7 @@ class Owned(Generic[Thing]):
         self._index = index
         self._table = table
         self._make: Callable[..., Thing] = make
-        self._condition = condition  # in the words of the partial indexes
+        self._condition = condition  # which of the rows there are for users
         self._names = [item.name for item in fields(cast(Any, make))]
         self._columns = ", ".join(self._names)
 
@@ -6334,6 +6333,8 @@ def read_multipart(request: Request, upload: Upload | None, boundary: str) -> di
             continue
         text = b"".join(bounded_text(part_content(events), MAX_TEXT_BYTES - text_bytes))
         text_bytes += len(text)
+        if upload and event.name == upload.name and text:
+            raise Invalid(Problem("body", upload.name, "must be a file, not a text", "file"))
         if event.filename is None:
             values[event.name] = decode_field(event.name, text)
     return values
