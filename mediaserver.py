@@ -29,6 +29,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import posixpath
 import queue
@@ -56,7 +57,6 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, TypeVar, cast, overload
 from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
@@ -86,6 +86,14 @@ class SettingError(Exception):
 
 
 def parse_text(text: str) -> str:
+    return text
+
+
+def parse_secret(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is set but blank; give it a value or remove it")
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("has a control character, which no request can carry")
     return text
 
 
@@ -194,7 +202,7 @@ class Settings:
     """Everything that can be set, checked and with all defaults in place."""
 
     storage_dir: Path = setting(
-        Path(), "the folder to scan, serve and store in (required)", parse_path, shown="required"
+        Path(), "the folder to scan, serve and store in", parse_path, shown="required"
     )
     port: int = setting(
         8000, "TCP port; 0 takes a free one", whole_number(0, 65535), environment=False
@@ -211,6 +219,7 @@ class Settings:
     media_server_secret: str = setting(
         "",
         "HMAC secret of upload tokens, shared with the app that issues them",
+        parse_secret,
         shown=GENERATED,
         secret=True,
     )
@@ -218,7 +227,11 @@ class Settings:
         900, "how long an upload token is good for", whole_number(1, 10**9)
     )
     auth_token: str = setting(
-        "", "static bearer token: the owner's key, every permission", shown=GENERATED, secret=True
+        "",
+        "static bearer token: the owner's key, every permission",
+        parse_secret,
+        shown=GENERATED,
+        secret=True,
     )
     upload_dir: Path = setting(
         Path(), "where the images family keeps its files", parse_path, shown="DATA/images"
@@ -227,7 +240,11 @@ class Settings:
         False, "store images under a slug of their name", parse_boolean, shown="false"
     )
     jwt_signing_key: str = setting(
-        "", "HS256 key of the access and refresh tokens of accounts", shown=GENERATED, secret=True
+        "",
+        "HS256 key of the access and refresh tokens of accounts",
+        parse_secret,
+        shown=GENERATED,
+        secret=True,
     )
     jwt_access_token_lifetime_minutes: int = setting(
         30, "how long an access token is good for", whole_number(1, 10**7)
@@ -279,6 +296,12 @@ class Settings:
         "peers whose X-Forwarded-* headers are believed",
         parse_networks,
         shown="127.0.0.1,::1",
+    )
+    accel_redirect: bool = setting(
+        False,
+        "let nginx send the files, by X-Accel-Redirect (see nginx.conf)",
+        parse_boolean,
+        shown="false",
     )
     cors_allow_origins: tuple[str, ...] = setting(
         ("*",),
@@ -375,8 +398,6 @@ def load_settings(
         )
         if given is None:
             continue
-        if how.secret and not given.strip():
-            raise SettingError(label, "is set but blank; give it a value or remove it")
         try:
             values[name] = how.parse(given)
         except ValueError as error:
@@ -387,6 +408,11 @@ def load_settings(
     values.setdefault("database_url", data / "index.sqlite3")
     values.setdefault("upload_dir", data / "images")
     values.setdefault("media_storage_dir", data / "entities")
+    for name in ("upload_dir", "media_storage_dir"):
+        if values["storage_dir"].is_relative_to(values[name]):
+            raise SettingError(
+                name.upper(), "must not be, or hold, STORAGE_DIR: it would be public"
+            )
     return Settings(**values)
 
 
@@ -1073,27 +1099,30 @@ def find_principal(
 # follows the file's structure to size, length, orientation and time of making. Nearly every
 # format is a tree of labelled spans, so there is one walker for each way to label them (TIFF,
 # ISO boxes, RIFF/IFF chunks, EBML), which yields `(label, start, end)`, and a short function per
-# format that picks what it knows. All reading goes through `_Reader`, which checks every
-# position and pays every read from one purse: a read that cannot be had raises `_Malformed`, the
-# parser stops there, and `probe` returns what was found until then.
+# format that picks what it knows. All reading goes through `_MediaReader`, which checks every
+# position and pays for every read from one purse, which bounds all loops. A read that cannot be
+# had raises `_BrokenMedia`; the parser stops there, and `probe` returns what was found until then.
 
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
-MAX_PROBE_READS = 6000  # reads for one file: bounds every loop below, and time to some 10 ms
+MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
+READ_COST = 256  # what a read costs beside its bytes
 MAX_READ_BYTES = 1 << 18  # longest single read
 READ_WINDOW_BYTES = 4096  # what one system call fetches; neighbouring reads are served from it
-MAX_ENTRIES = 1024  # boxes, chunks, elements or segments walked on one level
+MAX_SPANS = 1024  # boxes, chunks, elements or segments on one level; more is malformed
 MAX_IFD_ENTRIES = 512
 MAX_IFDS = 32
+MAX_NUMBERS_BYTES = 256  # of one TIFF value; a multiple of every number's size
 MAX_ID3_TAGS = 4
+MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
 MAX_INFLATED_BYTES = 1 << 18  # of a compressed PNG text, however large it claims to become
-MAX_TEXT = 200  # characters kept of a maker's or model's name
+MAX_NOTE_CHARS = 200  # characters kept of a maker's or model's name
 MAX_PIXELS_A_SIDE = 1 << 31
 MAX_DURATION = 10 * 366 * 86400  # seconds; more is a broken header
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
 
-Span = tuple[int, int]  # start and end of a stretch of the file, in bytes
+_Span = tuple[int, int]  # start and end of a stretch of the file, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -1130,7 +1159,8 @@ MIME_TYPES = {
     "avi": "video/x-msvideo", "avif": "image/avif", "bmp": "image/bmp", "caf": "audio/x-caf",
     "cr2": "image/x-canon-cr2", "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng",
     "flac": "audio/flac", "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic",
-    "heif": "image/heif", "ico": "image/x-icon", "j2c": "image/x-j2c", "jp2": "image/jp2",
+    "heics": "image/heic-sequence", "heif": "image/heif", "heifs": "image/heif-sequence",
+    "ico": "image/x-icon", "j2c": "image/x-j2c", "jp2": "image/jp2",
     "jpg": "image/jpeg", "jpx": "image/jpx", "jxl": "image/jxl", "m2ts": "video/mp2t",
     "m4a": "audio/mp4", "m4b": "audio/mp4", "m4v": "video/x-m4v", "mka": "audio/x-matroska",
     "mkv": "video/x-matroska", "mov": "video/quicktime", "mp3": "audio/mpeg",
@@ -1148,33 +1178,39 @@ def media_type(extension: str) -> MediaType:
     return MediaType(mime_type.partition("/")[0], mime_type, extension)
 
 
-class _Malformed(Exception):
+class _BrokenMedia(Exception):
     """The file ends, or points outside itself, or asks for too much."""
 
 
-class _Reader:
-    """Exact reads at absolute positions of a file, checked and counted."""
+class _MediaReader:
+    """Exact reads at given positions of a file, checked and counted."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, base: int | None = 0) -> None:
         self.size = file.seek(0, io.SEEK_END)
+        self.base = base  # where this begins in the whole file, if it is a part of it
         self._file = file
         self._window, self._window_start = b"", 0
-        self._reads_left = MAX_PROBE_READS
+        self._purse = [MAX_PROBE_COST]  # a list, to be shared with the parts
+
+    def spend(self, cost: int) -> None:
+        self._purse[0] -= cost
+        if self._purse[0] < 0:
+            raise _BrokenMedia
 
     def holds(self, start: int, length: int) -> bool:
         return 0 <= length <= MAX_READ_BYTES and 0 <= start <= self.size - length
 
     def read(self, start: int, length: int) -> bytes:
-        self._reads_left -= 1
-        if self._reads_left < 0 or not self.holds(start, length):
-            raise _Malformed
+        self.spend(READ_COST + length)
+        if not self.holds(start, length):
+            raise _BrokenMedia
         skip = start - self._window_start
         if skip < 0 or skip + length > len(self._window):
             self._file.seek(start)
             self._window = self._file.read(max(length, READ_WINDOW_BYTES))
             self._window_start, skip = start, 0
             if len(self._window) < length:  # the file was cut meanwhile
-                raise _Malformed
+                raise _BrokenMedia
         return self._window[skip : skip + length]
 
     def read_up_to(self, start: int, length: int) -> bytes:
@@ -1186,10 +1222,19 @@ class _Reader:
     def label(self, start: int) -> bytes:
         return self.read(start, 4)
 
-    def part(self, start: int, end: int) -> _Reader:
-        """A reader of one stretch of this file, as if it were a file; the purse is shared out."""
-        reader = _Reader(io.BytesIO(self.read_up_to(start, end - start)))
-        reader._reads_left = self._reads_left
+    def note(self, start: int, end: int) -> bytes:
+        """A short text, cut where it is not short."""
+        return self.read_up_to(start, min(end - start, MAX_NOTE_CHARS))
+
+    def part(self, start: int, end: int) -> _MediaReader:
+        """One stretch of this file as if it were a file."""
+        base = None if self.base is None else self.base + start
+        return self.inner(self.read_up_to(start, end - start), base)
+
+    def inner(self, data: bytes, base: int | None = None) -> _MediaReader:
+        """A file that was packed in this one."""
+        reader = _MediaReader(io.BytesIO(data), base)
+        reader._purse = self._purse
         return reader
 
 
@@ -1200,7 +1245,7 @@ class _Draft:
     extension: str
     width: int | None = None
     height: int | None = None
-    orientation: int = 1
+    orientation: int = 0
     duration: float | None = None
     created: float | None = None
     created_source: str | None = None
@@ -1216,15 +1261,20 @@ class _Draft:
         if self.width is None and 0 < width < MAX_PIXELS_A_SIDE and 0 < height < MAX_PIXELS_A_SIDE:
             self.width, self.height = width, height
 
+    def set_orientation(self, orientation: int) -> None:
+        if not self.orientation and 1 <= orientation <= 8:
+            self.orientation = orientation
+
     def set_duration(self, units: float, per_second: float = 1) -> None:
         if self.duration is None and per_second > 0 and 0 < units / per_second < MAX_DURATION:
             self.duration = units / per_second
 
     def set_created(self, rank: int, source: str, seconds: float | None) -> None:
         """Keep a time of making, if it is a possible one and none of a better rank is known."""
-        possible = seconds is not None and EARLIEST_TIME <= seconds < LATEST_TIME
-        if possible and rank < self.created_rank:
-            self.created, self.created_source, self.created_rank = seconds, source, rank
+        if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
+            return
+        if rank < self.created_rank:
+            self.created, self.created_source, self.created_rank = float(seconds), source, rank
 
     def set_maker(self, make: str | None, model: str | None) -> None:
         self.make = self.make or make or None
@@ -1237,14 +1287,17 @@ class _Draft:
     def facts(self) -> Facts:
         found = media_type(self.extension)
         known = {f.name: getattr(self, f.name) for f in fields(Facts)[3:]}
+        known["orientation"] = self.orientation or 1
         return Facts(found.kind, found.mime_type, found.extension, **known)
 
 
-_TIME = re.compile(
+_WRITTEN_TIME = re.compile(
     rb"(\d{4})[-:./](\d\d?)[-:./](\d\d?)"  # date: EXIF's colons, ISO 8601's hyphens
     rb"(?:[T /]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"  # time: optional seconds, fraction
     rb"\s*(Z|[-+]\d\d:?\d\d)?"
 )
+_TIME_ZONE = re.compile(rb"Z|[-+]\d\d:?\d\d")
+_MONTH_NAMES = b"JanFebMarAprMayJunJulAugSepOctNovDec"
 
 
 def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
@@ -1260,17 +1313,19 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     >>> parse_time(b"0000:00:00 00:00:00") is None
     True
     """
-    match = _TIME.match(text.strip())
+    match = _WRITTEN_TIME.match(text.strip())
     if match is None:
         return None
     *parts, own_fraction, own_zone = match.groups()
-    zone, fraction = own_zone or zone.strip(), own_fraction or fraction.strip()
+    zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip()) or [b""])[0]
+    fraction = own_fraction or fraction.strip()
     try:
-        moment = datetime(*(int(part or 0) for part in parts)).timetuple()  # type: ignore[arg-type]
+        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+        moment = datetime(year, month, day, hour, minute, second).timetuple()
         seconds = float(calendar.timegm(moment) if zone else time.mktime(moment))
     except (ValueError, OverflowError):  # no such day; or no such second in a 32-bit time_t
         return None
-    if re.fullmatch(rb"[-+]\d\d:?\d\d", zone):
+    if zone not in (b"", b"Z"):
         minutes = int(zone[1:3]) * 60 + int(zone[-2:])
         seconds -= minutes * (-60 if zone[:1] == b"-" else 60)
     if fraction.isdigit():
@@ -1278,8 +1333,24 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     return seconds
 
 
-def _text(raw: bytes) -> str:
-    return raw.split(b"\0")[0].decode("utf-8", "replace").strip()[:MAX_TEXT]
+def _parse_wordy_time(text: bytes) -> float | None:
+    """A time with a month's name in it: C's `asctime` in films, RFC 1123 in PNG.
+
+    >>> _parse_wordy_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
+    1047308683.0
+    >>> _parse_wordy_time(b"SAT MAY  4 03:02:01 2019") == parse_time(b"2019-05-04 03:02:01")
+    True
+    """
+    grammar = (rb"\b\d{4}\b", rb"\b[A-Za-z]{3}(?= +\d)", rb"(?<![\d:])\d\d?(?![\d:])",
+               rb"\d\d:\d\d:\d\d", rb"GMT|[-+]\d{4}|$")  # fmt: skip
+    found = [re.search(part, text) for part in grammar]
+    year, month, day, clock, zone = (match[0] if match else b"?" for match in found)
+    number = _MONTH_NAMES.find(month.title()) // 3 + 1
+    return parse_time(b"%b-%d-%b %b%b" % (year, number, day, clock, zone.replace(b"GMT", b"Z")))
+
+
+def _media_text(raw: bytes) -> str:
+    return raw.split(b"\0")[0].decode("utf-8", "replace").strip()[:MAX_NOTE_CHARS]
 
 
 # -- Orientation. Rotations and mirrors are 2x2 matrices (a, b, c, d) that take (x, y), with y
@@ -1294,7 +1365,7 @@ _QUARTER_LEFT: _Matrix = (0, -1, 1, 0)
 _MIRRORS: tuple[_Matrix, _Matrix] = ((1, 0, 0, -1), (-1, 0, 0, 1))  # upside down, left to right
 
 
-def _then(first: _Matrix, second: _Matrix) -> _Matrix:
+def _compose(first: _Matrix, second: _Matrix) -> _Matrix:
     (a, b, c, d), (e, f, g, h) = first, second
     return (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
 
@@ -1317,7 +1388,7 @@ _RAW_BY_MAKER = {"NIKON": "nef", "SONY": "arw", "PENTAX": "pef"}
 class _Ifd:
     """One TIFF directory: values by tag. A value that cannot be read is an empty one."""
 
-    def __init__(self, reader: _Reader, order: str, big: bool, start: int) -> None:
+    def __init__(self, reader: _MediaReader, order: str, big: bool, start: int) -> None:
         self.order, self._reader = order, reader
         count_layout, layout, offset_layout = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
         entries_start = start + struct.calcsize(count_layout)
@@ -1325,9 +1396,8 @@ class _Ifd:
         width = struct.calcsize(order + layout)
         table = reader.read_up_to(entries_start, min(count, MAX_IFD_ENTRIES) * width)
         table = table[: len(table) // width * width]
-        self._entries = {
-            e[0]: e[1:] for e in reversed([*struct.iter_unpack(order + layout, table)])
-        }
+        entries = struct.iter_unpack(order + layout, table)
+        self._entries = {tag: value for tag, *value in reversed([*entries])}  # the first one wins
         self._offset_layout = order + offset_layout
         after = entries_start + count * width
         readable = reader.holds(after, len(table) and struct.calcsize(offset_layout))
@@ -1345,11 +1415,13 @@ class _Ifd:
         return self._reader.read(start, length) if self._reader.holds(start, length) else b""
 
     def text(self, tag: int) -> str:
-        return _text(self.raw(tag))
+        return _media_text(self.raw(tag))
 
     def numbers(self, tag: int) -> list[float]:
         layout = _TIFF_VALUES.get(self._entries.get(tag, (0,))[0], "s")
-        values = [] if layout == "s" else [*struct.iter_unpack(self.order + layout, self.raw(tag))]
+        if layout == "s":
+            return []
+        values = struct.iter_unpack(self.order + layout, self.raw(tag)[:MAX_NUMBERS_BYTES])
         return [v[0] if len(v) == 1 else v[0] / v[1] if v[1] else math.nan for v in values]
 
     def number(self, tag: int, default: int = 0) -> int:
@@ -1357,7 +1429,7 @@ class _Ifd:
         return int(value) if math.isfinite(value) else default
 
 
-def _ifds(reader: _Reader) -> Iterator[tuple[str, _Ifd]]:
+def _ifds(reader: _MediaReader) -> Iterator[tuple[str, _Ifd]]:
     """Every directory of a TIFF with its role: "main", "sub", "exif", "gps" or "next"."""
     order = "<" if reader.read(0, 2) == b"II" else ">"
     big = reader.unpack(order + "H", 2)[0] == 43  # BigTIFF: 8-byte offsets
@@ -1370,33 +1442,34 @@ def _ifds(reader: _Reader) -> Iterator[tuple[str, _Ifd]]:
         seen.add(start)
         ifd = _Ifd(reader, order, big, start)
         yield role, ifd
-        inner = [("sub", int(s)) for s in ifd.numbers(_SUB_IFDS)[:MAX_IFDS] if s == s]
+        inner = [("sub", int(s)) for s in ifd.numbers(_SUB_IFDS) if math.isfinite(s)]
         inner += [("exif", ifd.number(_EXIF_IFD)), ("gps", ifd.number(_GPS_IFD))]
         pending = inner + pending + [("next" if role in ("main", "next") else "sub", ifd.next)]
 
 
-def _exif(reader: _Reader, draft: _Draft, base: int = 0) -> list[_Ifd]:
-    """EXIF gives time, maker, place, orientation and preview; the pictures' directories return.
-
-    `base` is where the TIFF header lies in the whole file.
-    """
-    pictures: list[_Ifd] = []
+def _exif(reader: _MediaReader, draft: _Draft) -> list[_Ifd]:
+    """EXIF gives time, maker, place, orientation and preview; the pictures' directories return."""
+    roles: dict[str, _Ifd] = {}
+    pictures = []
     for role, ifd in _ifds(reader):
-        if role == "main":
-            main = detail = ifd
-            draft.orientation = max(1, ifd.number(0x112)) if ifd.number(0x112) <= 8 else 1
-            draft.set_maker(ifd.text(0x10F), ifd.text(0x110))
-        if role == "exif":
-            detail = ifd
-        if role in ("main", "gps"):
-            _exif_place(ifd, draft)
+        roles.setdefault(role, ifd)
         if role not in ("exif", "gps"):
             pictures.append(ifd)
-            if draft.preview is None and (length := ifd.number(0x202)):
-                draft.preview = (base + ifd.number(0x201), length)
-    if pictures:
-        _exif_times(main, detail, draft)
+            _exif_preview(reader, ifd, draft)
+    if main := roles.get("main"):
+        draft.set_orientation(main.number(0x112))
+        draft.set_maker(main.text(0x10F), main.text(0x110))
+        _exif_place(roles.get("gps", main), draft)
+        _exif_times(main, roles.get("exif", main), draft)
     return pictures
+
+
+def _exif_preview(reader: _MediaReader, ifd: _Ifd, draft: _Draft) -> None:
+    start, length = ifd.number(0x201), ifd.number(0x202)
+    if length < 2 or not reader.holds(start, length) or reader.base is None:
+        return
+    if draft.preview is None and reader.read(start, 2) == b"\xff\xd8":
+        draft.preview = (reader.base + start, length)
 
 
 def _exif_times(main: _Ifd, detail: _Ifd, draft: _Draft) -> None:
@@ -1419,7 +1492,7 @@ def _exif_place(ifd: _Ifd, draft: _Draft) -> None:
     draft.set_place(latitude, longitude, height if math.isfinite(height) else None)
 
 
-def _tiff(reader: _Reader, draft: _Draft) -> None:
+def _tiff(reader: _MediaReader, draft: _Draft) -> None:
     """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
     pictures = _exif(reader, draft)
     if not pictures:
@@ -1435,12 +1508,12 @@ def _tiff(reader: _Reader, draft: _Draft) -> None:
         draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
 
 
-def _exif_block(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _exif_block(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     """An EXIF block inside another file, with or without JPEG's prefix."""
     if reader.read_up_to(start, 6) == b"Exif\0\0":
         start += 6
-    if re.match(rb"II\*\0|MM\0\*", reader.read_up_to(start, 4)):
-        _exif(reader.part(start, end), draft, start)
+    if reader.read_up_to(start, 4) in (b"II*\0", b"MM\0*"):
+        _exif(reader.part(start, end), draft)
 
 
 _XMP_TIMES = [
@@ -1458,10 +1531,10 @@ def _xmp(packet: bytes, draft: _Draft) -> None:
 # -- Pictures
 
 
-def _jpeg(reader: _Reader, draft: _Draft) -> None:
+def _jpeg(reader: _MediaReader, draft: _Draft) -> None:
     """Marker segments up to the frame header (ITU-T T.81 section B.1); EXIF and XMP in APP1."""
     at = 2
-    for _ in range(MAX_ENTRIES):
+    for _ in range(MAX_SPANS):
         if reader.read(at, 1) != b"\xff":  # exiftool and browsers skip stray bytes here
             at += max(1, reader.read_up_to(at, READ_WINDOW_BYTES).find(b"\xff"))
             continue
@@ -1485,80 +1558,69 @@ def _jpeg(reader: _Reader, draft: _Draft) -> None:
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-def _jpeg_app1(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _jpeg_app1(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     if reader.read_up_to(start, 6) == b"Exif\0\0":
-        if draft.created_source != "exif":
-            _exif_block(reader, draft, start, end)
+        _exif_block(reader, draft, start, end)
     elif reader.read_up_to(start, len(_XMP_PREFIX)) == _XMP_PREFIX:
         _xmp(reader.read_up_to(start, end - start), draft)
 
 
-def _png(reader: _Reader, draft: _Draft) -> None:
+def _png(reader: _MediaReader, draft: _Draft) -> None:
     """PNG's chunks (PNG third edition, section 5.3), those after the pixels too."""
-    draft.set_size(*reader.unpack(">II", 16))
     at = 8
-    for _ in range(MAX_ENTRIES):
+    for _ in range(MAX_SPANS):
         length, kind = struct.unpack(">I4s", reader.read(at, 8))
         start, end = at + 8, at + 8 + length
-        if kind == b"acTL":
+        if kind == b"IHDR":
+            draft.set_size(*reader.unpack(">II", start))
+        elif kind == b"acTL":
             draft.extension = "apng"
         elif kind == b"eXIf":
             _exif_block(reader, draft, start, end)
         elif kind == b"tIME":
-            written = b"%d-%d-%d %d:%d:%dZ" % reader.unpack(">HBBBBB", start)
+            written = b"%d-%d-%d %02d:%02d:%02dZ" % reader.unpack(">HBBBBB", start)
             draft.set_created(21, "png", parse_time(written))
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            _png_text(kind, reader.read_up_to(start, length), draft)
+            _png_text(reader, kind, reader.read_up_to(start, length), draft)
         elif kind == b"IEND":
             return
         at = end + 4
 
 
-_RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
+_PNG_TIMES = (b"Creation Time", b"date:create", b"create-date")
 
 
-def _png_text(kind: bytes, body: bytes, draft: _Draft) -> None:
+def _png_text(reader: _MediaReader, kind: bytes, body: bytes, draft: _Draft) -> None:
+    """Times and packed EXIF or XMP among the texts (PNG third edition, section 11.3.3)."""
     keyword, _, value = body.partition(b"\0")
-    if kind == b"iTXt" and value.count(b"\0") >= 3:
-        deflated, rest = value[:1] == b"\1", value[2:]
-        value = rest.split(b"\0", 2)[2] if rest.count(b"\0") >= 2 else b""
-        value = _inflate(value) if deflated else value
+    deflated = kind == b"zTXt" or (kind == b"iTXt" and value[:1] == b"\1")
+    if kind == b"iTXt":  # flag, method, language, keyword in that language
+        value = value[2:].split(b"\0", 2)[-1]
     elif kind == b"zTXt":
-        value = _inflate(value[1:])
-    if keyword == b"XML:com.adobe.xmp":
+        value = value[1:]
+    packed = keyword.startswith(b"Raw profile type ")
+    if deflated and (packed or keyword == b"XML:com.adobe.xmp" or keyword in _PNG_TIMES):
+        value = _inflate(value)
+        reader.spend(len(value))
+    if packed and (match := re.match(rb"\s*(?:exif|APP1)\s+\d+\s([0-9A-Fa-f\s]+)$", value)):
+        digits = b"".join(match[1].split())  # ImageMagick's: name, length, hex
+        profile = reader.inner(bytes.fromhex(digits[: len(digits) & ~1].decode()))
+        _exif_block(profile, draft, 0, profile.size)
+    elif keyword == b"XML:com.adobe.xmp":
         _xmp(value, draft)
-    elif keyword in _RAW_PROFILES:
-        _, _, digits = value.strip().partition(b"\n")  # ImageMagick's: name, length, hex
-        digits = re.sub(rb"\s+", b"", digits.partition(b"\n")[2])
-        profile = (
-            bytes.fromhex(digits[: len(digits) & ~1].decode("ascii", "replace"))
-            if (re.fullmatch(rb"[0-9A-Fa-f]+", digits))
-            else b""
-        )
-        _exif_block(_Reader(io.BytesIO(profile)), draft, 0, len(profile))
-        draft.preview = None  # it has no place in the file
-    elif keyword in (b"Creation Time", b"date:create", b"create-date"):
-        draft.set_created(20, "png", parse_time(value) or _parse_rfc1123(value))
+    elif keyword in _PNG_TIMES:
+        draft.set_created(20, "png", parse_time(value) or _parse_wordy_time(value))
 
 
 def _inflate(data: bytes) -> bytes:
-    """At most MAX_INFLATED_BYTES of a zlib stream, or of as much of it as is sound."""
+    """At most MAX_INFLATED_BYTES of a zlib stream; nothing of an unsound one."""
     try:
         return zlib.decompressobj().decompress(data, MAX_INFLATED_BYTES)
     except zlib.error:
         return b""
 
 
-def _parse_rfc1123(text: bytes) -> float | None:
-    from email.utils import parsedate_to_datetime  # PNG's own recommendation for Creation Time
-
-    try:
-        return parsedate_to_datetime(text.decode("latin-1")).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def _gif(reader: _Reader, draft: _Draft) -> None:
+def _gif(reader: _MediaReader, draft: _Draft) -> None:
     """The screen's size, and the sum of the frames' delays if the end comes within reach."""
     width, height, flags = reader.unpack("<HHB", 6)
     draft.set_size(width, height)
@@ -1580,14 +1642,14 @@ def _gif(reader: _Reader, draft: _Draft) -> None:
         draft.set_duration(delays, 100)
 
 
-def _bmp(reader: _Reader, draft: _Draft) -> None:
+def _bmp(reader: _MediaReader, draft: _Draft) -> None:
     """Core headers (12 bytes) count in 16 bits; a negative height is a picture from the top."""
     (header,) = reader.unpack("<I", 14)
     width, height = reader.unpack("<HH" if header == 12 else "<ii", 18)
     draft.set_size(width, abs(height))
 
 
-def _ico(reader: _Reader, draft: _Draft) -> None:
+def _ico(reader: _MediaReader, draft: _Draft) -> None:
     """The first picture of an icon; 0 stands for 256."""
     width, height = reader.unpack("<BB", 6)
     draft.set_size(width or 256, height or 256)
@@ -1612,7 +1674,7 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
     return _SVG_ROOT.match(head, at)
 
 
-def _svg(reader: _Reader, draft: _Draft) -> None:
+def _svg(reader: _MediaReader, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
     root = _svg_root(reader.read_up_to(0, 16 * SNIFF_BYTES))
     attributes = dict(re.findall(rb"([\w:-]+)\s*=\s*[\"']([^\"']*)", root[1] if root else b""))
@@ -1629,7 +1691,7 @@ def _svg(reader: _Reader, draft: _Draft) -> None:
 _JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
-def _jxl_codestream(reader: _Reader, draft: _Draft, start: int = 0) -> None:
+def _jxl_codestream(reader: _MediaReader, draft: _Draft, start: int) -> None:
     """SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
     bits = int.from_bytes(reader.read_up_to(start + 2, 32), "little")
 
@@ -1645,43 +1707,45 @@ def _jxl_codestream(reader: _Reader, draft: _Draft, start: int = 0) -> None:
     height = side(small)
     over, under = _JXL_RATIOS[take(3)]
     draft.set_size(height * over // under if over else side(small), height)
-    if not take(1) and take(1):  # the metadata are not the default, and have extra fields
-        draft.orientation = 1 + take(3)
+    # unless the metadata are the default, or have no extra fields
+    draft.set_orientation(1 + take(3) if not take(1) and take(1) else 1)
 
 
-def _jxl(reader: _Reader, draft: _Draft) -> None:
-    for kind, start, end in _boxes(reader, 0, reader.size):
-        if kind in (b"jxlc", b"jxlp") and draft.width is None:
-            _jxl_codestream(reader, draft, start + (4 if kind == b"jxlp" else 0))
-        elif kind == b"Exif":
-            orientation = draft.orientation  # the codestream's: that is the one to be followed
-            _exif_block(reader, draft, start + 4 + reader.unpack(">I", start)[0], end)
-            draft.orientation = orientation
-        elif kind == b"xml ":
-            _xmp(reader.read_up_to(start, end - start), draft)
+def _jxl(reader: _MediaReader, draft: _Draft) -> None:
+    if reader.read(0, 2) == b"\xff\x0a":
+        return _jxl_codestream(reader, draft, 0)
+    boxes = _boxes_in(reader, 0, reader.size)
+    if b"jxlc" in boxes or b"jxlp" in boxes:
+        start = boxes[b"jxlc"][0] if b"jxlc" in boxes else boxes[b"jxlp"][0] + 4
+        _jxl_codestream(reader, draft, start)
+    if b"Exif" in boxes:
+        start, end = boxes[b"Exif"]
+        _exif_block(reader, draft, start + 4 + reader.unpack(">I", start)[0], end)
+    if b"xml " in boxes:
+        start, end = boxes[b"xml "]
+        _xmp(reader.read_up_to(start, end - start), draft)
 
 
-def _jp2(reader: _Reader, draft: _Draft) -> None:
+def _jp2(reader: _MediaReader, draft: _Draft) -> None:
     for kind, start, end in _boxes(reader, 0, reader.size):
         if kind == b"ftyp" and reader.label(start) == b"jpx ":
             draft.extension = "jpx"
         elif kind == b"jp2h":
-            height, width = reader.unpack(">II", _child(reader, start, end, b"ihdr")[0])
+            height, width = reader.unpack(">II", _box_at(reader, start, end, b"ihdr")[0])
             draft.set_size(width, height)
         elif kind == b"uuid" and reader.read_up_to(start, 16) == b"JpgTiffExif->JP2":
             _exif_block(reader, draft, start + 16, end)
 
 
-def _j2c(reader: _Reader, draft: _Draft) -> None:
+def _j2c(reader: _MediaReader, draft: _Draft) -> None:
     right, bottom, left, top = reader.unpack(">IIII", 8)
     draft.set_size(right - left, bottom - top)
 
 
-def _raf(reader: _Reader, draft: _Draft) -> None:
+def _raf(reader: _MediaReader, draft: _Draft) -> None:
     """Fujifilm's raw file carries a JPEG with everything that is known."""
     start, length = reader.unpack(">II", 84)
     _jpeg(reader.part(start, start + length), draft)
-    draft.preview = (start, length)
 
 
 # -- ISO base media files: MP4, QuickTime, HEIF, AVIF, Canon raw (ISO 14496-12, 23008-12)
@@ -1689,8 +1753,8 @@ def _raf(reader: _Reader, draft: _Draft) -> None:
 _BRANDS = {  # major brand, or its first characters, and the extension
     b"qt  ": "mov", b"M4A ": "m4a", b"M4B ": "m4b", b"M4P ": "m4a", b"F4A ": "m4a",
     b"F4B ": "m4a", b"M4V": "m4v", b"3g2": "3g2", b"3gp": "3gp", b"3ge": "3gp", b"3gs": "3gp",
-    b"heic": "heic", b"heim": "heic", b"heis": "heic", b"hevc": "heic", b"hevx": "heic",
-    b"heix": "heif", b"mif1": "heif", b"msf1": "heif", b"mif2": "heif", b"avif": "avif",
+    b"heic": "heic", b"heim": "heic", b"heis": "heic", b"hevc": "heics", b"hevx": "heics",
+    b"heix": "heif", b"mif1": "heif", b"msf1": "heifs", b"mif2": "heif", b"avif": "avif",
     b"avis": "avif", b"crx ": "cr3", b"mqt ": "mov", b"jp2 ": "jp2", b"jpx ": "jpx",
 }  # fmt: skip
 _XMP_UUID = bytes.fromhex("BE7ACFCB97A942E89C71999491E3AFAC")
@@ -1698,7 +1762,7 @@ _QUICKTIME_EPOCH = -2082844800  # 1904, in Unix seconds
 
 
 def _isobmff_extension(head: bytes) -> str:
-    """The brand's; of a brand that says nothing, the first compatible one's, as exiftool has it."""
+    """The brand's; of a brand that says nothing that of the compatible ones, as exiftool does."""
     if head[4:8] != b"ftyp":
         return "mov"
     (size,) = struct.unpack_from(">I", head)
@@ -1711,8 +1775,8 @@ def _isobmff_extension(head: bytes) -> str:
     return "mp4"
 
 
-def _boxes(reader: _Reader, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    for _ in range(MAX_ENTRIES):
+def _boxes(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    for _ in range(MAX_SPANS):
         if end - start < 8:
             return
         kind, body = reader.label(start + 4), start + 8
@@ -1726,44 +1790,43 @@ def _boxes(reader: _Reader, start: int, end: int) -> Iterator[tuple[bytes, int, 
             return
         yield kind, body, min(start + size, end)
         start += size
+    raise _BrokenMedia
 
 
-def _children(reader: _Reader, start: int, end: int) -> dict[bytes, Span]:
+def _boxes_in(reader: _MediaReader, start: int, end: int) -> dict[bytes, _Span]:
     """The boxes in a stretch by name; of equals the first."""
     boxes = reversed([*_boxes(reader, start, end)])
     return {kind: (body, stop) for kind, body, stop in boxes}
 
 
-def _child(reader: _Reader, start: int, end: int, *path: bytes) -> Span:
+def _box_at(reader: _MediaReader, start: int, end: int, *path: bytes) -> _Span:
     """The first box with each name on the path, one inside the other."""
     for name in path:
-        children = _children(reader, start, end)
+        children = _boxes_in(reader, start, end)
         if name not in children:
-            raise _Malformed
+            raise _BrokenMedia
         start, end = children[name]
     return start, end
 
 
-def _isobmff(reader: _Reader, draft: _Draft) -> None:
+def _isobmff(reader: _MediaReader, draft: _Draft) -> None:
     tracks: dict[int, _Track] = {}
-    fragment: Span | None = None
+    fragment: _Span | None = None
     for kind, start, end in _boxes(reader, 0, reader.size):
         if kind == b"moov":
             tracks = _movie(reader, draft, start, end)
-        elif kind == b"meta" and draft.extension in ("heic", "heif", "avif"):
+            handlers = {track.handler for track in tracks.values()} & {b"vide", b"soun"}
+            if handlers == {b"soun"} and reader.label(8)[:3] in (b"iso", b"das"):
+                draft.extension = "m4a"  # of these brands only, as exiftool has it
+        elif kind == b"meta" and media_type(draft.extension).kind == "image":
             _heif(reader, draft, start + 4, end)
-        elif kind == b"sidx":
-            _segment_index(reader, draft, start)
         elif kind == b"moof":
             fragment = (start, end)
         elif kind == b"uuid" and reader.read_up_to(start, 16) == _XMP_UUID:
             _xmp(reader.read_up_to(start + 16, end - start - 16), draft)
-    handlers = {track.handler for track in tracks.values()}
-    if b"soun" in handlers and b"vide" not in handlers and draft.extension == "mp4":
-        # only of these brands, as exiftool has it
-        draft.extension = "m4a" if reader.label(8)[:3] in (b"iso", b"das") else "mp4"
-    if fragment and draft.duration is None:
-        _last_fragment(reader, draft, tracks, *fragment)
+    if fragment and tracks:
+        seconds = _fragment_end(reader, tracks, *fragment)
+        draft.duration = max(draft.duration or 0, seconds) or None
 
 
 @dataclass(slots=True)
@@ -1775,42 +1838,56 @@ class _Track:
     sample_units: int = 0  # of a sample in a fragment that does not say
 
 
-def _movie(reader: _Reader, draft: _Draft, start: int, end: int) -> dict[int, _Track]:
+def _movie(reader: _MediaReader, draft: _Draft, start: int, end: int) -> dict[int, _Track]:
     tracks: dict[int, _Track] = {}
-    fragmented = (0, 0)
-    for kind, body, stop in _boxes(reader, start, end):
+    boxes = list(_boxes(reader, start, end))
+    scale = 0
+    for kind, body, stop in boxes:
         if kind == b"mvhd":
             scale = _movie_header(reader, draft, body)
         elif kind == b"trak":
             track = _track(reader, draft, body, stop)
             tracks[track.number] = track
-        elif kind == b"mvex":
-            fragmented = (body, stop)
         elif kind == b"udta":
             _user_data(reader, draft, body, stop)
         elif kind == b"meta":
             _quicktime_keys(reader, draft, body, stop)
         elif kind == b"uuid" and draft.extension == "cr3":
-            for _, at, to in _boxes(reader, body + 16, stop):  # CMT1 to 4: EXIF in four pieces
-                _canon_exif(reader, draft, at, to)
-    for kind, body, _ in _boxes(reader, *fragmented):
-        if kind == b"mehd":
-            version = reader.read(body, 1)
-            draft.set_duration(reader.unpack(_WORD[version], body + 4)[0], scale)
-        elif kind == b"trex":
-            number, _, units = reader.unpack(">III", body + 4)
-            if number in tracks:
-                tracks[number].sample_units = units
+            _canon_exif(reader, draft, body + 16, stop)
+    for kind, body, stop in boxes:
+        if kind == b"mvex":
+            _movie_extends(reader, draft, tracks, scale, body, stop)
     for track in tracks.values():
         draft.set_duration(track.units, track.scale)
     return tracks
 
 
-_WORD = {b"\0": ">I", b"\1": ">Q"}  # a time, by the version of its box
+def _movie_extends(
+    reader: _MediaReader,
+    draft: _Draft,
+    tracks: dict[int, _Track],
+    scale: int,
+    start: int,
+    end: int,
+) -> None:
+    """What holds for all fragments: the whole length, each track's usual sample length."""
+    for kind, body, _ in _boxes(reader, start, end):
+        if kind == b"mehd":
+            (units,) = reader.unpack(_time_layout(reader, body), body + 4)
+            draft.set_duration(units, scale)
+        elif kind == b"trex":
+            number, _, units = reader.unpack(">III", body + 4)
+            if number in tracks:
+                tracks[number].sample_units = units
 
 
-def _movie_header(reader: _Reader, draft: _Draft, start: int) -> int:
-    """`mvhd` keeps time from 1904 on; the movie's time scale returns."""
+def _time_layout(reader: _MediaReader, start: int) -> str:
+    """Version 1 of a box has wider times than version 0."""
+    return ">Q" if reader.read(start, 1) == b"\1" else ">I"
+
+
+def _movie_header(reader: _MediaReader, draft: _Draft, start: int) -> int:
+    """`mvhd` keeps time from 1904 on (ISO 14496-12, section 8.2.2); its scale returns."""
     layout = ">QQIQ" if reader.read(start, 1) == b"\1" else ">IIII"
     made, _, scale, units = reader.unpack(layout, start + 4)
     # Some writers put Unix time here; what would be before 1970 is meant so.
@@ -1821,11 +1898,11 @@ def _movie_header(reader: _Reader, draft: _Draft, start: int) -> int:
     return scale
 
 
-def _track(reader: _Reader, draft: _Draft, start: int, end: int) -> _Track:
-    head, _ = _child(reader, start, end, b"tkhd")
-    media = _child(reader, start, end, b"mdia")
-    times, _ = _child(reader, *media, b"mdhd")
-    handler = reader.label(_child(reader, *media, b"hdlr")[0] + 8)
+def _track(reader: _MediaReader, draft: _Draft, start: int, end: int) -> _Track:
+    head, _ = _box_at(reader, start, end, b"tkhd")
+    media = _box_at(reader, start, end, b"mdia")
+    times, _ = _box_at(reader, *media, b"mdhd")
+    handler = reader.label(_box_at(reader, *media, b"hdlr")[0] + 8)
     longer = 12 if reader.read(head, 1) == b"\1" else 0
     (number,) = reader.unpack(">I", head + 12 + longer * 2 // 3)
     layout = ">QQIQ" if reader.read(times, 1) == b"\1" else ">IIII"
@@ -1834,9 +1911,9 @@ def _track(reader: _Reader, draft: _Draft, start: int, end: int) -> _Track:
         *matrix, width, height = reader.unpack(">9iII", head + 40 + longer)
         draft.set_size(width >> 16, height >> 16)  # 16.16 fixed point
         a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
-        draft.orientation = _ORIENTATION_OF.get((a, b, c, d), 1)
+        draft.set_orientation(_ORIENTATION_OF.get((a, b, c, d), 1))
         if draft.width is None:
-            stsd, _ = _child(reader, *media, b"minf", b"stbl", b"stsd")
+            stsd, _ = _box_at(reader, *media, b"minf", b"stbl", b"stsd")
             width, height = reader.unpack(">HH", stsd + 40)
             draft.set_size(width, height)
     return _Track(number, handler, scale, 0 if units >= (1 << 32) - 1 else units)
@@ -1851,87 +1928,73 @@ _QUICKTIME_NOTES = {
 _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.\d+)?)?")
 
 
-def _note(draft: _Draft, name: bytes, value: bytes) -> None:
+def _quicktime_note(draft: _Draft, name: bytes, value: bytes) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
         draft.set_created(5, "container", parse_time(value))
-        draft.created_rank = min(draft.created_rank, 5)
     elif subject == "place" and (match := _ISO6709.match(value)):
         latitude, longitude, altitude = match.groups()
         draft.set_place(float(latitude), float(longitude), float(altitude) if altitude else None)
     elif subject == "make":
-        draft.set_maker(_text(value), None)
+        draft.set_maker(_media_text(value), None)
     elif subject == "model":
-        draft.set_maker(None, _text(value))
+        draft.set_maker(None, _media_text(value))
 
 
-def _user_data(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _user_data(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     for kind, body, stop in _boxes(reader, start, end):
         if kind in _QUICKTIME_NOTES and stop - body > 4:  # length, language, text
-            _note(draft, kind, reader.read_up_to(body + 4, min(stop - body - 4, MAX_TEXT)))
+            _quicktime_note(draft, kind, reader.note(body + 4, stop))
         elif kind == b"meta":
             _quicktime_keys(reader, draft, body, stop)
 
 
-def _quicktime_keys(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _quicktime_keys(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
     start += 0 if reader.label(start + 4) == b"hdlr" else 4  # ISO's has a version, Apple's not
-    boxes = _children(reader, start, end)
+    boxes = _boxes_in(reader, start, end)
     at, stop = boxes.get(b"keys", (0, 0))
     keys = _boxes(reader, at + 8, stop)  # each has the form of a box, its namespace as the name
-    names = [reader.read(key, min(to - key, MAX_TEXT)) for _, key, to in keys]
+    names = [reader.note(key, to) for _, key, to in keys]
     for kind, body, stop in _boxes(reader, *boxes.get(b"ilst", (0, 0))):
         number = int.from_bytes(kind, "big")
         if 1 <= number <= len(names):
-            value = _children(reader, body, stop).get(b"data", (0, 0))[0] + 8
-            text = reader.read_up_to(value, min(stop - value, MAX_TEXT))
-            _note(draft, names[number - 1], text)
+            value = _boxes_in(reader, body, stop).get(b"data", (0, 0))[0] + 8
+            _quicktime_note(draft, names[number - 1], reader.note(value, stop))
 
 
-def _canon_exif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
-    if re.match(rb"II\*\0|MM\0\*", reader.read_up_to(start, 4)):
-        orientation = draft.orientation
-        main = _exif(reader.part(start, end), draft, start)[0]
-        draft.set_size(main.number(0x100), main.number(0x101))
-        draft.orientation = max(orientation, draft.orientation)
+def _canon_exif(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+    """Canon's raw film keeps EXIF in four pieces, CMT1 to CMT4, each a TIFF."""
+    for kind, body, stop in _boxes(reader, start, end):
+        if kind[:3] == b"CMT" and reader.label(body) in (b"II*\0", b"MM\0*"):
+            for main in _exif(reader.part(body, stop), draft)[:1]:
+                draft.set_size(main.number(0x100), main.number(0x101))
 
 
-def _segment_index(reader: _Reader, draft: _Draft, start: int) -> None:
-    """The length of a fragmented film is the sum of its segments' (ISO 14496-12, 8.16.3)."""
-    wide = 8 if reader.read(start, 1) == b"\1" else 0
-    (scale,) = reader.unpack(">I", start + 8)
-    (count,) = reader.unpack(">H", start + 22 + wide)
-    table = reader.read(start + 24 + wide, 12 * count)
-    draft.set_duration(sum(units for _, units, _ in struct.iter_unpack(">III", table)), scale)
-
-
-def _last_fragment(
-    reader: _Reader, draft: _Draft, tracks: dict[int, _Track], start: int, end: int
-) -> None:
-    """A film without a written length ends where its last fragment does (`tfdt`, `trun`)."""
+def _fragment_end(reader: _MediaReader, tracks: dict[int, _Track], start: int, end: int) -> float:
+    """When the longest track of a film's fragment ends (ISO 14496-12, section 8.8)."""
     seconds = 0.0
     for kind, body, stop in _boxes(reader, start, end):
-        if kind != b"traf":
+        boxes = _boxes_in(reader, body, stop) if kind == b"traf" else {}
+        if not {b"tfhd", b"tfdt", b"trun"} <= boxes.keys():
             continue
-        at, units, sample_units = 0, 0, 0
-        for name, box, _ in _boxes(reader, body, stop):
-            if name == b"tfhd":
-                flags, number = reader.unpack(">II", box)
-                track = tracks.get(number) or _Track(number, b"", 0, 0)
-                sample_units = track.sample_units
-                if flags & 8:
-                    skip = 8 * (flags & 1) + 4 * (flags >> 1 & 1)
-                    (sample_units,) = reader.unpack(">I", box + 8 + skip)
-            elif name == b"tfdt":
-                (at,) = reader.unpack(_WORD[reader.read(box, 1)], box + 4)
-            elif name == b"trun":
-                units += _run_units(reader, box, sample_units)
-        if track.scale:
-            seconds = max(seconds, (at + units) / track.scale)
-    draft.set_duration(seconds)
+        head, time = boxes[b"tfhd"][0], boxes[b"tfdt"][0]
+        flags, number = reader.unpack(">II", head)
+        track = tracks.get(number)
+        if track is None or track.scale == 0:
+            continue
+        sample_units = track.sample_units
+        if flags & 8:  # after an optional offset and an optional description index
+            skip = 8 * (flags & 1) + 4 * (flags >> 1 & 1)
+            (sample_units,) = reader.unpack(">I", head + 8 + skip)
+        (at,) = reader.unpack(_time_layout(reader, time), time + 4)
+        runs = [run for name, run, _ in _boxes(reader, body, stop) if name == b"trun"]
+        at += sum(_run_units(reader, run, sample_units) for run in runs)
+        seconds = max(seconds, at / track.scale)
+    return seconds if seconds < MAX_DURATION else 0
 
 
-def _run_units(reader: _Reader, start: int, sample_units: int) -> int:
+def _run_units(reader: _MediaReader, start: int, sample_units: int) -> int:
     """The length of a run of samples: each says its own or all have the usual one."""
     flags, count = reader.unpack(">II", start)
     if not flags & 0x100:
@@ -1942,9 +2005,9 @@ def _run_units(reader: _Reader, start: int, sample_units: int) -> int:
     return sum(struct.unpack_from(">I", table, i)[0] for i in range(0, len(table), width))
 
 
-def _heif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _heif(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     """The primary item's size and turns from its properties; EXIF from the Exif item."""
-    boxes = _children(reader, start, end)
+    boxes = _boxes_in(reader, start, end)
     at = boxes.get(b"pitm", (0, 0))[0]
     (primary,) = reader.unpack(">I" if reader.read(at, 1) == b"\1" else ">H", at + 4)
     matrix: _Matrix = (1, 0, 0, 1)
@@ -1954,9 +2017,11 @@ def _heif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
             draft.set_size(width, height)
         elif kind == b"irot":
             for _ in range(reader.read(body, 1)[0] & 3):
-                matrix = _then(matrix, _QUARTER_LEFT)
+                matrix = _compose(matrix, _QUARTER_LEFT)
         elif kind == b"imir":
-            matrix = _then(matrix, _MIRRORS[reader.read(body, 1)[0] & 1])
+            matrix = _compose(matrix, _MIRRORS[reader.read(body, 1)[0] & 1])
+    # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
+    draft.set_orientation(_ORIENTATION_OF[matrix])
     for number, kind in _heif_items(reader, *boxes.get(b"iinf", (0, 0))):
         if kind in (b"Exif", b"mime"):
             idat = boxes.get(b"idat", (0, 0))[0]
@@ -1965,19 +2030,17 @@ def _heif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
                 _exif_block(reader, draft, at + 4 + reader.unpack(">I", at)[0], stop)
             elif kind == b"mime":
                 _xmp(reader.read_up_to(at, stop - at), draft)
-    # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
-    draft.orientation = _ORIENTATION_OF[matrix]
 
 
 def _heif_properties(
-    reader: _Reader, item: int, start: int, end: int
+    reader: _MediaReader, item: int, start: int, end: int
 ) -> Iterator[tuple[bytes, int]]:
-    shared = list(_boxes(reader, *_child(reader, start, end, b"ipco")))
-    at, stop = _child(reader, start, end, b"ipma")
+    shared = list(_boxes(reader, *_box_at(reader, start, end, b"ipco")))
+    at, _ = _box_at(reader, start, end, b"ipma")
     flags, count = reader.unpack(">II", at)
     number_layout, wide = (">I" if flags >> 24 else ">H"), flags & 1
     at += 8
-    for _ in range(min(count, MAX_ENTRIES)):
+    for _ in range(min(count, MAX_SPANS)):
         (number,) = reader.unpack(number_layout, at)
         at += struct.calcsize(number_layout)
         (links,) = reader.read(at, 1)
@@ -1990,7 +2053,7 @@ def _heif_properties(
                     yield shared[(link & mask) - 1][:2]
 
 
-def _heif_items(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+def _heif_items(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Number and type of each item (`iinf`, ISO 14496-12 section 8.11.6)."""
     skip = 6 if reader.read(start, 1) == b"\0" else 8
     for _, body, _ in _boxes(reader, start + skip, end):
@@ -1999,10 +2062,11 @@ def _heif_items(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, by
         yield number, reader.label(body + (10 if wide else 8))
 
 
-def _heif_place(reader: _Reader, item: int, idat: int, start: int, end: int) -> Span:
+def _heif_place(reader: _MediaReader, item: int, idat: int, start: int, end: int) -> _Span:
     """Where the first extent of an item lies (`iloc`, ISO 14496-12 section 8.11.3)."""
     version, _, sizes = reader.unpack(">B3sH", start)
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
+    index_size = index_size if version else 0
     wide = 4 if version == 2 else 2
     at = start + 6
 
@@ -2011,39 +2075,40 @@ def _heif_place(reader: _Reader, item: int, idat: int, start: int, end: int) -> 
         at += size
         return int.from_bytes(reader.read(at - size, size), "big")
 
-    for _ in range(min(take(wide), MAX_ENTRIES)):
+    for _ in range(min(take(wide), MAX_SPANS)):
         number = take(wide)
         method = take(2) & 15 if version else 0
         take(2)
         base, extents = take(base_size), take(2)
-        extent = (take(index_size if version else 0), take(offset_size), take(length_size))
-        at += (extents - 1) * ((index_size if version else 0) + offset_size + length_size)
+        take(index_size)
+        begin, length = base + take(offset_size), take(length_size)
+        at += (extents - 1) * (index_size + offset_size + length_size)
         if number == item:
-            begin = base + extent[1] + (idat if method == 1 else 0)
-            return begin, begin + extent[2]
-    raise _Malformed
+            begin += idat if method == 1 else 0  # offsets into this very box, or the file
+            return begin, begin + length
+    raise _BrokenMedia
 
 
 # -- Matroska and WebM (RFC 8794, RFC 9559)
 
 _EBML_HEADER, _DOC_TYPE, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x4282, 0x18538067, 0x1F43B675
 _SEEK_HEAD, _SEEK, _SEEK_ID, _SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AB, 0x53AC
-_INFO, _TIMESTAMP_SCALE, _DURATION, _DATE = 0x1549A966, 0x2AD7B1, 0x4489, 0x4461
+_INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = 0x1549A966, 0x2AD7B1, 0x4489, 0x4461
 _TRACKS, _TRACK_ENTRY, _TRACK_TYPE = 0x1654AE6B, 0xAE, 0x83
 _VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xE0, 0xB0, 0xBA
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
-def _vint(reader: _Reader, start: int, longest: int) -> tuple[int, int]:
+def _vint(reader: _MediaReader, start: int, longest: int) -> tuple[int, int]:
     """A variable-length integer, marker bit included, and its length in bytes (RFC 8794, 4)."""
     length = 9 - reader.read(start, 1)[0].bit_length()
     if length > longest:
-        raise _Malformed
+        raise _BrokenMedia
     return int.from_bytes(reader.read(start, length), "big"), length
 
 
-def _elements(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    for _ in range(MAX_ENTRIES):
+def _elements(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    for _ in range(MAX_SPANS):
         if start >= end:
             return
         name, length = _vint(reader, start, 4)
@@ -2055,69 +2120,73 @@ def _elements(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, int,
         stop = end if unknown else min(start + size, end)
         yield name, start, stop
         start = stop
+    raise _BrokenMedia
 
 
-def _values(reader: _Reader, start: int, end: int) -> dict[int, bytes]:
+def _element_values(reader: _MediaReader, start: int, end: int) -> dict[int, bytes]:
     """The short values in an element, by name."""
     spans = list(_elements(reader, start, end))
-    return {name: reader.read(at, to - at) for name, at, to in spans if to - at <= MAX_TEXT}
+    return {name: reader.read(at, to - at) for name, at, to in spans if to - at <= MAX_NOTE_CHARS}
 
 
-def _uint(raw: bytes | None, default: int = 0) -> int:
+def _element_uint(raw: bytes | None, default: int = 0) -> int:
     return default if raw is None else int.from_bytes(raw[:8], "big")
 
 
-def _matroska(reader: _Reader, draft: _Draft) -> None:
-    has_video = True
-    elsewhere: dict[int, int] = {}  # elements that lie behind the clusters
+def _matroska(reader: _MediaReader, draft: _Draft) -> None:
     for name, start, end in _elements(reader, 0, reader.size):
         if name == _EBML_HEADER:
-            webm = _values(reader, start, end).get(_DOC_TYPE, b"").startswith(b"webm")
+            webm = _element_values(reader, start, end).get(_DOC_TYPE, b"").startswith(b"webm")
             draft.extension = "webm" if webm else "mkv"
         elif name == _SEGMENT:
-            for inner, at, to in _elements(reader, start, end):
-                if inner == _SEEK_HEAD:
-                    elsewhere |= _seek_head(reader, start, at, to)
-                elif inner == _CLUSTER:
-                    break
-                elsewhere.pop(inner, 0)
-                _matroska_part(reader, draft, inner, at, to)
-            for position in elsewhere.values():
-                for element in itertools.islice(_elements(reader, position, end), 1):
-                    _matroska_part(reader, draft, *element)
-            return
+            return _segment(reader, draft, start, end)
 
 
-def _seek_head(reader: _Reader, base: int, start: int, end: int) -> dict[int, int]:
+def _segment(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+    elsewhere: dict[int, int] = {}  # places of the elements that lie behind the clusters
+    for name, at, to in _elements(reader, start, end):
+        if name == _SEEK_HEAD:
+            elsewhere |= _seek_head(reader, start, at, to)
+        elif name == _CLUSTER:
+            break
+        elsewhere.pop(name, None)
+        _segment_part(reader, draft, name, at, to)
+    for position in elsewhere.values():
+        for element in itertools.islice(_elements(reader, position, end), 1):
+            _segment_part(reader, draft, *element)
+
+
+def _seek_head(reader: _MediaReader, base: int, start: int, end: int) -> dict[int, int]:
     found = {}
     for name, at, to in _elements(reader, start, end):
-        seek = _values(reader, at, to) if name == _SEEK else {}
-        if _uint(seek.get(_SEEK_ID)) in (_INFO, _TRACKS):
-            found[_uint(seek[_SEEK_ID])] = base + _uint(seek.get(_SEEK_POSITION))
+        seek = _element_values(reader, at, to) if name == _SEEK else {}
+        if _element_uint(seek.get(_SEEK_ID)) in (_INFO, _TRACKS):
+            found[_element_uint(seek[_SEEK_ID])] = base + _element_uint(seek.get(_SEEK_POSITION))
     return found
 
 
-def _matroska_part(reader: _Reader, draft: _Draft, name: int, start: int, end: int) -> None:
+def _segment_part(reader: _MediaReader, draft: _Draft, name: int, start: int, end: int) -> None:
     if name == _INFO:
-        info = _values(reader, start, end)
-        scale = _uint(info.get(_TIMESTAMP_SCALE), 1_000_000)  # nanoseconds
+        info = _element_values(reader, start, end)
+        scale = _element_uint(info.get(_TIMESTAMP_SCALE), 1_000_000)  # nanoseconds
         length = info.get(_DURATION, b"")
         if len(length) in (4, 8):
             (units,) = struct.unpack(">f" if len(length) == 4 else ">d", length)
             draft.set_duration(units * scale, 1e9)
-        if len(info.get(_DATE, b"")) == 8:
-            nanoseconds = int.from_bytes(info[_DATE], "big", signed=True)
+        if len(info.get(_DATE_UTC, b"")) == 8:
+            nanoseconds = int.from_bytes(info[_DATE_UTC], "big", signed=True)
             draft.set_created(6, "container", _MATROSKA_EPOCH + nanoseconds / 1e9)
     elif name == _TRACKS:
         kinds = set()
         for entry, at, to in _elements(reader, start, end):
             if entry != _TRACK_ENTRY:
                 continue
-            kinds.add(_uint(_values(reader, at, to).get(_TRACK_TYPE)))
+            kinds.add(_element_uint(_element_values(reader, at, to).get(_TRACK_TYPE)))
             for inner, video, stop in _elements(reader, at, to):
                 if inner == _VIDEO:
-                    size = _values(reader, video, stop)
-                    draft.set_size(_uint(size.get(_PIXEL_WIDTH)), _uint(size.get(_PIXEL_HEIGHT)))
+                    sides = _element_values(reader, video, stop)
+                    width, height = sides.get(_PIXEL_WIDTH), sides.get(_PIXEL_HEIGHT)
+                    draft.set_size(_element_uint(width), _element_uint(height))
         if 1 not in kinds and kinds:
             draft.extension = "mka"
 
@@ -2125,22 +2194,23 @@ def _matroska_part(reader: _Reader, draft: _Draft, name: int, start: int, end: i
 # -- RIFF and IFF: WebP, AVI, WAV, AIFF
 
 
-def _chunks(
-    reader: _Reader, start: int, end: int, order: str = "<"
+def _riff_chunks(
+    reader: _MediaReader, start: int, end: int, order: str = "<"
 ) -> Iterator[tuple[bytes, int, int]]:
-    for _ in range(MAX_ENTRIES):
+    for _ in range(MAX_SPANS):
         if end - start < 8:
             return
         kind, start = reader.label(start), start + 8
         (size,) = reader.unpack(order + "I", start - 4)
         yield kind, start, min(start + size, end)
         start += size + (size & 1)
+    raise _BrokenMedia
 
 
-def _webp(reader: _Reader, draft: _Draft) -> None:
+def _webp(reader: _MediaReader, draft: _Draft) -> None:
     """The canvas of VP8X, else the frame header's size (RFC 9649)."""
     milliseconds = 0
-    for kind, start, end in _chunks(reader, 12, reader.size):
+    for kind, start, end in _riff_chunks(reader, 12, reader.size):
         if kind == b"VP8X":
             words = reader.unpack("<HBHB", start + 4)
             draft.set_size(1 + words[0] + (words[1] << 16), 1 + words[2] + (words[3] << 16))
@@ -2159,21 +2229,21 @@ def _webp(reader: _Reader, draft: _Draft) -> None:
     draft.set_duration(milliseconds, 1000)
 
 
-def _avi(reader: _Reader, draft: _Draft) -> None:
-    for kind, start, end in _chunks(reader, 12, reader.size):
+def _avi(reader: _MediaReader, draft: _Draft) -> None:
+    for kind, start, end in _riff_chunks(reader, 12, reader.size):
         if kind == b"LIST" and reader.label(start) == b"hdrl":
             _avi_header(reader, draft, start + 4, end)
         elif kind == b"LIST" and reader.label(start) == b"INFO":
-            for name, at, to in _chunks(reader, start + 4, end):
+            for name, at, to in _riff_chunks(reader, start + 4, end):
                 if name == b"ICRD":
                     _riff_time(reader, draft, at, to)
         if kind == b"idx1":
             return
 
 
-def _avi_header(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _avi_header(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     frame_time = frames = 0
-    for kind, at, to in _chunks(reader, start, end):
+    for kind, at, to in _riff_chunks(reader, start, end):
         if kind == b"avih":
             frame_time, *_ = reader.unpack("<I", at)
             frames, *_ = reader.unpack("<I", at + 16)
@@ -2187,20 +2257,17 @@ def _avi_header(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
     draft.set_duration(frame_time * frames, 1e6)
 
 
-def _riff_time(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
-    """Cameras write "2005:08:17 11:42:43" or, as C's `asctime`, "Mon Mar 10 15:04:43 2003"."""
-    written = reader.read_up_to(start, min(end - start, MAX_TEXT)).strip(b"\0 \n")
-    if match := re.fullmatch(rb"\w{3} (\w{3}) +(\d+) ([\d:]{8}) (\d{4})", written):
-        month = b"JanFebMarAprMayJunJulAugSepOctNovDec".find(match[1]) // 3 + 1
-        written = b"%b-%d-%b %b" % (match[4], month, match[2], match[3])
-    if b":" in written:
-        draft.set_created(6, "container", parse_time(written))
+def _riff_time(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+    written = reader.note(start, end)
+    if b":" in written:  # not just a year
+        seconds = parse_time(written) or _parse_wordy_time(written)
+        draft.set_created(6, "container", seconds)
 
 
-def _wav(reader: _Reader, draft: _Draft) -> None:
+def _wav(reader: _MediaReader, draft: _Draft) -> None:
     """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
     rate = real_length = 0
-    for kind, start, end in _chunks(reader, 12, reader.size):
+    for kind, start, end in _riff_chunks(reader, 12, reader.size):
         if kind == b"fmt ":
             (rate,) = reader.unpack("<I", start + 8)
         elif kind == b"ds64":
@@ -2214,9 +2281,9 @@ def _wav(reader: _Reader, draft: _Draft) -> None:
             draft.set_duration(min(real_length or end - start, reader.size), rate)
 
 
-def _aiff(reader: _Reader, draft: _Draft) -> None:
+def _aiff(reader: _MediaReader, draft: _Draft) -> None:
     """Frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
-    for kind, start, _ in _chunks(reader, 12, reader.size, ">"):
+    for kind, start, _ in _riff_chunks(reader, 12, reader.size, ">"):
         if kind == b"COMM":
             (frames,) = reader.unpack(">I", start + 2)
             exponent, mantissa = reader.unpack(">HQ", start + 8)
@@ -2227,21 +2294,16 @@ def _aiff(reader: _Reader, draft: _Draft) -> None:
 
 # -- Other films: ASF, FLV, MPEG streams, Ogg
 
-_ASF_FILE, _ASF_STREAM, _ASF_VIDEO = (
-    bytes.fromhex(guid)
-    for guid in (
-        "A1DCAB8C47A9CF118EE400C00C205365",
-        "9107DCB7B7A9CF118EE600C00C205365",
-        "C0EF19BC4D5BCF11A8FD00805F5C442B",
-    )
-)
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+_ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
+_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _ASF_EPOCH = -11644473600  # 1601, in Unix seconds
 
 
-def _asf(reader: _Reader, draft: _Draft) -> None:
+def _asf(reader: _MediaReader, draft: _Draft) -> None:
     """Length, time and streams from the header object (ASF specification, section 3)."""
     at, (count,) = 30, reader.unpack("<I", 24)
-    for _ in range(min(count, MAX_ENTRIES)):
+    for _ in range(min(count, MAX_SPANS)):
         kind, (size,) = reader.read(at, 16), reader.unpack("<Q", at + 16)
         if kind == _ASF_FILE:
             made, _, length, _, preroll = reader.unpack("<QQQQQ", at + 48)
@@ -2253,37 +2315,103 @@ def _asf(reader: _Reader, draft: _Draft) -> None:
     draft.extension = "wmv" if draft.width else "wma"
 
 
-def _flv(reader: _Reader, draft: _Draft) -> None:
+def _flv(reader: _MediaReader, draft: _Draft) -> None:
     """Numbers of the `onMetaData` tag, which opens the file (Adobe FLV 10.1, annex E.5)."""
     head = reader.read_up_to(0, SNIFF_BYTES)
-    numbers = dict(re.findall(rb"\0.(duration|width|height)\0(.{8})", head, re.DOTALL))
-    duration, width, height = (
-        struct.unpack(">d", numbers.get(name, bytes(8)))[0]
-        for name in (b"duration", b"width", b"height")
-    )
-    draft.set_duration(duration)
+    found = re.findall(rb"\0.(duration|width|height)\0(.{8})", head, re.DOTALL)
+    numbers = {name: struct.unpack(">d", value)[0] for name, value in found}
+    draft.set_duration(numbers.get(b"duration", 0))
+    width, height = numbers.get(b"width", 0), numbers.get(b"height", 0)
     if math.isfinite(width) and math.isfinite(height):
         draft.set_size(int(width), int(height))
 
 
-def _mpeg_program(reader: _Reader, draft: _Draft) -> None:
-    """The first sequence header has the size (ISO 13818-2, section 6.2.2.1)."""
-    head = reader.read_up_to(0, STREAM_SAMPLE_BYTES)
-    if match := re.search(rb"\0\0\x01\xb3(.)(.)(.)", head, re.DOTALL):
-        bits = int.from_bytes(b"".join(match.groups()), "big")
+def _mpeg2_size(head: bytes, draft: _Draft) -> None:
+    """The first sequence header's (ISO 13818-2, section 6.2.2.1)."""
+    if match := re.search(rb"\0\0\x01\xb3(.{3})", head, re.DOTALL):
+        bits = int.from_bytes(match[1], "big")
         draft.set_size(bits >> 12, bits & 0xFFF)
 
 
-def _transport(reader: _Reader, draft: _Draft) -> None:
+_H264_HIGH = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128))  # profiles that name a chroma
+
+
+def _h264_size(head: bytes, draft: _Draft) -> None:
+    """The first sequence parameter set's (ITU-T H.264, section 7.3.2.1.1), as AVCHD has it."""
+    match = re.search(rb"\0\0\x01[\x27\x47\x67](.{16,64})", head, re.DOTALL)
+    data = match[1].replace(b"\0\0\x03", b"\0\0") if match else b"\0"
+    bits = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"
+    at = 24
+
+    def flag() -> bool:
+        nonlocal at
+        at += 1
+        return bits[at - 1 : at] == "1"
+
+    def golomb() -> int:
+        nonlocal at
+        zeros = bits.find("1", at) - at
+        if zeros < 0:
+            raise _BrokenMedia
+        at += 2 * zeros + 1
+        return int(bits[at - zeros - 1 : at], 2) - 1
+
+    golomb()  # the set's number
+    chroma = 1
+    if data[0] in _H264_HIGH:
+        chroma = golomb()
+        if chroma == 3:
+            flag()
+        golomb(), golomb(), flag()  # depths of luma and chroma, a way to bypass
+        if flag():  # scaling lists, which cameras do not write
+            return
+    golomb()  # frame numbers
+    order = golomb()
+    if order == 0:
+        golomb()
+    elif order == 1:
+        flag(), golomb(), golomb(), [golomb() for _ in range(golomb() & 255)]
+    golomb(), flag()  # reference frames, gaps
+    width, height, whole = 16 * (golomb() + 1), 16 * (golomb() + 1), flag()
+    if not whole:  # fields
+        flag()
+    flag()
+    left, right, top, bottom = (golomb() for _ in range(4)) if flag() else (0, 0, 0, 0)
+    width -= (left + right) * (1 if chroma == 3 else 2)
+    height -= (top + bottom) * (2 if chroma == 1 else 1)
+    draft.set_size(width, height if whole else 2 * height)
+
+
+def _mpeg_program(reader: _MediaReader, draft: _Draft) -> None:
+    """The last pack's clock less the first one's (ISO 13818-1, section 2.5.3)."""
+    head = reader.read_up_to(0, STREAM_SAMPLE_BYTES)
+    _mpeg2_size(head, draft)
+    tail = reader.read_up_to(max(0, reader.size - STREAM_SAMPLE_BYTES), STREAM_SAMPLE_BYTES)
+    packs = re.findall(rb"\0\0\x01\xba([\x21-\x2f\x44-\x7f].{4})", head + tail, re.DOTALL)
+    if packs:
+        draft.set_duration(_pack_clock(packs[-1]) - _pack_clock(packs[0]), 90000)
+
+
+def _pack_clock(pack: bytes) -> int:
+    """33 bits in three pieces with marker bits between; MPEG-1 has them two bits further right."""
+    bits = int.from_bytes(pack, "big") << (2 if pack[0] < 0x40 else 0)
+    return (bits >> 35 & 7) << 30 | (bits >> 19 & 0x7FFF) << 15 | bits >> 3 & 0x7FFF
+
+
+def _transport(reader: _MediaReader, draft: _Draft) -> None:
     """Last clock less first, of the program whose clock comes first (ISO 13818-1, 2.4.3.5)."""
     packet = 192 if draft.extension == "m2ts" else 188
     reach = STREAM_SAMPLE_BYTES // packet * packet
     tail = max(0, reader.size - reach) // packet * packet
-    clocks = [*_clocks(reader.read_up_to(0, reach), packet)]
+    head = reader.read_up_to(0, reach)
+    clocks = [*_clocks(head, packet)]
     clocks += _clocks(reader.read_up_to(tail, reach), packet)
     times = [time for pid, time in clocks if pid == clocks[0][0]]
     if times:
         draft.set_duration((times[-1] - times[0]) % (1 << 33), 90000)
+    _mpeg2_size(head, draft)
+    if draft.width is None:
+        _h264_size(head, draft)
 
 
 def _clocks(data: bytes, packet: int) -> Iterator[tuple[int, int]]:
@@ -2294,7 +2422,7 @@ def _clocks(data: bytes, packet: int) -> Iterator[tuple[int, int]]:
             yield pid, int.from_bytes(data[at + 6 : at + 11], "big") >> 7
 
 
-def _ogg(reader: _Reader, draft: _Draft) -> None:
+def _ogg(reader: _MediaReader, draft: _Draft) -> None:
     """Codecs from the first pages, length from the last granule positions (RFC 3533)."""
     rates: dict[bytes, Callable[[int], float]] = {}
     at = 0
@@ -2344,7 +2472,7 @@ def _ogg_clock(head: bytes, draft: _Draft) -> Callable[[int], float] | None:
 # -- Sound: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it
 
 
-def _flac(reader: _Reader, draft: _Draft, start: int = 0) -> None:
+def _flac(reader: _MediaReader, draft: _Draft, start: int = 0) -> None:
     """STREAMINFO: 20 bits of rate, 36 bits of samples (RFC 9639, section 8.2)."""
     bits = int.from_bytes(reader.read(start + 18, 8), "big")
     draft.set_duration(bits & (1 << 36) - 1, bits >> 44)
@@ -2361,14 +2489,13 @@ class _Frame:
     side: int  # bytes of side information, behind which a Xing tag may lie
 
 
-_MPEG1_KBITS = (
+_MPEG1_KBITS = (  # by layer
     (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
 )
-_MPEG2_KBITS = (
+_MPEG2_KBITS = (  # layer I, and the two others
     (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025,
@@ -2382,7 +2509,8 @@ def _mp3_frame(data: bytes, at: int) -> _Frame | None:
     bitrate, rate = header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
         return None
-    kbits = (_MPEG1_KBITS if version == 3 else _MPEG2_KBITS)[layer - 1][bitrate - 1]
+    rates = _MPEG1_KBITS[layer - 1] if version == 3 else _MPEG2_KBITS[layer > 1]
+    kbits = rates[bitrate - 1]
     hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
     samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
     slot = 4 if layer == 1 else 1
@@ -2407,22 +2535,23 @@ _FRAMES: dict[str, _FrameParser] = {"mp3": _mp3_frame, "aac": _adts_frame}
 
 def _first_frame(data: bytes, parse: _FrameParser) -> tuple[int, _Frame] | None:
     """The first frame that another of its kind follows: one alone may be an accident."""
-    for match in re.finditer(rb"\xff[\xe0-\xff]", data):
+    for match in re.finditer(rb"\xff(?=[\xe0-\xff])", data[:MAX_SYNC_BYTES]):
         frame = parse(data, match.start())
-        if frame and (after := parse(data, match.start() + frame.length)):
-            if after.kind == frame.kind:
-                return match.start(), frame
+        after = parse(data, match.start() + frame.length) if frame else None
+        if frame and after and after.kind == frame.kind:
+            return match.start(), frame
     return None
 
 
-def _mpeg_audio(reader: _Reader, draft: _Draft) -> None:
+def _mpeg_audio(reader: _MediaReader, draft: _Draft) -> None:
     """The frame count of a Xing or VBRI tag, else the bytes over the mean size of some frames."""
     start = _id3_end(reader)
     if reader.read_up_to(start, 4) == b"fLaC":
         draft.extension = "flac"
         return _flac(reader, draft, start)
     data = reader.read_up_to(start, STREAM_SAMPLE_BYTES)
-    for extension, parse in _FRAMES.items():
+    for extension in ("aac", "mp3") if draft.extension == "aac" else ("mp3", "aac"):
+        parse = _FRAMES[extension]
         if found := _first_frame(data, parse) or _lone_frame(data, parse):
             draft.extension, (at, frame) = extension, found
             break
@@ -2457,8 +2586,8 @@ def _mean_length(data: bytes, at: int, parse: _FrameParser) -> float:
     return sum(lengths) / len(lengths)
 
 
-def _id3_end(reader: _Reader) -> int:
-    """Where the ID3v2 tags at the start end; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
+def _id3_end(reader: _MediaReader) -> int:
+    """Where the ID3v2 tags end; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
     at = 0
     for _ in range(MAX_ID3_TAGS):
         head = reader.read_up_to(at, 10)
@@ -2472,66 +2601,60 @@ def _id3_end(reader: _Reader) -> int:
 # -- What starts how
 
 
-def _type_only(_reader: _Reader, _draft: _Draft) -> None:
+def _type_only(_reader: _MediaReader, _draft: _Draft) -> None:
     """The type is all that is told."""
 
 
-_Parser = Callable[[_Reader, _Draft], None]
-_FORMATS: list[tuple[re.Pattern[bytes], str, _Parser]] = [
-    (re.compile(pattern, re.DOTALL), extension, parser)
-    for pattern, extension, parser in (
-        (rb"\xff\xd8\xff", "jpg", _jpeg),
-        (rb"\x89PNG\r\n\x1a\n....IHDR", "png", _png),
-        (rb"GIF8[79]a", "gif", _gif),
-        (rb"RIFF....WEBP", "webp", _webp),
-        (
-            rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0",
-            "bmp",
-            _bmp,
-        ),
-        (rb"(?:II\*\0|MM\0\*)....CR\x02\0", "cr2", _tiff),
-        (rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", "tiff", _tiff),
-        (rb"IIR[OS]|MMOR", "orf", _tiff),
-        (rb"IIU\0", "rw2", _type_only),
-        (rb"FUJIFILMCCD-RAW ", "raf", _raf),
-        (rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", "ico", _ico),
-        (rb"\xff\x0a", "jxl", _jxl_codestream),
-        (rb"\0\0\0\x0cJXL \r\n\x87\n", "jxl", _jxl),
-        (rb"\0\0\0\x0cjP  \r\n\x87\n", "jp2", _jp2),
-        (rb"\xff\x4f\xff\x51\0", "j2c", _j2c),
-        (rb"\0...ftyp|\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", "mp4", _isobmff),
-        (rb"\x1a\x45\xdf\xa3", "mkv", _matroska),
-        (rb"RIFF....AVI ", "avi", _avi),
-        (rb"(?:RIFF|RF64|BW64)....WAVE", "wav", _wav),
-        (rb"FORM....AIF[FC]", "aiff", _aiff),
-        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c", "asf", _asf),
-        (rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", "flv", _flv),
-        (rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", "mpg", _mpeg_program),
-        (rb"(?:\x47[\0-\x7f].[\x10-\x3f\x50-\x7f\x90-\xbf\xd0-\xff].{184}){4}", "ts", _transport),
-        (
-            rb"(?:.{4}\x47[\0-\x7f].[\x10-\x3f\x50-\x7f\x90-\xbf\xd0-\xff].{184}){4}",
-            "m2ts",
-            _transport,
-        ),
-        (rb"OggS\0", "ogg", _ogg),
-        (rb"fLaC", "flac", _flac),
-        (rb"#!AMR(?:-WB)?\n", "amr", _type_only),
-        (rb"caff\0\x01\0\0", "caf", _type_only),
-        (rb"wvpk", "wv", _type_only),
-        (rb"ID3[\x02-\x04]", "mp3", _mpeg_audio),
-    )
+_FactParser = Callable[[_MediaReader, _Draft], None]
+_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
+    ("jpg", rb"\xff\xd8\xff", _jpeg),
+    ("png", rb"\x89PNG\r\n\x1a\n", _png),
+    ("gif", rb"GIF8[79]a", _gif),
+    ("webp", rb"RIFF....WEBP", _webp),
+    ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
+    ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
+    ("tiff", rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),
+    ("orf", rb"IIR[OS]|MMOR", _tiff),
+    ("rw2", rb"IIU\0", _type_only),
+    ("raf", rb"FUJIFILMCCD-RAW ", _raf),
+    ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
+    ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
+    ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
+    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
+    ("mp4", rb"\0...(?:ftyp|moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
+    ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
+    ("avi", rb"RIFF....AVI ", _avi),
+    ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
+    ("aiff", rb"FORM....AIF[FC]", _aiff),
+    ("asf", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c", _asf),
+    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
+    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_program),
+    ("ts", rb"(?:\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}){4}", _transport),
+    ("m2ts", rb"(?:.{4}\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}){4}", _transport),
+    ("ogg", rb"OggS\0", _ogg),
+    ("flac", rb"fLaC", _flac),
+    ("amr", rb"#!AMR(?:-WB)?\n", _type_only),
+    ("caf", rb"caff\0\x01\0\0", _type_only),
+    ("wv", rb"wvpk", _type_only),
+    ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
 ]
+_MEDIA_PARSERS = {name: parser for name, _, parser in _MEDIA_FORMATS}
+_MEDIA_MAGIC = re.compile(
+    b"|".join(b"(?P<%b>%b)" % (name.encode(), magic) for name, magic, _ in _MEDIA_FORMATS),
+    re.DOTALL,
+)
 
 
-def _identify(head: bytes) -> tuple[str, _Parser] | None:
-    for pattern, extension, parser in _FORMATS:
-        if pattern.match(head):
-            return _isobmff_extension(head) if parser is _isobmff else extension, parser
+def _identify(head: bytes) -> tuple[str, _FactParser] | None:
+    """Extension and parser of the file that starts so."""
+    if (match := _MEDIA_MAGIC.match(head)) and match.lastgroup:
+        parser = _MEDIA_PARSERS[match.lastgroup]
+        return _isobmff_extension(head) if parser is _isobmff else match.lastgroup, parser
     if _svg_root(head):
         return "svg", _svg
-    padding = len(head) - len(head.lstrip(b"\0"))
+    sound = head.lstrip(b"\0")  # some encoders pad before the first frame
     for extension, parse in _FRAMES.items():
-        if (first := _first_frame(head[padding:], parse)) and first[0] == 0:
+        if (first := _first_frame(sound, parse)) and first[0] == 0:
             return extension, _mpeg_audio
     return None
 
@@ -2542,16 +2665,14 @@ def probe(file: BinaryIO) -> Facts | None:
     Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
     facts, never an exception; an `OSError` of the medium passes.
     """
-    reader = _Reader(file)
+    reader = _MediaReader(file)
     known = _identify(reader.read_up_to(0, SNIFF_BYTES))
     if known is None:
         return None
     extension, parse = known
     draft = _Draft(extension)
-    try:
+    with contextlib.suppress(_BrokenMedia):  # what was found until then is in the draft
         parse(reader, draft)
-    except _Malformed:
-        pass  # what was found until here is in the draft
     return draft.facts()
 
 
@@ -2923,7 +3044,8 @@ class Files:
         self._index.assets.put(db, asset)
         db.execute(
             "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET sha256 ="
-            " excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns, ctime = excluded.ctime",
+            " excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns,"
+            " ctime = excluded.ctime",
             (
                 file.root,
                 os.fsencode(file.path),
@@ -2961,7 +3083,8 @@ class Files:
         """The files with a content in some folders, by path."""
         rows = self._index.read(
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-            f" WHERE sha256 = ? AND root IN ({', '.join('?' * len(roots))}) ORDER BY root DESC, path",
+            f" WHERE sha256 = ? AND root IN ({', '.join('?' * len(roots))})"
+            " ORDER BY root DESC, path",
             sha256,
             *roots,
         )
@@ -2974,7 +3097,8 @@ class Files:
         """
         last = b""
         while rows := self._index.read(
-            "SELECT path, size, mtime_ns FROM file WHERE root = ? AND path > ? ORDER BY path LIMIT ?",
+            "SELECT path, size, mtime_ns FROM file WHERE root = ? AND path > ?"
+            " ORDER BY path LIMIT ?",
             root,
             last,
             page,
@@ -3431,7 +3555,9 @@ def migrated(index: Index) -> Index:
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 MAX_NAME_BYTES = 255  # what file systems allow
-WINDOWS_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)")
+WINDOWS_RESERVED = re.compile(
+    r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
+)
 
 
 class TooLarge(Exception):
@@ -3500,7 +3626,7 @@ class Folder:
                 os.unlink(leftover)
 
     def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
-        """Write `chunks` to a file of their own while hashing them; TooLarge beyond `limit` bytes."""
+        """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
         path = self._new_incoming()
         incoming = Incoming(path, io.FileIO(path, "x+b"))
         hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
@@ -3693,8 +3819,8 @@ def sync_folder(path: str) -> None:
 def safe_name(name: str) -> str:
     """A file name as the client gave it, less what file systems or people trip over.
 
-    >>> safe_name("../C:\\\\x\\\\my photo.jpg"), safe_name("..hidden\\x07.png"), safe_name("NUL.gif")
-    ('my photo.jpg', 'hidden.png', '_NUL.gif')
+    >>> [safe_name(x) for x in ("../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", "NUL.gif")]
+    ['my photo.jpg', 'hidden.png', '_NUL.gif']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
@@ -4145,8 +4271,9 @@ def ffmpeg_command(kind: str, at: str) -> list[str]:
 # files are read. A second thread makes thumbnails for what has none.
 
 MEDIA_EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k dng nef"
-    b" cr2 cr3 arw orf rw2 raf pef srw mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
+    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k"
+    b" dng nef cr2 cr3 arw orf rw2 raf pef srw"
+    b" mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
     b" flv wmv asf wav flac mp3 m4a m4b aac ogg oga opus aif aiff aifc mka wma".split()
 )
 SCAN_BATCH = 64  # files hashed and committed together
@@ -4189,11 +4316,32 @@ class ScanProgress:
     finished_at: float | None = None
 
 
+class SharedProgress:
+    """A ScanProgress that every process forked from this one sees."""
+
+    LAYOUT = struct.Struct("=?QQd")
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, self.LAYOUT.size)
+
+    def get(self) -> ScanProgress:
+        running, done, total, finished_at = self.LAYOUT.unpack(self._memory[:])
+        return ScanProgress(bool(running), int(done), int(total), float(finished_at) or None)
+
+    def set(self, now: ScanProgress) -> None:
+        self._memory[:] = self.LAYOUT.pack(now.running, now.done, now.total, now.finished_at or 0)
+
+
 class Scanner:
     """Keeps the index in step with the folders, in the background."""
 
     def __init__(
-        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails, apart: Sequence[str]
+        self,
+        index: Index,
+        folders: Sequence[Folder],
+        thumbnails: Thumbnails,
+        apart: Sequence[str],
+        progress: SharedProgress,
     ) -> None:
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
@@ -4202,9 +4350,14 @@ class Scanner:
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
-        self.progress = ScanProgress()
+        self._progress = progress
+
+    @property
+    def progress(self) -> ScanProgress:
+        return self._progress.get()
 
     def start(self, interval: float) -> None:
+        """Scan now and every `interval` seconds; 0: only when asked."""
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
@@ -4231,23 +4384,21 @@ class Scanner:
                 self.scan()
             except Exception as error:  # one bad scan must not be the last one
                 warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self.progress = replace(self.progress, running=False)
+                self._progress.set(replace(self.progress, running=False))
 
     def scan(self) -> None:
         """Bring the index in step with the disk once."""
         if self._stopping:
             return
-        self.progress = replace(self.progress, running=True, done=0, total=0)
+        self._progress.set(replace(self.progress, running=True, done=0, total=0))
         for folder in self._folders.values():
             if not folder.is_missing():
                 self._scan_folder(folder)
             elif self._index.files.is_empty(folder.name):
                 continue
             else:
-                warn(
-                    f"nothing is in {folder.path}: is its disk mounted? What is known of it is kept"
-                )
-        self.progress = replace(self.progress, running=False, finished_at=time.time())
+                warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
+        self._progress.set(replace(self.progress, running=False, finished_at=time.time()))
 
     def _scan_folder(self, folder: Folder) -> None:
         started = time.time()
@@ -4264,7 +4415,7 @@ class Scanner:
 
     def _advance(self, done: int, total: int) -> None:
         now = self.progress
-        self.progress = replace(now, done=now.done + done, total=now.total + total)
+        self._progress.set(replace(now, done=now.done + done, total=now.total + total))
 
     def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
         """New or changed paths, paths that are no more, and the number of unchanged ones."""
@@ -4352,26 +4503,31 @@ class Scanner:
 
     def _make_thumbnails(self) -> bool:
         """Try a batch of those that were not tried; whether there was any."""
+        from concurrent.futures import ThreadPoolExecutor  # as in _add
+
         kinds = [kind for kind in ("image", "video") if self._thumbnails.can_make(kind, "")]
-        tried = 0
-        for file, asset in self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH):
-            if self._stopping or not self._thumbnails.available:
-                return False
+        found = self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH)
+        with ThreadPoolExecutor(self._thumbnails.processes) as pool:
+            for _ in pool.map(self._try_thumbnail, found):
+                pass
+        return bool(found) and self._thumbnails.available
+
+    def _try_thumbnail(self, found: tuple[File, Asset]) -> None:
+        if not self._stopping:
+            file, asset = found
             self.ensure_thumbnail(self._folders[file.root], file, asset)
-            tried += 1
-        return tried > 0
 
     def ensure_thumbnail(self, folder: Folder, file: File, asset: Asset) -> bool:
         """Whether a content has a thumbnail, which is made now if that has not been tried yet."""
-        facts, state = asset.facts, asset.thumbnail
-        if state == 0 or facts is None:
+        facts, thumbnails = asset.facts, self._thumbnails
+        if asset.thumbnail == 0 or facts is None:
             return False
-        if state == 1 and self._thumbnails.exists(asset.sha256):
+        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256):
             return True
-        made = self._thumbnails.make(
+        made = thumbnails.can_make(facts.kind, facts.mime_type) and thumbnails.make(
             folder.locate(file.path), asset.sha256, facts.kind, facts.duration
         )
-        if made or self._thumbnails.available:
+        if made or thumbnails.available:  # else it is not the picture's fault
             self._index.assets.set_thumbnail(asset.sha256, made)
         return made
 
@@ -4912,7 +5068,8 @@ def _parse_parameters(value: str) -> tuple[str, dict[str, str]]:
 def _form_text(value: str) -> str:
     """Decode a name as the HTML Standard encodes it (4.10.21.8, multipart/form-data encoding)."""
     with contextlib.suppress(UnicodeDecodeError):  # by an old client, which meant Latin-1
-        value = value.encode("latin-1").decode("utf-8")
+        # A surrogate, which is no text, is let through for the families to refuse.
+        value = value.encode("latin-1").decode("utf-8", "surrogatepass")
     return value.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
@@ -4955,7 +5112,7 @@ def parse_query(text: str) -> list[tuple[str, str]]:
 
 # -- Ranges and conditions -------------------------------------------------------------
 
-_RANGE = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")
+_RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
 _ZERO_WEIGHT = re.compile(r"[ \t]*q=0(?:\.0{0,3})?[ \t]*")  # "not acceptable" (RFC 9110 §12.4.2)
 
@@ -5145,8 +5302,10 @@ HEAD_SECONDS = 60.0  # a head must be complete by then
 STALL_SECONDS = 30.0  # a head or body without a byte
 UNREAD_SECONDS = 120.0  # an answer of which the client's side acknowledges nothing
 IDLE_SECONDS = 75.0  # a kept connection without a request, as nginx has it
+LISTEN_BACKLOG = 1024  # connections that wait for accept
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
-STOP_SECONDS = 30.0  # what is in flight may take after SIGTERM
+STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
+FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -5315,7 +5474,7 @@ class Body:
         connection.received = decoder.rest
 
     def skip(self) -> bool:
-        """Pass over a body that nobody read if all of it is here; whether the connection can go on."""
+        """Pass over an unread body if all of it is here; whether the connection can go on."""
         if (
             not self.finished
             and self.length is not None
@@ -5380,7 +5539,7 @@ class Connection:
             self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
 
     def receive_more(self, most: int) -> memoryview:
-        """Wait for more bytes of the body, at most `most`; good until the next call in this thread."""
+        """Wait for at most `most` bytes of the body; good until this thread's next call."""
         buffer = self.server.buffers.body
         count = self.socket.recv_into(buffer, min(most, len(buffer)))
         if not count:
@@ -5485,13 +5644,12 @@ class Server(ThreadingHTTPServer):
     blocking.
     """
 
-    request_queue_size = 1024
+    lifeline: socket.socket | None = None  # readable when the supervisor is gone
     application: Callable[[RequestHead, Body, str], Response]
     inline: Callable[[RequestHead], Response | None]
     on_error: Callable[[HTTPError], Response]
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    def __init__(self, listener: socket.socket) -> None:
         self.buffers = Buffers()
         self.date = format_date(time.time())
         self._selector = selectors.DefaultSelector()
@@ -5500,21 +5658,16 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._in_flight = 0
         self._stop_at: float | None = None
+        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
         self._alarm, self._wakeup = socket.socketpair()
         for end in (self._alarm, self._wakeup):
             end.setblocking(False)
         self._most_connections = limit_connections()
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(address, Connection)  # type: ignore[arg-type]
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's reverse look-up of the host's name, which may take seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-        self.socket.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-        )  # accepted ones inherit it
-        self.socket.setblocking(False)
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
 
     # -- the selector's thread
 
@@ -5522,14 +5675,18 @@ class Server(ThreadingHTTPServer):
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        sweep_at = 0.0
+        if self.lifeline is not None:
+            self._selector.register(self.lifeline, selectors.EVENT_READ, self.stop)
         while not self._is_over():
-            for key, _ in self._selector.select(poll_interval):
+            for key, _ in self._selector.select(self._patience(poll_interval)):
                 key.data()
             now = time.monotonic()
-            if now >= sweep_at:
-                sweep_at = now + poll_interval
+            if now >= self.turned_at + poll_interval:
+                self.turned_at = now
                 self._sweep(now)
+
+    def _patience(self, poll_interval: float) -> float:
+        return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
 
     @property
     def wakeup_descriptor(self) -> int:
@@ -5551,6 +5708,10 @@ class Server(ThreadingHTTPServer):
         if self.socket.fileno() >= 0:
             self._selector.unregister(self.socket)
             self.socket.close()
+        # A request that is on its way while its connection is closed would be lost to a client
+        # that the next process, on the same inherited socket, could have served.
+        if self._waiting and time.monotonic() < self._stop_at - STOP_SECONDS + FAREWELL_SECONDS:
+            return False
         for connection in list(self._waiting.values()):
             if connection.head is None and not connection.lingering:
                 self._drop(connection)
@@ -5782,14 +5943,138 @@ class Server(ThreadingHTTPServer):
 def limit_connections() -> int:
     """Raise the limit of open files as far as it goes; how many connections that allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard > MAX_CONNECTIONS + SPARE_DESCRIPTORS:
-        hard = MAX_CONNECTIONS + SPARE_DESCRIPTORS
-    if soft < hard:
+    most = MAX_CONNECTIONS + SPARE_DESCRIPTORS
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft < wanted:
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-            )
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = inherited_listener() or socket.create_server(
+        (host, port), family=family, backlog=LISTEN_BACKLOG
+    )
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    listener.setblocking(False)
+    return listener
+
+
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
+
+    It outlives this process: connections that come during a restart wait in its backlog.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    listener = socket.socket(fileno=3)
+    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
+        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
+    listener.set_inheritable(False)
+    return listener
+
+
+def notify(state: str) -> None:
+    """Tell systemd a change of state, if it is systemd that runs this program (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with (
+            contextlib.suppress(OSError),  # nothing here depends on whether it listens
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
+        ):
+            sock.sendto(state.encode(), address.replace("@", "\0", 1))
+
+
+def notify_reload() -> None:
+    """Say that a reload has begun and, since a scan goes on in the background, that it is done."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    notify("READY=1")
+
+
+class Watchdog:
+    """Tells systemd that every worker is well, or tells nothing, and systemd starts us anew.
+
+    Each worker notes when it was last found well, in memory shared by all.
+    """
+
+    def __init__(self, workers: int) -> None:
+        given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
+        microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
+        self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
+        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
+        self._seen[:] = memoryview(struct.pack("d", time.monotonic()) * workers).cast("d")
+
+    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
+        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
+        while True:
+            time.sleep(self.interval)
+            try:
+                if is_well(self.interval):
+                    self._seen[number] = time.monotonic()
+                    self.report()
+            except Exception as error:
+                warn(f"the watchdog: {error}")
+
+    def report(self) -> None:
+        if min(self._seen) > time.monotonic() - 1.6 * self.interval:
+            notify("WATCHDOG=1")
+
+
+def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog: Watchdog) -> int:
+    """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+
+    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
+    however it ends.
+    """
+    held, lifeline = socket.socketpair()
+    workers: dict[int, int] = {}  # number by process ID
+    stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        notify("STOPPING=1")
+        for process in workers:
+            os.kill(process, signal.SIGTERM)
+
+    def scan(number: int, frame: object) -> None:
+        for process, worker in workers.items():
+            if worker == 0:
+                os.kill(process, signal.SIGHUP)
+        notify_reload()
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop)
+    signal.signal(signal.SIGHUP, scan)
+    signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
+    signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
+    missing = list(range(count))
+    while not stopping or workers:
+        for number in missing if not stopping else ():
+            workers[fork_worker(held, functools.partial(work, number, lifeline))] = number
+        if stopping:  # which may have come while one was forked
+            stop(signal.SIGTERM, None)
+        process, status = os.wait()
+        missing = [workers.pop(process)] if process in workers else []
+        if missing and not stopping:
+            warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
+            time.sleep(1)  # one that cannot start must not use up the machine
+    return 0
+
+
+def fork_worker(held: socket.socket, work: Callable[[], None]) -> int:
+    """The process ID of a child that runs `work` and ends."""
+    process = os.fork()
+    if process == 0:
+        os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
+        held.close()
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return process
 
 
 # ======================================================================================
@@ -5940,8 +6225,8 @@ def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, s
     for segment, part in zip(segments, parts, strict=True):
         if segment.startswith("{"):
             name, _, converter = segment[1:-1].partition(":")
-            if not CONVERTERS[converter](part):
-                return None
+            if "/" in part or "\0" in part or not CONVERTERS[converter](part):
+                return None  # %2F and %00 are in no name
             parameters[name] = part
         elif segment != part:
             return None
@@ -6023,7 +6308,9 @@ class Logins:
 class App:
     """What handlers need, built in one place."""
 
-    def __init__(self, settings: Settings, index: Index, thumbnails: Thumbnails) -> None:
+    def __init__(
+        self, settings: Settings, index: Index, thumbnails: Thumbnails, progress: SharedProgress
+    ) -> None:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
@@ -6037,9 +6324,14 @@ class App:
             index.set_meta("decoders", thumbnails.description)
         apart = [
             str(path)
-            for path in (settings.upload_dir, settings.database_dir, settings.media_storage_dir)
+            for path in (
+                settings.upload_dir,
+                settings.database_dir,
+                settings.database_dir / "users",
+                settings.media_storage_dir,
+            )
         ]
-        self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart)
+        self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -6253,7 +6545,7 @@ def check_bounds(item: Field, number: int, where: str) -> int:
 def parse_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The declared fields among `values`; what is not sent has its default, or is left out if that is None."""
+    """The declared fields among `values`; what is not sent has its default if there is one."""
     parsed: dict[str, Any] = {}
     problems: list[Problem] = []
     for item in declared:
@@ -6272,12 +6564,19 @@ def parse_declared(
 
 
 def read_body(request: Request, spec: BodySpec) -> None:
-    """Read a request's body into `request.fields` and `request.upload`; 400, 413 or 415."""
+    """Read a request's body into `request.fields` and `request.upload`; 400, 411, 413 or 415."""
+    unsized = request.head.content_length is None and not request.head.chunked
+    if unsized and (spec.upload or "content-type" in request.headers):
+        raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPError(
+            415, "Send the body without Content-Encoding.", {"Accept-Encoding": "identity"}
+        )
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
     if request.body.finished:  # nothing was sent, whatever its type would have been
         values: dict[str, Any] = {}
     elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
-        values = read_multipart(request, spec.upload, parameters.get("boundary", ""))
+        values = read_multipart(request, spec, parameters.get("boundary", ""))
     elif media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         values = dict(
             parse_query(request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape"))
@@ -6317,8 +6616,9 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def read_multipart(request: Request, upload: Upload | None, boundary: str) -> dict[str, str]:
-    """The text fields of a form; the file goes to `request.upload` as it arrives."""
+def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str, str]:
+    """The declared text fields of a form; the file goes to `request.upload` as it arrives."""
+    upload, declared = spec.upload, {item.name for item in spec.fields}
     limit = getattr(request.app.settings, upload.limit) if upload else 0
     if (request.body.length or 0) > limit + FORM_SLACK_BYTES:
         raise HTTPError(413, f"The file is larger than {limit} bytes.")
@@ -6335,7 +6635,7 @@ def read_multipart(request: Request, upload: Upload | None, boundary: str) -> di
         text_bytes += len(text)
         if upload and event.name == upload.name and text:
             raise Invalid(Problem("body", upload.name, "must be a file, not a text", "file"))
-        if event.filename is None:
+        if event.filename is None and event.name in declared:
             values[event.name] = decode_field(event.name, text)
     return values
 
@@ -6425,6 +6725,7 @@ class Content:
     last_modified: float
     cache_control: str
     filename: str = ""  # under which a browser saves it
+    internal: str = ""  # where the proxy finds the file itself
 
     @property
     def etag(self) -> str:
@@ -6455,8 +6756,12 @@ class Content:
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
-def content_response(headers: Headers, content: Content) -> Response:
-    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+def content_response(head: RequestHead, content: Content) -> Response:
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
+
+    Ranges are defined for GET alone (§14.2).
+    """
+    headers = head.headers
     fields = content.headers()
     held = content.source if isinstance(content.source, io.FileIO) else None
     if precondition_failed(headers, content.etag, content.last_modified):
@@ -6464,8 +6769,14 @@ def content_response(headers: Headers, content: Content) -> Response:
     if not_modified(headers, content.etag, content.last_modified):
         return Response(304, fields[2:], resource=held)
     ranges = None
-    if "range" in headers and if_range_holds(headers, content.etag, content.last_modified):
+    if (
+        "range" in headers
+        and head.method == "GET"
+        and if_range_holds(headers, content.etag, content.last_modified)
+    ):
         ranges = parse_range(headers.get("range", ""), content.size)
+    if content.internal and (ranges is None or len(ranges) == 1):
+        return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
         body = [content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
@@ -6566,9 +6877,6 @@ class Application:
         if request.principal.user_id and app.index.users.is_disabled(request.principal.user_id):
             raise HTTPError(401, "The account is disabled.", CHALLENGE)
         require(item.access, request.principal, app.settings.read_auth_enabled)
-        for value in parameters.values():
-            if "\0" in value:
-                raise HTTPError(404, "There is nothing at this path.")
         request.query = parse_declared(item.query, dict(pairs), "query")
         if item.body is not None:
             read_body(request, item.body)
@@ -6610,11 +6918,11 @@ class Application:
         origins = self.app.settings.cors_allow_origins
         if not origins:
             return []
-        exposed = ("Access-Control-Expose-Headers", CORS_EXPOSED)
-        if "*" in origins:
-            return [("Access-Control-Allow-Origin", "*"), exposed]
         origin = head.headers.get("origin", "") if head else ""
-        allowed = [("Access-Control-Allow-Origin", origin), exposed] if origin in origins else []
+        exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
+        if "*" in origins:
+            return [("Access-Control-Allow-Origin", "*"), *exposed]
+        allowed = [("Access-Control-Allow-Origin", origin), *exposed] if origin in origins else []
         return [*allowed, ("Vary", "Origin")]
 
     def on_error(self, error: HTTPError) -> Response:
@@ -6631,7 +6939,7 @@ class Application:
         if head.content_length or head.chunked or not is_unchanged(hot):
             return None
         try:
-            response = content_response(head.headers, hot.content)
+            response = content_response(head, hot.content)
         except HTTPError as error:
             response = error_response(error, "")
         self.finish(head, response)
@@ -6665,6 +6973,11 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and (error.errno or 0) in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno or 0]
         return HTTPError(status, detail, {"Retry-After": "60"} if status == 503 else None)
+    if isinstance(error, sqlite3.OperationalError):
+        warn(f"the index: {error}")
+        if "full" in str(error):
+            return HTTPError(507, "The disk is full.")
+        return HTTPError(503, "The index cannot be used now.", {"Retry-After": "60"})
     import traceback  # only where something is wrong with the program
 
     warn("".join(traceback.format_exception(error)).rstrip())
@@ -6791,8 +7104,9 @@ def file_response(
             max(file.mtime_ns / 1e9, file.added) if folder.make else file.mtime_ns / 1e9,
             cache_control,
             filename,
+            internal_location(request, folder, file) if data is source else "",
         )
-        response = content_response(request.headers, content)
+        response = content_response(request.head, content)
     except BaseException:
         source.close()
         raise
@@ -6800,6 +7114,22 @@ def file_response(
         source.close()
         remember_hot(app, request, folder, file, content)
     return response
+
+
+def internal_location(request: Request, folder: Folder, file: File) -> str:
+    """Where nginx finds a file that it may send for us; empty where the bytes have to go.
+
+    Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
+    request with a precondition on the ETag, which nginx does not know.
+    """
+    headers = request.headers
+    if not request.app.settings.accel_redirect or not request.behind_proxy:
+        return ""
+    if headers.get("x-sendfile-type") != "X-Accel-Redirect":
+        return ""
+    if "if-range" in headers or "if-match" in headers:
+        return ""
+    return f"/.accel/{folder.name}/{quote(os.fsencode(file.path))}"
 
 
 def remember_hot(app: App, request: Request, folder: Folder, file: File, content: Content) -> None:
@@ -6814,7 +7144,7 @@ def remember_hot(app: App, request: Request, folder: Folder, file: File, content
 def store_upload(
     app: App, incoming: Incoming, folder: Folder, names: Iterable[str]
 ) -> tuple[File, Asset]:
-    """Put an upload in place, as a link where only the server writes; what the index is to know."""
+    """Put an upload in place, linked to its equal if there is one; what the index is to know."""
     twin = find_twin(app, folder, incoming.sha256) if folder.make else None
     name = folder.keep(incoming, names, twin)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
@@ -7010,7 +7340,7 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
         data, len(data), "image/png", digest, file.mtime_ns / 1e9, cache_forever(app, file)
     )
     remember_hot(app, request, folder, file, content)
-    return content_response(request.headers, content)
+    return content_response(request.head, content)
 
 
 @route(
@@ -7053,7 +7383,8 @@ def library_name(wanted: str, filename: str) -> str:
 
 @route(
     "PUT", "/image/{filename}", Access.UPLOAD, "library", "Upload an image into the folder",
-    body=LIBRARY_UPLOAD, answers={201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+    body=LIBRARY_UPLOAD,
+    answers={201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
 )  # fmt: skip
 def put_image(app: App, request: Request, filename: str) -> Response:
     incoming = uploaded(request)
@@ -7965,8 +8296,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Scans, serves and takes in a household's pictures and films.",
         epilog=f"commands:\n{commands}\n\n"
         "Each option is also read from the environment and from .env under its name in capitals\n"
-        f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}), and so are the secrets\n"
-        f"{hidden}.\nA long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
+        f"and so are the secrets {hidden}.\n"
+        "A long option is accepted with _ or -. DATA is DATABASE_DIR.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -7996,23 +8328,33 @@ def parse_command_line(arguments: Sequence[str]) -> Callable[[], int]:
     found = find_command(words)
     if found is None:
         parser.error(f"there is no command {' '.join(words)!r}, or it takes other words")
-    settings = load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
+    try:
+        settings = load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
+    except SettingError as error:
+        parser.error(str(error))
     return functools.partial(found[0].run, settings, *found[1])
 
 
-def make_data_dir(settings: Settings) -> None:
-    """Make DATA, and a new index's storage folder; an existing index without its folder is kept."""
-    try:
-        if not settings.storage_dir.exists() and not settings.database_url.exists():
-            settings.storage_dir.mkdir(parents=True)
-        elif settings.storage_dir.exists() and not settings.storage_dir.is_dir():
-            raise SettingError("STORAGE_DIR", f"{settings.storage_dir} is not a folder")
-        settings.database_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.database_url.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
+def make_folders(settings: Settings) -> None:
+    """Make the server's own folders, and STORAGE_DIR where the index is new."""
+    if settings.storage_dir.exists() or not settings.database_url.exists():
+        make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
+    elif settings.database_dir.is_relative_to(settings.storage_dir):
         raise SettingError(
-            "STORAGE_DIR", f"cannot be used: {error.strerror}: {error.filename}"
-        ) from None
+            "STORAGE_DIR", f"{settings.storage_dir} is gone: is a disk not mounted?"
+        )
+    make_folder("DATABASE_DIR", settings.database_dir, 0o700)
+    make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
+    make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
+    make_folder("MEDIA_STORAGE_DIR", settings.media_storage_dir, 0o700)
+
+
+def make_folder(setting: str, path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise SettingError(setting, f"{path} cannot be used: {reason}") from None
 
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
@@ -8029,7 +8371,7 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
 
 @command("token", "print a fresh upload token")
 def print_token(settings: Settings) -> int:
-    make_data_dir(settings)
+    make_folders(settings)
     settings, _ = with_secrets(settings)
     print(sign_upload_token(settings.media_server_secret, time.time()))
     return 0
@@ -8038,7 +8380,7 @@ def print_token(settings: Settings) -> int:
 @contextlib.contextmanager
 def opened_index(settings: Settings) -> Iterator[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
-    make_data_dir(settings)
+    make_folders(settings)
     try:
         index = migrated(Index(settings.database_url))
     except sqlite3.Error as error:
@@ -8149,71 +8491,107 @@ def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT."""
     thumbnails = Thumbnails(settings.storage_dir / ".thumbnails")
     thumbnails.start()  # forks its host: before there is any thread, file or lock
-    make_data_dir(settings)
+    make_folders(settings)
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
-    app = App(settings, open_index(settings.database_url), thumbnails)
-    thumbnails.settle()
-    for folder in app.folders.values():
-        folder.settle(functools.partial(app.index.files.is_known, folder.name))
-    server = build_server(app)
-    handle_signals(server, app)
-    announce(server, app, generated)
-    app.scanner.start(settings.rescan_interval)
-    server.serve_forever()
-    app.scanner.stop()
-    thumbnails.stop()
-    app.index.close()
+    try:
+        listener = open_listener(settings.host, settings.port)
+    except OSError as error:
+        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
+    settle(settings, thumbnails)
+    announce(settings, listener, thumbnails, generated)
+    watchdog = Watchdog(settings.workers)
+    work = functools.partial(
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog
+    )
+    notify("READY=1")
+    if settings.workers > 1:
+        run_workers(settings.workers, work, watchdog)
+    else:
+        work(0, None)
     lock.close()
     return 0
 
 
-def build_server(app: App) -> Server:
-    settings = app.settings
-    try:
-        server = Server((settings.host, settings.port))
-    except OSError as error:
-        raise SettingError(
-            "HOST, PORT", f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from None
+def settle(settings: Settings, thumbnails: Thumbnails) -> None:
+    """Check the settings against what is on disk, and undo what a crash left half done."""
+    app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    thumbnails.settle()
+    for folder in app.folders.values():
+        folder.settle(functools.partial(app.index.files.is_known, folder.name))
+    app.index.close()
+
+
+def run_server(
+    settings: Settings,
+    listener: socket.socket,
+    thumbnails: Thumbnails,
+    progress: SharedProgress,
+    watchdog: Watchdog,
+    number: int,
+    lifeline: socket.socket | None,
+) -> None:
+    """Serve on a listening socket until told to stop; worker 0 also scans."""
+    app = App(settings, open_index(settings.database_url), thumbnails, progress)
+    server = Server(listener)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
     server.on_error = application.on_error
-    return server
+    server.lifeline = lifeline
+    handle_signals(server, app)
+    if watchdog.interval:
+        check = functools.partial(is_well, server, app)
+        threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
+    if number == 0:
+        app.scanner.start(settings.rescan_interval)
+    server.serve_forever()
+    app.scanner.stop()
+    thumbnails.stop()
+    app.index.close()
+
+
+def is_well(server: Server, app: App, seconds: float) -> bool:
+    """Whether the accept loop has turned within so many seconds, and the index answers."""
+    app.index.get_meta("decoders")
+    return time.monotonic() - server.turned_at < seconds
 
 
 def handle_signals(server: Server, app: App) -> None:
-    """SIGTERM and SIGINT stop, a second one at once; SIGHUP scans."""
+    """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
-        if server.stopping:
-            os._exit(1)
+        if server.stopping and number == signal.SIGINT:
+            os._exit(130)
+        notify("STOPPING=1")
         server.stop()
+
+    def scan(number: int, frame: object) -> None:
+        app.scanner.request()
+        notify_reload()
 
     signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, lambda number, frame: app.scanner.request())
+    signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, scan)
 
 
-def announce(server: Server, app: App, generated: Sequence[str]) -> None:
+def announce(
+    settings: Settings, listener: socket.socket, thumbnails: Thumbnails, generated: Sequence[str]
+) -> None:
     """Say that the server is ready, and what to do next."""
-    settings = app.settings
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{server.server_port}"
+    address, port = listener.getsockname()[:2]
+    url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
-    warn(f"scanning {settings.storage_dir}; thumbnails: {app.thumbnails.description}")
+    warn(f"scanning {settings.storage_dir}; thumbnails: {thumbnails.description}")
     if generated:
         warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")
         warn("another program's tokens are good here only with the same secret")
     if settings.auth_disabled:
         warn("AUTH_DISABLED is on: everyone may do everything")
     folder = shlex.quote(str(settings.storage_dir))
-    warn("upload a picture:")
-    warn(
-        f'  curl -F file=@photo.jpg "{url}/upload?token=$(python3 {sys.argv[0]} token --storage_dir {folder})"'
-    )
+    token = f"python3 {shlex.quote(sys.argv[0])} token --storage_dir {folder}"
+    warn(f'upload a picture: curl -F file=@photo.jpg "{url}/upload?token=$({token})"')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
