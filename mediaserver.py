@@ -8339,11 +8339,10 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
     spelled = [
         re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in arguments
     ]
-    options = {
-        name: value
-        for name, value in vars(parser.parse_intermixed_args(spelled)).items()
-        if value is not None
-    }
+    given, unknown = parser.parse_known_intermixed_args(spelled)
+    if unknown:
+        parser.error(f"{unknown[0]} is no option; --help lists them")
+    options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
     found = find_command(words)
     if found is None:
