@@ -6274,7 +6274,7 @@ class Logins:
     """Checks passwords, and no more wrong ones than an account and an address may try.
 
     Those being checked count as failed until they are not: many at once get no further than
-    one after the other. They wait for each other's ends here, workers do not.
+    one after the other. (Each worker knows its own; what has failed is known to all.)
     """
 
     def __init__(self, failures: Failures, room: ScryptRoom) -> None:
@@ -7541,7 +7541,8 @@ LOGIN = BodySpec(
     ),
 )
 REFRESH = BodySpec(
-    ANY_BODY, (Field("refresh", required=True, nullable=False, longest=MAX_TOKEN_LENGTH),)
+    ANY_BODY,
+    (Field("refresh", required=True, nullable=False, blank="refused", longest=MAX_TOKEN_LENGTH),),
 )
 PASSWORD_CHANGE = BodySpec(
     ANY_BODY,
@@ -7625,7 +7626,7 @@ def login(app: App, request: Request) -> Response:
         lambda db: app.index.sessions.open(db, user, session, jti, now, expires)
     ):  # fmt: skip
         raise unauthorized("No active account found with the given credentials")
-    return json_response(sign_tokens(app, user, session, jti, now))
+    return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
 
 
 def refresh_seconds(app: App) -> int:
@@ -7677,7 +7678,7 @@ def refresh_tokens(app: App, request: Request) -> Response:
     user = app.index.write(lambda db: app.index.sessions.rotate(db, token, jti, now, expires))
     if user is None:
         raise unauthorized("The token is spent.")
-    return json_response(sign_tokens(app, user, token.session, jti, now))
+    return json_response(sign_tokens(app, user, token.session, jti, now), headers=[NO_STORE])
 
 
 @route(
@@ -8015,8 +8016,9 @@ def delete_record(app: App, request: Request, id: str) -> Response:
     query=(Field("expires"), Field("signature")), answers={200: "the file"},
 )  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
-    record = find_signed(app, request, id) if request.query else None
-    if record is None:
+    if request.query and not app.settings.auth_disabled:
+        record = find_signed(app, request, id)
+    else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
     if record.path is None:
