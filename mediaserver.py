@@ -48,6 +48,7 @@ import sys
 import threading
 import time
 import unicodedata
+import uuid
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -56,10 +57,12 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast, overload
-from urllib.parse import quote, unquote, unquote_to_bytes
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, TypeVar, cast, overload
+from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from PIL import Image
 
 T = TypeVar("T")
@@ -498,8 +501,9 @@ class Problem:
 
     where: str  # "query", "path" or "body"
     field: str
-    message: str
+    message: str  # ends with a full stop where it is the whole sentence for the client
     type: str = "value_error"
+    limit: int | None = None  # that was passed
 
 
 class Invalid(HTTPError):
@@ -525,6 +529,7 @@ LEEWAY = 30  # seconds by which the clock of a JWT's issuer may differ from ours
 MAX_UPLOAD_TOKEN_LEAD = 60  # seconds that an upload token's timestamp may lie ahead of our clock
 MAX_USER_ID = 2**63 - 1  # what SQLite's INTEGER holds
 MAX_CACHED_TOKENS = 1024  # verified tokens that are remembered, each by 32 bytes
+CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # RFC 6750, section 3
 
 
 class TokenError(ValueError):
@@ -658,6 +663,46 @@ def verify_password(password: str, stored: str) -> bool:
     n, r, p, salt, digest = match.groups()
     actual = _scrypt(password, decode_base64url(salt), int(n), int(r), int(p))
     return hmac.compare_digest(actual, decode_base64url(digest))
+
+
+MAX_SCRYPTS = 4  # at once, by their memory
+MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread that other requests may need
+
+
+class ScryptRoom:
+    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
+
+    They have threads of their own: the C library keeps what a thread has freed for that thread,
+    so that scrypts in the threads of forty requests left 400 MiB behind.
+    """
+
+    def __init__(self) -> None:
+        self._places = threading.BoundedSemaphore(MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, which `run` needs."""
+        if not self._places.acquire(blocking=False):
+            raise HTTPError(503, "Too many logins are in flight.", {"Retry-After": "5"})
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def run(self, work: Callable[..., T], *arguments: str) -> T:
+        """Call one of the functions above when it is its turn."""
+        with self._lock:
+            if self._threads is None:
+                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
+
+                self._threads = ThreadPoolExecutor(MAX_SCRYPTS)
+        return self._threads.submit(work, *arguments).result()
+
+    def hash(self, password: str) -> str:
+        with self.place():
+            return self.run(hash_password, password)
 
 
 # --- ES256: ECDSA over P-256 with SHA-256
@@ -1081,8 +1126,7 @@ def find_principal(
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
-        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-        raise HTTPError(401, str(error), challenge) from None
+        raise HTTPError(401, str(error), CHALLENGE) from None
     return ANONYMOUS if upload_token is None else UPLOADER
 
 
@@ -2737,7 +2781,73 @@ CREATE INDEX file_of_media ON file (added, path)
 CREATE INDEX asset_without_thumbnail ON asset (sha256) WHERE thumbnail IS NULL;
 """
 
-MIGRATIONS = (SCHEMA,)  # number n brings an index from user_version n to n + 1
+ACCOUNTS_SCHEMA = """
+CREATE TABLE user (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- an id is never used again: tokens carry it
+    email TEXT NOT NULL,            -- as given
+    email_key TEXT NOT NULL UNIQUE, -- case-folded
+    username TEXT UNIQUE,
+    phone_number TEXT UNIQUE,
+    first_name TEXT NOT NULL,
+    last_name TEXT NOT NULL,
+    password TEXT NOT NULL,         -- scrypt$n$r$p$salt$hash
+    permissions TEXT NOT NULL DEFAULT '',  -- words that the owner granted
+    is_active INTEGER NOT NULL DEFAULT 1,
+    created_at REAL NOT NULL        -- Unix seconds, as all times
+);
+
+CREATE TABLE session (              -- a login and the refresh tokens that followed from it
+    id TEXT PRIMARY KEY,            -- the tokens' claim `session`
+    user_id INTEGER NOT NULL REFERENCES user,
+    jti TEXT NOT NULL,              -- of its one refresh token that is not spent
+    rotated_at REAL NOT NULL,       -- when the one before was spent
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX session_of_user ON session (user_id, expires_at);
+CREATE INDEX session_by_expiry ON session (expires_at);
+
+CREATE TABLE login_failure (
+    key TEXT NOT NULL,              -- digest of an account's or unknown name, or of an address
+    failed_at REAL NOT NULL,
+    PRIMARY KEY (key, failed_at)
+) WITHOUT ROWID;
+CREATE INDEX login_failure_by_time ON login_failure (failed_at);
+
+CREATE TABLE collection (
+    id TEXT PRIMARY KEY,            -- UUID
+    user_id INTEGER NOT NULL,       -- no reference: it may be another program's user
+    name TEXT NOT NULL,
+    description TEXT,
+    folded TEXT NOT NULL,           -- name and description, case-folded, for the search
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL
+);
+CREATE INDEX collection_by_time ON collection (user_id, created_at, id);
+CREATE INDEX collection_by_name ON collection (user_id, name, id);
+
+CREATE TABLE media (
+    id TEXT PRIMARY KEY,            -- UUID
+    user_id INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    type TEXT NOT NULL,             -- image, video, audio
+    size INTEGER,                   -- bytes; as the client says where there is no file
+    path TEXT UNIQUE,               -- of its file in the folder `users`; null: there is none
+    note TEXT,                      -- what the client gave as storage_path
+    description TEXT,
+    collection_id TEXT REFERENCES collection,
+    folded TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    is_deleted INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX media_by_time ON media (user_id, is_deleted, created_at, id);
+CREATE INDEX media_by_type ON media (user_id, is_deleted, type, created_at, id);
+CREATE INDEX media_by_name ON media (user_id, is_deleted, name, id);
+CREATE INDEX media_by_size ON media (user_id, is_deleted, size, id);
+CREATE INDEX media_of_collection ON media (collection_id, user_id, is_deleted, created_at, id);
+"""
+
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA)  # number n brings an index from user_version n to n + 1
 
 FACT_COLUMNS = (
     "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
@@ -2824,6 +2934,11 @@ class Index:
         self._durable = True
         self.assets = Assets(self)
         self.files = Files(self)
+        self.users = Users(self)
+        self.sessions = Sessions()
+        self.failures = Failures(self)
+        self.collections = Owned(self, "collection", Collection)
+        self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
 
     def _connect(self, cache_kib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -3081,6 +3196,352 @@ class Files:
             offset,
         )
         return [(os.fsdecode(row[0]), *row[1:]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account."""
+
+    id: int
+    email: str
+    username: str | None
+    phone_number: str | None
+    first_name: str
+    last_name: str
+    password: str = field(repr=False)  # its hash
+    permissions: str  # words
+    is_active: bool
+
+
+USER_COLUMNS = ", ".join(f"user.{item.name}" for item in fields(User))
+
+
+class Users:
+    """Accounts."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, user_id: int) -> User | None:
+        row = self._index.read(f"SELECT {USER_COLUMNS} FROM user WHERE id = ?", user_id).fetchone()
+        return User(*row) if row else None
+
+    def is_disabled(self, user_id: int) -> bool:
+        row = self._index.read("SELECT is_active FROM user WHERE id = ?", user_id).fetchone()
+        return row is not None and not row[0]
+
+    def find(self, name: str) -> User | None:
+        """The account with this e-mail in any case, else with this username."""
+        row = self._index.read(
+            f"SELECT {USER_COLUMNS} FROM user WHERE email_key = ?1 OR username = ?2"
+            " ORDER BY email_key = ?1 DESC LIMIT 1",
+            name.casefold(),
+            name,
+        ).fetchone()
+        return User(*row) if row else None
+
+    def all(self) -> list[User]:
+        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user ORDER BY id")
+        return [User(*row) for row in rows]
+
+    def taken(self, db: sqlite3.Connection, values: Mapping[str, Any]) -> list[str]:
+        """Which of the unique fields another account has."""
+        unique = {
+            "email": ("email_key", values["email"].casefold()),
+            "username": ("username", values.get("username")),
+            "phone_number": ("phone_number", values.get("phone_number")),
+        }
+        return [
+            name
+            for name, (column, value) in unique.items()
+            if db.execute(f"SELECT 1 FROM user WHERE {column} = ?", (value,)).fetchone()
+        ]
+
+    def add(self, db: sqlite3.Connection, values: Mapping[str, Any], now: float) -> User:
+        row = db.execute(
+            "INSERT INTO user (email, email_key, username, phone_number, first_name, last_name,"
+            f" password, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING {USER_COLUMNS}",
+            (
+                values["email"],
+                values["email"].casefold(),
+                values.get("username"),
+                values.get("phone_number"),
+                values.get("first_name", ""),
+                values.get("last_name", ""),
+                values["password"],
+                now,
+            ),
+        ).fetchone()
+        return User(*row)
+
+    def set_password(self, db: sqlite3.Connection, user: User, password: str) -> bool:
+        """Change the hash, unless another request was faster, and end all sessions."""
+        sql = "UPDATE user SET password = ? WHERE id = ? AND password = ?"
+        changed = db.execute(sql, (password, user.id, user.password)).rowcount > 0
+        if changed:
+            self._index.sessions.end_all(db, user.id)
+        return changed
+
+    def set_active(self, db: sqlite3.Connection, user: User, active: bool) -> None:
+        db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
+        if not active:
+            self._index.sessions.end_all(db, user.id)
+
+    def permissions(self, db: sqlite3.Connection, user: User) -> set[str]:
+        row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
+        return set(row[0].split())
+
+    def set_permissions(self, db: sqlite3.Connection, user: User, permissions: Set[str]) -> None:
+        words = " ".join(sorted(permissions))
+        db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """What the index knows a refresh token by."""
+
+    session: str
+    jti: str
+    user_id: int
+
+
+MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires first
+
+
+class Sessions:
+    """Logins; each has one refresh token that is not spent."""
+
+    def open(
+        self,
+        db: sqlite3.Connection,
+        user: User,
+        session: str,
+        jti: str,
+        now: float,
+        expires: float,
+    ) -> bool:
+        """Begin a session, unless the account was disabled or its password changed meanwhile."""
+        opened = db.execute(
+            "INSERT INTO session SELECT ?, id, ?, ?, ? FROM user"
+            " WHERE id = ? AND password = ? AND is_active",
+            (session, jti, now, expires, user.id, user.password),
+        ).rowcount
+        db.execute("DELETE FROM session WHERE expires_at < ?", (now - LEEWAY,))
+        db.execute(
+            "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE user_id = ?"
+            " ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
+            (user.id, MAX_SESSIONS),
+        )
+        return opened > 0
+
+    def rotate(
+        self, db: sqlite3.Connection, token: RefreshToken, jti: str, arrived: float, expires: float
+    ) -> User | None:
+        """Spend a refresh token for the one with `jti`; None if it is no good any more."""
+        if not self._is_good(db, token, arrived):
+            return None
+        db.execute(
+            "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?",
+            (jti, time.time(), expires, token.session),
+        )
+        row = db.execute(
+            f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active", (token.user_id,)
+        ).fetchone()
+        return User(*row) if row else None
+
+    def end(self, db: sqlite3.Connection, token: RefreshToken, arrived: float) -> bool:
+        """Spend a refresh token for nothing; whether it was still good."""
+        good = self._is_good(db, token, arrived)
+        if good:
+            db.execute("DELETE FROM session WHERE id = ?", (token.session,))
+        return good
+
+    def _is_good(self, db: sqlite3.Connection, token: RefreshToken, arrived: float) -> bool:
+        """Whether a token is not spent; one that comes back spent was stolen: its session ends.
+
+        Of two requests at once the later one is no thief: it `arrived` before the token was spent.
+        """
+        row = db.execute(
+            "SELECT jti, rotated_at FROM session WHERE id = ? AND user_id = ?",
+            (token.session, token.user_id),
+        ).fetchone()
+        if row and row[0] != token.jti and arrived > row[1]:
+            db.execute("DELETE FROM session WHERE id = ?", (token.session,))
+        return row is not None and row[0] == token.jti
+
+    def end_all(self, db: sqlite3.Connection, user_id: int) -> None:
+        db.execute("DELETE FROM session WHERE user_id = ?", (user_id,))
+
+
+FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
+
+
+class Failures:
+    """Failed logins of the last minutes, by account and by address."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def times(self, key: str, now: float) -> list[float]:
+        """When logins for `key` failed, the latest first."""
+        rows = self._index.read(
+            "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ?"
+            " ORDER BY failed_at DESC",
+            self._digest(key),
+            now - FAILURE_SECONDS,
+        )
+        return [row[0] for row in rows]
+
+    def add(self, keys: Iterable[str], now: float) -> None:
+        def apply(db: sqlite3.Connection) -> None:
+            values = [(self._digest(key), now) for key in keys]
+            db.execute("DELETE FROM login_failure WHERE failed_at < ?", (now - FAILURE_SECONDS,))
+            db.executemany("INSERT OR IGNORE INTO login_failure VALUES (?, ?)", values)
+
+        self._index.write(apply, durable=False)
+
+    def clear(self, key: str) -> None:
+        sql, digest = "DELETE FROM login_failure WHERE key = ?", self._digest(key)
+        self._index.write(lambda db: db.execute(sql, (digest,)), durable=False)
+
+    @staticmethod
+    def _digest(key: str) -> str:
+        """Names can be long, and people type passwords where a name belongs."""
+        return hashlib.sha256(_utf8(key)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A user's collection of media records."""
+
+    id: str
+    user_id: int
+    name: str
+    description: str | None
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRecord:
+    """A user's record of a picture, film or sound, with its file or without."""
+
+    id: str
+    user_id: int
+    name: str
+    type: str
+    size: int | None
+    path: str | None  # of the file in the folder `users`
+    note: str | None
+    description: str | None
+    collection_id: str | None
+    created_at: float
+    updated_at: float
+
+
+Thing = TypeVar("Thing", bound="Collection | MediaRecord")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which of a user's things are asked for; the columns' names are the program's own words."""
+
+    user_id: int
+    equal: tuple[tuple[str, str], ...] = ()  # column and value
+    terms: tuple[str, ...] = ()  # case-folded; each is in the name or in the description
+    order: tuple[tuple[str, bool], ...] = ()  # column, and whether it is descending
+
+
+class Owned(Generic[Thing]):
+    """Things of users in one table; every method asks whose, so that nobody meets another's."""
+
+    def __init__(
+        self, index: Index, table: str, make: Callable[..., Thing], condition: str = "1"
+    ) -> None:
+        self._index = index
+        self._table = table
+        self._make: Callable[..., Thing] = make
+        self._condition = condition  # which of the rows there are for users
+        self._names = [item.name for item in fields(cast(Any, make))]
+        self._columns = ", ".join(self._names)
+
+    def _where(self, wanted: Wanted) -> tuple[str, list[Any]]:
+        clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
+        clauses += [f"{column} = ?" for column, _ in wanted.equal]
+        clauses += ["instr(folded, ?)"] * len(wanted.terms)
+        values = [value for _, value in wanted.equal]
+        return " AND ".join(clauses), [wanted.user_id, *values, *wanted.terms]
+
+    def count(self, wanted: Wanted) -> int:
+        where, values = self._where(wanted)
+        count: int = self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0]
+        return count
+
+    def page(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> list[Thing]:
+        """The things wanted in order; those that are equal in it are ordered by id."""
+        where, values = self._where(wanted)
+        order = wanted.order or (("created_at", True),)
+        words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
+        rows = self._index.read(
+            f"SELECT {self._columns} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?",
+            *values,
+            limit,
+            offset,
+        )
+        return [self._make(*row) for row in rows]
+
+    def get(self, user_id: int, key: str, db: sqlite3.Connection | None = None) -> Thing | None:
+        """One thing by its id, in the transaction of `db` where there is one."""
+        sql = (
+            f"SELECT {self._columns} FROM {self._table}"
+            f" WHERE id = ? AND user_id = ? AND {self._condition}"
+        )
+        values = (key, user_id)
+        row = (db.execute(sql, values) if db else self._index.read(sql, *values)).fetchone()
+        return self._make(*row) if row else None
+
+    def of_anyone(self, key: str) -> Thing | None:
+        """One thing by its id, for who has shown leave to read it."""
+        sql = f"SELECT {self._columns} FROM {self._table} WHERE id = ? AND {self._condition}"
+        row = self._index.read(sql, key).fetchone()
+        return self._make(*row) if row else None
+
+    def put(self, db: sqlite3.Connection, thing: Thing) -> None:
+        """Add a thing or change the one with its id."""
+        folded = f"{thing.name}\n{thing.description or ''}".casefold()
+        changes = ", ".join(f"{name} = excluded.{name}" for name in (*self._names[1:], "folded"))
+        db.execute(
+            f"INSERT INTO {self._table} ({self._columns}, folded)"
+            f" VALUES ({', '.join('?' * (len(self._names) + 1))})"
+            f" ON CONFLICT (id) DO UPDATE SET {changes}",
+            (*(getattr(thing, name) for name in self._names), folded),
+        )
+
+    def release_path(self, db: sqlite3.Connection, path: str) -> None:
+        """Leave a path to a new file: the one of another record there was removed by hand."""
+        db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
+
+    def hide(self, user_id: int, key: str, now: float) -> bool:
+        """Delete softly, as media records are; whether there was one."""
+        sql = (
+            "UPDATE media SET is_deleted = 1, updated_at = ?"
+            " WHERE id = ? AND user_id = ? AND is_deleted = 0"
+        )
+        done = self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount)
+        return done > 0
+
+    def remove_collection(self, user_id: int, key: str) -> bool:
+        """Delete a collection and keep its media; whether there was one."""
+
+        def apply(db: sqlite3.Connection) -> int:
+            sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
+            removed = db.execute(sql, (key, user_id)).rowcount
+            if removed:
+                sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
+                db.execute(sql, (key,))
+            return removed
+
+        return self._index.write(apply) > 0
 
 
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
@@ -5711,12 +6172,18 @@ class Field:
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, integer, boolean
+    type: str = "string"  # string, text (a string or a number), integer, boolean
     required: bool = False
     default: Any = None
     minimum: int | None = None  # of an integer
     maximum: int | None = None  # beyond it: an error
     ceiling: int | None = None  # beyond it: counts as this
+    shortest: int = 0  # characters of a text
+    longest: int | None = None
+    choices: tuple[str, ...] = ()
+    nullable: bool = True  # null is a value
+    blank: str = "kept"  # what an empty text is: "kept", "null" or "refused"
+    trim: bool = False  # take white space off its ends, as Django does
     help: str = ""
 
 
@@ -5754,6 +6221,7 @@ class Route:
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
     answers: Mapping[int, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()  # other paths of the same thing
 
 
 ROUTES: list[Route] = []
@@ -5761,9 +6229,14 @@ Handler = TypeVar("Handler", bound=Callable[..., "Response"])
 
 
 def route(
-    method: str, path: str, access: Access, family: str, summary: str, **more: Any
+    method: str, path: str | Sequence[str], access: Access, family: str, summary: str, **more: Any
 ) -> Callable[[Handler], Handler]:
-    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route."""
+    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
+
+    Of several paths the first is the one that the documentation shows.
+    """
+    path, *aliases = [path] if isinstance(path, str) else path
+    more["aliases"] = tuple(aliases)
 
     def declare(handler: Handler) -> Handler:
         ROUTES.append(Route(method, path, access, family, summary, handler, **more))
@@ -5778,13 +6251,15 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
         for item in routes:
-            segments = item.path.strip("/").split("/")
-            self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
+            for path in (item.path, *item.aliases):
+                segments = path.strip("/").split("/")
+                self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
 
     def find(self, path: str) -> list[tuple[Route, dict[str, str]]]:
         """The routes of a percent-encoded path with their parameters, specific ones first.
 
-        A trailing slash is optional. Raises 400 for a path that is not UTF-8.
+        A segment that is named literally wins over a parameter, the first one that differs
+        deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
         try:
             parts = [
@@ -5796,8 +6271,10 @@ class RouteTable:
         for segments, item in self._table.get((len(parts), parts[0]), ()):
             parameters = match_segments(segments, parts)
             if parameters is not None:
-                found.append((item, parameters))
-        return found
+                shape = [segment.startswith("{") for segment in segments]
+                found.append((shape, item, parameters))
+        best = min((shape for shape, _, _ in found), default=[])
+        return [(item, parameters) for shape, item, parameters in found if shape == best]
 
 
 def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
@@ -5831,6 +6308,64 @@ class HotFile:
     content: Content
 
 
+MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
+MAX_ADDRESS_FAILURES = 20  # and from one address
+
+
+class Logins:
+    """Checks passwords, and no more wrong ones than an account and an address may try.
+
+    Those being checked count as failed until they are not: many at once get no further than
+    one after the other. (Each worker knows its own; what has failed is known to all.)
+    """
+
+    def __init__(self, failures: Failures, room: ScryptRoom) -> None:
+        self._failures = failures
+        self._room = room
+        self._changed = threading.Condition()
+        self._checking: dict[str, int] = {}
+
+    def check(self, account: str, address: str, password: str, stored: str) -> bool:
+        """Whether a password is right; 429 after too many that were not."""
+        limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
+        with self._room.place(), self._counted(limits):
+            right = self._room.run(verify_password, password, stored)
+            if not right:
+                self._failures.add(limits, time.time())
+            elif self._failures.times(account, time.time()):
+                self._failures.clear(account)
+        return right
+
+    @contextlib.contextmanager
+    def _counted(self, limits: Mapping[str, int]) -> Iterator[None]:
+        with self._changed:
+            while not self._may_try(limits):
+                self._changed.wait()
+            for key in limits:
+                self._checking[key] = self._checking.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                for key in limits:
+                    self._checking[key] -= 1
+                    if not self._checking[key]:
+                        del self._checking[key]
+                self._changed.notify_all()
+
+    def _may_try(self, limits: Mapping[str, int]) -> bool:
+        """Whether one more may be tried now; 429 if none may until the window has passed."""
+        now, free = time.time(), True
+        for key, limit in limits.items():
+            failed = self._failures.times(key, now)
+            if len(failed) >= limit:
+                wait = math.ceil(failed[limit - 1] + FAILURE_SECONDS - now)
+                detail = "There were too many failed logins; try again later."
+                raise HTTPError(429, detail, {"Retry-After": str(max(wait, 1))})
+            free = free and len(failed) + self._checking.get(key, 0) < limit
+        return free
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -5842,7 +6377,9 @@ class App:
         self.thumbnails = thumbnails
         self.library = Folder("library", settings.storage_dir, make=False)
         self.images = Folder("images", settings.upload_dir, make=True)
-        self.folders = {folder.name: folder for folder in (self.library, self.images)}
+        self.users = Folder("users", settings.database_dir / "users", make=True)
+        folders = (self.library, self.images, self.users)
+        self.folders = {folder.name: folder for folder in folders}
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
@@ -5865,6 +6402,9 @@ class App:
             upload_lifetime=settings.token_expiry_seconds,
         )
         self.tokens = TokenCache()
+        self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
+        self.scrypt = ScryptRoom()
+        self.logins = Logins(index.failures, self.scrypt)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.started = time.monotonic()
 
@@ -5972,14 +6512,32 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 
 def parse_value(item: Field, value: Any, where: str) -> Any:
     """A field's value from text (query, form) or JSON; raises Invalid."""
-    if value is None:
+    if isinstance(value, str) and item.trim:
+        value = value.strip()
+    if value is None or (value == "" and item.blank == "null"):
+        if not item.nullable:
+            raise Invalid(Problem(where, item.name, "may not be null", "null"))
         return None
     parsed = PARSERS[item.type](value)
     if isinstance(parsed, Problem):
         raise Invalid(replace(parsed, where=where, field=item.name))
     if item.type == "integer":
-        parsed = check_bounds(item, parsed, where)
-    return parsed
+        return check_bounds(item, parsed, where)
+    return check_text(item, parsed, where) if isinstance(parsed, str) else parsed
+
+
+def check_text(item: Field, text: str, where: str) -> str:
+    if not text and item.blank == "refused":
+        raise Invalid(Problem(where, item.name, "may not be blank", "blank"))
+    if item.choices and text not in item.choices:
+        raise Invalid(Problem(where, item.name, f'"{text}" is not a valid choice', "choice"))
+    if item.longest is not None and len(text) > item.longest:
+        message = f"must have at most {item.longest} characters"
+        raise Invalid(Problem(where, item.name, message, "string_too_long", item.longest))
+    if len(text) < item.shortest:
+        message = f"must have at least {item.shortest} characters"
+        raise Invalid(Problem(where, item.name, message, "string_too_short", item.shortest))
+    return text
 
 
 def parse_string(value: Any) -> str | Problem:
@@ -5988,6 +6546,12 @@ def parse_string(value: Any) -> str | Problem:
     if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
         return Problem("", "", "has a character that is not allowed", "string_unicode")
     return value
+
+
+def parse_any_text(value: Any) -> str | Problem:
+    """A number counts as its digits, as in Django: people send phone numbers so."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return parse_string(str(value) if number else value)
 
 
 def parse_integer(value: Any) -> int | Problem:
@@ -6015,6 +6579,7 @@ def parse_flag(value: Any) -> bool | Problem:
 
 PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "string": parse_string,
+    "text": parse_any_text,
     "integer": parse_integer,
     "boolean": parse_flag,
 }
@@ -6027,11 +6592,23 @@ def check_bounds(item: Field, number: int, where: str) -> int:
         raise Invalid(Problem(where, item.name, "is too large", "int_parsing_size"))
     if item.minimum is not None and number < item.minimum:
         raise Invalid(
-            Problem(where, item.name, f"must be at least {item.minimum}", "greater_than_equal")
+            Problem(
+                where,
+                item.name,
+                f"must be at least {item.minimum}",
+                "greater_than_equal",
+                item.minimum,
+            )
         )
     if item.maximum is not None and number > item.maximum:
         raise Invalid(
-            Problem(where, item.name, f"must be at most {item.maximum}", "less_than_equal")
+            Problem(
+                where,
+                item.name,
+                f"must be at most {item.maximum}",
+                "less_than_equal",
+                item.maximum,
+            )
         )
     return number if item.ceiling is None else min(number, item.ceiling)
 
@@ -6067,7 +6644,9 @@ def read_body(request: Request, spec: BodySpec) -> None:
             415, "Send the body without Content-Encoding.", {"Accept-Encoding": "identity"}
         )
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
-    if media_type == "multipart/form-data" and "multipart" in spec.kinds:
+    if request.body.finished:  # nothing was sent, whatever its type would have been
+        values: dict[str, Any] = {}
+    elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
         values = read_multipart(request, spec, parameters.get("boundary", ""))
     elif media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         values = dict(
@@ -6077,12 +6656,10 @@ def read_body(request: Request, spec: BodySpec) -> None:
         media_type == "application/json" or media_type.endswith("+json")
     ) and "json" in spec.kinds:
         values = parse_json_object(request.body.read(MAX_TEXT_BYTES))
-    elif media_type or not request.body.finished:
+    else:
         raise HTTPError(
             415, f"This endpoint does not read {media_type or 'a body without Content-Type'}."
         )
-    else:
-        values = {}
     if spec.upload and spec.upload.required and request.upload is None:
         raise Invalid(
             Problem(
@@ -6127,6 +6704,8 @@ def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str,
             continue
         text = b"".join(bounded_text(part_content(events), MAX_TEXT_BYTES - text_bytes))
         text_bytes += len(text)
+        if upload and event.name == upload.name and text:
+            raise Invalid(Problem("body", upload.name, "must be a file, not a text", "file"))
         if event.filename is None and event.name in declared:
             values[event.name] = decode_field(event.name, text)
     return values
@@ -6192,6 +6771,16 @@ def json_response(
 ) -> Response:
     body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return Response(status, [("Content-Type", "application/json"), *headers], body)
+
+
+def format_timestamp(seconds: float) -> str:
+    """ISO 8601 in UTC, as Django REST Framework writes it.
+
+    >>> format_timestamp(1.5)
+    '1970-01-01T00:00:01.500000Z'
+    """
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def printable(path: str) -> str:
@@ -6360,6 +6949,8 @@ class Application:
         authorization = request.headers.get("authorization")
         app = self.app
         request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
+        if request.principal.user_id and app.index.users.is_disabled(request.principal.user_id):
+            raise HTTPError(401, "The account is disabled.", CHALLENGE)
         require(item.access, request.principal, app.settings.read_auth_enabled)
         request.query = parse_declared(item.query, dict(pairs), "query")
         if item.body is not None:
@@ -6479,6 +7070,12 @@ DJANGO_MESSAGES = {
     "int_parsing": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
     "string_type": "Not a valid string.",
+    "null": "This field may not be null.",
+    "blank": "This field may not be blank.",
+    "string_too_long": "Ensure this field has no more than {} characters.",
+    "string_too_short": "Ensure this field has at least {} characters.",
+    "greater_than_equal": "Ensure this value is greater than or equal to {}.",
+    "less_than_equal": "Ensure this value is less than or equal to {}.",
 }
 
 
@@ -6500,8 +7097,11 @@ def fastapi_problem(problem: Problem) -> dict[str, Any]:
 
 
 def django_message(problem: Problem) -> str:
-    message = f"{problem.message[:1].upper()}{problem.message[1:]}."
-    return DJANGO_MESSAGES.get(problem.type, message)
+    if problem.type in DJANGO_MESSAGES:
+        return DJANGO_MESSAGES[problem.type].format(problem.limit)
+    if problem.message.endswith("."):
+        return problem.message
+    return f"{problem.message[:1].upper()}{problem.message[1:]}."
 
 
 # ======================================================================================
@@ -6577,7 +7177,8 @@ def file_response(
             file.size,
             asset.mime_type,
             file.sha256,
-            file.mtime_ns / 1e9,
+            # a link made of an older file has that one's time, which may be another user's
+            max(file.mtime_ns / 1e9, file.added) if folder.make else file.mtime_ns / 1e9,
             cache_control,
             filename,
             internal_location(request, folder, file) if data is source else "",
@@ -6959,6 +7560,685 @@ def upload_private_image(app: App, request: Request) -> Response:
     return json_response(value, 201)
 
 
+# -- accounts: users, their media and collections ----------------------------------------
+# As a Django REST Framework project answers. A refresh token is good while the index has its
+# `jti` in a session: rotating, logging out and changing the password all move that one row.
+
+MAX_NAME_LENGTH = 150  # characters of a user's names, as in Django
+MAX_TITLE_LENGTH = 255  # of a record's or collection's name
+MAX_EMAIL_LENGTH = 254
+MAX_PHONE_LENGTH = 32
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 1024
+MAX_DESCRIPTION_LENGTH = 10_000
+MAX_NOTE_LENGTH = 1024
+MAX_SEARCH_TERMS = 32
+FILE_URL_SECONDS = 3600
+PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
+KINDS = ("image", "video", "audio")
+ANY_BODY = ("json", "form", "multipart")
+EMAIL = re.compile(
+    r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5322's dot-atom, in any script
+    r"@(localhost|([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_][\w-]{0,61}[^\W_])"
+)
+GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
+
+
+def name_field(name: str, longest: int, **more: Any) -> Field:
+    return Field(name, "text", longest=longest, trim=True, **more)
+
+
+def password_field(name: str, shortest: int = 0) -> Field:
+    return Field(
+        name, "text", required=True, nullable=False, blank="refused",
+        shortest=shortest, longest=MAX_PASSWORD_LENGTH,
+    )  # fmt: skip
+
+
+REGISTRATION = BodySpec(
+    ANY_BODY,
+    (
+        name_field("first_name", MAX_NAME_LENGTH, nullable=False),
+        name_field("last_name", MAX_NAME_LENGTH, nullable=False),
+        name_field("email", MAX_EMAIL_LENGTH, required=True, nullable=False, blank="refused"),
+        name_field("username", MAX_NAME_LENGTH, blank="null"),
+        name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
+        password_field("password", MIN_PASSWORD_LENGTH),
+    ),
+)
+LOGIN = BodySpec(
+    ANY_BODY,
+    (
+        name_field("username", MAX_EMAIL_LENGTH, blank="null"),
+        name_field("email", MAX_EMAIL_LENGTH, blank="null"),
+        password_field("password"),
+    ),
+)
+REFRESH = BodySpec(
+    ANY_BODY,
+    (Field("refresh", required=True, nullable=False, blank="refused", longest=MAX_TOKEN_LENGTH),),
+)
+PASSWORD_CHANGE = BodySpec(
+    ANY_BODY,
+    (password_field("old_password"), password_field("new_password", MIN_PASSWORD_LENGTH)),
+)
+
+
+def unauthorized(detail: str) -> HTTPError:
+    return HTTPError(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
+def nothing_found() -> HTTPError:
+    return HTTPError(404, "Not found.")
+
+
+def caller(request: Request) -> int:
+    """The user id of a route whose access is USER."""
+    assert request.principal.user_id is not None
+    return request.principal.user_id
+
+
+def find_account(app: App, request: Request) -> User:
+    """The caller's account; 404 for the users of other programs."""
+    user = app.index.users.get(caller(request))
+    if user is None:
+        raise nothing_found()
+    return user
+
+
+def user_json(user: User) -> dict[str, Any]:
+    names = ("id", "first_name", "last_name", "email", "username", "phone_number")
+    return {name: getattr(user, name) for name in names}
+
+
+@route(
+    "POST", "/api/auth/register", Access.OPEN, "accounts", "Make an account",
+    body=REGISTRATION, answers={201: "the user"},
+)  # fmt: skip
+def register(app: App, request: Request) -> Response:
+    if not app.settings.allow_registration:
+        raise HTTPError(403, "Registration is off here.")
+    values = request.fields
+    if not EMAIL.fullmatch(values["email"]):
+        raise Invalid(Problem("body", "email", "Enter a valid email address."))
+    values["password"] = app.scrypt.hash(values["password"])
+
+    def add(db: sqlite3.Connection) -> User:
+        if taken := app.index.users.taken(db, values):
+            labels = {name: name.replace("_", " ") for name in taken}
+            raise Invalid(
+                *(
+                    Problem("body", name, f"user with this {label} already exists.", "unique")
+                    for name, label in labels.items()
+                )
+            )
+        return app.index.users.add(db, values, time.time())
+
+    return json_response(user_json(app.index.write(add)), 201)
+
+
+def login_key(user: User | None, name: str) -> str:
+    """What failed logins are counted under: an account's names are one, e-mails have no case."""
+    return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
+
+
+@route(
+    "POST", "/api/auth/login", Access.OPEN, "accounts", "Get an access and a refresh token",
+    body=LOGIN, answers={200: "access, refresh", 429: "too many failed logins"},
+)  # fmt: skip
+def login(app: App, request: Request) -> Response:
+    name = request.fields.get("username") or request.fields.get("email")
+    if name is None:
+        raise Invalid(Problem("body", "username", "is required", "missing"))
+    user = app.index.users.find(name)
+    stored = user.password if user and user.is_active else DUMMY_PASSWORD_HASH
+    password = request.fields["password"]
+    right = app.logins.check(login_key(user, name), f"address {request.client}", password, stored)
+    now, session, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
+    expires = now + refresh_seconds(app)
+    if user is None or not right or not app.index.write(
+        lambda db: app.index.sessions.open(db, user, session, jti, now, expires)
+    ):  # fmt: skip
+        raise unauthorized("No active account found with the given credentials")
+    return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
+
+
+def refresh_seconds(app: App) -> int:
+    return app.settings.jwt_refresh_token_lifetime_days * 86400
+
+
+def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dict[str, str]:
+    """An access and a refresh token with the claims of SimpleJWT."""
+    lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
+    about = {
+        "user_id": user.id,
+        "email": user.email,
+        "first_name": user.first_name,
+        "last_name": user.last_name,
+        "permissions": user.permissions.split(),
+        "is_admin": False,
+    }
+    kinds: dict[str, dict[str, Any]] = {
+        "access": {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)},
+        "refresh": {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session},
+    }
+    return {
+        kind: sign_jwt(
+            {"token_type": kind, "iat": int(now), **claims, **about}, app.settings.jwt_signing_key
+        )
+        for kind, claims in kinds.items()
+    }
+
+
+def parse_refresh_token(app: App, text: str) -> RefreshToken:
+    """A refresh token of ours by its looks, spent or not; TokenError."""
+    key = app.settings.jwt_signing_key
+    claims = verify_jwt(text, hs256_key=key, es256_key=None, now=time.time(), token_type="refresh")
+    principal = principal_of_claims(claims, "HS256")
+    return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
+
+
+@route(
+    "POST", "/api/auth/token/refresh", Access.OPEN, "accounts",
+    "Spend a refresh token for new tokens", body=REFRESH, answers={200: "access, refresh"},
+)  # fmt: skip
+def refresh_tokens(app: App, request: Request) -> Response:
+    now, jti = time.time(), secrets.token_hex(16)
+    try:
+        token = parse_refresh_token(app, request.fields["refresh"])
+    except TokenError as error:
+        raise unauthorized(str(error)) from None
+    expires = now + refresh_seconds(app)
+    user = app.index.write(lambda db: app.index.sessions.rotate(db, token, jti, now, expires))
+    if user is None:
+        raise unauthorized("The token is spent.")
+    return json_response(sign_tokens(app, user, token.session, jti, now), headers=[NO_STORE])
+
+
+@route(
+    "POST", "/api/auth/logout", Access.USER, "accounts", "Spend a refresh token",
+    body=REFRESH, answers={205: "nothing", 400: "error"},
+)  # fmt: skip
+def logout(app: App, request: Request) -> Response:
+    arrived = time.time()
+    with contextlib.suppress(TokenError):
+        token = parse_refresh_token(app, request.fields["refresh"])
+        if token.user_id == caller(request) and app.index.write(
+            lambda db: app.index.sessions.end(db, token, arrived)
+        ):
+            return Response(205)
+    return json_response({"error": "The token is not yours, or it is spent already."}, 400)
+
+
+@route(
+    "GET", "/api/auth/profile", Access.USER, "accounts", "Who I am", answers={200: "the user"}
+)  # fmt: skip
+def get_profile(app: App, request: Request) -> Response:
+    return json_response(user_json(find_account(app, request)), headers=[NO_STORE])
+
+
+@route(
+    "POST", "/api/auth/password", Access.USER, "accounts",
+    "Change my password and end all sessions", body=PASSWORD_CHANGE, answers={204: "nothing"},
+)  # fmt: skip
+def change_password(app: App, request: Request) -> Response:
+    user, values = find_account(app, request), request.fields
+    key = login_key(user, user.email)
+    if app.logins.check(key, f"address {request.client}", values["old_password"], user.password):
+        password = app.scrypt.hash(values["new_password"])
+        if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
+            return Response(204)
+    raise Invalid(Problem("body", "old_password", "Wrong password."))
+
+
+# Lists, in the shape of Django REST Framework's PageNumberPagination.
+
+PAGING = (
+    Field("search", help="words that name or description have, in any case"),
+    Field("ordering", help="created_at, name or size, with - for descending"),
+    Field("page", help="from 1; also `last`"),
+    Field("page_size", help="10; more than 100 counts as 100"),
+)
+NO_STORE = ("Cache-Control", "private, no-store")
+
+
+def read_page(query: Mapping[str, str], count: int) -> tuple[int, int, int]:
+    """The page asked for, its size and the number of the last one; 404."""
+    size = PAGE_SIZE
+    if re.fullmatch(r"[0-9]{1,18}", query.get("page_size", ""), re.ASCII):
+        size = min(int(query["page_size"]), MAX_PAGE_SIZE) or PAGE_SIZE
+    last = max(1, -(-count // size))
+    text = query.get("page") or "1"
+    if text == "last":
+        return last, size, last
+    if not re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) or not 1 <= int(text) <= last:
+        raise HTTPError(404, "Invalid page.")
+    return int(text), size, last
+
+
+def page_url(request: Request, page: int) -> str:
+    """The URL of this list at another page; the first needs no number."""
+    pairs = [pair for pair in parse_query(request.head.query) if pair[0] != "page"]
+    query = urlencode([*pairs, ("page", page)] if page > 1 else pairs)
+    return request.url(f"{request.head.path}?{query}" if query else request.head.path)
+
+
+def parse_ordering(text: str, columns: Set[str]) -> tuple[tuple[str, bool], ...]:
+    """Columns and directions; what is unknown is ignored, as Django does.
+
+    >>> parse_ordering("-size, x,name,size", {"name", "size"})
+    (('size', True), ('name', False))
+    """
+    order: dict[str, bool] = {}
+    for term in text.split(","):
+        column = term.strip().removeprefix("-")
+        if column in columns:
+            order.setdefault(column, term.strip().startswith("-"))
+    return tuple(order.items())
+
+
+def parse_search(text: str) -> tuple[str, ...]:
+    terms = tuple(dict.fromkeys(text.casefold().split()))
+    if len(terms) > MAX_SEARCH_TERMS:
+        raise Invalid(Problem("query", "search", f"has more than {MAX_SEARCH_TERMS} words"))
+    return terms
+
+
+def list_owned(
+    request: Request, things: Owned[Thing], columns: Set[str], to_json: Callable[[Thing], Any],
+    equal: tuple[tuple[str, str], ...] = (),
+) -> Response:  # fmt: skip
+    """A page of the caller's own things."""
+    query = request.query
+    order = parse_ordering(query.get("ordering", ""), columns)
+    wanted = Wanted(caller(request), equal, parse_search(query.get("search", "")), order)
+    count = things.count(wanted)
+    page, size, last = read_page(query, count)
+    value = {
+        "count": count,
+        "next": page_url(request, page + 1) if page < last else None,
+        "previous": page_url(request, page - 1) if page > 1 else None,
+        "results": [to_json(thing) for thing in things.page(wanted, size, (page - 1) * size)],
+    }
+    return json_response(value, headers=[NO_STORE])
+
+
+# Media records.
+
+MEDIA_PATHS = ("/api/media/media", "/api/media")
+COLLECTION_PATHS = ("/api/media/collections", "/api/media/collection")
+MEDIA_ORDER = frozenset({"created_at", "name", "size"})
+MEDIA_FIELDS = (
+    name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
+    Field("type", "text", nullable=False, blank="refused", choices=KINDS),
+    Field("size", "integer", minimum=0, blank="null"),
+    Field("storage_path", "text", longest=MAX_NOTE_LENGTH),
+    Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
+    Field("collection", "text", blank="null", longest=MAX_TITLE_LENGTH),
+)
+MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, Upload("users", "max_media_bytes", required=False))
+
+
+def partial(spec: BodySpec) -> BodySpec:
+    """The body of a PATCH: nothing is required."""
+    return replace(spec, fields=tuple(replace(item, required=False) for item in spec.fields))
+
+
+def below(paths: Sequence[str], rest: str) -> tuple[str, ...]:
+    return tuple(f"{path}{rest}" for path in paths)
+
+
+def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "user": record.user_id,
+        "name": record.name,
+        "type": record.type,
+        "size": record.size,
+        "file": record.path and file_url(app, request, record),
+        "storage_path": record.path.partition("/")[2] if record.path else record.note,
+        "description": record.description,
+        "collection": record.collection_id,
+        "created_at": format_timestamp(record.created_at),
+        "updated_at": format_timestamp(record.updated_at),
+    }
+
+
+def file_url(app: App, request: Request, record: MediaRecord) -> str:
+    """A URL that shows a record's file for an hour without a header, as <img> needs it."""
+    expires = int(time.time()) + FILE_URL_SECONDS
+    signature = sign_file(app.file_key, record.id, expires)
+    path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
+    return request.url(f"{path}?expires={expires}&signature={signature}")
+
+
+@route(
+    "GET", MEDIA_PATHS, Access.USER, "accounts", "My media records",
+    query=(Field("type", help="image, video or audio"), *PAGING),
+    answers={200: "count, next, previous, results"},
+)  # fmt: skip
+def list_records(app: App, request: Request) -> Response:
+    kind = request.query.get("type")
+    return list_owned(
+        request, app.index.media, MEDIA_ORDER, functools.partial(record_json, app, request),
+        (("type", kind),) if kind in KINDS else (),
+    )  # fmt: skip
+
+
+def check_upload(request: Request) -> Facts | None:
+    """The facts of an uploaded file, which is an image, video or audio and of the type given."""
+    if request.upload is None:
+        return None
+    facts = request.upload.facts
+    if facts is None:
+        raise Invalid(Problem("body", "file", "The file is no image, video or audio."))
+    check_kind(request, facts.kind)
+    return facts
+
+
+def check_kind(request: Request, kind: str) -> None:
+    given = request.fields.get("type", kind)
+    if given != kind:
+        raise Invalid(Problem("body", "type", f'The file is of type "{kind}", not "{given}".'))
+
+
+def place_upload(app: App, request: Request) -> tuple[File, Asset] | None:
+    """Put an uploaded file into the caller's own folder."""
+    if request.upload is None:
+        return None
+    day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
+    name = safe_name(request.upload.filename) or "file"
+    names = numbered_names(f"{caller(request)}/{day}/{name}")
+    return store_upload(app, request.upload, app.users, names)
+
+
+def media_changes(request: Request) -> dict[str, Any]:
+    """The columns of a record that a request sets."""
+    columns = {"storage_path": "note", "collection": "collection_id"}
+    changes = {columns.get(name, name): value for name, value in request.fields.items()}
+    if changes.get("collection_id"):
+        changes["collection_id"] = changes["collection_id"].lower()
+    return changes
+
+
+def put_record(
+    app: App, db: sqlite3.Connection, record: MediaRecord, placed: tuple[File, Asset] | None
+) -> MediaRecord:
+    """Write a record, and its file where that is new; 400 for a collection of somebody else."""
+    key = record.collection_id
+    if key and app.index.collections.get(record.user_id, key, db) is None:
+        message = f'Invalid pk "{key}" - object does not exist.'
+        raise Invalid(Problem("body", "collection", message))
+    if placed:
+        app.index.media.release_path(db, placed[0].path)
+        app.index.files.put(db, *placed)
+    app.index.media.put(db, record)
+    return record
+
+
+@route(
+    "POST", MEDIA_PATHS, Access.USER, "accounts", "Make a media record, with a file or without",
+    body=MEDIA_BODY, answers={201: "the record"},
+)  # fmt: skip
+def create_record(app: App, request: Request) -> Response:
+    facts, changes, now = check_upload(request), media_changes(request), time.time()
+    empty = MediaRecord(
+        str(uuid.uuid4()), caller(request), "", facts.kind if facts else "", None, None, None,
+        None, None, now, now,
+    )  # fmt: skip
+    record = replace(empty, **changes)
+    if not record.type:
+        raise Invalid(Problem("body", "type", "is required", "missing"))
+    placed = place_upload(app, request)
+    if placed:
+        record = replace(record, path=placed[0].path, size=placed[0].size)
+    record = app.index.write(lambda db: put_record(app, db, record, placed))
+    return json_response(record_json(app, request, record), 201)
+
+
+def find_record(app: App, request: Request, key: str) -> MediaRecord:
+    """The caller's record; 404 for another's as for none."""
+    record = app.index.media.get(caller(request), key.lower())
+    if record is None:
+        raise nothing_found()
+    return record
+
+
+@route(
+    "GET", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts", "One of my media records",
+    answers={200: "the record"},
+)  # fmt: skip
+def get_record(app: App, request: Request, id: str) -> Response:
+    value = record_json(app, request, find_record(app, request, id))
+    return json_response(value, headers=[NO_STORE])
+
+
+class Stale(Exception):
+    """Another request replaced the same record's file first."""
+
+
+@route(
+    "PUT", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
+    "Change a media record; a file replaces its file", body=MEDIA_BODY,
+    answers={200: "the record"},
+)  # fmt: skip
+@route(
+    "PATCH", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
+    "Change some of a media record; a file replaces its file", body=partial(MEDIA_BODY),
+    answers={200: "the record"},
+)  # fmt: skip
+def change_record(app: App, request: Request, id: str) -> Response:
+    record, facts, changes = (
+        find_record(app, request, id),
+        check_upload(request),
+        media_changes(request),
+    )
+    if facts:
+        changes["type"] = facts.kind
+    elif record.path:
+        check_kind(request, record.type)
+    elif request.head.method == "PUT" and "type" not in changes:
+        raise Invalid(Problem("body", "type", "is required", "missing"))
+    if record.path:
+        changes.pop("size", None)
+    placed = place_upload(app, request)
+    while True:
+        with contextlib.suppress(Stale):
+            record = write_record(app, find_record(app, request, id), changes, placed)
+            return json_response(record_json(app, request, record))
+
+
+def write_record(
+    app: App, seen: MediaRecord, changes: Mapping[str, Any], placed: tuple[File, Asset] | None
+) -> MediaRecord:
+    """Change a record, and remove the file it had if it gets another; Stale, 404."""
+    replaced = [seen.path] if placed and seen.path else []
+    changes = {**changes, "updated_at": time.time()}
+    if placed:
+        changes |= {"path": placed[0].path, "size": placed[0].size}
+    gone: list[str | None] = []
+
+    def apply(db: sqlite3.Connection) -> MediaRecord:
+        record = app.index.media.get(seen.user_id, seen.id, db)
+        if record is None:
+            raise nothing_found()
+        if record.path != seen.path:
+            raise Stale
+        gone.extend(app.index.files.remove(db, "users", path) for path in replaced)
+        return put_record(app, db, replace(record, **changes), placed)
+
+    with app.users.removing(replaced):
+        changed = app.index.write(apply)
+    for sha256 in filter(None, gone):
+        app.thumbnails.remove(sha256)
+    return changed
+
+
+@route(
+    "DELETE", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
+    "Delete a media record softly: its file stays on disk", answers={204: "nothing"},
+)  # fmt: skip
+def delete_record(app: App, request: Request, id: str) -> Response:
+    if not app.index.media.hide(caller(request), id.lower(), time.time()):
+        raise nothing_found()
+    return Response(204)
+
+
+@route(
+    "GET", below(MEDIA_PATHS, "/{id}/file"), Access.OPEN, "accounts",
+    "The file of a media record, for its owner or by the signature in its URL",
+    query=(Field("expires"), Field("signature")), answers={200: "the file"},
+)  # fmt: skip
+def get_record_file(app: App, request: Request, id: str) -> Response:
+    if request.query and not app.settings.auth_disabled:
+        record = find_signed(app, request, id)
+    else:
+        require(Access.USER, request.principal, app.settings.read_auth_enabled)
+        record = find_record(app, request, id)
+    if record.path is None:
+        raise nothing_found()
+    file, asset = find_named(app, app.users, record.path)
+    return file_response(app, request, app.users, file, asset, "private, no-cache")
+
+
+def find_signed(app: App, request: Request, key: str) -> MediaRecord:
+    """The record that a file URL's signature is good for; 401, 404."""
+    expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
+    if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
+        raise unauthorized("The URL's signature is wrong, or has expired.")
+    record = app.index.media.of_anyone(key.lower())
+    if record is None:
+        raise nothing_found()
+    if app.index.users.is_disabled(record.user_id):
+        raise unauthorized("The account is disabled.")
+    return record
+
+
+MEMBERSHIP = BodySpec(
+    ANY_BODY, (Field("collection_id", "text", required=True, nullable=False, blank="refused"),)
+)
+
+
+@route(
+    "POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), Access.USER, "accounts",
+    "Put a media record into a collection", body=MEMBERSHIP, answers={200: "the record"},
+)  # fmt: skip
+def add_to_collection(app: App, request: Request, id: str) -> Response:
+    key = request.fields["collection_id"]
+    return move_record(app, request, id, find_collection(app, request, key).id)
+
+
+@route(
+    "POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), Access.USER, "accounts",
+    "Take a media record out of its collection", answers={200: "the record"},
+)  # fmt: skip
+def remove_from_collection(app: App, request: Request, id: str) -> Response:
+    return move_record(app, request, id, None)
+
+
+def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
+    record = write_record(
+        app, find_record(app, request, id), {"collection_id": collection_id}, None
+    )
+    return json_response(record_json(app, request, record))
+
+
+# Collections.
+
+COLLECTION_ORDER = frozenset({"created_at", "name"})
+COLLECTION_BODY = BodySpec(
+    ANY_BODY,
+    (
+        name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
+        Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
+    ),
+)
+
+
+def collection_json(collection: Collection) -> dict[str, Any]:
+    return {
+        "id": collection.id,
+        "user": collection.user_id,
+        "name": collection.name,
+        "description": collection.description,
+        "created_at": format_timestamp(collection.created_at),
+        "updated_at": format_timestamp(collection.updated_at),
+    }
+
+
+def find_collection(app: App, request: Request, key: str) -> Collection:
+    """The caller's collection; 404 for another's as for none."""
+    collection = app.index.collections.get(caller(request), key.lower())
+    if collection is None:
+        raise nothing_found()
+    return collection
+
+
+@route(
+    "GET", COLLECTION_PATHS, Access.USER, "accounts", "My collections",
+    query=PAGING, answers={200: "count, next, previous, results"},
+)  # fmt: skip
+def list_collections(app: App, request: Request) -> Response:
+    return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
+
+
+@route(
+    "POST", COLLECTION_PATHS, Access.USER, "accounts", "Make a collection",
+    body=COLLECTION_BODY, answers={201: "the collection"},
+)  # fmt: skip
+def create_collection(app: App, request: Request) -> Response:
+    now, values = time.time(), request.fields
+    collection = Collection(
+        str(uuid.uuid4()), caller(request), values["name"], values.get("description"), now, now
+    )
+    app.index.write(lambda db: app.index.collections.put(db, collection))
+    return json_response(collection_json(collection), 201)
+
+
+@route(
+    "GET", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
+    "One of my collections and its media", answers={200: "the collection, media"},
+)  # fmt: skip
+def get_collection(app: App, request: Request, id: str) -> Response:
+    collection = find_collection(app, request, id)
+    wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
+    media = [record_json(app, request, record) for record in app.index.media.page(wanted)]
+    return json_response({**collection_json(collection), "media": media}, headers=[NO_STORE])
+
+
+@route(
+    "PUT", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts", "Change a collection",
+    body=COLLECTION_BODY, answers={200: "the collection"},
+)  # fmt: skip
+@route(
+    "PATCH", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
+    "Change some of a collection", body=partial(COLLECTION_BODY),
+    answers={200: "the collection"},
+)  # fmt: skip
+def change_collection(app: App, request: Request, id: str) -> Response:
+    changes = {**request.fields, "updated_at": time.time()}
+    key = find_collection(app, request, id).id
+
+    def apply(db: sqlite3.Connection) -> Collection:
+        collection = app.index.collections.get(caller(request), key, db)
+        if collection is None:
+            raise nothing_found()
+        changed = replace(collection, **changes)
+        app.index.collections.put(db, changed)
+        return changed
+
+    return json_response(collection_json(app.index.write(apply)))
+
+
+@route(
+    "DELETE", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
+    "Delete a collection and keep its media", answers={204: "nothing"},
+)  # fmt: skip
+def delete_collection(app: App, request: Request, id: str) -> Response:
+    if not app.index.collections.remove_collection(caller(request), id.lower()):
+        raise nothing_found()
+    return Response(204)
+
+
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
@@ -7055,22 +8335,48 @@ def render_page(app: App, request: Request) -> str:
 # that names the setting, and exit status 2.
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Settings], int]]] = {}
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something that the program does; `run(settings, *words)` gives the exit status."""
+
+    name: str  # one word or two
+    takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
+    help: str
+    run: Callable[..., int]
+
+    def fits(self, words: Sequence[str]) -> bool:
+        """Whether these words can follow: each that it takes, and more of a last one with dots."""
+        most = math.inf if self.takes.endswith("...") else len(self.takes.split())
+        return len(self.takes.split()) <= len(words) <= most
 
 
-def command(
-    name: str, help: str
-) -> Callable[[Callable[[Settings], int]], Callable[[Settings], int]]:
-    def declare(run: Callable[[Settings], int]) -> Callable[[Settings], int]:
-        COMMANDS[name] = (help, run)
+COMMANDS: dict[str, Command] = {}
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., int])
+
+
+def command(name: str, help: str, takes: str = "") -> Callable[[CommandFunction], CommandFunction]:
+    def declare(run: CommandFunction) -> CommandFunction:
+        COMMANDS[name] = Command(name, takes, help, run)
         return run
 
     return declare
 
 
+def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
+    """The command that is called, `serve` where none is, and the words that it is given."""
+    for count in (2, 1):
+        found = COMMANDS.get(" ".join(words[:count]) or "serve")
+        if found:
+            rest = list(words[count:])
+            return (found, rest) if found.fits(rest) else None
+    return None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """`--help` comes from the table of settings and from the commands."""
-    commands = "\n".join(f"  {name:8} {help}" for name, (help, _) in COMMANDS.items())
+    commands = "\n".join(
+        f"  {f'{item.name} {item.takes}':32} {item.help}" for item in COMMANDS.values()
+    )
     hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
     parser = argparse.ArgumentParser(
         prog="mediaserver.py",
@@ -7084,6 +8390,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
     for name, default, how in Settings.table():
         if not how.secret:
@@ -7094,21 +8401,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_command_line(arguments: Sequence[str]) -> tuple[str, Settings]:
-    """The command and its settings; SystemExit(2) with usage for what is no option."""
+def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
+    """The command, its settings and its words; SystemExit(2) with usage for what is none."""
     parser = build_parser()
     spelled = [
         re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in arguments
     ]
-    name = spelled.pop(0) if spelled and spelled[0] in COMMANDS else "serve"
-    given, unknown = parser.parse_known_args(spelled)
+    given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
         parser.error(f"{unknown[0]} is no option; --help lists them")
     options = {name: value for name, value in vars(given).items() if value is not None}
+    words = options.pop("words")
+    found = find_command(words)
+    if found is None:
+        parser.error(f"there is no command {' '.join(words)!r}, or it takes other words")
     try:
-        return name, load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
+        settings = load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
     except SettingError as error:
         parser.error(str(error))
+    return found[0], settings, found[1]
 
 
 def make_folders(settings: Settings) -> None:
@@ -7150,6 +8461,115 @@ def print_token(settings: Settings) -> int:
     make_folders(settings)
     settings, _ = with_secrets(settings)
     print(sign_upload_token(settings.media_server_secret, time.time()))
+    return 0
+
+
+@contextlib.contextmanager
+def opened_index(settings: Settings) -> Iterator[Index]:
+    """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
+    make_folders(settings)
+    try:
+        index = migrated(Index(settings.database_url))
+    except sqlite3.Error as error:
+        raise SettingError("DATABASE_URL", f"the index cannot be used: {error}") from None
+    try:
+        yield index
+    finally:
+        index.close()
+
+
+class Refusal(Exception):
+    """A command cannot do what it was asked; the text says why."""
+
+
+def find_user(index: Index, name: str) -> User:
+    """The account with this username or e-mail."""
+    user = index.users.find(name)
+    if user is None:
+        raise Refusal(f"there is no account {name!r}")
+    return user
+
+
+@command("user list", "list the accounts")
+def list_users(settings: Settings) -> int:
+    with opened_index(settings) as index:
+        for user in index.users.all():
+            state = "active" if user.is_active else "disabled"
+            words = (str(user.id), user.email, user.username or "-", state, user.permissions)
+            print("\t".join(word if word.isprintable() else ascii(word) for word in words))
+    return 0
+
+
+def change_permissions(
+    settings: Settings,
+    name: str,
+    words: Sequence[str],
+    change: Callable[[set[str], set[str]], Any],
+) -> int:
+    if unknown := sorted(set(words) - GRANTABLE):
+        known = " and ".join(sorted(GRANTABLE))
+        raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+
+        def apply(db: sqlite3.Connection) -> None:
+            permissions = index.users.permissions(db, user)
+            change(permissions, set(words))
+            index.users.set_permissions(db, user, permissions)
+
+        index.write(apply)
+    return 0
+
+
+@command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
+def grant(settings: Settings, name: str, *words: str) -> int:
+    return change_permissions(settings, name, words, set.update)
+
+
+@command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
+def revoke(settings: Settings, name: str, *words: str) -> int:
+    return change_permissions(settings, name, words, set.difference_update)
+
+
+def read_password() -> str:
+    """A new password from the terminal, twice, or a line of standard input; never an argument."""
+    if sys.stdin.isatty():
+        import getpass  # only here
+
+        password = getpass.getpass("new password: ")
+        if getpass.getpass("again: ") != password:
+            raise Refusal("the two are not the same")
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        raise Refusal(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
+    return password
+
+
+@command("user passwd", "set a password and end all sessions", "NAME")
+def set_user_password(settings: Settings, name: str) -> int:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        password = hash_password(read_password())
+        if not index.write(lambda db: index.users.set_password(db, user, password)):
+            raise Refusal("the password was changed meanwhile; try again")
+        index.failures.clear(login_key(user, name))
+    return 0
+
+
+@command("user disable", "refuse an account's logins and tokens", "NAME")
+def disable_user(settings: Settings, name: str) -> int:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        index.write(lambda db: index.users.set_active(db, user, False))
+    return 0
+
+
+@command("user enable", "let a disabled account in again", "NAME")
+def enable_user(settings: Settings, name: str) -> int:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        index.write(lambda db: index.users.set_active(db, user, True))
     return 0
 
 
@@ -7268,11 +8688,16 @@ def announce(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        name, settings = parse_command_line(sys.argv[1:] if arguments is None else arguments)
-        return COMMANDS[name][1](settings)
+        found, settings, words = parse_command_line(
+            sys.argv[1:] if arguments is None else arguments
+        )
+        return found.run(settings, *words)
     except SettingError as error:
         warn(str(error))
         return 2
+    except Refusal as error:
+        warn(str(error))
+        return 1
     except KeyboardInterrupt:
         return 130
 
