@@ -3468,14 +3468,21 @@ class Folder:
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
-        """Uploads of equal content come here one after the other, whatever process they are in.
+        """Uploads of equal content go in here one after the other, whatever their process.
 
-        So the later ones find what the first one has stored. The lock's name is never removed
-        while the server runs, and the kernel opens the lock of a process that dies.
+        So the later ones find what the first one has stored. Whoever leaves removes the lock
+        file; whoever then gets the lock of a removed file takes a new one.
         """
-        with open(f"{self._make_incoming()}/turn-{sha256[:2]}", "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        path = f"{self._make_incoming()}/{sha256}"
+        while True:
+            with open(path, "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:
+                    try:
+                        yield
+                    finally:
+                        os.unlink(path)
+                    return
 
     def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
         """Put a file in place under the first of `names` that is free; return that name.
@@ -7403,8 +7410,6 @@ def save_entity(
     """
     if upload is None:
         return app.index.write(lambda db: put_entity(app, db, draft(db)))
-    if upload.facts is None:
-        raise HTTPError(400, "The file's content is no image, video or audio.")
     with app.entities.turn(upload.sha256):
         check_entity(app, draft(None), upload)
         content = place_content(app, upload)
@@ -7436,6 +7441,8 @@ def check_entity(
         raise HTTPError(400, "A collection has no image.")
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
+    if upload and upload.facts is None:
+        raise HTTPError(400, "The file's content is no image, video or audio.")
     if entity.parent_id is not None:
         check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
