@@ -3481,7 +3481,8 @@ class Folder:
                     try:
                         yield
                     finally:
-                        os.unlink(path)
+                        with contextlib.suppress(OSError):  # what was done inside stays done
+                            os.unlink(path)
                     return
 
     def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
