@@ -6079,7 +6079,9 @@ def content_response(headers: Headers, content: Content) -> Response:
     ranges = None
     if "range" in headers and if_range_holds(headers, content.etag, content.last_modified):
         ranges = parse_range(headers.get("range", ""), content.size)
-    if content.internal and (ranges is None or len(ranges) == 1):
+    if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
+        if ranges is None:
+            fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
         body = [content.cut(0, content.size - 1)] if content.size else []

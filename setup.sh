@@ -203,6 +203,10 @@ $lines
 END
 }
 
+new_secret() { # 32 random bytes in base64url
+    head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'
+}
+
 # --- the steps ---
 
 check_machine() {
@@ -285,7 +289,7 @@ END
     check_folder "$data" DATABASE_DIR
     adopt "$root$data/secrets.env"
     for name in MEDIA_SERVER_SECRET AUTH_TOKEN JWT_SIGNING_KEY; do
-        [ -n "$(get $name)" ] || put $name "$(python3 -c 'import secrets; print(secrets.token_urlsafe(32))')"
+        [ -n "$(get $name)" ] || put $name "$(new_secret)"
     done
     [ -z "$domain" ] || put DOMAIN "$domain"
     keep DOMAIN "$(uname -n | cut -d. -f1).local"
