@@ -324,8 +324,18 @@ make_folders() {
     [ "$owner" != mediaserver ] || return 0
     say "$pictures is $owner's: the service may read and write there, $owner keeps what it may"
     grant=u:mediaserver:rwX,u:"$owner":rwX
-    run setfacl -R -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" "$pictures" ||
-        warn "could not: no setfacl (--install), or its file system has no access lists; see README.md"
+    run setfacl -R -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" "$pictures" || cannot_grant
+    parent=$(dirname "$pictures")
+    while [ "$parent" != / ]; do # such as a home folder with mode 0700
+        as_service test -x "$parent" || run setfacl -m u:mediaserver:x "$parent" || cannot_grant
+        parent=$(dirname "$parent")
+    done
+}
+
+as_service() { setpriv --reuid mediaserver --regid mediaserver --init-groups -- "$@" 2>/dev/null; }
+cannot_grant() {
+    warn "the service may not write to $pictures: no setfacl (run again with --install), or a file"
+    warn "system without access lists (mount it with uid=mediaserver); until then it only reads, if that"
 }
 
 write_units() {
@@ -455,6 +465,7 @@ start() {
     say "starting the service, and with every start of this machine"
     service daemon-reload
     service enable mediaserver.socket mediaserver.service
+    service reset-failed mediaserver.socket mediaserver.service 2>/dev/null || true
     if [ "$old_port" != "$port" ]; then
         service stop mediaserver.service mediaserver.socket
         service start mediaserver.socket
