@@ -236,7 +236,8 @@ check_machine() {
 make_user() {
     say "the user that the service runs as: mediaserver"
     if ! live || id mediaserver >/dev/null 2>&1; then return 0; fi
-    run useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin mediaserver
+    getent group mediaserver >/dev/null || run groupadd --system mediaserver
+    run useradd --system --gid mediaserver --home-dir $state --no-create-home --shell /usr/sbin/nologin mediaserver
 }
 
 install_program() {
@@ -323,6 +324,9 @@ make_folders() {
     owner=$(stat -c %U "$pictures" 2>/dev/null || echo mediaserver)
     [ "$owner" != mediaserver ] || return 0
     say "$pictures is $owner's: the service may read and write there, $owner keeps what it may"
+    for hidden in "$pictures/.incoming" "$pictures/.thumbnails"; do # of a server started by hand
+        [ ! -d "$hidden" ] || run chown -R mediaserver:mediaserver "$hidden"
+    done
     grant=u:mediaserver:rwX,u:"$owner":rwX
     run setfacl -R -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" "$pictures" || cannot_grant
     parent=$(dirname "$pictures")
@@ -512,8 +516,10 @@ remove() {
     pictures=$(get STORAGE_DIR)
     say "removing settings, secrets and data: $config $root$state"
     run rm -rf "$config" "$root$state" "$acme"
-    case $pictures in '' | $state/*) ;; *) say "$pictures is yours and stays" ;; esac
-    if live && id mediaserver >/dev/null 2>&1; then run userdel mediaserver; fi
+    case $pictures in '' | $state/*) ;; *) say "$pictures is yours, and stays with all that lies in it" ;; esac
+    live && id mediaserver >/dev/null 2>&1 || return 0
+    run userdel mediaserver 2>/dev/null # and the group, unless nginx's user is in it
+    if getent group mediaserver >/dev/null; then run groupdel mediaserver; fi
 }
 
 if [ -n "$uninstall" ]; then
