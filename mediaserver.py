@@ -7064,6 +7064,8 @@ def announce(
         warn("AUTH_DISABLED is on: everyone may do everything")
     folder = shlex.quote(str(settings.storage_dir))
     token = f"python3 {shlex.quote(sys.argv[0])} token --storage_dir {folder}"
+    if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
+        token = "sudo media-server token"
     warn(f'upload a picture: curl -F file=@photo.jpg "{url}/upload?token=$({token})"')
 
 

@@ -419,6 +419,8 @@ render_site() {
     else
         http2=''
     fi
+    ipv6=''
+    [ -e /proc/net/if_inet6 ] || ipv6='/listen \[::\]/d' # nginx would not start without it
     sed -e "s|/etc/letsencrypt/live/photos\.example\.org|$certificate|" \
         -e "s|photos\.example\.org|$domain|g" \
         -e "s|127\.0\.0\.1:8000|127.0.0.1:$port|" \
@@ -427,7 +429,7 @@ render_site() {
         -e "s|/var/lib/mediaserver/data/images/|\"${images:-$data/images}/\"|" \
         -e "s|/var/lib/mediaserver/data/entities/|\"${entities:-$data/entities}/\"|" \
         -e "s|/var/lib/mediaserver/data/users/|\"$data/users/\"|" \
-        -e 's|from="\(.*\)/";|"from=\1/";|' -e "$http2" "$source/nginx.conf"
+        -e "$ipv6" -e 's|from="\(.*\)/";|"from=\1/";|' -e "$http2" "$source/nginx.conf"
 }
 
 install_site() {
