@@ -48,6 +48,7 @@ import sys
 import threading
 import time
 import unicodedata
+import uuid
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -56,10 +57,12 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast, overload
-from urllib.parse import quote, unquote, unquote_to_bytes
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, TypeVar, cast, overload
+from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from PIL import Image
 
 T = TypeVar("T")
@@ -84,7 +87,21 @@ class SettingError(Exception):
         self.name = name
 
 
+def warn(message: str) -> None:
+    """Tell the owner, on standard error."""
+    sys.stderr.write(f"mediaserver: {message}\n")
+    sys.stderr.flush()
+
+
 def parse_text(text: str) -> str:
+    return text
+
+
+def parse_secret(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is set but blank; give it a value or remove it")
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("has a control character, which no request can carry")
     return text
 
 
@@ -185,6 +202,8 @@ def setting(default: Any, help: str, parse: Callable[[str], Any] = parse_text, *
 
 
 GENERATED = "generated"
+PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir")
+SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
 
 
@@ -193,7 +212,7 @@ class Settings:
     """Everything that can be set, checked and with all defaults in place."""
 
     storage_dir: Path = setting(
-        Path(), "the folder to scan, serve and store in (required)", parse_path, shown="required"
+        Path(), "the folder to scan, serve and store in", parse_path, shown="required"
     )
     port: int = setting(
         8000, "TCP port; 0 takes a free one", whole_number(0, 65535), environment=False
@@ -210,6 +229,7 @@ class Settings:
     media_server_secret: str = setting(
         "",
         "HMAC secret of upload tokens, shared with the app that issues them",
+        parse_secret,
         shown=GENERATED,
         secret=True,
     )
@@ -217,7 +237,11 @@ class Settings:
         900, "how long an upload token is good for", whole_number(1, 10**9)
     )
     auth_token: str = setting(
-        "", "static bearer token: the owner's key, every permission", shown=GENERATED, secret=True
+        "",
+        "static bearer token: the owner's key, every permission",
+        parse_secret,
+        shown=GENERATED,
+        secret=True,
     )
     upload_dir: Path = setting(
         Path(), "where the images family keeps its files", parse_path, shown="DATA/images"
@@ -226,7 +250,11 @@ class Settings:
         False, "store images under a slug of their name", parse_boolean, shown="false"
     )
     jwt_signing_key: str = setting(
-        "", "HS256 key of the access and refresh tokens of accounts", shown=GENERATED, secret=True
+        "",
+        "HS256 key of the access and refresh tokens of accounts",
+        parse_secret,
+        shown=GENERATED,
+        secret=True,
     )
     jwt_access_token_lifetime_minutes: int = setting(
         30, "how long an access token is good for", whole_number(1, 10**7)
@@ -309,10 +337,11 @@ DOTENV_BINDING = re.compile(
     r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
     (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
     (?P<equals>=[^\S\r\n]*
-        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>[^\r\n]*)))?
+        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>(?!['"])[^\r\n]*)))?
     [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
     re.VERBOSE,
 )
+DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
 DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
@@ -329,7 +358,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The bindings of a `.env` file as python-dotenv reads them; lines it cannot read are skipped.
+    """The bindings of a `.env` file as python-dotenv reads them; what it cannot read is skipped.
 
     >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
     {'A': '1', 'B': 'x # y', 'C': '12'}
@@ -338,9 +367,11 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     position = 0
     while position < len(text):
         binding = DOTENV_BINDING.match(text, position)
-        if binding is None or text[position : position + 1] in "\r\n#":
-            end = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|$)").match(text, position)
-            position = end.end() if end and end.end() > position else len(text)
+        if binding is None:
+            line = DOTENV_LINE.match(text, position)
+            if line and line[1]:
+                warn(f".env: cannot read the line that begins at {line[1][:12]!r}")
+            position = line.end() if line else len(text)
             continue
         position = binding.end()
         if binding["equals"] is not None:
@@ -354,7 +385,7 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
     try:
-        return parse_dotenv(path.read_text("utf-8"), environment)
+        return parse_dotenv(path.read_text("utf-8-sig"), environment)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -380,8 +411,6 @@ def load_settings(
         )
         if given is None:
             continue
-        if how.secret and not given.strip():
-            raise SettingError(label, "is set but blank; give it a value or remove it")
         try:
             values[name] = how.parse(given)
         except ValueError as error:
@@ -392,12 +421,29 @@ def load_settings(
     values.setdefault("database_url", data / "index.sqlite3")
     values.setdefault("upload_dir", data / "images")
     values.setdefault("media_storage_dir", data / "entities")
-    for name in ("upload_dir", "media_storage_dir"):
-        if values["storage_dir"].is_relative_to(values[name]):
+    check_folders(values)
+    return Settings(**values)
+
+
+def check_folders(values: Mapping[str, Any]) -> None:
+    """Refuse private folders that would be public, and public ones that would be private."""
+    storage = os.path.realpath(values["storage_dir"])
+    private = {name: os.path.realpath(values[name]) for name in PRIVATE_FOLDERS}
+    for name, path in private.items():
+        if Path(storage).is_relative_to(path) and name != "database_dir":
             raise SettingError(
                 name.upper(), "must not be, or hold, STORAGE_DIR: it would be public"
             )
-    return Settings(**values)
+        for used in SERVED_FOLDERS:
+            if Path(path).is_relative_to(f"{storage}/{used}"):
+                raise SettingError(
+                    name.upper(), f"must not be in STORAGE_DIR/{used}, which is public"
+                )
+    for used in SERVED_FOLDERS:
+        if os.path.islink(f"{storage}/{used}"):
+            raise SettingError("STORAGE_DIR", f"{used} in it must be a folder, not a link")
+    if private["upload_dir"] == private["media_storage_dir"]:
+        raise SettingError("MEDIA_STORAGE_DIR", "must not be UPLOAD_DIR")
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
@@ -455,8 +501,10 @@ class Problem:
 
     where: str  # "query", "path" or "body"
     field: str
-    message: str
+    message: str  # ends with a full stop where it is the whole sentence for the client
     type: str = "value_error"
+    limit: int | None = None  # the bound that a number breaks
+    is_null: bool = False  # it is wrong because it is null
 
 
 class Invalid(HTTPError):
@@ -465,12 +513,6 @@ class Invalid(HTTPError):
     def __init__(self, *problems: Problem) -> None:
         super().__init__(400, "; ".join(f"{p.field}: {p.message}" for p in problems))
         self.problems = problems
-
-
-def warn(message: str) -> None:
-    """Tell the owner, on standard error."""
-    sys.stderr.write(f"mediaserver: {message}\n")
-    sys.stderr.flush()
 
 
 # ======================================================================================
@@ -488,6 +530,7 @@ LEEWAY = 30  # seconds by which the clock of a JWT's issuer may differ from ours
 MAX_UPLOAD_TOKEN_LEAD = 60  # seconds that an upload token's timestamp may lie ahead of our clock
 MAX_USER_ID = 2**63 - 1  # what SQLite's INTEGER holds
 MAX_CACHED_TOKENS = 1024  # verified tokens that are remembered, each by 32 bytes
+CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # RFC 6750, section 3
 
 
 class TokenError(ValueError):
@@ -621,6 +664,46 @@ def verify_password(password: str, stored: str) -> bool:
     n, r, p, salt, digest = match.groups()
     actual = _scrypt(password, decode_base64url(salt), int(n), int(r), int(p))
     return hmac.compare_digest(actual, decode_base64url(digest))
+
+
+MAX_SCRYPTS = 4  # at once, by their memory
+MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread that other requests may need
+
+
+class ScryptRoom:
+    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
+
+    They have threads of their own: the C library keeps what a thread has freed for that thread,
+    so that scrypts in the threads of forty requests left 400 MiB behind.
+    """
+
+    def __init__(self) -> None:
+        self._places = threading.BoundedSemaphore(MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, which `run` needs."""
+        if not self._places.acquire(blocking=False):
+            raise HTTPError(503, "Too many logins are in flight.", {"Retry-After": "5"})
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def run(self, work: Callable[..., T], *arguments: str) -> T:
+        """Call one of the functions above when it is its turn."""
+        with self._lock:
+            if self._threads is None:
+                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
+
+                self._threads = ThreadPoolExecutor(MAX_SCRYPTS)
+        return self._threads.submit(work, *arguments).result()
+
+    def hash(self, password: str) -> str:
+        with self.place():
+            return self.run(hash_password, password)
 
 
 # --- ES256: ECDSA over P-256 with SHA-256
@@ -1044,8 +1127,7 @@ def find_principal(
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
-        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-        raise HTTPError(401, str(error), challenge) from None
+        raise HTTPError(401, str(error), CHALLENGE) from None
     return ANONYMOUS if upload_token is None else UPLOADER
 
 
@@ -1056,27 +1138,30 @@ def find_principal(
 # follows the file's structure to size, length, orientation and time of making. Nearly every
 # format is a tree of labelled spans, so there is one walker for each way to label them (TIFF,
 # ISO boxes, RIFF/IFF chunks, EBML), which yields `(label, start, end)`, and a short function per
-# format that picks what it knows. All reading goes through `_Reader`, which checks every
-# position and pays every read from one purse: a read that cannot be had raises `_Malformed`, the
-# parser stops there, and `probe` returns what was found until then.
+# format that picks what it knows. All reading goes through `_MediaReader`, which checks every
+# position and pays for every read from one purse, which bounds all loops. A read that cannot be
+# had raises `_BrokenMedia`; the parser stops there, and `probe` returns what was found until then.
 
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
-MAX_PROBE_READS = 6000  # reads for one file: bounds every loop below, and time to some 10 ms
+MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
+READ_COST = 256  # what a read costs beside its bytes
 MAX_READ_BYTES = 1 << 18  # longest single read
 READ_WINDOW_BYTES = 4096  # what one system call fetches; neighbouring reads are served from it
-MAX_ENTRIES = 1024  # boxes, chunks, elements or segments walked on one level
+MAX_SPANS = 1024  # boxes, chunks, elements or segments on one level; more is malformed
 MAX_IFD_ENTRIES = 512
 MAX_IFDS = 32
+MAX_NUMBERS_BYTES = 256  # of one TIFF value; a multiple of every number's size
 MAX_ID3_TAGS = 4
+MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
 MAX_INFLATED_BYTES = 1 << 18  # of a compressed PNG text, however large it claims to become
-MAX_TEXT = 200  # characters kept of a maker's or model's name
+MAX_NOTE_CHARS = 200  # characters kept of a maker's or model's name
 MAX_PIXELS_A_SIDE = 1 << 31
 MAX_DURATION = 10 * 366 * 86400  # seconds; more is a broken header
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
 
-Span = tuple[int, int]  # start and end of a stretch of the file, in bytes
+_Span = tuple[int, int]  # start and end of a stretch of the file, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -1113,7 +1198,8 @@ MIME_TYPES = {
     "avi": "video/x-msvideo", "avif": "image/avif", "bmp": "image/bmp", "caf": "audio/x-caf",
     "cr2": "image/x-canon-cr2", "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng",
     "flac": "audio/flac", "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic",
-    "heif": "image/heif", "ico": "image/x-icon", "j2c": "image/x-j2c", "jp2": "image/jp2",
+    "heics": "image/heic-sequence", "heif": "image/heif", "heifs": "image/heif-sequence",
+    "ico": "image/x-icon", "j2c": "image/x-j2c", "jp2": "image/jp2",
     "jpg": "image/jpeg", "jpx": "image/jpx", "jxl": "image/jxl", "m2ts": "video/mp2t",
     "m4a": "audio/mp4", "m4b": "audio/mp4", "m4v": "video/x-m4v", "mka": "audio/x-matroska",
     "mkv": "video/x-matroska", "mov": "video/quicktime", "mp3": "audio/mpeg",
@@ -1131,33 +1217,39 @@ def media_type(extension: str) -> MediaType:
     return MediaType(mime_type.partition("/")[0], mime_type, extension)
 
 
-class _Malformed(Exception):
+class _BrokenMedia(Exception):
     """The file ends, or points outside itself, or asks for too much."""
 
 
-class _Reader:
-    """Exact reads at absolute positions of a file, checked and counted."""
+class _MediaReader:
+    """Exact reads at given positions of a file, checked and counted."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, base: int | None = 0) -> None:
         self.size = file.seek(0, io.SEEK_END)
+        self.base = base  # where this begins in the whole file, if it is a part of it
         self._file = file
         self._window, self._window_start = b"", 0
-        self._reads_left = MAX_PROBE_READS
+        self._purse = [MAX_PROBE_COST]  # a list, to be shared with the parts
+
+    def spend(self, cost: int) -> None:
+        self._purse[0] -= cost
+        if self._purse[0] < 0:
+            raise _BrokenMedia
 
     def holds(self, start: int, length: int) -> bool:
         return 0 <= length <= MAX_READ_BYTES and 0 <= start <= self.size - length
 
     def read(self, start: int, length: int) -> bytes:
-        self._reads_left -= 1
-        if self._reads_left < 0 or not self.holds(start, length):
-            raise _Malformed
+        self.spend(READ_COST + length)
+        if not self.holds(start, length):
+            raise _BrokenMedia
         skip = start - self._window_start
         if skip < 0 or skip + length > len(self._window):
             self._file.seek(start)
             self._window = self._file.read(max(length, READ_WINDOW_BYTES))
             self._window_start, skip = start, 0
             if len(self._window) < length:  # the file was cut meanwhile
-                raise _Malformed
+                raise _BrokenMedia
         return self._window[skip : skip + length]
 
     def read_up_to(self, start: int, length: int) -> bytes:
@@ -1169,10 +1261,19 @@ class _Reader:
     def label(self, start: int) -> bytes:
         return self.read(start, 4)
 
-    def part(self, start: int, end: int) -> _Reader:
-        """A reader of one stretch of this file, as if it were a file; the purse is shared out."""
-        reader = _Reader(io.BytesIO(self.read_up_to(start, end - start)))
-        reader._reads_left = self._reads_left
+    def note(self, start: int, end: int) -> bytes:
+        """A short text, cut where it is not short."""
+        return self.read_up_to(start, min(end - start, MAX_NOTE_CHARS))
+
+    def part(self, start: int, end: int) -> _MediaReader:
+        """One stretch of this file as if it were a file."""
+        base = None if self.base is None else self.base + start
+        return self.inner(self.read_up_to(start, end - start), base)
+
+    def inner(self, data: bytes, base: int | None = None) -> _MediaReader:
+        """A file that was packed in this one."""
+        reader = _MediaReader(io.BytesIO(data), base)
+        reader._purse = self._purse
         return reader
 
 
@@ -1183,7 +1284,7 @@ class _Draft:
     extension: str
     width: int | None = None
     height: int | None = None
-    orientation: int = 1
+    orientation: int = 0
     duration: float | None = None
     created: float | None = None
     created_source: str | None = None
@@ -1199,15 +1300,20 @@ class _Draft:
         if self.width is None and 0 < width < MAX_PIXELS_A_SIDE and 0 < height < MAX_PIXELS_A_SIDE:
             self.width, self.height = width, height
 
+    def set_orientation(self, orientation: int) -> None:
+        if not self.orientation and 1 <= orientation <= 8:
+            self.orientation = orientation
+
     def set_duration(self, units: float, per_second: float = 1) -> None:
         if self.duration is None and per_second > 0 and 0 < units / per_second < MAX_DURATION:
             self.duration = units / per_second
 
     def set_created(self, rank: int, source: str, seconds: float | None) -> None:
         """Keep a time of making, if it is a possible one and none of a better rank is known."""
-        possible = seconds is not None and EARLIEST_TIME <= seconds < LATEST_TIME
-        if possible and rank < self.created_rank:
-            self.created, self.created_source, self.created_rank = seconds, source, rank
+        if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
+            return
+        if rank < self.created_rank:
+            self.created, self.created_source, self.created_rank = float(seconds), source, rank
 
     def set_maker(self, make: str | None, model: str | None) -> None:
         self.make = self.make or make or None
@@ -1220,14 +1326,17 @@ class _Draft:
     def facts(self) -> Facts:
         found = media_type(self.extension)
         known = {f.name: getattr(self, f.name) for f in fields(Facts)[3:]}
+        known["orientation"] = self.orientation or 1
         return Facts(found.kind, found.mime_type, found.extension, **known)
 
 
-_TIME = re.compile(
+_WRITTEN_TIME = re.compile(
     rb"(\d{4})[-:./](\d\d?)[-:./](\d\d?)"  # date: EXIF's colons, ISO 8601's hyphens
     rb"(?:[T /]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"  # time: optional seconds, fraction
     rb"\s*(Z|[-+]\d\d:?\d\d)?"
 )
+_TIME_ZONE = re.compile(rb"Z|[-+]\d\d:?\d\d")
+_MONTH_NAMES = b"JanFebMarAprMayJunJulAugSepOctNovDec"
 
 
 def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
@@ -1243,17 +1352,19 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     >>> parse_time(b"0000:00:00 00:00:00") is None
     True
     """
-    match = _TIME.match(text.strip())
+    match = _WRITTEN_TIME.match(text.strip())
     if match is None:
         return None
     *parts, own_fraction, own_zone = match.groups()
-    zone, fraction = own_zone or zone.strip(), own_fraction or fraction.strip()
+    zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip()) or [b""])[0]
+    fraction = own_fraction or fraction.strip()
     try:
-        moment = datetime(*(int(part or 0) for part in parts)).timetuple()  # type: ignore[arg-type]
+        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+        moment = datetime(year, month, day, hour, minute, second).timetuple()
         seconds = float(calendar.timegm(moment) if zone else time.mktime(moment))
     except (ValueError, OverflowError):  # no such day; or no such second in a 32-bit time_t
         return None
-    if re.fullmatch(rb"[-+]\d\d:?\d\d", zone):
+    if zone not in (b"", b"Z"):
         minutes = int(zone[1:3]) * 60 + int(zone[-2:])
         seconds -= minutes * (-60 if zone[:1] == b"-" else 60)
     if fraction.isdigit():
@@ -1261,8 +1372,24 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     return seconds
 
 
-def _text(raw: bytes) -> str:
-    return raw.split(b"\0")[0].decode("utf-8", "replace").strip()[:MAX_TEXT]
+def _parse_wordy_time(text: bytes) -> float | None:
+    """A time with a month's name in it: C's `asctime` in films, RFC 1123 in PNG.
+
+    >>> _parse_wordy_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
+    1047308683.0
+    >>> _parse_wordy_time(b"SAT MAY  4 03:02:01 2019") == parse_time(b"2019-05-04 03:02:01")
+    True
+    """
+    grammar = (rb"\b\d{4}\b", rb"\b[A-Za-z]{3}(?= +\d)", rb"(?<![\d:])\d\d?(?![\d:])",
+               rb"\d\d:\d\d:\d\d", rb"GMT|[-+]\d{4}|$")  # fmt: skip
+    found = [re.search(part, text) for part in grammar]
+    year, month, day, clock, zone = (match[0] if match else b"?" for match in found)
+    number = _MONTH_NAMES.find(month.title()) // 3 + 1
+    return parse_time(b"%b-%d-%b %b%b" % (year, number, day, clock, zone.replace(b"GMT", b"Z")))
+
+
+def _media_text(raw: bytes) -> str:
+    return raw.split(b"\0")[0].decode("utf-8", "replace").strip()[:MAX_NOTE_CHARS]
 
 
 # -- Orientation. Rotations and mirrors are 2x2 matrices (a, b, c, d) that take (x, y), with y
@@ -1277,7 +1404,7 @@ _QUARTER_LEFT: _Matrix = (0, -1, 1, 0)
 _MIRRORS: tuple[_Matrix, _Matrix] = ((1, 0, 0, -1), (-1, 0, 0, 1))  # upside down, left to right
 
 
-def _then(first: _Matrix, second: _Matrix) -> _Matrix:
+def _compose(first: _Matrix, second: _Matrix) -> _Matrix:
     (a, b, c, d), (e, f, g, h) = first, second
     return (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
 
@@ -1300,7 +1427,7 @@ _RAW_BY_MAKER = {"NIKON": "nef", "SONY": "arw", "PENTAX": "pef"}
 class _Ifd:
     """One TIFF directory: values by tag. A value that cannot be read is an empty one."""
 
-    def __init__(self, reader: _Reader, order: str, big: bool, start: int) -> None:
+    def __init__(self, reader: _MediaReader, order: str, big: bool, start: int) -> None:
         self.order, self._reader = order, reader
         count_layout, layout, offset_layout = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
         entries_start = start + struct.calcsize(count_layout)
@@ -1308,9 +1435,8 @@ class _Ifd:
         width = struct.calcsize(order + layout)
         table = reader.read_up_to(entries_start, min(count, MAX_IFD_ENTRIES) * width)
         table = table[: len(table) // width * width]
-        self._entries = {
-            e[0]: e[1:] for e in reversed([*struct.iter_unpack(order + layout, table)])
-        }
+        entries = struct.iter_unpack(order + layout, table)
+        self._entries = {tag: value for tag, *value in reversed([*entries])}  # the first one wins
         self._offset_layout = order + offset_layout
         after = entries_start + count * width
         readable = reader.holds(after, len(table) and struct.calcsize(offset_layout))
@@ -1328,11 +1454,13 @@ class _Ifd:
         return self._reader.read(start, length) if self._reader.holds(start, length) else b""
 
     def text(self, tag: int) -> str:
-        return _text(self.raw(tag))
+        return _media_text(self.raw(tag))
 
     def numbers(self, tag: int) -> list[float]:
         layout = _TIFF_VALUES.get(self._entries.get(tag, (0,))[0], "s")
-        values = [] if layout == "s" else [*struct.iter_unpack(self.order + layout, self.raw(tag))]
+        if layout == "s":
+            return []
+        values = struct.iter_unpack(self.order + layout, self.raw(tag)[:MAX_NUMBERS_BYTES])
         return [v[0] if len(v) == 1 else v[0] / v[1] if v[1] else math.nan for v in values]
 
     def number(self, tag: int, default: int = 0) -> int:
@@ -1340,7 +1468,7 @@ class _Ifd:
         return int(value) if math.isfinite(value) else default
 
 
-def _ifds(reader: _Reader) -> Iterator[tuple[str, _Ifd]]:
+def _ifds(reader: _MediaReader) -> Iterator[tuple[str, _Ifd]]:
     """Every directory of a TIFF with its role: "main", "sub", "exif", "gps" or "next"."""
     order = "<" if reader.read(0, 2) == b"II" else ">"
     big = reader.unpack(order + "H", 2)[0] == 43  # BigTIFF: 8-byte offsets
@@ -1353,33 +1481,34 @@ def _ifds(reader: _Reader) -> Iterator[tuple[str, _Ifd]]:
         seen.add(start)
         ifd = _Ifd(reader, order, big, start)
         yield role, ifd
-        inner = [("sub", int(s)) for s in ifd.numbers(_SUB_IFDS)[:MAX_IFDS] if s == s]
+        inner = [("sub", int(s)) for s in ifd.numbers(_SUB_IFDS) if math.isfinite(s)]
         inner += [("exif", ifd.number(_EXIF_IFD)), ("gps", ifd.number(_GPS_IFD))]
         pending = inner + pending + [("next" if role in ("main", "next") else "sub", ifd.next)]
 
 
-def _exif(reader: _Reader, draft: _Draft, base: int = 0) -> list[_Ifd]:
-    """EXIF gives time, maker, place, orientation and preview; the pictures' directories return.
-
-    `base` is where the TIFF header lies in the whole file.
-    """
-    pictures: list[_Ifd] = []
+def _exif(reader: _MediaReader, draft: _Draft) -> list[_Ifd]:
+    """EXIF gives time, maker, place, orientation and preview; the pictures' directories return."""
+    roles: dict[str, _Ifd] = {}
+    pictures = []
     for role, ifd in _ifds(reader):
-        if role == "main":
-            main = detail = ifd
-            draft.orientation = max(1, ifd.number(0x112)) if ifd.number(0x112) <= 8 else 1
-            draft.set_maker(ifd.text(0x10F), ifd.text(0x110))
-        if role == "exif":
-            detail = ifd
-        if role in ("main", "gps"):
-            _exif_place(ifd, draft)
+        roles.setdefault(role, ifd)
         if role not in ("exif", "gps"):
             pictures.append(ifd)
-            if draft.preview is None and (length := ifd.number(0x202)):
-                draft.preview = (base + ifd.number(0x201), length)
-    if pictures:
-        _exif_times(main, detail, draft)
+            _exif_preview(reader, ifd, draft)
+    if main := roles.get("main"):
+        draft.set_orientation(main.number(0x112))
+        draft.set_maker(main.text(0x10F), main.text(0x110))
+        _exif_place(roles.get("gps", main), draft)
+        _exif_times(main, roles.get("exif", main), draft)
     return pictures
+
+
+def _exif_preview(reader: _MediaReader, ifd: _Ifd, draft: _Draft) -> None:
+    start, length = ifd.number(0x201), ifd.number(0x202)
+    if length < 2 or not reader.holds(start, length) or reader.base is None:
+        return
+    if draft.preview is None and reader.read(start, 2) == b"\xff\xd8":
+        draft.preview = (reader.base + start, length)
 
 
 def _exif_times(main: _Ifd, detail: _Ifd, draft: _Draft) -> None:
@@ -1402,7 +1531,7 @@ def _exif_place(ifd: _Ifd, draft: _Draft) -> None:
     draft.set_place(latitude, longitude, height if math.isfinite(height) else None)
 
 
-def _tiff(reader: _Reader, draft: _Draft) -> None:
+def _tiff(reader: _MediaReader, draft: _Draft) -> None:
     """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
     pictures = _exif(reader, draft)
     if not pictures:
@@ -1418,12 +1547,12 @@ def _tiff(reader: _Reader, draft: _Draft) -> None:
         draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
 
 
-def _exif_block(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _exif_block(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     """An EXIF block inside another file, with or without JPEG's prefix."""
     if reader.read_up_to(start, 6) == b"Exif\0\0":
         start += 6
-    if re.match(rb"II\*\0|MM\0\*", reader.read_up_to(start, 4)):
-        _exif(reader.part(start, end), draft, start)
+    if reader.read_up_to(start, 4) in (b"II*\0", b"MM\0*"):
+        _exif(reader.part(start, end), draft)
 
 
 _XMP_TIMES = [
@@ -1441,10 +1570,10 @@ def _xmp(packet: bytes, draft: _Draft) -> None:
 # -- Pictures
 
 
-def _jpeg(reader: _Reader, draft: _Draft) -> None:
+def _jpeg(reader: _MediaReader, draft: _Draft) -> None:
     """Marker segments up to the frame header (ITU-T T.81 section B.1); EXIF and XMP in APP1."""
     at = 2
-    for _ in range(MAX_ENTRIES):
+    for _ in range(MAX_SPANS):
         if reader.read(at, 1) != b"\xff":  # exiftool and browsers skip stray bytes here
             at += max(1, reader.read_up_to(at, READ_WINDOW_BYTES).find(b"\xff"))
             continue
@@ -1468,80 +1597,69 @@ def _jpeg(reader: _Reader, draft: _Draft) -> None:
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-def _jpeg_app1(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _jpeg_app1(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     if reader.read_up_to(start, 6) == b"Exif\0\0":
-        if draft.created_source != "exif":
-            _exif_block(reader, draft, start, end)
+        _exif_block(reader, draft, start, end)
     elif reader.read_up_to(start, len(_XMP_PREFIX)) == _XMP_PREFIX:
         _xmp(reader.read_up_to(start, end - start), draft)
 
 
-def _png(reader: _Reader, draft: _Draft) -> None:
+def _png(reader: _MediaReader, draft: _Draft) -> None:
     """PNG's chunks (PNG third edition, section 5.3), those after the pixels too."""
-    draft.set_size(*reader.unpack(">II", 16))
     at = 8
-    for _ in range(MAX_ENTRIES):
+    for _ in range(MAX_SPANS):
         length, kind = struct.unpack(">I4s", reader.read(at, 8))
         start, end = at + 8, at + 8 + length
-        if kind == b"acTL":
+        if kind == b"IHDR":
+            draft.set_size(*reader.unpack(">II", start))
+        elif kind == b"acTL":
             draft.extension = "apng"
         elif kind == b"eXIf":
             _exif_block(reader, draft, start, end)
         elif kind == b"tIME":
-            written = b"%d-%d-%d %d:%d:%dZ" % reader.unpack(">HBBBBB", start)
+            written = b"%d-%d-%d %02d:%02d:%02dZ" % reader.unpack(">HBBBBB", start)
             draft.set_created(21, "png", parse_time(written))
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            _png_text(kind, reader.read_up_to(start, length), draft)
+            _png_text(reader, kind, reader.read_up_to(start, length), draft)
         elif kind == b"IEND":
             return
         at = end + 4
 
 
-_RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
+_PNG_TIMES = (b"Creation Time", b"date:create", b"create-date")
 
 
-def _png_text(kind: bytes, body: bytes, draft: _Draft) -> None:
+def _png_text(reader: _MediaReader, kind: bytes, body: bytes, draft: _Draft) -> None:
+    """Times and packed EXIF or XMP among the texts (PNG third edition, section 11.3.3)."""
     keyword, _, value = body.partition(b"\0")
-    if kind == b"iTXt" and value.count(b"\0") >= 3:
-        deflated, rest = value[:1] == b"\1", value[2:]
-        value = rest.split(b"\0", 2)[2] if rest.count(b"\0") >= 2 else b""
-        value = _inflate(value) if deflated else value
+    deflated = kind == b"zTXt" or (kind == b"iTXt" and value[:1] == b"\1")
+    if kind == b"iTXt":  # flag, method, language, keyword in that language
+        value = value[2:].split(b"\0", 2)[-1]
     elif kind == b"zTXt":
-        value = _inflate(value[1:])
-    if keyword == b"XML:com.adobe.xmp":
+        value = value[1:]
+    packed = keyword.startswith(b"Raw profile type ")
+    if deflated and (packed or keyword == b"XML:com.adobe.xmp" or keyword in _PNG_TIMES):
+        value = _inflate(value)
+        reader.spend(len(value))
+    if packed and (match := re.match(rb"\s*(?:exif|APP1)\s+\d+\s([0-9A-Fa-f\s]+)$", value)):
+        digits = b"".join(match[1].split())  # ImageMagick's: name, length, hex
+        profile = reader.inner(bytes.fromhex(digits[: len(digits) & ~1].decode()))
+        _exif_block(profile, draft, 0, profile.size)
+    elif keyword == b"XML:com.adobe.xmp":
         _xmp(value, draft)
-    elif keyword in _RAW_PROFILES:
-        _, _, digits = value.strip().partition(b"\n")  # ImageMagick's: name, length, hex
-        digits = re.sub(rb"\s+", b"", digits.partition(b"\n")[2])
-        profile = (
-            bytes.fromhex(digits[: len(digits) & ~1].decode("ascii", "replace"))
-            if (re.fullmatch(rb"[0-9A-Fa-f]+", digits))
-            else b""
-        )
-        _exif_block(_Reader(io.BytesIO(profile)), draft, 0, len(profile))
-        draft.preview = None  # it has no place in the file
-    elif keyword in (b"Creation Time", b"date:create", b"create-date"):
-        draft.set_created(20, "png", parse_time(value) or _parse_rfc1123(value))
+    elif keyword in _PNG_TIMES:
+        draft.set_created(20, "png", parse_time(value) or _parse_wordy_time(value))
 
 
 def _inflate(data: bytes) -> bytes:
-    """At most MAX_INFLATED_BYTES of a zlib stream, or of as much of it as is sound."""
+    """At most MAX_INFLATED_BYTES of a zlib stream; nothing of an unsound one."""
     try:
         return zlib.decompressobj().decompress(data, MAX_INFLATED_BYTES)
     except zlib.error:
         return b""
 
 
-def _parse_rfc1123(text: bytes) -> float | None:
-    from email.utils import parsedate_to_datetime  # PNG's own recommendation for Creation Time
-
-    try:
-        return parsedate_to_datetime(text.decode("latin-1")).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def _gif(reader: _Reader, draft: _Draft) -> None:
+def _gif(reader: _MediaReader, draft: _Draft) -> None:
     """The screen's size, and the sum of the frames' delays if the end comes within reach."""
     width, height, flags = reader.unpack("<HHB", 6)
     draft.set_size(width, height)
@@ -1563,14 +1681,14 @@ def _gif(reader: _Reader, draft: _Draft) -> None:
         draft.set_duration(delays, 100)
 
 
-def _bmp(reader: _Reader, draft: _Draft) -> None:
+def _bmp(reader: _MediaReader, draft: _Draft) -> None:
     """Core headers (12 bytes) count in 16 bits; a negative height is a picture from the top."""
     (header,) = reader.unpack("<I", 14)
     width, height = reader.unpack("<HH" if header == 12 else "<ii", 18)
     draft.set_size(width, abs(height))
 
 
-def _ico(reader: _Reader, draft: _Draft) -> None:
+def _ico(reader: _MediaReader, draft: _Draft) -> None:
     """The first picture of an icon; 0 stands for 256."""
     width, height = reader.unpack("<BB", 6)
     draft.set_size(width or 256, height or 256)
@@ -1595,7 +1713,7 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
     return _SVG_ROOT.match(head, at)
 
 
-def _svg(reader: _Reader, draft: _Draft) -> None:
+def _svg(reader: _MediaReader, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
     root = _svg_root(reader.read_up_to(0, 16 * SNIFF_BYTES))
     attributes = dict(re.findall(rb"([\w:-]+)\s*=\s*[\"']([^\"']*)", root[1] if root else b""))
@@ -1612,7 +1730,7 @@ def _svg(reader: _Reader, draft: _Draft) -> None:
 _JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
-def _jxl_codestream(reader: _Reader, draft: _Draft, start: int = 0) -> None:
+def _jxl_codestream(reader: _MediaReader, draft: _Draft, start: int) -> None:
     """SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
     bits = int.from_bytes(reader.read_up_to(start + 2, 32), "little")
 
@@ -1628,43 +1746,45 @@ def _jxl_codestream(reader: _Reader, draft: _Draft, start: int = 0) -> None:
     height = side(small)
     over, under = _JXL_RATIOS[take(3)]
     draft.set_size(height * over // under if over else side(small), height)
-    if not take(1) and take(1):  # the metadata are not the default, and have extra fields
-        draft.orientation = 1 + take(3)
+    # unless the metadata are the default, or have no extra fields
+    draft.set_orientation(1 + take(3) if not take(1) and take(1) else 1)
 
 
-def _jxl(reader: _Reader, draft: _Draft) -> None:
-    for kind, start, end in _boxes(reader, 0, reader.size):
-        if kind in (b"jxlc", b"jxlp") and draft.width is None:
-            _jxl_codestream(reader, draft, start + (4 if kind == b"jxlp" else 0))
-        elif kind == b"Exif":
-            orientation = draft.orientation  # the codestream's: that is the one to be followed
-            _exif_block(reader, draft, start + 4 + reader.unpack(">I", start)[0], end)
-            draft.orientation = orientation
-        elif kind == b"xml ":
-            _xmp(reader.read_up_to(start, end - start), draft)
+def _jxl(reader: _MediaReader, draft: _Draft) -> None:
+    if reader.read(0, 2) == b"\xff\x0a":
+        return _jxl_codestream(reader, draft, 0)
+    boxes = _boxes_in(reader, 0, reader.size)
+    if b"jxlc" in boxes or b"jxlp" in boxes:
+        start = boxes[b"jxlc"][0] if b"jxlc" in boxes else boxes[b"jxlp"][0] + 4
+        _jxl_codestream(reader, draft, start)
+    if b"Exif" in boxes:
+        start, end = boxes[b"Exif"]
+        _exif_block(reader, draft, start + 4 + reader.unpack(">I", start)[0], end)
+    if b"xml " in boxes:
+        start, end = boxes[b"xml "]
+        _xmp(reader.read_up_to(start, end - start), draft)
 
 
-def _jp2(reader: _Reader, draft: _Draft) -> None:
+def _jp2(reader: _MediaReader, draft: _Draft) -> None:
     for kind, start, end in _boxes(reader, 0, reader.size):
         if kind == b"ftyp" and reader.label(start) == b"jpx ":
             draft.extension = "jpx"
         elif kind == b"jp2h":
-            height, width = reader.unpack(">II", _child(reader, start, end, b"ihdr")[0])
+            height, width = reader.unpack(">II", _box_at(reader, start, end, b"ihdr")[0])
             draft.set_size(width, height)
         elif kind == b"uuid" and reader.read_up_to(start, 16) == b"JpgTiffExif->JP2":
             _exif_block(reader, draft, start + 16, end)
 
 
-def _j2c(reader: _Reader, draft: _Draft) -> None:
+def _j2c(reader: _MediaReader, draft: _Draft) -> None:
     right, bottom, left, top = reader.unpack(">IIII", 8)
     draft.set_size(right - left, bottom - top)
 
 
-def _raf(reader: _Reader, draft: _Draft) -> None:
+def _raf(reader: _MediaReader, draft: _Draft) -> None:
     """Fujifilm's raw file carries a JPEG with everything that is known."""
     start, length = reader.unpack(">II", 84)
     _jpeg(reader.part(start, start + length), draft)
-    draft.preview = (start, length)
 
 
 # -- ISO base media files: MP4, QuickTime, HEIF, AVIF, Canon raw (ISO 14496-12, 23008-12)
@@ -1672,8 +1792,8 @@ def _raf(reader: _Reader, draft: _Draft) -> None:
 _BRANDS = {  # major brand, or its first characters, and the extension
     b"qt  ": "mov", b"M4A ": "m4a", b"M4B ": "m4b", b"M4P ": "m4a", b"F4A ": "m4a",
     b"F4B ": "m4a", b"M4V": "m4v", b"3g2": "3g2", b"3gp": "3gp", b"3ge": "3gp", b"3gs": "3gp",
-    b"heic": "heic", b"heim": "heic", b"heis": "heic", b"hevc": "heic", b"hevx": "heic",
-    b"heix": "heif", b"mif1": "heif", b"msf1": "heif", b"mif2": "heif", b"avif": "avif",
+    b"heic": "heic", b"heim": "heic", b"heis": "heic", b"hevc": "heics", b"hevx": "heics",
+    b"heix": "heif", b"mif1": "heif", b"msf1": "heifs", b"mif2": "heif", b"avif": "avif",
     b"avis": "avif", b"crx ": "cr3", b"mqt ": "mov", b"jp2 ": "jp2", b"jpx ": "jpx",
 }  # fmt: skip
 _XMP_UUID = bytes.fromhex("BE7ACFCB97A942E89C71999491E3AFAC")
@@ -1681,7 +1801,7 @@ _QUICKTIME_EPOCH = -2082844800  # 1904, in Unix seconds
 
 
 def _isobmff_extension(head: bytes) -> str:
-    """The brand's; of a brand that says nothing, the first compatible one's, as exiftool has it."""
+    """The brand's; of a brand that says nothing that of the compatible ones, as exiftool does."""
     if head[4:8] != b"ftyp":
         return "mov"
     (size,) = struct.unpack_from(">I", head)
@@ -1694,8 +1814,8 @@ def _isobmff_extension(head: bytes) -> str:
     return "mp4"
 
 
-def _boxes(reader: _Reader, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    for _ in range(MAX_ENTRIES):
+def _boxes(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    for _ in range(MAX_SPANS):
         if end - start < 8:
             return
         kind, body = reader.label(start + 4), start + 8
@@ -1709,44 +1829,43 @@ def _boxes(reader: _Reader, start: int, end: int) -> Iterator[tuple[bytes, int, 
             return
         yield kind, body, min(start + size, end)
         start += size
+    raise _BrokenMedia
 
 
-def _children(reader: _Reader, start: int, end: int) -> dict[bytes, Span]:
+def _boxes_in(reader: _MediaReader, start: int, end: int) -> dict[bytes, _Span]:
     """The boxes in a stretch by name; of equals the first."""
     boxes = reversed([*_boxes(reader, start, end)])
     return {kind: (body, stop) for kind, body, stop in boxes}
 
 
-def _child(reader: _Reader, start: int, end: int, *path: bytes) -> Span:
+def _box_at(reader: _MediaReader, start: int, end: int, *path: bytes) -> _Span:
     """The first box with each name on the path, one inside the other."""
     for name in path:
-        children = _children(reader, start, end)
+        children = _boxes_in(reader, start, end)
         if name not in children:
-            raise _Malformed
+            raise _BrokenMedia
         start, end = children[name]
     return start, end
 
 
-def _isobmff(reader: _Reader, draft: _Draft) -> None:
+def _isobmff(reader: _MediaReader, draft: _Draft) -> None:
     tracks: dict[int, _Track] = {}
-    fragment: Span | None = None
+    fragment: _Span | None = None
     for kind, start, end in _boxes(reader, 0, reader.size):
         if kind == b"moov":
             tracks = _movie(reader, draft, start, end)
-        elif kind == b"meta" and draft.extension in ("heic", "heif", "avif"):
+            handlers = {track.handler for track in tracks.values()} & {b"vide", b"soun"}
+            if handlers == {b"soun"} and reader.label(8)[:3] in (b"iso", b"das"):
+                draft.extension = "m4a"  # of these brands only, as exiftool has it
+        elif kind == b"meta" and media_type(draft.extension).kind == "image":
             _heif(reader, draft, start + 4, end)
-        elif kind == b"sidx":
-            _segment_index(reader, draft, start)
         elif kind == b"moof":
             fragment = (start, end)
         elif kind == b"uuid" and reader.read_up_to(start, 16) == _XMP_UUID:
             _xmp(reader.read_up_to(start + 16, end - start - 16), draft)
-    handlers = {track.handler for track in tracks.values()}
-    if b"soun" in handlers and b"vide" not in handlers and draft.extension == "mp4":
-        # only of these brands, as exiftool has it
-        draft.extension = "m4a" if reader.label(8)[:3] in (b"iso", b"das") else "mp4"
-    if fragment and draft.duration is None:
-        _last_fragment(reader, draft, tracks, *fragment)
+    if fragment and tracks:
+        seconds = _fragment_end(reader, tracks, *fragment)
+        draft.duration = max(draft.duration or 0, seconds) or None
 
 
 @dataclass(slots=True)
@@ -1758,42 +1877,56 @@ class _Track:
     sample_units: int = 0  # of a sample in a fragment that does not say
 
 
-def _movie(reader: _Reader, draft: _Draft, start: int, end: int) -> dict[int, _Track]:
+def _movie(reader: _MediaReader, draft: _Draft, start: int, end: int) -> dict[int, _Track]:
     tracks: dict[int, _Track] = {}
-    fragmented = (0, 0)
-    for kind, body, stop in _boxes(reader, start, end):
+    boxes = list(_boxes(reader, start, end))
+    scale = 0
+    for kind, body, stop in boxes:
         if kind == b"mvhd":
             scale = _movie_header(reader, draft, body)
         elif kind == b"trak":
             track = _track(reader, draft, body, stop)
             tracks[track.number] = track
-        elif kind == b"mvex":
-            fragmented = (body, stop)
         elif kind == b"udta":
             _user_data(reader, draft, body, stop)
         elif kind == b"meta":
             _quicktime_keys(reader, draft, body, stop)
         elif kind == b"uuid" and draft.extension == "cr3":
-            for _, at, to in _boxes(reader, body + 16, stop):  # CMT1 to 4: EXIF in four pieces
-                _canon_exif(reader, draft, at, to)
-    for kind, body, _ in _boxes(reader, *fragmented):
-        if kind == b"mehd":
-            version = reader.read(body, 1)
-            draft.set_duration(reader.unpack(_WORD[version], body + 4)[0], scale)
-        elif kind == b"trex":
-            number, _, units = reader.unpack(">III", body + 4)
-            if number in tracks:
-                tracks[number].sample_units = units
+            _canon_exif(reader, draft, body + 16, stop)
+    for kind, body, stop in boxes:
+        if kind == b"mvex":
+            _movie_extends(reader, draft, tracks, scale, body, stop)
     for track in tracks.values():
         draft.set_duration(track.units, track.scale)
     return tracks
 
 
-_WORD = {b"\0": ">I", b"\1": ">Q"}  # a time, by the version of its box
+def _movie_extends(
+    reader: _MediaReader,
+    draft: _Draft,
+    tracks: dict[int, _Track],
+    scale: int,
+    start: int,
+    end: int,
+) -> None:
+    """What holds for all fragments: the whole length, each track's usual sample length."""
+    for kind, body, _ in _boxes(reader, start, end):
+        if kind == b"mehd":
+            (units,) = reader.unpack(_time_layout(reader, body), body + 4)
+            draft.set_duration(units, scale)
+        elif kind == b"trex":
+            number, _, units = reader.unpack(">III", body + 4)
+            if number in tracks:
+                tracks[number].sample_units = units
 
 
-def _movie_header(reader: _Reader, draft: _Draft, start: int) -> int:
-    """`mvhd` keeps time from 1904 on; the movie's time scale returns."""
+def _time_layout(reader: _MediaReader, start: int) -> str:
+    """Version 1 of a box has wider times than version 0."""
+    return ">Q" if reader.read(start, 1) == b"\1" else ">I"
+
+
+def _movie_header(reader: _MediaReader, draft: _Draft, start: int) -> int:
+    """`mvhd` keeps time from 1904 on (ISO 14496-12, section 8.2.2); its scale returns."""
     layout = ">QQIQ" if reader.read(start, 1) == b"\1" else ">IIII"
     made, _, scale, units = reader.unpack(layout, start + 4)
     # Some writers put Unix time here; what would be before 1970 is meant so.
@@ -1804,11 +1937,11 @@ def _movie_header(reader: _Reader, draft: _Draft, start: int) -> int:
     return scale
 
 
-def _track(reader: _Reader, draft: _Draft, start: int, end: int) -> _Track:
-    head, _ = _child(reader, start, end, b"tkhd")
-    media = _child(reader, start, end, b"mdia")
-    times, _ = _child(reader, *media, b"mdhd")
-    handler = reader.label(_child(reader, *media, b"hdlr")[0] + 8)
+def _track(reader: _MediaReader, draft: _Draft, start: int, end: int) -> _Track:
+    head, _ = _box_at(reader, start, end, b"tkhd")
+    media = _box_at(reader, start, end, b"mdia")
+    times, _ = _box_at(reader, *media, b"mdhd")
+    handler = reader.label(_box_at(reader, *media, b"hdlr")[0] + 8)
     longer = 12 if reader.read(head, 1) == b"\1" else 0
     (number,) = reader.unpack(">I", head + 12 + longer * 2 // 3)
     layout = ">QQIQ" if reader.read(times, 1) == b"\1" else ">IIII"
@@ -1817,9 +1950,9 @@ def _track(reader: _Reader, draft: _Draft, start: int, end: int) -> _Track:
         *matrix, width, height = reader.unpack(">9iII", head + 40 + longer)
         draft.set_size(width >> 16, height >> 16)  # 16.16 fixed point
         a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
-        draft.orientation = _ORIENTATION_OF.get((a, b, c, d), 1)
+        draft.set_orientation(_ORIENTATION_OF.get((a, b, c, d), 1))
         if draft.width is None:
-            stsd, _ = _child(reader, *media, b"minf", b"stbl", b"stsd")
+            stsd, _ = _box_at(reader, *media, b"minf", b"stbl", b"stsd")
             width, height = reader.unpack(">HH", stsd + 40)
             draft.set_size(width, height)
     return _Track(number, handler, scale, 0 if units >= (1 << 32) - 1 else units)
@@ -1834,87 +1967,73 @@ _QUICKTIME_NOTES = {
 _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.\d+)?)?")
 
 
-def _note(draft: _Draft, name: bytes, value: bytes) -> None:
+def _quicktime_note(draft: _Draft, name: bytes, value: bytes) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
         draft.set_created(5, "container", parse_time(value))
-        draft.created_rank = min(draft.created_rank, 5)
     elif subject == "place" and (match := _ISO6709.match(value)):
         latitude, longitude, altitude = match.groups()
         draft.set_place(float(latitude), float(longitude), float(altitude) if altitude else None)
     elif subject == "make":
-        draft.set_maker(_text(value), None)
+        draft.set_maker(_media_text(value), None)
     elif subject == "model":
-        draft.set_maker(None, _text(value))
+        draft.set_maker(None, _media_text(value))
 
 
-def _user_data(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _user_data(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     for kind, body, stop in _boxes(reader, start, end):
         if kind in _QUICKTIME_NOTES and stop - body > 4:  # length, language, text
-            _note(draft, kind, reader.read_up_to(body + 4, min(stop - body - 4, MAX_TEXT)))
+            _quicktime_note(draft, kind, reader.note(body + 4, stop))
         elif kind == b"meta":
             _quicktime_keys(reader, draft, body, stop)
 
 
-def _quicktime_keys(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _quicktime_keys(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
     start += 0 if reader.label(start + 4) == b"hdlr" else 4  # ISO's has a version, Apple's not
-    boxes = _children(reader, start, end)
+    boxes = _boxes_in(reader, start, end)
     at, stop = boxes.get(b"keys", (0, 0))
     keys = _boxes(reader, at + 8, stop)  # each has the form of a box, its namespace as the name
-    names = [reader.read(key, min(to - key, MAX_TEXT)) for _, key, to in keys]
+    names = [reader.note(key, to) for _, key, to in keys]
     for kind, body, stop in _boxes(reader, *boxes.get(b"ilst", (0, 0))):
         number = int.from_bytes(kind, "big")
         if 1 <= number <= len(names):
-            value = _children(reader, body, stop).get(b"data", (0, 0))[0] + 8
-            text = reader.read_up_to(value, min(stop - value, MAX_TEXT))
-            _note(draft, names[number - 1], text)
+            value = _boxes_in(reader, body, stop).get(b"data", (0, 0))[0] + 8
+            _quicktime_note(draft, names[number - 1], reader.note(value, stop))
 
 
-def _canon_exif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
-    if re.match(rb"II\*\0|MM\0\*", reader.read_up_to(start, 4)):
-        orientation = draft.orientation
-        main = _exif(reader.part(start, end), draft, start)[0]
-        draft.set_size(main.number(0x100), main.number(0x101))
-        draft.orientation = max(orientation, draft.orientation)
+def _canon_exif(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+    """Canon's raw film keeps EXIF in four pieces, CMT1 to CMT4, each a TIFF."""
+    for kind, body, stop in _boxes(reader, start, end):
+        if kind[:3] == b"CMT" and reader.label(body) in (b"II*\0", b"MM\0*"):
+            for main in _exif(reader.part(body, stop), draft)[:1]:
+                draft.set_size(main.number(0x100), main.number(0x101))
 
 
-def _segment_index(reader: _Reader, draft: _Draft, start: int) -> None:
-    """The length of a fragmented film is the sum of its segments' (ISO 14496-12, 8.16.3)."""
-    wide = 8 if reader.read(start, 1) == b"\1" else 0
-    (scale,) = reader.unpack(">I", start + 8)
-    (count,) = reader.unpack(">H", start + 22 + wide)
-    table = reader.read(start + 24 + wide, 12 * count)
-    draft.set_duration(sum(units for _, units, _ in struct.iter_unpack(">III", table)), scale)
-
-
-def _last_fragment(
-    reader: _Reader, draft: _Draft, tracks: dict[int, _Track], start: int, end: int
-) -> None:
-    """A film without a written length ends where its last fragment does (`tfdt`, `trun`)."""
+def _fragment_end(reader: _MediaReader, tracks: dict[int, _Track], start: int, end: int) -> float:
+    """When the longest track of a film's fragment ends (ISO 14496-12, section 8.8)."""
     seconds = 0.0
     for kind, body, stop in _boxes(reader, start, end):
-        if kind != b"traf":
+        boxes = _boxes_in(reader, body, stop) if kind == b"traf" else {}
+        if not {b"tfhd", b"tfdt", b"trun"} <= boxes.keys():
             continue
-        at, units, sample_units = 0, 0, 0
-        for name, box, _ in _boxes(reader, body, stop):
-            if name == b"tfhd":
-                flags, number = reader.unpack(">II", box)
-                track = tracks.get(number) or _Track(number, b"", 0, 0)
-                sample_units = track.sample_units
-                if flags & 8:
-                    skip = 8 * (flags & 1) + 4 * (flags >> 1 & 1)
-                    (sample_units,) = reader.unpack(">I", box + 8 + skip)
-            elif name == b"tfdt":
-                (at,) = reader.unpack(_WORD[reader.read(box, 1)], box + 4)
-            elif name == b"trun":
-                units += _run_units(reader, box, sample_units)
-        if track.scale:
-            seconds = max(seconds, (at + units) / track.scale)
-    draft.set_duration(seconds)
+        head, time = boxes[b"tfhd"][0], boxes[b"tfdt"][0]
+        flags, number = reader.unpack(">II", head)
+        track = tracks.get(number)
+        if track is None or track.scale == 0:
+            continue
+        sample_units = track.sample_units
+        if flags & 8:  # after an optional offset and an optional description index
+            skip = 8 * (flags & 1) + 4 * (flags >> 1 & 1)
+            (sample_units,) = reader.unpack(">I", head + 8 + skip)
+        (at,) = reader.unpack(_time_layout(reader, time), time + 4)
+        runs = [run for name, run, _ in _boxes(reader, body, stop) if name == b"trun"]
+        at += sum(_run_units(reader, run, sample_units) for run in runs)
+        seconds = max(seconds, at / track.scale)
+    return seconds if seconds < MAX_DURATION else 0
 
 
-def _run_units(reader: _Reader, start: int, sample_units: int) -> int:
+def _run_units(reader: _MediaReader, start: int, sample_units: int) -> int:
     """The length of a run of samples: each says its own or all have the usual one."""
     flags, count = reader.unpack(">II", start)
     if not flags & 0x100:
@@ -1925,9 +2044,9 @@ def _run_units(reader: _Reader, start: int, sample_units: int) -> int:
     return sum(struct.unpack_from(">I", table, i)[0] for i in range(0, len(table), width))
 
 
-def _heif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _heif(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     """The primary item's size and turns from its properties; EXIF from the Exif item."""
-    boxes = _children(reader, start, end)
+    boxes = _boxes_in(reader, start, end)
     at = boxes.get(b"pitm", (0, 0))[0]
     (primary,) = reader.unpack(">I" if reader.read(at, 1) == b"\1" else ">H", at + 4)
     matrix: _Matrix = (1, 0, 0, 1)
@@ -1937,9 +2056,11 @@ def _heif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
             draft.set_size(width, height)
         elif kind == b"irot":
             for _ in range(reader.read(body, 1)[0] & 3):
-                matrix = _then(matrix, _QUARTER_LEFT)
+                matrix = _compose(matrix, _QUARTER_LEFT)
         elif kind == b"imir":
-            matrix = _then(matrix, _MIRRORS[reader.read(body, 1)[0] & 1])
+            matrix = _compose(matrix, _MIRRORS[reader.read(body, 1)[0] & 1])
+    # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
+    draft.set_orientation(_ORIENTATION_OF[matrix])
     for number, kind in _heif_items(reader, *boxes.get(b"iinf", (0, 0))):
         if kind in (b"Exif", b"mime"):
             idat = boxes.get(b"idat", (0, 0))[0]
@@ -1948,19 +2069,17 @@ def _heif(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
                 _exif_block(reader, draft, at + 4 + reader.unpack(">I", at)[0], stop)
             elif kind == b"mime":
                 _xmp(reader.read_up_to(at, stop - at), draft)
-    # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
-    draft.orientation = _ORIENTATION_OF[matrix]
 
 
 def _heif_properties(
-    reader: _Reader, item: int, start: int, end: int
+    reader: _MediaReader, item: int, start: int, end: int
 ) -> Iterator[tuple[bytes, int]]:
-    shared = list(_boxes(reader, *_child(reader, start, end, b"ipco")))
-    at, stop = _child(reader, start, end, b"ipma")
+    shared = list(_boxes(reader, *_box_at(reader, start, end, b"ipco")))
+    at, _ = _box_at(reader, start, end, b"ipma")
     flags, count = reader.unpack(">II", at)
     number_layout, wide = (">I" if flags >> 24 else ">H"), flags & 1
     at += 8
-    for _ in range(min(count, MAX_ENTRIES)):
+    for _ in range(min(count, MAX_SPANS)):
         (number,) = reader.unpack(number_layout, at)
         at += struct.calcsize(number_layout)
         (links,) = reader.read(at, 1)
@@ -1973,7 +2092,7 @@ def _heif_properties(
                     yield shared[(link & mask) - 1][:2]
 
 
-def _heif_items(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+def _heif_items(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Number and type of each item (`iinf`, ISO 14496-12 section 8.11.6)."""
     skip = 6 if reader.read(start, 1) == b"\0" else 8
     for _, body, _ in _boxes(reader, start + skip, end):
@@ -1982,10 +2101,11 @@ def _heif_items(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, by
         yield number, reader.label(body + (10 if wide else 8))
 
 
-def _heif_place(reader: _Reader, item: int, idat: int, start: int, end: int) -> Span:
+def _heif_place(reader: _MediaReader, item: int, idat: int, start: int, end: int) -> _Span:
     """Where the first extent of an item lies (`iloc`, ISO 14496-12 section 8.11.3)."""
     version, _, sizes = reader.unpack(">B3sH", start)
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
+    index_size = index_size if version else 0
     wide = 4 if version == 2 else 2
     at = start + 6
 
@@ -1994,39 +2114,40 @@ def _heif_place(reader: _Reader, item: int, idat: int, start: int, end: int) -> 
         at += size
         return int.from_bytes(reader.read(at - size, size), "big")
 
-    for _ in range(min(take(wide), MAX_ENTRIES)):
+    for _ in range(min(take(wide), MAX_SPANS)):
         number = take(wide)
         method = take(2) & 15 if version else 0
         take(2)
         base, extents = take(base_size), take(2)
-        extent = (take(index_size if version else 0), take(offset_size), take(length_size))
-        at += (extents - 1) * ((index_size if version else 0) + offset_size + length_size)
+        take(index_size)
+        begin, length = base + take(offset_size), take(length_size)
+        at += (extents - 1) * (index_size + offset_size + length_size)
         if number == item:
-            begin = base + extent[1] + (idat if method == 1 else 0)
-            return begin, begin + extent[2]
-    raise _Malformed
+            begin += idat if method == 1 else 0  # offsets into this very box, or the file
+            return begin, begin + length
+    raise _BrokenMedia
 
 
 # -- Matroska and WebM (RFC 8794, RFC 9559)
 
 _EBML_HEADER, _DOC_TYPE, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x4282, 0x18538067, 0x1F43B675
 _SEEK_HEAD, _SEEK, _SEEK_ID, _SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AB, 0x53AC
-_INFO, _TIMESTAMP_SCALE, _DURATION, _DATE = 0x1549A966, 0x2AD7B1, 0x4489, 0x4461
+_INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = 0x1549A966, 0x2AD7B1, 0x4489, 0x4461
 _TRACKS, _TRACK_ENTRY, _TRACK_TYPE = 0x1654AE6B, 0xAE, 0x83
 _VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xE0, 0xB0, 0xBA
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
-def _vint(reader: _Reader, start: int, longest: int) -> tuple[int, int]:
+def _vint(reader: _MediaReader, start: int, longest: int) -> tuple[int, int]:
     """A variable-length integer, marker bit included, and its length in bytes (RFC 8794, 4)."""
     length = 9 - reader.read(start, 1)[0].bit_length()
     if length > longest:
-        raise _Malformed
+        raise _BrokenMedia
     return int.from_bytes(reader.read(start, length), "big"), length
 
 
-def _elements(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    for _ in range(MAX_ENTRIES):
+def _elements(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    for _ in range(MAX_SPANS):
         if start >= end:
             return
         name, length = _vint(reader, start, 4)
@@ -2038,69 +2159,73 @@ def _elements(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, int,
         stop = end if unknown else min(start + size, end)
         yield name, start, stop
         start = stop
+    raise _BrokenMedia
 
 
-def _values(reader: _Reader, start: int, end: int) -> dict[int, bytes]:
+def _element_values(reader: _MediaReader, start: int, end: int) -> dict[int, bytes]:
     """The short values in an element, by name."""
     spans = list(_elements(reader, start, end))
-    return {name: reader.read(at, to - at) for name, at, to in spans if to - at <= MAX_TEXT}
+    return {name: reader.read(at, to - at) for name, at, to in spans if to - at <= MAX_NOTE_CHARS}
 
 
-def _uint(raw: bytes | None, default: int = 0) -> int:
+def _element_uint(raw: bytes | None, default: int = 0) -> int:
     return default if raw is None else int.from_bytes(raw[:8], "big")
 
 
-def _matroska(reader: _Reader, draft: _Draft) -> None:
-    has_video = True
-    elsewhere: dict[int, int] = {}  # elements that lie behind the clusters
+def _matroska(reader: _MediaReader, draft: _Draft) -> None:
     for name, start, end in _elements(reader, 0, reader.size):
         if name == _EBML_HEADER:
-            webm = _values(reader, start, end).get(_DOC_TYPE, b"").startswith(b"webm")
+            webm = _element_values(reader, start, end).get(_DOC_TYPE, b"").startswith(b"webm")
             draft.extension = "webm" if webm else "mkv"
         elif name == _SEGMENT:
-            for inner, at, to in _elements(reader, start, end):
-                if inner == _SEEK_HEAD:
-                    elsewhere |= _seek_head(reader, start, at, to)
-                elif inner == _CLUSTER:
-                    break
-                elsewhere.pop(inner, 0)
-                _matroska_part(reader, draft, inner, at, to)
-            for position in elsewhere.values():
-                for element in itertools.islice(_elements(reader, position, end), 1):
-                    _matroska_part(reader, draft, *element)
-            return
+            return _segment(reader, draft, start, end)
 
 
-def _seek_head(reader: _Reader, base: int, start: int, end: int) -> dict[int, int]:
+def _segment(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+    elsewhere: dict[int, int] = {}  # places of the elements that lie behind the clusters
+    for name, at, to in _elements(reader, start, end):
+        if name == _SEEK_HEAD:
+            elsewhere |= _seek_head(reader, start, at, to)
+        elif name == _CLUSTER:
+            break
+        elsewhere.pop(name, None)
+        _segment_part(reader, draft, name, at, to)
+    for position in elsewhere.values():
+        for element in itertools.islice(_elements(reader, position, end), 1):
+            _segment_part(reader, draft, *element)
+
+
+def _seek_head(reader: _MediaReader, base: int, start: int, end: int) -> dict[int, int]:
     found = {}
     for name, at, to in _elements(reader, start, end):
-        seek = _values(reader, at, to) if name == _SEEK else {}
-        if _uint(seek.get(_SEEK_ID)) in (_INFO, _TRACKS):
-            found[_uint(seek[_SEEK_ID])] = base + _uint(seek.get(_SEEK_POSITION))
+        seek = _element_values(reader, at, to) if name == _SEEK else {}
+        if _element_uint(seek.get(_SEEK_ID)) in (_INFO, _TRACKS):
+            found[_element_uint(seek[_SEEK_ID])] = base + _element_uint(seek.get(_SEEK_POSITION))
     return found
 
 
-def _matroska_part(reader: _Reader, draft: _Draft, name: int, start: int, end: int) -> None:
+def _segment_part(reader: _MediaReader, draft: _Draft, name: int, start: int, end: int) -> None:
     if name == _INFO:
-        info = _values(reader, start, end)
-        scale = _uint(info.get(_TIMESTAMP_SCALE), 1_000_000)  # nanoseconds
+        info = _element_values(reader, start, end)
+        scale = _element_uint(info.get(_TIMESTAMP_SCALE), 1_000_000)  # nanoseconds
         length = info.get(_DURATION, b"")
         if len(length) in (4, 8):
             (units,) = struct.unpack(">f" if len(length) == 4 else ">d", length)
             draft.set_duration(units * scale, 1e9)
-        if len(info.get(_DATE, b"")) == 8:
-            nanoseconds = int.from_bytes(info[_DATE], "big", signed=True)
+        if len(info.get(_DATE_UTC, b"")) == 8:
+            nanoseconds = int.from_bytes(info[_DATE_UTC], "big", signed=True)
             draft.set_created(6, "container", _MATROSKA_EPOCH + nanoseconds / 1e9)
     elif name == _TRACKS:
         kinds = set()
         for entry, at, to in _elements(reader, start, end):
             if entry != _TRACK_ENTRY:
                 continue
-            kinds.add(_uint(_values(reader, at, to).get(_TRACK_TYPE)))
+            kinds.add(_element_uint(_element_values(reader, at, to).get(_TRACK_TYPE)))
             for inner, video, stop in _elements(reader, at, to):
                 if inner == _VIDEO:
-                    size = _values(reader, video, stop)
-                    draft.set_size(_uint(size.get(_PIXEL_WIDTH)), _uint(size.get(_PIXEL_HEIGHT)))
+                    sides = _element_values(reader, video, stop)
+                    width, height = sides.get(_PIXEL_WIDTH), sides.get(_PIXEL_HEIGHT)
+                    draft.set_size(_element_uint(width), _element_uint(height))
         if 1 not in kinds and kinds:
             draft.extension = "mka"
 
@@ -2108,22 +2233,23 @@ def _matroska_part(reader: _Reader, draft: _Draft, name: int, start: int, end: i
 # -- RIFF and IFF: WebP, AVI, WAV, AIFF
 
 
-def _chunks(
-    reader: _Reader, start: int, end: int, order: str = "<"
+def _riff_chunks(
+    reader: _MediaReader, start: int, end: int, order: str = "<"
 ) -> Iterator[tuple[bytes, int, int]]:
-    for _ in range(MAX_ENTRIES):
+    for _ in range(MAX_SPANS):
         if end - start < 8:
             return
         kind, start = reader.label(start), start + 8
         (size,) = reader.unpack(order + "I", start - 4)
         yield kind, start, min(start + size, end)
         start += size + (size & 1)
+    raise _BrokenMedia
 
 
-def _webp(reader: _Reader, draft: _Draft) -> None:
+def _webp(reader: _MediaReader, draft: _Draft) -> None:
     """The canvas of VP8X, else the frame header's size (RFC 9649)."""
     milliseconds = 0
-    for kind, start, end in _chunks(reader, 12, reader.size):
+    for kind, start, end in _riff_chunks(reader, 12, reader.size):
         if kind == b"VP8X":
             words = reader.unpack("<HBHB", start + 4)
             draft.set_size(1 + words[0] + (words[1] << 16), 1 + words[2] + (words[3] << 16))
@@ -2142,21 +2268,21 @@ def _webp(reader: _Reader, draft: _Draft) -> None:
     draft.set_duration(milliseconds, 1000)
 
 
-def _avi(reader: _Reader, draft: _Draft) -> None:
-    for kind, start, end in _chunks(reader, 12, reader.size):
+def _avi(reader: _MediaReader, draft: _Draft) -> None:
+    for kind, start, end in _riff_chunks(reader, 12, reader.size):
         if kind == b"LIST" and reader.label(start) == b"hdrl":
             _avi_header(reader, draft, start + 4, end)
         elif kind == b"LIST" and reader.label(start) == b"INFO":
-            for name, at, to in _chunks(reader, start + 4, end):
+            for name, at, to in _riff_chunks(reader, start + 4, end):
                 if name == b"ICRD":
                     _riff_time(reader, draft, at, to)
         if kind == b"idx1":
             return
 
 
-def _avi_header(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
+def _avi_header(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
     frame_time = frames = 0
-    for kind, at, to in _chunks(reader, start, end):
+    for kind, at, to in _riff_chunks(reader, start, end):
         if kind == b"avih":
             frame_time, *_ = reader.unpack("<I", at)
             frames, *_ = reader.unpack("<I", at + 16)
@@ -2170,20 +2296,17 @@ def _avi_header(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
     draft.set_duration(frame_time * frames, 1e6)
 
 
-def _riff_time(reader: _Reader, draft: _Draft, start: int, end: int) -> None:
-    """Cameras write "2005:08:17 11:42:43" or, as C's `asctime`, "Mon Mar 10 15:04:43 2003"."""
-    written = reader.read_up_to(start, min(end - start, MAX_TEXT)).strip(b"\0 \n")
-    if match := re.fullmatch(rb"\w{3} (\w{3}) +(\d+) ([\d:]{8}) (\d{4})", written):
-        month = b"JanFebMarAprMayJunJulAugSepOctNovDec".find(match[1]) // 3 + 1
-        written = b"%b-%d-%b %b" % (match[4], month, match[2], match[3])
-    if b":" in written:
-        draft.set_created(6, "container", parse_time(written))
+def _riff_time(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+    written = reader.note(start, end)
+    if b":" in written:  # not just a year
+        seconds = parse_time(written) or _parse_wordy_time(written)
+        draft.set_created(6, "container", seconds)
 
 
-def _wav(reader: _Reader, draft: _Draft) -> None:
+def _wav(reader: _MediaReader, draft: _Draft) -> None:
     """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
     rate = real_length = 0
-    for kind, start, end in _chunks(reader, 12, reader.size):
+    for kind, start, end in _riff_chunks(reader, 12, reader.size):
         if kind == b"fmt ":
             (rate,) = reader.unpack("<I", start + 8)
         elif kind == b"ds64":
@@ -2197,9 +2320,9 @@ def _wav(reader: _Reader, draft: _Draft) -> None:
             draft.set_duration(min(real_length or end - start, reader.size), rate)
 
 
-def _aiff(reader: _Reader, draft: _Draft) -> None:
+def _aiff(reader: _MediaReader, draft: _Draft) -> None:
     """Frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
-    for kind, start, _ in _chunks(reader, 12, reader.size, ">"):
+    for kind, start, _ in _riff_chunks(reader, 12, reader.size, ">"):
         if kind == b"COMM":
             (frames,) = reader.unpack(">I", start + 2)
             exponent, mantissa = reader.unpack(">HQ", start + 8)
@@ -2210,21 +2333,16 @@ def _aiff(reader: _Reader, draft: _Draft) -> None:
 
 # -- Other films: ASF, FLV, MPEG streams, Ogg
 
-_ASF_FILE, _ASF_STREAM, _ASF_VIDEO = (
-    bytes.fromhex(guid)
-    for guid in (
-        "A1DCAB8C47A9CF118EE400C00C205365",
-        "9107DCB7B7A9CF118EE600C00C205365",
-        "C0EF19BC4D5BCF11A8FD00805F5C442B",
-    )
-)
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+_ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
+_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _ASF_EPOCH = -11644473600  # 1601, in Unix seconds
 
 
-def _asf(reader: _Reader, draft: _Draft) -> None:
+def _asf(reader: _MediaReader, draft: _Draft) -> None:
     """Length, time and streams from the header object (ASF specification, section 3)."""
     at, (count,) = 30, reader.unpack("<I", 24)
-    for _ in range(min(count, MAX_ENTRIES)):
+    for _ in range(min(count, MAX_SPANS)):
         kind, (size,) = reader.read(at, 16), reader.unpack("<Q", at + 16)
         if kind == _ASF_FILE:
             made, _, length, _, preroll = reader.unpack("<QQQQQ", at + 48)
@@ -2236,37 +2354,103 @@ def _asf(reader: _Reader, draft: _Draft) -> None:
     draft.extension = "wmv" if draft.width else "wma"
 
 
-def _flv(reader: _Reader, draft: _Draft) -> None:
+def _flv(reader: _MediaReader, draft: _Draft) -> None:
     """Numbers of the `onMetaData` tag, which opens the file (Adobe FLV 10.1, annex E.5)."""
     head = reader.read_up_to(0, SNIFF_BYTES)
-    numbers = dict(re.findall(rb"\0.(duration|width|height)\0(.{8})", head, re.DOTALL))
-    duration, width, height = (
-        struct.unpack(">d", numbers.get(name, bytes(8)))[0]
-        for name in (b"duration", b"width", b"height")
-    )
-    draft.set_duration(duration)
+    found = re.findall(rb"\0.(duration|width|height)\0(.{8})", head, re.DOTALL)
+    numbers = {name: struct.unpack(">d", value)[0] for name, value in found}
+    draft.set_duration(numbers.get(b"duration", 0))
+    width, height = numbers.get(b"width", 0), numbers.get(b"height", 0)
     if math.isfinite(width) and math.isfinite(height):
         draft.set_size(int(width), int(height))
 
 
-def _mpeg_program(reader: _Reader, draft: _Draft) -> None:
-    """The first sequence header has the size (ISO 13818-2, section 6.2.2.1)."""
-    head = reader.read_up_to(0, STREAM_SAMPLE_BYTES)
-    if match := re.search(rb"\0\0\x01\xb3(.)(.)(.)", head, re.DOTALL):
-        bits = int.from_bytes(b"".join(match.groups()), "big")
+def _mpeg2_size(head: bytes, draft: _Draft) -> None:
+    """The first sequence header's (ISO 13818-2, section 6.2.2.1)."""
+    if match := re.search(rb"\0\0\x01\xb3(.{3})", head, re.DOTALL):
+        bits = int.from_bytes(match[1], "big")
         draft.set_size(bits >> 12, bits & 0xFFF)
 
 
-def _transport(reader: _Reader, draft: _Draft) -> None:
+_H264_HIGH = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128))  # profiles that name a chroma
+
+
+def _h264_size(head: bytes, draft: _Draft) -> None:
+    """The first sequence parameter set's (ITU-T H.264, section 7.3.2.1.1), as AVCHD has it."""
+    match = re.search(rb"\0\0\x01[\x27\x47\x67](.{16,64})", head, re.DOTALL)
+    data = match[1].replace(b"\0\0\x03", b"\0\0") if match else b"\0"
+    bits = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"
+    at = 24
+
+    def flag() -> bool:
+        nonlocal at
+        at += 1
+        return bits[at - 1 : at] == "1"
+
+    def golomb() -> int:
+        nonlocal at
+        zeros = bits.find("1", at) - at
+        if zeros < 0:
+            raise _BrokenMedia
+        at += 2 * zeros + 1
+        return int(bits[at - zeros - 1 : at], 2) - 1
+
+    golomb()  # the set's number
+    chroma = 1
+    if data[0] in _H264_HIGH:
+        chroma = golomb()
+        if chroma == 3:
+            flag()
+        golomb(), golomb(), flag()  # depths of luma and chroma, a way to bypass
+        if flag():  # scaling lists, which cameras do not write
+            return
+    golomb()  # frame numbers
+    order = golomb()
+    if order == 0:
+        golomb()
+    elif order == 1:
+        flag(), golomb(), golomb(), [golomb() for _ in range(golomb() & 255)]
+    golomb(), flag()  # reference frames, gaps
+    width, height, whole = 16 * (golomb() + 1), 16 * (golomb() + 1), flag()
+    if not whole:  # fields
+        flag()
+    flag()
+    left, right, top, bottom = (golomb() for _ in range(4)) if flag() else (0, 0, 0, 0)
+    width -= (left + right) * (1 if chroma == 3 else 2)
+    height -= (top + bottom) * (2 if chroma == 1 else 1)
+    draft.set_size(width, height if whole else 2 * height)
+
+
+def _mpeg_program(reader: _MediaReader, draft: _Draft) -> None:
+    """The last pack's clock less the first one's (ISO 13818-1, section 2.5.3)."""
+    head = reader.read_up_to(0, STREAM_SAMPLE_BYTES)
+    _mpeg2_size(head, draft)
+    tail = reader.read_up_to(max(0, reader.size - STREAM_SAMPLE_BYTES), STREAM_SAMPLE_BYTES)
+    packs = re.findall(rb"\0\0\x01\xba([\x21-\x2f\x44-\x7f].{4})", head + tail, re.DOTALL)
+    if packs:
+        draft.set_duration(_pack_clock(packs[-1]) - _pack_clock(packs[0]), 90000)
+
+
+def _pack_clock(pack: bytes) -> int:
+    """33 bits in three pieces with marker bits between; MPEG-1 has them two bits further right."""
+    bits = int.from_bytes(pack, "big") << (2 if pack[0] < 0x40 else 0)
+    return (bits >> 35 & 7) << 30 | (bits >> 19 & 0x7FFF) << 15 | bits >> 3 & 0x7FFF
+
+
+def _transport(reader: _MediaReader, draft: _Draft) -> None:
     """Last clock less first, of the program whose clock comes first (ISO 13818-1, 2.4.3.5)."""
     packet = 192 if draft.extension == "m2ts" else 188
     reach = STREAM_SAMPLE_BYTES // packet * packet
     tail = max(0, reader.size - reach) // packet * packet
-    clocks = [*_clocks(reader.read_up_to(0, reach), packet)]
+    head = reader.read_up_to(0, reach)
+    clocks = [*_clocks(head, packet)]
     clocks += _clocks(reader.read_up_to(tail, reach), packet)
     times = [time for pid, time in clocks if pid == clocks[0][0]]
     if times:
         draft.set_duration((times[-1] - times[0]) % (1 << 33), 90000)
+    _mpeg2_size(head, draft)
+    if draft.width is None:
+        _h264_size(head, draft)
 
 
 def _clocks(data: bytes, packet: int) -> Iterator[tuple[int, int]]:
@@ -2277,7 +2461,7 @@ def _clocks(data: bytes, packet: int) -> Iterator[tuple[int, int]]:
             yield pid, int.from_bytes(data[at + 6 : at + 11], "big") >> 7
 
 
-def _ogg(reader: _Reader, draft: _Draft) -> None:
+def _ogg(reader: _MediaReader, draft: _Draft) -> None:
     """Codecs from the first pages, length from the last granule positions (RFC 3533)."""
     rates: dict[bytes, Callable[[int], float]] = {}
     at = 0
@@ -2327,7 +2511,7 @@ def _ogg_clock(head: bytes, draft: _Draft) -> Callable[[int], float] | None:
 # -- Sound: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it
 
 
-def _flac(reader: _Reader, draft: _Draft, start: int = 0) -> None:
+def _flac(reader: _MediaReader, draft: _Draft, start: int = 0) -> None:
     """STREAMINFO: 20 bits of rate, 36 bits of samples (RFC 9639, section 8.2)."""
     bits = int.from_bytes(reader.read(start + 18, 8), "big")
     draft.set_duration(bits & (1 << 36) - 1, bits >> 44)
@@ -2344,14 +2528,13 @@ class _Frame:
     side: int  # bytes of side information, behind which a Xing tag may lie
 
 
-_MPEG1_KBITS = (
+_MPEG1_KBITS = (  # by layer
     (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
 )
-_MPEG2_KBITS = (
+_MPEG2_KBITS = (  # layer I, and the two others
     (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025,
@@ -2365,7 +2548,8 @@ def _mp3_frame(data: bytes, at: int) -> _Frame | None:
     bitrate, rate = header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
         return None
-    kbits = (_MPEG1_KBITS if version == 3 else _MPEG2_KBITS)[layer - 1][bitrate - 1]
+    rates = _MPEG1_KBITS[layer - 1] if version == 3 else _MPEG2_KBITS[layer > 1]
+    kbits = rates[bitrate - 1]
     hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
     samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
     slot = 4 if layer == 1 else 1
@@ -2390,22 +2574,23 @@ _FRAMES: dict[str, _FrameParser] = {"mp3": _mp3_frame, "aac": _adts_frame}
 
 def _first_frame(data: bytes, parse: _FrameParser) -> tuple[int, _Frame] | None:
     """The first frame that another of its kind follows: one alone may be an accident."""
-    for match in re.finditer(rb"\xff[\xe0-\xff]", data):
+    for match in re.finditer(rb"\xff(?=[\xe0-\xff])", data[:MAX_SYNC_BYTES]):
         frame = parse(data, match.start())
-        if frame and (after := parse(data, match.start() + frame.length)):
-            if after.kind == frame.kind:
-                return match.start(), frame
+        after = parse(data, match.start() + frame.length) if frame else None
+        if frame and after and after.kind == frame.kind:
+            return match.start(), frame
     return None
 
 
-def _mpeg_audio(reader: _Reader, draft: _Draft) -> None:
+def _mpeg_audio(reader: _MediaReader, draft: _Draft) -> None:
     """The frame count of a Xing or VBRI tag, else the bytes over the mean size of some frames."""
     start = _id3_end(reader)
     if reader.read_up_to(start, 4) == b"fLaC":
         draft.extension = "flac"
         return _flac(reader, draft, start)
     data = reader.read_up_to(start, STREAM_SAMPLE_BYTES)
-    for extension, parse in _FRAMES.items():
+    for extension in ("aac", "mp3") if draft.extension == "aac" else ("mp3", "aac"):
+        parse = _FRAMES[extension]
         if found := _first_frame(data, parse) or _lone_frame(data, parse):
             draft.extension, (at, frame) = extension, found
             break
@@ -2440,8 +2625,8 @@ def _mean_length(data: bytes, at: int, parse: _FrameParser) -> float:
     return sum(lengths) / len(lengths)
 
 
-def _id3_end(reader: _Reader) -> int:
-    """Where the ID3v2 tags at the start end; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
+def _id3_end(reader: _MediaReader) -> int:
+    """Where the ID3v2 tags end; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
     at = 0
     for _ in range(MAX_ID3_TAGS):
         head = reader.read_up_to(at, 10)
@@ -2455,66 +2640,60 @@ def _id3_end(reader: _Reader) -> int:
 # -- What starts how
 
 
-def _type_only(_reader: _Reader, _draft: _Draft) -> None:
+def _type_only(_reader: _MediaReader, _draft: _Draft) -> None:
     """The type is all that is told."""
 
 
-_Parser = Callable[[_Reader, _Draft], None]
-_FORMATS: list[tuple[re.Pattern[bytes], str, _Parser]] = [
-    (re.compile(pattern, re.DOTALL), extension, parser)
-    for pattern, extension, parser in (
-        (rb"\xff\xd8\xff", "jpg", _jpeg),
-        (rb"\x89PNG\r\n\x1a\n....IHDR", "png", _png),
-        (rb"GIF8[79]a", "gif", _gif),
-        (rb"RIFF....WEBP", "webp", _webp),
-        (
-            rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0",
-            "bmp",
-            _bmp,
-        ),
-        (rb"(?:II\*\0|MM\0\*)....CR\x02\0", "cr2", _tiff),
-        (rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", "tiff", _tiff),
-        (rb"IIR[OS]|MMOR", "orf", _tiff),
-        (rb"IIU\0", "rw2", _type_only),
-        (rb"FUJIFILMCCD-RAW ", "raf", _raf),
-        (rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", "ico", _ico),
-        (rb"\xff\x0a", "jxl", _jxl_codestream),
-        (rb"\0\0\0\x0cJXL \r\n\x87\n", "jxl", _jxl),
-        (rb"\0\0\0\x0cjP  \r\n\x87\n", "jp2", _jp2),
-        (rb"\xff\x4f\xff\x51\0", "j2c", _j2c),
-        (rb"\0...ftyp|\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", "mp4", _isobmff),
-        (rb"\x1a\x45\xdf\xa3", "mkv", _matroska),
-        (rb"RIFF....AVI ", "avi", _avi),
-        (rb"(?:RIFF|RF64|BW64)....WAVE", "wav", _wav),
-        (rb"FORM....AIF[FC]", "aiff", _aiff),
-        (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c", "asf", _asf),
-        (rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", "flv", _flv),
-        (rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", "mpg", _mpeg_program),
-        (rb"(?:\x47[\0-\x7f].[\x10-\x3f\x50-\x7f\x90-\xbf\xd0-\xff].{184}){4}", "ts", _transport),
-        (
-            rb"(?:.{4}\x47[\0-\x7f].[\x10-\x3f\x50-\x7f\x90-\xbf\xd0-\xff].{184}){4}",
-            "m2ts",
-            _transport,
-        ),
-        (rb"OggS\0", "ogg", _ogg),
-        (rb"fLaC", "flac", _flac),
-        (rb"#!AMR(?:-WB)?\n", "amr", _type_only),
-        (rb"caff\0\x01\0\0", "caf", _type_only),
-        (rb"wvpk", "wv", _type_only),
-        (rb"ID3[\x02-\x04]", "mp3", _mpeg_audio),
-    )
+_FactParser = Callable[[_MediaReader, _Draft], None]
+_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
+    ("jpg", rb"\xff\xd8\xff", _jpeg),
+    ("png", rb"\x89PNG\r\n\x1a\n", _png),
+    ("gif", rb"GIF8[79]a", _gif),
+    ("webp", rb"RIFF....WEBP", _webp),
+    ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
+    ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
+    ("tiff", rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),
+    ("orf", rb"IIR[OS]|MMOR", _tiff),
+    ("rw2", rb"IIU\0", _type_only),
+    ("raf", rb"FUJIFILMCCD-RAW ", _raf),
+    ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
+    ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
+    ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
+    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
+    ("mp4", rb"\0...(?:ftyp|moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
+    ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
+    ("avi", rb"RIFF....AVI ", _avi),
+    ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
+    ("aiff", rb"FORM....AIF[FC]", _aiff),
+    ("asf", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c", _asf),
+    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
+    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_program),
+    ("ts", rb"(?:\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}){4}", _transport),
+    ("m2ts", rb"(?:.{4}\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}){4}", _transport),
+    ("ogg", rb"OggS\0", _ogg),
+    ("flac", rb"fLaC", _flac),
+    ("amr", rb"#!AMR(?:-WB)?\n", _type_only),
+    ("caf", rb"caff\0\x01\0\0", _type_only),
+    ("wv", rb"wvpk", _type_only),
+    ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
 ]
+_MEDIA_PARSERS = {name: parser for name, _, parser in _MEDIA_FORMATS}
+_MEDIA_MAGIC = re.compile(
+    b"|".join(b"(?P<%b>%b)" % (name.encode(), magic) for name, magic, _ in _MEDIA_FORMATS),
+    re.DOTALL,
+)
 
 
-def _identify(head: bytes) -> tuple[str, _Parser] | None:
-    for pattern, extension, parser in _FORMATS:
-        if pattern.match(head):
-            return _isobmff_extension(head) if parser is _isobmff else extension, parser
+def _identify(head: bytes) -> tuple[str, _FactParser] | None:
+    """Extension and parser of the file that starts so."""
+    if (match := _MEDIA_MAGIC.match(head)) and match.lastgroup:
+        parser = _MEDIA_PARSERS[match.lastgroup]
+        return _isobmff_extension(head) if parser is _isobmff else match.lastgroup, parser
     if _svg_root(head):
         return "svg", _svg
-    padding = len(head) - len(head.lstrip(b"\0"))
+    sound = head.lstrip(b"\0")  # some encoders pad before the first frame
     for extension, parse in _FRAMES.items():
-        if (first := _first_frame(head[padding:], parse)) and first[0] == 0:
+        if (first := _first_frame(sound, parse)) and first[0] == 0:
             return extension, _mpeg_audio
     return None
 
@@ -2525,16 +2704,14 @@ def probe(file: BinaryIO) -> Facts | None:
     Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
     facts, never an exception; an `OSError` of the medium passes.
     """
-    reader = _Reader(file)
+    reader = _MediaReader(file)
     known = _identify(reader.read_up_to(0, SNIFF_BYTES))
     if known is None:
         return None
     extension, parse = known
     draft = _Draft(extension)
-    try:
+    with contextlib.suppress(_BrokenMedia):  # what was found until then is in the draft
         parse(reader, draft)
-    except _Malformed:
-        pass  # what was found until here is in the draft
     return draft.facts()
 
 
@@ -2605,7 +2782,109 @@ CREATE INDEX file_of_media ON file (added, path)
 CREATE INDEX asset_without_thumbnail ON asset (sha256) WHERE thumbnail IS NULL;
 """
 
-MIGRATIONS = (SCHEMA,)  # number n brings an index from user_version n to n + 1
+ACCOUNTS_SCHEMA = """
+CREATE TABLE user (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- an id is never used again: tokens carry it
+    email TEXT NOT NULL,            -- as given
+    email_key TEXT NOT NULL UNIQUE, -- case-folded
+    username TEXT UNIQUE,
+    phone_number TEXT UNIQUE,
+    first_name TEXT NOT NULL,
+    last_name TEXT NOT NULL,
+    password TEXT NOT NULL,         -- scrypt$n$r$p$salt$hash
+    permissions TEXT NOT NULL DEFAULT '',  -- words that the owner granted
+    is_active INTEGER NOT NULL DEFAULT 1,
+    created_at REAL NOT NULL        -- Unix seconds, as all times
+);
+
+CREATE TABLE session (              -- a login and the refresh tokens that followed from it
+    id TEXT PRIMARY KEY,            -- the tokens' claim `session`
+    user_id INTEGER NOT NULL REFERENCES user,
+    jti TEXT NOT NULL,              -- of its one refresh token that is not spent
+    rotated_at REAL NOT NULL,       -- when the one before was spent
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX session_of_user ON session (user_id, expires_at);
+CREATE INDEX session_by_expiry ON session (expires_at);
+
+CREATE TABLE login_failure (
+    key TEXT NOT NULL,              -- digest of an account's or unknown name, or of an address
+    failed_at REAL NOT NULL,
+    PRIMARY KEY (key, failed_at)
+) WITHOUT ROWID;
+CREATE INDEX login_failure_by_time ON login_failure (failed_at);
+
+CREATE TABLE collection (
+    id TEXT PRIMARY KEY,            -- UUID
+    user_id INTEGER NOT NULL,       -- no reference: it may be another program's user
+    name TEXT NOT NULL,
+    description TEXT,
+    folded TEXT NOT NULL,           -- name and description, case-folded, for the search
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL
+);
+CREATE INDEX collection_by_time ON collection (user_id, created_at, id);
+CREATE INDEX collection_by_name ON collection (user_id, name, id);
+
+CREATE TABLE media (
+    id TEXT PRIMARY KEY,            -- UUID
+    user_id INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    type TEXT NOT NULL,             -- image, video, audio
+    size INTEGER,                   -- bytes; as the client says where there is no file
+    path TEXT UNIQUE,               -- of its file in the folder `users`; null: there is none
+    note TEXT,                      -- what the client gave as storage_path
+    description TEXT,
+    collection_id TEXT REFERENCES collection,
+    folded TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    is_deleted INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX media_by_time ON media (user_id, is_deleted, created_at, id);
+CREATE INDEX media_by_type ON media (user_id, is_deleted, type, created_at, id);
+CREATE INDEX media_by_name ON media (user_id, is_deleted, name, id);
+CREATE INDEX media_by_size ON media (user_id, is_deleted, size, id);
+CREATE INDEX media_of_collection ON media (collection_id, user_id, is_deleted, created_at, id);
+"""
+
+ENTITY_STATE = """
+    version INTEGER NOT NULL,           -- from 1
+    transaction_id INTEGER NOT NULL,    -- of the write that made it
+    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
+    label TEXT,
+    description TEXT,
+    parent_id INTEGER,                  -- the collection it is in
+    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
+    added REAL NOT NULL,                -- Unix seconds: of version 1
+    updated REAL NOT NULL,              -- and of this one
+    path TEXT,                          -- of its content in the entities folder
+    sha256 TEXT REFERENCES asset,       -- null: a collection
+    kind TEXT,                          -- these three are the asset's, for the indexes
+    mime_type TEXT,
+    extension TEXT,
+    search TEXT NOT NULL                -- label and description, folded
+"""
+ENTITY_SCHEMA = f"""
+CREATE TABLE entity (                   -- the current version of each
+    id INTEGER PRIMARY KEY AUTOINCREMENT, {ENTITY_STATE});
+CREATE UNIQUE INDEX entity_by_content ON entity (sha256);
+CREATE INDEX entity_by_parent ON entity (parent_id);
+CREATE INDEX entity_by_kind ON entity (kind);
+CREATE INDEX entity_by_mime_type ON entity (mime_type);
+CREATE INDEX entity_by_extension ON entity (extension);
+CREATE INDEX entity_collection ON entity (id) WHERE is_collection = 1;
+CREATE INDEX entity_deleted ON entity (id) WHERE is_deleted = 1;
+
+CREATE TABLE entity_version (           -- every version, the current one too
+    id INTEGER NOT NULL, {ENTITY_STATE}, PRIMARY KEY (version, id)
+) WITHOUT ROWID;
+CREATE INDEX entity_version_by_id ON entity_version (id, version);
+CREATE INDEX entity_version_by_path ON entity_version (path, id);
+"""
+
+# number n brings an index from user_version n to n + 1
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
 
 FACT_COLUMNS = (
     "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
@@ -2667,6 +2946,37 @@ IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696
     AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
 
 
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One version of an entity; what has the id 0 is in no index yet."""
+
+    id: int = 0
+    version: int = 0
+    transaction_id: int = 0
+    is_collection: bool = False
+    label: str | None = None
+    description: str | None = None
+    parent_id: int | None = None
+    is_deleted: bool = False
+    added: float = 0.0
+    updated: float = 0.0
+    path: str | None = None
+    asset: Asset | None = field(default=None, compare=False)  # `path` is compared
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Entity:
+        """From the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
+        asset = Asset.from_row(row[ENTITY_WIDTH:]) if row[ENTITY_WIDTH] else None
+        values = dict(zip(ENTITY_COLUMNS, row, strict=False))
+        flags = {name: bool(values[name]) for name in ("is_collection", "is_deleted")}
+        return cls(**{**values, **flags}, asset=asset)
+
+
+ENTITY_COLUMNS = tuple(item.name for item in fields(Entity))[:-1]
+ENTITY_WIDTH = len(ENTITY_COLUMNS)
+ENTITY_STORED = (*ENTITY_COLUMNS, "sha256", "kind", "mime_type", "extension", "search")
+
+
 class Change:
     """A write that waits for its commit."""
 
@@ -2692,6 +3002,12 @@ class Index:
         self._durable = True
         self.assets = Assets(self)
         self.files = Files(self)
+        self.users = Users(self)
+        self.sessions = Sessions()
+        self.failures = Failures(self)
+        self.collections = Owned(self, "collection", Collection)
+        self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
+        self.entities = Entities(self)
 
     def _connect(self, cache_kib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -2707,6 +3023,10 @@ class Index:
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
         return connection.execute(sql, values)
+
+    def query(self, db: sqlite3.Connection | None, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
+        return self.read(sql, *values) if db is None else db.execute(sql, values)
 
     def write(self, apply: Callable[[sqlite3.Connection], T], durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
@@ -2853,13 +3173,20 @@ class Files:
 
     def remove(
         self, db: sqlite3.Connection, root: str, path: str, before: float = math.inf
-    ) -> str | None:
-        """Forget a file added `before`; the hash of its content if that is now nowhere."""
+    ) -> tuple[str, bool] | None:
+        """Forget a file added `before`: its hash, and whether that content is now nowhere."""
         row = db.execute(
             "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256",
             (root, os.fsencode(path), before),
         ).fetchone()
-        return row[0] if row and self._index.assets.drop_unused(db, row[0]) else None
+        return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
+
+    def remove_all(
+        self, db: sqlite3.Connection, root: str, paths: Iterable[str], before: float = math.inf
+    ) -> list[str]:
+        """Forget files; the hashes of those contents that are now nowhere."""
+        removed = [self.remove(db, root, path, before) for path in paths]
+        return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
     def get(self, root: str, path: str) -> tuple[File, Asset] | None:
         row = self._index.read(
@@ -2917,13 +3244,22 @@ class Files:
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def first_other(self, db: sqlite3.Connection, file: File) -> str | None:
-        """The path of another file of the same folder and content."""
+    def is_there(self, db: sqlite3.Connection, file: File) -> bool:
+        """Whether a file is still known with its content."""
         row = db.execute(
-            "SELECT path FROM file WHERE sha256 = ? AND root = ? AND path != ? ORDER BY path",
-            (file.sha256, file.root, os.fsencode(file.path)),
+            "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?",
+            (file.root, os.fsencode(file.path), file.sha256),
         ).fetchone()
-        return os.fsdecode(row[0]) if row else None
+        return row is not None
+
+    def others(self, db: sqlite3.Connection, file: File) -> list[File]:
+        """The other files of the same folder and content."""
+        rows = db.execute(
+            f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
+            " ORDER BY path",
+            (file.sha256, file.root, os.fsencode(file.path)),
+        )
+        return [File.from_row(row) for row in rows]
 
     def newest_images(self, limit: int) -> list[str]:
         """Hashes of the library's images, the latest capture or arrival first."""
@@ -2948,6 +3284,502 @@ class Files:
             offset,
         )
         return [(os.fsdecode(row[0]), *row[1:]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account."""
+
+    id: int
+    email: str
+    username: str | None
+    phone_number: str | None
+    first_name: str
+    last_name: str
+    password: str = field(repr=False)  # its hash
+    permissions: str  # words
+    is_active: bool
+
+
+USER_COLUMNS = ", ".join(f"user.{item.name}" for item in fields(User))
+
+
+class Users:
+    """Accounts."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, user_id: int) -> User | None:
+        row = self._index.read(f"SELECT {USER_COLUMNS} FROM user WHERE id = ?", user_id).fetchone()
+        return User(*row) if row else None
+
+    def is_disabled(self, user_id: int) -> bool:
+        row = self._index.read("SELECT is_active FROM user WHERE id = ?", user_id).fetchone()
+        return row is not None and not row[0]
+
+    def find(self, name: str) -> User | None:
+        """The account with this e-mail in any case, else with this username."""
+        row = self._index.read(
+            f"SELECT {USER_COLUMNS} FROM user WHERE email_key = ?1 OR username = ?2"
+            " ORDER BY email_key = ?1 DESC LIMIT 1",
+            name.casefold(),
+            name,
+        ).fetchone()
+        return User(*row) if row else None
+
+    def all(self) -> list[User]:
+        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user ORDER BY id")
+        return [User(*row) for row in rows]
+
+    def taken(self, db: sqlite3.Connection, values: Mapping[str, Any]) -> list[str]:
+        """Which of the unique fields another account has."""
+        unique = {
+            "email": ("email_key", values["email"].casefold()),
+            "username": ("username", values.get("username")),
+            "phone_number": ("phone_number", values.get("phone_number")),
+        }
+        return [
+            name
+            for name, (column, value) in unique.items()
+            if db.execute(f"SELECT 1 FROM user WHERE {column} = ?", (value,)).fetchone()
+        ]
+
+    def add(self, db: sqlite3.Connection, values: Mapping[str, Any], now: float) -> User:
+        row = db.execute(
+            "INSERT INTO user (email, email_key, username, phone_number, first_name, last_name,"
+            f" password, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING {USER_COLUMNS}",
+            (
+                values["email"],
+                values["email"].casefold(),
+                values.get("username"),
+                values.get("phone_number"),
+                values.get("first_name", ""),
+                values.get("last_name", ""),
+                values["password"],
+                now,
+            ),
+        ).fetchone()
+        return User(*row)
+
+    def set_password(self, db: sqlite3.Connection, user: User, password: str) -> bool:
+        """Change the hash, unless another request was faster, and end all sessions."""
+        sql = "UPDATE user SET password = ? WHERE id = ? AND password = ?"
+        changed = db.execute(sql, (password, user.id, user.password)).rowcount > 0
+        if changed:
+            self._index.sessions.end_all(db, user.id)
+        return changed
+
+    def set_active(self, db: sqlite3.Connection, user: User, active: bool) -> None:
+        db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
+        if not active:
+            self._index.sessions.end_all(db, user.id)
+
+    def permissions(self, db: sqlite3.Connection, user: User) -> set[str]:
+        row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
+        return set(row[0].split())
+
+    def set_permissions(self, db: sqlite3.Connection, user: User, permissions: Set[str]) -> None:
+        words = " ".join(sorted(permissions))
+        db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """What the index knows a refresh token by."""
+
+    session: str
+    jti: str
+    user_id: int
+
+
+MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires first
+
+
+class Sessions:
+    """Logins; each has one refresh token that is not spent."""
+
+    def open(
+        self,
+        db: sqlite3.Connection,
+        user: User,
+        session: str,
+        jti: str,
+        now: float,
+        expires: float,
+    ) -> bool:
+        """Begin a session, unless the account was disabled or its password changed meanwhile."""
+        opened = db.execute(
+            "INSERT INTO session SELECT ?, id, ?, ?, ? FROM user"
+            " WHERE id = ? AND password = ? AND is_active",
+            (session, jti, now, expires, user.id, user.password),
+        ).rowcount
+        db.execute("DELETE FROM session WHERE expires_at < ?", (now - LEEWAY,))
+        db.execute(
+            "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE user_id = ?"
+            " ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
+            (user.id, MAX_SESSIONS),
+        )
+        return opened > 0
+
+    def rotate(
+        self, db: sqlite3.Connection, token: RefreshToken, jti: str, arrived: float, expires: float
+    ) -> User | None:
+        """Spend a refresh token for the one with `jti`; None if it is no good any more."""
+        if not self._is_good(db, token, arrived):
+            return None
+        db.execute(
+            "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?",
+            (jti, time.time(), expires, token.session),
+        )
+        row = db.execute(
+            f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active", (token.user_id,)
+        ).fetchone()
+        return User(*row) if row else None
+
+    def end(self, db: sqlite3.Connection, token: RefreshToken, arrived: float) -> bool:
+        """Spend a refresh token for nothing; whether it was still good."""
+        good = self._is_good(db, token, arrived)
+        if good:
+            db.execute("DELETE FROM session WHERE id = ?", (token.session,))
+        return good
+
+    def _is_good(self, db: sqlite3.Connection, token: RefreshToken, arrived: float) -> bool:
+        """Whether a token is not spent; one that comes back spent was stolen: its session ends.
+
+        Of two requests at once the later one is no thief: it `arrived` before the token was spent.
+        """
+        row = db.execute(
+            "SELECT jti, rotated_at FROM session WHERE id = ? AND user_id = ?",
+            (token.session, token.user_id),
+        ).fetchone()
+        if row and row[0] != token.jti and arrived > row[1]:
+            db.execute("DELETE FROM session WHERE id = ?", (token.session,))
+        return row is not None and row[0] == token.jti
+
+    def end_all(self, db: sqlite3.Connection, user_id: int) -> None:
+        db.execute("DELETE FROM session WHERE user_id = ?", (user_id,))
+
+
+FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
+
+
+class Failures:
+    """Failed logins of the last minutes, by account and by address."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def times(self, key: str, now: float) -> list[float]:
+        """When logins for `key` failed, the latest first."""
+        rows = self._index.read(
+            "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ?"
+            " ORDER BY failed_at DESC",
+            self._digest(key),
+            now - FAILURE_SECONDS,
+        )
+        return [row[0] for row in rows]
+
+    def add(self, keys: Iterable[str], now: float) -> None:
+        def apply(db: sqlite3.Connection) -> None:
+            values = [(self._digest(key), now) for key in keys]
+            db.execute("DELETE FROM login_failure WHERE failed_at < ?", (now - FAILURE_SECONDS,))
+            db.executemany("INSERT OR IGNORE INTO login_failure VALUES (?, ?)", values)
+
+        self._index.write(apply, durable=False)
+
+    def clear(self, key: str) -> None:
+        sql, digest = "DELETE FROM login_failure WHERE key = ?", self._digest(key)
+        self._index.write(lambda db: db.execute(sql, (digest,)), durable=False)
+
+    @staticmethod
+    def _digest(key: str) -> str:
+        """Names can be long, and people type passwords where a name belongs."""
+        return hashlib.sha256(_utf8(key)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A user's collection of media records."""
+
+    id: str
+    user_id: int
+    name: str
+    description: str | None
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRecord:
+    """A user's record of a picture, film or sound, with its file or without."""
+
+    id: str
+    user_id: int
+    name: str
+    type: str
+    size: int | None
+    path: str | None  # of the file in the folder `users`
+    note: str | None
+    description: str | None
+    collection_id: str | None
+    created_at: float
+    updated_at: float
+
+
+Thing = TypeVar("Thing", bound="Collection | MediaRecord")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which of a user's things are asked for; the columns' names are the program's own words."""
+
+    user_id: int
+    equal: tuple[tuple[str, str], ...] = ()  # column and value
+    terms: tuple[str, ...] = ()  # case-folded; each is in the name or in the description
+    order: tuple[tuple[str, bool], ...] = ()  # column, and whether it is descending
+
+
+class Owned(Generic[Thing]):
+    """Things of users in one table; every method asks whose, so that nobody meets another's."""
+
+    def __init__(
+        self, index: Index, table: str, make: Callable[..., Thing], condition: str = "1"
+    ) -> None:
+        self._index = index
+        self._table = table
+        self._make: Callable[..., Thing] = make
+        self._condition = condition  # which of the rows there are for users
+        self._names = [item.name for item in fields(cast(Any, make))]
+        self._columns = ", ".join(self._names)
+
+    def _where(self, wanted: Wanted) -> tuple[str, list[Any]]:
+        clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
+        clauses += [f"{column} = ?" for column, _ in wanted.equal]
+        clauses += ["instr(folded, ?)"] * len(wanted.terms)
+        values = [value for _, value in wanted.equal]
+        return " AND ".join(clauses), [wanted.user_id, *values, *wanted.terms]
+
+    def count(self, wanted: Wanted) -> int:
+        where, values = self._where(wanted)
+        count: int = self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0]
+        return count
+
+    def page(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> list[Thing]:
+        """The things wanted in order; those that are equal in it are ordered by id."""
+        where, values = self._where(wanted)
+        order = wanted.order or (("created_at", True),)
+        words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
+        rows = self._index.read(
+            f"SELECT {self._columns} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?",
+            *values,
+            limit,
+            offset,
+        )
+        return [self._make(*row) for row in rows]
+
+    def get(self, user_id: int, key: str, db: sqlite3.Connection | None = None) -> Thing | None:
+        """One thing by its id, in the transaction of `db` where there is one."""
+        sql = (
+            f"SELECT {self._columns} FROM {self._table}"
+            f" WHERE id = ? AND user_id = ? AND {self._condition}"
+        )
+        values = (key, user_id)
+        row = (db.execute(sql, values) if db else self._index.read(sql, *values)).fetchone()
+        return self._make(*row) if row else None
+
+    def of_anyone(self, key: str) -> Thing | None:
+        """One thing by its id, for who has shown leave to read it."""
+        sql = f"SELECT {self._columns} FROM {self._table} WHERE id = ? AND {self._condition}"
+        row = self._index.read(sql, key).fetchone()
+        return self._make(*row) if row else None
+
+    def put(self, db: sqlite3.Connection, thing: Thing) -> None:
+        """Add a thing or change the one with its id."""
+        folded = f"{thing.name}\n{thing.description or ''}".casefold()
+        changes = ", ".join(f"{name} = excluded.{name}" for name in (*self._names[1:], "folded"))
+        db.execute(
+            f"INSERT INTO {self._table} ({self._columns}, folded)"
+            f" VALUES ({', '.join('?' * (len(self._names) + 1))})"
+            f" ON CONFLICT (id) DO UPDATE SET {changes}",
+            (*(getattr(thing, name) for name in self._names), folded),
+        )
+
+    def release_path(self, db: sqlite3.Connection, path: str) -> None:
+        """Leave a path to a new file: the one of another record there was removed by hand."""
+        db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
+
+    def hide(self, user_id: int, key: str, now: float) -> bool:
+        """Delete softly, as media records are; whether there was one."""
+        sql = (
+            "UPDATE media SET is_deleted = 1, updated_at = ?"
+            " WHERE id = ? AND user_id = ? AND is_deleted = 0"
+        )
+        done = self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount)
+        return done > 0
+
+    def remove_collection(self, user_id: int, key: str) -> bool:
+        """Delete a collection and keep its media; whether there was one."""
+
+        def apply(db: sqlite3.Connection) -> int:
+            sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
+            removed = db.execute(sql, (key, user_id)).rowcount
+            if removed:
+                sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
+                db.execute(sql, (key,))
+            return removed
+
+        return self._index.write(apply) > 0
+
+
+def folded(*texts: str | None) -> str:
+    """Texts as searches compare them, without case; no match reaches from one into the next.
+
+    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
+    True
+    """
+    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
+
+
+class Entities:
+    """Entities and their versions; what is not told otherwise is about current ones."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(
+        self, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+    ) -> Entity | None:
+        sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
+        if version is not None:
+            sql, values = f"{sql} AND version = ?", [id, version]
+        row = self._index.query(db, sql, *values).fetchone()
+        return Entity.from_row(row) if row else None
+
+    def versions(self, id: int) -> list[Entity]:
+        """All versions of one, the oldest first."""
+        rows = self._index.read(f"{self._select(True)} WHERE id = ? ORDER BY version", id)
+        return [Entity.from_row(row) for row in rows]
+
+    def page(
+        self, version: int | None, filters: Mapping[str, Any], text: str, limit: int, offset: int
+    ) -> tuple[list[Entity], int]:
+        """Some of those that fit in the order of their ids, and how many fit.
+
+        Of each its version `version`; `filters` are columns and their values, and `text` is in
+        the label or description.
+        """
+        chosen, values = self._where(version, filters, text)
+        count = self._index.read(f"SELECT count(*) FROM {chosen}", *values).fetchone()[0]
+        if offset >= count:
+            return [], count
+        part = f"(SELECT * FROM {chosen} ORDER BY id LIMIT ? OFFSET ?)"
+        sql = f"{self._select(part=part)} ORDER BY id"
+        rows = self._index.read(sql, *values, limit, offset)
+        return [Entity.from_row(row) for row in rows], count
+
+    def _select(self, versions: bool = False, part: str = "") -> str:
+        """All there is to read of an entity, from a table or a part of one."""
+        columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
+        source = part or ("entity_version" if versions else "entity")
+        return (
+            f"SELECT {columns}, {ASSET_COLUMNS} FROM {source} AS entity"
+            " LEFT JOIN asset ON asset.sha256 = entity.sha256"
+        )
+
+    def _where(
+        self, version: int | None, filters: Mapping[str, Any], text: str
+    ) -> tuple[str, list[Any]]:
+        """A table and its condition. Booleans are written out: partial indexes need it so."""
+        table = "entity" if version is None else "entity_version"
+        conditions: dict[str, Any] = {} if version is None else {"version = ?": version}
+        for column, value in filters.items():
+            equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
+            conditions[f"{column} {equal}"] = value
+        if text:
+            conditions["instr(search, ?)"] = folded(text)
+        words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return table + words, [v for condition, v in conditions.items() if "?" in condition]
+
+    def holder(self, sha256: str, db: sqlite3.Connection | None = None) -> int | None:
+        """The entity that has a content."""
+        row = self._index.query(db, "SELECT id FROM entity WHERE sha256 = ?", sha256).fetchone()
+        return row[0] if row else None
+
+    def is_within(self, id: int, collection: int, db: sqlite3.Connection | None = None) -> bool:
+        """Whether an entity is a collection, or in it, however deep."""
+        row = self._index.query(
+            db,
+            "WITH RECURSIVE above (id) AS (VALUES (?) UNION"
+            " SELECT parent_id FROM entity JOIN above USING (id))"
+            " SELECT 1 FROM above WHERE id = ?",
+            id,
+            collection,
+        ).fetchone()
+        return row is not None
+
+    def put(self, db: sqlite3.Connection, entity: Entity, now: float) -> Entity:
+        """Write an entity as its next version, unless it is the current one."""
+        current = self.get(entity.id, db=db)
+        if current == entity:
+            return current
+        entity = replace(
+            entity,
+            version=entity.version + 1,
+            transaction_id=self._next_transaction(db),
+            added=entity.added if entity.id else now,
+            updated=now,
+        )
+        asset, facts = entity.asset, entity.asset and entity.asset.facts
+        row = [entity.id or None, *(getattr(entity, name) for name in ENTITY_COLUMNS[1:])]
+        row += [getattr(asset, "sha256", None)]
+        row += [getattr(facts, name, None) for name in ("kind", "mime_type", "extension")]
+        row += [folded(entity.label, entity.description)]
+        changes = ", ".join(f"{name} = excluded.{name}" for name in ENTITY_STORED[1:])
+        into = f"({', '.join(ENTITY_STORED)}) VALUES ({', '.join('?' * len(row))})"
+        (row[0],) = db.execute(
+            f"INSERT INTO entity {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id", row
+        ).fetchone()
+        db.execute(f"INSERT INTO entity_version {into}", row)
+        return replace(entity, id=row[0])
+
+    def _next_transaction(self, db: sqlite3.Connection) -> int:
+        row = db.execute(
+            "INSERT INTO meta VALUES ('entity_transaction', 1)"
+            " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
+        ).fetchone()
+        return int(row[0])
+
+    def remove(self, db: sqlite3.Connection, id: int, now: float) -> list[str]:
+        """Forget an entity; the paths that no other one has. What was in it is at the root."""
+        self._release(db, id, now)
+        paths = db.execute(
+            "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
+            " AND NOT EXISTS"
+            " (SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id)",
+            (id,),
+        ).fetchall()
+        db.execute("DELETE FROM entity WHERE id = ?", (id,))
+        db.execute("DELETE FROM entity_version WHERE id = ?", (id,))
+        return [row[0] for row in paths]
+
+    def _release(self, db: sqlite3.Connection, id: int, now: float) -> None:
+        """Put what is in a collection at the root, with one new version each."""
+        changes = {
+            "version": "version + 1",
+            "transaction_id": "?1",
+            "updated": "?2",
+            "parent_id": "NULL",
+        }
+        values = (self._next_transaction(db), now, id)
+        state = ", ".join(changes.get(name, name) for name in ENTITY_STORED)
+        db.execute(
+            f"INSERT INTO entity_version ({', '.join(ENTITY_STORED)})"
+            f" SELECT {state} FROM entity WHERE parent_id = ?3",
+            values,
+        )
+        settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
+        db.execute(f"UPDATE entity SET {settings} WHERE parent_id = ?3", values)
 
 
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
@@ -3004,7 +3836,10 @@ def migrated(index: Index) -> Index:
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 MAX_NAME_BYTES = 255  # what file systems allow
-WINDOWS_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)")
+MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
+WINDOWS_RESERVED = re.compile(
+    r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
+)
 
 
 class TooLarge(Exception):
@@ -3095,11 +3930,33 @@ class Folder:
 
     def _new_incoming(self) -> str:
         """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
+        return f"{self._make_incoming()}/{secrets.token_hex(16)}"
+
+    def _make_incoming(self) -> str:
         folder = f"{self.path}/{INCOMING}"
         if not os.path.isdir(folder):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700)
-        return f"{folder}/{secrets.token_hex(16)}"
+        return folder
+
+    @contextlib.contextmanager
+    def turn(self, sha256: str) -> Iterator[None]:
+        """Uploads of equal content go in here one after the other, whatever their process.
+
+        So the later ones find what the first one has stored. Whoever leaves removes the lock
+        file; whoever then gets the lock of a removed file takes a new one.
+        """
+        path = f"{self._make_incoming()}/{sha256}"
+        while True:
+            with open(path, "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:
+                    try:
+                        yield
+                    finally:
+                        with contextlib.suppress(OSError):  # what was done inside stays done
+                            os.unlink(path)
+                    return
 
     def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
         """Put a file in place under the first of `names` that is free; return that name.
@@ -3123,9 +3980,7 @@ class Folder:
     def _become_twin(self, incoming: Incoming, twin: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
         path = f"{incoming.path}-twin"
-        try:
-            os.link(twin, path, follow_symlinks=False)
-        except OSError:
+        if not try_link(twin, path):
             return False
         os.replace(path, incoming.path)
         return True
@@ -3160,6 +4015,13 @@ class Folder:
     def stat(self, name: str) -> os.stat_result:
         return os.lstat(self.locate(name))
 
+    def has(self, file: File) -> bool:
+        """Whether a file is on disk as it was when it was read."""
+        try:
+            return file.matches(self.stat(file.path))
+        except OSError:
+            return False
+
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Delete files once the block, which has the index forget them, is left without error."""
@@ -3167,10 +4029,7 @@ class Folder:
         try:
             for name in names:
                 mark = self._new_incoming()
-                with contextlib.suppress(
-                    FileNotFoundError, PermissionError
-                ):  # gone; no links here
-                    self._link(self.locate(name), mark)
+                if try_link(self.locate(name), mark):
                     marks.append(mark)
             yield
             for name in names:
@@ -3240,6 +4099,17 @@ def write_all(file: io.FileIO, data: Buffer) -> None:
         written += file.write(memoryview(data)[written:])
 
 
+def try_link(source: str, target: str) -> bool:
+    """Give a file a second name, unless it is gone or its file system has no links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}:
+            return False
+        raise
+    return True
+
+
 def link_exclusively(source: str, target: str) -> None:
     """Give a file a second name; FileExistsError where that name is taken.
 
@@ -3247,9 +4117,9 @@ def link_exclusively(source: str, target: str) -> None:
     """
     try:
         os.link(source, target, follow_symlinks=False)
-    except (PermissionError, NotImplementedError) as error:
-        if os.path.lexists(target):
-            raise FileExistsError(target) from error
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+            raise
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         os.replace(source, target)
 
@@ -3266,8 +4136,8 @@ def sync_folder(path: str) -> None:
 def safe_name(name: str) -> str:
     """A file name as the client gave it, less what file systems or people trip over.
 
-    >>> safe_name("../C:\\\\x\\\\my photo.jpg"), safe_name("..hidden\\x07.png"), safe_name("NUL.gif")
-    ('my photo.jpg', 'hidden.png', '_NUL.gif')
+    >>> [safe_name(x) for x in ("../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", "NUL.gif")]
+    ['my photo.jpg', 'hidden.png', '_NUL.gif']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
@@ -3277,16 +4147,17 @@ def safe_name(name: str) -> str:
     return fit_name(name)
 
 
-def fit_name(name: str, room: int = MAX_NAME_BYTES) -> str:
-    """Shorten the stem so that the name has at most `room` bytes; whole characters stay whole.
+def fit_name(name: str, suffix: str = "") -> str:
+    """A name with `suffix` behind its stem, which is shortened to what file systems allow.
 
-    >>> fit_name("éé.png", 7)
-    'é.png'
+    >>> fit_name("é" * 200 + ".png", "_1") == "é" * 124 + "_1.png"
+    True
     """
     stem, extension = os.path.splitext(name)
-    if len(extension.encode()) > 16:
+    if len(extension.encode()) > MAX_EXTENSION_BYTES:
         stem, extension = name, ""
-    return stem.encode()[: room - len(extension.encode())].decode("utf-8", "ignore") + extension
+    room = MAX_NAME_BYTES - len((suffix + extension).encode())
+    return stem.encode()[:room].decode("utf-8", "ignore") + suffix + extension
 
 
 def numbered_names(name: str) -> Iterator[str]:
@@ -3302,29 +4173,13 @@ def with_suffix(name: str, suffix: str) -> str:
     '2026/a_1.jpg'
     """
     folder, separator, base = name.rpartition("/")
-    stem, extension = os.path.splitext(base)
-    stem = fit_name(stem + extension, MAX_NAME_BYTES - len(suffix))[: len(stem)]
-    stem = stem.removesuffix(extension) if extension else stem
-    return f"{folder}{separator}{stem}{suffix}{extension}"
+    return f"{folder}{separator}{fit_name(base, suffix)}"
 
 
-SLUG_LETTERS = str.maketrans(
-    {
-        "ß": "ss",
-        "æ": "ae",
-        "Æ": "ae",
-        "œ": "oe",
-        "Œ": "oe",
-        "ø": "o",
-        "Ø": "o",
-        "ł": "l",
-        "Ł": "l",
-        "đ": "d",
-        "ð": "d",
-        "þ": "th",
-        "ı": "i",
-    }
-)
+SLUG_LETTERS = str.maketrans({
+    "ß": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o",
+    "ł": "l", "Ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i",
+})  # fmt: skip
 
 
 def slugify(text: str) -> str:
@@ -3410,7 +4265,8 @@ class Thumbnails:
         if not hasattr(os, "fork"):
             return "none: thumbnails need an operating system with fork"
         found = [name for name in (self.pillow, "ffmpeg" if self.ffmpeg else None) if name]
-        return ", ".join(found) or "none: install Pillow (apt install python3-pil) or ffmpeg"
+        hint = "" if self.pillow else "; for images install Pillow (apt install python3-pil)"
+        return (", ".join(found) or "none") + hint
 
     @property
     def available(self) -> bool:
@@ -3426,7 +4282,7 @@ class Thumbnails:
         """Whether a decoder found here might make a thumbnail of such content. SVG never."""
         if not self.available or mime_type == "image/svg+xml":
             return False
-        return kind == "image" or (kind == "video" and self.ffmpeg is not None)
+        return bool({"image": self.pillow, "video": self.ffmpeg}.get(kind))
 
     def start(self) -> None:
         """Fork the decoder host. Nothing is forked where no decoder is installed."""
@@ -3498,7 +4354,10 @@ class Thumbnails:
         if not png:
             return False
         incoming = self.folder / ".incoming" / f"{sha256}.{os.getpid()}.png"
-        incoming.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(
+            0o700, parents=True, exist_ok=True
+        )  # private pictures have thumbnails, too
+        incoming.parent.mkdir(exist_ok=True)
         incoming.write_bytes(png)
         incoming.replace(self.path(sha256))
         return True
@@ -3915,11 +4774,9 @@ class Scanner:
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that were known `before` the folder was read and not found in it."""
 
-        def apply(db: sqlite3.Connection) -> list[str | None]:
-            return [
-                self._index.files.remove(db, folder.name, os.fsdecode(path), before)
-                for path in paths
-            ]
+        def apply(db: sqlite3.Connection) -> list[str]:
+            names = map(os.fsdecode, paths)
+            return self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
             self._drop_thumbnails(self._index.write(apply, durable=False))
@@ -4515,7 +5372,8 @@ def _parse_parameters(value: str) -> tuple[str, dict[str, str]]:
 def _form_text(value: str) -> str:
     """Decode a name as the HTML Standard encodes it (4.10.21.8, multipart/form-data encoding)."""
     with contextlib.suppress(UnicodeDecodeError):  # by an old client, which meant Latin-1
-        value = value.encode("latin-1").decode("utf-8")
+        # A surrogate, which is no text, is let through for the families to refuse.
+        value = value.encode("latin-1").decode("utf-8", "surrogatepass")
     return value.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
@@ -4558,7 +5416,7 @@ def parse_query(text: str) -> list[tuple[str, str]]:
 
 # -- Ranges and conditions -------------------------------------------------------------
 
-_RANGE = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")
+_RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
 _ZERO_WEIGHT = re.compile(r"[ \t]*q=0(?:\.0{0,3})?[ \t]*")  # "not acceptable" (RFC 9110 §12.4.2)
 
@@ -5467,11 +6325,17 @@ class Watchdog:
             notify("WATCHDOG=1")
 
 
-def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog: Watchdog) -> int:
+def run_workers(
+    count: int,
+    work: Callable[[int, socket.socket], None],
+    ready: Callable[[], None],
+    watchdog: Watchdog,
+    lock: io.FileIO,
+) -> None:
     """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
     `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
-    however it ends.
+    however it ends, and so does the lock. `ready` is called when signals have their meaning.
     """
     held, lifeline = socket.socketpair()
     workers: dict[int, int] = {}  # number by process ID
@@ -5495,11 +6359,12 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog
     signal.signal(signal.SIGHUP, scan)
     signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
     signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
-    notify("READY=1")
+    ready()
     missing = list(range(count))
     while not stopping or workers:
         for number in missing if not stopping else ():
-            workers[fork_worker(held, functools.partial(work, number, lifeline))] = number
+            process = fork_worker([held, lock], functools.partial(work, number, lifeline))
+            workers[process] = number
         if stopping:  # which may have come while one was forked
             stop(signal.SIGTERM, None)
         process, status = os.wait()
@@ -5507,20 +6372,28 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog
         if missing and not stopping:
             warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
             time.sleep(1)  # one that cannot start must not use up the machine
-    return 0
 
 
-def fork_worker(held: socket.socket, work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work` and ends."""
+SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends.
+
+    SIGNALS wait for it until it unblocks them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process = os.fork()
-    if process == 0:
+    if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return process
+    try:
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
-        held.close()
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return process
+        for item in ours:
+            item.close()
+        work()
+    finally:
+        os._exit(0)
 
 
 # ======================================================================================
@@ -5556,12 +6429,18 @@ class Field:
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, integer, boolean
+    type: str = "string"  # string, text (a string or a number), integer, boolean
     required: bool = False
     default: Any = None
     minimum: int | None = None  # of an integer
     maximum: int | None = None  # beyond it: an error
     ceiling: int | None = None  # beyond it: counts as this
+    shortest: int = 0  # characters of a text
+    longest: int | None = None
+    choices: tuple[str, ...] = ()
+    nullable: bool = True  # null is a value
+    blank: str = "kept"  # what an empty text is: "kept", "null", "refused" or "not sent"
+    trim: bool = False  # take white space off its ends, as Django does
     help: str = ""
 
 
@@ -5584,6 +6463,7 @@ class BodySpec:
     kinds: tuple[str, ...]  # of "json", "form", "multipart"
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
+    wrapper: str = ""  # the member of a JSON object that may hold the fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -5596,9 +6476,11 @@ class Route:
     family: str
     summary: str
     handler: Callable[..., Response]
+    parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
     answers: Mapping[int, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()  # other paths of the same thing
 
 
 ROUTES: list[Route] = []
@@ -5606,9 +6488,14 @@ Handler = TypeVar("Handler", bound=Callable[..., "Response"])
 
 
 def route(
-    method: str, path: str, access: Access, family: str, summary: str, **more: Any
+    method: str, path: str | Sequence[str], access: Access, family: str, summary: str, **more: Any
 ) -> Callable[[Handler], Handler]:
-    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route."""
+    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
+
+    Of several paths the first is the one that the documentation shows.
+    """
+    path, *aliases = [path] if isinstance(path, str) else path
+    more["aliases"] = tuple(aliases)
 
     def declare(handler: Handler) -> Handler:
         ROUTES.append(Route(method, path, access, family, summary, handler, **more))
@@ -5623,13 +6510,15 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
         for item in routes:
-            segments = item.path.strip("/").split("/")
-            self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
+            for path in (item.path, *item.aliases):
+                segments = path.strip("/").split("/")
+                self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
 
     def find(self, path: str) -> list[tuple[Route, dict[str, str]]]:
         """The routes of a percent-encoded path with their parameters, specific ones first.
 
-        A trailing slash is optional. Raises 400 for a path that is not UTF-8.
+        A segment that is named literally wins over a parameter, the first one that differs
+        deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
         try:
             parts = [
@@ -5641,8 +6530,10 @@ class RouteTable:
         for segments, item in self._table.get((len(parts), parts[0]), ()):
             parameters = match_segments(segments, parts)
             if parameters is not None:
-                found.append((item, parameters))
-        return found
+                shape = [segment.startswith("{") for segment in segments]
+                found.append((shape, item, parameters))
+        best = min((shape for shape, _, _ in found), default=[])
+        return [(item, parameters) for shape, item, parameters in found if shape == best]
 
 
 def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
@@ -5676,6 +6567,64 @@ class HotFile:
     content: Content
 
 
+MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
+MAX_ADDRESS_FAILURES = 20  # and from one address
+
+
+class Logins:
+    """Checks passwords, and no more wrong ones than an account and an address may try.
+
+    Those being checked count as failed until they are not: many at once get no further than
+    one after the other. (Each worker knows its own; what has failed is known to all.)
+    """
+
+    def __init__(self, failures: Failures, room: ScryptRoom) -> None:
+        self._failures = failures
+        self._room = room
+        self._changed = threading.Condition()
+        self._checking: dict[str, int] = {}
+
+    def check(self, account: str, address: str, password: str, stored: str) -> bool:
+        """Whether a password is right; 429 after too many that were not."""
+        limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
+        with self._room.place(), self._counted(limits):
+            right = self._room.run(verify_password, password, stored)
+            if not right:
+                self._failures.add(limits, time.time())
+            elif self._failures.times(account, time.time()):
+                self._failures.clear(account)
+        return right
+
+    @contextlib.contextmanager
+    def _counted(self, limits: Mapping[str, int]) -> Iterator[None]:
+        with self._changed:
+            while not self._may_try(limits):
+                self._changed.wait()
+            for key in limits:
+                self._checking[key] = self._checking.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                for key in limits:
+                    self._checking[key] -= 1
+                    if not self._checking[key]:
+                        del self._checking[key]
+                self._changed.notify_all()
+
+    def _may_try(self, limits: Mapping[str, int]) -> bool:
+        """Whether one more may be tried now; 429 if none may until the window has passed."""
+        now, free = time.time(), True
+        for key, limit in limits.items():
+            failed = self._failures.times(key, now)
+            if len(failed) >= limit:
+                wait = math.ceil(failed[limit - 1] + FAILURE_SECONDS - now)
+                detail = "There were too many failed logins; try again later."
+                raise HTTPError(429, detail, {"Retry-After": str(max(wait, 1))})
+            free = free and len(failed) + self._checking.get(key, 0) < limit
+        return free
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -5687,7 +6636,10 @@ class App:
         self.thumbnails = thumbnails
         self.library = Folder("library", settings.storage_dir, make=False)
         self.images = Folder("images", settings.upload_dir, make=True)
-        self.folders = {folder.name: folder for folder in (self.library, self.images)}
+        self.users = Folder("users", settings.database_dir / "users", make=True)
+        self.entities = Folder("entities", settings.media_storage_dir, make=True)
+        folders = (self.library, self.images, self.users, self.entities)
+        self.folders = {folder.name: folder for folder in folders}
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
@@ -5710,8 +6662,17 @@ class App:
             upload_lifetime=settings.token_expiry_seconds,
         )
         self.tokens = TokenCache()
+        self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
+        self.scrypt = ScryptRoom()
+        self.logins = Logins(index.failures, self.scrypt)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.started = time.monotonic()
+
+    def is_unmounted(self) -> bool:
+        """Whether the folder is missing, or empty though pictures are known."""
+        if not self.library.is_missing():
+            return False
+        return not os.path.isdir(self.library.path) or not self.index.files.is_empty("library")
 
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a small public file at hand; when there are too many, all make room."""
@@ -5810,15 +6771,33 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 
 
 def parse_value(item: Field, value: Any, where: str) -> Any:
-    """A field's value from text (query, form) or JSON; raises Invalid."""
-    if value is None:
+    """A field's value from text (path, query, form) or JSON; raises Invalid."""
+    if isinstance(value, str) and item.trim:
+        value = value.strip()
+    if value == "" and item.blank == "null":
+        value = None
+    if value is None and item.nullable:
         return None
     parsed = PARSERS[item.type](value)
     if isinstance(parsed, Problem):
-        raise Invalid(replace(parsed, where=where, field=item.name))
+        raise Invalid(replace(parsed, where=where, field=item.name, is_null=value is None))
     if item.type == "integer":
-        parsed = check_bounds(item, parsed, where)
-    return parsed
+        return check_bounds(item, parsed, where)
+    return check_text(item, parsed, where) if isinstance(parsed, str) else parsed
+
+
+def check_text(item: Field, text: str, where: str) -> str:
+    if not text and item.blank == "refused":
+        raise Invalid(Problem(where, item.name, "may not be blank", "blank"))
+    if item.choices and text not in item.choices:
+        raise Invalid(Problem(where, item.name, f'"{text}" is not a valid choice', "choice"))
+    if item.longest is not None and len(text) > item.longest:
+        message = f"must have at most {item.longest} characters"
+        raise Invalid(Problem(where, item.name, message, "string_too_long", item.longest))
+    if len(text) < item.shortest:
+        message = f"must have at least {item.shortest} characters"
+        raise Invalid(Problem(where, item.name, message, "string_too_short", item.shortest))
+    return text
 
 
 def parse_string(value: Any) -> str | Problem:
@@ -5829,45 +6808,59 @@ def parse_string(value: Any) -> str | Problem:
     return value
 
 
+def parse_any_text(value: Any) -> str | Problem:
+    """A number counts as its digits, as in Django: people send phone numbers so."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return parse_string(str(value) if number else value)
+
+
 def parse_integer(value: Any) -> int | Problem:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value, re.ASCII):
+    wrong = Problem("", "", "must be a whole number", "int_type")
+    if isinstance(value, str):
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
+            return replace(wrong, type="int_parsing")
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
-        return Problem("", "", "must be a whole number", "int_parsing")
+    elif isinstance(value, float):
+        if not value.is_integer():
+            return replace(wrong, type="int_from_float")
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return wrong
     return value
 
 
+FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True) | dict.fromkeys(
+    ("false", "f", "0", "off", "no", "n"), False
+)
+
+
 def parse_flag(value: Any) -> bool | Problem:
-    words = {
-        "true": True,
-        "1": True,
-        "on": True,
-        "yes": True,
-        "false": False,
-        "0": False,
-        "off": False,
-        "no": False,
-    }
-    parsed = value if isinstance(value, bool) else words.get(str(value).strip().lower())
+    if not isinstance(value, (str, int)):
+        return Problem("", "", "must be true or false", "bool_type")
+    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
     return Problem("", "", "must be true or false", "bool_parsing") if parsed is None else parsed
 
 
 PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "string": parse_string,
+    "text": parse_any_text,
     "integer": parse_integer,
     "boolean": parse_flag,
 }
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
-    if item.minimum is not None and number < item.minimum:
-        raise Invalid(
-            Problem(where, item.name, f"must be at least {item.minimum}", "greater_than_equal")
-        )
-    if item.maximum is not None and number > item.maximum:
-        raise Invalid(
-            Problem(where, item.name, f"must be at most {item.maximum}", "less_than_equal")
-        )
+    if where == "query":  # past any page, and what SQLite can take
+        number = max(-MAX_BYTES, min(number, MAX_BYTES))
+    elif abs(number) > MAX_BYTES:
+        raise Invalid(Problem(where, item.name, "is too large", "int_parsing_size"))
+    low, high = item.minimum, item.maximum
+    if low is not None and number < low:
+        text = f"must be at least {low}"
+        raise Invalid(Problem(where, item.name, text, "greater_than_equal", low))
+    if high is not None and number > high:
+        text = f"must be at most {high}"
+        raise Invalid(Problem(where, item.name, text, "less_than_equal", high))
     return number if item.ceiling is None else min(number, item.ceiling)
 
 
@@ -5879,7 +6872,7 @@ def parse_declared(
     problems: list[Problem] = []
     for item in declared:
         try:
-            if item.name in values:
+            if item.name in values and (item.blank != "not sent" or values[item.name] != ""):
                 parsed[item.name] = parse_value(item, values[item.name], where)
             elif item.required:
                 problems.append(Problem(where, item.name, "is required", "missing"))
@@ -5897,9 +6890,15 @@ def read_body(request: Request, spec: BodySpec) -> None:
     unsized = request.head.content_length is None and not request.head.chunked
     if unsized and (spec.upload or "content-type" in request.headers):
         raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPError(
+            415, "Send the body without Content-Encoding.", {"Accept-Encoding": "identity"}
+        )
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
-    if media_type == "multipart/form-data" and "multipart" in spec.kinds:
-        values = read_multipart(request, spec.upload, parameters.get("boundary", ""))
+    if request.body.finished:  # nothing was sent, whatever its type would have been
+        values: dict[str, Any] = {}
+    elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
+        values = read_multipart(request, spec, parameters.get("boundary", ""))
     elif media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         values = dict(
             parse_query(request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape"))
@@ -5907,13 +6906,11 @@ def read_body(request: Request, spec: BodySpec) -> None:
     elif (
         media_type == "application/json" or media_type.endswith("+json")
     ) and "json" in spec.kinds:
-        values = parse_json_object(request.body.read(MAX_TEXT_BYTES))
-    elif media_type or not request.body.finished:
+        values = unwrap(parse_json_object(request.body.read(MAX_TEXT_BYTES)), spec.wrapper)
+    else:
         raise HTTPError(
             415, f"This endpoint does not read {media_type or 'a body without Content-Type'}."
         )
-    else:
-        values = {}
     if spec.upload and spec.upload.required and request.upload is None:
         raise Invalid(
             Problem(
@@ -5941,8 +6938,17 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def read_multipart(request: Request, upload: Upload | None, boundary: str) -> dict[str, str]:
-    """The text fields of a form; the file goes to `request.upload` as it arrives."""
+def unwrap(value: dict[str, Any], wrapper: str) -> dict[str, Any]:
+    """The object that a JSON object's `wrapper` holds, or the object itself."""
+    inner = value.get(wrapper, value)
+    if not isinstance(inner, dict):
+        raise Invalid(Problem("body", wrapper, "must be an object", "dict_type"))
+    return inner
+
+
+def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str, str]:
+    """The declared text fields of a form; the file goes to `request.upload` as it arrives."""
+    upload, declared = spec.upload, {item.name for item in spec.fields}
     limit = getattr(request.app.settings, upload.limit) if upload else 0
     if (request.body.length or 0) > limit + FORM_SLACK_BYTES:
         raise HTTPError(413, f"The file is larger than {limit} bytes.")
@@ -5957,7 +6963,9 @@ def read_multipart(request: Request, upload: Upload | None, boundary: str) -> di
             continue
         text = b"".join(bounded_text(part_content(events), MAX_TEXT_BYTES - text_bytes))
         text_bytes += len(text)
-        if event.filename is None:
+        if upload and event.name == upload.name and text:
+            raise Invalid(Problem("body", upload.name, "must be a file, not a text", "file"))
+        if event.filename is None and event.name in declared:
             values[event.name] = decode_field(event.name, text)
     return values
 
@@ -6003,7 +7011,10 @@ def receive_upload(
     parse_value(Field(upload.name), filename, "body")
     if upload.check_name and filename:
         upload.check_name(request, filename)
-    incoming = request.app.folders[upload.folder].receive(content, limit, upload.md5)
+    folder = request.app.folders[upload.folder]
+    if not folder.make and request.app.is_unmounted():
+        raise HTTPError(503, "The storage folder is not mounted.", {"Retry-After": "60"})
+    incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
     if not filename:
         incoming.discard()
@@ -6019,6 +7030,16 @@ def json_response(
 ) -> Response:
     body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     return Response(status, [("Content-Type", "application/json"), *headers], body)
+
+
+def format_timestamp(seconds: float) -> str:
+    """ISO 8601 in UTC, as Django REST Framework writes it.
+
+    >>> format_timestamp(1.5)
+    '1970-01-01T00:00:01.500000Z'
+    """
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def printable(path: str) -> str:
@@ -6068,8 +7089,12 @@ class Content:
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
-def content_response(headers: Headers, content: Content) -> Response:
-    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+def content_response(head: RequestHead, content: Content) -> Response:
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
+
+    Ranges are defined for GET alone (§14.2).
+    """
+    headers = head.headers
     fields = content.headers()
     held = content.source if isinstance(content.source, io.FileIO) else None
     if precondition_failed(headers, content.etag, content.last_modified):
@@ -6077,7 +7102,11 @@ def content_response(headers: Headers, content: Content) -> Response:
     if not_modified(headers, content.etag, content.last_modified):
         return Response(304, fields[2:], resource=held)
     ranges = None
-    if "range" in headers and if_range_holds(headers, content.etag, content.last_modified):
+    if (
+        "range" in headers
+        and head.method == "GET"
+        and if_range_holds(headers, content.etag, content.last_modified)
+    ):
         ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
@@ -6176,11 +7205,15 @@ class Application:
 
     def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
         pairs = parse_query(request.head.query) if request.head.query else []
-        token = next((value for name, value in pairs if name == "token"), None)
+        tokens = [value for name, value in pairs if name == "token"]
+        token = ",".join(tokens) if tokens else None  # two are one malformed one
         authorization = request.headers.get("authorization")
         app = self.app
         request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
+        if request.principal.user_id and app.index.users.is_disabled(request.principal.user_id):
+            raise HTTPError(401, "The account is disabled.", CHALLENGE)
         require(item.access, request.principal, app.settings.read_auth_enabled)
+        parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
         request.query = parse_declared(item.query, dict(pairs), "query")
         if item.body is not None:
             read_body(request, item.body)
@@ -6243,7 +7276,7 @@ class Application:
         if head.content_length or head.chunked or not is_unchanged(hot):
             return None
         try:
-            response = content_response(head.headers, hot.content)
+            response = content_response(head, hot.content)
         except HTTPError as error:
             response = error_response(error, "")
         self.finish(head, response)
@@ -6291,14 +7324,34 @@ def as_http_error(error: Exception) -> HTTPError:
 FASTAPI_MESSAGES = {
     "missing": "Field required",
     "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
+    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
+    "int_from_float": "Input should be a valid integer, got a number with a fractional part",
+    "int_type": "Input should be a valid integer",
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
+    "bool_type": "Input should be a valid boolean",
     "string_type": "Input should be a valid string",
+    "string_unicode": "Input should be a valid string,"
+    " unable to parse raw data as a unicode string",
+    "dict_type": "Input should be a valid dictionary",
+    "greater_than_equal": "Input should be greater than or equal to {limit}",
+    "less_than_equal": "Input should be less than or equal to {limit}",
+    "value_error": "Value error, {message}",
 }
 DJANGO_MESSAGES = {
     "missing": "This field is required.",
     "int_parsing": "A valid integer is required.",
+    "int_parsing_size": "A valid integer is required.",
+    "int_from_float": "A valid integer is required.",
+    "int_type": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
+    "bool_type": "Must be a valid boolean.",
     "string_type": "Not a valid string.",
+    "null": "This field may not be null.",
+    "blank": "This field may not be blank.",
+    "string_too_long": "Ensure this field has no more than {} characters.",
+    "string_too_short": "Ensure this field has at least {} characters.",
+    "greater_than_equal": "Ensure this value is greater than or equal to {}.",
+    "less_than_equal": "Ensure this value is less than or equal to {}.",
 }
 
 
@@ -6315,13 +7368,19 @@ def error_response(error: HTTPError, family: str) -> Response:
 
 
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
-    message = FASTAPI_MESSAGES.get(problem.type, problem.message)
+    message = FASTAPI_MESSAGES.get(problem.type, "{message}").format(
+        limit=problem.limit, message=problem.message
+    )
     return {"loc": [problem.where, problem.field], "msg": message, "type": problem.type}
 
 
 def django_message(problem: Problem) -> str:
-    message = f"{problem.message[:1].upper()}{problem.message[1:]}."
-    return DJANGO_MESSAGES.get(problem.type, message)
+    kind = "null" if problem.is_null else problem.type
+    if kind in DJANGO_MESSAGES:
+        return DJANGO_MESSAGES[kind].format(problem.limit)
+    if problem.message.endswith("."):
+        return problem.message
+    return f"{problem.message[:1].upper()}{problem.message[1:]}."
 
 
 # ======================================================================================
@@ -6350,9 +7409,8 @@ def find_content(app: App, request: Request, sha256: str) -> tuple[Folder, File,
         roots.append("images")
     for file, asset in app.index.files.with_content(sha256, roots):
         folder = app.folders[file.root]
-        with contextlib.suppress(OSError):
-            if file.matches(folder.stat(file.path)):
-                return folder, file, asset
+        if folder.has(file):
+            return folder, file, asset
     raise not_found()
 
 
@@ -6369,10 +7427,13 @@ def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
     return found
 
 
-def cache_forever(app: App, file: File) -> str:
-    """For what is addressed by its hash."""
+FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
+
+
+def caching(app: App, file: File, rule: str) -> str:
+    """A rule for caches: private ones only, unless everyone may read the file."""
     private = app.settings.read_auth_enabled or file.root != "library"
-    return f"{'private' if private else 'public'}, max-age=31536000, immutable"
+    return f"{'private' if private else 'public'}, {rule}"
 
 
 def file_response(
@@ -6395,12 +7456,13 @@ def file_response(
             file.size,
             asset.mime_type,
             file.sha256,
-            file.mtime_ns / 1e9,
+            # a link made of an older file has that one's time, which may be another user's
+            max(file.mtime_ns / 1e9, file.added) if folder.make else file.mtime_ns / 1e9,
             cache_control,
             filename,
             internal_location(request, folder, file) if data is source else "",
         )
-        response = content_response(request.headers, content)
+        response = content_response(request.head, content)
     except BaseException:
         source.close()
         raise
@@ -6450,9 +7512,8 @@ def store_upload(
 def find_twin(app: App, folder: Folder, sha256: str) -> str | None:
     """The name of a file of this folder with this content, unchanged on disk."""
     for file, _ in app.index.files.with_content(sha256, [folder.name]):
-        with contextlib.suppress(OSError):
-            if file.matches(folder.stat(file.path)):
-                return file.path
+        if folder.has(file):
+            return file.path
     return None
 
 
@@ -6522,7 +7583,8 @@ def upload_media(app: App, request: Request) -> Response:
 )
 def get_media(app: App, request: Request, filename: str) -> Response:
     file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    return file_response(app, request, app.library, file, asset, "public, max-age=3600")
+    rule = caching(app, file, "max-age=3600")
+    return file_response(app, request, app.library, file, asset, rule)
 
 
 @route(
@@ -6538,8 +7600,11 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     if app.index.files.get("library", path) is None:
         raise not_found()
     with app.library.removing([path]):
-        sha256 = app.index.write(lambda db: app.index.files.remove(db, "library", path))
-    if sha256:
+        removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
+    if removed is None:  # by another request, meanwhile
+        raise not_found()
+    sha256, dropped = removed
+    if dropped:
         app.thumbnails.remove(sha256)
     return json_response({"deleted": filename})
 
@@ -6631,10 +7696,15 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
         raise not_found() from None
     digest = hashlib.sha256(data).hexdigest()
     content = Content(
-        data, len(data), "image/png", digest, file.mtime_ns / 1e9, cache_forever(app, file)
+        data,
+        len(data),
+        "image/png",
+        digest,
+        file.mtime_ns / 1e9,
+        caching(app, file, FOREVER),
     )
     remember_hot(app, request, folder, file, content)
-    return content_response(request.headers, content)
+    return content_response(request.head, content)
 
 
 @route(
@@ -6660,7 +7730,7 @@ def get_private_image(app: App, request: Request, filename: str) -> Response:
 )
 def get_image(app: App, request: Request, sha256: str) -> Response:
     folder, file, asset = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, folder, file, asset, cache_forever(app, file))
+    return file_response(app, request, folder, file, asset, caching(app, file, FOREVER))
 
 
 LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
@@ -6684,12 +7754,14 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     incoming = uploaded(request)
     name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
-    known = find_twin(app, app.library, incoming.sha256)
+    readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
+    known = find_twin(app, app.library, incoming.sha256) if readable else None
     if known is None:
         folder = time.strftime("uploads/%Y%m%d", time.gmtime())
         names = numbered_names(f"{folder}/{name}")
         file, asset = store_upload(app, incoming, app.library, names)
-        known = app.index.write(lambda db: put_new_content(app, db, file, asset), durable=False)
+        put = put_new_content if readable else put_file
+        known = app.index.write(lambda db: put(app, db, file, asset), durable=False)
     if known is None:
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -6700,12 +7772,17 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     return json_response(library_json("Image content already exists.", incoming.sha256, known))
 
 
+def put_file(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> None:
+    app.index.files.put(db, file, asset)
+
+
 def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
     """Know a file unless another request has brought its content meanwhile: that one's path."""
-    known = app.index.files.first_other(db, file)
-    if known is None:
-        app.index.files.put(db, file, asset)
-    return known
+    for other in app.index.files.others(db, file):
+        if app.library.has(other):
+            return other.path
+    app.index.files.put(db, file, asset)
+    return None
 
 
 def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
@@ -6741,7 +7818,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     check_extension(extension and f"x{extension}", IMAGE_NAMES)
     if settings.slugify_filenames:
         stem, extension = slugify(stem) or "image", extension.lower()
-    return fit_name(f"{stem}{extension}")
+    return safe_name(f"{stem}{extension}")
 
 
 @route(
@@ -6762,6 +7839,992 @@ def upload_private_image(app: App, request: Request) -> Response:
     return json_response(value, 201)
 
 
+# -- accounts: users, their media and collections ----------------------------------------
+# As a Django REST Framework project answers. A refresh token is good while the index has its
+# `jti` in a session: rotating, logging out and changing the password all move that one row.
+
+MAX_NAME_LENGTH = 150  # characters of a user's names, as in Django
+MAX_TITLE_LENGTH = 255  # of a record's or collection's name
+MAX_EMAIL_LENGTH = 254
+MAX_PHONE_LENGTH = 32
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 1024
+MAX_DESCRIPTION_LENGTH = 10_000
+MAX_NOTE_LENGTH = 1024
+MAX_SEARCH_TERMS = 32
+FILE_URL_SECONDS = 3600
+PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
+KINDS = ("image", "video", "audio")
+ANY_BODY = ("json", "form", "multipart")
+EMAIL = re.compile(
+    r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5322's dot-atom, in any script
+    r"@(localhost|([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_][\w-]{0,61}[^\W_])"
+)
+GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
+
+
+def name_field(name: str, longest: int, **more: Any) -> Field:
+    return Field(name, "text", longest=longest, trim=True, **more)
+
+
+def password_field(name: str, shortest: int = 0) -> Field:
+    return Field(
+        name, "text", required=True, nullable=False, blank="refused",
+        shortest=shortest, longest=MAX_PASSWORD_LENGTH,
+    )  # fmt: skip
+
+
+REGISTRATION = BodySpec(
+    ANY_BODY,
+    (
+        name_field("first_name", MAX_NAME_LENGTH, nullable=False),
+        name_field("last_name", MAX_NAME_LENGTH, nullable=False),
+        name_field("email", MAX_EMAIL_LENGTH, required=True, nullable=False, blank="refused"),
+        name_field("username", MAX_NAME_LENGTH, blank="null"),
+        name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
+        password_field("password", MIN_PASSWORD_LENGTH),
+    ),
+)
+LOGIN = BodySpec(
+    ANY_BODY,
+    (
+        name_field("username", MAX_EMAIL_LENGTH, blank="null"),
+        name_field("email", MAX_EMAIL_LENGTH, blank="null"),
+        password_field("password"),
+    ),
+)
+REFRESH = BodySpec(
+    ANY_BODY,
+    (Field("refresh", required=True, nullable=False, blank="refused", longest=MAX_TOKEN_LENGTH),),
+)
+PASSWORD_CHANGE = BodySpec(
+    ANY_BODY,
+    (password_field("old_password"), password_field("new_password", MIN_PASSWORD_LENGTH)),
+)
+
+
+def unauthorized(detail: str) -> HTTPError:
+    return HTTPError(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
+def nothing_found() -> HTTPError:
+    return HTTPError(404, "Not found.")
+
+
+def caller(request: Request) -> int:
+    """The user id of a route whose access is USER."""
+    assert request.principal.user_id is not None
+    return request.principal.user_id
+
+
+def find_account(app: App, request: Request) -> User:
+    """The caller's account; 404 for the users of other programs."""
+    user = app.index.users.get(caller(request))
+    if user is None:
+        raise nothing_found()
+    return user
+
+
+def user_json(user: User) -> dict[str, Any]:
+    names = ("id", "first_name", "last_name", "email", "username", "phone_number")
+    return {name: getattr(user, name) for name in names}
+
+
+@route(
+    "POST", "/api/auth/register", Access.OPEN, "accounts", "Make an account",
+    body=REGISTRATION, answers={201: "the user"},
+)  # fmt: skip
+def register(app: App, request: Request) -> Response:
+    if not app.settings.allow_registration:
+        raise HTTPError(403, "Registration is off here.")
+    values = request.fields
+    if not EMAIL.fullmatch(values["email"]):
+        raise Invalid(Problem("body", "email", "Enter a valid email address."))
+    values["password"] = app.scrypt.hash(values["password"])
+
+    def add(db: sqlite3.Connection) -> User:
+        if taken := app.index.users.taken(db, values):
+            labels = {name: name.replace("_", " ") for name in taken}
+            raise Invalid(
+                *(
+                    Problem("body", name, f"user with this {label} already exists.", "unique")
+                    for name, label in labels.items()
+                )
+            )
+        return app.index.users.add(db, values, time.time())
+
+    return json_response(user_json(app.index.write(add)), 201)
+
+
+def login_key(user: User | None, name: str) -> str:
+    """What failed logins are counted under: an account's names are one, e-mails have no case."""
+    return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
+
+
+@route(
+    "POST", "/api/auth/login", Access.OPEN, "accounts", "Get an access and a refresh token",
+    body=LOGIN, answers={200: "access, refresh", 429: "too many failed logins"},
+)  # fmt: skip
+def login(app: App, request: Request) -> Response:
+    name = request.fields.get("username") or request.fields.get("email")
+    if name is None:
+        raise Invalid(Problem("body", "username", "is required", "missing"))
+    user = app.index.users.find(name)
+    stored = user.password if user and user.is_active else DUMMY_PASSWORD_HASH
+    password = request.fields["password"]
+    right = app.logins.check(login_key(user, name), f"address {request.client}", password, stored)
+    now, session, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
+    expires = now + refresh_seconds(app)
+    if user is None or not right or not app.index.write(
+        lambda db: app.index.sessions.open(db, user, session, jti, now, expires)
+    ):  # fmt: skip
+        raise unauthorized("No active account found with the given credentials")
+    return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
+
+
+def refresh_seconds(app: App) -> int:
+    return app.settings.jwt_refresh_token_lifetime_days * 86400
+
+
+def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dict[str, str]:
+    """An access and a refresh token with the claims of SimpleJWT."""
+    lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
+    about = {
+        "user_id": user.id,
+        "email": user.email,
+        "first_name": user.first_name,
+        "last_name": user.last_name,
+        "permissions": user.permissions.split(),
+        "is_admin": False,
+    }
+    kinds: dict[str, dict[str, Any]] = {
+        "access": {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)},
+        "refresh": {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session},
+    }
+    return {
+        kind: sign_jwt(
+            {"token_type": kind, "iat": int(now), **claims, **about}, app.settings.jwt_signing_key
+        )
+        for kind, claims in kinds.items()
+    }
+
+
+def parse_refresh_token(app: App, text: str) -> RefreshToken:
+    """A refresh token of ours by its looks, spent or not; TokenError."""
+    key = app.settings.jwt_signing_key
+    claims = verify_jwt(text, hs256_key=key, es256_key=None, now=time.time(), token_type="refresh")
+    principal = principal_of_claims(claims, "HS256")
+    return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
+
+
+@route(
+    "POST", "/api/auth/token/refresh", Access.OPEN, "accounts",
+    "Spend a refresh token for new tokens", body=REFRESH, answers={200: "access, refresh"},
+)  # fmt: skip
+def refresh_tokens(app: App, request: Request) -> Response:
+    now, jti = time.time(), secrets.token_hex(16)
+    try:
+        token = parse_refresh_token(app, request.fields["refresh"])
+    except TokenError as error:
+        raise unauthorized(str(error)) from None
+    expires = now + refresh_seconds(app)
+    user = app.index.write(lambda db: app.index.sessions.rotate(db, token, jti, now, expires))
+    if user is None:
+        raise unauthorized("The token is spent.")
+    return json_response(sign_tokens(app, user, token.session, jti, now), headers=[NO_STORE])
+
+
+@route(
+    "POST", "/api/auth/logout", Access.USER, "accounts", "Spend a refresh token",
+    body=REFRESH, answers={205: "nothing", 400: "error"},
+)  # fmt: skip
+def logout(app: App, request: Request) -> Response:
+    arrived = time.time()
+    with contextlib.suppress(TokenError):
+        token = parse_refresh_token(app, request.fields["refresh"])
+        if token.user_id == caller(request) and app.index.write(
+            lambda db: app.index.sessions.end(db, token, arrived)
+        ):
+            return Response(205)
+    return json_response({"error": "The token is not yours, or it is spent already."}, 400)
+
+
+@route(
+    "GET", "/api/auth/profile", Access.USER, "accounts", "Who I am", answers={200: "the user"}
+)  # fmt: skip
+def get_profile(app: App, request: Request) -> Response:
+    return json_response(user_json(find_account(app, request)), headers=[NO_STORE])
+
+
+@route(
+    "POST", "/api/auth/password", Access.USER, "accounts",
+    "Change my password and end all sessions", body=PASSWORD_CHANGE, answers={204: "nothing"},
+)  # fmt: skip
+def change_password(app: App, request: Request) -> Response:
+    user, values = find_account(app, request), request.fields
+    key = login_key(user, user.email)
+    if app.logins.check(key, f"address {request.client}", values["old_password"], user.password):
+        password = app.scrypt.hash(values["new_password"])
+        if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
+            return Response(204)
+    raise Invalid(Problem("body", "old_password", "Wrong password."))
+
+
+# Lists, in the shape of Django REST Framework's PageNumberPagination.
+
+PAGING = (
+    Field("search", help="words that name or description have, in any case"),
+    Field("ordering", help="created_at, name or size, with - for descending"),
+    Field("page", help="from 1; also `last`"),
+    Field("page_size", help="10; more than 100 counts as 100"),
+)
+NO_STORE = ("Cache-Control", "private, no-store")
+
+
+def read_page(query: Mapping[str, str], count: int) -> tuple[int, int, int]:
+    """The page asked for, its size and the number of the last one; 404."""
+    size = PAGE_SIZE
+    if re.fullmatch(r"[0-9]{1,18}", query.get("page_size", ""), re.ASCII):
+        size = min(int(query["page_size"]), MAX_PAGE_SIZE) or PAGE_SIZE
+    last = max(1, -(-count // size))
+    text = query.get("page") or "1"
+    if text == "last":
+        return last, size, last
+    if not re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) or not 1 <= int(text) <= last:
+        raise HTTPError(404, "Invalid page.")
+    return int(text), size, last
+
+
+def page_url(request: Request, page: int) -> str:
+    """The URL of this list at another page; the first needs no number."""
+    pairs = [pair for pair in parse_query(request.head.query) if pair[0] != "page"]
+    query = urlencode([*pairs, ("page", page)] if page > 1 else pairs)
+    return request.url(f"{request.head.path}?{query}" if query else request.head.path)
+
+
+def parse_ordering(text: str, columns: Set[str]) -> tuple[tuple[str, bool], ...]:
+    """Columns and directions; what is unknown is ignored, as Django does.
+
+    >>> parse_ordering("-size, x,name,size", {"name", "size"})
+    (('size', True), ('name', False))
+    """
+    order: dict[str, bool] = {}
+    for term in text.split(","):
+        column = term.strip().removeprefix("-")
+        if column in columns:
+            order.setdefault(column, term.strip().startswith("-"))
+    return tuple(order.items())
+
+
+def parse_search(text: str) -> tuple[str, ...]:
+    terms = tuple(dict.fromkeys(text.casefold().split()))
+    if len(terms) > MAX_SEARCH_TERMS:
+        raise Invalid(Problem("query", "search", f"has more than {MAX_SEARCH_TERMS} words"))
+    return terms
+
+
+def list_owned(
+    request: Request, things: Owned[Thing], columns: Set[str], to_json: Callable[[Thing], Any],
+    equal: tuple[tuple[str, str], ...] = (),
+) -> Response:  # fmt: skip
+    """A page of the caller's own things."""
+    query = request.query
+    order = parse_ordering(query.get("ordering", ""), columns)
+    wanted = Wanted(caller(request), equal, parse_search(query.get("search", "")), order)
+    count = things.count(wanted)
+    page, size, last = read_page(query, count)
+    value = {
+        "count": count,
+        "next": page_url(request, page + 1) if page < last else None,
+        "previous": page_url(request, page - 1) if page > 1 else None,
+        "results": [to_json(thing) for thing in things.page(wanted, size, (page - 1) * size)],
+    }
+    return json_response(value, headers=[NO_STORE])
+
+
+# Media records.
+
+MEDIA_PATHS = ("/api/media/media", "/api/media")
+COLLECTION_PATHS = ("/api/media/collections", "/api/media/collection")
+MEDIA_ORDER = frozenset({"created_at", "name", "size"})
+MEDIA_FIELDS = (
+    name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
+    Field("type", "text", nullable=False, blank="refused", choices=KINDS),
+    Field("size", "integer", minimum=0, blank="null"),
+    Field("storage_path", "text", longest=MAX_NOTE_LENGTH),
+    Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
+    Field("collection", "text", blank="null", longest=MAX_TITLE_LENGTH),
+)
+MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, Upload("users", "max_media_bytes", required=False))
+
+
+def partial(spec: BodySpec) -> BodySpec:
+    """The body of a PATCH: nothing is required."""
+    return replace(spec, fields=tuple(replace(item, required=False) for item in spec.fields))
+
+
+def below(paths: Sequence[str], rest: str) -> tuple[str, ...]:
+    return tuple(f"{path}{rest}" for path in paths)
+
+
+def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "user": record.user_id,
+        "name": record.name,
+        "type": record.type,
+        "size": record.size,
+        "file": record.path and file_url(app, request, record),
+        "storage_path": record.path.partition("/")[2] if record.path else record.note,
+        "description": record.description,
+        "collection": record.collection_id,
+        "created_at": format_timestamp(record.created_at),
+        "updated_at": format_timestamp(record.updated_at),
+    }
+
+
+def file_url(app: App, request: Request, record: MediaRecord) -> str:
+    """A URL that shows a record's file for an hour without a header, as <img> needs it."""
+    expires = int(time.time()) + FILE_URL_SECONDS
+    signature = sign_file(app.file_key, record.id, expires)
+    path = f"{MEDIA_PATHS[0]}/{record.id}/file/"
+    return request.url(f"{path}?expires={expires}&signature={signature}")
+
+
+@route(
+    "GET", MEDIA_PATHS, Access.USER, "accounts", "My media records",
+    query=(Field("type", help="image, video or audio"), *PAGING),
+    answers={200: "count, next, previous, results"},
+)  # fmt: skip
+def list_records(app: App, request: Request) -> Response:
+    kind = request.query.get("type")
+    return list_owned(
+        request, app.index.media, MEDIA_ORDER, functools.partial(record_json, app, request),
+        (("type", kind),) if kind in KINDS else (),
+    )  # fmt: skip
+
+
+def check_upload(request: Request) -> Facts | None:
+    """The facts of an uploaded file, which is an image, video or audio and of the type given."""
+    if request.upload is None:
+        return None
+    facts = request.upload.facts
+    if facts is None:
+        raise Invalid(Problem("body", "file", "The file is no image, video or audio."))
+    check_kind(request, facts.kind)
+    return facts
+
+
+def check_kind(request: Request, kind: str) -> None:
+    given = request.fields.get("type", kind)
+    if given != kind:
+        raise Invalid(Problem("body", "type", f'The file is of type "{kind}", not "{given}".'))
+
+
+def place_upload(app: App, request: Request) -> tuple[File, Asset] | None:
+    """Put an uploaded file into the caller's own folder."""
+    if request.upload is None:
+        return None
+    day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
+    name = safe_name(request.upload.filename) or "file"
+    names = numbered_names(f"{caller(request)}/{day}/{name}")
+    return store_upload(app, request.upload, app.users, names)
+
+
+def media_changes(request: Request) -> dict[str, Any]:
+    """The columns of a record that a request sets."""
+    columns = {"storage_path": "note", "collection": "collection_id"}
+    changes = {columns.get(name, name): value for name, value in request.fields.items()}
+    if changes.get("collection_id"):
+        changes["collection_id"] = changes["collection_id"].lower()
+    return changes
+
+
+def put_record(
+    app: App, db: sqlite3.Connection, record: MediaRecord, placed: tuple[File, Asset] | None
+) -> MediaRecord:
+    """Write a record, and its file where that is new; 400 for a collection of somebody else."""
+    key = record.collection_id
+    if key and app.index.collections.get(record.user_id, key, db) is None:
+        message = f'Invalid pk "{key}" - object does not exist.'
+        raise Invalid(Problem("body", "collection", message))
+    if placed:
+        app.index.media.release_path(db, placed[0].path)
+        app.index.files.put(db, *placed)
+    app.index.media.put(db, record)
+    return record
+
+
+@route(
+    "POST", MEDIA_PATHS, Access.USER, "accounts", "Make a media record, with a file or without",
+    body=MEDIA_BODY, answers={201: "the record"},
+)  # fmt: skip
+def create_record(app: App, request: Request) -> Response:
+    facts, changes, now = check_upload(request), media_changes(request), time.time()
+    empty = MediaRecord(
+        str(uuid.uuid4()), caller(request), "", facts.kind if facts else "", None, None, None,
+        None, None, now, now,
+    )  # fmt: skip
+    record = replace(empty, **changes)
+    if not record.type:
+        raise Invalid(Problem("body", "type", "is required", "missing"))
+    placed = place_upload(app, request)
+    if placed:
+        record = replace(record, path=placed[0].path, size=placed[0].size)
+    record = app.index.write(lambda db: put_record(app, db, record, placed))
+    return json_response(record_json(app, request, record), 201)
+
+
+def find_record(app: App, request: Request, key: str) -> MediaRecord:
+    """The caller's record; 404 for another's as for none."""
+    record = app.index.media.get(caller(request), key.lower())
+    if record is None:
+        raise nothing_found()
+    return record
+
+
+@route(
+    "GET", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts", "One of my media records",
+    answers={200: "the record"},
+)  # fmt: skip
+def get_record(app: App, request: Request, id: str) -> Response:
+    value = record_json(app, request, find_record(app, request, id))
+    return json_response(value, headers=[NO_STORE])
+
+
+class Stale(Exception):
+    """Another request replaced the same record's file first."""
+
+
+@route(
+    "PUT", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
+    "Change a media record; a file replaces its file", body=MEDIA_BODY,
+    answers={200: "the record"},
+)  # fmt: skip
+@route(
+    "PATCH", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
+    "Change some of a media record; a file replaces its file", body=partial(MEDIA_BODY),
+    answers={200: "the record"},
+)  # fmt: skip
+def change_record(app: App, request: Request, id: str) -> Response:
+    record, facts, changes = (
+        find_record(app, request, id),
+        check_upload(request),
+        media_changes(request),
+    )
+    if facts:
+        changes["type"] = facts.kind
+    elif record.path:
+        check_kind(request, record.type)
+    elif request.head.method == "PUT" and "type" not in changes:
+        raise Invalid(Problem("body", "type", "is required", "missing"))
+    if record.path:
+        changes.pop("size", None)
+    placed = place_upload(app, request)
+    while True:
+        with contextlib.suppress(Stale):
+            record = write_record(app, find_record(app, request, id), changes, placed)
+            return json_response(record_json(app, request, record))
+
+
+def write_record(
+    app: App, seen: MediaRecord, changes: Mapping[str, Any], placed: tuple[File, Asset] | None
+) -> MediaRecord:
+    """Change a record, and remove the file it had if it gets another; Stale, 404."""
+    replaced = [seen.path] if placed and seen.path else []
+    changes = {**changes, "updated_at": time.time()}
+    if placed:
+        changes |= {"path": placed[0].path, "size": placed[0].size}
+    gone: list[str] = []
+
+    def apply(db: sqlite3.Connection) -> MediaRecord:
+        record = app.index.media.get(seen.user_id, seen.id, db)
+        if record is None:
+            raise nothing_found()
+        if record.path != seen.path:
+            raise Stale
+        gone.extend(app.index.files.remove_all(db, "users", replaced))
+        return put_record(app, db, replace(record, **changes), placed)
+
+    with app.users.removing(replaced):
+        changed = app.index.write(apply)
+    for sha256 in gone:
+        app.thumbnails.remove(sha256)
+    return changed
+
+
+@route(
+    "DELETE", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
+    "Delete a media record softly: its file stays on disk", answers={204: "nothing"},
+)  # fmt: skip
+def delete_record(app: App, request: Request, id: str) -> Response:
+    if not app.index.media.hide(caller(request), id.lower(), time.time()):
+        raise nothing_found()
+    return Response(204)
+
+
+@route(
+    "GET", below(MEDIA_PATHS, "/{id}/file"), Access.OPEN, "accounts",
+    "The file of a media record, for its owner or by the signature in its URL",
+    query=(Field("expires"), Field("signature")), answers={200: "the file"},
+)  # fmt: skip
+def get_record_file(app: App, request: Request, id: str) -> Response:
+    if request.query and not app.settings.auth_disabled:
+        record = find_signed(app, request, id)
+    else:
+        require(Access.USER, request.principal, app.settings.read_auth_enabled)
+        record = find_record(app, request, id)
+    if record.path is None:
+        raise nothing_found()
+    file, asset = find_named(app, app.users, record.path)
+    return file_response(app, request, app.users, file, asset, "private, no-cache")
+
+
+def find_signed(app: App, request: Request, key: str) -> MediaRecord:
+    """The record that a file URL's signature is good for; 401, 404."""
+    expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
+    if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
+        raise unauthorized("The URL's signature is wrong, or has expired.")
+    record = app.index.media.of_anyone(key.lower())
+    if record is None:
+        raise nothing_found()
+    if app.index.users.is_disabled(record.user_id):
+        raise unauthorized("The account is disabled.")
+    return record
+
+
+MEMBERSHIP = BodySpec(
+    ANY_BODY, (Field("collection_id", "text", required=True, nullable=False, blank="refused"),)
+)
+
+
+@route(
+    "POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), Access.USER, "accounts",
+    "Put a media record into a collection", body=MEMBERSHIP, answers={200: "the record"},
+)  # fmt: skip
+def add_to_collection(app: App, request: Request, id: str) -> Response:
+    key = request.fields["collection_id"]
+    return move_record(app, request, id, find_collection(app, request, key).id)
+
+
+@route(
+    "POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), Access.USER, "accounts",
+    "Take a media record out of its collection", answers={200: "the record"},
+)  # fmt: skip
+def remove_from_collection(app: App, request: Request, id: str) -> Response:
+    return move_record(app, request, id, None)
+
+
+def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
+    record = write_record(
+        app, find_record(app, request, id), {"collection_id": collection_id}, None
+    )
+    return json_response(record_json(app, request, record))
+
+
+# Collections.
+
+COLLECTION_ORDER = frozenset({"created_at", "name"})
+COLLECTION_BODY = BodySpec(
+    ANY_BODY,
+    (
+        name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
+        Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
+    ),
+)
+
+
+def collection_json(collection: Collection) -> dict[str, Any]:
+    return {
+        "id": collection.id,
+        "user": collection.user_id,
+        "name": collection.name,
+        "description": collection.description,
+        "created_at": format_timestamp(collection.created_at),
+        "updated_at": format_timestamp(collection.updated_at),
+    }
+
+
+def find_collection(app: App, request: Request, key: str) -> Collection:
+    """The caller's collection; 404 for another's as for none."""
+    collection = app.index.collections.get(caller(request), key.lower())
+    if collection is None:
+        raise nothing_found()
+    return collection
+
+
+@route(
+    "GET", COLLECTION_PATHS, Access.USER, "accounts", "My collections",
+    query=PAGING, answers={200: "count, next, previous, results"},
+)  # fmt: skip
+def list_collections(app: App, request: Request) -> Response:
+    return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
+
+
+@route(
+    "POST", COLLECTION_PATHS, Access.USER, "accounts", "Make a collection",
+    body=COLLECTION_BODY, answers={201: "the collection"},
+)  # fmt: skip
+def create_collection(app: App, request: Request) -> Response:
+    now, values = time.time(), request.fields
+    collection = Collection(
+        str(uuid.uuid4()), caller(request), values["name"], values.get("description"), now, now
+    )
+    app.index.write(lambda db: app.index.collections.put(db, collection))
+    return json_response(collection_json(collection), 201)
+
+
+@route(
+    "GET", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
+    "One of my collections and its media", answers={200: "the collection, media"},
+)  # fmt: skip
+def get_collection(app: App, request: Request, id: str) -> Response:
+    collection = find_collection(app, request, id)
+    wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
+    media = [record_json(app, request, record) for record in app.index.media.page(wanted)]
+    return json_response({**collection_json(collection), "media": media}, headers=[NO_STORE])
+
+
+@route(
+    "PUT", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts", "Change a collection",
+    body=COLLECTION_BODY, answers={200: "the collection"},
+)  # fmt: skip
+@route(
+    "PATCH", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
+    "Change some of a collection", body=partial(COLLECTION_BODY),
+    answers={200: "the collection"},
+)  # fmt: skip
+def change_collection(app: App, request: Request, id: str) -> Response:
+    changes = {**request.fields, "updated_at": time.time()}
+    key = find_collection(app, request, id).id
+
+    def apply(db: sqlite3.Connection) -> Collection:
+        collection = app.index.collections.get(caller(request), key, db)
+        if collection is None:
+            raise nothing_found()
+        changed = replace(collection, **changes)
+        app.index.collections.put(db, changed)
+        return changed
+
+    return json_response(collection_json(app.index.write(apply)))
+
+
+@route(
+    "DELETE", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
+    "Delete a collection and keep its media", answers={204: "nothing"},
+)  # fmt: skip
+def delete_collection(app: App, request: Request, id: str) -> Response:
+    if not app.index.collections.remove_collection(caller(request), id.lower()):
+        raise nothing_found()
+    return Response(204)
+
+
+# -- entities: versioned media entities --------------------------------------------------
+
+ENTITY_ID = (Field("id", "integer"),)
+ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
+ENTITY_TEXTS = (
+    Field("label", blank="not sent"),
+    Field("description", blank="not sent"),
+    Field("parent_id", "integer", blank="not sent", help="a collection"),
+)
+ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
+ENTITY_CREATE = BodySpec(
+    ("multipart", "form"),
+    (Field("is_collection", "boolean", default=False, blank="not sent"), *ENTITY_TEXTS),
+    ENTITY_UPLOAD,
+)
+ENTITY_REPLACE = replace(
+    ENTITY_CREATE, fields=(Field("is_collection", "boolean", blank="not sent"), *ENTITY_TEXTS)
+)
+ENTITY_PATCH = BodySpec(
+    ("json",),
+    (
+        Field("label"),
+        Field("description"),
+        Field("parent_id", "integer", help="a collection"),
+        Field("is_deleted", "boolean", nullable=False),
+    ),
+    wrapper="body",
+)
+ENTITY_LIST = (
+    Field("page", "integer", default=1, minimum=1),
+    Field("page_size", "integer", default=20, minimum=1, maximum=100),
+    Field("version", "integer", help="each entity's version of this number"),
+    Field("filter_param", help="key=value pairs with commas"),
+    Field("search_query", help="in label or description, any case"),
+)
+ENTITY_FILTERS = {  # the column and type of each key
+    "type": ("kind", "string"),
+    "mime_type": ("mime_type", "string"),
+    "extension": ("extension", "string"),
+    "parent_id": ("parent_id", "integer"),
+    "is_collection": ("is_collection", "boolean"),
+    "is_deleted": ("is_deleted", "boolean"),
+}
+
+
+@route(
+    "GET", "/entity/", Access.READ, "entities", "A page of the entities",
+    query=ENTITY_LIST, answers={200: "items, pagination"},
+)  # fmt: skip
+def list_entities(app: App, request: Request) -> Response:
+    query = request.query
+    page, size = query["page"], query["page_size"]
+    filters = parse_filters(query.get("filter_param", ""))
+    text = query.get("search_query", "")
+    offset = min((page - 1) * size, MAX_BYTES)
+    items, count = app.index.entities.page(query.get("version"), filters, text, size, offset)
+    pages = -(-count // size)
+    pagination = {
+        "page": page,
+        "page_size": size,
+        "total_items": count,
+        "total_pages": pages,
+        "has_next": page < pages,
+        "has_prev": page > 1,
+    }
+    return json_response({"items": [entity_json(e) for e in items], "pagination": pagination})
+
+
+def parse_filters(text: str) -> dict[str, Any]:
+    """The columns and values of `key=value` pairs with commas; `null` finds what has none."""
+    filters: dict[str, Any] = {}
+    for pair in filter(str.strip, text.split(",")):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        column, kind = ENTITY_FILTERS.get(key, ("", ""))
+        if not equals or not column or column in filters:
+            message = f"{pair.strip()!r} is not one key=value of {', '.join(ENTITY_FILTERS)}"
+            raise Invalid(Problem("query", "filter_param", message))
+        if value.lower() == "null" and kind != "boolean":
+            filters[column] = None
+        else:
+            filters[column] = parse_value(Field("filter_param", kind), value.lower(), "query")
+    return filters
+
+
+@route(
+    "POST", "/entity/", Access.WRITE, "entities", "Create an entity",
+    body=ENTITY_CREATE, answers={201: "the Item"},
+)  # fmt: skip
+def create_entity(app: App, request: Request) -> Response:
+    draft = Entity(**request.fields)
+    entity = save_entity(app, request.upload, lambda db: draft)
+    return json_response(entity_json(entity), 201, [("Location", f"/entity/{entity.id}")])
+
+
+@route(
+    "GET", "/entity/{id}", Access.READ, "entities", "An entity",
+    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the Item"},
+)  # fmt: skip
+def get_entity(app: App, request: Request, id: int) -> Response:
+    return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
+
+
+@route(
+    "PUT", "/entity/{id}", Access.WRITE, "entities", "Replace an entity",
+    parameters=ENTITY_ID, body=ENTITY_REPLACE, answers={200: "the Item"},
+)  # fmt: skip
+def replace_entity(app: App, request: Request, id: int) -> Response:
+    fields = request.fields
+    texts: dict[str, Any] = {item.name: fields.get(item.name) for item in ENTITY_TEXTS}
+
+    def draft(db: sqlite3.Connection | None) -> Entity:
+        current = find_entity(app, id, db=db)
+        if fields.get("is_collection", current.is_collection) != current.is_collection:
+            raise HTTPError(400, "is_collection cannot be changed.")
+        return replace(current, **texts)
+
+    return json_response(entity_json(save_entity(app, request.upload, draft)))
+
+
+@route(
+    "PATCH", "/entity/{id}", Access.WRITE, "entities", "Change, move, soft-delete or restore",
+    parameters=ENTITY_ID, body=ENTITY_PATCH, answers={200: "the Item"},
+)  # fmt: skip
+def patch_entity(app: App, request: Request, id: int) -> Response:
+    def draft(db: sqlite3.Connection | None) -> Entity:
+        return replace(find_entity(app, id, db=db), **request.fields)
+
+    return json_response(entity_json(save_entity(app, None, draft)))
+
+
+@route(
+    "DELETE", "/entity/{id}", Access.WRITE, "entities", "Delete an entity for good",
+    parameters=ENTITY_ID, answers={200: "the Item as it was"},
+)  # fmt: skip
+def delete_entity(app: App, request: Request, id: int) -> Response:
+    with contextlib.ExitStack() as files:
+
+        def remove(db: sqlite3.Connection) -> tuple[Entity, list[str]]:
+            entity = find_entity(app, id, db=db)
+            paths = app.index.entities.remove(db, id, time.time())
+            files.enter_context(app.entities.removing(paths))  # once this is committed
+            return entity, app.index.files.remove_all(db, "entities", paths)
+
+        entity, gone = app.index.write(remove)
+    for sha256 in gone:
+        app.thumbnails.remove(sha256)
+    return json_response(entity_json(entity))
+
+
+@route(
+    "GET", "/entity/{id}/versions", Access.READ, "entities", "All versions, the oldest first",
+    parameters=ENTITY_ID, answers={200: "version, transaction_id and the Item's fields of each"},
+)  # fmt: skip
+def list_versions(app: App, request: Request, id: int) -> Response:
+    versions = app.index.entities.versions(id)
+    if not versions:
+        raise no_entity(id)
+    return json_response(
+        [
+            {"version": e.version, "transaction_id": e.transaction_id, **entity_json(e)}
+            for e in versions
+        ]
+    )
+
+
+@route(
+    "GET", "/entity/{id}/file", Access.READ, "entities", "An entity's content",
+    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the file"},
+)  # fmt: skip
+def get_entity_file(app: App, request: Request, id: int) -> Response:
+    entity = find_entity(app, id, request.query.get("version"))
+    found = app.index.files.get("entities", entity.path) if entity.path else None
+    if found is None:
+        raise not_found()
+    return file_response(app, request, app.entities, *found, "private, no-cache")
+
+
+def find_entity(
+    app: App, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+) -> Entity:
+    entity = app.index.entities.get(id, version, db)
+    if entity is None:
+        raise no_entity(id)
+    return entity
+
+
+def no_entity(id: int) -> HTTPError:
+    return HTTPError(404, f"There is no entity {id}, or not in that version.")
+
+
+def save_entity(
+    app: App, upload: Incoming | None, draft: Callable[[sqlite3.Connection | None], Entity]
+) -> Entity:
+    """Write what `draft` makes of the current version, with the upload as its content.
+
+    It is asked twice: nothing is stored for what will be refused, and the transaction decides.
+    """
+    if upload is None:
+        return app.index.write(lambda db: put_entity(app, db, draft(db)))
+    with app.entities.turn(upload.sha256):
+        check_entity(app, draft(None), upload)
+        content = place_content(app, upload)
+        return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
+
+
+def put_entity(
+    app: App,
+    db: sqlite3.Connection,
+    entity: Entity,
+    upload: Incoming | None = None,
+    content: tuple[File, Asset] | None = None,
+) -> Entity:
+    check_entity(app, entity, upload, db)
+    if upload and content:
+        if not upload.kept and not app.index.files.is_there(db, content[0]):
+            content = store_entity_file(app, upload)  # the last entity that had it has just gone
+        file, asset = content
+        app.index.files.put(db, file, asset)
+        entity = replace(entity, path=file.path, asset=asset)
+    return app.index.entities.put(db, entity, time.time())
+
+
+def check_entity(
+    app: App, entity: Entity, upload: Incoming | None, db: sqlite3.Connection | None = None
+) -> None:
+    """Refuse a version that cannot be: 400, or 409 for another one's content."""
+    if entity.is_collection and upload:
+        raise HTTPError(400, "A collection has no image.")
+    if not (entity.is_collection or upload or entity.asset):
+        raise HTTPError(400, "An entity that is no collection needs an image.")
+    if upload and upload.facts is None:
+        raise HTTPError(400, "The file's content is no image, video or audio.")
+    if entity.parent_id is not None:
+        check_parent(app, entity, entity.parent_id, db)
+    holder = app.index.entities.holder(upload.sha256, db) if upload else None
+    if upload and holder not in {None, entity.id}:
+        raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
+
+
+def check_parent(app: App, entity: Entity, id: int, db: sqlite3.Connection | None) -> None:
+    """A parent is a collection that is not below its child; it may be softly deleted."""
+    entities = app.index.entities
+    parent = entities.get(id, db=db)
+    if parent is None:
+        raise HTTPError(400, f"The parent {id} does not exist.")
+    if not parent.is_collection:
+        raise HTTPError(400, f"The parent {id} is no collection.")
+    if entity.is_collection and entities.is_within(id, entity.id, db):
+        raise HTTPError(400, f"The parent {id} is in this collection: that would be a circle.")
+
+
+def place_content(app: App, upload: Incoming) -> tuple[File, Asset]:
+    """The file of an upload's content: one that an older version has, or else a new one."""
+    path = find_twin(app, app.entities, upload.sha256)
+    known = app.index.files.get("entities", path) if path else None
+    return known or store_entity_file(app, upload)
+
+
+def store_entity_file(app: App, upload: Incoming) -> tuple[File, Asset]:
+    assert upload.facts is not None
+    day = time.strftime("%Y/%m/%d", time.gmtime())
+    names = numbered_names(f"{day}/{upload.md5}.{upload.facts.extension}")
+    return store_upload(app, upload, app.entities, names)
+
+
+def entity_json(entity: Entity) -> dict[str, Any]:
+    """The Item of document 004."""
+    asset, facts = entity.asset, entity.asset.facts if entity.asset else None
+    return {
+        "id": entity.id,
+        "is_collection": entity.is_collection,
+        "label": entity.label,
+        "description": entity.description,
+        "parent_id": entity.parent_id,
+        "added_date": format_time(entity.added),
+        "updated_date": format_time(entity.updated),
+        "create_date": format_time(captured(facts) if facts else None),
+        "file_size": asset.size if asset else None,
+        "height": facts.height if facts else None,
+        "width": facts.width if facts else None,
+        "duration": facts.duration if facts else None,
+        "mime_type": facts.mime_type if facts else None,
+        "type": facts.kind if facts else None,
+        "extension": facts.extension if facts else None,
+        "md5": asset.md5 if asset else None,
+        "file_path": entity.path,
+        "is_deleted": entity.is_deleted,
+    }
+
+
+def captured(facts: Facts) -> float | None:
+    """When a picture was taken, by its EXIF, or when a film or sound was made."""
+    trusted = facts.kind != "image" or facts.created_source == "exif"
+    return facts.created if trusted else None
+
+
+def format_time(seconds: float | None) -> str | None:
+    """ISO 8601 in UTC as pydantic writes it: a fraction only where there is one.
+
+    >>> format_time(1556931721.5), format_time(0)
+    ('2019-05-04T01:02:01.500000Z', '1970-01-01T00:00:00Z')
+    """
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
+
+
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
@@ -6771,7 +8834,7 @@ def upload_private_image(app: App, request: Request) -> Response:
 def health_json(app: App) -> dict[str, Any]:
     scan = app.scanner.progress
     return {
-        "status": "degraded" if is_degraded(app) else "ok",
+        "status": "degraded" if app.is_unmounted() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -6782,13 +8845,6 @@ def health_json(app: App) -> dict[str, Any]:
             "finished_at": scan.finished_at,
         },
     }
-
-
-def is_degraded(app: App) -> bool:
-    """Whether the folder is missing, or empty though pictures are known: a disk not mounted."""
-    if not os.path.isdir(app.library.path):
-        return True
-    return app.library.is_missing() and not app.index.files.is_empty("library")
 
 
 @route(
@@ -6865,22 +8921,48 @@ def render_page(app: App, request: Request) -> str:
 # that names the setting, and exit status 2.
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Settings], int]]] = {}
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something that the program does; `run(settings, *words)` gives the exit status."""
+
+    name: str  # one word or two
+    takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
+    help: str
+    run: Callable[..., int]
+
+    def fits(self, words: Sequence[str]) -> bool:
+        """Whether these words can follow: each that it takes, and more of a last one with dots."""
+        most = math.inf if self.takes.endswith("...") else len(self.takes.split())
+        return len(self.takes.split()) <= len(words) <= most
 
 
-def command(
-    name: str, help: str
-) -> Callable[[Callable[[Settings], int]], Callable[[Settings], int]]:
-    def declare(run: Callable[[Settings], int]) -> Callable[[Settings], int]:
-        COMMANDS[name] = (help, run)
+COMMANDS: dict[str, Command] = {}
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., int])
+
+
+def command(name: str, help: str, takes: str = "") -> Callable[[CommandFunction], CommandFunction]:
+    def declare(run: CommandFunction) -> CommandFunction:
+        COMMANDS[name] = Command(name, takes, help, run)
         return run
 
     return declare
 
 
+def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
+    """The command that is called, `serve` where none is, and the words that it is given."""
+    for count in (2, 1):
+        found = COMMANDS.get(" ".join(words[:count]) or "serve")
+        if found:
+            rest = list(words[count:])
+            return (found, rest) if found.fits(rest) else None
+    return None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """`--help` comes from the table of settings and from the commands."""
-    commands = "\n".join(f"  {name:8} {help}" for name, (help, _) in COMMANDS.items())
+    commands = "\n".join(
+        f"  {f'{item.name} {item.takes}':32} {item.help}" for item in COMMANDS.values()
+    )
     hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
     parser = argparse.ArgumentParser(
         prog="mediaserver.py",
@@ -6889,13 +8971,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{commands}\n\n"
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
-        f"and so are the secrets {hidden}.\nA long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        f"and so are the secrets {hidden}.\n"
+        "A long option is accepted with _ or -. DATA is DATABASE_DIR.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "command", nargs="?", choices=COMMANDS, default="serve", help=argparse.SUPPRESS
-    )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
     for name, default, how in Settings.table():
         if not how.secret:
@@ -6906,37 +8987,47 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_command_line(arguments: Sequence[str]) -> tuple[str, Settings]:
-    """The command and its settings; SystemExit(2) with usage for what is no option."""
+def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
+    """The command, its settings and its words; SystemExit(2) with usage for what is none."""
     parser = build_parser()
     spelled = [
         re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in arguments
     ]
-    options = {
-        name: value
-        for name, value in vars(parser.parse_args(spelled)).items()
-        if value is not None
-    }
-    name = options.pop("command")
+    given, unknown = parser.parse_known_intermixed_args(spelled)
+    if unknown:
+        parser.error(f"{unknown[0]} is no option; --help lists them")
+    options = {name: value for name, value in vars(given).items() if value is not None}
+    words = options.pop("words")
+    found = find_command(words)
+    if found is None:
+        parser.error(f"there is no command {' '.join(words)!r}, or it takes other words")
     try:
-        return name, load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
+        settings = load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
     except SettingError as error:
         parser.error(str(error))
+    return found[0], settings, found[1]
 
 
-def make_data_dir(settings: Settings) -> None:
-    """Make DATA, and the storage folder of a new index; that of an old one is its owner's."""
-    try:
-        if not settings.storage_dir.exists() and not settings.database_url.exists():
-            settings.storage_dir.mkdir(parents=True)
-        elif settings.storage_dir.exists() and not settings.storage_dir.is_dir():
-            raise SettingError("STORAGE_DIR", f"{settings.storage_dir} is not a folder")
-        settings.database_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.database_url.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
+def make_folders(settings: Settings) -> None:
+    """Make the server's own folders, and STORAGE_DIR where the index is new."""
+    if settings.storage_dir.exists() or not settings.database_url.exists():
+        make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
+    elif settings.database_dir.is_relative_to(settings.storage_dir):
         raise SettingError(
-            "STORAGE_DIR", f"cannot be used: {error.strerror}: {error.filename}"
-        ) from None
+            "STORAGE_DIR", f"{settings.storage_dir} is gone: is a disk not mounted?"
+        )
+    make_folder("DATABASE_DIR", settings.database_dir, 0o700)
+    make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
+    make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
+    make_folder("MEDIA_STORAGE_DIR", settings.media_storage_dir, 0o700)
+
+
+def make_folder(setting: str, path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise SettingError(setting, f"{path} cannot be used: {reason}") from None
 
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
@@ -6953,18 +9044,130 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
 
 @command("token", "print a fresh upload token")
 def print_token(settings: Settings) -> int:
-    make_data_dir(settings)
+    make_folders(settings)
     settings, _ = with_secrets(settings)
     print(sign_upload_token(settings.media_server_secret, time.time()))
+    return 0
+
+
+@contextlib.contextmanager
+def opened_index(settings: Settings) -> Iterator[Index]:
+    """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
+    make_folders(settings)
+    try:
+        index = migrated(Index(settings.database_url))
+    except sqlite3.Error as error:
+        raise SettingError("DATABASE_URL", f"the index cannot be used: {error}") from None
+    try:
+        yield index
+    finally:
+        index.close()
+
+
+class Refusal(Exception):
+    """A command cannot do what it was asked; the text says why."""
+
+
+def find_user(index: Index, name: str) -> User:
+    """The account with this username or e-mail."""
+    user = index.users.find(name)
+    if user is None:
+        raise Refusal(f"there is no account {name!r}")
+    return user
+
+
+@command("user list", "list the accounts")
+def list_users(settings: Settings) -> int:
+    with opened_index(settings) as index:
+        for user in index.users.all():
+            state = "active" if user.is_active else "disabled"
+            words = (str(user.id), user.email, user.username or "-", state, user.permissions)
+            print("\t".join(word if word.isprintable() else ascii(word) for word in words))
+    return 0
+
+
+def change_permissions(
+    settings: Settings,
+    name: str,
+    words: Sequence[str],
+    change: Callable[[set[str], set[str]], Any],
+) -> int:
+    if unknown := sorted(set(words) - GRANTABLE):
+        known = " and ".join(sorted(GRANTABLE))
+        raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+
+        def apply(db: sqlite3.Connection) -> None:
+            permissions = index.users.permissions(db, user)
+            change(permissions, set(words))
+            index.users.set_permissions(db, user, permissions)
+
+        index.write(apply)
+    return 0
+
+
+@command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
+def grant(settings: Settings, name: str, *words: str) -> int:
+    return change_permissions(settings, name, words, set.update)
+
+
+@command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
+def revoke(settings: Settings, name: str, *words: str) -> int:
+    return change_permissions(settings, name, words, set.difference_update)
+
+
+def read_password() -> str:
+    """A new password from the terminal, twice, or a line of standard input; never an argument."""
+    if sys.stdin.isatty():
+        import getpass  # only here
+
+        password = getpass.getpass("new password: ")
+        if getpass.getpass("again: ") != password:
+            raise Refusal("the two are not the same")
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        raise Refusal(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
+    return password
+
+
+@command("user passwd", "set a password and end all sessions", "NAME")
+def set_user_password(settings: Settings, name: str) -> int:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        password = hash_password(read_password())
+        if not index.write(lambda db: index.users.set_password(db, user, password)):
+            raise Refusal("the password was changed meanwhile; try again")
+        index.failures.clear(login_key(user, name))
+    return 0
+
+
+@command("user disable", "refuse an account's logins and tokens", "NAME")
+def disable_user(settings: Settings, name: str) -> int:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        index.write(lambda db: index.users.set_active(db, user, False))
+    return 0
+
+
+@command("user enable", "let a disabled account in again", "NAME")
+def enable_user(settings: Settings, name: str) -> int:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        index.write(lambda db: index.users.set_active(db, user, True))
     return 0
 
 
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT."""
-    thumbnails = Thumbnails(settings.storage_dir / ".thumbnails")
-    thumbnails.start()  # forks its host: before there is any thread, file or lock
-    make_data_dir(settings)
+    make_folders(settings)
+    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+    thumbnails = Thumbnails(
+        settings.storage_dir / ".thumbnails" if beside else settings.database_dir / "thumbnails"
+    )
+    thumbnails.start()  # forks its host: before there is any thread or lock
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
     try:
@@ -6972,15 +9175,13 @@ def serve(settings: Settings) -> int:
     except OSError as error:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
     settle(settings, thumbnails)
-    announce(settings, listener, thumbnails, generated)
+    ready = functools.partial(announce, settings, listener, thumbnails, generated)
     watchdog = Watchdog(settings.workers)
-    work = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog
-    )
+    run = functools.partial(run_server, settings, listener, thumbnails, SharedProgress(), watchdog)
     if settings.workers > 1:
-        run_workers(settings.workers, work, watchdog)
+        run_workers(settings.workers, run, ready, watchdog, lock)
     else:
-        work(0, None)
+        run(ready=ready)
     lock.close()
     return 0
 
@@ -7000,8 +9201,9 @@ def run_server(
     thumbnails: Thumbnails,
     progress: SharedProgress,
     watchdog: Watchdog,
-    number: int,
-    lifeline: socket.socket | None,
+    number: int = 0,
+    lifeline: socket.socket | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve on a listening socket until told to stop; worker 0 also scans."""
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
@@ -7012,7 +9214,8 @@ def run_server(
     server.on_error = application.on_error
     server.lifeline = lifeline
     handle_signals(server, app)
-    notify("READY=1")
+    if ready:
+        ready()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
@@ -7047,12 +9250,14 @@ def handle_signals(server: Server, app: App) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
     signal.signal(signal.SIGHUP, scan)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def announce(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails, generated: Sequence[str]
 ) -> None:
     """Say that the server is ready, and what to do next."""
+    notify("READY=1")
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
@@ -7071,11 +9276,18 @@ def announce(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        name, settings = parse_command_line(sys.argv[1:] if arguments is None else arguments)
-        return COMMANDS[name][1](settings)
+        found, settings, words = parse_command_line(
+            sys.argv[1:] if arguments is None else arguments
+        )
+        return found.run(settings, *words)
     except SettingError as error:
         warn(str(error))
         return 2
+    except Refusal as error:
+        warn(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,0 +1,4942 @@
+"""What mediaserver does, section by section in the program's order.
+
+Most tests speak HTTP with the real program, started as a user starts it; parsers are fed directly.
+A test whose tool (Pillow, nginx, ...) is missing is skipped, and fails where CI is set.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import calendar
+import gzip
+import hashlib
+import hmac
+import http.client
+import importlib
+import io
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+import mediaserver as ms
+
+HERE = Path(__file__).resolve().parent
+PROGRAM = HERE / "mediaserver.py"
+DEADLINE = 20.0  # seconds that anything awaited may take
+
+
+def need(tool: str) -> Any:
+    """Skip where a program or module is missing; fail where CI is set. Returns path or module."""
+    if tool in {"chromium", "curl", "ffmpeg", "nginx"}:
+        found: Any = shutil.which(tool)
+    else:
+        try:
+            found = importlib.import_module(tool)
+        except ImportError:
+            found = None
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"{tool} is not installed")
+    elif found is None:
+        pytest.skip(f"{tool} is not installed")
+    return found
+
+
+def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
+    """The first true value of `condition`; fails when it does not come in time."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    pytest.fail(f"waited in vain for {what or condition}")
+
+
+def together(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """What `work(0)` … `work(count - 1)` return, all begun at the same moment."""
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> Any:
+        barrier.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+# -- Sample media, made by hand ---------------------------------------------------------
+
+SERIAL = itertools.count(time.time_ns())
+
+
+def unique() -> bytes:
+    """Bytes that no other sample has."""
+    return str(next(SERIAL)).encode()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int = 3, height: int = 2, padding: int = 0) -> bytes:
+    """A PNG unlike all others; `padding` adds so many bytes."""
+    rows = (b"\0" + b"\x20\x80\xe0" * width) * height
+    text = png_chunk(b"tEXt", b"Comment\0" + unique() + bytes(padding))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + text + data + png_chunk(b"IEND", b"")
+
+
+def png_of(size: int) -> bytes:
+    """A PNG of exactly this many bytes."""
+    return png(padding=size - len(png()))
+
+
+def gif() -> bytes:
+    note = unique()
+    return (
+        b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0"
+        b"\x21\xfe" + bytes([len(note)]) + note + b"\0"
+        b"\x2c\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0\x3b"
+    )
+
+
+def bmp() -> bytes:
+    pixel = struct.pack("<I", next(SERIAL) % 0xFFFFFF)
+    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 58, 0, 54, 40, 1, 1, 1, 24, *[0] * 6) + pixel
+
+
+def webp() -> bytes:
+    lossless = bytes.fromhex("5650384c0d0000002f00000010071011118888fe0700")
+    note = unique()
+    extra = b"NOTE" + struct.pack("<I", len(note)) + note + b"\0" * (len(note) % 2)
+    return b"RIFF" + struct.pack("<I", 4 + len(lossless) + len(extra)) + b"WEBP" + lossless + extra
+
+
+def svg(content: str = "") -> bytes:
+    text = f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9">{content}</svg>'
+    return b'<?xml version="1.0"?>\n<!-- ' + unique() + b" -->\n" + text.encode()
+
+
+def exif(date: str = "", orientation: int = 1) -> bytes:
+    """An Exif block: orientation, and DateTimeOriginal if there is a date (EXIF 2.32, 4.6)."""
+    entry = struct.Struct("<HHII")
+    main = [entry.pack(0x0112, 3, 1, orientation)]
+    detail = b""
+    if date:
+        main.append(entry.pack(0x8769, 4, 1, 8 + 2 + 24 + 4))
+        detail = struct.pack("<H", 1) + entry.pack(0x9003, 2, 20, 38 + 18) + bytes(4)
+        detail += date.encode() + b"\0"
+    directory = struct.pack("<H", len(main)) + b"".join(main) + bytes(4)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + detail
+
+
+def jpeg(width: int = 16, height: int = 8, **tags: Any) -> bytes:
+    """A grey baseline JPEG, with Exif if `date` or `orientation` is given."""
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+    one_code = bytes([1, *[0] * 15, 0])  # a single Huffman code, "0", for the symbol 0
+    blocks = -(-width // 8) * -(-height // 8)
+    bits = "00" * blocks  # of each block: no difference, end of block
+    bits += "1" * (-len(bits) % 8)
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xE1, exif(**tags)) if tags else b"",
+            segment(0xFE, unique()),
+            segment(0xDB, b"\0" + b"\x01" * 64),
+            segment(0xC0, struct.pack(">BHHBBBB", 8, height, width, 1, 1, 0x11, 0)),
+            segment(0xC4, b"\x00" + one_code + b"\x10" + one_code),
+            segment(0xDA, b"\x01\x01\x00\x00\x3f\x00"),
+            int(bits, 2).to_bytes(len(bits) // 8, "big"),
+            b"\xff\xd9",
+        ]
+    )
+
+
+def mp4() -> bytes:
+    brand = b"isom\0\0\x02\0isomiso2mp41"
+    note = unique()
+    return b"".join(
+        struct.pack(">I", 8 + len(data)) + kind + data
+        for kind, data in ((b"ftyp", brand), (b"free", note), (b"mdat", bytes(8)))
+    )
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# -- The program, and how to speak with it -----------------------------------------------
+
+OWNER_KEY, UPLOAD_SECRET, JWT_KEY = "owner's key", "upload secret", "jwt key " * 4
+OWNER = {"Authorization": f"Bearer {OWNER_KEY}"}
+SECRETS = {
+    "AUTH_TOKEN": OWNER_KEY,
+    "MEDIA_SERVER_SECRET": UPLOAD_SECRET,
+    "JWT_SIGNING_KEY": JWT_KEY,
+}
+SETTING_NAMES = {name.upper() for name, _, _ in ms.Settings.table()}
+BARE_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SETTING_NAMES}
+
+
+def bearer(**claims: Any) -> dict[str, str]:
+    """The header of an access token with these claims."""
+    full = {"token_type": "access", "exp": time.time() + 86400, "user_id": 7, **claims}
+    return {"Authorization": f"Bearer {ms.sign_jwt(full, JWT_KEY)}"}
+
+
+def upload_token(age: float = 0, secret: str = UPLOAD_SECRET) -> str:
+    ts = str(int(time.time() - age))
+    return f"{ts}.{hmac.new(secret.encode(), ts.encode(), hashlib.sha256).hexdigest()}"
+
+
+READER = bearer(permissions=["media_store_read"])
+WRITER = bearer(permissions=["media_store_write"])
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def form(filename: str | None, content: bytes, field: str = "file") -> tuple[bytes, str]:
+    """A multipart body with one file, and its Content-Type."""
+    disposition = f'form-data; name="{field}"'
+    if filename is not None:
+        disposition += f'; filename="{filename}"'
+    head = f"--frontier\r\nContent-Disposition: {disposition}\r\n\r\n".encode()
+    return head + content + b"\r\n--frontier--\r\n", "multipart/form-data; boundary=frontier"
+
+
+class Server:
+    """A running mediaserver; stopping it checks that it ends as it should."""
+
+    def __init__(self, storage: Path, /, *options: str, **environment: str) -> None:
+        self.storage = storage
+        self.data = storage / ".mediaserver"
+        home = Path(environment.pop("cwd", storage.parent))
+        home.mkdir(parents=True, exist_ok=True)
+        self.log_file = home / f"{unique().decode()}.log"
+        with self.log_file.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, PROGRAM, "--storage_dir", storage, "--port", "0", *options],
+                env={**BARE_ENVIRONMENT, **SECRETS, **environment},
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        self.port = int(wait_until(self._find_port, "the line that says the server is ready"))
+
+    @property
+    def log(self) -> str:
+        """What it has said on standard error."""
+        return self.log_file.read_text("utf-8")
+
+    def _find_port(self) -> str:
+        ended = self.process.poll() is not None
+        if found := re.search(r"^mediaserver: listening on http://\S+:(\d+)\n", self.log, re.M):
+            return found[1]
+        if ended:
+            pytest.fail(f"the server ended: {self.log}")
+        return ""
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(DEADLINE) == 0, self.log
+        assert "Traceback" not in self.log
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        try:
+            connection.request(method, path, body, dict(headers or {}))
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.request(
+            "GET", path, headers={k.replace("_", "-"): headers[k] for k in headers}
+        )
+
+    def send_file(
+        self,
+        method: str,
+        path: str,
+        content: bytes,
+        filename: str | None = "a.png",
+        headers: Mapping[str, str] = OWNER,
+    ) -> Answer:
+        body, content_type = form(filename, content)
+        return self.request(method, path, body, {"Content-Type": content_type, **headers})
+
+    def upload(self, content: bytes, filename: str | None = "a.png") -> Answer:
+        return self.send_file("POST", "/upload", content, filename)
+
+    def put(self, path: str, content: bytes, filename: str | None = "form.png") -> Answer:
+        return self.send_file("PUT", path, content, filename)
+
+    def store(self, content: bytes, filename: str | None = "a.png") -> Answer:
+        return self.send_file("POST", "/upload-image", content, filename)
+
+    def listed(self) -> dict[str, Any]:
+        return dict(self.get("/list", **OWNER).json)
+
+    def scanned(self, after: float | None = None) -> Any:
+        """Wait for the end of a scan that ended later than `after`; its health answer."""
+
+        def finished() -> Any:
+            health = self.get("/health").json
+            scan = health["scan"]
+            return (
+                health if not scan["running"] and scan["finished_at"] not in {None, after} else 0
+            )
+
+        return wait_until(finished, "the end of a scan")
+
+    def rescan(self) -> Any:
+        before = self.scanned()["scan"]["finished_at"]
+        self.process.send_signal(signal.SIGHUP)
+        return self.scanned(before)
+
+
+class Raw:
+    """A connection on which exactly the given bytes are sent."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), DEADLINE)
+        self.received = b""
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def _more(self) -> None:
+        data = self.socket.recv(65536)
+        assert data, f"the connection was closed after {self.received!r}"
+        self.received += data
+
+    def _take(self, count: int) -> bytes:
+        while len(self.received) < count:
+            self._more()
+        data, self.received = self.received[:count], self.received[count:]
+        return data
+
+    def _take_to(self, mark: bytes) -> bytes:
+        while mark not in self.received:
+            self._more()
+        return self._take(self.received.index(mark) + len(mark))
+
+    def answer(self, method: str = "GET") -> Answer:
+        """The next answer; it must have a length."""
+        line, _, block = self._take_to(b"\r\n\r\n").partition(b"\r\n")
+        status = int(line.split()[1])
+        headers = http.client.parse_headers(io.BytesIO(block))
+        length = 0 if method == "HEAD" or status < 200 or status in {204, 304} else None
+        if length is None:
+            length = int(headers["Content-Length"])
+        return Answer(status, headers, self._take(length))
+
+    def is_closed(self) -> bool:
+        """Whether the other side closes, without another byte."""
+        try:
+            return self.received == b"" and self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave no more behind than files of their own."""
+    with Server(tmp_path_factory.mktemp("shared") / "pictures") as running:
+        running.scanned()
+        yield running
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers of this test's own: `start(setting="value", ...)`, all on one folder."""
+    running: list[Server] = []
+
+    def start_server(*options: str, **environment: str) -> Server:
+        environment = {k if k == "cwd" else k.upper(): v for k, v in environment.items()}
+        storage = Path(environment.pop("STORAGE", tmp_path / "pictures"))
+        running.append(Server(storage, *options, **environment))
+        return running[-1]
+
+    yield start_server
+    for item in running:
+        item.__exit__()
+
+
+def run_program(*arguments: object, cwd: Path, **environment: str) -> Any:
+    """Run the program to its end; it must end by itself."""
+    return subprocess.run(
+        [sys.executable, PROGRAM, *map(str, arguments)],
+        env={**BARE_ENVIRONMENT, **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+# ======================================================================================
+# 1. Settings
+# ======================================================================================
+
+
+@pytest.fixture
+def settings_of(tmp_path, monkeypatch):
+    """The settings of a command line, an environment and a `.env`, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in SETTING_NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+    def load(*options: str, dotenv: str = "", **environment: str) -> ms.Settings:
+        (tmp_path / ".env").write_text(dotenv, "utf-8")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return ms.parse_command_line(list(options))[1]
+
+    return load
+
+
+def test_the_command_line_wins_over_the_environment_over_dotenv_over_the_default(settings_of):
+    storage = ["--storage_dir", "x"]
+    assert settings_of(*storage).max_upload_bytes == 10485760
+    assert settings_of(*storage, dotenv="MAX_UPLOAD_BYTES=1").max_upload_bytes == 1
+    layers = {"dotenv": "MAX_UPLOAD_BYTES=1", "MAX_UPLOAD_BYTES": "2"}
+    assert settings_of(*storage, **layers).max_upload_bytes == 2
+    assert settings_of(*storage, "--max_upload_bytes", "3", **layers).max_upload_bytes == 3
+
+
+def test_the_storage_folder_may_come_from_the_environment_and_places_follow_it(settings_of):
+    settings = settings_of(STORAGE_DIR="/a/b")
+    assert settings.storage_dir == Path("/a/b")
+    assert settings.database_dir == Path("/a/b/.mediaserver")
+    assert settings.upload_dir == Path("/a/b/.mediaserver/images")
+    assert settings.media_storage_dir == Path("/a/b/.mediaserver/entities")
+    assert settings_of("--storage-dir=/c", STORAGE_DIR="/a/b").storage_dir == Path("/c")
+    assert settings_of("--database_dir=/d").upload_dir == Path("/d/images")
+
+
+def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(settings_of):
+    samples = {
+        bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
+    }  # fmt: skip
+    special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
+    special["cors_allow_origins"] = "http://x"
+    for name, default, how in ms.Settings.table():
+        for spelled in (name, name.replace("_", "-")):
+            fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
+            text = special.get(name) or fitting[0]
+            arguments = ["--storage_dir", "/s", f"--{spelled}", text]
+            if how.secret:
+                with pytest.raises(SystemExit) as caught:
+                    settings_of(*arguments)
+                assert caught.value.code == 2
+            else:
+                assert getattr(settings_of(*arguments), name) == how.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("1", True), ("YES", True), ("On", True), ("", False)]
+    + [(text, False) for text in ("false", "0", "No", "OFF")],
+)
+def test_booleans_are_read_in_any_case_and_empty_counts_as_not_given(settings_of, text, value):
+    assert settings_of("--storage_dir", "x", SLUGIFY_FILENAMES=text).slugify_filenames is value
+
+
+def test_an_empty_value_lets_the_next_layer_speak(settings_of):
+    settings = settings_of(
+        "--storage_dir", "x", MAX_UPLOAD_BYTES="", dotenv="MAX_UPLOAD_BYTES=5\nPUBLIC_URL="
+    )
+    assert settings.max_upload_bytes == 5
+    assert settings.public_url == ""
+    assert settings_of("--storage_dir", "x", CORS_ALLOW_ORIGINS="").cors_allow_origins == ()
+
+
+DOTENV_TABLE = [
+    ("A=1", {"A": "1"}),
+    ("A = 1 ", {"A": "1"}),
+    ("export A=1", {"A": "1"}),
+    ("# A=1\n\nB=2", {"B": "2"}),
+    ("A=1 # one", {"A": "1"}),
+    ("A=1#one", {"A": "1#one"}),
+    ("A='1 # one' # two", {"A": "1 # one"}),
+    ('A="x\\ny\\"z"', {"A": 'x\ny"z'}),
+    ("A='x\\ny\\'z'", {"A": "x\\ny'z"}),
+    ('A="x\ny"\nB=2', {"A": "x\ny", "B": "2"}),
+    ("A=x y  z", {"A": "x y  z"}),
+    ("A=", {"A": ""}),
+    ("A=b=c", {"A": "b=c"}),
+    ("A=1\nA=2", {"A": "2"}),
+    ("A=1\nB=${A}2", {"A": "1", "B": "12"}),
+    ("B=${NONE:-x}${NONE}", {"B": "x"}),
+    ("B=$A", {"B": "$A"}),
+    ("A=1\r\nB=2\r\n", {"A": "1", "B": "2"}),
+    ("A=é", {"A": "é"}),
+    ("'A'=1", {"A": "1"}),
+]
+
+
+@pytest.mark.parametrize(("text", "values"), DOTENV_TABLE)
+def test_dotenv_is_read(text, values):
+    assert ms.parse_dotenv(text, {}) == values
+
+
+@pytest.mark.parametrize("text", [text for text, _ in DOTENV_TABLE])
+def test_python_dotenv_reads_dotenv_like_us(text):
+    theirs = need("dotenv").dotenv_values(stream=io.StringIO(text), interpolate=True)
+    assert ms.parse_dotenv(text, os.environ) == {k: v for k, v in theirs.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "x"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("RESCAN_INTERVAL", "-1"),
+        ("RESCAN_INTERVAL", "nan"),
+        ("WORKERS", "0"),
+        ("TOKEN_EXPIRY_SECONDS", "1.5"),
+        ("TOKEN_EXPIRY_SECONDS", "0"),
+        ("MAX_UPLOAD_BYTES", "10 MB"),
+        ("MAX_MEDIA_BYTES", "-5"),
+        ("MAX_MEDIA_BYTES", "9" * 5000),
+        ("JWT_ACCESS_TOKEN_LIFETIME_MINUTES", "\u0663"),
+        ("JWT_REFRESH_TOKEN_LIFETIME_DAYS", "one"),
+        ("SLUGIFY_FILENAMES", "maybe"),
+        ("AUTH_DISABLED", "2"),
+        ("READ_AUTH_ENABLED", "ja"),
+        ("ALLOW_REGISTRATION", "t"),
+        ("DATABASE_URL", "postgresql://localhost/media"),
+        ("DATABASE_URL", "mysql+pymysql://localhost/media"),
+        ("DATABASE_URL", "index.sqlite3"),
+        ("DATABASE_URL", "sqlite://"),
+        ("PUBLIC_URL", "photos.example.org"),
+        ("PUBLIC_URL", "http://x/\r\nX: y"),
+        ("TRUSTED_PROXIES", "nginx"),
+        ("CORS_ALLOW_ORIGINS", "https://a.example/path"),
+        ("AUTH_TOKEN", ""),
+        ("MEDIA_SERVER_SECRET", " "),
+        ("JWT_SIGNING_KEY", "\t"),
+    ],
+)
+def test_a_bad_value_stops_the_start_with_its_name_and_exit_2(
+    settings_of, capsys, monkeypatch, name, value
+):
+    options = ["--storage_dir", "x"]
+    if name in {"PORT", "RESCAN_INTERVAL", "WORKERS"}:
+        options.append(f"--{name.lower()}={value}")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        sys.exit(ms.main(options))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert "Traceback" not in error
+    if "://" in value and name == "DATABASE_URL":
+        assert value.partition(":")[0] in error
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ([], {}, "usage"),
+        (["--storage_dir"], {}, "usage"),
+        (["--storage_dir", "x", "--colour", "red"], {}, "--colour"),
+        (["--storage_dir", "x", "--auth_token", "x"], {}, "--auth_token"),
+        (["dance", "--storage_dir", "x"], {}, "dance"),
+        (["--storage_dir", "x", "--max_upload", "5"], {}, "--max_upload"),
+        (["--storage_dir", "x"], {"PUBLIC_KEY_PATH": "missing.pem"}, "PUBLIC_KEY_PATH"),
+        (["--storage_dir", "x"], {"PUBLIC_KEY_PATH": str(PROGRAM)}, "PUBLIC_KEY_PATH"),
+        (["--storage_dir", "x"], {"AUTH_TOKEN": "  "}, "AUTH_TOKEN"),
+        (["--storage_dir", str(PROGRAM)], {}, "STORAGE_DIR"),
+        (["--storage_dir", "x", "--host", "203.0.113.1"], {}, "HOST"),
+    ],
+)
+def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment, said):
+    ended = run_program(*arguments, cwd=tmp_path, **environment)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_explains_every_setting_and_command(tmp_path):
+    ended = run_program("--help", cwd=tmp_path)
+    assert ended.returncode == 0
+    words = " ".join(ended.stdout.split())
+    for name, _, how in ms.Settings.table():
+        assert (name.upper() if how.secret else f"--{name}") in words
+        assert how.secret or how.help in words
+    assert all(name in words for name in ms.COMMANDS)
+
+
+def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path, monkeypatch):
+    for name in ("AUTH_TOKEN", "MEDIA_SERVER_SECRET"):
+        monkeypatch.delitem(SECRETS, name)
+    kept = []
+    for _ in range(2):
+        with Server(tmp_path / "pictures") as running:
+            file = running.data / "secrets.env"
+            assert file.stat().st_mode & 0o777 == 0o600
+            kept.append(ms.parse_dotenv(file.read_text(), {}))
+            owner = {"Authorization": f"Bearer {kept[-1]['AUTH_TOKEN']}"}
+            assert running.request("GET", "/image/a.png", headers=owner).status == 404
+            wait_until(lambda server=running: "same secret" in server.log)
+            assert f"{file} " in running.log
+            assert not any(value in running.log for value in kept[-1].values())
+    assert kept[0] == kept[1]
+    assert set(kept[0]) == {"AUTH_TOKEN", "MEDIA_SERVER_SECRET"}
+    assert min(map(len, kept[0].values())) >= 32
+
+
+def test_a_new_storage_folder_is_made_and_a_dotenv_in_the_working_directory_is_read(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".env").write_text("MAX_UPLOAD_BYTES=200 # small\nexport AUTH_TOKEN='not this'\n")
+    with Server(tmp_path / "new" / "pictures", cwd=str(home)) as running:
+        assert running.storage.is_dir()
+        assert running.upload(png_of(201)).status == 413
+        assert running.upload(png_of(200)).status == 201
+
+
+def test_a_second_server_on_the_same_data_exits_2_and_a_crash_blocks_no_start(start, tmp_path):
+    first = start()
+    second = run_program("--storage_dir", first.storage, "--port", 0, cwd=tmp_path, **SECRETS)
+    assert second.returncode == 2
+    assert "another mediaserver" in second.stderr
+    assert "listening" not in second.stderr
+    content = png()
+    url = first.upload(content).json["url"]
+    first.kill()
+    again = start()
+    assert again.get(urlsplit(url).path).body == content
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signals_have_their_meaning_as_soon_as_the_server_is_ready(start, workers):
+    running = start("--workers", workers)
+    running.process.send_signal(signal.SIGHUP)
+    assert running.get("/health").status == 200
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(DEADLINE) == 0
+
+
+# ======================================================================================
+# 3. Credentials
+# ======================================================================================
+
+NOW = 1_700_000_000.0
+KEYS_SECRET = "jwt-signing-key-of-at-least-32-bytes"
+PRIVATE_KEY = 0xC0FFEE0123456789ABCDEF0123456789ABCDEF0123456789ABCDEF0123456789
+
+P = 2**256 - 2**224 + 2**192 + 2**96 - 1
+N = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+G = (
+    0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296,
+    0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5,
+)
+Point = tuple[int, int] | None
+
+
+def add_points(a: Point, b: Point) -> Point:
+    """The schoolbook's addition: slow, and no kin of what it tests."""
+    if a is None or b is None:
+        return a or b
+    if a[0] == b[0] and (a[1] + b[1]) % P == 0:
+        return None
+    if a == b:
+        slope = (3 * a[0] ** 2 - 3) * pow(2 * a[1], -1, P)
+    else:
+        slope = (b[1] - a[1]) * pow(b[0] - a[0], -1, P)
+    x = (slope**2 - a[0] - b[0]) % P
+    return x, (slope * (a[0] - x) - a[1]) % P
+
+
+def multiply(scalar: int, point: Point) -> tuple[int, int]:
+    total: Point = None
+    for bit in f"{scalar:b}":
+        total = add_points(total, total)
+        if bit == "1":
+            total = add_points(total, point)
+    assert total
+    return total
+
+
+def sign_es256(message: bytes) -> bytes:
+    e = int.from_bytes(hashlib.sha256(message).digest(), "big")
+    k = (e ^ 0x5A5A) % N
+    r = multiply(k, G)[0] % N
+    s = pow(k, -1, N) * (e + r * PRIVATE_KEY) % N
+    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def der_point(point: tuple[int, int], compressed: bool = False) -> bytes:
+    x = point[0].to_bytes(32, "big")
+    if compressed:
+        return bytes([2 + point[1] % 2]) + x
+    return b"\x04" + x + point[1].to_bytes(32, "big")
+
+
+SPKI = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
+
+
+def pem_of(der: bytes, label: str = "PUBLIC KEY") -> str:
+    body = base64.encodebytes(der).decode()
+    return f"-----BEGIN {label}-----\n{body}-----END {label}-----\n"
+
+
+def spki(point: bytes) -> bytes:
+    bits = b"\x03" + bytes([len(point) + 1]) + b"\x00" + point
+    return b"\x30" + bytes([len(SPKI) + len(bits)]) + SPKI + bits
+
+
+PUBLIC_POINT = multiply(PRIVATE_KEY, G)
+PEM = pem_of(spki(der_point(PUBLIC_POINT)))
+KEYS = ms.Keys(False, "owner's key", KEYS_SECRET, ms.parse_public_key(PEM), "upload secret", 900)
+
+ACCESS: dict[str, object] = {"token_type": "access", "exp": NOW + 60, "user_id": 7}
+FOREIGN: dict[str, object] = {"sub": "user123", "exp": NOW + 60}
+
+
+def jws(header: bytes | Mapping[str, object], payload: bytes | Mapping[str, object]) -> str:
+    """Sign anything: with the key of the header's algorithm, else with HS256's."""
+    parts = [p if isinstance(p, bytes) else json.dumps(p).encode() for p in (header, payload)]
+    signed = ".".join(ms.encode_base64url(part) for part in parts)
+    if b"ES256" in parts[0]:
+        signature = sign_es256(signed.encode())
+    else:
+        signature = ms._hmac_sha256(KEYS_SECRET.encode(), signed.encode())
+    return f"{signed}.{ms.encode_base64url(signature)}"
+
+
+def hs256(claims: bytes | Mapping[str, object]) -> str:
+    return jws({"alg": "HS256", "typ": "JWT"}, claims)
+
+
+def es256(claims: Mapping[str, object]) -> str:
+    return jws({"alg": "ES256"}, claims)
+
+
+def verify(token: str, token_type: str = "access") -> Mapping[str, object]:
+    return ms.verify_jwt(
+        token,
+        hs256_key=KEYS_SECRET,
+        es256_key=KEYS.public_key,
+        now=NOW,
+        token_type=token_type,
+    )
+
+
+def find(bearer: str | None = None, upload: str | None = None) -> ms.Principal:
+    authorization = None if bearer is None else f"Bearer {bearer}"
+    return ms.find_principal(authorization, upload, KEYS, NOW)
+
+
+# --- Upload tokens and signed URLs
+
+
+def test_an_upload_token_is_what_the_django_snippet_makes() -> None:
+    ts = "1700000000"
+    sig = hmac.new(b"s3cret", ts.encode(), hashlib.sha256).hexdigest()
+    assert ms.sign_upload_token("s3cret", 1700000000.9) == f"{ts}.{sig}"
+
+
+@pytest.mark.parametrize(
+    ("age", "good"), [(0, True), (900, True), (901, False), (-60, True), (-61, False)]
+)
+def test_an_upload_token_is_good_for_its_lifetime_and_a_minute_early(age: int, good: bool) -> None:
+    token = ms.sign_upload_token("secret", NOW - age)
+    if good:
+        ms.verify_upload_token(token, "secret", NOW, 900)
+    else:
+        with pytest.raises(ms.TokenError):
+            ms.verify_upload_token(token, "secret", NOW, 900)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda ts, sig: "",
+        lambda ts, sig: ts,
+        lambda ts, sig: f"{ts}.",
+        lambda ts, sig: f".{sig}",
+        lambda ts, sig: f"{ts}.{sig}\n",
+        lambda ts, sig: f" {ts}.{sig}",
+        lambda ts, sig: f"+{ts}.{sig}",
+        lambda ts, sig: f"{ts}.0.{sig}",
+        lambda ts, sig: f"{ts}.{sig[:-1]}",
+        lambda ts, sig: f"{ts}.{sig[::-1]}",
+        lambda ts, sig: f"{ts}1.{sig}",
+        lambda ts, sig: f"{int(ts) + 1}.{sig}",
+        lambda ts, sig: f"{'9' * 5000}.{sig}",
+        lambda ts, sig: f"\u0661700000000.{sig}",
+        lambda ts, sig: f"{ts}.{'é' * 64}",
+        lambda ts, sig: f"{ts}.\ud800",
+    ],
+)
+def test_an_upload_token_that_was_touched_is_refused(spoil: Callable[[str, str], str]) -> None:
+    token = spoil(*ms.sign_upload_token("secret", NOW).split("."))
+    with pytest.raises(ms.TokenError):
+        ms.verify_upload_token(token, "secret", NOW, 900)
+
+
+def test_a_file_signature_is_bound_to_its_record_time_and_purpose() -> None:
+    key = ms.derive_key("secret", "file url")
+    signature, expires = ms.sign_file(key, "a-b", int(NOW)), str(int(NOW))
+    assert ms.verify_file_signature(key, "a-b", expires, signature, NOW)
+    assert not ms.verify_file_signature(key, "a-b", expires, signature, NOW + 1)
+    assert not ms.verify_file_signature(key, "a-c", expires, signature, NOW)
+    assert not ms.verify_file_signature(key, "a-b", str(int(NOW) + 9), signature, NOW)
+    assert not ms.verify_file_signature(key, "a-b", "1e99", signature, NOW)
+    assert not ms.verify_file_signature(key, "a-b", expires, "é\ud800", NOW)
+    other = ms.derive_key("secret", "page url")
+    assert not ms.verify_file_signature(other, "a-b", expires, signature, NOW)
+
+
+# --- Passwords
+
+
+def test_a_password_fits_its_own_hash_only() -> None:
+    stored = ms.hash_password("pässwörd ☃")
+    assert ms.verify_password("pässwörd ☃", stored)
+    assert not ms.verify_password("passwörd ☃", stored)
+    assert stored != ms.hash_password("pässwörd ☃")
+    assert not ms.verify_password("anything", ms.DUMMY_PASSWORD_HASH)
+    assert not ms.verify_password("!", "!")
+
+
+def test_a_stored_hash_keeps_its_own_parameters() -> None:
+    # RFC 7914, section 12, third vector, cut to 32 bytes: N=16384, r=8, p=1
+    digest = bytes.fromhex("7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2")
+    salt = ms.encode_base64url(b"SodiumChloride")
+    stored = f"scrypt$16384$8$1${salt}${ms.encode_base64url(digest)}"
+    assert ms.verify_password("pleaseletmein", stored)
+
+
+# --- ES256
+
+# From C2SP/wycheproof (Apache-2.0), ecdsa_secp256r1_sha256_p1363_test.json
+WYCHEPROOF_POINT = (
+    "042927b10512bae3eddcfe467828128bad2903269919f7086069c8c4df6c732838"
+    "c7787964eaac00e5921fb1498a60f4606766b3d9685001558d1a974e7341513e"
+)
+WYCHEPROOF_R = "2ba3a8be6b94d5ec80a6d9d1190a436effe50d85a1eee859b8cc6af9bd5c2e18"
+WYCHEPROOF_S = "4cd60b855d442f5b3c7b11eb6c4e0ae7525fe710fab9aa7c77a67f79e6fadd76"
+FIVE = (
+    "04264d796a0dab9b376d34eea6fe297dde1c7b73e53944bc96c8f1e8a6850bb6c9"
+    "cf5308020eed460c649ddae61d4ef8bb79958113f106befaf4f18876d12a5e64"
+)
+THREE = (
+    "04ce24c99032d52ac6ead23c0ae3ec68ef41e51a281fd457808c83136d7dcce90e"
+    "8f7a154b551e9f39c59279357aa491b2a62bdebc2bb78613883fc72936c057e0"
+)
+N_3 = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc63254e"
+
+
+@pytest.mark.parametrize(
+    ("point", "message", "signature", "good"),
+    [
+        (WYCHEPROOF_POINT, b"123400", WYCHEPROOF_R + WYCHEPROOF_S, True),
+        (WYCHEPROOF_POINT, b"123401", WYCHEPROOF_R + WYCHEPROOF_S, False),
+        (WYCHEPROOF_POINT, b"123400", WYCHEPROOF_S + WYCHEPROOF_R, False),
+        (WYCHEPROOF_POINT, b"123400", WYCHEPROOF_R + WYCHEPROOF_S[:-2], False),
+        (WYCHEPROOF_POINT, b"123400", WYCHEPROOF_R + WYCHEPROOF_S + "00", False),
+        (WYCHEPROOF_POINT, b"123400", "00" * 64, False),
+        (WYCHEPROOF_POINT, b"123400", "00" * 31 + "01" + f"{N:064x}", False),
+        (WYCHEPROOF_POINT, b"123400", f"{N:064x}" + "00" * 31 + "01", False),
+        (FIVE, b"hello, world", f"{5:064x}" + N_3, True),
+        (FIVE, b"hello, world", f"{5 + N:064x}" + N_3, False),
+        (THREE, b"hello, world", f"{3:064x}" + N_3, True),  # x = n + 3
+    ],
+)
+def test_es256_agrees_with_wycheproof(
+    point: str, message: bytes, signature: str, good: bool
+) -> None:
+    pem = pem_of(spki(bytes.fromhex(point)))
+    assert ms.verify_es256(pem, message, bytes.fromhex(signature)) is good
+    assert ms.verify_es256(pem.encode(), message, bytes.fromhex(signature)) is good
+
+
+@pytest.mark.parametrize("scalar", [1, 2, N - 1, N - 2, 2**64, N - 2**64, 1 + 2**64])
+def test_keys_that_are_small_multiples_of_g_meet_equal_and_opposite_points(scalar: int) -> None:
+    key = ms.PublicKey(*multiply(scalar, G))
+    for u1, u2 in [(1, 1), (2, N - 1), (N - 1, 1), (2**192 + 3, 5), (0, 7), (5, N - 5)]:
+        total = (u1 + u2 * scalar) % N
+        point = ms._multiply_and_add(u1, u2, key)
+        if total == 0:
+            assert point[2] == 0
+        else:
+            assert ms._affine(point) == ms.PublicKey(*multiply(total, G))
+
+
+def test_a_public_key_is_read_in_both_forms_and_any_line_ending() -> None:
+    assert ms.parse_public_key(pem_of(spki(der_point(PUBLIC_POINT, compressed=True)))) == (
+        KEYS.public_key
+    )
+    assert ms.parse_public_key("\n" + PEM.replace("\n", "\r\n")) == KEYS.public_key
+
+
+X, Y = PUBLIC_POINT
+B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
+Y5 = pow(5**3 - 15 + B, (P + 1) // 4, P)  # of the point whose x is 5
+GOOD = spki(der_point(PUBLIC_POINT))
+
+
+@pytest.mark.parametrize(
+    "pem",
+    [
+        "",
+        "x" * 100_000,
+        b"\xff\xfe",
+        PEM.replace("PUBLIC", "EC PUBLIC"),
+        pem_of(GOOD, "CERTIFICATE"),
+        PEM + PEM,
+        PEM.replace("=", ""),
+        pem_of(GOOD + b"\x00"),
+        pem_of(GOOD[:-1]),
+        pem_of(GOOD.replace(b"\x03\x42\x00", b"\x03\x42\x01")),  # unused bits
+        pem_of(b"\x30\x81" + GOOD[1:]),  # a length that is not minimal
+        pem_of(GOOD.replace(b"\x03\x01\x07", b"\x03\x01\x06")),  # another curve
+        pem_of(spki(b"\x06" + der_point(PUBLIC_POINT)[1:])),  # hybrid form
+        pem_of(spki(b"\x00")),  # infinity
+        pem_of(spki(der_point((X, Y + 1)))),
+        pem_of(spki(der_point((0, 0)))),
+        pem_of(spki(der_point((P + 5, Y5)))),  # a point, but for one p too many
+        pem_of(spki(b"\x02" + (P + 5).to_bytes(32, "big"))),
+        pem_of(spki(b"\x02" + (1).to_bytes(32, "big"))),  # no point has this x
+        pem_of(spki(b"\x05" + X.to_bytes(32, "big"))),
+    ],
+)
+def test_a_public_key_that_is_not_exactly_one_p256_point_is_refused(pem: str | bytes) -> None:
+    with pytest.raises(ValueError, match="the public key is not"):
+        ms.parse_public_key(pem)
+
+
+# --- JSON Web Tokens
+
+
+def test_base64url_has_one_spelling() -> None:
+    for length in range(40):
+        data = hashlib.sha512(bytes([length])).digest()[:length]
+        assert ms.decode_base64url(ms.encode_base64url(data)) == data
+    for text in ["A", "AB", "AAB", "AA==", "AA=", "+_", "A A", "AA\n", "ÄÄ", "\ud800", "AAAA="]:
+        with pytest.raises(ms.TokenError):
+            ms.decode_base64url(text)
+
+
+def test_hs256_is_what_rfc_7515_appendix_a1_shows() -> None:
+    key = ms.decode_base64url(
+        "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"
+    )
+    token = (
+        "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9."
+        "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFt"
+        "cGxlLmNvbS9pc19yb290Ijp0cnVlfQ.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+    )
+    algorithm, payload = ms.verify_jws(token, key, None)
+    assert algorithm == "HS256"
+    assert json.loads(payload)["iss"] == "joe"
+
+
+def test_tokens_of_both_algorithms_are_read() -> None:
+    assert verify(ms.sign_jwt(ACCESS, KEYS_SECRET)) == ACCESS
+    assert verify(es256(FOREIGN)) == FOREIGN
+    refresh = ACCESS | {"token_type": "refresh"}
+    assert verify(hs256(refresh), "refresh") == refresh
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp": NOW - 29},
+        {"exp": NOW + 0.5},
+        {"exp": 10**400},
+        {"nbf": NOW + 30, "iat": NOW + 30},
+        {"iat": 0, "nbf": -1},
+        {"nested": [[{"a": None}]], "name": "Jürgen ☃"},
+    ],
+)
+def test_claims_hold_within_the_leeway(change: dict[str, object]) -> None:
+    assert verify(hs256(ACCESS | change)) == ACCESS | change
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {**ACCESS, "exp": NOW - 30},
+        {**ACCESS, "exp": True},
+        {**ACCESS, "exp": str(NOW + 60)},
+        {**ACCESS, "exp": None},
+        {**ACCESS, "exp": float("inf")},
+        {**ACCESS, "exp": float("nan")},
+        {k: v for k, v in ACCESS.items() if k != "exp"},
+        {**ACCESS, "nbf": NOW + 31},
+        {**ACCESS, "iat": NOW + 31},
+        {**ACCESS, "nbf": None},
+        {**ACCESS, "iat": "now"},
+        {**ACCESS, "token_type": "refresh"},
+        {**ACCESS, "token_type": ["access"]},
+        {k: v for k, v in ACCESS.items() if k != "token_type"},
+        b"",
+        b"[]",
+        b"null",
+        b'{"exp": 1e999, "token_type": "access"}',
+        b'{"exp": ' + b"9" * 5000 + b'.0, "token_type": "access"}',
+        b'{"exp": 2e9, "exp": 3e9, "token_type": "access"}',
+        b'{"exp": 2e9, "token_type": "access", "x": "\\ud800"}',
+        b'{"exp": 2e9, "token_type": "access", "x": "\xff"}',
+        b'\xef\xbb\xbf{"exp": 2e9, "token_type": "access"}',
+        '{"exp": 2e9, "token_type": "access"}'.encode("utf-16"),
+        b"[" * 6000,
+    ],
+)
+def test_claims_that_do_not_hold_are_refused(claims: bytes | Mapping[str, object]) -> None:
+    with pytest.raises(ms.TokenError):
+        verify(hs256(claims))
+
+
+def test_deep_nesting_is_read_or_refused_and_never_overflows() -> None:
+    for depth in (10, 900, 1100, 2900):
+        nested = b"[" * depth + b"]" * depth
+        try:
+            verify(hs256(b'{"exp": 2e9, "token_type": "access", "x": ' + nested + b"}"))
+        except ms.TokenError:  # how deep is too deep is the interpreter's to say
+            assert depth > 10
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"alg": "none"},
+        {"alg": "None"},
+        {"alg": "hs256"},
+        {"alg": "HS512"},
+        {"alg": "RS256"},
+        {"alg": ["HS256"]},
+        {"alg": None},
+        {},
+        {"alg": "HS256", "crit": ["exp"]},
+        {"alg": "HS256", "crit": []},
+        {"alg": "HS256", "b64": True},
+        {"alg": "HS256", "typ": 1},
+        b'{"alg": "none", "alg": "HS256"}',
+        b'["HS256"]',
+        b'"HS256"',
+        b"",
+    ],
+)
+def test_headers_that_ask_for_more_are_refused(header: bytes | Mapping[str, object]) -> None:
+    with pytest.raises(ms.TokenError):
+        verify(jws(header, ACCESS))
+
+
+def test_each_algorithm_takes_its_own_key_and_type_only() -> None:
+    signed = ".".join(
+        ms.encode_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256"}, ACCESS)
+    )
+    forged = ms.encode_base64url(ms._hmac_sha256(PEM.encode(), signed.encode()))
+    for token in [
+        f"{signed}.{forged}",  # the public key as an HMAC secret
+        es256(FOREIGN | {"token_type": "access"}),
+        es256(FOREIGN).replace(".", ".A", 1),
+    ]:
+        with pytest.raises(ms.TokenError):
+            verify(token)
+    with pytest.raises(ms.TokenError):
+        verify(es256(FOREIGN), "refresh")
+    with pytest.raises(ms.TokenError):
+        ms.verify_jwt(es256(FOREIGN), hs256_key=KEYS_SECRET, es256_key=None, now=NOW)
+
+
+def test_a_token_with_any_character_changed_is_refused() -> None:
+    for token in (hs256(ACCESS), hs256(ACCESS) + "A" * 9000):
+        with pytest.raises(ms.TokenError):
+            verify(token + "=")
+    token = hs256(ACCESS)
+    for i, character in enumerate(token):
+        for other in ("A" if character != "A" else "B", "", character + ".", "é"):
+            with pytest.raises(ms.TokenError):
+                verify(token[:i] + other + token[i + 1 :])
+
+
+def test_pyjwt_and_we_read_each_other() -> None:
+    jwt = need("jwt")
+    claims = {"exp": 4e9, "token_type": "access", "name": "Jürgen"}
+    assert jwt.decode(ms.sign_jwt(claims, KEYS_SECRET), KEYS_SECRET, ["HS256"]) == claims
+    assert verify(jwt.encode(claims, KEYS_SECRET, "HS256")) == claims
+
+
+def test_pyjwt_and_we_agree_on_es256() -> None:
+    jwt = need("jwt")
+    ec = need("cryptography.hazmat.primitives.asymmetric.ec")
+    from cryptography.hazmat.primitives import serialization
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    key = ms.parse_public_key(pem)
+    for i in range(20):
+        token = jwt.encode({"exp": 4e9, "i": i}, private, "ES256")
+        claims = ms.verify_jwt(token, hs256_key=KEYS_SECRET, es256_key=key, now=NOW)
+        assert claims["i"] == i
+    assert jwt.decode(es256({"exp": 4e9}), PEM, ["ES256"]) == {"exp": 4e9}
+
+
+def test_simplejwt_and_we_read_each_other() -> None:
+    need("rest_framework_simplejwt")
+    django = need("django")
+    settings = need("django.conf").settings
+    if not settings.configured:
+        apps = ["django.contrib.auth", "django.contrib.contenttypes"]
+        settings.configure(SECRET_KEY="x", INSTALLED_APPS=apps)
+        django.setup()
+    backends = need("rest_framework_simplejwt.backends")
+    backend = backends.TokenBackend("HS256", KEYS_SECRET)
+    claims = {"token_type": "access", "exp": 4_000_000_000, "jti": "a" * 32, "user_id": "7"}
+    assert verify(backend.encode(claims)) == claims
+    assert backend.decode(ms.sign_jwt(claims, KEYS_SECRET)) == claims
+    assert find(backend.encode(claims)).user_id == 7
+
+
+# --- Principals
+
+
+@pytest.mark.parametrize(
+    ("authorization", "upload", "kind"),
+    [
+        (None, None, "anonymous"),
+        ("", None, "anonymous"),
+        ("Basic eDp5", None, "anonymous"),
+        ("Basic eDp5", "good", "uploader"),
+        (None, "good", "uploader"),
+        ("Bearer owner's key", None, "owner"),
+        ("bEARER   owner's key ", "good", "owner"),
+        ("Bearer owner's key", "bad", None),
+        ("Bearer wrong", "good", None),
+        ("Bearer", None, None),
+        ("Bearer ", None, None),
+        ("Bearer owner's key☃", None, None),
+        ("Bearer \ud800", None, None),
+        ("Bearer " + "a" * 100_000, None, None),
+        (None, "", None),
+    ],
+)
+def test_a_principal_is_found_in_the_contracts_order(
+    authorization: str | None, upload: str | None, kind: str | None
+) -> None:
+    token = ms.sign_upload_token("upload secret", NOW) if upload == "good" else upload
+    if kind:
+        assert ms.find_principal(authorization, token, KEYS, NOW).kind == kind
+    else:
+        with pytest.raises(ms.HTTPError) as caught:
+            ms.find_principal(authorization, token, KEYS, NOW)
+        assert caught.value.status == 401
+        assert caught.value.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+
+
+def test_demo_mode_looks_at_no_credential() -> None:
+    demo = ms.Keys(True, "a", "b", None, "c", 900)
+    assert ms.find_principal("Bearer wrong", "wrong", demo, NOW) == ms.DEMO
+
+
+def test_a_non_ascii_owners_key_is_known_in_both_encodings() -> None:
+    keys = ms.Keys(False, "schlüssel", "b", None, "c", 900)
+    for text in ("schlüssel", "schlüssel".encode().decode("latin-1")):
+        assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
+
+
+def test_blank_secrets_make_no_keys_and_no_secret_is_in_their_repr() -> None:
+    for secrets in (["", "b", "c"], ["a", " ", "c"], ["a", "b", ""]):
+        with pytest.raises(ValueError, match="blank"):
+            ms.Keys(False, secrets[0], secrets[1], None, secrets[2], 900)
+    assert "owner's key" not in repr(KEYS)
+    assert KEYS_SECRET not in repr(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("change", "user_id"),
+    [
+        ({}, 7),
+        ({"user_id": "42"}, 42),
+        ({"user_id": 2**63 - 1}, 2**63 - 1),
+        ({"user_id": 2**63}, None),
+        ({"user_id": "9" * 4000}, None),
+        ({"user_id": 0}, None),  # the demo user's
+        ({"user_id": -1}, None),
+        ({"user_id": True}, None),
+        ({"user_id": 7.0}, None),
+        ({"user_id": "07"}, None),
+        ({"user_id": "\u0667"}, None),
+        ({"user_id": None}, None),
+        ({"user_id": [7]}, None),
+        ({"permissions": "media_store_write"}, None),
+        ({"permissions": {"media_store_write": 1}}, None),
+        ({"permissions": ["media_store_write", 1]}, None),
+        ({"permissions": None}, None),
+    ],
+)
+def test_the_claims_of_an_account_are_taken_at_their_exact_type(
+    change: dict[str, object], user_id: int | None
+) -> None:
+    if user_id:
+        assert find(hs256(ACCESS | change)).user_id == user_id
+    else:
+        with pytest.raises(ms.HTTPError) as caught:
+            find(hs256(ACCESS | change))
+        assert caught.value.status == 401
+
+
+def test_a_foreign_token_has_a_subject_and_no_user() -> None:
+    claims = FOREIGN | {"user_id": 7, "permissions": ["media_store_read"], "is_admin": "true"}
+    assert find(es256(claims)) == ms.Principal(
+        "token", None, "user123", frozenset({"media_store_read"}), False
+    )
+    assert find(es256(FOREIGN | {"is_admin": True})).is_admin
+    with pytest.raises(ms.HTTPError):
+        find(es256(FOREIGN | {"sub": 123}))
+
+
+READER_PRINCIPAL = ms.Principal("token", permissions=frozenset({"media_store_read"}))
+WRITER_PRINCIPAL = ms.Principal("token", permissions=frozenset({"media_store_write"}))
+USER_PRINCIPAL = ms.Principal("token", user_id=7)
+
+
+@pytest.mark.parametrize(
+    ("access", "allowed"),
+    [
+        (ms.Access.OPEN, "anonymous uploader reader writer user owner demo"),
+        (ms.Access.READ, "reader owner demo"),
+        (ms.Access.PRIVATE_READ, "reader owner demo"),
+        (ms.Access.UPLOAD, "uploader writer owner demo"),
+        (ms.Access.WRITE, "writer owner demo"),
+        (ms.Access.USER, "user demo"),
+    ],
+)
+def test_access_is_the_contracts_table(access: ms.Access, allowed: str) -> None:
+    principals = {
+        "anonymous": ms.ANONYMOUS,
+        "uploader": ms.UPLOADER,
+        "reader": READER_PRINCIPAL,
+        "writer": WRITER_PRINCIPAL,
+        "user": USER_PRINCIPAL,
+        "owner": ms.OWNER,
+        "demo": ms.DEMO,
+    }
+    for name, principal in principals.items():
+        assert ms.allows(access, principal, True) is (name in allowed.split())
+        if access is ms.Access.READ:
+            assert ms.allows(access, principal, False)
+        if name not in allowed.split():
+            with pytest.raises(ms.HTTPError) as caught:
+                ms.require(access, principal, True)
+            assert caught.value.status == (401 if name == "anonymous" else 403)
+
+
+def test_a_verified_token_is_remembered_until_it_expires() -> None:
+    cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
+    principal = ms.find_principal(token, None, KEYS, NOW, cache)
+    keyless = ms.Keys(False, "a", "b", None, "c", 900)
+    assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
+    with pytest.raises(ms.HTTPError):
+        ms.find_principal(token, None, keyless, NOW + 60, cache)
+
+
+def test_the_cache_forgets_the_least_recently_used_and_stands_many_threads() -> None:
+    cache = ms.TokenCache(size=2)
+    cache.put("a", USER_PRINCIPAL, NOW)
+    cache.put("b", READER_PRINCIPAL, NOW)
+    assert cache.get("a", NOW - 1) == USER_PRINCIPAL
+    cache.put("c", WRITER_PRINCIPAL, NOW)
+    assert [cache.get(t, NOW - 1) for t in "abc"] == [USER_PRINCIPAL, None, WRITER_PRINCIPAL]
+
+    def use() -> None:
+        for i in range(500):
+            cache.put(str(i % 7), USER_PRINCIPAL, NOW + i)
+            cache.get(str(i % 5), NOW)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(cache._entries) <= 2
+
+
+# --- Who may do what, over HTTP
+
+
+def test_the_token_command_and_curl_upload_the_first_picture(start, tmp_path):
+    curl, running = need("curl"), start()
+    (tmp_path / "photo.jpg").write_bytes(jpeg())
+    token = run_program("token", "--storage_dir", running.storage, cwd=tmp_path, **SECRETS)
+    assert (token.returncode, token.stderr) == (0, "")
+    url = f"{running.url}/upload?token={token.stdout.strip()}"
+    command = [curl, "-sS", "-F", f"file=@{tmp_path}/photo.jpg", url]
+    made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert running.get(urlsplit(made["url"]).path).body == (tmp_path / "photo.jpg").read_bytes()
+
+
+def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, monkeypatch):
+    storage = tmp_path / "pictures"
+    token = run_program("token", "--storage_dir", storage, cwd=tmp_path).stdout.strip()
+    monkeypatch.delitem(SECRETS, "MEDIA_SERVER_SECRET")
+    with Server(storage) as running:
+        made = running.send_file("POST", f"/upload?token={token}", png(), headers={})
+        assert made.status == 201
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: upload_token(age=905),
+        lambda: upload_token(age=-120),
+        lambda: upload_token(secret="another"),
+        lambda: upload_token()[:-1],
+        lambda: upload_token().replace(".", ""),
+        lambda: upload_token().replace(".", ".0"),
+        lambda: "",
+        lambda: "%00",
+        lambda: "%ED%A0%80",
+        lambda: "a" * 9000,
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
+def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, make, method, path):
+    answer = server.send_file(method, f"{path}?token={make()}", png(), headers={})
+    assert answer.status in {401, 400 if "%" in make() else 401}
+    if answer.status == 401:
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert set(answer.json) == {"detail"}
+
+
+def test_an_upload_token_is_good_for_as_long_as_the_setting_says(start):
+    running = start(token_expiry_seconds="100")
+    for age, status in ((95, 201), (105, 401)):
+        path = f"/upload?token={upload_token(age)}"
+        assert running.send_file("POST", path, png(), headers={}).status == status
+
+
+CREDENTIALS: dict[str, dict[str, str]] = {
+    "anonymous": {},
+    "basic": {"Authorization": "Basic eDp5"},
+    "user": bearer(),
+    "reader": READER,
+    "writer": WRITER,
+    "admin": bearer(is_admin=True),
+    "owner": OWNER,
+    "owner in another case": {"Authorization": f"bEARER  {OWNER_KEY}"},
+}
+CLOSED = {"user": 403, "reader": 403, "writer": 403, "anonymous": 401, "basic": 401}
+ENDPOINTS = [  # access, method, path, the status of those who may, and who may
+    ("open", "GET", "/health", 200, "everyone"),
+    ("read", "GET", "/list", 200, "everyone"),
+    ("read", "GET", "/media", 200, "everyone"),
+    ("read", "GET", f"/image/{'0' * 64}", 404, "everyone"),
+    ("read", "GET", f"/thumbnail/{'0' * 64}", 404, "everyone"),
+    ("private read", "GET", "/image/none.png", 404, "reader"),
+    ("upload", "POST", "/upload", 400, "writer"),
+    ("upload", "DELETE", "/media/none.png", 404, "writer"),
+    ("upload", "PUT", "/image/none.png", 400, "writer"),
+    ("write", "POST", "/upload-image", 400, "writer"),
+]
+
+
+@pytest.fixture(scope="module")
+def read_closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    storage = tmp_path_factory.mktemp("closed") / "pictures"
+    with Server(storage, READ_AUTH_ENABLED="true") as running:
+        yield running
+
+
+@pytest.mark.parametrize(("access", "method", "path", "good", "who"), ENDPOINTS)
+def test_access_is_the_contracts_table_over_http(
+    server, read_closed, access, method, path, good, who
+):
+    for running in (server, read_closed):
+        allowed = {"owner", "owner in another case", "admin", who}
+        if who == "everyone" and not (running is read_closed and access == "read"):
+            allowed = set(CREDENTIALS)
+        elif who == "everyone":
+            allowed |= {"reader"}
+        for name, headers in CREDENTIALS.items():
+            answer = running.request(method, path, headers=headers)
+            expected = good if name in allowed else CLOSED[name]
+            assert answer.status == expected, (name, answer.body)
+            if expected == 401:
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        wrong = running.request(method, path, headers={"Authorization": "Bearer wrong"})
+        assert wrong.status == 401
+        uploader = running.request(method, f"{path}?token={upload_token()}")
+        closed = access in {"private read", "write"} or (
+            access == "read" and running is read_closed
+        )
+        assert uploader.status == (403 if closed else good)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": time.time() - 60},
+        {"nbf": time.time() + 3600},
+        {"token_type": "refresh"},
+        {"exp": None},
+        {"user_id": "x"},
+    ],
+)
+def test_a_token_whose_claims_do_not_hold_is_401_on_an_open_path(server, claims):
+    assert server.request("GET", "/health", headers=bearer(**claims)).status == 401
+
+
+def test_two_credentials_must_both_be_good_and_the_bearer_decides(server):
+    good, bad = upload_token(), upload_token(secret="another")
+    for token, headers, status in (
+        (good, {"Authorization": "Bearer wrong"}, 401),
+        (bad, OWNER, 401),
+        (good, READER, 403),
+        (good, OWNER, 201),
+        (good, {"Authorization": "Basic eDp5"}, 201),
+    ):
+        answer = server.send_file("POST", f"/upload?token={token}", png(), headers=headers)
+        assert answer.status == status
+
+
+def test_es256_tokens_of_the_public_key_are_read_and_none_without_one(start, server):
+    claims = {"sub": "me", "exp": time.time() + 60, "permissions": ["media_store_read"]}
+    token = {"Authorization": f"Bearer {es256(claims)}"}
+    assert server.request("GET", "/health", headers=token).status == 401
+    running = start(public_key_path=write_pem(server.storage.parent / "key.pem"))
+    assert running.request("GET", "/image/none.png", headers=token).status == 404
+    assert running.request("POST", "/upload-image", headers=token).status == 403
+
+
+def write_pem(path: Path) -> str:
+    path.write_text(PEM)
+    return str(path)
+
+
+def test_in_demo_mode_everyone_may_do_everything_whatever_they_carry(start):
+    running = start(auth_disabled="yes")
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        assert running.send_file("PUT", "/image/a.jpg", png(), headers=headers).status == 201
+        assert running.send_file("POST", "/upload-image", png(), headers=headers).status == 201
+        assert running.request("GET", "/image/a.png?token=x", headers=headers).status == 200
+
+
+# ======================================================================================
+# 4. Media facts
+# ======================================================================================
+
+# Samples are built here by the formats' own rules, each as small as it can be.
+
+MADE = 1556938921.0  # 2019-05-04 03:02:01 UTC
+
+
+def box(kind: bytes, *body: bytes) -> bytes:
+    content = b"".join(body)
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def chunk(kind: bytes, *body: bytes, order: str = "<") -> bytes:
+    content = b"".join(body)
+    return struct.pack(order + "4sI", kind, len(content)) + content + bytes(len(content) & 1)
+
+
+def element(name: int, *body: bytes) -> bytes:
+    content = b"".join(body)
+    size = (len(content) | 1 << 28).to_bytes(4, "big")
+    return name.to_bytes((name.bit_length() + 7) // 8, "big") + size + content
+
+
+def tiff(*directories: dict[int, object], order: str = "<", following: bool = False) -> bytes:
+    """Directories in a row. An int is a LONG, bytes are ASCII, lists RATIONALs of `n / 100`."""
+    start, out = 8, b""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
+    for number, tags in enumerate(directories):
+        values_start = start + 2 + 12 * len(tags) + 4
+        entries, values = b"", b""
+        for tag, value in sorted(tags.items()):
+            if isinstance(value, int):
+                entries += struct.pack(order + "HHII", tag, 4, 1, value)
+                continue
+            if isinstance(value, bytes):
+                kind, count, raw = 2, len(value) + 1, value + b"\0"
+            else:
+                kind, count = 5, len(value)
+                raw = b"".join(struct.pack(order + "II", round(v * 100), 100) for v in value)
+            if len(raw) <= 4:
+                entries += struct.pack(order + "HHI4s", tag, kind, count, raw.ljust(4, b"\0"))
+            else:
+                where = values_start + len(values)
+                entries += struct.pack(order + "HHII", tag, kind, count, where)
+                values += raw
+        last = number + 1 == len(directories) or not following
+        after = 0 if last else values_start + len(values)
+        out += struct.pack(order + "H", len(tags)) + entries + struct.pack(order + "I", after)
+        out += values
+        start = values_start + len(values)
+    return head + out
+
+
+def exif_tiff(order: str = "<", **changes: bytes) -> bytes:
+    """IFD0, EXIF and GPS directories; the offsets are found by building twice."""
+    main = {0x10F: b"Acme", 0x110: b"Box 1", 0x112: 6, 0x132: b"2020:01:01 00:00:00"}
+    detail = {0x9003: b"2019:05:04 05:02:01", 0x9011: b"+02:00", 0x9291: b"25"}
+    detail |= {int(k[1:], 16): v for k, v in changes.items()}
+    place = {1: b"S", 2: [33, 30, 0], 3: b"E", 4: [151, 15, 0], 6: [58]}
+    first = tiff(main | {0x8769: 0, 0x8825: 0}, order=order)
+    second = tiff(detail, order=order)
+    offsets = {0x8769: len(first), 0x8825: len(first) + len(second) - 8}
+    return tiff(main | offsets, detail, place, order=order)
+
+
+def jpeg_of(*segments: tuple[int, bytes], frame: int = 0xC0) -> bytes:
+    segments = (*segments, (frame, struct.pack(">BHHB", 8, 30, 40, 3) + bytes(9)))
+    parts = [struct.pack(">BBH", 255, kind, len(body) + 2) + body for kind, body in segments]
+    return b"\xff\xd8" + b"".join(parts) + b"\xff\xda"
+
+
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    made = [(b"IHDR", struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 0)), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I4s", len(body), kind) + body + bytes(4) for kind, body in made
+    )
+
+
+def full(version: int, *body: bytes) -> bytes:
+    return bytes([version, 0, 0, 0]) + b"".join(body)
+
+
+MATRIX = {1: (1, 0, 0, 1), 3: (-1, 0, 0, -1), 6: (0, 1, -1, 0), 8: (0, -1, 1, 0)}
+
+
+def moov(turn: int = 1, units: int = 3000, version: int = 0, *more: bytes) -> bytes:
+    made = int(MADE) + 2082844800
+    clock = struct.pack(">QQIQ" if version else ">IIII", made, made, 1000, units)
+    a, b, c, d = (value * 65536 for value in MATRIX[turn])
+    head = struct.pack(">9iII", a, b, 0, c, d, 0, 0, 0, 1 << 30, 640 << 16, 360 << 16)
+    numbers = struct.pack(">QQIIQ" if version else ">IIIII", 0, 0, 1, 0, 0)
+    track = box(
+        b"trak",
+        box(b"tkhd", full(version, numbers, bytes(16), head)),
+        box(b"mdia", box(b"mdhd", full(version, clock)), box(b"hdlr", full(0, bytes(4), b"vide"))),
+    )
+    return box(b"moov", box(b"mvhd", full(version, clock)), track, *more)
+
+
+def mp4_of(brand: bytes = b"isom", movie: bytes | None = None) -> bytes:
+    film = moov() if movie is None else movie
+    return box(b"ftyp", brand, bytes(4), b"mp42") + box(b"mdat", bytes(99)) + film
+
+
+def quicktime() -> bytes:
+    pairs = {
+        b"com.apple.quicktime.creationdate": b"2019-05-04T05:02:01+0200",
+        b"com.apple.quicktime.location.ISO6709": b"-33.5000+151.2500+058.000/",
+        b"com.apple.quicktime.make": b"Acme",
+    }
+    keys = b"".join(box(b"mdta", name) for name in pairs)
+    values = b"".join(
+        box(struct.pack(">I", i), box(b"data", bytes(8), value))
+        for i, value in enumerate(pairs.values(), 1)
+    )
+    handler = box(b"hdlr", full(0, bytes(4), b"mdta"))
+    meta = box(
+        b"meta", handler, box(b"keys", full(0, struct.pack(">I", 3), keys)), box(b"ilst", values)
+    )
+    return mp4_of(b"qt  ", moov(6, 3000, 1, meta))
+
+
+def fragmented() -> bytes:
+    def fragment(at: int) -> bytes:
+        header = box(b"tfhd", full(0, struct.pack(">I", 1)))
+        time = box(b"tfdt", full(1, struct.pack(">Q", at)))
+        run = box(b"trun", struct.pack(">III", 0x100, 2, 500) + struct.pack(">I", 500))
+        return box(b"moof", box(b"traf", header, time, run)) + box(b"mdat", b"x")
+
+    return mp4_of(b"iso5", moov(1, 0)) + b"".join(fragment(at) for at in (0, 1000, 2000))
+
+
+def heif(turn: bytes = b"", brand: bytes = b"heic") -> bytes:
+    block = struct.pack(">I", 0) + exif_tiff()
+    properties = [box(b"ispe", full(0, struct.pack(">II", 40, 30)))]
+    properties += [box(turn[:4], turn[4:])] if turn else []
+    links = bytes([len(properties), *range(1, len(properties) + 1)])
+
+    def meta(where: int) -> bytes:
+        items = b"".join(
+            box(b"infe", full(2, struct.pack(">HH4s", number, 0, kind)))
+            for number, kind in ((1, b"hvc1"), (2, b"Exif"))
+        )
+        place = struct.pack(">HHHHHII", 0x4400, 1, 2, 0, 1, where, len(block))
+        return box(
+            b"meta",
+            full(0),
+            box(b"pitm", full(0, struct.pack(">H", 1))),
+            box(b"iinf", full(0, struct.pack(">H", 2), items)),
+            box(
+                b"iprp",
+                box(b"ipco", *properties),
+                box(b"ipma", full(0, struct.pack(">IH", 1, 1), links)),
+            ),
+            box(b"iloc", full(0, place)),
+        )
+
+    start = box(b"ftyp", brand, bytes(4), brand)
+    return start + meta(len(start) + len(meta(0)) + 8) + box(b"mdat", block)
+
+
+def matroska(doc_type: bytes, kind: int = 1) -> bytes:
+    nanoseconds = (int(MADE) - 978307200) * 10**9
+    info = element(
+        0x1549A966,
+        element(0x2AD7B1, (10**6).to_bytes(3, "big")),
+        element(0x4489, struct.pack(">d", 3000)),
+        element(0x4461, nanoseconds.to_bytes(8, "big")),
+    )
+    video = element(0xE0, element(0xB0, b"\x02\x80"), element(0xBA, b"\x01\x68"))
+    tracks = element(
+        0x1654AE6B, element(0xAE, element(0x83, bytes([kind])), video if kind == 1 else b"")
+    )
+    return element(0x1A45DFA3, element(0x4282, doc_type)) + element(0x18538067, info, tracks)
+
+
+def avi() -> bytes:
+    main = struct.pack("<10I", 40000, 0, 0, 0, 75, 0, 1, 0, 640, 360)
+    stream = chunk(b"strh", b"vids", bytes(16), struct.pack("<IIII", 1, 25, 0, 75))
+    header = chunk(
+        b"LIST",
+        b"hdrl",
+        chunk(b"avih", main),
+        chunk(b"LIST", b"strl", stream),
+        chunk(b"IDIT", b"2019"),
+        chunk(b"IDIT", b"Sat May  4 03:02:01 2019\n"),
+    )
+    return chunk(b"RIFF", b"AVI ", header)
+
+
+def wav(kind: bytes = b"RIFF") -> bytes:
+    form = struct.pack("<HHIIHH", 1, 1, 8000, 8000, 1, 8)
+    sizes = chunk(b"ds64", struct.pack("<QQQ", 0, 24000, 0)) if kind == b"RF64" else b""
+    data = chunk(b"data", bytes(24000))
+    data = data[:4] + b"\xff\xff\xff\xff" + data[8:] if sizes else data
+    return kind + bytes(4) + b"WAVE" + sizes + chunk(b"fmt ", form) + data
+
+
+def ogg(first: bytes, granule: int, serial: int = 7) -> bytes:
+    def page(flags: int, at: int, body: bytes) -> bytes:
+        return struct.pack("<4sBBqIIIBB", b"OggS", 0, flags, at, serial, 0, 0, 1, len(body)) + body
+
+    return page(2, 0, first) + page(4, granule, b"xx")
+
+
+MP3_FRAME = b"\xff\xfb\x90\x00" + bytes(413)  # MPEG 1 layer III, 128 kbit/s, 44,100 Hz
+ADTS_FRAME = b"\xff\xf1\x50\x80\x01\x9f\xfc" + bytes(5)  # 12 bytes, 44,100 Hz
+VORBIS = b"\1vorbis" + bytes(5) + struct.pack("<I", 44100) + bytes(14)
+THEORA = (
+    b"\x80theora\3\2\1"
+    + bytes(4)
+    + b"\0\2\x80\0\1\x68"
+    + bytes(2)
+    + struct.pack(">II", 25, 1)
+    + bytes(10)
+    + b"\0\xc0"
+)  # keyframe shift 6
+FLAC = b"fLaC\0\0\0\x22" + bytes(10) + (44100 << 44 | 132300).to_bytes(8, "big") + bytes(16)
+GIF_FRAME = b"!\xf9\4\0\x96\0\0\0" + b"," + bytes(9) + b"\2\1\0\0"
+ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
+TS = b"".join(
+    b"\x47\1\0" + b"\x30\x07\x10" + (clock << 15).to_bytes(6, "big") + bytes(176)
+    for clock in (0, 90000, 180000, 270000)
+)
+H264 = bytes.fromhex("0000016764001eacd940a02ff97011000003000100000300320f162d96")  # x264's own
+CAMERA = {
+    "created": MADE + 0.25,
+    "created_source": "exif",
+    "orientation": 6,
+    "make": "Acme",
+    "model": "Box 1",
+    "latitude": -33.5,
+    "longitude": 151.25,
+    "altitude": 58.0,
+}
+SMALL = {"width": 40, "height": 30}
+FILM = {"width": 640, "height": 360, "duration": 3.0}
+FILMED = FILM | {"created": MADE, "created_source": "container"}
+XMP = b'<rdf:Description xmp:CreateDate="2019-05-04T05:02:01+02:00"/>'
+XMP_MADE = {"created": MADE, "created_source": "xmp"}
+PROFILE = b"\nexif\n%8d\n%b\n" % (len(exif_tiff()) + 6, (b"Exif\0\0" + exif_tiff()).hex().encode())
+SVG_PROLOG = b'<?xml version="1.0"?><!-- <html> --><!DOCTYPE svg PUBLIC "x" [<!ENTITY a "b">]>\n'
+
+SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
+    "JPEG": (jpeg_of((0xE0, b"JFIF\0"), (0xE1, b"Exif\0\0" + exif_tiff())), "image/jpeg",
+             SMALL | CAMERA),
+    "JPEG, big-endian EXIF, progressive":
+        (jpeg_of((0xE1, b"Exif\0\0" + exif_tiff(">")), frame=0xC2), "image/jpeg", SMALL | CAMERA),
+    "JPEG, XMP only": (jpeg_of((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)), "image/jpeg",
+                       SMALL | XMP_MADE),
+    "JPEG, stray bytes": (jpeg_of((0xE0, b"")).replace(b"\xff\xc0", b"zz\xff\xff\xff\xc0"),
+                          "image/jpeg", SMALL),
+    "PNG": (png_with((b"tIME", b"\x07\xe3\5\4\3\2\1")), "image/png",
+            SMALL | {"created": MADE, "created_source": "png"}),
+    "PNG, eXIf after the pixels":
+        (png_with((b"IDAT", b""), (b"eXIf", exif_tiff())), "image/png", SMALL | CAMERA),
+    "PNG, raw profile":
+        (png_with((b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE))),
+         "image/png", SMALL | CAMERA),
+    "PNG, packed XMP": (png_with((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP))),
+                        "image/png", SMALL | XMP_MADE),
+    "PNG, wordy time": (png_with((b"tEXt", b"Creation Time\0Sat, 04 May 2019 03:02:01 GMT")),
+                        "image/png", {"created": MADE}),
+    "APNG": (png_with((b"acTL", bytes(8))), "image/apng", SMALL),
+    "GIF": (b"GIF89a" + struct.pack("<HHBBB", 40, 30, 0, 0, 0) + GIF_FRAME * 2 + b";", "image/gif",
+            SMALL | {"duration": 3.0}),
+    "WebP, lossy": (chunk(b"RIFF", b"WEBP", chunk(b"VP8 ", bytes(3), b"\x9d\1\x2a",
+                                                  struct.pack("<HH", 40, 30))),
+                    "image/webp", SMALL),
+    "WebP, lossless": (chunk(b"RIFF", b"WEBP", chunk(b"VP8L", b"\x2f",
+                                                     struct.pack("<I", 39 | 29 << 14))),
+                       "image/webp", SMALL),
+    "WebP, extended": (chunk(b"RIFF", b"WEBP", chunk(b"VP8X", b"\x08\0\0\0\x27\0\0\x1d\0\0"),
+                             chunk(b"EXIF", exif_tiff())), "image/webp", SMALL | CAMERA),
+    "BMP": (b"BM" + bytes(12) + struct.pack("<IiiHH", 40, 40, -30, 1, 24) + bytes(24),
+            "image/bmp", SMALL),
+    "BMP, OS/2": (b"BM" + bytes(12) + struct.pack("<IHHHH", 12, 40, 30, 1, 24), "image/bmp",
+                  SMALL),
+    "TIFF": (tiff({0x100: 40, 0x101: 30}), "image/tiff", SMALL),
+    "TIFF, thumbnail first": (tiff({0xFE: 1, 0x100: 4, 0x101: 3}, {0xFE: 0, 0x100: 40, 0x101: 30},
+                                   order=">", following=True), "image/tiff", SMALL),
+    "DNG": (tiff({0xC612: 1, 0x100: 40, 0x101: 30}), "image/x-adobe-dng", SMALL),
+    "NEF": (tiff({0xFE: 1, 0x10F: b"NIKON CORPORATION", 0x14A: 8 + 2 + 36 + 4 + 18},
+                 {0xFE: 0, 0x100: 40, 0x101: 30}), "image/x-nikon-nef", SMALL),
+    "BigTIFF": (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2)
+                + struct.pack("<HHQQHHQQQ", 0x100, 3, 1, 40, 0x101, 3, 1, 30, 0), "image/tiff",
+                SMALL),
+    "HEIC": (heif(), "image/heic", SMALL | CAMERA | {"orientation": 1}),
+    "HEIC, turned left": (heif(b"irot\1"), "image/heic", SMALL | {"orientation": 8}),
+    "AVIF, mirrored": (heif(b"imir\1", b"avif"), "image/avif", SMALL | {"orientation": 2}),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="40px" height="30"/>',
+            "image/svg+xml", SMALL),
+    "SVG, long prolog": (b"\xef\xbb\xbf" + SVG_PROLOG
+                         + b"<svg:svg viewBox='0 0 40 30' width='100%'>", "image/svg+xml", SMALL),
+    "SVG, UTF-16": ("\ufeff<svg width='30pt' height='22.5pt'>".encode("utf-16-le"),
+                    "image/svg+xml", SMALL),
+    "ICO": (b"\0\0\1\0\1\0\x28\x1e\0\0\1\0\x20\0" + bytes(8), "image/x-icon", SMALL),
+    "JPEG XL": (b"\xff\x0a" + (0 | 0 << 1 | 29 << 3 | 0 << 12 | 0 << 15 | 39 << 17
+                               | 0 << 26 | 1 << 27 | 5 << 28).to_bytes(8, "little"), "image/jxl",
+                SMALL | {"orientation": 6}),
+    "JPEG 2000": (box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 ", bytes(4))
+                  + box(b"jp2h", box(b"ihdr", struct.pack(">II", 30, 40))), "image/jp2", SMALL),
+    "MP4": (mp4_of(), "video/mp4", FILMED | {"orientation": 1}),
+    "MP4, turned": (mp4_of(movie=moov(8)), "video/mp4", FILMED | {"orientation": 8}),
+    "MP4, fragmented": (fragmented(), "video/mp4", FILM),
+    "M4V": (mp4_of(b"M4V "), "video/x-m4v", FILMED),
+    "3GP": (mp4_of(b"3gp5"), "video/3gpp", FILMED),
+    "MOV": (quicktime(), "video/quicktime",
+            FILMED | {"orientation": 6, "make": "Acme", "latitude": -33.5, "altitude": 58.0}),
+    "MOV without ftyp": (box(b"wide") + moov(), "video/quicktime", FILMED),
+    "Matroska": (matroska(b"matroska"), "video/x-matroska", FILMED),
+    "WebM": (matroska(b"webm"), "video/webm", FILMED),
+    "Matroska, sound": (matroska(b"webm", 2), "audio/x-matroska", {"duration": 3.0}),
+    "AVI": (avi(), "video/x-msvideo",
+            FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
+    "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
+    "MPEG-TS": (TS, "video/mp2t", {"duration": 3.0}),
+    "AVCHD": (TS[: 188 - len(H264)] + H264 + TS[188:], "video/mp2t", FILM),
+    "MPEG-PS": (b"\0\0\1\xba\x44\0\4\0\4" + bytes(5) + b"\0\0\1\xb3\x28\1\x68"
+                + b"\0\0\1\xba\x44\0\x44\xf5\x84", "video/mpeg", FILM),
+    "WAV": (wav(), "audio/x-wav", {"duration": 3.0}),
+    "RF64": (wav(b"RF64"), "audio/x-wav", {"duration": 3.0}),
+    "AIFF": (chunk(b"FORM", b"AIFF", chunk(b"COMM", b"\0\1" + struct.pack(">IHHQ", 24000, 16, 16383
+             + 12, 8000 << 51), order=">"), order=">"), "audio/x-aiff", {"duration": 3.0}),
+    "FLAC": (FLAC, "audio/flac", {"duration": 3.0}),
+    "FLAC behind ID3": (ID3 + FLAC, "audio/flac", {"duration": 3.0}),
+    "MP3": (ID3 + MP3_FRAME * 115, "audio/mpeg", {"duration": pytest.approx(3.0, abs=0.01)}),
+    "MP3, Xing": (MP3_FRAME[:36] + b"Xing\0\0\0\1" + struct.pack(">I", 1000) + MP3_FRAME[48:]
+                  + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
+    "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
+    "Vorbis": (ogg(VORBIS, 132300), "audio/ogg", {"duration": 3.0}),
+    "Opus": (ogg(b"OpusHead\1\2" + struct.pack("<HI", 312, 44100), 144312), "audio/ogg",
+             {"duration": 3.0}),
+}  # fmt: skip
+
+
+def probe(data: bytes) -> ms.Facts | None:
+    return ms.probe(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_file_is_known_by_its_bytes(name: str) -> None:
+    data, mime_type, expected = SAMPLES[name]
+    got = probe(data)
+    assert got is not None and got.mime_type == mime_type
+    assert {field: getattr(got, field) for field in expected} == expected
+    head = ms.sniff(data[: ms.SNIFF_BYTES])
+    assert head is not None and (head.kind, head.mime_type) == (got.kind, got.mime_type)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"", b"\0" * 4096, b"hello, world\n" * 300, b"BM is a text that begins so, and goes on",
+        b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + MP3_FRAME * 3, b"PK\3\4" + bytes(30) + MP3_FRAME * 2,
+        b"\x7fELF\2\1\1" + bytes(60), b"<!DOCTYPE html><svg><script>", b"<html><svg></svg></html>",
+        b"<?xml version='1.0'?><rss/>", b"<svgfoo/>", b"x<svg/>", b"<!-- <svg> --><p>",
+        b"G" * 4096,
+        b"The free mdat of moov", MP3_FRAME, MP3_FRAME + b"x" + MP3_FRAME, ADTS_FRAME,
+        b"\xff\xfe" + "notes in UTF-16".encode("utf-16-le") * 50, b"\x1f\x8b\x08" + bytes(50),
+        b"RIFF\x10\0\0\0ACON", b"#!/bin/sh\n", b"{}", b"\xff\xd8", b"\0\1\0\0\0\x10",
+        b"FORM....ILBM",
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_film_or_sound_is_nothing(head: bytes) -> None:
+    assert ms.sniff(head) is None and probe(head) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "zone", "seconds"),
+    [
+        (b"2019:05:04 05:02:01", b"+02:00", MADE), (b"2019:05:04 03:02:01", b"Z", MADE),
+        (b"2019-05-04T05:02:01+0200", b"", MADE), (b"2019:05:03 22:02:01", b"-05:00", MADE),
+        (b"2019:05:04 05:02:01", b"", "local"), (b"2019:05:04 05:02:01\0", b"   :  ", "local"),
+        (b"0000:00:00 00:00:00", b"", None), (b"    :  :     :  :  ", b"", None),
+        (b"2019:13:04 05:02:01", b"Z", None), (b"2019:02:30 05:02:01", b"Z", None),
+        (b"2019:05:04 25:02:01", b"Z", None), (b"yesterday", b"", None), (b"", b"", None),
+    ],
+)  # fmt: skip
+def test_a_time_without_a_zone_is_local_and_an_impossible_one_none(
+    text: bytes, zone: bytes, seconds: float | str | None
+) -> None:
+    if seconds == "local":
+        seconds = time.mktime((2019, 5, 4, 5, 2, 1, 0, 0, -1))
+    assert ms.parse_time(text, zone) == seconds
+
+
+def test_the_best_time_wins_and_those_before_photography_are_ignored() -> None:
+    def made(**changes: bytes) -> float | None:
+        got = probe(jpeg_of((0xE1, b"Exif\0\0" + exif_tiff(**changes))))
+        return got.created if got else None
+
+    digitized = {"x9004": b"2019:05:04 05:02:01", "x9012": b"+02:00"}
+    assert made() == MADE + 0.25
+    assert made(x9003=b"0000:00:00 00:00:00", **digitized) == MADE
+    assert made(x9003=b"1815:06:18 11:00:00", **digitized) == MADE
+    assert made(x9003=b"    :  :     :  :  ") == time.mktime((2020, 1, 1, 0, 0, 0, 0, 0, -1))
+
+
+def test_the_thumbnail_of_exif_is_found_where_it_lies() -> None:
+    thumbnail = jpeg_of()
+    directories = tiff({0x112: 1}, {0x201: 0, 0x202: 0}, following=True)
+    block = tiff({0x112: 1}, {0x201: len(directories), 0x202: len(thumbnail)}, following=True)
+    data = jpeg_of((0xE1, b"Exif\0\0" + block + thumbnail))
+    got = probe(data)
+    assert got is not None and got.preview is not None
+    start, length = got.preview
+    assert data[start : start + length] == thumbnail
+
+
+class Film(io.RawIOBase):
+    """A 4 GiB film with its index at the end, of which nothing but the ends exists."""
+
+    def __init__(self) -> None:
+        self.index, self.at, self.bytes_read = moov(), 0, 0
+        self.start = box(b"ftyp", b"isom", bytes(4)) + struct.pack(">I4sQ", 1, b"mdat", 4 << 30)
+        self.size = 16 + (4 << 30) + len(self.index)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = self.size + offset if whence else offset
+        return self.at
+
+    def read(self, count: int = -1) -> bytes:
+        tail = self.size - len(self.index)
+        part = self.start[self.at :] if self.at < tail else self.index[self.at - tail :]
+        data = part[:count].ljust(min(count, max(0, tail - self.at)), b"\0")
+        self.bytes_read += len(data)
+        return data
+
+
+def test_a_film_of_four_gigabytes_costs_kilobytes() -> None:
+    film = Film()
+    got = ms.probe(film)  # type: ignore[arg-type]
+    assert got is not None and (got.width, got.duration) == (640, 3.0)
+    assert film.bytes_read < 20_000
+
+
+def test_what_a_broken_file_still_says_is_kept() -> None:
+    data = jpeg_of((0xE1, b"Exif\0\0" + exif_tiff()))
+    got = probe(data[:-30])
+    assert got is not None and (got.make, got.width) == ("Acme", None)
+
+
+HOSTILE = {
+    "a compressed text that unpacks to 64 MiB": png_with(
+        *[(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(1 << 26), 9))] * 20
+    ),
+    "a thousand EXIF blocks of full directories": jpeg_of(
+        *[(0xE1, b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 512) + bytes(12 * 512))] * 1000
+    ),
+    "a directory that follows itself": b"II*\0\x08\0\0\0\1\0" + bytes(12) + b"\x08\0\0\0",
+    "a sub-directory list of all the file": b"II*\0\x08\0\0\0\1\0" + struct.pack(
+        "<HHII", 0x14A, 4, 1 << 15, 8) + bytes(1 << 18),
+    "boxes of no length": mp4_of() + box(b"free") * 100_000,
+    "nested boxes": mp4_of(movie=b"".join(
+        struct.pack(">I4s", 8 * (5000 - i), b"moov") for i in range(5000))),
+    "sound that is all sync": ID3 + b"\xff" * 200_000,
+    "frames of seven bytes": ID3 + b"\xff\xf1\x50\x80\0\xff\xfc" * 30_000,
+    "pages without end": b"OggS\0" * 40_000,
+    "a GIF of empty frames": b"GIF89a" + bytes(7) + (b"," + bytes(11)) * 100_000,
+    "a length of 2^64": struct.pack(">I4sQ", 1, b"ftyp", (1 << 64) - 1) + bytes(64),
+    "an SVG of comments": b"<!---->" * 600 + b"<svg " + b"a='" * 30_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_costs_little_time_and_memory(name: str) -> None:
+    start = time.perf_counter()
+    probe(HOSTILE[name])
+    assert time.perf_counter() - start < 0.5  # is 0.03; the rest is for slow and busy machines
+    tracemalloc.start()
+    probe(HOSTILE[name])
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_no_cut_and_no_mutation_raises() -> None:
+    rng = random.Random(4)
+    samples = [data[:6000] for data, _, _ in SAMPLES.values()]
+    for data in samples:
+        for end in range(0, min(len(data), 400), 3):
+            probe(data[:end])
+    end_time = time.monotonic() + 2
+    for _ in range(40_000):
+        data, other = bytearray(rng.choice(samples)), rng.choice(samples)
+        for _ in range(rng.choice((1, 2, 5))):
+            at = min(int(rng.expovariate(0.01)), len(data) - 1)
+            cut = rng.randrange(len(other))
+            data[at : at + rng.choice((1, 4))] = rng.choice(
+                (b"\0", b"\xff\xff\xff\xff", b"\x7f\xff", bytes([rng.randrange(256)]),
+                 other[cut : cut + 8])
+            )  # fmt: skip
+        probe(bytes(data))
+        if time.monotonic() > end_time:
+            break
+
+
+# ======================================================================================
+# 7. Thumbnails
+# ======================================================================================
+
+SHA = "ab" * 32
+
+
+@pytest.fixture
+def pillow():
+    need("PIL")
+    return importlib.import_module("PIL.Image")
+
+
+@pytest.fixture
+def ffmpeg():
+    return need("ffmpeg")
+
+
+def start_host(thumbnails):
+    """Start the process that forks the decoders; its id."""
+    forked, fork = [], os.fork
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fork", lambda: forked.append(fork()) or forked[-1])
+        thumbnails.start()
+    return forked[0]
+
+
+def stop_host(thumbnails, host):
+    thumbnails.stop()
+    assert os.waitpid(host, 0)[1] == 0  # it ends by itself once its socket is closed
+
+
+@pytest.fixture
+def thumbnails(tmp_path, pillow):
+    (tmp_path / "%d thumbs").mkdir()
+    made = ms.Thumbnails(tmp_path / "%d thumbs" / ".thumbnails", processes=2)
+    host = start_host(made)
+    yield made
+    stop_host(made, host)
+
+
+def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
+    """The thumbnail as a loaded Pillow image, or None."""
+    from PIL import Image
+
+    thumbnails.remove(sha256)
+    if not thumbnails.make(source, sha256, kind, duration):
+        return None
+    picture = Image.open(thumbnails.path(sha256))
+    picture.load()
+    return picture
+
+
+def near(pixel, colour):
+    return all(abs(a - b) < 40 for a, b in zip(pixel[:3], colour, strict=True))
+
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def quadrants(pillow, size=(800, 400)):
+    """Red and green above blue and white."""
+    picture = pillow.new("RGB", size)
+    width, height = size[0] // 2, size[1] // 2
+    for colour, corner in zip(
+        (RED, GREEN, BLUE, WHITE),
+        ((0, 0), (width, 0), (0, height), (width, height)),
+        strict=True,
+    ):
+        picture.paste(colour, (*corner, corner[0] + width, corner[1] + height))
+    return picture
+
+
+def corners(picture):
+    picture = picture.convert("RGB")
+    right, low = picture.width - 4, picture.height - 4
+    return [picture.getpixel(place) for place in ((4, 4), (right, 4), (4, low), (right, low))]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((800, 400), (256, 128)),
+        ((400, 800), (128, 256)),
+        ((256, 256), (256, 256)),
+        ((40, 20), (40, 20)),
+        ((1, 1), (1, 1)),
+        ((5000, 2), (256, 1)),
+    ],
+)
+def test_a_thumbnail_fits_256_pixels_and_is_neither_padded_nor_enlarged(
+    thumbnails, tmp_path, pillow, size, expected
+):
+    pillow.new("RGB", size, RED).save(tmp_path / "a.jpg")
+    assert make(thumbnails, tmp_path / "a.jpg").size == expected
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
+def test_every_exif_orientation_comes_out_upright(thumbnails, tmp_path, pillow, extension):
+    upright = quadrants(pillow)
+    stored_as = {  # EXIF 2.32 §4.6.4: how the camera turned what is upright
+        1: None,
+        2: "FLIP_LEFT_RIGHT",
+        3: "ROTATE_180",
+        4: "FLIP_TOP_BOTTOM",
+        5: "TRANSPOSE",
+        6: "ROTATE_90",
+        7: "TRANSVERSE",
+        8: "ROTATE_270",
+        99: None,
+    }
+    for orientation, turn in stored_as.items():
+        stored = (
+            upright.transpose(getattr(getattr(pillow, "Transpose", pillow), turn))
+            if turn
+            else upright
+        )
+        exif = pillow.Exif()
+        exif[ms.EXIF_ORIENTATION] = orientation
+        stored.save(tmp_path / f"a.{extension}", exif=exif)
+        made = make(thumbnails, tmp_path / f"a.{extension}")
+        assert made.size == (256, 128), orientation
+        assert all(map(near, corners(made), (RED, GREEN, BLUE, WHITE))), orientation
+
+
+MODES = [
+    # mode, extension, colour as stored, mode of the thumbnail, its colour
+    ("1", "png", 1, "RGB", WHITE),
+    ("L", "png", 200, "L", (200,)),
+    ("LA", "png", (200, 128), "RGBA", (200, 200, 200, 128)),
+    ("P", "gif", 7, "RGB", None),
+    ("RGB", "bmp", RED, "RGB", RED),
+    ("RGBA", "png", (255, 0, 0, 128), "RGBA", (255, 0, 0, 128)),
+    ("RGBA", "webp", (255, 0, 0, 0), "RGBA", None),
+    ("RGBA", "ico", (255, 0, 0, 128), "RGBA", (255, 0, 0, 128)),
+    ("RGBA", "avif", (255, 0, 0, 128), "RGBA", None),
+    ("RGBA", "heic", (255, 0, 0, 128), "RGBA", None),
+    ("RGB", "jp2", RED, "RGB", RED),
+    ("CMYK", "jpg", (0, 255, 255, 0), "RGB", RED),
+    ("CMYK", "tif", (0, 255, 255, 0), "RGB", RED),
+    ("YCbCr", "jpg", (76, 85, 255), "RGB", RED),
+    ("I;16", "png", 65535 // 2, "L", (127,)),
+    ("I;16", "tif", 65535 // 2, "L", (127,)),
+    ("F", "tif", 0.5, "L", (127,)),
+]
+
+
+@pytest.mark.parametrize(("mode", "extension", "colour", "mode_made", "colour_made"), MODES)
+def test_every_mode_and_format_gives_a_png_that_browsers_show(
+    thumbnails, tmp_path, pillow, mode, extension, colour, mode_made, colour_made
+):
+    source = tmp_path / f"a.{extension}"
+    if extension == "heic":
+        need("pillow_heif").register_heif_opener()
+    try:
+        pillow.new(mode, (600, 300) if extension != "ico" else (64, 32), colour).save(source)
+    except (OSError, KeyError, ValueError) as error:
+        pytest.skip(f"this Pillow cannot write {mode} as {extension}: {error}")
+    made = make(thumbnails, source)
+    assert (made.format, made.mode) == ("PNG", mode_made)
+    assert made.width == 2 * made.height
+    if colour_made is not None:
+        pixel = made.getpixel((made.width // 2, made.height // 2))
+        pixel = pixel if isinstance(pixel, tuple) else (pixel,)
+        assert all(abs(a - b) <= 6 for a, b in zip(pixel, colour_made, strict=True))
+
+
+def test_transparent_colours_of_palettes_stay_transparent(thumbnails, tmp_path, pillow):
+    pillow.new("P", (600, 300), 3).save(tmp_path / "a.gif", transparency=3)
+    pillow.new("RGB", (600, 300), RED).save(tmp_path / "b.png", transparency=RED)
+    for name in ("a.gif", "b.png"):
+        made = make(thumbnails, tmp_path / name)
+        assert made.mode == "RGBA"
+        assert made.getpixel((9, 9))[3] == 0
+
+
+def test_an_animation_is_shown_by_its_first_frame(thumbnails, tmp_path, pillow):
+    frames = [pillow.new("RGB", (300, 300), colour) for colour in (RED, GREEN, BLUE)]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        made = make(thumbnails, tmp_path / name).convert("RGB")
+        assert near(made.getpixel((99, 99)), RED), name
+
+
+def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
+    exif = pillow.Exif()
+    exif[0x010F] = "Camera"
+    exif.get_ifd(0x8825)[1] = "N"
+    secret = {"exif": exif, "icc_profile": b"secret profile", "dpi": (300, 300), "comment": b"me"}
+    for name in ("a.jpg", "a.png", "a.webp"):
+        quadrants(pillow).save(tmp_path / name, **secret)
+        assert make(thumbnails, tmp_path / name) is not None
+        png = thumbnails.path(SHA).read_bytes()
+        kinds, at = set(), 8
+        while at < len(png):
+            length, kind = struct.unpack_from(">I4s", png, at)
+            kinds.add(kind)
+            at += length + 12
+        assert kinds == {b"IHDR", b"IDAT", b"IEND"}, name
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns, as it may
+def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
+    valid = pillow.Exif()
+    valid[ms.EXIF_ORIENTATION], valid[0x010F] = 6, "Camera"
+    valid = valid.tobytes()
+    for exif in (
+        b"Exif\0\0nonsense",
+        b"Exif\0\0",
+        *(valid[:end] for end in range(7, len(valid), 3)),
+        *(valid[:at] + b"\xff\xff" + valid[at + 2 :] for at in range(6, len(valid) - 2, 2)),
+    ):
+        quadrants(pillow).save(tmp_path / "a.jpg", exif=exif)
+        assert make(thumbnails, tmp_path / "a.jpg") is not None, exif
+
+
+def png_header(width, height):
+    """A PNG that claims a size, with a little data: a bomb as Pillow sees it."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(bytes(1 << 20))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def test_bombs_and_broken_files_have_no_thumbnail_and_the_next_one_has(
+    thumbnails, tmp_path, pillow
+):
+    whole = io.BytesIO()
+    quadrants(pillow).save(whole, "JPEG")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    script = b"ffconcat version 1.0\nfile good.jpg\n"
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:good.jpg\n#EXT-X-ENDLIST\n"
+    broken = [png_header(60000, 60000), png_header(10001, 10001), eps, script, playlist]
+    broken += [b"", b"GIF89a", os.urandom(5000), whole.getvalue()[:900]]
+    (tmp_path / "good.jpg").write_bytes(whole.getvalue())
+    for number, content in enumerate(broken):
+        (tmp_path / "bad.jpg").write_bytes(content)
+        for kind in ("image", "video"):
+            assert make(thumbnails, tmp_path / "bad.jpg", kind) is None, number
+    assert make(thumbnails, tmp_path / "missing.jpg") is None
+    assert make(thumbnails, tmp_path / "good.jpg") is not None
+    assert [file.name for file in tmp_path.rglob("*.png")] == [f"{SHA}.png"]
+
+
+def abort(*_):
+    os.abort()
+
+
+def spin(*_):
+    while True:
+        pass
+
+
+def block(*_):
+    signal.pause()
+
+
+def grow(*_):
+    return b"a" * (ms.DECODE_MEMORY + 1)
+
+
+def chatter(_, target, __):
+    target.write(b"\x89PNG\r\n\x1a\n")
+    while True:
+        target.write(bytes(1 << 16))
+
+
+def cut(_, target, __):
+    target.write(b"\x89PNG\r\n\x1a\nand no end")
+    return True
+
+
+def spill(*_):
+    with open(Path(__file__).with_suffix(".spill"), "wb", buffering=0) as file:
+        file.write(b"a")
+
+
+@pytest.mark.parametrize("crash", [abort, spin, block, grow, chatter, cut, spill])
+def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
+    tmp_path, monkeypatch, pillow, crash, request
+):
+    real = ms.write_thumbnail
+
+    def write_thumbnail(source, target, formats):
+        wrong = source.read(5) == b"crash"
+        source.seek(0)
+        return (crash if wrong else real)(source, target, formats)
+
+    spilled = Path(__file__).with_suffix(".spill")
+    request.addfinalizer(lambda: spilled.unlink(missing_ok=True))
+    monkeypatch.setattr(ms, "write_thumbnail", write_thumbnail)
+    monkeypatch.setattr(ms, "DECODE_CPU_SECONDS", 1)
+    monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1 if crash is block else 9)
+    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails", processes=1)
+    host = start_host(thumbnails)
+    (tmp_path / "bad.jpg").write_bytes(b"crash")
+    quadrants(pillow).save(tmp_path / "good.jpg")
+    assert make(thumbnails, tmp_path / "bad.jpg") is None
+    assert make(thumbnails, tmp_path / "good.jpg") is not None
+    assert not spilled.exists() or spilled.stat().st_size == 0
+    stop_host(thumbnails, host)
+
+
+def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
+    quadrants(pillow).save(tmp_path / "a.jpg")
+
+    class Counting(ms.Thumbnails):
+        decoded = 0
+
+        def _decode(self, source, job):
+            self.decoded += 1
+            return super()._decode(source, job)
+
+    thumbnails = Counting(tmp_path / ".thumbnails")
+    host = start_host(thumbnails)
+    answers = []
+    threads = [
+        threading.Thread(
+            target=lambda: answers.append(thumbnails.make(tmp_path / "a.jpg", SHA, "image"))
+        )
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 8
+    assert thumbnails.decoded == 1
+    stop_host(thumbnails, host)
+
+
+def test_a_dead_host_is_noticed_and_makes_no_thumbnail(tmp_path, pillow):
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
+    assert not thumbnails.make(tmp_path / "a.jpg", SHA, "image")  # not started
+    host = start_host(thumbnails)
+    assert thumbnails.can_make("image", "image/jpeg")
+    assert make(thumbnails, tmp_path / "a.jpg") is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the server
+        os.kill(host, number)
+    assert make(thumbnails, tmp_path / "a.jpg") is not None
+    os.kill(host, signal.SIGKILL)
+    os.waitpid(host, 0)
+    assert make(thumbnails, tmp_path / "a.jpg") is None
+    assert not thumbnails.available
+    assert not thumbnails.can_make("image", "image/jpeg")
+    thumbnails.stop()
+
+
+def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_path, pillow):
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails", processes=1)
+    host = start_host(thumbnails)
+    workers = []
+    for number in range(3):
+        if (worker := os.fork()) == 0:
+            made = thumbnails.make(tmp_path / "a.jpg", f"{number:064x}", "image")
+            os._exit(0 if made else 1)
+        workers.append(worker)
+    assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
+    assert all(thumbnails.exists(f"{number:064x}") for number in range(3))
+    stop_host(thumbnails, host)
+
+
+def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_path, monkeypatch):
+    answers = {
+        (kind, mime): thumbnails.can_make(kind, mime)
+        for kind, mime in (("image", "image/svg+xml"), ("audio", "audio/mpeg"))
+    }
+    assert not any(answers.values())
+    assert thumbnails.can_make("video", "video/mp4") == bool(shutil.which("ffmpeg"))
+    monkeypatch.setattr(ms, "find_pillow", lambda: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    bare = ms.Thumbnails(tmp_path)
+    bare.start()
+    assert bare.description.startswith("none; for images install Pillow")
+    assert not bare.can_make("image", "image/jpeg")
+    assert not bare.available
+
+
+def test_pillow_is_found_but_not_imported_by_the_server():
+    need("PIL")
+    program = (
+        "import sys, mediaserver as ms, pathlib;"
+        "print(ms.Thumbnails(pathlib.Path('/nowhere')).description, 'PIL' in sys.modules)"
+    )
+    import PIL
+
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+    ).stdout
+    assert said.startswith(f"Pillow {PIL.__version__}")
+    assert said.endswith("False\n")
+
+
+def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path):
+    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
+    incoming = tmp_path / ".thumbnails" / ".incoming"
+    incoming.mkdir(parents=True)
+    (incoming / "left.png").touch()
+    thumbnails.path(SHA).touch()
+    thumbnails.settle()
+    assert not thumbnails.exists(SHA)
+    assert not incoming.exists()
+    thumbnails.remove(SHA)
+    thumbnails.remove(SHA)
+    assert list((tmp_path / ".thumbnails").iterdir()) == []
+
+
+def film(path, source, *options):
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-f", "lavfi", "-i", source]
+    subprocess.run([*command, *options, str(path)], check=True)
+    return path
+
+
+RED_THEN_BLUE = "color=red:s=640x320:d=0.9:r=10[a];color=blue:s=640x320:d=4:r=10[b];[a][b]concat"
+
+
+def test_a_film_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pillow, ffmpeg):
+    source = film(tmp_path / "-%03d:film.mp4", RED_THEN_BLUE, "-c:v", "mpeg4")
+    for duration, colour in ((None, RED), (1.5, RED), (4.9, BLUE)):
+        made = make(thumbnails, source, "video", duration)
+        assert made.size == (256, 128)
+        assert near(made.convert("RGB").getpixel((9, 9)), colour), duration
+    assert make(thumbnails, source, "image") is None
+
+
+def test_a_film_is_upright_with_square_pixels_and_not_enlarged(
+    thumbnails, tmp_path, pillow, ffmpeg
+):
+    wide = film(tmp_path / "a.mp4", "color=red:s=320x320:d=1", "-aspect", "2:1", "-c:v", "mpeg4")
+    assert make(thumbnails, wide, "video").size == (256, 128)
+    small = film(tmp_path / "b.avi", "color=red:s=64x32:d=1", "-c:v", "mpeg4")
+    assert make(thumbnails, small, "video").size == (64, 32)
+    turn = ["-c", "copy", "-metadata:s:v", "rotate=90"]
+    turned = tmp_path / "c.mov"
+    options = ["ffmpeg", "-v", "error", "-display_rotation", "90", "-i", str(wide), *turn]
+    if subprocess.run([*options, str(turned)], check=False).returncode:
+        options = ["ffmpeg", "-v", "error", "-y", "-i", str(wide), *turn]  # before ffmpeg 6
+        subprocess.run([*options, str(turned)], check=True)
+    assert make(thumbnails, turned, "video").size == (128, 256)
+
+
+def test_ffmpeg_stands_in_for_pillow(tmp_path, monkeypatch, pillow, ffmpeg):
+    monkeypatch.setattr(ms, "load_pillow", list)
+    exif = pillow.Exif()
+    exif[ms.EXIF_ORIENTATION] = 6
+    pillow.new("RGB", (800, 400), RED).save(tmp_path / "a.jpg", exif=exif)
+    pillow.new("RGBA", (800, 400), (255, 0, 0, 128)).save(tmp_path / "b.png")
+    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
+    host = start_host(thumbnails)
+    assert make(thumbnails, tmp_path / "a.jpg").size == (128, 256)
+    assert make(thumbnails, tmp_path / "b.png").mode == "RGBA"
+    (tmp_path / "c.jpg").write_bytes(png_header(60000, 60000))
+    assert make(thumbnails, tmp_path / "c.jpg") is None
+    stop_host(thumbnails, host)
+
+
+# ======================================================================================
+# 9. HTTP messages
+# ======================================================================================
+
+
+def every_split(data: bytes) -> Iterator[list[bytes]]:
+    """Whole, in two pieces at each point, and byte by byte."""
+    yield [data]
+    for point in range(1, len(data)):
+        yield [data[:point], data[point:]]
+    yield [data[i : i + 1] for i in range(len(data))]
+
+
+def random_pieces(rng: random.Random, data: bytes) -> list[bytes]:
+    points = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(12)))
+    return [data[a:b] for a, b in zip([0, *points], [*points, len(data)], strict=True)]
+
+
+def status_of(call: Callable[..., object], *arguments: object) -> int:
+    with pytest.raises(ms.HTTPError) as caught:
+        call(*arguments)
+    assert caught.value.detail.endswith(".")
+    return caught.value.status
+
+
+def headers(**fields: str) -> ms.Headers:
+    return ms.Headers((name.replace("_", "-"), value) for name, value in fields.items())
+
+
+# -- Heads
+
+
+def test_fields_are_found_by_lower_case_name_and_joined_in_order() -> None:
+    fields = ms.parse_fields(b"Accept:a\r\nX-Empty:\r\nACCEPT: \t b \t\r\nName: caf\xc3\xa9")
+    assert fields.get("accept") == "a, b"
+    assert fields.get_all("accept") == ("a", "b")
+    assert fields.get("x-empty", "no") == ""
+    assert fields.get("name") == "caf\xc3\xa9"
+    assert fields.get("missing") is None
+    assert fields.get("missing", "no") == "no"
+    assert "name" in fields and "Name" not in fields
+    assert len(fields) == 4
+    assert fields.items()[0] == ("accept", "a")
+    assert len(ms.parse_fields(b"")) == 0
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Name : value",  # space before the colon
+        b"Name\t: value",
+        b" Name: value",
+        b"A: b\r\n folded",  # obs-fold
+        b"A: b\r\n\tfolded",
+        b"A: b\nB: c",  # bare LF
+        b"A: b\rB: c",  # bare CR
+        b"A: b\r\r\nB: c",
+        b"A: b\r\n\r\nB: c",
+        b"A: b\r\n",
+        b"\r\nA: b",
+        b"A: b\0",
+        b"A: b\x0b",
+        b"A: \x7f",
+        b"A\0: b",
+        b"A(b): c",
+        b"A\xc3\xa9: b",
+        b": value",
+        b"no colon",
+    ],
+)
+def test_a_malformed_field_is_400(block: bytes) -> None:
+    assert status_of(ms.parse_fields, block) == 400
+    assert status_of(ms.parse_fields, b"Ok: yes\r\n" + block) == 400
+
+
+def test_a_hundred_fields_are_taken_and_one_more_is_431() -> None:
+    assert len(ms.parse_fields(b"\r\n".join([b"A: b"] * 100))) == 100
+    assert status_of(ms.parse_fields, b"\r\n".join([b"A: b"] * 101)) == 431
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"GET /a/b%20c?x=1&y=?z HTTP/1.1", ("GET", "/a/b%20c", "x=1&y=?z", (1, 1), "h:1")),
+        (b"GET / HTTP/1.0", ("GET", "/", "", (1, 0), "h:1")),
+        (b"GET //evil/ HTTP/1.1", ("GET", "//evil/", "", (1, 1), "h:1")),
+        (b"GET /? HTTP/1.7", ("GET", "/", "", (1, 1), "h:1")),
+        (b"get /a|b{c} HTTP/1.1", ("get", "/a|b{c}", "", (1, 1), "h:1")),
+        (b"OPTIONS * HTTP/1.1", ("OPTIONS", "*", "", (1, 1), "h:1")),
+        (b"GET http://Other:80/a?b HTTP/1.1", ("GET", "/a", "b", (1, 1), "Other:80")),
+        (b"GET HTTPS://[::1]:80?b HTTP/1.1", ("GET", "/", "b", (1, 1), "[::1]:80")),
+        (b"GET http://other HTTP/1.1", ("GET", "/", "", (1, 1), "other")),
+    ],
+)
+def test_a_request_line_is_read(line: bytes, expected: tuple[object, ...]) -> None:
+    head = ms.parse_request_head(line + b"\r\nHost: h:1")
+    assert (head.method, head.path, head.query, head.version, head.host) == expected
+    assert head.target.encode() == line.split(b" ")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET / HTTP/2.0", 505),
+        (b"PRI * HTTP/2.0", 505),
+        (b"GET / HTTP/0.9", 505),
+        (b"GET /", 400),
+        (b"", 400),
+        (b"GET  / HTTP/1.1", 400),
+        (b"GET /  HTTP/1.1", 400),
+        (b"GET / HTTP/1.1 ", 400),
+        (b" GET / HTTP/1.1", 400),
+        (b"GET\t/ HTTP/1.1", 400),
+        (b"GET / HTTP/1.10", 400),
+        (b"GET / http/1.1", 400),
+        (b"GET / HTTP/1.\xb2", 400),
+        (b"G(T / HTTP/1.1", 400),
+        (b"GET /a b HTTP/1.1", 400),
+        (b"GET /a#b HTTP/1.1", 400),
+        (b"GET /\xc3\xa9 HTTP/1.1", 400),
+        (b"GET /\0 HTTP/1.1", 400),
+        (b"GET /\x7f HTTP/1.1", 400),
+        (b"GET / HTTP/1.1\n", 400),
+        (b"GET /\rX: y HTTP/1.1", 400),
+        (b"GET path HTTP/1.1", 400),
+        (b"GET * HTTP/1.1", 400),
+        (b"GET ftp://h/ HTTP/1.1", 400),
+        (b"GET http:///a HTTP/1.1", 400),
+        (b"GET http://user@h/ HTTP/1.1", 400),
+        (b"CONNECT h:443 HTTP/1.1", 400),
+        (b"CONNECT / HTTP/1.1", 400),
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"GET /" + b"a" * ms.MAX_HEAD_BYTES + b" HTTP/1.1", 414),
+    ],
+)
+def test_a_bad_request_line_is_refused(line: bytes, status: int) -> None:
+    assert status_of(ms.parse_request_head, line + b"\r\nHost: h") == status
+
+
+@pytest.mark.parametrize(
+    ("block", "version", "expected"),
+    [
+        # expected: keep_alive, content_length, chunked, expects_continue
+        (b"Host: h", b"1", (True, None, False, False)),
+        (b"Host: h", b"0", (False, None, False, False)),
+        (b"Connection: Keep-Alive", b"0", (True, None, False, False)),
+        (b"Connection: keep-alive, close", b"0", (False, None, False, False)),
+        (b"Host: h\r\nConnection: x\r\nconnection: CLOSE", b"1", (False, None, False, False)),
+        (b"Host: h\r\nContent-Length: 0", b"1", (True, 0, False, False)),
+        (b"Host: h\r\nContent-Length: 007", b"1", (True, 7, False, False)),
+        (b"Host: h\r\nContent-Length: 5, 5", b"1", (True, 5, False, False)),
+        (b"Host: h\r\nContent-Length: 5\r\nContent-Length: 5", b"1", (True, 5, False, False)),
+        (b"Host: h\r\nContent-Length: 9223372036854775807", b"1", (True, 2**63 - 1, False, False)),
+        (b"Host: h\r\nTransfer-Encoding: \tChunked ", b"1", (True, None, True, False)),
+        (b"Host: h\r\nExpect: 100-Continue", b"1", (True, None, False, True)),
+        (b"Expect: 100-continue", b"0", (False, None, False, False)),
+    ],
+)
+def test_the_fields_say_how_body_and_connection_go_on(
+    block: bytes, version: bytes, expected: tuple[object, ...]
+) -> None:
+    for _ in range(2):  # the second time from memory
+        head = ms.parse_request_head(b"PUT / HTTP/1." + version + b"\r\n" + block)
+        found = (head.keep_alive, head.content_length, head.chunked, head.expects_continue)
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("block", "status"),
+    [
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked", 400),  # CL.TE
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 5", 400),  # TE.CL
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400),
+        (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", 400),
+        (b"Transfer-Encoding: chunked, gzip", 400),
+        (b"Transfer-Encoding: chunked,", 400),
+        (b"Transfer-Encoding: , chunked", 400),
+        (b"Transfer-Encoding:", 400),
+        (b"Transfer-Encoding: xchunked", 501),
+        (b"Transfer-Encoding: chunked;q=1", 501),
+        (b"Transfer-Encoding: 'chunked'", 501),
+        (b"Transfer-Encoding: identity", 501),
+        (b"Transfer-Encoding: gzip, chunked", 501),
+        (b"Transfer-Encoding: \x0bchunked", 400),
+        (b"Transfer-Encoding : chunked", 400),
+        (b"Transfer-Encoding\t: chunked", 400),
+        (b"Transfer-Encoding:\r\n chunked", 400),
+        (b" Transfer-Encoding: chunked", 400),
+        (b"X: y\nTransfer-Encoding: chunked", 400),
+        (b"X: y\rTransfer-Encoding: chunked", 400),
+        (b"Transfer-Encoding: chunked\0", 400),
+        (b"Content-Length: 5\r\nContent-Length: 6", 400),
+        (b"Content-Length: 5, 05", 400),
+        (b"Content-Length: 5,", 400),
+        (b"Content-Length: +5", 400),
+        (b"Content-Length: -1", 400),
+        (b"Content-Length: 5 5", 400),
+        (b"Content-Length: 0x5", 400),
+        (b"Content-Length: 5_0", 400),
+        (b"Content-Length: 5.0", 400),
+        (b"Content-Length: \xb2", 400),
+        (b"Content-Length:", 400),
+        (b"Content-Length: 9223372036854775808", 400),
+        (b"Content-Length: " + b"9" * 60_000, 400),
+        (b"Host: h", 400),  # a second one
+        (b"Expect: 200-ok", 417),
+        (b"X: " + b"y" * ms.MAX_HEAD_BYTES, 431),
+    ],
+)
+def test_a_head_that_could_smuggle_is_refused(block: bytes, status: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: h\r\n" + block
+    assert status_of(ms.parse_request_head, head) == status
+
+
+@pytest.mark.parametrize(
+    "block",
+    [b"X: y", b"Host:", b"Host: a b", b"Host: a/b", b"Host: u@h", b"Host: a, b", b"Host: a:b",
+     b"Host: h:123456", b"Host: [::1", b"Host: h\xe9", b"Host: %zz", b"Host: a\r\nHost: a"],
+)  # fmt: skip
+def test_http_1_1_needs_one_valid_host(block: bytes) -> None:
+    assert status_of(ms.parse_request_head, b"GET http://a/ HTTP/1.1\r\n" + block) == 400
+
+
+def test_transfer_encoding_in_http_1_0_is_400() -> None:
+    head = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked"
+    assert status_of(ms.parse_request_head, head) == 400
+
+
+# -- Chunked bodies
+
+CHUNKED = b'4\r\nWiki\r\n5;a="b"\r\npedia\r\n00E ; x\r\n in\r\n\r\nchunks.\r\n'
+CHUNKED_END = b"0\r\nExpires: never\r\nX:\r\n\r\n"
+
+
+def decode(pieces: list[bytes]) -> tuple[bytes, bytes, bool]:
+    decoder = ms.ChunkedDecoder()
+    content = b"".join(bytes(data) for piece in pieces for data in decoder.feed(piece))
+    return content, decoder.rest, decoder.finished
+
+
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"000;x\r\n\r\n", CHUNKED_END])
+def test_a_chunked_body_is_decoded_however_it_is_split(end: bytes) -> None:
+    for pieces in every_split(CHUNKED + end + b"GET /\n\r\n\r\n"):
+        assert decode(pieces) == (b"Wikipedia in\r\n\r\nchunks.", b"GET /\n\r\n\r\n", True)
+    for length in range(len(CHUNKED + end)):
+        assert not decode([(CHUNKED + end)[:length]])[2]
+
+
+def test_chunk_content_is_not_copied() -> None:
+    buffer = memoryview(bytearray(b"5\r\nhello\r\n"))
+    (data,) = ms.ChunkedDecoder().feed(buffer)
+    buffer[3] = ord("j")
+    assert bytes(data) == b"jello"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"5\nhello\r\n0\r\n\r\n", 400),  # bare LF
+        (b"5\r\nhello\n0\r\n\r\n", 400),
+        (b"5\r\nhelloXX0\r\n\r\n", 400),
+        (b"5\r\nhello0\r\n\r\n", 400),
+        (b"5\r\rhello", 400),
+        (b"0x5\r\nhello", 400),
+        (b"+5\r\nhello", 400),
+        (b"-5\r\nhello", 400),
+        (b"5_0\r\nhello", 400),
+        (b" 5\r\nhello", 400),
+        (b"5 \r\nhello", 400),
+        (b"\r\n", 400),
+        (b";a\r\n", 400),
+        (b"g\r\n", 400),
+        (b"\xef\xbc\x95\r\n", 400),
+        (b"5;a\0\r\nhello", 400),
+        (b"5;a\nb\r\nhello", 400),
+        (b"0" * 17 + b"\r\n", 400),
+        (b"5;" + b"a" * ms.MAX_CHUNK_LINE_BYTES + b"\r\nhello", 400),
+        ((b"1;" + b"a" * 200 + b"\r\nx\r\n") * 100, 400),
+        (b"0\r\n\n", 400),
+        (b"0\r\nA: b\n\r\n\r\n", 400),
+        (b"0\r\nA : b\r\n\r\n", 400),
+        (b"0\r\n folded\r\n\r\n", 400),
+        (b"0\r\nA: " + b"b" * ms.MAX_TRAILER_BYTES + b"\r\n\r\n", 431),
+        (b"0\r\n" + b"A:\r\n" * 101 + b"\r\n", 431),
+    ],
+)
+def test_a_malformed_chunked_body_is_refused(body: bytes, status: int) -> None:
+    assert status_of(decode, [body]) == status
+    assert status_of(decode, [body[i : i + 1] for i in range(len(body))]) == status
+
+
+@pytest.mark.parametrize("size", range(-2, 3))
+def test_the_limits_of_a_chunked_body_do_not_depend_on_its_pieces(size: int) -> None:
+    extended = b"1;" + b"a" * (ms.MAX_CHUNK_LINE_BYTES - 6 + size) + b"\r\nx\r\n0\r\n\r\n"
+    trailer = b"0\r\nA:" + b"b" * (ms.MAX_TRAILER_BYTES - 8 + size) + b"\r\n\r\n"
+    for body in (extended, trailer):
+        for pieces in ([body], [body[i : i + 1] for i in range(len(body))]):
+            if size <= 0:
+                assert decode(pieces)[2]
+            else:
+                status_of(decode, pieces)
+
+
+# -- Multipart bodies
+
+Parts = list[tuple[str, "str | None", "str | None", bytes]]
+
+
+def parse_form(boundary: bytes, pieces: list[bytes]) -> Parts:
+    parser = ms.MultipartParser(boundary)
+    parts: Parts = []
+    content: bytearray | None = None
+    for piece in pieces:
+        for event in parser.feed(memoryview(piece)):
+            if isinstance(event, ms.Part):
+                assert content is None
+                part, content = event, bytearray()
+            elif isinstance(event, ms.Data):
+                assert content is not None and len(event.data) > 0
+                content += event.data
+            else:
+                assert content is not None
+                parts.append((part.name, part.filename, part.content_type, bytes(content)))
+                content = None
+    parser.finish()
+    return parts
+
+
+DISPOSITION = b'Content-Disposition: form-data; name="a"'
+LOOKALIKES = (
+    b"\r\n--AaB03\r\n--AaB03xy\r\n--AaB03x-\r\n--AaB03x \r\r"
+    b"\r\n-\r--AaB03x--\n--AaB03x\r\r\n--AaB0"
+)
+FORM = (
+    b'--AaB03x\r\ncontent-disposition: form-data; name="field1"\r\n\r\nJoe\r\n'
+    b"--AaB03x \t\r\n"
+    b'Content-Disposition: form-data; name="pics"; filename="file1.gif"\r\n'
+    b"Content-Type: image/gif\r\nContent-Transfer-Encoding: BINARY\r\n\r\n" + LOOKALIKES + b"\r\n"
+    b"--AaB03x\r\n" + DISPOSITION + b"\r\n\r\n\r\n"
+    b"--AaB03x--"
+)
+FORM_PARTS: Parts = [
+    ("field1", None, None, b"Joe"),
+    ("pics", "file1.gif", "image/gif", LOOKALIKES),
+    ("a", None, None, b""),
+]
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"This is\r\n--AaB03 a preamble.\r\n"])
+@pytest.mark.parametrize("after", [b"", b"\r\n", b" \r\nEpilogue\r\n--AaB03x\r\n"])
+def test_a_form_is_parsed_however_it_is_split(before: bytes, after: bytes) -> None:
+    for pieces in every_split(before + FORM + after):
+        assert parse_form(b"AaB03x", pieces) == FORM_PARTS
+
+
+def test_random_forms_come_back_as_they_were() -> None:
+    rng = random.Random(2046)
+    for _ in range(300):
+        boundary = bytes(rng.choices(b"ab-'", k=rng.randrange(1, 9))) + b"x"
+        words = [b"\r", b"\n", b"-", b"--", b"\r\n--", b"\r\n--" + boundary[:-1], boundary, b"q"]
+        parts: Parts = []
+        body = b""
+        for number in range(rng.randrange(4)):
+            content = b"".join(rng.choices(words, k=rng.randrange(30)))
+            while re.search(rb"\r\n--%s(--|[ \t]*\r\n)" % re.escape(boundary), content + b"\r\n"):
+                content = content.replace(boundary, b"", 1)
+            parts.append((f"n{number}", None, None, content))
+            body += b"--%s\r\nContent-Disposition: form-data; name=n%d\r\n\r\n%s\r\n" % (
+                boundary, number, content,
+            )  # fmt: skip
+        body += b"--" + boundary + b"--\r\n"
+        for _ in range(5):
+            assert parse_form(boundary, random_pieces(rng, body)) == parts
+
+
+def test_only_what_may_begin_a_delimiter_is_held_back() -> None:
+    parser = ms.MultipartParser(b"b")
+    parser.feed(b"--b\r\n" + DISPOSITION + b"\r\n\r\n")
+    for piece, passed in [(b"x\r\n-", [b"x"]), (b"-a\r", [b"\r\n--a"]), (b"\r\n--", [b"\r"])]:
+        assert [event.data for event in parser.feed(piece) if isinstance(event, ms.Data)] == passed
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"--b", 400),
+        (b"--b\r\n" + DISPOSITION + b"\r\n\r\nx\r\n--b", 400),
+        (b"--b\r\n" + DISPOSITION + b"\r\n\r\nx\r\n--c--", 400),
+        (b"--b\r\n" + DISPOSITION + b"\r\n--b--\r\n\r\n", 400),
+        (b"--b\r\n\r\nno headers\r\n\r\n--b--", 400),
+        (b"--b\r\nContent-Type: a/b\r\n\r\nx\r\n--b--", 400),
+        (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--", 400),
+        (b"--b\r\nContent-Disposition: attachment; name=a\r\n\r\nx\r\n--b--", 400),
+        (b"--b\r\n" + DISPOSITION + b"\r\n" + DISPOSITION + b"\r\n\r\nx\r\n--b--", 400),
+        (
+            b"--b\r\n" + DISPOSITION + b"\r\nContent-Transfer-Encoding: base64\r\n\r\nx\r\n--b--",
+            400,
+        ),
+        (b"--b\r\n" + DISPOSITION + b"\nX: y\r\n\r\nx\r\n--b--", 400),
+        (b"x" * (ms.MAX_PREAMBLE_BYTES + 1) + b"\r\n--b--", 400),
+        (b"--b\r\n" + DISPOSITION + b"\r\nX: " + b"y" * 16384 + b"\r\n\r\nx\r\n--b--", 413),
+        (b"--b\r\n" + DISPOSITION + b"\r\nX: " + b"y" * 17000, 413),
+        ((b"--b\r\n" + DISPOSITION + b"\r\n\r\n\r\n") * 1001 + b"--b--", 413),
+        (b"--b\r\n" + DISPOSITION + b"\r\n" + b"X: y\r\n" * 100 + b"\r\n\r\n--b--", 431),
+    ],
+)
+def test_a_malformed_form_is_refused(body: bytes, status: int) -> None:
+    assert status_of(parse_form, b"b", [body]) == status
+
+
+def test_a_thousand_parts_and_16_kib_of_headers_are_taken() -> None:
+    padding = b"\r\nX: " + b"y" * (16 * 1024 - len(DISPOSITION) - 5)
+    body = b"--b\r\n" + DISPOSITION + padding + b"\r\n\r\n\r\n"
+    body += (b"--b\r\n" + DISPOSITION + b"\r\n\r\n\r\n") * 999 + b"--b--"
+    assert len(parse_form(b"b", [body])) == 1000
+
+
+@pytest.mark.parametrize("boundary", [b"", b"a" * 71, b"a ", b"a\r\nb", b'a"', b"\xff", b"a;b"])
+def test_a_boundary_that_rfc_2046_does_not_know_is_400(boundary: bytes) -> None:
+    assert status_of(ms.MultipartParser, boundary) == 400
+
+
+# -- Values
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("", ("", {})),
+        ("Image/JPEG", ("image/jpeg", {})),
+        ('text/plain;Charset="UTF\\"8" ; ;a=b;', ("text/plain", {"charset": 'UTF"8', "a": "b"})),
+        ('multipart/form-data; boundary="a;b c"', ("multipart/form-data", {"boundary": "a;b c"})),
+        ("multipart/form-data;boundary=a=b/c", ("multipart/form-data", {"boundary": "a=b/c"})),
+    ],
+)
+def test_a_content_type_is_parsed(value: str, expected: object) -> None:
+    assert ms.parse_content_type(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value", ['a/b; c="d', "a/b; c", "a/b; =c", "a/b; c=1; C=2", 'a/b; c=d"e']
+)
+def test_malformed_parameters_are_400(value: str) -> None:
+    assert status_of(ms.parse_content_type, value) == 400
+    assert status_of(ms.parse_content_disposition, value) == 400
+
+
+@pytest.mark.parametrize(
+    ("parameter", "filename"),
+    [
+        (b'filename="a.jpg"', "a.jpg"),
+        (b"filename=a.jpg", "a.jpg"),
+        (b"filename=my photo.jpg ", "my photo.jpg"),
+        (b'filename=""', ""),
+        (b'filename="a;b=c.jpg"', "a;b=c.jpg"),
+        (b'filename="caf\xc3\xa9.jpg"', "café.jpg"),
+        (b'filename="caf\xe9.jpg"', "café.jpg"),
+        (b'filename="%22a%22%0D%0A100%25%0a.jpg"', '"a"\r\n100%25%0a.jpg'),
+        (rb'filename="say \"hi\" \\ \o/.jpg"', 'say "hi" \\ \\o/.jpg'),
+        (rb'filename="C:\Users\me\a.jpg"', "a.jpg"),
+        (rb'filename="C:\\Users\\me\\a.jpg"', "a.jpg"),
+        (b'filename="../../etc/a.jpg"', "../../etc/a.jpg"),
+        (b"filename*=UTF-8''%e2%82%ac%20rates.jpg", "€ rates.jpg"),
+        (b"filename*=iso-8859-1'en'%A3.jpg; filename=b.jpg", "£.jpg"),
+        (b"filename=b.jpg; filename*=utf-8''a.jpg", "a.jpg"),
+        (b"x=y", None),
+    ],
+)
+def test_a_file_name_is_what_the_client_meant(parameter: bytes, filename: str | None) -> None:
+    value = b'Form-Data; name="f%22"; ' + parameter
+    expected = ms.ContentDisposition("form-data", 'f"', filename)
+    assert ms.parse_content_disposition(value.decode("latin-1")) == expected
+
+
+@pytest.mark.parametrize("value", ["UTF-8''%ff", "UTF-8''a b", "utf-16''a", "UTF-8'a", "%41"])
+def test_a_malformed_extended_file_name_is_400(value: str) -> None:
+    assert status_of(ms.parse_content_disposition, f"form-data; name=a; filename*={value}") == 400
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.jpg", 'a"b\\c.jpg', "café €.jpg", "100%41.jpg", "a\r\nb", "😀", "a;b=c'd", "\udcff"],
+)
+def test_an_attachment_keeps_its_name_and_adds_no_field(name: str) -> None:
+    value = ms.content_disposition_attachment(name)
+    assert value.isascii() and value.isprintable()
+    parsed = ms.parse_content_disposition(value)
+    assert (parsed.type, parsed.filename) == ("attachment", name.replace("\udcff", "?"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", []),
+        ("a=1&b=2&a=3", [("a", "1"), ("b", "2"), ("a", "3")]),
+        ("&a&&=b&c==&", [("a", ""), ("", "b"), ("c", "=")]),
+        ("a+b=c%2Bd+%26", [("a b", "c+d &")]),
+        ("n=%E2%82%AC€;x", [("n", "€€;x")]),
+        ("n=100%&m=%zz", [("n", "100%"), ("m", "%zz")]),
+    ],
+)
+def test_a_query_is_parsed_as_browsers_write_it(text: str, fields: list[tuple[str, str]]) -> None:
+    assert ms.parse_query(text) == fields
+
+
+@pytest.mark.parametrize("text", ["a=%ff", "%C3=a", "a=%ED%A0%80", "&" * 1000])
+def test_a_query_that_is_not_utf_8_or_too_long_is_400(text: str) -> None:
+    assert status_of(ms.parse_query, text) == 400
+
+
+# -- Ranges and conditions
+
+
+@pytest.mark.parametrize(
+    ("value", "ranges"),
+    [
+        ("bytes=0-499", [(0, 499)]),
+        ("bytes=500-999", [(500, 999)]),
+        ("bytes=-500", [(9500, 9999)]),
+        ("bytes=9500-", [(9500, 9999)]),
+        ("Bytes=0-0,-1", [(0, 0), (9999, 9999)]),
+        ("bytes= 0-999, 4500-5499,, -1000", [(0, 999), (4500, 5499), (9000, 9999)]),
+        ("bytes=500-700,601-999", [(500, 700), (601, 999)]),
+        ("bytes=9999-20000", [(9999, 9999)]),
+        ("bytes=-99999", [(0, 9999)]),
+        ("bytes=10000-,0-0", [(0, 0)]),
+        ("bytes=0-1,0-1,0-1", None),
+        ("bytes=" + ",".join(f"{i * 10}-{i * 10}" for i in range(65)), None),
+        ("bytes=2-1", None),
+        ("bytes=0-0,2-1", None),
+        ("bytes=-", None),
+        ("bytes=", None),
+        ("bytes=,", None),
+        ("bytes=a-b", None),
+        ("bytes=1-2-3", None),
+        ("bytes=0 - 1", None),
+        ("bytes=+1-2", None),
+        ("bytes=\xb2-", None),
+        ("bytes=" + "9" * 5000 + "-", None),
+        ("bytes 0-1", None),
+        ("lines=0-1", None),
+        ("", None),
+    ],
+)
+def test_a_range_is_parsed_or_ignored(value: str, ranges: list[tuple[int, int]] | None) -> None:
+    assert ms.parse_range(value, 10000) == ranges
+
+
+@pytest.mark.parametrize(("value", "size"), [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=0-", 0)])
+def test_a_range_outside_the_file_is_416_with_its_size(value: str, size: int) -> None:
+    with pytest.raises(ms.HTTPError) as caught:
+        ms.parse_range(value, size)
+    assert (caught.value.status, caught.value.headers) == (
+        416,
+        {"Content-Range": f"bytes */{size}"},
+    )
+
+
+def test_the_last_bytes_of_an_empty_file_are_all_of_it() -> None:
+    assert ms.parse_range("bytes=-5", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "etag", "strong", "weak"),
+    [
+        ('W/"1"', 'W/"1"', False, True),  # the table of RFC 9110 §8.8.3.2
+        ('W/"1"', 'W/"2"', False, False),
+        ('W/"1"', '"1"', False, True),
+        ('"1"', '"1"', True, True),
+        ('"1"', 'W/"1"', False, True),
+        ("*", '"1"', True, True),
+        ('"x", "1","y"', '"1"', True, True),
+        ('"x,1", "y"', '"1"', False, False),
+        ("1", '"1"', False, False),
+        ("", '"1"', False, False),
+    ],
+)
+def test_entity_tags_are_compared(header: str, etag: str, strong: bool, weak: bool) -> None:
+    assert ms.etag_matches(header, etag, weak=False) is strong
+    assert ms.etag_matches(header, etag, weak=True) is weak
+
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+BEFORE = "Sun, 06 Nov 1994 08:49:36 GMT"
+
+
+@pytest.mark.parametrize(
+    ("fields", "unchanged", "failed", "ranged"),
+    [
+        ({}, False, False, True),
+        ({"if_none_match": 'W/"e"'}, True, False, True),
+        ({"if_none_match": '"x"', "if_modified_since": DATE}, False, False, True),
+        ({"if_modified_since": DATE}, True, False, True),
+        ({"if_modified_since": BEFORE}, False, False, True),
+        ({"if_modified_since": "yesterday"}, False, False, True),
+        ({"if_match": '"e"', "if_unmodified_since": BEFORE}, False, False, True),
+        ({"if_match": 'W/"e"'}, False, True, True),
+        ({"if_match": "*"}, False, False, True),
+        ({"if_unmodified_since": DATE}, False, False, True),
+        ({"if_unmodified_since": BEFORE}, False, True, True),
+        ({"if_range": '"e"'}, False, False, True),
+        ({"if_range": 'W/"e"'}, False, False, False),
+        ({"if_range": '"x"'}, False, False, False),
+        ({"if_range": "*"}, False, False, False),
+        ({"if_range": DATE}, False, False, True),
+        ({"if_range": "Sun, 06 Nov 1994 08:49:38 GMT"}, False, False, False),
+    ],
+)
+def test_conditions_hold_as_rfc_9110_says(
+    fields: dict[str, str], unchanged: bool, failed: bool, ranged: bool
+) -> None:
+    request, file = headers(**fields), ('"e"', 784111777.9)
+    assert ms.not_modified(request, *file) is unchanged
+    assert ms.precondition_failed(request, *file) is failed
+    assert ms.if_range_holds(request, *file) is ranged
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (DATE, 784111777),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 784111777),
+        ("Sun Nov  6 08:49:37 1994", 784111777),
+        ("Wednesday, 01-Jan-75 00:00:00 GMT", 3313526400),  # 50 years ahead of 2025
+        ("Thursday, 01-Jan-76 00:00:00 GMT", 189302400),
+        ("Sat, 31 Dec 2016 23:59:60 GMT", 1483228799),
+        ("Sat, 29 Feb 2025 00:00:00 GMT", None),
+        ("Sun, 06 Nov 1994 24:00:00 GMT", None),
+        ("Sun, 06 Nov 1994 08:49:61 GMT", None),
+        ("Sun, 06 Nov 0000 08:49:37 GMT", None),
+        ("Sun, 06 Nov 1994 08:49:37 UTC", None),
+        ("sun, 06 nov 1994 08:49:37 gmt", None),
+        ("Sun, 6 Nov 1994 08:49:37 GMT", None),
+        ("Sun, 0\u0666 Nov 1994 08:49:37 GMT", None),
+        ("0", None),
+        ("", None),
+    ],
+)
+def test_a_date_is_read_in_its_three_forms(value: str, seconds: int | None) -> None:
+    assert ms.parse_date(value, now=1750000000) == seconds
+
+
+def test_a_formatted_date_is_read_back() -> None:
+    for seconds in (0, 951782400, 784111777, 4102444799, -1):
+        assert ms.parse_date(ms.format_date(seconds + 0.5 if seconds > 0 else seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "accepted"),
+    [
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5, br", True),
+        ("x-gzip", True),
+        ("*", True),
+        ("br;q=1, *;q=0.1", True),
+        ("gzip;q=0", False),
+        ("gzip ; q=0.000", False),
+        ("gzip;q=0.001", True),
+        ("gzip;q=0, *", False),
+        ("*;q=0", False),
+        ("identity", False),
+        ("", False),
+    ],
+)
+def test_gzip_is_taken_where_its_weight_is_not_zero(value: str, accepted: bool) -> None:
+    assert ms.accepts_gzip(headers(accept_encoding=value)) is accepted
+    assert not ms.accepts_gzip(headers())
+
+
+# -- Answers
+
+
+def test_a_head_is_formatted() -> None:
+    head = ms.format_head(404, [("Content-Length", "0"), ("X-Name", "caf\xe9")])
+    assert head == b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nX-Name: caf\xe9\r\n\r\n"
+    assert ms.format_head(299, []) == b"HTTP/1.1 299 \r\n\r\n"
+
+
+@pytest.mark.parametrize("text", ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "a\r", "\n", "€"])
+def test_an_answer_cannot_be_split(text: str) -> None:
+    for field in [("X", text), (text, "x")]:
+        with pytest.raises(ValueError):
+            ms.format_head(200, [("A", "b"), field, ("C", "d")])
+
+
+# ======================================================================================
+# 10. Server
+# ======================================================================================
+
+
+def get_line(path: str, *fields: str, version: str = "1.1", method: str = "GET") -> bytes:
+    lines = [f"{method} {path} HTTP/{version}", "Host: here", *fields]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def upload_request(content: bytes, *fields: str, path: str = "") -> tuple[bytes, bytes]:
+    """Head and body of an upload by the owner, with a length unless `fields` has a coding."""
+    body, content_type = form("a.png", content)
+    given = " ".join(fields).lower()
+    length = [] if "transfer-encoding" in given else [f"Content-Length: {len(body)}"]
+    credential = [] if "authorization" in given else [f"Authorization: {OWNER['Authorization']}"]
+    fields = (f"Content-Type: {content_type}", *length, *credential, *fields)
+    return get_line(path or "/upload", *fields, method="POST"), body
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    pieces = [body[i : i + size] for i in range(0, len(body), size)]
+    coded = [f"{len(piece):x};x=y\r\n".encode() + piece + b"\r\n" for piece in pieces]
+    return b"".join(coded) + b"0\r\nTrailer: x\r\n\r\n"
+
+
+def test_a_connection_is_kept_for_one_request_after_another(server):
+    name = server.upload(png()).json["filename"]
+    with Raw(server) as raw:
+        for path in ("/health", f"/media/{name}", f"/media/{name}", "/nothing", "/list", "/media"):
+            raw.send(get_line(path))
+            answer = raw.answer()
+            assert answer.status == (404 if path == "/nothing" else 200)
+            assert answer.headers["Connection"] is None
+        head, body = upload_request(png())
+        raw.send(head + body)
+        assert raw.answer().status == 201
+        raw.send(get_line("/health", "Connection: close"))
+        assert raw.answer().headers["Connection"] == "close"
+        assert raw.is_closed()
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(server):
+    content = png()
+    head, body = upload_request(content)
+    with Raw(server) as raw:
+        wanted = get_line("/health") + head + body + get_line(f"/image/{sha256(content)}")
+        raw.send(wanted + get_line("/nothing") + get_line("/media", method="HEAD"))
+        assert [raw.answer().status for _ in range(2)] == [200, 201]
+        assert raw.answer().body == content
+        assert raw.answer().status == 404
+        assert raw.answer("HEAD").status == 200
+
+
+def test_http_1_0_is_answered_and_closed_unless_it_asks_otherwise(server):
+    with Raw(server) as raw:
+        raw.send(get_line("/health", "Connection: keep-alive", version="1.0"))
+        assert raw.answer().headers["Connection"].lower() == "keep-alive"
+        raw.send(b"GET /health HTTP/1.0\r\n\r\n")
+        assert raw.answer().status == 200
+        assert raw.is_closed()
+
+
+@pytest.mark.parametrize("path", ["/upload", "/upload-image"])
+def test_continue_is_sent_once_the_head_is_accepted(server, path):
+    head, body = upload_request(png(), "Expect: 100-continue", path=path)
+    with Raw(server) as raw:
+        raw.send(head)
+        assert raw.answer().status == 100
+        raw.send(body)
+        assert raw.answer().status == 201
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/upload", ["Authorization: Basic eDp5"], 401),
+        ("/upload", ["Authorization: Bearer wrong"], 401),
+        ("/upload", [f"Authorization: {READER['Authorization']}"], 403),
+        ("/nothing", [], 404),
+        ("/media", [], 405),
+        ("/upload", ["Content-Length: 99999999999"], 413),
+        ("/upload", ["Expect: 200-maybe"], 417),
+        ("/upload", ["Content-Type: application/json"], 415),
+    ],
+)
+def test_a_refusal_comes_before_the_body_is_sent(server, path, fields, status):
+    names = {field.partition(":")[0] for field in fields}
+    head, _ = upload_request(png(), *fields, path=path)
+    kept = [
+        line for line in head.decode().split("\r\n")
+        if line.partition(":")[0] not in names or line in fields
+    ]  # fmt: skip
+    if "Expect" not in names:
+        kept.insert(2, "Expect: 100-continue")
+    with Raw(server) as raw:
+        raw.send("\r\n".join(kept).encode())
+        assert raw.answer().status == status
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 10**9])
+def test_a_chunked_upload_is_taken(server, size):
+    content = png(padding=2000)
+    head, body = upload_request(content, "Transfer-Encoding: chunked")
+    with Raw(server) as raw:
+        raw.send(head + chunked(body, size) + get_line("/health"))
+        made = raw.answer()
+        assert (made.status, made.json["sha256"]) == (201, sha256(content))
+        assert raw.answer().status == 200
+
+
+def test_a_request_that_comes_byte_by_byte_is_answered(server):
+    content = png()
+    head, body = upload_request(content)
+    with Raw(server) as raw:
+        raw.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in head + body:
+            raw.send(bytes([byte]))
+        assert raw.answer().json["sha256"] == sha256(content)
+
+
+SMUGGLED = b"GET /list HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "statuses"),
+    [
+        ("Content-Length: 4\r\nTransfer-Encoding: chunked", b"0\r\n\r\n", {400}),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 4", b"0\r\n\r\n", {400}),
+        ("Content-Length: 0\r\nContent-Length: 5", b"hello", {400}),
+        ("Content-Length: +5", b"hello", {400}),
+        ("Content-Length: 5x", b"hello", {400}),
+        ("Content-Length : 5", b"hello", {400}),
+        ("Transfer-Encoding : chunked", b"0\r\n\r\n", {400}),
+        ("Transfer-Encoding: xchunked", b"0\r\n\r\n", {400, 501}),
+        ("Transfer-Encoding: chunked, identity", b"0\r\n\r\n", {400, 501}),
+        ("X: y\nTransfer-Encoding: chunked", b"0\r\n\r\n", {400}),
+        ("X: y\r\n Content-Length: 5", b"hello", {400}),
+        ("X\0: y", b"", {400}),
+        ("Host: other", b"", {400}),
+        ("X y", b"", {400}),
+        (": y", b"", {400}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/upload", "/health"])
+def test_a_message_of_two_meanings_is_refused_and_the_connection_ends(
+    server, fields, body, statuses, path
+):
+    with Raw(server) as raw:
+        raw.send(get_line(path, fields, method="POST") + body + SMUGGLED)
+        answer = raw.answer()
+        assert answer.status in statuses
+        assert set(answer.json) == {"detail"}
+        assert answer.headers["Connection"] == "close"
+        assert raw.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
+        (b"GET /\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\0\x01\0\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (get_line("/" + "a" * 70_000), 414),
+        (get_line("/", "X: " + "a" * 70_000), 431),
+        (get_line("/", *["X: y"] * 100), 431),
+        (get_line("/a b"), 400),
+        (get_line("/\xe9"), 400),
+        (b"CONNECT here:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ],
+)
+def test_a_head_that_is_none_is_refused(server, data, status):
+    with Raw(server) as raw:
+        raw.send(data)
+        assert raw.answer().status == status
+        assert raw.is_closed()
+
+
+def test_a_hundred_headers_and_64_kib_are_taken(server):
+    with Raw(server) as raw:
+        raw.send(get_line("/health", *["X: y"] * 99))
+        assert raw.answer().status == 200
+        raw.send(get_line("/health", "X: " + "a" * 65_000))
+        assert raw.answer().status == 200
+
+
+@pytest.mark.parametrize(
+    ("length", "headers", "status"),
+    [(10_000_000, {}, 401), (30_000_000, OWNER, 413), (10_000_000, READER, 403)],
+)
+def test_a_client_that_sends_all_before_it_reads_still_gets_the_refusal(
+    server, length, headers, status
+):
+    answer = server.send_file("POST", "/upload", bytes(length), headers=headers)
+    assert answer.status == status
+
+
+def test_a_file_found_too_large_on_its_way_is_413_and_leaves_nothing(start):
+    running = start(max_upload_bytes="1000000")
+    head, body = upload_request(bytes(3_000_000), "Transfer-Encoding: chunked")
+    before = files_below(running.storage)
+    with Raw(running) as raw:
+        raw.send(head + chunked(body, 100_000))
+        assert raw.answer().status == 413
+    assert files_below(running.storage) == before
+
+
+def test_a_client_that_goes_away_leaves_nothing(server):
+    def on_their_way() -> int:
+        return len(list((server.storage / ".incoming").glob("*")))
+
+    head, body = upload_request(png_of(500_000))
+    for ending in ("close", "reset"):
+        with Raw(server) as raw:
+            raw.send(head + body[:300_000])
+            wait_until(lambda: on_their_way() == 1, "the upload to begin")
+            if ending == "reset":
+                linger = struct.pack("ii", 1, 0)
+                raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        wait_until(lambda: on_their_way() == 0, "the upload to be given up")
+
+
+def test_hundreds_of_idle_connections_disturb_nobody(server):
+    idle = [Raw(server) for _ in range(300)]
+    try:
+        for raw in idle[::2]:
+            raw.send(b"GET /health HTT")
+        begun = time.monotonic()
+        assert server.upload(png()).status == 201
+        assert server.get("/health").status == 200
+        assert time.monotonic() - begun < 2
+        for raw in idle[:20:2]:
+            raw.send(b"P/1.1\r\nHost: x\r\n\r\n")
+            assert raw.answer().status == 200
+    finally:
+        for raw in idle:
+            raw.socket.close()
+
+
+def test_a_client_that_reads_slowly_gets_all_of_it(server):
+    content = png_of(9_000_000)
+    path = f"/media/{server.upload(content).json['filename']}"
+    with Raw(server) as raw:
+        raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        raw.send(get_line(path) * 2)  # more than the kernel's buffers hold
+        assert server.get("/health").status == 200
+        assert raw.answer().body == content
+        assert raw.answer().body == content
+
+
+@pytest.fixture
+def bare_server(monkeypatch):
+    """A Server with short patience, in this process; it answers with the path."""
+    limits = {"STALL_SECONDS": 0.3, "HEAD_SECONDS": 0.6, "IDLE_SECONDS": 0.3, "MAX_IN_FLIGHT": 2}
+    for name, value in {**limits, "FAREWELL_SECONDS": 0.1, "LINGER_SECONDS": 0.2}.items():
+        monkeypatch.setattr(ms, name, value)
+    going_on = threading.Event()
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0))
+    bare.port = bare.server_port
+
+    def answer(head, body, peer):
+        if head.path == "/wait":
+            going_on.wait(DEADLINE)
+        try:
+            return ms.Response(200, [], head.path.encode() + body.read(1000))
+        except TimeoutError as error:
+            raise ConnectionAbortedError from error
+
+    bare.application = answer
+    bare.inline = lambda head: None
+    bare.on_error = lambda error: ms.Response(error.status, error.headers.items(), b"refused")
+    bare.going_on = going_on
+    thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
+    thread.start()
+    yield bare
+    going_on.set()
+    bare.stop()
+    bare._wakeup.send(b"\0")
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    for connection in list(bare._waiting.values()):
+        bare._drop(connection)
+    for item in (bare._alarm, bare._wakeup, bare._selector):
+        item.close()
+
+
+def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
+    for data, status in (
+        (b"GET / HT", 408),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", 408),
+        (b"", None),
+        (get_line("/a"), 200),
+    ):
+        with Raw(bare_server) as raw:
+            raw.send(data)
+            if status:
+                assert raw.answer().status == status
+            assert raw.is_closed()
+
+
+def test_a_head_that_drips_for_too_long_ends(bare_server):
+    with Raw(bare_server) as raw:
+        raw.send(b"GET / HTTP/1.1\r\nX: ")
+        end = time.monotonic() + DEADLINE
+        with pytest.raises(OSError):
+            while time.monotonic() < end:
+                raw.send(b"a")
+                time.sleep(0.05)
+
+
+def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
+    waiting = [Raw(bare_server) for _ in range(3)]
+    for raw in waiting:
+        raw.send(get_line("/wait"))
+    refused = waiting[2].answer()
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+    bare_server.going_on.set()
+    assert [raw.answer().body for raw in waiting[:2]] == [b"/wait"] * 2
+    for raw in waiting:
+        raw.socket.close()
+
+
+# -- Several workers
+
+
+def worker_ids(server: Server) -> list[int]:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    names = {
+        int(pid): Path(f"/proc/{pid}/stat").read_text() for pid in children.read_text().split()
+    }
+    return [
+        pid for pid, stat in names.items() if stat.rsplit(")")[1].split()[16] == "0"
+    ]  # no nice
+
+
+def test_workers_know_what_any_of_them_took_in(start):
+    running = start("--workers", "3")
+    running.scanned()
+    contents = [png() for _ in range(12)]
+    made = together(12, lambda i: running.upload(contents[i]).json)
+    for _ in range(4):
+        for value, content in zip(made, contents, strict=True):
+            assert running.get(f"/media/{value['filename']}").body == content
+    assert running.get("/media").json["count"] == 12
+    gone = f"/media/{made[0]['filename']}"
+    assert running.request("DELETE", gone, headers=OWNER).status == 200
+    assert {running.get(gone).status for _ in range(8)} == {404}
+    late = png()
+    fill(running.storage, {"late.png": late})
+    running.rescan()
+    assert {running.get(f"/image/{sha256(late)}").status for _ in range(8)} == {200}
+
+
+def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(start):
+    running = start("--workers", "2")
+    running.scanned()
+    before = worker_ids(running)
+    assert len(before) == 2
+    for process in before:
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: len(set(worker_ids(running)) - set(before)) == 2, "new workers")
+    assert wait_until(lambda: running.get("/health").status == 200)
+    last = worker_ids(running)
+    running.kill()
+    wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in last), "the end")
+    assert start().get("/health").status == 200
+
+
+# -- What a crash, a stop or a large file does
+
+
+def test_sigterm_lets_an_upload_finish_and_takes_no_new_one(start):
+    running = start()
+    content = png_of(400_000)
+    head, body = upload_request(content)
+    with Raw(running) as raw, Raw(running) as idle:
+        raw.send(head + body[:200_000])
+        incoming = running.storage / ".incoming"
+        wait_until(lambda: incoming.exists() and list(incoming.iterdir()), "the upload to begin")
+        running.process.send_signal(signal.SIGTERM)
+        assert idle.is_closed()
+        with pytest.raises(OSError):
+            Raw(running)
+        raw.send(body[200_000:])
+        answer = raw.answer()
+        assert (answer.status, answer.headers["Connection"]) == (201, "close")
+    assert running.process.wait(DEADLINE) == 0
+    assert (running.storage / "media" / answer.json["filename"]).read_bytes() == content
+
+
+def test_a_crash_during_uploads_loses_nothing_answered_and_leaves_nothing_half_done(start):
+    running = start()
+    answered: list[tuple[str, bytes]] = []
+    enough = threading.Event()
+
+    def work(number: int) -> None:
+        for i in range(1000):
+            content = png_of(30_000 + number)
+            try:
+                if number % 2:
+                    made = running.upload(content).json["url"]
+                else:
+                    made = running.store(content, f"{number}-{i}.png").json["image_url"]
+            except (OSError, http.client.HTTPException):
+                return
+            answered.append((urlsplit(made).path, content))
+            if len(answered) > 25:
+                enough.set()
+
+    half = Raw(running)
+    head, body = upload_request(png_of(500_000))
+    half.send(head + body[:400_000])
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    assert enough.wait(DEADLINE)
+    running.kill()
+    for thread in threads:
+        thread.join()
+    half.socket.close()
+    again = start()
+    again.scanned()
+    for path, content in answered:
+        assert again.get(path, **OWNER).body == content
+    for folder in (again.storage, again.data / "images"):
+        assert list((folder / ".incoming").iterdir()) == []
+    files = list((again.storage / "media").iterdir())
+    assert all(file.read_bytes().endswith(png()[-12:]) for file in files)
+    assert again.get("/media").json["count"] == len(files)
+
+
+@pytest.mark.parametrize("damage", [b"this is no database " * 500, b""], ids=["text", "torn"])
+def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
+    running = start()
+    public, private, own = png(), png(), png()
+    made = running.upload(public).json
+    running.store(private, "box.png")
+    fill(running.storage, {"own.png": own})
+    running.rescan()
+    running.stop()
+    index = running.data / "index.sqlite3"
+    for name in ("-wal", "-shm"):
+        index.with_name(index.name + name).unlink(missing_ok=True)
+    content = index.read_bytes()
+    index.write_bytes(damage or content[:100] + b"\xff" * (len(content) - 100))
+    again = start()
+    again.scanned()
+    assert [p for p in running.data.iterdir() if "damaged" in p.name]
+    assert set(again.listed()) == {sha256(public), sha256(own)}
+    assert again.get(f"/media/{made['filename']}").body == public
+    assert again.get("/image/box.png", **READER).body == private
+    assert again.get(f"/image/{sha256(private)}").status == 404
+
+
+def test_a_lost_index_is_rebuilt_from_disk(start):
+    running = start()
+    content = png()
+    name = running.upload(content).json["filename"]
+    running.stop()
+    for file in running.data.glob("index.sqlite3*"):
+        file.unlink()
+    again = start()
+    again.scanned()
+    assert again.get(f"/media/{name}").body == content
+    assert again.get("/media").json["count"] == 1
+
+
+def peak_memory(pid: int) -> int:
+    """The most bytes a process has had in memory (proc(5), VmHWM)."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        pytest.skip("needs /proc")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+
+
+def test_memory_does_not_grow_with_the_size_of_a_file(start):
+    running = start(max_upload_bytes="300000000")
+    running.scanned()
+    running.upload(png())
+    before = peak_memory(running.process.pid)
+    size = 200_000_000
+    beginning = png()
+    head, body = upload_request(beginning)
+    start_of_body, end_of_body = body.split(beginning)
+    head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % (len(body) + size), head)
+    block = bytes(1_000_000)
+    with Raw(running) as raw:
+        raw.send(head + start_of_body + beginning)
+        for _ in range(size // len(block)):
+            raw.send(block)
+        raw.send(end_of_body)
+        made = raw.answer()
+        assert (made.status, made.json["size"]) == (201, len(beginning) + size)
+        raw.send(get_line(f"/media/{made.json['filename']}"))
+        assert b" 200 " in raw._take_to(b"\r\n\r\n")
+        left = made.json["size"] - len(raw.received)
+        while left > 0:
+            left -= len(raw.socket.recv(1 << 20))
+    assert peak_memory(running.process.pid) - before < 32 * 2**20
+
+
+# ======================================================================================
+# 11. Routing
+# ======================================================================================
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/upload", "OPTIONS, POST"),
+        ("PUT", "/media", "GET, HEAD, OPTIONS"),
+        ("POST", "/media/a.png", "DELETE, GET, HEAD, OPTIONS"),
+        ("DELETE", "/image/a.png", "GET, HEAD, OPTIONS, PUT"),
+        ("POST", f"/image/{'0' * 64}", "GET, HEAD, OPTIONS, PUT"),
+        ("PATCH", "/list", "GET, HEAD, OPTIONS"),
+        ("BREW", "/health", "GET, HEAD, OPTIONS"),
+        ("get", "/health", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_a_method_that_is_not_possible_is_405_with_those_that_are(server, method, path, allow):
+    answer = server.request(method, path)
+    assert answer.status == 405
+    assert ", ".join(sorted(answer.headers["Allow"].split(", "))) == allow
+    assert set(answer.json) == {"detail"}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health/", 200),
+        ("/media/", 200),
+        ("/list/", 200),
+        ("/%68ealth", 200),
+        ("/health?x=y", 200),
+        ("/health?", 200),
+        ("http://elsewhere:99/health", 200),
+        ("/health//", 404),
+        ("//health", 404),
+        ("/Health", 404),
+        ("/nothing", 404),
+        ("/nothing/at/all", 404),
+        ("/health%00", 404),
+        ("/health%2F", 404),
+        ("/%ff", 400),
+        ("/image/%ED%A0%80.png", 400),
+        ("/health?token=%ff", 400),
+        ("/media/" + "a" * 5000, 404),
+        ("/../health", 404),
+        ("/%2e%2e/%2e%2e/etc/passwd", 404),
+        ("/image/a%2Fb.png", 404),  # no name has a separator
+    ],
+)
+def test_a_path_is_found_as_it_is_meant(server, path, status):
+    with Raw(server) as raw:
+        raw.send(get_line(path))
+        assert raw.answer().status == status
+
+
+def test_put_with_nul_or_a_broken_name_stores_nothing(server):
+    for name, statuses in (("a%00.png", {400, 404}), ("%ff.png", {400}), ("%ED%A0%80.png", {400})):
+        before = files_below(server.storage)
+        assert server.put(f"/image/{name}", png()).status in statuses
+        assert files_below(server.storage) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "statuses"),
+    [
+        (b"{}", "application/json", {415}),
+        (b"a=b", "application/x-www-form-urlencoded", {415}),
+        (b"\x89PNG", "image/png", {415}),
+        (b"x", "", {415}),
+        (None, "multipart/form-data; boundary=frontier", {400, 411}),
+        (b"", "", {400, 411}),
+        (b"no boundary", "multipart/form-data", {400}),
+        (b"x", f"multipart/form-data; boundary={'b' * 71}", {400}),
+        (form("a.png", b"x", "other")[0], form("", b"")[1], {400}),
+        (form("a.png", png())[0][:-20], form("", b"")[1], {400}),
+        (form("a\0.png", png())[0], form("", b"")[1], {400}),
+        (form("", b"")[0], form("", b"")[1], {400}),
+        (form(None, png())[0], form("", b"")[1], {400}),
+        (form("a.png", png())[0][:-14] + form("b.png", png())[0], form("", b"")[1], {400}),
+        (form(None, bytes(1 << 20) + b"x", "note")[0], form("", b"")[1], {413}),
+        (form(None, b"", "note")[0][:-14] * 1001 + b"--frontier--", form("", b"")[1], {413}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/upload", "/upload-image"])
+def test_a_body_that_is_no_upload_is_refused_and_leaves_nothing(
+    server, body, content_type, statuses, path
+):
+    before = files_below(server.storage)
+    headers = {**OWNER, **({"Content-Type": content_type} if content_type else {})}
+    answer = server.request("POST", path, body, headers)
+    assert answer.status in statuses, answer.body
+    assert set(answer.json) == {"detail"}
+    assert files_below(server.storage) == before
+
+
+def test_other_fields_beside_the_file_are_passed_over(server):
+    note = form(None, b"about it", "note")[0][:-14]
+    body, content_type = form("a.png", png())
+    answer = server.request(
+        "POST", "/upload", note + body, {"Content-Type": content_type, **OWNER}
+    )
+    assert answer.status == 201
+
+
+def test_options_says_what_is_possible_and_lets_a_browser_in(server):
+    answer = server.request("OPTIONS", "/image/a.png")
+    assert answer.status in {200, 204}
+    assert {"GET", "PUT"} <= set(answer.headers["Allow"].split(", "))
+    asked = {
+        "Origin": "https://app.example",
+        "Access-Control-Request-Method": "PUT",
+        "Access-Control-Request-Headers": "authorization, x-own",
+    }
+    answer = server.request("OPTIONS", "/image/a.png", headers=asked)
+    assert answer.status in {200, 204}
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert "PUT" in answer.headers["Access-Control-Allow-Methods"]
+    assert "authorization" in answer.headers["Access-Control-Allow-Headers"].lower()
+    assert "x-own" in answer.headers["Access-Control-Allow-Headers"]
+    for path in ("/health", "/nothing", f"/image/{'0' * 64}"):
+        assert server.get(path, Origin="https://app.example").headers[
+            "Access-Control-Allow-Origin"
+        ] == "*"  # fmt: skip
+    assert server.request("OPTIONS", "/nothing").status == 404
+    with Raw(server) as raw:
+        raw.send(get_line("*", method="OPTIONS"))
+        assert raw.answer("HEAD").status in {200, 204}
+
+
+def test_origins_can_be_named_or_turned_off(start, tmp_path):
+    asked = {"Access_Control_Request_Method": "PUT"}
+    named = start(cors_allow_origins="https://a.example, https://b.example")
+    path = f"/media/{named.upload(png()).json['filename']}"
+    for origin, allowed in (("https://b.example", True), ("https://c.example", False)):
+        for _ in range(2):
+            answer = named.get(path, Origin=origin)
+            assert answer.headers["Access-Control-Allow-Origin"] == (origin if allowed else None)
+            assert "Origin" in answer.headers["Vary"]
+    off = start(cors_allow_origins="", storage=str(tmp_path / "off"))
+    for method, path in (("GET", "/health"), ("GET", "/nothing"), ("OPTIONS", "/media")):
+        answer = off.request(method, path, headers={"Origin": "https://a.example", **asked})
+        assert not [name for name in answer.headers if name.startswith("Access-Control")]
+
+
+def test_long_json_is_gzipped_for_those_who_take_it_and_nothing_else(server):
+    made = [server.upload(png_of(3000)).json for _ in range(12)].pop()
+    plain = server.get("/media?page_size=12&page=1")
+    assert plain.headers["Content-Encoding"] is None
+    assert "Accept-Encoding" in plain.headers["Vary"]
+    packed = server.get("/media?page_size=12&page=1", Accept_Encoding="br, gzip")
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert len(packed.body) < len(plain.body)
+    for path in ("/health", f"/media/{made['filename']}"):
+        answer = server.get(path, Accept_Encoding="gzip")
+        assert answer.headers["Content-Encoding"] is None
+    assert server.get("/list", Accept_Encoding="gzip;q=0").headers["Content-Encoding"] is None
+
+
+def test_answers_are_utf_8_json_with_a_sentence_for_an_error_and_no_secret(server):
+    for method, path, headers in (
+        ("GET", "/nothing", {}),
+        ("GET", "/image/x", {}),
+        ("GET", "/media/..%2f..%2fx.png", {}),
+        ("POST", "/upload", {}),
+        ("POST", "/upload?token=bad", {}),
+        ("GET", "/media?page=x", {}),
+    ):
+        answer = server.request(method, path, headers=headers)
+        assert answer.headers["Content-Type"].startswith("application/json")
+        detail = answer.json["detail"]
+        assert isinstance(detail, str)
+        assert detail
+        for secret in (OWNER_KEY, UPLOAD_SECRET, JWT_KEY, str(server.storage)):
+            assert secret not in answer.body.decode()
+
+
+FORWARDED = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "photos.example"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "base"),
+    [
+        ({}, {"Host": "nas:8000"}, "http://nas:8000"),
+        ({}, FORWARDED, "https://photos.example"),
+        ({}, {"X-Forwarded-Proto": "javascript", "Host": "nas"}, "http://nas"),
+        ({"trusted_proxies": "10.0.0.0/8"}, {**FORWARDED, "Host": "nas"}, "http://nas"),
+        ({"trusted_proxies": "127.0.0.0/8"}, FORWARDED, "https://photos.example"),
+        ({"public_url": "https://p.example/pics/"}, FORWARDED, "https://p.example/pics"),
+    ],
+)
+def test_urls_are_as_the_client_reaches_the_server(start, settings, headers, base):
+    running = start(**settings)
+    for path, key in (("/upload", "url"), ("/upload-image", "image_url")):
+        made = running.send_file("POST", path, png(), headers={**OWNER, **headers}).json
+        assert made[key].startswith(f"{base}/")
+    listed = running.request("GET", "/media", headers=headers).json
+    assert listed["files"][0]["url"].startswith(f"{base}/media/")
+
+
+def test_behind_nginx_uploads_and_ranges_work_and_urls_are_public(server, tmp_path):
+    nginx = need("nginx")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "nginx.conf").write_text(
+        f"""daemon off; master_process off; pid {tmp_path}/pid; error_log stderr;
+        events {{}} http {{ access_log off; client_max_body_size 20m;
+        client_body_temp_path {tmp_path}/b; proxy_temp_path {tmp_path}/p;
+        fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
+        server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {server.url};
+        proxy_http_version 1.1; proxy_set_header Host $host; proxy_request_buffering off;
+        proxy_set_header X-Forwarded-Host photos.example; proxy_set_header Connection "";
+        proxy_set_header X-Forwarded-Proto https; }} }} }}"""
+    )
+    command = [nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+    proxy = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def connects() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_until(connects, "nginx")
+        through = object.__new__(Server)
+        through.port = port
+        content = png_of(2_000_000)
+        made = through.upload(content).json
+        assert made["url"] == f"https://photos.example/media/{made['filename']}"
+        path = f"/media/{made['filename']}"
+        assert through.get(path).body == content
+        assert through.get(path, Range="bytes=-5").body == content[-5:]
+        assert through.send_file("POST", "/upload", content, headers={}).status == 401
+    finally:
+        proxy.terminate()
+        proxy.wait()
+
+
+# ======================================================================================
+# 12. Families
+# ======================================================================================
+# -- media: public image host ------------------------------------------------------------
+
+MEDIA_SAMPLES = [
+    ("jpg", jpeg, "image/jpeg"),
+    ("jpeg", jpeg, "image/jpeg"),
+    ("png", png, "image/png"),
+    ("gif", gif, "image/gif"),
+    ("webp", webp, "image/webp"),
+    ("svg", svg, "image/svg+xml"),
+    ("bmp", bmp, "image/bmp"),
+    ("PNG", png, "image/png"),
+    ("jpg", png, "image/png"),  # the name only has to be allowed
+    ("svg", gif, "image/gif"),
+]
+
+
+@pytest.mark.parametrize(("extension", "make", "mime_type"), MEDIA_SAMPLES)
+def test_an_upload_is_served_as_what_its_content_is(server, extension, make, mime_type):
+    content = make()
+    made = server.upload(content, f"my photo.{extension}")
+    assert made.status == 201
+    value = made.json
+    assert re.fullmatch(rf"[0-9a-f]{{32}}\.{extension.lower()}", value["filename"])
+    assert value == {
+        "url": f"{server.url}/media/{value['filename']}",
+        "filename": value["filename"],
+        "size": len(content),
+        "content_type": mime_type,
+        "sha256": sha256(content),
+    }
+    answer = server.get(f"/media/{value['filename']}")
+    assert (answer.status, answer.body) == (200, content)
+    headers = answer.headers
+    assert headers["Content-Type"] == mime_type
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["ETag"] == f'"{sha256(content)}"'
+    assert headers["Accept-Ranges"] == "bytes"
+    assert headers["Cache-Control"] == "public, max-age=3600"
+    assert abs(ms.parse_date(headers["Last-Modified"]) - time.time()) < 60
+    assert (server.storage / "media" / value["filename"]).read_bytes() == content
+    by_hash = server.get(f"/image/{sha256(content)}")  # part of the library, too
+    assert by_hash.body == content
+    assert by_hash.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+
+
+@pytest.mark.parametrize(
+    ("filename", "content"),
+    [
+        ("a.txt", png),
+        ("a.png.exe", png),
+        ("a.mp4", png),
+        ("a", png),
+        ("png", png),
+        (".png", b"no image"),
+        ("a.png", b""),
+        ("a.png", b"hello"),
+        ("a.jpg", mp4),
+        ("a.svg", b"<html><script>alert(1)</script></html>"),
+        ("a.svg", b"<!doctype html><svg></svg>"),
+        ("a.png", b"II*\0\x08\0\0\0\0\0\0\0\0\0"),
+        ("a.png", b"%PDF-1.7"),
+        ("a.png", b"MZ" + bytes(100)),
+    ],
+)
+def test_what_is_no_image_by_name_or_content_is_400_and_leaves_nothing(server, filename, content):
+    before = files_below(server.storage)
+    answer = server.upload(content() if callable(content) else content, filename)
+    assert answer.status == 400
+    assert set(answer.json) == {"detail"}
+    assert files_below(server.storage) == before
+
+
+def files_below(folder: Path) -> set[str]:
+    """Every file but those of the server itself and thumbnails, also those on their way in."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and not {".mediaserver", ".thumbnails"} & set(path.parts)
+    }
+
+
+def test_the_size_limit_counts_the_file_and_not_the_request(start):
+    running = start(max_upload_bytes="1000")
+    for path, method in (("/upload", "POST"), ("/image/a.png", "PUT"), ("/upload-image", "POST")):
+        assert running.send_file(method, path, png_of(1000)).status == 201
+        before = files_below(running.storage)
+        answer = running.send_file(method, path, png_of(1001))
+        assert answer.status == 413
+        assert "1000" in answer.json["detail"]
+        assert files_below(running.storage) == before
+
+
+def test_the_list_is_newest_first_and_paged(start):
+    running = start()
+    names = [running.upload(png()).json["filename"] for _ in range(5)][::-1]
+    listed = running.get("/media").json
+    assert set(listed) == {"count", "files"}
+    assert [item["filename"] for item in listed["files"]] == names
+    first = listed["files"][0]
+    assert set(first) == {"filename", "url", "size", "content_type", "uploaded_at"}
+    assert first["url"] == f"{running.url}/media/{names[0]}"
+    assert first["content_type"] == "image/png"
+    assert abs(first["uploaded_at"] - time.time()) < 60
+    for query, shown in {
+        "page=1&page_size=2": names[:2],
+        "page=2&page_size=2": names[2:4],
+        "page=3&page_size=2": names[4:],
+        "page=4&page_size=2": [],
+        "page=999999999999999999": [],
+        "page_size=5000": names,
+        "page_size=3": names[:3],
+        "page=1": names,
+    }.items():
+        value = running.get(f"/media?{query}").json
+        assert value["count"] == 5
+        assert [item["filename"] for item in value["files"]] == shown, query
+
+
+@pytest.mark.parametrize("query", ["page=x", "page=", "page_size=1.5", "page=0", "page_size=-1"])
+def test_a_page_that_is_no_number_is_400(server, query):
+    assert server.get(f"/media?{query}").status == 400
+
+
+def test_a_deleted_image_is_gone_from_everywhere(server):
+    content = png()
+    name = server.upload(content).json["filename"]
+    assert server.get(f"/media/{name}").status == 200
+    for headers, status in (({}, 401), (READER, 403)):
+        assert server.request("DELETE", f"/media/{name}", headers=headers).status == status
+    answer = server.request("DELETE", f"/media/{name}?token={upload_token()}")
+    assert (answer.status, answer.json) == (200, {"deleted": name})
+    for method, path in (("DELETE", "/media"), ("GET", "/media"), ("HEAD", "/media")):
+        assert server.request(method, f"{path}/{name}", headers=OWNER).status == 404
+    assert server.get(f"/image/{sha256(content)}").status == 404
+    assert not (server.storage / "media" / name).exists()
+    assert name not in str(server.get("/media").json)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..%2fsecret.png", "%2e%2e%2fsecret.png", "..", "%2e%2e", "a%00.png", ".incoming", "%5c"],
+)
+def test_no_name_leads_out_of_the_media_folder(server, name):
+    (server.storage / "secret.png").write_bytes(png())
+    for method in ("GET", "DELETE"):
+        answer = server.request(method, f"/media/{name}", headers=OWNER)
+        assert answer.status in {400, 404, 405}
+    assert (server.storage / "secret.png").exists()
+
+
+def test_two_uploads_of_one_content_have_two_names_and_die_separately(server):
+    content = png()
+    first, second = (server.upload(content).json["filename"] for _ in range(2))
+    assert first != second
+    server.request("DELETE", f"/media/{first}", headers=OWNER)
+    assert server.get(f"/media/{second}").body == content
+    assert server.get(f"/image/{sha256(content)}").body == content
+
+
+@pytest.fixture(scope="module", params=[1000, 300_000], ids=["small", "large"])
+def served(request: pytest.FixtureRequest, server: Server) -> tuple[str, bytes]:
+    """The path and content of a file; small ones are answered from memory the second time."""
+    content = png_of(request.param)
+    path = f"/media/{server.upload(content).json['filename']}"
+    server.get(path)
+    return path, content
+
+
+@pytest.mark.parametrize(
+    ("value", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=10-19", 10, 19),
+        ("bytes=900-", 900, None),
+        ("bytes=-7", -7, None),
+        ("bytes=-9999999", 0, None),
+        ("bytes=5-9999999", 5, None),
+        ("BYTES=1-2", 1, 2),
+    ],
+)
+def test_one_range_is_206_with_just_these_bytes(server, served, value, first, last):
+    path, content = served
+    size = len(content)
+    first = first if first >= 0 else size + first
+    last = size - 1 if last is None else last
+    answer = server.get(path, Range=value)
+    assert (answer.status, answer.body) == (206, content[first : last + 1])
+    assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
+    head = server.request("HEAD", path, headers={"Range": value})
+    assert head.status in {200, 206}
+    assert head.body == b""
+
+
+def test_several_ranges_are_one_multipart_answer(server, served):
+    path, content = served
+    answer = server.get(path, Range="bytes=0-4,100-109,-3")
+    assert answer.status == 206
+    kind, _, boundary = answer.headers["Content-Type"].partition("; boundary=")
+    assert kind == "multipart/byteranges"
+    parts = answer.body.split(b"--" + boundary.encode())[1:]
+    assert parts.pop().strip() == b"--"
+    seen = []
+    for part in parts:
+        head, _, data = part.partition(b"\r\n\r\n")
+        assert b"Content-Type: image/png" in head
+        seen.append((re.search(rb"bytes (\d+-\d+)/", head)[1], data.removesuffix(b"\r\n")))
+    size = len(content)
+    assert seen == [
+        (b"0-4", content[:5]),
+        (b"100-109", content[100:110]),
+        (f"{size - 3}-{size - 1}".encode(), content[-3:]),
+    ]
+
+
+@pytest.mark.parametrize("value", ["bytes=9999999-", "bytes=-0", "bytes=9999999-,8888888-"])
+def test_a_range_outside_the_file_is_416(server, served, value):
+    path, content = served
+    answer = server.get(path, Range=value)
+    assert answer.status == 416
+    assert answer.headers["Content-Range"] == f"bytes */{len(content)}"
+
+
+@pytest.mark.parametrize("value", ["bytes=5-2", "bytes=a-b", "lines=1-2", "bytes"])
+def test_a_range_that_is_none_is_ignored(server, served, value):
+    answer = server.get(served[0], Range=value)
+    assert (answer.status, answer.body) == (200, served[1])
+
+
+def test_conditions_are_kept_as_rfc_9110_says(server, served):
+    path, content = served
+    etag, modified = f'"{sha256(content)}"', server.get(path).headers["Last-Modified"]
+    before = ms.format_date(ms.parse_date(modified) - 10)
+    for headers, status in (
+        ({"If_None_Match": etag}, 304),
+        ({"If_None_Match": f'"x", W/{etag}'}, 304),
+        ({"If_None_Match": "*"}, 304),
+        ({"If_None_Match": '"x"'}, 200),
+        ({"If_None_Match": '"x"', "If_Modified_Since": modified}, 200),
+        ({"If_Modified_Since": modified}, 304),
+        ({"If_Modified_Since": before}, 200),
+        ({"If_Modified_Since": "yesterday"}, 200),
+        ({"If_Match": '"x"'}, 412),
+        ({"If_Match": etag}, 200),
+        ({"If_Unmodified_Since": before}, 412),
+        ({"Range": "bytes=0-1", "If_Range": etag}, 206),
+        ({"Range": "bytes=0-1", "If_Range": modified}, 206),
+        ({"Range": "bytes=0-1", "If_Range": '"x"'}, 200),
+        ({"Range": "bytes=0-1", "If_Range": f"W/{etag}"}, 200),
+        ({"Range": "bytes=0-1", "If_Range": before}, 200),
+        ({"Range": "bytes=0-1", "If_None_Match": etag}, 304),
+        ({"Range": "bytes=9999999-", "If_Range": '"x"'}, 200),
+    ):
+        answer = server.get(path, **headers)
+        assert answer.status == status, headers
+        if status == 304:
+            assert answer.body == b""
+            assert answer.headers["ETag"] == etag
+            assert answer.headers["Cache-Control"]
+            assert answer.headers["Content-Type"] is None
+
+
+def test_head_says_what_get_says_without_the_body(server, served):
+    for path in (served[0], f"/image/{sha256(served[1])}", "/media", "/list", "/health", "/"):
+        get, head = server.get(path), server.request("HEAD", path)
+        assert (head.status, head.body) == (get.status, b"")
+        varying = {"Date", "Content-Length"} if path in {"/health", "/"} else {"Date"}
+        assert {k: v for k, v in head.headers.items() if k not in varying} == {
+            k: v for k, v in get.headers.items() if k not in varying
+        }
+
+
+def test_an_svg_is_served_so_that_no_script_in_it_runs(server):
+    content = svg("<script>document.documentElement.setAttribute('ran', 'yes')</script>")
+    made = server.upload(content, "a.svg").json
+    for path in (f"/media/{made['filename']}", f"/image/{made['sha256']}"):
+        policy = server.get(path).headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "sandbox" in policy
+        assert "script-src" not in policy
+        assert "allow-scripts" not in policy
+
+
+def test_chromium_runs_no_script_of_an_svg(server, tmp_path):
+    chromium = need("chromium")
+    script = "<script>document.documentElement.setAttribute('ran', 'yes')</script>"
+    control = tmp_path / "control.svg"
+    control.write_bytes(svg(script))
+    made = server.upload(svg(script), "a.svg").json
+    seen = [
+        subprocess.run(
+            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+             f"--user-data-dir={tmp_path}/profile", url],
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout
+        for url in (control.as_uri(), made["url"])
+    ]  # fmt: skip
+    assert ['ran="yes"' in page for page in seen] == [True, False]
+    assert "<svg" in seen[1]
+
+
+# -- library: scanned photo folder -------------------------------------------------------
+
+
+def fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def names(server: Server) -> set[str]:
+    """The paths of all entries below the folder."""
+    return {
+        str(Path(v["file_path"]).relative_to(server.storage)) for v in server.listed().values()
+    }
+
+
+def test_the_list_has_the_documents_fields(start, tmp_path):
+    storage = tmp_path / "pictures"
+    dated, plain = jpeg(date="2020:05:17 10:20:30"), jpeg()
+    fill(storage, {"a.jpg": dated, "sub/ü b.jpg": plain, "film.mp4": mp4(), "notes.txt": b"x"})
+    os.utime(storage / "a.jpg", (1e9, 1e9 + 0.25))
+    running = start(tz="EST5")  # EXIF has the local time
+    running.scanned()
+    listed = running.listed()
+    assert len(listed) == 3
+    assert listed[sha256(dated)] == {
+        "filename": "a.jpg",
+        "last_modified": 1e9 + 0.25,
+        "file_path": str(storage / "a.jpg"),
+        "original_creation_date": calendar.timegm((2020, 5, 17, 15, 20, 30)),
+    }
+    other = listed[sha256(plain)]
+    status = (storage / "sub/ü b.jpg").stat()
+    assert (other["filename"], other["file_path"]) == ("ü b.jpg", str(storage / "sub/ü b.jpg"))
+    assert other["original_creation_date"] == pytest.approx(status.st_ctime)
+    assert other["last_modified"] == pytest.approx(status.st_mtime)
+
+
+def test_new_changed_moved_and_deleted_files_show_after_the_next_scan(start, tmp_path):
+    storage, content = tmp_path / "pictures", {name: png() for name in "abcd"}
+    fill(storage, {f"{name}.png": content[name] for name in "abc"})
+    running = start()
+    running.scanned()
+    assert names(running) == {"a.png", "b.png", "c.png"}
+    (storage / "a.png").write_bytes(content["d"])
+    (storage / "later").mkdir()
+    (storage / "b.png").rename(storage / "later" / "b2.png")
+    (storage / "c.png").unlink()
+    new = png()
+    fill(storage, {"new.png": new})
+    assert running.get(f"/image/{sha256(content['a'])}").status == 404  # changed: not the old one
+    assert running.get(f"/image/{sha256(content['c'])}").status == 404
+    running.rescan()
+    assert names(running) == {"a.png", "later/b2.png", "new.png"}
+    assert set(running.listed()) == {sha256(c) for c in (content["d"], content["b"], new)}
+    assert running.get(f"/image/{sha256(content['b'])}").body == content["b"]
+    for gone in (content["a"], content["c"]):
+        assert running.get(f"/image/{sha256(gone)}").status == 404
+
+
+def test_a_file_of_the_same_size_and_time_as_before_is_not_read_again(start, tmp_path):
+    storage = tmp_path / "pictures"
+    fill(storage, {"a.png": png()})
+    running = start()
+    running.scanned()
+    before, status = running.listed(), (storage / "a.png").stat()
+    (storage / "a.png").write_bytes(png())
+    os.utime(storage / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    running.rescan()
+    assert set(running.listed()) == set(before)
+
+
+def test_the_interval_rescans_by_itself(start):
+    running = start("--rescan_interval", "0.2")
+    running.scanned()
+    fill(running.storage, {"late.png": png()})
+    wait_until(lambda: names(running) == {"late.png"}, "the file to be found")
+
+
+def test_equal_files_are_one_entry_under_the_path_whose_bytes_sort_first(start, tmp_path):
+    storage, content = tmp_path / "pictures", png()
+    fill(storage, dict.fromkeys(["b.png", "a/z.png", "a.png", "Z.png", "é.png"], content))
+    running = start()
+    for first in ("Z.png", "a.png", "a/z.png", "b.png", "é.png"):
+        running.rescan()
+        assert names(running) == {first}
+        assert running.get(f"/image/{sha256(content)}").body == content
+        (storage / first).unlink()
+    fill(storage, {"other.png": png()})
+    running.rescan()
+    assert names(running) == {"other.png"}
+
+
+def test_hidden_files_excluded_folders_and_links_that_lead_out_are_passed_over(start, tmp_path):
+    storage, outside = tmp_path / "pictures", tmp_path / "outside"
+    fill(outside, {"secret.png": png()})
+    inside = ["yes.png", "sub/yes.PNG", "uploads/yes.gif", "film/yes.mkv", "a.b/yes.flac"]
+    hidden = [".no.png", ".git/no.png", "sub/.no/no.png", "no.txt", "no", "png", "no.png~"]
+    apart = ["box/no.png", "ent/no.png", "db/no.png"]
+    fill(storage, {name: png() for name in [*inside, *hidden, *apart]})
+    (storage / "link.png").symlink_to(outside / "secret.png")
+    (storage / "linked").symlink_to(outside)
+    (storage / "loop").symlink_to(storage)
+    os.mkfifo(storage / "pipe.png")
+    running = start(
+        upload_dir=str(storage / "box"),
+        media_storage_dir=str(storage / "ent"),
+        database_dir=str(storage / "db"),
+    )
+    running.scanned()
+    assert names(running) == set(inside)
+    assert running.get(f"/image/{sha256((outside / 'secret.png').read_bytes())}").status == 404
+
+
+def test_names_that_are_no_utf_8_are_found_and_do_not_break_the_list(start, tmp_path):
+    storage, content = tmp_path / "pictures", png()
+    storage.mkdir()
+    try:
+        Path(os.fsdecode(os.fsencode(storage) + b"/caf\xe9.png")).write_bytes(content)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    running = start()
+    running.scanned()
+    assert running.listed()[sha256(content)]["filename"] == "caf\ufffd.png"
+    assert running.get(f"/image/{sha256(content)}").body == content
+
+
+def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
+    storage, aside = tmp_path / "pictures", tmp_path / "aside"
+    content = png()
+    fill(storage, {"a.png": content})
+    data = {"database_dir": str(tmp_path / "data")}
+    running = start(**data)
+    assert running.scanned()["status"] == "ok"
+    running.stop()
+    shutil.rmtree(storage)
+    storage.mkdir()
+    running = start(**data)  # its disk is not mounted
+    assert running.scanned()["status"] == "degraded"
+    assert running.rescan()["status"] == "degraded"
+    assert set(running.listed()) == {sha256(content)}
+    running.stop()
+    storage.rmdir()
+    running = start(**data)
+    assert running.scanned()["status"] == "degraded"
+    assert set(running.listed()) == {sha256(content)}
+    assert not storage.exists()
+    fill(aside, {"a.png": content})
+    aside.rename(storage)
+    assert running.rescan()["status"] == "ok"
+    assert running.get(f"/image/{sha256(content)}").body == content
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["data elsewhere", "data inside"])
+def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_path, apart):
+    running = start(**({"database_dir": str(tmp_path / "data")} if apart else {}))
+    running.scanned()
+    running.storage.rename(tmp_path / "away")
+    for method, path in (("POST", "/upload"), ("PUT", "/image/a.png")):
+        answer = running.send_file(method, path, png())
+        assert answer.status == 503
+        assert answer.headers["Retry-After"]
+        assert str(tmp_path) not in str(answer.json)
+    assert not running.storage.exists()
+    assert running.get("/health").json["status"] == "degraded"
+    (tmp_path / "away").rename(running.storage)
+    assert running.upload(png()).status == 201
+    assert running.get("/health").json["status"] == "ok"
+
+
+def test_a_read_only_folder_is_503(start, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    running = start(database_dir=str(tmp_path / "data"))
+    running.scanned()
+    running.storage.chmod(0o500)
+    try:
+        assert running.upload(png()).status == 503
+    finally:
+        running.storage.chmod(0o700)
+
+
+def test_a_full_disk_is_507_and_leaves_nothing(start, tmp_path):
+    running = start(max_upload_bytes="50000000")
+    running.scanned()
+    limit = resource.RLIMIT_FSIZE  # the kernel then says EFBIG, much like ENOSPC
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit")
+    before = files_below(running.storage)
+    resource.prlimit(running.process.pid, limit, (4_000_000, 4_000_000))
+    for method, path in (("POST", "/upload"), ("PUT", "/image/a.png"), ("POST", "/upload-image")):
+        assert running.send_file(method, path, png_of(5_000_000)).status == 507
+    assert files_below(running.storage) == before
+    assert running.upload(png()).status == 201
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", content[16:24])
+
+
+@pytest.mark.parametrize(
+    ("make_content", "size"),
+    [
+        (lambda: png(800, 400), (256, 128)),
+        (lambda: png(100, 50), (100, 50)),  # neither enlarged nor padded
+        (lambda: jpeg(1024, 512), (256, 128)),
+        (lambda: jpeg(1024, 512, orientation=6), (128, 256)),
+        (lambda: jpeg(1024, 512, orientation=3), (256, 128)),
+        (gif, (1, 1)),
+        (bmp, (1, 1)),
+        (webp, (1, 1)),
+    ],
+)
+def test_a_thumbnail_is_a_png_that_fits_256_and_stands_upright(server, make_content, size):
+    need("PIL")
+    digest = server.upload(make_content()).json["sha256"]
+    answer = server.get(f"/thumbnail/{digest.upper()}")
+    assert answer.status == 200
+    assert png_size(answer.body) == size
+    assert answer.headers["Content-Type"] == "image/png"
+    assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    again = server.get(f"/thumbnail/{digest}", If_None_Match=answer.headers["ETag"])
+    assert again.status == 304
+
+
+def test_the_scanner_makes_thumbnails_ahead_and_they_go_with_their_file(start, tmp_path):
+    need("PIL")
+    storage, content = tmp_path / "pictures", png(600, 300)
+    fill(storage, {"a.png": content, "b.png": png()})
+    running = start()
+    thumbnail = storage / ".thumbnails" / f"{sha256(content)}.png"
+    wait_until(thumbnail.exists, "the thumbnail")
+    running.scanned()
+    (storage / "a.png").unlink()
+    running.rescan()
+    assert not thumbnail.exists()
+
+
+@pytest.mark.parametrize(
+    ("digest", "status"),
+    [("0" * 64, 404), ("x", 400), ("0" * 63, 400), ("0" * 65, 400), ("g" * 64, 400),
+     ("%00" + "0" * 63, 400), (sha256(b""), 404)],
+)  # fmt: skip
+def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(server, digest, status):
+    assert server.get(f"/thumbnail/{digest}").status in {
+        status,
+        404 if "%00" in digest else status,
+    }
+    assert server.get(f"/image/{digest}").status in {status, 404 if "%00" in digest else status}
+
+
+def test_what_cannot_be_drawn_has_no_thumbnail(server):
+    for content, name in ((svg(), "a.svg"), (png()[:40], "a.png")):
+        made = server.upload(content, name)
+        if made.status == 201:
+            assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
+
+
+def test_without_pillow_all_but_thumbnails_works_and_the_start_says_so(start, tmp_path):
+    fill(tmp_path / "bare" / "PIL", {"__init__.py": b"raise ImportError"})
+    running = start(pythonpath=str(tmp_path / "bare"), path=str(tmp_path / "bare"))
+    digest = running.upload(png()).json["sha256"]
+    assert running.get(f"/thumbnail/{digest}").status == 404
+    assert running.get(f"/image/{digest}").status == 200
+    assert wait_until(lambda: re.search(r"thumbnails: .*Pillow", running.log))
+
+
+def test_put_stores_new_content_under_the_day_and_known_content_once(server):
+    content, day = jpeg(), time.strftime("%Y%m%d", time.gmtime())
+    answer = server.put("/image/my%20caf%C3%A9%20%E2%98%83.jpg", content)
+    name = "my café ☃.jpg"
+    assert (answer.status, answer.json) == (
+        201,
+        {
+            "message": "Image uploaded successfully.",
+            "sha256": sha256(content),
+            "filename": name,
+            "file_path": f"uploads/{day}/{name}",
+            "thumbnail_file": answer.json["thumbnail_file"],
+        },
+    )
+    assert answer.json["thumbnail_file"] in {f"{sha256(content)}.png", None}
+    assert (server.storage / answer.json["file_path"]).read_bytes() == content
+    again = server.put("/image/other.jpg", content)
+    assert (again.status, again.json) == (
+        200,
+        {
+            "message": "Image content already exists.",
+            "sha256": sha256(content),
+            "filename": name,
+            "file_path": f"uploads/{day}/{name}",
+        },
+    )
+    (server.storage / answer.json["file_path"]).unlink()
+    assert server.put("/image/other.jpg", content).status == 201  # it was gone from disk
+
+
+def test_names_that_clash_are_numbered(server):
+    stem = unique().decode()
+    made = [server.put(f"/image/{stem}.png", png()).json["filename"] for _ in range(3)]
+    assert made == [f"{stem}.png", f"{stem}_1.png", f"{stem}_2.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("C%3A%5CUsers%5Cme%5Cpic.png", "pic.png"),
+        ("...hidden.png", "hidden.png"),
+        ("be%07ll%0D%0A.png", "bell.png"),
+        ("nul.png", None),
+        ("COM1.png", None),
+        ("lpt%C2%B9.png", None),
+        ("aux.tar.png", None),
+        ("%20%20spaced.png%20", None),
+        ("a" * 300 + ".png", None),
+        ("%E2%98%83" * 100 + ".png", None),
+        ("%F0%9F%90%B1 ナ.png".replace(" ", "%20").replace("ナ", "%E3%83%8A"), "🐱 ナ.png"),
+        ("UPPER.PNG", "UPPER.PNG"),
+        ("two.dots.png", "two.dots.png"),
+    ],
+)
+def test_the_name_of_an_upload_is_made_safe_and_otherwise_kept(start, server, given, stored):
+    answer = server.put(f"/image/{given}", png())
+    assert answer.status == 201, answer.body
+    name = answer.json["filename"]
+    if stored:
+        stem, extension = os.path.splitext(stored)
+        assert re.fullmatch(rf"{re.escape(stem)}(_\d+)?{re.escape(extension)}", name)
+    assert len(name.encode()) <= 255
+    assert not set(name) & set("/\\\0\r\n\x07")
+    assert not name.startswith((".", " "))
+    assert name.lower().endswith(".png")
+    assert not re.match(r"(?i)(con|prn|aux|nul|com\d|lpt[\d¹])(\.|$)", name)
+    assert (server.storage / answer.json["file_path"]).is_file()
+    assert set(answer.json["file_path"].split("/")) & {".."} == set()
+
+
+@pytest.mark.parametrize(
+    ("url_name", "form_name", "content", "status", "extension"),
+    [
+        ("plain", "b.png", png, 201, "png"),
+        ("photo.webp", "b.jpg", jpeg, 201, "jpg"),
+        ("x.jpeg", "b.png", png, 201, "jpeg"),
+        ("x.GIF", None, gif, 400, ""),
+        ("plain", "plain", png, 400, ""),
+        ("x.webp", "x.webp", webp, 400, ""),
+        ("x.png", "x.png", webp, 400, ""),
+        ("x.png", "x.png", svg, 400, ""),
+        ("x.png", "x.png", bmp, 400, ""),
+        ("x.png", "x.png", mp4, 400, ""),
+        ("x.png", "", png, 400, ""),
+    ],
+)
+def test_put_takes_the_urls_name_or_the_forms_and_only_its_types(
+    server, url_name, form_name, content, status, extension
+):
+    answer = server.put(f"/image/{url_name}", content(), form_name)
+    assert answer.status == status, answer.body
+    if status == 201:
+        assert answer.json["filename"].endswith(f".{extension}")
+
+
+def test_puts_of_one_content_at_once_store_it_once(server):
+    content = png()
+    made = together(10, lambda i: server.put(f"/image/race{i}.png", content))
+    assert sorted(answer.status for answer in made) == [200] * 9 + [201]
+    assert len({answer.json["file_path"] for answer in made}) == 1
+    stored = [p for p in server.storage.rglob("race*.png") if p.read_bytes() == content]
+    assert len(stored) == 1
+
+
+def test_puts_of_one_name_at_once_overwrite_nothing(server):
+    contents = [png() for _ in range(10)]
+    stem = unique().decode()
+    made = together(10, lambda i: server.put(f"/image/{stem}.png", contents[i]))
+    assert {answer.status for answer in made} == {201}
+    for answer, content in zip(made, contents, strict=True):
+        assert (server.storage / answer.json["file_path"]).read_bytes() == content
+
+
+def test_closed_reads_are_answered_for_no_shared_cache(read_closed):
+    made = read_closed.upload(png()).json
+    assert read_closed.get(f"/image/{made['sha256']}").status == 401
+    for path in (f"/image/{made['sha256']}", f"/media/{made['filename']}"):
+        for _ in range(2):
+            answer = read_closed.get(path, **READER)
+            assert answer.status == 200
+            assert "private" in answer.headers["Cache-Control"]
+        assert read_closed.get(path).status == 401
+
+
+# -- images: private image box -----------------------------------------------------------
+
+
+def test_an_image_is_stored_under_its_own_name_and_read_with_permission_only(server):
+    content, stem = webp(), unique().decode()
+    made = server.store(content, f"Größe {stem}.webp")
+    name = f"Größe {stem}.webp"
+    assert (made.status, made.json) == (
+        201,
+        {
+            "stored_as": name,
+            "bytes": len(content),
+            "image_url": f"{server.url}/image/{quote(name)}",
+        },
+    )
+    path = urlsplit(made.json["image_url"]).path
+    answer = server.get(path, **READER)
+    assert (answer.status, answer.body) == (200, content)
+    assert answer.headers["Content-Type"] == "image/webp"
+    assert answer.headers["Cache-Control"] == "private, no-cache"
+    assert server.get(path, **READER, If_None_Match=answer.headers["ETag"]).status == 304
+    assert server.get(path).status == 401
+    assert server.get(path, **WRITER).status == 403
+    assert server.request("GET", f"{path}?token={upload_token()}").status == 403
+
+
+def test_a_clash_adds_the_time_and_never_overwrites(server):
+    first, second, stem = png(), png(), unique().decode()
+    assert server.store(first, f"{stem}.png").json["stored_as"] == f"{stem}.png"
+    name = server.store(second, f"{stem}.png").json["stored_as"]
+    assert re.fullmatch(rf"{stem}_\d{{8}}T\d{{12}}Z\.png", name)
+    stamp = time.strptime(name.split("_")[1][:15], "%Y%m%dT%H%M%S")
+    assert abs(calendar.timegm(stamp) - time.time()) < 60
+    assert server.get(f"/image/{stem}.png", **OWNER).body == first
+    assert server.get(f"/image/{name}", **OWNER).body == second
+
+
+def test_twenty_uploads_of_one_name_at_once_overwrite_nothing(server):
+    stem, contents = unique().decode(), [png() for _ in range(20)]
+    made = together(20, lambda i: server.store(contents[i], f"{stem}.png"))
+    assert {answer.status for answer in made} == {201}
+    stored = [answer.json["stored_as"] for answer in made]
+    assert len(set(stored)) == 20
+    assert f"{stem}.png" in stored
+    for name, content in zip(stored, contents, strict=True):
+        assert server.get(f"/image/{name}", **OWNER).body == content
+
+
+@pytest.mark.parametrize(
+    ("filename", "content", "status"),
+    [
+        ("a.jpg", jpeg, 201),
+        ("a.jpeg", jpeg, 201),
+        ("a.PNG", png, 201),
+        ("a.gif", gif, 201),
+        ("a.webp", webp, 201),
+        ("a.bmp", bmp, 201),
+        ("a.svg", svg, 400),
+        ("a.png", svg, 400),
+        ("a.png", mp4, 400),
+        ("a.txt", png, 400),
+        ("a.png", lambda: b"", 400),
+        (None, png, 400),
+        ("", png, 400),
+    ],
+)
+def test_images_takes_its_five_types(server, filename, content, status):
+    made = server.store(content(), filename)
+    assert made.status == status, made.body
+    if status == 201:
+        path = urlsplit(made.json["image_url"]).path
+        assert server.get(path, **READER).status == 200
+
+
+@pytest.mark.parametrize(
+    "filename",
+    ["../../../evil.png", "..%5C%5Cevil.png", ".hidden.png", "nul.png", "x" * 300 + ".png"],
+)
+def test_the_name_of_a_private_image_stays_in_its_folder(server, filename):
+    made = server.store(png(), filename)
+    assert made.status == 201
+    assert (server.data / "images" / made.json["stored_as"]).is_file()
+    assert server.get(urlsplit(made.json["image_url"]).path, **READER).status == 200
+
+
+def test_slugs_are_stored_where_the_setting_says_so(start):
+    running = start(slugify_filenames="true")
+    for given, stored in (("Größe & Maß (1).PNG", "grosse-mass-1.png"), ("☃.png", r"[\w-]+\.png")):
+        name = running.store(png(), given).json["stored_as"]
+        assert re.fullmatch(stored, name)
+    clash = running.store(png(), "grosse-mass-1.png").json["stored_as"]
+    assert re.fullmatch(r"grosse-mass-1_\d{8}T\d{12}Z\.png", clash)
+
+
+def test_private_content_is_known_to_nobody_without_private_read(start):
+    running = start()
+    content = png(300, 200)
+    name = running.store(content, "secret.png").json["stored_as"]
+    digest = sha256(content)
+    running.rescan()
+    for headers, status in (({}, 404), (WRITER, 404), (READER, 200), (OWNER, 200)):
+        answer = running.request("GET", f"/image/{digest}", headers=headers)
+        assert answer.status == status
+        assert status == 404 or "private" in answer.headers["Cache-Control"]
+        thumbnail = running.request("GET", f"/thumbnail/{digest}", headers=headers)
+        assert thumbnail.status == 404 if status == 404 else thumbnail.status in {200, 404}
+        assert thumbnail.status == 404 or "private" in thumbnail.headers["Cache-Control"]
+    for path in ("/list", "/media"):
+        text = running.request("GET", path, headers=OWNER).body.decode()
+        assert digest not in text
+        assert name not in text
+    page = running.get("/", Accept="text/html").body.decode()
+    assert digest not in page
+    known = running.put("/image/mine.png", content)  # new content as far as anyone may know
+    assert known.status == 201
+    assert "secret" not in str(known.json)
+    assert running.get(f"/image/{digest}").status == 200  # public now, by another's own upload
+
+
+def test_an_upload_folder_elsewhere_is_used_and_found_again(start, tmp_path):
+    running = start(upload_dir=str(tmp_path / "box" / "of images"))
+    content = png()
+    running.store(content, "a.png")
+    assert (tmp_path / "box" / "of images" / "a.png").read_bytes() == content
+    fill(tmp_path / "box" / "of images", {"put by hand.png": content})
+    assert running.get("/image/put%20by%20hand.png", **READER).status in {200, 404}
+    running.rescan()
+    assert running.get("/image/put%20by%20hand.png", **READER).body == content
+
+
+# ======================================================================================
+# 13. System and pages
+# ======================================================================================
+
+
+def test_health_says_how_the_server_is(server):
+    value = server.get("/health").json
+    assert value["status"] == "ok"
+    assert value["gateway"] is True
+    assert value["version"] == ms.__version__
+    assert 0 <= value["uptime"] < 3600
+    assert set(value["scan"]) == {"running", "done", "total", "finished_at"}
+    assert set(value) == {"status", "gateway", "version", "uptime", "scan"}
+    assert abs(value["scan"]["finished_at"] - time.time()) < 3600
+    assert set(server.get("/").json) == set(value)
+
+
+def test_a_browser_gets_a_page_that_needs_nothing_from_outside(server):
+    server.upload(png())
+    answer = server.get("/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "Accept" in answer.headers["Vary"]
+    assert answer.headers["Content-Security-Policy"]
+    assert not re.search(rb"""(src|href)=["']?(https?:)?//""", answer.body)
+
+
+def test_the_server_answers_while_it_scans(start, tmp_path):
+    fill(tmp_path / "pictures", {f"{i // 100}/{i}.png": png() for i in range(1500)})
+    running = start()
+    seen = [running.get("/health").json["scan"]]
+    while seen[-1]["finished_at"] is None:
+        assert running.get("/media").status == 200
+        seen.append(running.get("/health").json["scan"])
+    assert any(scan["running"] for scan in seen)
+    assert (seen[-1]["done"], seen[-1]["total"]) == (1500, 1500)
+    assert len(running.listed()) == 1500
+
+
+# ======================================================================================
+# The file, its documents, and its speed
+# ======================================================================================
+
+
+def read_sections() -> tuple[ast.Module, list[tuple[int, int, str]]]:
+    """The program's tree, and first line, number and title of each section."""
+    text = PROGRAM.read_text("utf-8")
+    banner = re.compile(r"^# ={20,}\n# (\d+)\. (.+)\n# ={20,}\n", re.MULTILINE)
+    found = [(text.count("\n", 0, m.start()) + 1, int(m[1]), m[2]) for m in banner.finditer(text)]
+    return ast.parse(text), found
+
+
+def defined_names(node: ast.stmt) -> set[str]:
+    """The names that a statement at the top level gives to the module."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    return {
+        item.id
+        for item in ast.walk(node)
+        if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store)
+    }
+
+
+class FreeNames(ast.NodeVisitor):
+    """The names that are read in a statement and belong to none of its functions."""
+
+    def __init__(self) -> None:
+        self.scopes: list[set[str]] = []
+        self.found: set[str] = set()
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if not any(node.id in scope for scope in self.scopes):
+            self.found.add(node.id)
+
+    def visit_FunctionDef(self, node: Any) -> None:
+        body = node.body if isinstance(node.body, list) else [node.body]
+        arguments = node.args
+        for outside in (
+            *getattr(node, "decorator_list", []), *arguments.defaults,
+            *filter(None, arguments.kw_defaults), getattr(node, "returns", None),
+            *(a.annotation for a in ast.walk(arguments) if isinstance(a, ast.arg)),
+        ):  # fmt: skip
+            if outside is not None:
+                self.visit(outside)
+        local = {a.arg for a in ast.walk(arguments) if isinstance(a, ast.arg)}
+        for item in body:
+            for inner in ast.walk(item):
+                if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                    local.add(inner.id)
+                elif isinstance(inner, (ast.FunctionDef, ast.ClassDef)) or (
+                    isinstance(inner, ast.ExceptHandler) and inner.name
+                ):
+                    local.add(inner.name)
+                elif isinstance(inner, ast.alias):
+                    local.add(inner.asname or inner.name)
+        self.scopes.append(local)
+        for item in body:
+            self.visit(item)
+        self.scopes.pop()
+
+    visit_Lambda = visit_FunctionDef
+
+
+def test_each_section_uses_only_the_sections_above_it():
+    tree, sections = read_sections()
+    numbers = [number for _, number, _ in sections]
+    assert numbers == list(range(1, 15))
+
+    def section_of(node: ast.stmt) -> int:
+        return max((n for line, n, _ in sections if line < node.lineno), default=0)
+
+    home = {name: section_of(node) for node in reversed(tree.body) for name in defined_names(node)}
+    wrong = []
+    for node in tree.body:
+        used = FreeNames()
+        used.visit(node)
+        wrong += [
+            f"line {node.lineno}, section {section_of(node)} uses {name} of section {home[name]}"
+            for name in sorted(used.found)
+            if home.get(name, 0) > section_of(node)
+        ]
+    assert wrong == []
+    assert home["main"] == 14
+    assert home["Route"] > home["Response"] > home["Scanner"]
+
+
+def test_no_exception_is_swallowed_whole_but_in_few_places():
+    handlers = [
+        node for node in ast.walk(read_sections()[0]) if isinstance(node, ast.ExceptHandler)
+    ]
+    assert not [node.lineno for node in handlers if node.type is None]
+    whole = [n for n in handlers if isinstance(n.type, ast.Name) and n.type.id == "Exception"]
+    assert len(whole) <= 6
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (HERE / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in ms.Settings.table()])
+def test_every_setting_is_in_the_readme(readme, name):
+    assert re.search(rf"`({name.upper()}|--{name})`", readme)
+
+
+@pytest.mark.parametrize("route", ms.ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_every_route_is_in_the_readme(readme, route):
+    path = re.escape(re.sub(r":\w+\}", "}", route.path))
+    path = re.sub(r"\\\{\w+\\\}", r"\\{\\w+\\}", path)  # a parameter may have another name there
+    assert re.search(rf"\b{route.method}\b[^\n|]*?(?<![\w/}}]){path}(?![\w{{]|/[\w{{])", readme)
+
+
+@pytest.mark.parametrize("name", [name for name in ms.COMMANDS if name != "serve"])
+def test_every_command_is_in_the_readme(readme, name):
+    assert re.search(rf"mediaserver\.py {name}\b", readme)
+
+
+def test_the_example_of_a_dotenv_names_real_settings_with_values_that_parse():
+    text = (HERE / ".env.example").read_text("utf-8")
+    named = set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE))
+    table = {name.upper(): how for name, _, how in ms.Settings.table()}
+    assert named
+    assert {name for name in named if not table[name].environment} == set()
+    assert named >= {"MEDIA_SERVER_SECRET", "AUTH_TOKEN", "STORAGE_DIR"}
+    for name, value in ms.parse_dotenv(text, {}).items():
+        if value:
+            table[name].parse(value)
+
+
+# -- Speed: run with `pytest -m bench -s`
+
+
+def requests_per_second(port: int, path: str, seconds: float, connections: int = 8) -> float:
+    """How often a small file is had over kept connections (or new ones where none is kept)."""
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    end = time.monotonic() + seconds
+
+    def fetch(sock: socket.socket) -> bool:
+        """One request; whether the connection is still there afterwards."""
+        sock.sendall(request)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += sock.recv(65536)
+        head, _, body = data.partition(b"\r\n\r\n")
+        assert b" 200 " in head[:20]
+        left = int(re.search(rb"(?i)content-length: (\d+)", head)[1]) - len(body)
+        while left > 0:
+            left -= len(sock.recv(65536))
+        return head.startswith(b"HTTP/1.1") and b"connection: close" not in head.lower()
+
+    def work(_: int) -> int:
+        count, sock = 0, None
+        while time.monotonic() < end:
+            sock = sock or socket.create_connection(("127.0.0.1", port), DEADLINE)
+            count += 1
+            if not fetch(sock):
+                sock.close()
+                sock = None
+        if sock:
+            sock.close()
+        return count
+
+    return sum(together(connections, work)) / seconds
+
+
+@pytest.mark.bench
+def test_a_small_file_is_served_faster_than_by_http_server(start, tmp_path):
+    running = start()
+    name = running.upload(png_of(8192)).json["filename"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stock = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"],
+        cwd=running.storage, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+
+        def answers() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(answers, "http.server")
+        ours, theirs = [], []
+        for _ in range(5):
+            ours.append(requests_per_second(running.port, f"/media/{name}", 1.0))
+            theirs.append(requests_per_second(port, f"/media/{name}", 1.0))
+    finally:
+        stock.terminate()
+        stock.wait()
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    print(
+        f"\n8 KB file: {statistics.median(ours):.0f} requests/s, http.server"
+        f" {statistics.median(theirs):.0f}, ratio {ratio:.1f}"
+    )
+    assert ratio > 1
