@@ -7131,7 +7131,9 @@ def content_response(head: RequestHead, content: Content) -> Response:
         and if_range_holds(headers, content.etag, content.last_modified)
     ):
         ranges = parse_range(headers.get("range", ""), content.size)
-    if content.internal and (ranges is None or len(ranges) == 1):
+    if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
+        if ranges is None:
+            fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
         body = [content.cut(0, content.size - 1)] if content.size else []
@@ -9251,7 +9253,7 @@ def run_server(
 def is_well(server: Server, app: App, seconds: float) -> bool:
     """Whether the accept loop has turned within so many seconds, and the index answers."""
     app.index.get_meta("decoders")
-    return time.monotonic() - server.turned_at < seconds
+    return time.monotonic() - server.turned_at < max(seconds, 3)  # it is noted once a second
 
 
 def handle_signals(server: Server, app: App) -> None:
@@ -9291,6 +9293,8 @@ def announce(
     folder = shlex.quote(str(settings.storage_dir))
     program = serve.__code__.co_filename  # also where bytecode is run
     token = f"python3 {shlex.quote(program)} token --storage_dir {folder}"
+    if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
+        token = "sudo media-server token"
     warn(f'upload a picture: curl -F file=@photo.jpg "{url}/upload?token=$({token})"')
 
 

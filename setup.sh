@@ -203,6 +203,10 @@ $lines
 END
 }
 
+new_secret() { # 32 random bytes in base64url
+    head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'
+}
+
 # --- the steps ---
 
 check_machine() {
@@ -232,7 +236,8 @@ check_machine() {
 make_user() {
     say "the user that the service runs as: mediaserver"
     if ! live || id mediaserver >/dev/null 2>&1; then return 0; fi
-    run useradd --system --user-group --home-dir $state --no-create-home --shell /usr/sbin/nologin mediaserver
+    getent group mediaserver >/dev/null || run groupadd --system mediaserver
+    run useradd --system --gid mediaserver --home-dir $state --no-create-home --shell /usr/sbin/nologin mediaserver
 }
 
 install_program() {
@@ -285,7 +290,7 @@ END
     check_folder "$data" DATABASE_DIR
     adopt "$root$data/secrets.env"
     for name in MEDIA_SERVER_SECRET AUTH_TOKEN JWT_SIGNING_KEY; do
-        [ -n "$(get $name)" ] || put $name "$(python3 -c 'import secrets; print(secrets.token_urlsafe(32))')"
+        [ -n "$(get $name)" ] || put $name "$(new_secret)"
     done
     [ -z "$domain" ] || put DOMAIN "$domain"
     keep DOMAIN "$(uname -n | cut -d. -f1).local"
@@ -319,9 +324,22 @@ make_folders() {
     owner=$(stat -c %U "$pictures" 2>/dev/null || echo mediaserver)
     [ "$owner" != mediaserver ] || return 0
     say "$pictures is $owner's: the service may read and write there, $owner keeps what it may"
+    for hidden in "$pictures/.incoming" "$pictures/.thumbnails"; do # of a server started by hand
+        [ ! -d "$hidden" ] || run chown -R mediaserver:mediaserver "$hidden"
+    done
     grant=u:mediaserver:rwX,u:"$owner":rwX
-    run setfacl -R -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" "$pictures" ||
-        warn "could not: no setfacl (--install), or its file system has no access lists; see README.md"
+    run setfacl -R -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" "$pictures" || cannot_grant
+    parent=$(dirname "$pictures")
+    while [ "$parent" != / ]; do # such as a home folder with mode 0700
+        as_service test -x "$parent" || run setfacl -m u:mediaserver:x "$parent" || cannot_grant
+        parent=$(dirname "$parent")
+    done
+}
+
+as_service() { setpriv --reuid mediaserver --regid mediaserver --init-groups -- "$@" 2>/dev/null; }
+cannot_grant() {
+    warn "the service may not write to $pictures: no setfacl (run again with --install), or a file"
+    warn "system without access lists (mount it with uid=mediaserver); until then it only reads, if that"
 }
 
 write_units() {
@@ -401,6 +419,8 @@ render_site() {
     else
         http2=''
     fi
+    ipv6=''
+    [ -e /proc/net/if_inet6 ] || ipv6='/listen \[::\]/d' # nginx would not start without it
     sed -e "s|/etc/letsencrypt/live/photos\.example\.org|$certificate|" \
         -e "s|photos\.example\.org|$domain|g" \
         -e "s|127\.0\.0\.1:8000|127.0.0.1:$port|" \
@@ -409,7 +429,7 @@ render_site() {
         -e "s|/var/lib/mediaserver/data/images/|\"${images:-$data/images}/\"|" \
         -e "s|/var/lib/mediaserver/data/entities/|\"${entities:-$data/entities}/\"|" \
         -e "s|/var/lib/mediaserver/data/users/|\"$data/users/\"|" \
-        -e 's|from="\(.*\)/";|"from=\1/";|' -e "$http2" "$source/nginx.conf"
+        -e "$ipv6" -e 's|from="\(.*\)/";|"from=\1/";|' -e "$http2" "$source/nginx.conf"
 }
 
 install_site() {
@@ -451,6 +471,7 @@ start() {
     say "starting the service, and with every start of this machine"
     service daemon-reload
     service enable mediaserver.socket mediaserver.service
+    service reset-failed mediaserver.socket mediaserver.service 2>/dev/null || true
     if [ "$old_port" != "$port" ]; then
         service stop mediaserver.service mediaserver.socket
         service start mediaserver.socket
@@ -497,8 +518,10 @@ remove() {
     pictures=$(get STORAGE_DIR)
     say "removing settings, secrets and data: $config $root$state"
     run rm -rf "$config" "$root$state" "$acme"
-    case $pictures in '' | $state/*) ;; *) say "$pictures is yours and stays" ;; esac
-    if live && id mediaserver >/dev/null 2>&1; then run userdel mediaserver; fi
+    case $pictures in '' | $state/*) ;; *) say "$pictures is yours, and stays with all that lies in it" ;; esac
+    live && id mediaserver >/dev/null 2>&1 || return 0
+    run userdel mediaserver 2>/dev/null # and the group, unless nginx's user is in it
+    if getent group mediaserver >/dev/null; then run groupdel mediaserver; fi
 }
 
 if [ -n "$uninstall" ]; then
