@@ -7964,11 +7964,8 @@ class Stale(Exception):
     answers={200: "the record"},
 )  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
-    record, facts, changes = (
-        find_record(app, request, id),
-        check_upload(request),
-        media_changes(request),
-    )
+    record = find_record(app, request, id)
+    facts, changes = check_upload(request), media_changes(request)
     if facts:
         changes["type"] = facts.kind
     elif record.path:
