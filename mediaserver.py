@@ -87,6 +87,12 @@ class SettingError(Exception):
         self.name = name
 
 
+def warn(message: str) -> None:
+    """Tell the owner, on standard error."""
+    sys.stderr.write(f"mediaserver: {message}\n")
+    sys.stderr.flush()
+
+
 def parse_text(text: str) -> str:
     return text
 
@@ -196,6 +202,8 @@ def setting(default: Any, help: str, parse: Callable[[str], Any] = parse_text, *
 
 
 GENERATED = "generated"
+PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir")
+SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
 
 
@@ -329,10 +337,11 @@ DOTENV_BINDING = re.compile(
     r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
     (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
     (?P<equals>=[^\S\r\n]*
-        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>[^\r\n]*)))?
+        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>(?!['"])[^\r\n]*)))?
     [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
     re.VERBOSE,
 )
+DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
 DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
@@ -349,7 +358,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The bindings of a `.env` file as python-dotenv reads them; lines it cannot read are skipped.
+    """The bindings of a `.env` file as python-dotenv reads them; what it cannot read is skipped.
 
     >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
     {'A': '1', 'B': 'x # y', 'C': '12'}
@@ -358,9 +367,11 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     position = 0
     while position < len(text):
         binding = DOTENV_BINDING.match(text, position)
-        if binding is None or text[position : position + 1] in "\r\n#":
-            end = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|$)").match(text, position)
-            position = end.end() if end and end.end() > position else len(text)
+        if binding is None:
+            line = DOTENV_LINE.match(text, position)
+            if line and line[1]:
+                warn(f".env: cannot read the line that begins at {line[1][:12]!r}")
+            position = line.end() if line else len(text)
             continue
         position = binding.end()
         if binding["equals"] is not None:
@@ -374,7 +385,7 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
     try:
-        return parse_dotenv(path.read_text("utf-8"), environment)
+        return parse_dotenv(path.read_text("utf-8-sig"), environment)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -410,12 +421,29 @@ def load_settings(
     values.setdefault("database_url", data / "index.sqlite3")
     values.setdefault("upload_dir", data / "images")
     values.setdefault("media_storage_dir", data / "entities")
-    for name in ("upload_dir", "media_storage_dir"):
-        if values["storage_dir"].is_relative_to(values[name]):
+    check_folders(values)
+    return Settings(**values)
+
+
+def check_folders(values: Mapping[str, Any]) -> None:
+    """Refuse private folders that would be public, and public ones that would be private."""
+    storage = os.path.realpath(values["storage_dir"])
+    private = {name: os.path.realpath(values[name]) for name in PRIVATE_FOLDERS}
+    for name, path in private.items():
+        if Path(storage).is_relative_to(path) and name != "database_dir":
             raise SettingError(
                 name.upper(), "must not be, or hold, STORAGE_DIR: it would be public"
             )
-    return Settings(**values)
+        for used in SERVED_FOLDERS:
+            if Path(path).is_relative_to(f"{storage}/{used}"):
+                raise SettingError(
+                    name.upper(), f"must not be in STORAGE_DIR/{used}, which is public"
+                )
+    for used in SERVED_FOLDERS:
+        if os.path.islink(f"{storage}/{used}"):
+            raise SettingError("STORAGE_DIR", f"{used} in it must be a folder, not a link")
+    if private["upload_dir"] == private["media_storage_dir"]:
+        raise SettingError("MEDIA_STORAGE_DIR", "must not be UPLOAD_DIR")
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
@@ -484,12 +512,6 @@ class Invalid(HTTPError):
     def __init__(self, *problems: Problem) -> None:
         super().__init__(400, "; ".join(f"{p.field}: {p.message}" for p in problems))
         self.problems = problems
-
-
-def warn(message: str) -> None:
-    """Tell the owner, on standard error."""
-    sys.stderr.write(f"mediaserver: {message}\n")
-    sys.stderr.flush()
 
 
 # ======================================================================================
@@ -3081,13 +3103,13 @@ class Files:
 
     def remove(
         self, db: sqlite3.Connection, root: str, path: str, before: float = math.inf
-    ) -> str | None:
-        """Forget a file added `before`; the hash of its content if that is now nowhere."""
+    ) -> tuple[str, bool] | None:
+        """Forget a file added `before`: its hash, and whether that content is now nowhere."""
         row = db.execute(
             "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256",
             (root, os.fsencode(path), before),
         ).fetchone()
-        return row[0] if row and self._index.assets.drop_unused(db, row[0]) else None
+        return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
 
     def get(self, root: str, path: str) -> tuple[File, Asset] | None:
         row = self._index.read(
@@ -3145,13 +3167,14 @@ class Files:
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def first_other(self, db: sqlite3.Connection, file: File) -> str | None:
-        """The path of another file of the same folder and content."""
-        row = db.execute(
-            "SELECT path FROM file WHERE sha256 = ? AND root = ? AND path != ? ORDER BY path",
+    def others(self, db: sqlite3.Connection, file: File) -> list[File]:
+        """The other files of the same folder and content."""
+        rows = db.execute(
+            f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
+            " ORDER BY path",
             (file.sha256, file.root, os.fsencode(file.path)),
-        ).fetchone()
-        return os.fsdecode(row[0]) if row else None
+        )
+        return [File.from_row(row) for row in rows]
 
     def newest_images(self, limit: int) -> list[str]:
         """Hashes of the library's images, the latest capture or arrival first."""
@@ -3605,6 +3628,7 @@ def migrated(index: Index) -> Index:
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 MAX_NAME_BYTES = 255  # what file systems allow
+MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
 WINDOWS_RESERVED = re.compile(
     r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
 )
@@ -3726,9 +3750,7 @@ class Folder:
     def _become_twin(self, incoming: Incoming, twin: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
         path = f"{incoming.path}-twin"
-        try:
-            os.link(twin, path, follow_symlinks=False)
-        except OSError:
+        if not try_link(twin, path):
             return False
         os.replace(path, incoming.path)
         return True
@@ -3763,6 +3785,13 @@ class Folder:
     def stat(self, name: str) -> os.stat_result:
         return os.lstat(self.locate(name))
 
+    def has(self, file: File) -> bool:
+        """Whether a file is on disk as it was when it was read."""
+        try:
+            return file.matches(self.stat(file.path))
+        except OSError:
+            return False
+
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Delete files once the block, which has the index forget them, is left without error."""
@@ -3770,10 +3799,7 @@ class Folder:
         try:
             for name in names:
                 mark = self._new_incoming()
-                with contextlib.suppress(
-                    FileNotFoundError, PermissionError
-                ):  # gone; no links here
-                    self._link(self.locate(name), mark)
+                if try_link(self.locate(name), mark):
                     marks.append(mark)
             yield
             for name in names:
@@ -3843,6 +3869,17 @@ def write_all(file: io.FileIO, data: Buffer) -> None:
         written += file.write(memoryview(data)[written:])
 
 
+def try_link(source: str, target: str) -> bool:
+    """Give a file a second name, unless it is gone or its file system has no links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}:
+            return False
+        raise
+    return True
+
+
 def link_exclusively(source: str, target: str) -> None:
     """Give a file a second name; FileExistsError where that name is taken.
 
@@ -3850,9 +3887,9 @@ def link_exclusively(source: str, target: str) -> None:
     """
     try:
         os.link(source, target, follow_symlinks=False)
-    except (PermissionError, NotImplementedError) as error:
-        if os.path.lexists(target):
-            raise FileExistsError(target) from error
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+            raise
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         os.replace(source, target)
 
@@ -3880,16 +3917,17 @@ def safe_name(name: str) -> str:
     return fit_name(name)
 
 
-def fit_name(name: str, room: int = MAX_NAME_BYTES) -> str:
-    """Shorten the stem so that the name has at most `room` bytes; whole characters stay whole.
+def fit_name(name: str, suffix: str = "") -> str:
+    """A name with `suffix` behind its stem, which is shortened to what file systems allow.
 
-    >>> fit_name("éé.png", 7)
-    'é.png'
+    >>> fit_name("é" * 200 + ".png", "_1") == "é" * 124 + "_1.png"
+    True
     """
     stem, extension = os.path.splitext(name)
-    if len(extension.encode()) > 16:
+    if len(extension.encode()) > MAX_EXTENSION_BYTES:
         stem, extension = name, ""
-    return stem.encode()[: room - len(extension.encode())].decode("utf-8", "ignore") + extension
+    room = MAX_NAME_BYTES - len((suffix + extension).encode())
+    return stem.encode()[:room].decode("utf-8", "ignore") + suffix + extension
 
 
 def numbered_names(name: str) -> Iterator[str]:
@@ -3905,29 +3943,13 @@ def with_suffix(name: str, suffix: str) -> str:
     '2026/a_1.jpg'
     """
     folder, separator, base = name.rpartition("/")
-    stem, extension = os.path.splitext(base)
-    stem = fit_name(stem + extension, MAX_NAME_BYTES - len(suffix))[: len(stem)]
-    stem = stem.removesuffix(extension) if extension else stem
-    return f"{folder}{separator}{stem}{suffix}{extension}"
+    return f"{folder}{separator}{fit_name(base, suffix)}"
 
 
-SLUG_LETTERS = str.maketrans(
-    {
-        "ß": "ss",
-        "æ": "ae",
-        "Æ": "ae",
-        "œ": "oe",
-        "Œ": "oe",
-        "ø": "o",
-        "Ø": "o",
-        "ł": "l",
-        "Ł": "l",
-        "đ": "d",
-        "ð": "d",
-        "þ": "th",
-        "ı": "i",
-    }
-)
+SLUG_LETTERS = str.maketrans({
+    "ß": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o",
+    "ł": "l", "Ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i",
+})  # fmt: skip
 
 
 def slugify(text: str) -> str:
@@ -4013,7 +4035,8 @@ class Thumbnails:
         if not hasattr(os, "fork"):
             return "none: thumbnails need an operating system with fork"
         found = [name for name in (self.pillow, "ffmpeg" if self.ffmpeg else None) if name]
-        return ", ".join(found) or "none: install Pillow (apt install python3-pil) or ffmpeg"
+        hint = "" if self.pillow else "; for images install Pillow (apt install python3-pil)"
+        return (", ".join(found) or "none") + hint
 
     @property
     def available(self) -> bool:
@@ -4029,7 +4052,7 @@ class Thumbnails:
         """Whether a decoder found here might make a thumbnail of such content. SVG never."""
         if not self.available or mime_type == "image/svg+xml":
             return False
-        return kind == "image" or (kind == "video" and self.ffmpeg is not None)
+        return bool({"image": self.pillow, "video": self.ffmpeg}.get(kind))
 
     def start(self) -> None:
         """Fork the decoder host. Nothing is forked where no decoder is installed."""
@@ -4101,7 +4124,10 @@ class Thumbnails:
         if not png:
             return False
         incoming = self.folder / ".incoming" / f"{sha256}.{os.getpid()}.png"
-        incoming.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(
+            0o700, parents=True, exist_ok=True
+        )  # private pictures have thumbnails, too
+        incoming.parent.mkdir(exist_ok=True)
         incoming.write_bytes(png)
         incoming.replace(self.path(sha256))
         return True
@@ -4518,11 +4544,12 @@ class Scanner:
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that were known `before` the folder was read and not found in it."""
 
-        def apply(db: sqlite3.Connection) -> list[str | None]:
-            return [
+        def apply(db: sqlite3.Connection) -> list[str]:
+            removed = [
                 self._index.files.remove(db, folder.name, os.fsdecode(path), before)
                 for path in paths
             ]
+            return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
         if paths:
             self._drop_thumbnails(self._index.write(apply, durable=False))
@@ -5976,10 +6003,7 @@ class Server(ThreadingHTTPServer):
         """Have the selector wait for the next request, or for the rest of this one's body."""
         self._end_flight(connection)
         begun = connection.head or connection.received
-        if self._stop_at is not None and not begun:
-            connection.close()
-        else:
-            self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+        self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
 
     def _end_flight(self, connection: Connection) -> None:
         if connection.in_flight:
@@ -6034,7 +6058,8 @@ def notify(state: str) -> None:
             contextlib.suppress(OSError),  # nothing here depends on whether it listens
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
         ):
-            sock.sendto(state.encode(), address.replace("@", "\0", 1))
+            abstract = address.startswith("@")
+            sock.sendto(state.encode(), "\0" + address[1:] if abstract else address)
 
 
 def notify_reload() -> None:
@@ -6054,7 +6079,8 @@ class Watchdog:
         microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
         self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
         self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
-        self._seen[:] = memoryview(struct.pack("d", time.monotonic()) * workers).cast("d")
+        for number in range(workers):
+            self._seen[number] = time.monotonic()
 
     def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
         """Ask a worker every `interval` seconds whether it is well; ends with the process."""
@@ -6072,11 +6098,17 @@ class Watchdog:
             notify("WATCHDOG=1")
 
 
-def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog: Watchdog) -> int:
+def run_workers(
+    count: int,
+    work: Callable[[int, socket.socket], None],
+    ready: Callable[[], None],
+    watchdog: Watchdog,
+    lock: io.FileIO,
+) -> None:
     """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
     `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
-    however it ends.
+    however it ends, and so does the lock. `ready` is called when signals have their meaning.
     """
     held, lifeline = socket.socketpair()
     workers: dict[int, int] = {}  # number by process ID
@@ -6100,10 +6132,12 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog
     signal.signal(signal.SIGHUP, scan)
     signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
     signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
+    ready()
     missing = list(range(count))
     while not stopping or workers:
         for number in missing if not stopping else ():
-            workers[fork_worker(held, functools.partial(work, number, lifeline))] = number
+            process = fork_worker([held, lock], functools.partial(work, number, lifeline))
+            workers[process] = number
         if stopping:  # which may have come while one was forked
             stop(signal.SIGTERM, None)
         process, status = os.wait()
@@ -6111,20 +6145,28 @@ def run_workers(count: int, work: Callable[[int, socket.socket], None], watchdog
         if missing and not stopping:
             warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
             time.sleep(1)  # one that cannot start must not use up the machine
-    return 0
 
 
-def fork_worker(held: socket.socket, work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work` and ends."""
+SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends.
+
+    SIGNALS wait for it until it unblocks them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process = os.fork()
-    if process == 0:
+    if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return process
+    try:
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
-        held.close()
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return process
+        for item in ours:
+            item.close()
+        work()
+    finally:
+        os._exit(0)
 
 
 # ======================================================================================
@@ -6376,6 +6418,12 @@ class App:
         self.hot: dict[str, HotFile] = {}  # by request target
         self.started = time.monotonic()
 
+    def is_unmounted(self) -> bool:
+        """Whether the folder is missing, or empty though pictures are known."""
+        if not self.library.is_missing():
+            return False
+        return not os.path.isdir(self.library.path) or not self.index.files.is_empty("library")
+
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a small public file at hand; when there are too many, all make room."""
         if len(self.hot) * HOT_FILE_BYTES >= HOT_BYTES:
@@ -6517,9 +6565,9 @@ def parse_any_text(value: Any) -> str | Problem:
 
 
 def parse_integer(value: Any) -> int | Problem:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", value, re.ASCII):
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+    if not isinstance(value, int) or isinstance(value, bool):
         return Problem("", "", "must be a whole number", "int_parsing")
     return value
 
@@ -6548,6 +6596,10 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
+    if where == "query":  # past any page, and what SQLite can take
+        number = max(-MAX_BYTES, min(number, MAX_BYTES))
+    elif abs(number) > MAX_BYTES:
+        raise Invalid(Problem(where, item.name, "is too large", "int_parsing_size"))
     if item.minimum is not None and number < item.minimum:
         raise Invalid(
             Problem(
@@ -6710,7 +6762,10 @@ def receive_upload(
     parse_value(Field(upload.name), filename, "body")
     if upload.check_name and filename:
         upload.check_name(request, filename)
-    incoming = request.app.folders[upload.folder].receive(content, limit, upload.md5)
+    folder = request.app.folders[upload.folder]
+    if not folder.make and request.app.is_unmounted():
+        raise HTTPError(503, "The storage folder is not mounted.", {"Retry-After": "60"})
+    incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
     if not filename:
         incoming.discard()
@@ -6899,7 +6954,8 @@ class Application:
 
     def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
         pairs = parse_query(request.head.query) if request.head.query else []
-        token = next((value for name, value in pairs if name == "token"), None)
+        tokens = [value for name, value in pairs if name == "token"]
+        token = ",".join(tokens) if tokens else None  # two are one malformed one
         authorization = request.headers.get("authorization")
         app = self.app
         request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
@@ -7084,9 +7140,8 @@ def find_content(app: App, request: Request, sha256: str) -> tuple[Folder, File,
         roots.append("images")
     for file, asset in app.index.files.with_content(sha256, roots):
         folder = app.folders[file.root]
-        with contextlib.suppress(OSError):
-            if file.matches(folder.stat(file.path)):
-                return folder, file, asset
+        if folder.has(file):
+            return folder, file, asset
     raise not_found()
 
 
@@ -7103,10 +7158,13 @@ def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
     return found
 
 
-def cache_forever(app: App, file: File) -> str:
-    """For what is addressed by its hash."""
+FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
+
+
+def caching(app: App, file: File, rule: str) -> str:
+    """A rule for caches: private ones only, unless everyone may read the file."""
     private = app.settings.read_auth_enabled or file.root != "library"
-    return f"{'private' if private else 'public'}, max-age=31536000, immutable"
+    return f"{'private' if private else 'public'}, {rule}"
 
 
 def file_response(
@@ -7185,9 +7243,8 @@ def store_upload(
 def find_twin(app: App, folder: Folder, sha256: str) -> str | None:
     """The name of a file of this folder with this content, unchanged on disk."""
     for file, _ in app.index.files.with_content(sha256, [folder.name]):
-        with contextlib.suppress(OSError):
-            if file.matches(folder.stat(file.path)):
-                return file.path
+        if folder.has(file):
+            return file.path
     return None
 
 
@@ -7257,7 +7314,8 @@ def upload_media(app: App, request: Request) -> Response:
 )
 def get_media(app: App, request: Request, filename: str) -> Response:
     file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    return file_response(app, request, app.library, file, asset, "public, max-age=3600")
+    rule = caching(app, file, "max-age=3600")
+    return file_response(app, request, app.library, file, asset, rule)
 
 
 @route(
@@ -7273,8 +7331,11 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     if app.index.files.get("library", path) is None:
         raise not_found()
     with app.library.removing([path]):
-        sha256 = app.index.write(lambda db: app.index.files.remove(db, "library", path))
-    if sha256:
+        removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
+    if removed is None:  # by another request, meanwhile
+        raise not_found()
+    sha256, dropped = removed
+    if dropped:
         app.thumbnails.remove(sha256)
     return json_response({"deleted": filename})
 
@@ -7366,7 +7427,12 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
         raise not_found() from None
     digest = hashlib.sha256(data).hexdigest()
     content = Content(
-        data, len(data), "image/png", digest, file.mtime_ns / 1e9, cache_forever(app, file)
+        data,
+        len(data),
+        "image/png",
+        digest,
+        file.mtime_ns / 1e9,
+        caching(app, file, FOREVER),
     )
     remember_hot(app, request, folder, file, content)
     return content_response(request.head, content)
@@ -7395,7 +7461,7 @@ def get_private_image(app: App, request: Request, filename: str) -> Response:
 )
 def get_image(app: App, request: Request, sha256: str) -> Response:
     folder, file, asset = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, folder, file, asset, cache_forever(app, file))
+    return file_response(app, request, folder, file, asset, caching(app, file, FOREVER))
 
 
 LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
@@ -7419,12 +7485,14 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     incoming = uploaded(request)
     name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
-    known = find_twin(app, app.library, incoming.sha256)
+    readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
+    known = find_twin(app, app.library, incoming.sha256) if readable else None
     if known is None:
         folder = time.strftime("uploads/%Y%m%d", time.gmtime())
         names = numbered_names(f"{folder}/{name}")
         file, asset = store_upload(app, incoming, app.library, names)
-        known = app.index.write(lambda db: put_new_content(app, db, file, asset), durable=False)
+        put = put_new_content if readable else put_file
+        known = app.index.write(lambda db: put(app, db, file, asset), durable=False)
     if known is None:
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -7435,12 +7503,17 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     return json_response(library_json("Image content already exists.", incoming.sha256, known))
 
 
+def put_file(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> None:
+    app.index.files.put(db, file, asset)
+
+
 def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
     """Know a file unless another request has brought its content meanwhile: that one's path."""
-    known = app.index.files.first_other(db, file)
-    if known is None:
-        app.index.files.put(db, file, asset)
-    return known
+    for other in app.index.files.others(db, file):
+        if app.library.has(other):
+            return other.path
+    app.index.files.put(db, file, asset)
+    return None
 
 
 def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
@@ -7476,7 +7549,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     check_extension(extension and f"x{extension}", IMAGE_NAMES)
     if settings.slugify_filenames:
         stem, extension = slugify(stem) or "image", extension.lower()
-    return fit_name(f"{stem}{extension}")
+    return safe_name(f"{stem}{extension}")
 
 
 @route(
@@ -8182,7 +8255,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 def health_json(app: App) -> dict[str, Any]:
     scan = app.scanner.progress
     return {
-        "status": "degraded" if is_degraded(app) else "ok",
+        "status": "degraded" if app.is_unmounted() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -8193,13 +8266,6 @@ def health_json(app: App) -> dict[str, Any]:
             "finished_at": scan.finished_at,
         },
     }
-
-
-def is_degraded(app: App) -> bool:
-    """Whether the folder is missing, or empty though pictures are known: a disk not mounted."""
-    if not os.path.isdir(app.library.path):
-        return True
-    return app.library.is_missing() and not app.index.files.is_empty("library")
 
 
 @route(
@@ -8517,9 +8583,12 @@ def enable_user(settings: Settings, name: str) -> int:
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT."""
-    thumbnails = Thumbnails(settings.storage_dir / ".thumbnails")
-    thumbnails.start()  # forks its host: before there is any thread, file or lock
     make_folders(settings)
+    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+    thumbnails = Thumbnails(
+        settings.storage_dir / ".thumbnails" if beside else settings.database_dir / "thumbnails"
+    )
+    thumbnails.start()  # forks its host: before there is any thread or lock
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
     try:
@@ -8527,16 +8596,13 @@ def serve(settings: Settings) -> int:
     except OSError as error:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
     settle(settings, thumbnails)
-    announce(settings, listener, thumbnails, generated)
+    ready = functools.partial(announce, settings, listener, thumbnails, generated)
     watchdog = Watchdog(settings.workers)
-    work = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog
-    )
-    notify("READY=1")
+    run = functools.partial(run_server, settings, listener, thumbnails, SharedProgress(), watchdog)
     if settings.workers > 1:
-        run_workers(settings.workers, work, watchdog)
+        run_workers(settings.workers, run, ready, watchdog, lock)
     else:
-        work(0, None)
+        run(ready=ready)
     lock.close()
     return 0
 
@@ -8556,8 +8622,9 @@ def run_server(
     thumbnails: Thumbnails,
     progress: SharedProgress,
     watchdog: Watchdog,
-    number: int,
-    lifeline: socket.socket | None,
+    number: int = 0,
+    lifeline: socket.socket | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve on a listening socket until told to stop; worker 0 also scans."""
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
@@ -8568,6 +8635,8 @@ def run_server(
     server.on_error = application.on_error
     server.lifeline = lifeline
     handle_signals(server, app)
+    if ready:
+        ready()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
@@ -8602,12 +8671,14 @@ def handle_signals(server: Server, app: App) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
     signal.signal(signal.SIGHUP, scan)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def announce(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails, generated: Sequence[str]
 ) -> None:
     """Say that the server is ready, and what to do next."""
+    notify("READY=1")
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
@@ -8634,6 +8705,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as error:
         warn(str(error))
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
