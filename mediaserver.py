@@ -503,7 +503,8 @@ class Problem:
     field: str
     message: str  # ends with a full stop where it is the whole sentence for the client
     type: str = "value_error"
-    limit: int | None = None  # that was passed
+    limit: int | None = None  # the bound that a number breaks
+    is_null: bool = False  # it is wrong because it is null
 
 
 class Invalid(HTTPError):
@@ -2850,7 +2851,43 @@ CREATE INDEX media_by_size ON media (user_id, is_deleted, size, id);
 CREATE INDEX media_of_collection ON media (collection_id, user_id, is_deleted, created_at, id);
 """
 
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA)  # number n brings an index from user_version n to n + 1
+ENTITY_STATE = """
+    version INTEGER NOT NULL,           -- from 1
+    transaction_id INTEGER NOT NULL,    -- of the write that made it
+    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
+    label TEXT,
+    description TEXT,
+    parent_id INTEGER,                  -- the collection it is in
+    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
+    added REAL NOT NULL,                -- Unix seconds: of version 1
+    updated REAL NOT NULL,              -- and of this one
+    path TEXT,                          -- of its content in the entities folder
+    sha256 TEXT REFERENCES asset,       -- null: a collection
+    kind TEXT,                          -- these three are the asset's, for the indexes
+    mime_type TEXT,
+    extension TEXT,
+    search TEXT NOT NULL                -- label and description, folded
+"""
+ENTITY_SCHEMA = f"""
+CREATE TABLE entity (                   -- the current version of each
+    id INTEGER PRIMARY KEY AUTOINCREMENT, {ENTITY_STATE});
+CREATE UNIQUE INDEX entity_by_content ON entity (sha256);
+CREATE INDEX entity_by_parent ON entity (parent_id);
+CREATE INDEX entity_by_kind ON entity (kind);
+CREATE INDEX entity_by_mime_type ON entity (mime_type);
+CREATE INDEX entity_by_extension ON entity (extension);
+CREATE INDEX entity_collection ON entity (id) WHERE is_collection = 1;
+CREATE INDEX entity_deleted ON entity (id) WHERE is_deleted = 1;
+
+CREATE TABLE entity_version (           -- every version, the current one too
+    id INTEGER NOT NULL, {ENTITY_STATE}, PRIMARY KEY (version, id)
+) WITHOUT ROWID;
+CREATE INDEX entity_version_by_id ON entity_version (id, version);
+CREATE INDEX entity_version_by_path ON entity_version (path, id);
+"""
+
+# number n brings an index from user_version n to n + 1
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
 
 FACT_COLUMNS = (
     "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
@@ -2912,6 +2949,37 @@ IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696
     AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
 
 
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One version of an entity; what has the id 0 is in no index yet."""
+
+    id: int = 0
+    version: int = 0
+    transaction_id: int = 0
+    is_collection: bool = False
+    label: str | None = None
+    description: str | None = None
+    parent_id: int | None = None
+    is_deleted: bool = False
+    added: float = 0.0
+    updated: float = 0.0
+    path: str | None = None
+    asset: Asset | None = field(default=None, compare=False)  # `path` is compared
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Entity:
+        """From the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
+        asset = Asset.from_row(row[ENTITY_WIDTH:]) if row[ENTITY_WIDTH] else None
+        values = dict(zip(ENTITY_COLUMNS, row, strict=False))
+        flags = {name: bool(values[name]) for name in ("is_collection", "is_deleted")}
+        return cls(**{**values, **flags}, asset=asset)
+
+
+ENTITY_COLUMNS = tuple(item.name for item in fields(Entity))[:-1]
+ENTITY_WIDTH = len(ENTITY_COLUMNS)
+ENTITY_STORED = (*ENTITY_COLUMNS, "sha256", "kind", "mime_type", "extension", "search")
+
+
 class Change:
     """A write that waits for its commit."""
 
@@ -2942,6 +3010,7 @@ class Index:
         self.failures = Failures(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
+        self.entities = Entities(self)
 
     def _connect(self, cache_kib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -2957,6 +3026,10 @@ class Index:
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
         return connection.execute(sql, values)
+
+    def query(self, db: sqlite3.Connection | None, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
+        return self.read(sql, *values) if db is None else db.execute(sql, values)
 
     def write(self, apply: Callable[[sqlite3.Connection], T], durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
@@ -3111,6 +3184,13 @@ class Files:
         ).fetchone()
         return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
 
+    def remove_all(
+        self, db: sqlite3.Connection, root: str, paths: Iterable[str], before: float = math.inf
+    ) -> list[str]:
+        """Forget files; the hashes of those contents that are now nowhere."""
+        removed = [self.remove(db, root, path, before) for path in paths]
+        return [sha256 for sha256, dropped in filter(None, removed) if dropped]
+
     def get(self, root: str, path: str) -> tuple[File, Asset] | None:
         row = self._index.read(
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
@@ -3166,6 +3246,14 @@ class Files:
             " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
+
+    def is_there(self, db: sqlite3.Connection, file: File) -> bool:
+        """Whether a file is still known with its content."""
+        row = db.execute(
+            "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?",
+            (file.root, os.fsencode(file.path), file.sha256),
+        ).fetchone()
+        return row is not None
 
     def others(self, db: sqlite3.Connection, file: File) -> list[File]:
         """The other files of the same folder and content."""
@@ -3574,6 +3662,156 @@ class Owned(Generic[Thing]):
         return self._index.write(apply) > 0
 
 
+def folded(*texts: str | None) -> str:
+    """Texts as searches compare them, without case; no match reaches from one into the next.
+
+    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
+    True
+    """
+    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
+
+
+class Entities:
+    """Entities and their versions; what is not told otherwise is about current ones."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(
+        self, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+    ) -> Entity | None:
+        sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
+        if version is not None:
+            sql, values = f"{sql} AND version = ?", [id, version]
+        row = self._index.query(db, sql, *values).fetchone()
+        return Entity.from_row(row) if row else None
+
+    def versions(self, id: int) -> list[Entity]:
+        """All versions of one, the oldest first."""
+        rows = self._index.read(f"{self._select(True)} WHERE id = ? ORDER BY version", id)
+        return [Entity.from_row(row) for row in rows]
+
+    def page(
+        self, version: int | None, filters: Mapping[str, Any], text: str, limit: int, offset: int
+    ) -> tuple[list[Entity], int]:
+        """Some of those that fit in the order of their ids, and how many fit.
+
+        Of each its version `version`; `filters` are columns and their values, and `text` is in
+        the label or description.
+        """
+        chosen, values = self._where(version, filters, text)
+        count = self._index.read(f"SELECT count(*) FROM {chosen}", *values).fetchone()[0]
+        if offset >= count:
+            return [], count
+        part = f"(SELECT * FROM {chosen} ORDER BY id LIMIT ? OFFSET ?)"
+        sql = f"{self._select(part=part)} ORDER BY id"
+        rows = self._index.read(sql, *values, limit, offset)
+        return [Entity.from_row(row) for row in rows], count
+
+    def _select(self, versions: bool = False, part: str = "") -> str:
+        """All there is to read of an entity, from a table or a part of one."""
+        columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
+        source = part or ("entity_version" if versions else "entity")
+        return (
+            f"SELECT {columns}, {ASSET_COLUMNS} FROM {source} AS entity"
+            " LEFT JOIN asset ON asset.sha256 = entity.sha256"
+        )
+
+    def _where(
+        self, version: int | None, filters: Mapping[str, Any], text: str
+    ) -> tuple[str, list[Any]]:
+        """A table and its condition. Booleans are written out: partial indexes need it so."""
+        table = "entity" if version is None else "entity_version"
+        conditions: dict[str, Any] = {} if version is None else {"version = ?": version}
+        for column, value in filters.items():
+            equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
+            conditions[f"{column} {equal}"] = value
+        if text:
+            conditions["instr(search, ?)"] = folded(text)
+        words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return table + words, [v for condition, v in conditions.items() if "?" in condition]
+
+    def holder(self, sha256: str, db: sqlite3.Connection | None = None) -> int | None:
+        """The entity that has a content."""
+        row = self._index.query(db, "SELECT id FROM entity WHERE sha256 = ?", sha256).fetchone()
+        return row[0] if row else None
+
+    def is_within(self, id: int, collection: int, db: sqlite3.Connection | None = None) -> bool:
+        """Whether an entity is a collection, or in it, however deep."""
+        row = self._index.query(
+            db,
+            "WITH RECURSIVE above (id) AS (VALUES (?) UNION"
+            " SELECT parent_id FROM entity JOIN above USING (id))"
+            " SELECT 1 FROM above WHERE id = ?",
+            id,
+            collection,
+        ).fetchone()
+        return row is not None
+
+    def put(self, db: sqlite3.Connection, entity: Entity, now: float) -> Entity:
+        """Write an entity as its next version, unless it is the current one."""
+        current = self.get(entity.id, db=db)
+        if current == entity:
+            return current
+        entity = replace(
+            entity,
+            version=entity.version + 1,
+            transaction_id=self._next_transaction(db),
+            added=entity.added if entity.id else now,
+            updated=now,
+        )
+        asset, facts = entity.asset, entity.asset and entity.asset.facts
+        row = [entity.id or None, *(getattr(entity, name) for name in ENTITY_COLUMNS[1:])]
+        row += [getattr(asset, "sha256", None)]
+        row += [getattr(facts, name, None) for name in ("kind", "mime_type", "extension")]
+        row += [folded(entity.label, entity.description)]
+        changes = ", ".join(f"{name} = excluded.{name}" for name in ENTITY_STORED[1:])
+        into = f"({', '.join(ENTITY_STORED)}) VALUES ({', '.join('?' * len(row))})"
+        (row[0],) = db.execute(
+            f"INSERT INTO entity {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id", row
+        ).fetchone()
+        db.execute(f"INSERT INTO entity_version {into}", row)
+        return replace(entity, id=row[0])
+
+    def _next_transaction(self, db: sqlite3.Connection) -> int:
+        row = db.execute(
+            "INSERT INTO meta VALUES ('entity_transaction', 1)"
+            " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
+        ).fetchone()
+        return int(row[0])
+
+    def remove(self, db: sqlite3.Connection, id: int, now: float) -> list[str]:
+        """Forget an entity; the paths that no other one has. What was in it is at the root."""
+        self._release(db, id, now)
+        paths = db.execute(
+            "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
+            " AND NOT EXISTS"
+            " (SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id)",
+            (id,),
+        ).fetchall()
+        db.execute("DELETE FROM entity WHERE id = ?", (id,))
+        db.execute("DELETE FROM entity_version WHERE id = ?", (id,))
+        return [row[0] for row in paths]
+
+    def _release(self, db: sqlite3.Connection, id: int, now: float) -> None:
+        """Put what is in a collection at the root, with one new version each."""
+        changes = {
+            "version": "version + 1",
+            "transaction_id": "?1",
+            "updated": "?2",
+            "parent_id": "NULL",
+        }
+        values = (self._next_transaction(db), now, id)
+        state = ", ".join(changes.get(name, name) for name in ENTITY_STORED)
+        db.execute(
+            f"INSERT INTO entity_version ({', '.join(ENTITY_STORED)})"
+            f" SELECT {state} FROM entity WHERE parent_id = ?3",
+            values,
+        )
+        settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
+        db.execute(f"UPDATE entity SET {settings} WHERE parent_id = ?3", values)
+
+
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
 
 
@@ -3722,11 +3960,33 @@ class Folder:
 
     def _new_incoming(self) -> str:
         """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
+        return f"{self._make_incoming()}/{secrets.token_hex(16)}"
+
+    def _make_incoming(self) -> str:
         folder = f"{self.path}/{INCOMING}"
         if not os.path.isdir(folder):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700)
-        return f"{folder}/{secrets.token_hex(16)}"
+        return folder
+
+    @contextlib.contextmanager
+    def turn(self, sha256: str) -> Iterator[None]:
+        """Uploads of equal content go in here one after the other, whatever their process.
+
+        So the later ones find what the first one has stored. Whoever leaves removes the lock
+        file; whoever then gets the lock of a removed file takes a new one.
+        """
+        path = f"{self._make_incoming()}/{sha256}"
+        while True:
+            with open(path, "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:
+                    try:
+                        yield
+                    finally:
+                        with contextlib.suppress(OSError):  # what was done inside stays done
+                            os.unlink(path)
+                    return
 
     def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
         """Put a file in place under the first of `names` that is free; return that name.
@@ -4545,11 +4805,8 @@ class Scanner:
         """Forget files that were known `before` the folder was read and not found in it."""
 
         def apply(db: sqlite3.Connection) -> list[str]:
-            removed = [
-                self._index.files.remove(db, folder.name, os.fsdecode(path), before)
-                for path in paths
-            ]
-            return [sha256 for sha256, dropped in filter(None, removed) if dropped]
+            names = map(os.fsdecode, paths)
+            return self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
             self._drop_thumbnails(self._index.write(apply, durable=False))
@@ -6212,7 +6469,7 @@ class Field:
     longest: int | None = None
     choices: tuple[str, ...] = ()
     nullable: bool = True  # null is a value
-    blank: str = "kept"  # what an empty text is: "kept", "null" or "refused"
+    blank: str = "kept"  # what an empty text is: "kept", "null", "refused" or "not sent"
     trim: bool = False  # take white space off its ends, as Django does
     help: str = ""
 
@@ -6236,6 +6493,7 @@ class BodySpec:
     kinds: tuple[str, ...]  # of "json", "form", "multipart"
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
+    wrapper: str = ""  # the member of a JSON object that may hold the fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -6248,6 +6506,7 @@ class Route:
     family: str
     summary: str
     handler: Callable[..., Response]
+    parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
     answers: Mapping[int, str] = field(default_factory=dict)
@@ -6388,7 +6647,8 @@ class App:
         self.library = Folder("library", settings.storage_dir, make=False)
         self.images = Folder("images", settings.upload_dir, make=True)
         self.users = Folder("users", settings.database_dir / "users", make=True)
-        folders = (self.library, self.images, self.users)
+        self.entities = Folder("entities", settings.media_storage_dir, make=True)
+        folders = (self.library, self.images, self.users, self.entities)
         self.folders = {folder.name: folder for folder in folders}
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
@@ -6521,16 +6781,16 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 
 
 def parse_value(item: Field, value: Any, where: str) -> Any:
-    """A field's value from text (query, form) or JSON; raises Invalid."""
+    """A field's value from text (path, query, form) or JSON; raises Invalid."""
     if isinstance(value, str) and item.trim:
         value = value.strip()
-    if value is None or (value == "" and item.blank == "null"):
-        if not item.nullable:
-            raise Invalid(Problem(where, item.name, "may not be null", "null"))
+    if value == "" and item.blank == "null":
+        value = None
+    if value is None and item.nullable:
         return None
     parsed = PARSERS[item.type](value)
     if isinstance(parsed, Problem):
-        raise Invalid(replace(parsed, where=where, field=item.name))
+        raise Invalid(replace(parsed, where=where, field=item.name, is_null=value is None))
     if item.type == "integer":
         return check_bounds(item, parsed, where)
     return check_text(item, parsed, where) if isinstance(parsed, str) else parsed
@@ -6565,25 +6825,29 @@ def parse_any_text(value: Any) -> str | Problem:
 
 
 def parse_integer(value: Any) -> int | Problem:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
+    wrong = Problem("", "", "must be a whole number", "int_type")
+    if isinstance(value, str):
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
+            return replace(wrong, type="int_parsing")
+        value = int(value)
+    elif isinstance(value, float):
+        if not value.is_integer():
+            return replace(wrong, type="int_from_float")
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        return Problem("", "", "must be a whole number", "int_parsing")
+        return wrong
     return value
 
 
+FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True) | dict.fromkeys(
+    ("false", "f", "0", "off", "no", "n"), False
+)
+
+
 def parse_flag(value: Any) -> bool | Problem:
-    words = {
-        "true": True,
-        "1": True,
-        "on": True,
-        "yes": True,
-        "false": False,
-        "0": False,
-        "off": False,
-        "no": False,
-    }
-    parsed = value if isinstance(value, bool) else words.get(str(value).strip().lower())
+    if not isinstance(value, (str, int)):
+        return Problem("", "", "must be true or false", "bool_type")
+    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
     return Problem("", "", "must be true or false", "bool_parsing") if parsed is None else parsed
 
 
@@ -6600,26 +6864,13 @@ def check_bounds(item: Field, number: int, where: str) -> int:
         number = max(-MAX_BYTES, min(number, MAX_BYTES))
     elif abs(number) > MAX_BYTES:
         raise Invalid(Problem(where, item.name, "is too large", "int_parsing_size"))
-    if item.minimum is not None and number < item.minimum:
-        raise Invalid(
-            Problem(
-                where,
-                item.name,
-                f"must be at least {item.minimum}",
-                "greater_than_equal",
-                item.minimum,
-            )
-        )
-    if item.maximum is not None and number > item.maximum:
-        raise Invalid(
-            Problem(
-                where,
-                item.name,
-                f"must be at most {item.maximum}",
-                "less_than_equal",
-                item.maximum,
-            )
-        )
+    low, high = item.minimum, item.maximum
+    if low is not None and number < low:
+        text = f"must be at least {low}"
+        raise Invalid(Problem(where, item.name, text, "greater_than_equal", low))
+    if high is not None and number > high:
+        text = f"must be at most {high}"
+        raise Invalid(Problem(where, item.name, text, "less_than_equal", high))
     return number if item.ceiling is None else min(number, item.ceiling)
 
 
@@ -6631,7 +6882,7 @@ def parse_declared(
     problems: list[Problem] = []
     for item in declared:
         try:
-            if item.name in values:
+            if item.name in values and (item.blank != "not sent" or values[item.name] != ""):
                 parsed[item.name] = parse_value(item, values[item.name], where)
             elif item.required:
                 problems.append(Problem(where, item.name, "is required", "missing"))
@@ -6665,7 +6916,7 @@ def read_body(request: Request, spec: BodySpec) -> None:
     elif (
         media_type == "application/json" or media_type.endswith("+json")
     ) and "json" in spec.kinds:
-        values = parse_json_object(request.body.read(MAX_TEXT_BYTES))
+        values = unwrap(parse_json_object(request.body.read(MAX_TEXT_BYTES)), spec.wrapper)
     else:
         raise HTTPError(
             415, f"This endpoint does not read {media_type or 'a body without Content-Type'}."
@@ -6695,6 +6946,14 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HTTPError(400, "The body must be a JSON object.")
     return value
+
+
+def unwrap(value: dict[str, Any], wrapper: str) -> dict[str, Any]:
+    """The object that a JSON object's `wrapper` holds, or the object itself."""
+    inner = value.get(wrapper, value)
+    if not isinstance(inner, dict):
+        raise Invalid(Problem("body", wrapper, "must be an object", "dict_type"))
+    return inner
 
 
 def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str, str]:
@@ -6962,6 +7221,7 @@ class Application:
         if request.principal.user_id and app.index.users.is_disabled(request.principal.user_id):
             raise HTTPError(401, "The account is disabled.", CHALLENGE)
         require(item.access, request.principal, app.settings.read_auth_enabled)
+        parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
         request.query = parse_declared(item.query, dict(pairs), "query")
         if item.body is not None:
             read_body(request, item.body)
@@ -7072,13 +7332,27 @@ def as_http_error(error: Exception) -> HTTPError:
 FASTAPI_MESSAGES = {
     "missing": "Field required",
     "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
+    "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
+    "int_from_float": "Input should be a valid integer, got a number with a fractional part",
+    "int_type": "Input should be a valid integer",
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
+    "bool_type": "Input should be a valid boolean",
     "string_type": "Input should be a valid string",
+    "string_unicode": "Input should be a valid string,"
+    " unable to parse raw data as a unicode string",
+    "dict_type": "Input should be a valid dictionary",
+    "greater_than_equal": "Input should be greater than or equal to {limit}",
+    "less_than_equal": "Input should be less than or equal to {limit}",
+    "value_error": "Value error, {message}",
 }
 DJANGO_MESSAGES = {
     "missing": "This field is required.",
     "int_parsing": "A valid integer is required.",
+    "int_parsing_size": "A valid integer is required.",
+    "int_from_float": "A valid integer is required.",
+    "int_type": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
+    "bool_type": "Must be a valid boolean.",
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -7102,13 +7376,16 @@ def error_response(error: HTTPError, family: str) -> Response:
 
 
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
-    message = FASTAPI_MESSAGES.get(problem.type, problem.message)
+    message = FASTAPI_MESSAGES.get(problem.type, "{message}").format(
+        limit=problem.limit, message=problem.message
+    )
     return {"loc": [problem.where, problem.field], "msg": message, "type": problem.type}
 
 
 def django_message(problem: Problem) -> str:
-    if problem.type in DJANGO_MESSAGES:
-        return DJANGO_MESSAGES[problem.type].format(problem.limit)
+    kind = "null" if problem.is_null else problem.type
+    if kind in DJANGO_MESSAGES:
+        return DJANGO_MESSAGES[kind].format(problem.limit)
     if problem.message.endswith("."):
         return problem.message
     return f"{problem.message[:1].upper()}{problem.message[1:]}."
@@ -8062,7 +8339,7 @@ def write_record(
     changes = {**changes, "updated_at": time.time()}
     if placed:
         changes |= {"path": placed[0].path, "size": placed[0].size}
-    gone: list[str | None] = []
+    gone: list[str] = []
 
     def apply(db: sqlite3.Connection) -> MediaRecord:
         record = app.index.media.get(seen.user_id, seen.id, db)
@@ -8070,12 +8347,12 @@ def write_record(
             raise nothing_found()
         if record.path != seen.path:
             raise Stale
-        gone.extend(app.index.files.remove(db, "users", path) for path in replaced)
+        gone.extend(app.index.files.remove_all(db, "users", replaced))
         return put_record(app, db, replace(record, **changes), placed)
 
     with app.users.removing(replaced):
         changed = app.index.write(apply)
-    for sha256 in filter(None, gone):
+    for sha256 in gone:
         app.thumbnails.remove(sha256)
     return changed
 
@@ -8244,6 +8521,313 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
     if not app.index.collections.remove_collection(caller(request), id.lower()):
         raise nothing_found()
     return Response(204)
+
+
+# -- entities: versioned media entities --------------------------------------------------
+
+ENTITY_ID = (Field("id", "integer"),)
+ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
+ENTITY_TEXTS = (
+    Field("label", blank="not sent"),
+    Field("description", blank="not sent"),
+    Field("parent_id", "integer", blank="not sent", help="a collection"),
+)
+ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
+ENTITY_CREATE = BodySpec(
+    ("multipart", "form"),
+    (Field("is_collection", "boolean", default=False, blank="not sent"), *ENTITY_TEXTS),
+    ENTITY_UPLOAD,
+)
+ENTITY_REPLACE = replace(
+    ENTITY_CREATE, fields=(Field("is_collection", "boolean", blank="not sent"), *ENTITY_TEXTS)
+)
+ENTITY_PATCH = BodySpec(
+    ("json",),
+    (
+        Field("label"),
+        Field("description"),
+        Field("parent_id", "integer", help="a collection"),
+        Field("is_deleted", "boolean", nullable=False),
+    ),
+    wrapper="body",
+)
+ENTITY_LIST = (
+    Field("page", "integer", default=1, minimum=1),
+    Field("page_size", "integer", default=20, minimum=1, maximum=100),
+    Field("version", "integer", help="each entity's version of this number"),
+    Field("filter_param", help="key=value pairs with commas"),
+    Field("search_query", help="in label or description, any case"),
+)
+ENTITY_FILTERS = {  # the column and type of each key
+    "type": ("kind", "string"),
+    "mime_type": ("mime_type", "string"),
+    "extension": ("extension", "string"),
+    "parent_id": ("parent_id", "integer"),
+    "is_collection": ("is_collection", "boolean"),
+    "is_deleted": ("is_deleted", "boolean"),
+}
+
+
+@route(
+    "GET", "/entity/", Access.READ, "entities", "A page of the entities",
+    query=ENTITY_LIST, answers={200: "items, pagination"},
+)  # fmt: skip
+def list_entities(app: App, request: Request) -> Response:
+    query = request.query
+    page, size = query["page"], query["page_size"]
+    filters = parse_filters(query.get("filter_param", ""))
+    text = query.get("search_query", "")
+    offset = min((page - 1) * size, MAX_BYTES)
+    items, count = app.index.entities.page(query.get("version"), filters, text, size, offset)
+    pages = -(-count // size)
+    pagination = {
+        "page": page,
+        "page_size": size,
+        "total_items": count,
+        "total_pages": pages,
+        "has_next": page < pages,
+        "has_prev": page > 1,
+    }
+    return json_response({"items": [entity_json(e) for e in items], "pagination": pagination})
+
+
+def parse_filters(text: str) -> dict[str, Any]:
+    """The columns and values of `key=value` pairs with commas; `null` finds what has none."""
+    filters: dict[str, Any] = {}
+    for pair in filter(str.strip, text.split(",")):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        column, kind = ENTITY_FILTERS.get(key, ("", ""))
+        if not equals or not column or column in filters:
+            message = f"{pair.strip()!r} is not one key=value of {', '.join(ENTITY_FILTERS)}"
+            raise Invalid(Problem("query", "filter_param", message))
+        if value.lower() == "null" and kind != "boolean":
+            filters[column] = None
+        else:
+            filters[column] = parse_value(Field("filter_param", kind), value.lower(), "query")
+    return filters
+
+
+@route(
+    "POST", "/entity/", Access.WRITE, "entities", "Create an entity",
+    body=ENTITY_CREATE, answers={201: "the Item"},
+)  # fmt: skip
+def create_entity(app: App, request: Request) -> Response:
+    draft = Entity(**request.fields)
+    entity = save_entity(app, request.upload, lambda db: draft)
+    return json_response(entity_json(entity), 201, [("Location", f"/entity/{entity.id}")])
+
+
+@route(
+    "GET", "/entity/{id}", Access.READ, "entities", "An entity",
+    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the Item"},
+)  # fmt: skip
+def get_entity(app: App, request: Request, id: int) -> Response:
+    return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
+
+
+@route(
+    "PUT", "/entity/{id}", Access.WRITE, "entities", "Replace an entity",
+    parameters=ENTITY_ID, body=ENTITY_REPLACE, answers={200: "the Item"},
+)  # fmt: skip
+def replace_entity(app: App, request: Request, id: int) -> Response:
+    fields = request.fields
+    texts: dict[str, Any] = {item.name: fields.get(item.name) for item in ENTITY_TEXTS}
+
+    def draft(db: sqlite3.Connection | None) -> Entity:
+        current = find_entity(app, id, db=db)
+        if fields.get("is_collection", current.is_collection) != current.is_collection:
+            raise HTTPError(400, "is_collection cannot be changed.")
+        return replace(current, **texts)
+
+    return json_response(entity_json(save_entity(app, request.upload, draft)))
+
+
+@route(
+    "PATCH", "/entity/{id}", Access.WRITE, "entities", "Change, move, soft-delete or restore",
+    parameters=ENTITY_ID, body=ENTITY_PATCH, answers={200: "the Item"},
+)  # fmt: skip
+def patch_entity(app: App, request: Request, id: int) -> Response:
+    def draft(db: sqlite3.Connection | None) -> Entity:
+        return replace(find_entity(app, id, db=db), **request.fields)
+
+    return json_response(entity_json(save_entity(app, None, draft)))
+
+
+@route(
+    "DELETE", "/entity/{id}", Access.WRITE, "entities", "Delete an entity for good",
+    parameters=ENTITY_ID, answers={200: "the Item as it was"},
+)  # fmt: skip
+def delete_entity(app: App, request: Request, id: int) -> Response:
+    with contextlib.ExitStack() as files:
+
+        def remove(db: sqlite3.Connection) -> tuple[Entity, list[str]]:
+            entity = find_entity(app, id, db=db)
+            paths = app.index.entities.remove(db, id, time.time())
+            files.enter_context(app.entities.removing(paths))  # once this is committed
+            return entity, app.index.files.remove_all(db, "entities", paths)
+
+        entity, gone = app.index.write(remove)
+    for sha256 in gone:
+        app.thumbnails.remove(sha256)
+    return json_response(entity_json(entity))
+
+
+@route(
+    "GET", "/entity/{id}/versions", Access.READ, "entities", "All versions, the oldest first",
+    parameters=ENTITY_ID, answers={200: "version, transaction_id and the Item's fields of each"},
+)  # fmt: skip
+def list_versions(app: App, request: Request, id: int) -> Response:
+    versions = app.index.entities.versions(id)
+    if not versions:
+        raise no_entity(id)
+    return json_response(
+        [
+            {"version": e.version, "transaction_id": e.transaction_id, **entity_json(e)}
+            for e in versions
+        ]
+    )
+
+
+@route(
+    "GET", "/entity/{id}/file", Access.READ, "entities", "An entity's content",
+    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the file"},
+)  # fmt: skip
+def get_entity_file(app: App, request: Request, id: int) -> Response:
+    entity = find_entity(app, id, request.query.get("version"))
+    found = app.index.files.get("entities", entity.path) if entity.path else None
+    if found is None:
+        raise not_found()
+    return file_response(app, request, app.entities, *found, "private, no-cache")
+
+
+def find_entity(
+    app: App, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+) -> Entity:
+    entity = app.index.entities.get(id, version, db)
+    if entity is None:
+        raise no_entity(id)
+    return entity
+
+
+def no_entity(id: int) -> HTTPError:
+    return HTTPError(404, f"There is no entity {id}, or not in that version.")
+
+
+def save_entity(
+    app: App, upload: Incoming | None, draft: Callable[[sqlite3.Connection | None], Entity]
+) -> Entity:
+    """Write what `draft` makes of the current version, with the upload as its content.
+
+    It is asked twice: nothing is stored for what will be refused, and the transaction decides.
+    """
+    if upload is None:
+        return app.index.write(lambda db: put_entity(app, db, draft(db)))
+    with app.entities.turn(upload.sha256):
+        check_entity(app, draft(None), upload)
+        content = place_content(app, upload)
+        return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
+
+
+def put_entity(
+    app: App,
+    db: sqlite3.Connection,
+    entity: Entity,
+    upload: Incoming | None = None,
+    content: tuple[File, Asset] | None = None,
+) -> Entity:
+    check_entity(app, entity, upload, db)
+    if upload and content:
+        if not upload.kept and not app.index.files.is_there(db, content[0]):
+            content = store_entity_file(app, upload)  # the last entity that had it has just gone
+        file, asset = content
+        app.index.files.put(db, file, asset)
+        entity = replace(entity, path=file.path, asset=asset)
+    return app.index.entities.put(db, entity, time.time())
+
+
+def check_entity(
+    app: App, entity: Entity, upload: Incoming | None, db: sqlite3.Connection | None = None
+) -> None:
+    """Refuse a version that cannot be: 400, or 409 for another one's content."""
+    if entity.is_collection and upload:
+        raise HTTPError(400, "A collection has no image.")
+    if not (entity.is_collection or upload or entity.asset):
+        raise HTTPError(400, "An entity that is no collection needs an image.")
+    if upload and upload.facts is None:
+        raise HTTPError(400, "The file's content is no image, video or audio.")
+    if entity.parent_id is not None:
+        check_parent(app, entity, entity.parent_id, db)
+    holder = app.index.entities.holder(upload.sha256, db) if upload else None
+    if upload and holder not in {None, entity.id}:
+        raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
+
+
+def check_parent(app: App, entity: Entity, id: int, db: sqlite3.Connection | None) -> None:
+    """A parent is a collection that is not below its child; it may be softly deleted."""
+    entities = app.index.entities
+    parent = entities.get(id, db=db)
+    if parent is None:
+        raise HTTPError(400, f"The parent {id} does not exist.")
+    if not parent.is_collection:
+        raise HTTPError(400, f"The parent {id} is no collection.")
+    if entity.is_collection and entities.is_within(id, entity.id, db):
+        raise HTTPError(400, f"The parent {id} is in this collection: that would be a circle.")
+
+
+def place_content(app: App, upload: Incoming) -> tuple[File, Asset]:
+    """The file of an upload's content: one that an older version has, or else a new one."""
+    path = find_twin(app, app.entities, upload.sha256)
+    known = app.index.files.get("entities", path) if path else None
+    return known or store_entity_file(app, upload)
+
+
+def store_entity_file(app: App, upload: Incoming) -> tuple[File, Asset]:
+    assert upload.facts is not None
+    day = time.strftime("%Y/%m/%d", time.gmtime())
+    names = numbered_names(f"{day}/{upload.md5}.{upload.facts.extension}")
+    return store_upload(app, upload, app.entities, names)
+
+
+def entity_json(entity: Entity) -> dict[str, Any]:
+    """The Item of document 004."""
+    asset, facts = entity.asset, entity.asset.facts if entity.asset else None
+    return {
+        "id": entity.id,
+        "is_collection": entity.is_collection,
+        "label": entity.label,
+        "description": entity.description,
+        "parent_id": entity.parent_id,
+        "added_date": format_time(entity.added),
+        "updated_date": format_time(entity.updated),
+        "create_date": format_time(captured(facts) if facts else None),
+        "file_size": asset.size if asset else None,
+        "height": facts.height if facts else None,
+        "width": facts.width if facts else None,
+        "duration": facts.duration if facts else None,
+        "mime_type": facts.mime_type if facts else None,
+        "type": facts.kind if facts else None,
+        "extension": facts.extension if facts else None,
+        "md5": asset.md5 if asset else None,
+        "file_path": entity.path,
+        "is_deleted": entity.is_deleted,
+    }
+
+
+def captured(facts: Facts) -> float | None:
+    """When a picture was taken, by its EXIF, or when a film or sound was made."""
+    trusted = facts.kind != "image" or facts.created_source == "exif"
+    return facts.created if trusted else None
+
+
+def format_time(seconds: float | None) -> str | None:
+    """ISO 8601 in UTC as pydantic writes it: a fraction only where there is one.
+
+    >>> format_time(1556931721.5), format_time(0)
+    ('2019-05-04T01:02:01.500000Z', '1970-01-01T00:00:00Z')
+    """
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 # ======================================================================================

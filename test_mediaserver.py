@@ -2019,6 +2019,7 @@ def stop_host(thumbnails, host):
 
 @pytest.fixture
 def thumbnails(tmp_path, pillow):
+    (tmp_path / "%d thumbs").mkdir()
     made = ms.Thumbnails(tmp_path / "%d thumbs" / ".thumbnails", processes=2)
     host = start_host(made)
     yield made
