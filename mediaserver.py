@@ -3856,7 +3856,15 @@ def open_index(path: Path) -> Index:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
-        return migrated(Index(path))
+        fresh = migrated(Index(path))
+        for table in ("user", "entity"):  # an id is never used again: tokens and links carry it
+            fresh.write(functools.partial(skip_ids, table=table))
+        return fresh
+
+
+def skip_ids(db: sqlite3.Connection, table: str) -> None:
+    """Have a table's ids go on behind all that a lost index can have given out."""
+    db.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, int(time.time())))
 
 
 def migrated(index: Index) -> Index:
