@@ -7476,14 +7476,14 @@ def internal_location(request: Request, folder: Folder, file: File) -> str:
     """Where nginx finds a file that it may send for us; empty where the bytes have to go.
 
     Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
-    request with a precondition on the ETag, which nginx does not know.
+    request with a precondition on the ETag, which nginx does not know. HEAD has no bytes to send.
     """
     headers = request.headers
     if not request.app.settings.accel_redirect or not request.behind_proxy:
         return ""
     if headers.get("x-sendfile-type") != "X-Accel-Redirect":
         return ""
-    if "if-range" in headers or "if-match" in headers:
+    if request.head.method == "HEAD" or "if-range" in headers or "if-match" in headers:
         return ""
     return f"/.accel/{folder.name}/{quote(os.fsencode(file.path))}"
 
