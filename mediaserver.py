@@ -12,6 +12,31 @@ Read it from top to bottom: every section uses only the sections above it, and `
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__" and __file__.endswith(".py"):
+    # Python compiles a script at each start, and 16 MB stay with the process for it (measured):
+    # so the bytecode is kept, as that of an imported module is, and run in this one's place.
+    from importlib.util import MAGIC_NUMBER, cache_from_source
+
+    source, cached = os.stat(__file__), cache_from_source(os.path.abspath(__file__))
+    header = (0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)  # PEP 552
+    expected = MAGIC_NUMBER + b"".join(number.to_bytes(4, "little") for number in header)
+    try:
+        with open(cached, "rb") as bytecode:
+            found = bytecode.read(len(expected))
+    except OSError:
+        found = b""
+    if found != expected and not sys.dont_write_bytecode:
+        import py_compile
+
+        if py_compile.compile(__file__, cached, os.path.abspath(__file__), quiet=2):
+            found = expected
+    if found == expected and sys.executable:
+        flags = sys.orig_argv[1 : -len(sys.argv)]
+        os.execv(sys.executable, [sys.executable, *flags, cached, *sys.argv[1:]])
+
 import argparse
 import base64
 import calendar
@@ -30,7 +55,6 @@ import itertools
 import json
 import math
 import mmap
-import os
 import posixpath
 import queue
 import re
@@ -44,7 +68,6 @@ import socket
 import sqlite3
 import stat
 import struct
-import sys
 import threading
 import time
 import unicodedata
@@ -2810,9 +2833,12 @@ CREATE INDEX session_by_expiry ON session (expires_at);
 CREATE TABLE login_failure (
     key TEXT NOT NULL,              -- digest of an account's or unknown name, or of an address
     failed_at REAL NOT NULL,
-    PRIMARY KEY (key, failed_at)
+    attempt TEXT NOT NULL,          -- random
+    is_certain INTEGER NOT NULL,    -- 0 while the password is being checked
+    PRIMARY KEY (key, failed_at, attempt)
 ) WITHOUT ROWID;
 CREATE INDEX login_failure_by_time ON login_failure (failed_at);
+CREATE INDEX login_failure_by_attempt ON login_failure (attempt);
 
 CREATE TABLE collection (
     id TEXT PRIMARY KEY,            -- UUID
@@ -3462,29 +3488,56 @@ class Sessions:
 
 
 FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
+CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
 
 
 class Failures:
-    """Failed logins of the last minutes, by account and by address."""
+    """Failed logins of the last minutes, by account and by address.
+
+    A login counts as failed from its beginning until it succeeds, so that many at once, in
+    whichever worker, get no further than one after the other.
+    """
 
     def __init__(self, index: Index) -> None:
         self._index = index
 
-    def times(self, key: str, now: float) -> list[float]:
-        """When logins for `key` failed, the latest first."""
-        rows = self._index.read(
+    def closed_for(self, limits: Mapping[str, int], now: float) -> float:
+        """Seconds until a login may be tried where some key has reached its limit, else 0."""
+        sql = (
             "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ?"
-            " ORDER BY failed_at DESC",
-            self._digest(key),
-            now - FAILURE_SECONDS,
+            " AND (is_certain OR failed_at < ?) ORDER BY failed_at DESC LIMIT 1 OFFSET ?"
         )
-        return [row[0] for row in rows]
+        since = now - FAILURE_SECONDS
+        values = [
+            (self._digest(k), since, now - CHECKING_SECONDS, n - 1) for k, n in limits.items()
+        ]
+        rows = [self._index.read(sql, *value).fetchone() for value in values]
+        return max((row[0] - since for row in rows if row), default=0.0)
 
-    def add(self, keys: Iterable[str], now: float) -> None:
+    def begin(self, attempt: str, limits: Mapping[str, int], now: float) -> bool:
+        """Count a login as failed for now, if its keys' limits leave room for one more."""
+
+        def apply(db: sqlite3.Connection) -> bool:
+            db.execute("DELETE FROM login_failure WHERE failed_at <= ?", (now - FAILURE_SECONDS,))
+            for key, limit in limits.items():
+                sql = "SELECT count(*) FROM login_failure WHERE key = ?"
+                if db.execute(sql, (self._digest(key),)).fetchone()[0] >= limit:
+                    return False
+            values = [(self._digest(key), now, attempt) for key in limits]
+            db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, 0)", values)
+            return True
+
+        return self._index.write(apply, durable=False)
+
+    def end(self, attempt: str, succeeded_for: str | None) -> None:
+        """Say how a login ended; a success also clears the count of its account."""
+
         def apply(db: sqlite3.Connection) -> None:
-            values = [(self._digest(key), now) for key in keys]
-            db.execute("DELETE FROM login_failure WHERE failed_at < ?", (now - FAILURE_SECONDS,))
-            db.executemany("INSERT OR IGNORE INTO login_failure VALUES (?, ?)", values)
+            if succeeded_for is None:
+                db.execute("UPDATE login_failure SET is_certain = 1 WHERE attempt = ?", (attempt,))
+            else:
+                sql = "DELETE FROM login_failure WHERE attempt = ? OR (key = ? AND is_certain)"
+                db.execute(sql, (attempt, self._digest(succeeded_for)))
 
         self._index.write(apply, durable=False)
 
@@ -3803,7 +3856,15 @@ def open_index(path: Path) -> Index:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
-        return migrated(Index(path))
+        fresh = migrated(Index(path))
+        for table in ("user", "entity"):  # an id is never used again: tokens and links carry it
+            fresh.write(functools.partial(skip_ids, table=table))
+        return fresh
+
+
+def skip_ids(db: sqlite3.Connection, table: str) -> None:
+    """Have a table's ids go on behind all that a lost index can have given out."""
+    db.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, int(time.time())))
 
 
 def migrated(index: Index) -> Index:
@@ -6583,60 +6644,40 @@ class HotFile:
 
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
 MAX_ADDRESS_FAILURES = 20  # and from one address
+LOOK_AGAIN_SECONDS = 0.2  # for the end of a login in another worker
 
 
 class Logins:
-    """Checks passwords, and no more wrong ones than an account and an address may try.
-
-    Those being checked count as failed until they are not: many at once get no further than
-    one after the other. (Each worker knows its own; what has failed is known to all.)
-    """
+    """Checks passwords, and no more wrong ones than an account and an address may try."""
 
     def __init__(self, failures: Failures, room: ScryptRoom) -> None:
         self._failures = failures
         self._room = room
-        self._changed = threading.Condition()
-        self._checking: dict[str, int] = {}
+        self._ended = threading.Condition()
 
     def check(self, account: str, address: str, password: str, stored: str) -> bool:
         """Whether a password is right; 429 after too many that were not."""
         limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
-        with self._room.place(), self._counted(limits):
+        attempt = secrets.token_hex(8)
+        with self._room.place():
+            self._begin(attempt, limits)
             right = self._room.run(verify_password, password, stored)
-            if not right:
-                self._failures.add(limits, time.time())
-            elif self._failures.times(account, time.time()):
-                self._failures.clear(account)
+            self._failures.end(attempt, account if right else None)
+            with self._ended:
+                self._ended.notify_all()
         return right
 
-    @contextlib.contextmanager
-    def _counted(self, limits: Mapping[str, int]) -> Iterator[None]:
-        with self._changed:
-            while not self._may_try(limits):
-                self._changed.wait()
-            for key in limits:
-                self._checking[key] = self._checking.get(key, 0) + 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                for key in limits:
-                    self._checking[key] -= 1
-                    if not self._checking[key]:
-                        del self._checking[key]
-                self._changed.notify_all()
-
-    def _may_try(self, limits: Mapping[str, int]) -> bool:
-        """Whether one more may be tried now; 429 if none may until the window has passed."""
-        now, free = time.time(), True
-        for key, limit in limits.items():
-            failed = self._failures.times(key, now)
-            if len(failed) >= limit:
-                wait = math.ceil(failed[limit - 1] + FAILURE_SECONDS - now)
+    def _begin(self, attempt: str, limits: Mapping[str, int]) -> None:
+        """Wait while only logins that have not ended are in the way; 429 where failures are."""
+        while True:
+            now = time.time()
+            if wait := self._failures.closed_for(limits, now):
                 detail = "There were too many failed logins; try again later."
-                raise HTTPError(429, detail, {"Retry-After": str(max(wait, 1))})
-            free = free and len(failed) + self._checking.get(key, 0) < limit
-        return free
+                raise HTTPError(429, detail, {"Retry-After": str(math.ceil(wait))})
+            if self._failures.begin(attempt, limits, now):
+                return
+            with self._ended:
+                self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
 class App:
@@ -8320,11 +8361,8 @@ class Stale(Exception):
     answers={200: "the record"},
 )  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
-    record, facts, changes = (
-        find_record(app, request, id),
-        check_upload(request),
-        media_changes(request),
-    )
+    record = find_record(app, request, id)
+    facts, changes = check_upload(request), media_changes(request)
     if facts:
         changes["type"] = facts.kind
     elif record.path:
@@ -9282,7 +9320,8 @@ def announce(
     if settings.auth_disabled:
         warn("AUTH_DISABLED is on: everyone may do everything")
     folder = shlex.quote(str(settings.storage_dir))
-    token = f"python3 {shlex.quote(sys.argv[0])} token --storage_dir {folder}"
+    program = serve.__code__.co_filename  # also where bytecode is run
+    token = f"python3 {shlex.quote(program)} token --storage_dir {folder}"
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
     warn(f'upload a picture: curl -F file=@photo.jpg "{url}/upload?token=$({token})"')
