@@ -6060,6 +6060,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._in_flight = 0
         self._stop_at: float | None = None
+        self._part_at = 0.0  # until then idle connections are kept while stopping
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
         self._alarm, self._wakeup = socket.socketpair()
         for end in (self._alarm, self._wakeup):
@@ -6110,14 +6111,18 @@ class Server(ThreadingHTTPServer):
         if self.socket.fileno() >= 0:
             self._selector.unregister(self.socket)
             self.socket.close()
+            if self._in_flight or self._waiting:
+                self._part_at = time.monotonic() + FAREWELL_SECONDS
+        # In this order: a thread first puts `_part_at` off, then gives back, then counts down.
+        in_flight, held = self._in_flight, list(self._waiting.values())
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
-        if self._waiting and time.monotonic() < self._stop_at - STOP_SECONDS + FAREWELL_SECONDS:
+        if time.monotonic() < self._part_at:
             return False
-        for connection in list(self._waiting.values()):
+        for connection in held:
             if connection.head is None and not connection.lingering:
                 self._drop(connection)
-        busy = self._in_flight or any(c.head for c in list(self._waiting.values()))
+        busy = in_flight or any(connection.head for connection in held)
         return not busy or time.monotonic() > self._stop_at
 
     def _drain_alarm(self) -> None:
@@ -6230,8 +6235,7 @@ class Server(ThreadingHTTPServer):
 
     def _wait_for_reader(self, connection: Connection) -> None:
         connection.unsent = count_unsent(connection.socket)
-        self._end_flight(connection)
-        self._wait(connection, selectors.EVENT_WRITE, UNREAD_SECONDS)
+        self._land(connection, selectors.EVENT_WRITE, UNREAD_SECONDS)
 
     def _after_answer(self, connection: Connection) -> bool:
         """Tidy up behind a whole answer; whether the connection may carry another."""
@@ -6326,13 +6330,23 @@ class Server(ThreadingHTTPServer):
 
     def _give_back(self, connection: Connection) -> None:
         """Have the selector wait for the next request, or for the rest of this one's body."""
-        self._end_flight(connection)
+        if self._stop_at is not None:  # its answer said that there may be another request
+            self._part_at = time.monotonic() + FAREWELL_SECONDS
         begun = connection.head or connection.received
-        self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+        self._land(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+
+    def _land(self, connection: Connection, event: int, seconds: float) -> None:
+        """Give a connection to the selector, and only then count it as in flight no more."""
+        counted, connection.in_flight = connection.in_flight, False
+        self._wait(connection, event, seconds)
+        self._count_down(counted)
 
     def _end_flight(self, connection: Connection) -> None:
-        if connection.in_flight:
-            connection.in_flight = False
+        counted, connection.in_flight = connection.in_flight, False
+        self._count_down(counted)
+
+    def _count_down(self, counted: bool) -> None:
+        if counted:
             with self._lock:
                 self._in_flight -= 1
             if self._stop_at is not None:
@@ -7710,14 +7724,14 @@ def internal_location(request: Request, folder: Folder, file: File) -> str:
     """Where nginx finds a file that it may send for us; empty where the bytes have to go.
 
     Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
-    request with a precondition on the ETag, which nginx does not know.
+    request with a precondition on the ETag, which nginx does not know. HEAD has no bytes to send.
     """
     headers = request.headers
     if not request.app.settings.accel_redirect or not request.behind_proxy:
         return ""
     if headers.get("x-sendfile-type") != "X-Accel-Redirect":
         return ""
-    if "if-range" in headers or "if-match" in headers:
+    if request.head.method == "HEAD" or "if-range" in headers or "if-match" in headers:
         return ""
     return f"/.accel/{folder.name}/{quote(os.fsencode(file.path))}"
 
