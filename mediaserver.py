@@ -4156,13 +4156,15 @@ def walk_folder(
         unreadable.append(prefix)
         return
     for name, entry in entries:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if name.endswith(b"/"):
                 status = entry.stat(follow_symlinks=False) if skip else None
                 if status is None or (status.st_dev, status.st_ino) not in skip:
                     yield from walk_folder(base, prefix + name, wanted, skip, unreadable)
             elif wanted(name) and entry.is_file(follow_symlinks=False):
                 yield prefix + name, entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # it went away meanwhile
+            continue
 
 
 def write_all(file: io.FileIO, data: Buffer) -> None:
