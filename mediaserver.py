@@ -3121,6 +3121,13 @@ class Index:
             version: int = self._watcher.execute("PRAGMA data_version").fetchone()[0]
         return version
 
+    def count_rows(self) -> tuple[int, ...]:
+        """How many assets, files, accounts, media records and entities there are."""
+        tables = ("asset", "file", "user", "media", "entity")
+        counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
+        row: tuple[int, ...] = self.read(f"SELECT {counts}").fetchone()
+        return row
+
     def get_meta(self, key: str) -> str | None:
         row = self.read("SELECT value FROM meta WHERE key = ?", key).fetchone()
         return row[0] if row else None
@@ -6099,7 +6106,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, listener: socket.socket) -> None:
         self.buffers = Buffers()
-        self.date = format_date(time.time())
+        self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
         self._pool = Pool(MAX_THREADS)
         self._waiting: dict[int, Connection] = {}  # by descriptor: what the selector holds
@@ -6136,6 +6143,14 @@ class Server(ThreadingHTTPServer):
 
     def _patience(self, poll_interval: float) -> float:
         return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
+
+    @property
+    def date(self) -> str:
+        """The value of Date, put together once a second."""
+        second, name = int(time.time()), self._date
+        if name[0] != second:
+            self._date = name = (second, format_date(second))
+        return name[1]
 
     @property
     def wakeup_descriptor(self) -> int:
@@ -6335,7 +6350,6 @@ class Server(ThreadingHTTPServer):
         self._pool.submit(functools.partial(self._work, connection))
 
     def _sweep(self, now: float) -> None:
-        self.date = format_date(time.time())
         for connection in list(self._waiting.values()):
             if connection.deadline < now:
                 self._expire(connection)
@@ -6925,6 +6939,7 @@ class Request:
         "fields",
         "head",
         "headers",
+        "pairs",
         "peer",
         "principal",
         "query",
@@ -6938,6 +6953,7 @@ class Request:
         self.body = body
         self.peer = peer
         self.principal = ANONYMOUS
+        self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.upload: Incoming | None = None
@@ -7450,6 +7466,7 @@ class Application:
             if head.method == "OPTIONS" and (found or head.path == "*"):
                 response = self.answer_options(head, found)
             else:
+                self.identify(request)  # a wrong credential is refused on every path
                 item, parameters = self.choose(head, found)
                 family = item.family
                 response = self.run(request, item, parameters)
@@ -7475,20 +7492,25 @@ class Application:
             raise HTTPError(405, f"{method} is not possible here.", {"Allow": format_allow(found)})
         return found[method]
 
-    def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
-        pairs = parse_query(request.head.query) if request.head.query else []
-        tokens = [value for name, value in pairs if name == "token"]
+    def identify(self, request: Request) -> None:
+        """Find who makes a request; 401 for a wrong credential or a disabled account."""
+        app, query = self.app, request.head.query
+        request.pairs = parse_query(query) if query else []
+        tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
         authorization = request.headers.get("authorization")
-        app = self.app
         request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
-        if request.principal.user_id and app.index.users.is_disabled(request.principal.user_id):
+        user_id = request.principal.user_id
+        if user_id and app.index.users.is_disabled(user_id):
             raise HTTPError(401, "The account is disabled.", CHALLENGE)
+
+    def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
+        app = self.app
         require(item.access, request.principal, app.settings.read_auth_enabled)
         parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
         if item.before is not None:
             item.before(app, request, **parameters)
-        request.query = parse_declared(item.query, dict(pairs), "query")
+        request.query = parse_declared(item.query, dict(request.pairs), "query")
         if item.body is not None:
             read_body(request, item.body)
         return item.handler(app, request, **parameters)
@@ -7816,6 +7838,8 @@ def remember_hot(app: App, request: Request, folder: Folder, file: File, content
     small = isinstance(content.source, bytes)
     whole = app.prepare(content) if small else None
     if not small:
+        if app.settings.accel_redirect:
+            return
         content = replace(content, source=b"")
     path = folder.locate(file.path)
     app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
@@ -8958,7 +8982,8 @@ def get_entity(app: App, request: Request, id: int) -> Response:
 
 @route(
     "PUT", "/entity/{id}", Access.WRITE, "entities", "Replace an entity",
-    parameters=ENTITY_ID, body=ENTITY_REPLACE, answers={200: "the Item"},
+    parameters=ENTITY_ID, before=lambda app, request, id: find_entity(app, id),
+    body=ENTITY_REPLACE, answers={200: "the Item"},
 )  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     fields = request.fields
@@ -8975,7 +9000,8 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 
 @route(
     "PATCH", "/entity/{id}", Access.WRITE, "entities", "Change, move, soft-delete or restore",
-    parameters=ENTITY_ID, body=ENTITY_PATCH, answers={200: "the Item"},
+    parameters=ENTITY_ID, before=lambda app, request, id: find_entity(app, id),
+    body=ENTITY_PATCH, answers={200: "the Item"},
 )  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     def draft(db: sqlite3.Connection | None) -> Entity:
@@ -9193,6 +9219,49 @@ def health_json(app: App) -> dict[str, Any]:
 )
 def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app), headers=[("Cache-Control", "no-store")])
+
+
+METRICS = {
+    "uptime_seconds": "since the start of this worker",
+    "scan_running": "1 while the folder is scanned",
+    "scan_files_done": "files of the last scan that are done",
+    "scan_files": "files that the last scan found",
+    "scan_finished_timestamp_seconds": "when the last scan ended",
+    "degraded": "1 while the storage folder is missing or not mounted",
+    "assets": "contents known",
+    "files": "files known",
+    "accounts": "accounts",
+    "media_records": "media records of accounts",
+    "entities": "entities",
+    "hot_files": "public files that this worker answers without the index",
+}
+
+
+def read_metrics(app: App) -> list[float]:
+    """The values of METRICS, in their order."""
+    scan = app.scanner.progress
+    return [
+        time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
+        app.is_unmounted(), *app.index.count_rows(), len(app.hot),
+    ]  # fmt: skip
+
+
+@route(
+    "GET",
+    "/metrics",
+    Access.PRIVATE_READ,
+    "system",
+    "Figures for Prometheus",
+    answers={200: "text"},
+)
+def get_metrics(app: App, request: Request) -> Response:
+    lines = [
+        f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} gauge\n"
+        f"mediaserver_{name} {value:.15g}\n"
+        for (name, help), value in zip(METRICS.items(), read_metrics(app), strict=True)
+    ]
+    headers = [("Content-Type", "text/plain; version=0.0.4"), ("Cache-Control", "no-store")]
+    return Response(200, headers, "".join(lines).encode())
 
 
 PAGE_PICTURES = 60
@@ -9462,7 +9531,12 @@ def read_password() -> str:
         if getpass.getpass("again: ") != password:
             raise Refusal("the two are not the same")
     else:
-        password = sys.stdin.readline().rstrip("\r\n")
+        try:
+            password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise Refusal("the password is not UTF-8") from None
+    if "\0" in password:
+        raise Refusal("a password has no NUL in it")
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         raise Refusal(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
     return password
