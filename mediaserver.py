@@ -116,10 +116,6 @@ def warn(message: str) -> None:
     sys.stderr.flush()
 
 
-def parse_text(text: str) -> str:
-    return text
-
-
 def parse_secret(text: str) -> str:
     if not text.strip():
         raise ValueError("is set but blank; give it a value or remove it")
@@ -154,13 +150,10 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e9:
-        raise ValueError(f"{text!r} is not a number of seconds")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < 1e9:
+            return seconds
+    raise ValueError(f"{text!r} is not a number of seconds")
 
 
 def parse_path(text: str) -> Path:
@@ -173,9 +166,8 @@ def parse_database_url(text: str) -> Path:
     """The file of a SQLAlchemy-style URL: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
     scheme, separator, path = text.partition("://")
     if scheme != "sqlite":
-        raise ValueError(
-            f"{scheme if separator else text!r} is not supported, only sqlite:///FILE"
-        )
+        given = scheme if separator else repr(text)
+        raise ValueError(f"{given} is not supported, only sqlite:///FILE")
     if len(path) < 2 or path[0] != "/" or path == "/:memory:":
         raise ValueError("the index needs a file: sqlite:///FILE")
     return parse_path(path[1:])
@@ -213,18 +205,29 @@ class Setting:
     """How one field of `Settings` is given and shown."""
 
     help: str
-    parse: Callable[[str], Any] = parse_text
-    shown: str = ""  # the default as the documentation shows it
+    parse: Callable[[str], Any] = str
+    shown: str = ""  # the default as the documentation shows it, where that is not the value
     secret: bool = False  # no option; generated where not given
     environment: bool = True  # also read from the environment and .env
     empty: bool = False  # an empty value means something
 
 
-def setting(default: Any, help: str, parse: Callable[[str], Any] = parse_text, **how: Any) -> Any:
+def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **how: Any) -> Any:
     return field(default=default, metadata={"setting": Setting(help, parse, **how)})
 
 
-GENERATED = "generated"
+def number_setting(default: int, high: int, help: str, low: int = 1, **how: Any) -> Any:
+    return setting(default, help, whole_number(low, high), **how)
+
+
+def secret_setting(help: str) -> Any:
+    return setting("", help, parse_secret, shown="generated", secret=True)
+
+
+def folder_setting(help: str, shown: str) -> Any:
+    return setting(Path(), help, parse_path, shown=shown)
+
+
 PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir")
 SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
@@ -234,115 +237,71 @@ MAX_BYTES = 2**63 - 1  # what a file size can be
 class Settings:
     """Everything that can be set, checked and with all defaults in place."""
 
-    storage_dir: Path = setting(
-        Path(), "the folder to scan, serve and store in", parse_path, shown="required"
-    )
-    port: int = setting(
-        8000, "TCP port; 0 takes a free one", whole_number(0, 65535), environment=False
-    )
+    storage_dir: Path = folder_setting("the folder to scan, serve and store in", "required")
+    port: int = number_setting(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
-        0.0,
-        "seconds between scans; 0: only at start and on SIGHUP",
-        parse_seconds,
-        shown="0",
+        0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
         environment=False,
+    )  # fmt: skip
+    workers: int = number_setting(1, 64, "server processes", environment=False)
+    media_server_secret: str = secret_setting(
+        "HMAC secret of upload tokens, shared with the app that issues them"
     )
-    workers: int = setting(1, "server processes", whole_number(1, 64), environment=False)
-    media_server_secret: str = setting(
-        "",
-        "HMAC secret of upload tokens, shared with the app that issues them",
-        parse_secret,
-        shown=GENERATED,
-        secret=True,
-    )
-    token_expiry_seconds: int = setting(
-        900, "how long an upload token is good for", whole_number(1, 10**9)
-    )
-    auth_token: str = setting(
-        "",
-        "static bearer token: the owner's key, every permission",
-        parse_secret,
-        shown=GENERATED,
-        secret=True,
-    )
-    upload_dir: Path = setting(
-        Path(), "where the images family keeps its files", parse_path, shown="DATA/images"
-    )
+    token_expiry_seconds: int = number_setting(900, 10**9, "how long an upload token is good for")
+    auth_token: str = secret_setting("static bearer token: the owner's key, every permission")
+    upload_dir: Path = folder_setting("where the images family keeps its files", "DATA/images")
     slugify_filenames: bool = setting(
-        False, "store images under a slug of their name", parse_boolean, shown="false"
+        False, "store images under a slug of their name", parse_boolean
     )
-    jwt_signing_key: str = setting(
-        "",
-        "HS256 key of the access and refresh tokens of accounts",
-        parse_secret,
-        shown=GENERATED,
-        secret=True,
+    jwt_signing_key: str = secret_setting("HS256 key of the access and refresh tokens of accounts")
+    jwt_access_token_lifetime_minutes: int = number_setting(
+        30, 10**7, "how long an access token is good for"
     )
-    jwt_access_token_lifetime_minutes: int = setting(
-        30, "how long an access token is good for", whole_number(1, 10**7)
-    )
-    jwt_refresh_token_lifetime_days: int = setting(
-        7, "how long a refresh token is good for", whole_number(1, 10**5)
+    jwt_refresh_token_lifetime_days: int = number_setting(
+        7, 10**5, "how long a refresh token is good for"
     )
     allow_registration: bool = setting(
-        True, "whether anyone may register an account", parse_boolean, shown="true"
+        True, "whether anyone may register an account", parse_boolean
     )
     auth_disabled: bool = setting(
-        False, "demo mode: every request is allowed everything", parse_boolean, shown="false"
+        False, "demo mode: every request is allowed everything", parse_boolean
     )
-    read_auth_enabled: bool = setting(
-        False, "reads need media_store_read too", parse_boolean, shown="false"
-    )
+    read_auth_enabled: bool = setting(False, "reads need media_store_read too", parse_boolean)
     public_key_path: Path | None = setting(
-        None,
-        "PEM public key (P-256) for ES256 tokens issued elsewhere",
-        parse_path,
+        None, "PEM public key (P-256) for ES256 tokens issued elsewhere", parse_path,
         shown="DATA/public_key.pem",
-    )
-    database_dir: Path = setting(
-        Path(),
-        "DATA, where the index and generated secrets live",
-        parse_path,
-        shown="STORAGE_DIR/.mediaserver",
+    )  # fmt: skip
+    database_dir: Path = folder_setting(
+        "DATA, where the index and generated secrets live", "STORAGE_DIR/.mediaserver"
     )
     database_url: Path = setting(
-        Path(),
-        "the index; only sqlite:///FILE",
-        parse_database_url,
+        Path(), "the index; only sqlite:///FILE", parse_database_url,
         shown="sqlite:///DATA/index.sqlite3",
+    )  # fmt: skip
+    media_storage_dir: Path = folder_setting(
+        "where the entities family keeps its files", "DATA/entities"
     )
-    media_storage_dir: Path = setting(
-        Path(), "where the entities family keeps its files", parse_path, shown="DATA/entities"
+    max_upload_bytes: int = number_setting(
+        10485760, MAX_BYTES, "largest file for media, library and images"
     )
-    max_upload_bytes: int = setting(
-        10485760, "largest file for media, library and images", whole_number(1, MAX_BYTES)
-    )
-    max_media_bytes: int = setting(
-        1073741824, "largest file for accounts and entities", whole_number(1, MAX_BYTES)
+    max_media_bytes: int = number_setting(
+        1073741824, MAX_BYTES, "largest file for accounts and entities"
     )
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
     trusted_proxies: tuple[str, ...] = setting(
-        ("127.0.0.1", "::1"),
-        "peers whose X-Forwarded-* headers are believed",
-        parse_networks,
+        ("127.0.0.1", "::1"), "peers whose X-Forwarded-* headers are believed", parse_networks,
         shown="127.0.0.1,::1",
-    )
+    )  # fmt: skip
     accel_redirect: bool = setting(
-        False,
-        "let nginx send the files, by X-Accel-Redirect (see nginx.conf)",
-        parse_boolean,
-        shown="false",
+        False, "let nginx send the files, by X-Accel-Redirect (see nginx.conf)", parse_boolean
     )
     cors_allow_origins: tuple[str, ...] = setting(
-        ("*",),
-        "comma-separated origins; empty turns CORS off",
-        parse_origins,
-        shown="*",
+        ("*",), "comma-separated origins; empty turns CORS off", parse_origins, shown="*",
         empty=True,
-    )
+    )  # fmt: skip
 
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
@@ -371,12 +330,11 @@ DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\
 
 def dotenv_value(binding: re.Match[str]) -> str:
     """The value as written, with the escapes of its kind of quotes taken out."""
-    if binding["double"] is not None:
-        return re.sub(
-            r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), binding["double"]
-        )
-    if binding["single"] is not None:
-        return re.sub(r"\\([\\'])", r"\1", binding["single"])
+    double, single = binding["double"], binding["single"]
+    if double is not None:
+        return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
+    if single is not None:
+        return re.sub(r"\\([\\'])", r"\1", single)
     return re.sub(r"\s+#.*", "", binding["plain"] or "").rstrip()
 
 
@@ -428,14 +386,10 @@ def load_settings(
         layers = [options.get(name)]
         if how.environment:
             layers += [environment.get(label), dotenv.get(label)]
-        given = next(
-            (text for text in layers if text or (text is not None and (how.secret or how.empty))),
-            None,
-        )
-        if given is None:
-            continue
+        given = [text for text in layers if text or (text == "" and (how.secret or how.empty))]
         try:
-            values[name] = how.parse(given)
+            for text in given[:1]:
+                values[name] = how.parse(text)
         except ValueError as error:
             raise SettingError(label, str(error)) from None
     if "storage_dir" not in values:
@@ -454,14 +408,12 @@ def check_folders(values: Mapping[str, Any]) -> None:
     private = {name: os.path.realpath(values[name]) for name in PRIVATE_FOLDERS}
     for name, path in private.items():
         if Path(storage).is_relative_to(path) and name != "database_dir":
-            raise SettingError(
-                name.upper(), "must not be, or hold, STORAGE_DIR: it would be public"
-            )
+            problem = "must not be, or hold, STORAGE_DIR: it would be public"
+            raise SettingError(name.upper(), problem)
         for used in SERVED_FOLDERS:
             if Path(path).is_relative_to(f"{storage}/{used}"):
-                raise SettingError(
-                    name.upper(), f"must not be in STORAGE_DIR/{used}, which is public"
-                )
+                problem = f"must not be in STORAGE_DIR/{used}, which is public"
+                raise SettingError(name.upper(), problem)
     for used in SERVED_FOLDERS:
         if os.path.islink(f"{storage}/{used}"):
             raise SettingError("STORAGE_DIR", f"{used} in it must be a folder, not a link")
@@ -474,18 +426,14 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
 
     A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     """
-    missing = [
-        name for name, _, how in Settings.table() if how.secret and not getattr(settings, name)
-    ]
-    if not missing:
-        return settings, []
-    kept = read_dotenv(settings.secrets_file, {})
-    made = {name: kept.get(name.upper()) or secrets.token_urlsafe(32) for name in missing}
-    fresh = {name.upper(): value for name, value in made.items() if not kept.get(name.upper())}
-    if fresh:
-        write_secrets(settings.secrets_file, {**kept, **fresh})
-    completed: Settings = replace(settings, **cast(Any, made))
-    return completed, [name.upper() for name in missing]
+    names = [name for name, _, how in Settings.table() if how.secret]
+    missing = [name.upper() for name in names if not getattr(settings, name)]
+    kept = read_dotenv(settings.secrets_file, {}) if missing else {}
+    made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
+    if made.items() - kept.items():
+        write_secrets(settings.secrets_file, {**kept, **made})
+    values: dict[str, Any] = {name.lower(): value for name, value in made.items()}
+    return replace(settings, **values), missing
 
 
 def write_secrets(path: Path, values: Mapping[str, str]) -> None:
@@ -493,10 +441,8 @@ def write_secrets(path: Path, values: Mapping[str, str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(
-            "# made by mediaserver; other programs that issue tokens need the same values\n"
-        )
-        file.writelines(f"{name}={value}\n" for name, value in values.items())
+        note = "# made by mediaserver; other programs that issue tokens need the same values\n"
+        file.writelines([note, *(f"{name}={value}\n" for name, value in values.items())])
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -2912,6 +2858,8 @@ CREATE INDEX entity_version_by_path ON entity_version (path, id);
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
 
+Database = sqlite3.Connection  # a parameter of what runs in a transaction
+
 FACT_COLUMNS = (
     "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
     "created", "created_source", "make", "model", "latitude", "longitude", "altitude",
@@ -2964,10 +2912,9 @@ class File:
 ASSET_COLUMNS = "asset.sha256, asset.size, asset.md5, asset.thumbnail, " + ", ".join(
     f"asset.{name}" for name in FACT_COLUMNS
 )
-FILE_COLUMNS = (
-    "file.root, file.path, file.sha256, file.size, file.mtime_ns, file.ctime, file.added"
-)
-FILE_WIDTH = FILE_COLUMNS.count(",") + 1
+FILE_COLUMNS = ", ".join(f"file.{item.name}" for item in fields(File))
+FILE_WIDTH = len(fields(File))
+SELECT_LOCATED = f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
 IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
     AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
 
@@ -3003,17 +2950,15 @@ ENTITY_WIDTH = len(ENTITY_COLUMNS)
 ENTITY_STORED = (*ENTITY_COLUMNS, "sha256", "kind", "mime_type", "extension", "search")
 
 
+@dataclass(slots=True, eq=False)
 class Change:
     """A write that waits for its commit."""
 
-    __slots__ = ("apply", "done", "durable", "error", "result")
-
-    def __init__(self, apply: Callable[[sqlite3.Connection], Any], durable: bool) -> None:
-        self.apply = apply
-        self.durable = durable
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    apply: Callable[[Database], Any]
+    durable: bool
+    done: bool = False
+    result: Any = None
+    error: BaseException | None = None
 
 
 class Index:
@@ -3035,26 +2980,25 @@ class Index:
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
 
-    def _connect(self, cache_kib: int) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=30, isolation_level=None, check_same_thread=False
-        )
+    def _connect(self, cache_kib: int) -> Database:
+        options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
+        connection: Database = sqlite3.connect(self.path, **options)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
     def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT on this thread's own connection."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
         return connection.execute(sql, values)
 
-    def query(self, db: sqlite3.Connection | None, sql: str, *values: Any) -> sqlite3.Cursor:
+    def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
         return self.read(sql, *values) if db is None else db.execute(sql, values)
 
-    def write(self, apply: Callable[[sqlite3.Connection], T], durable: bool = True) -> T:
+    def write(self, apply: Callable[[Database], T], durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
 
         What `apply` raises is raised here, and only its own changes are undone. With
@@ -3123,7 +3067,7 @@ class Assets:
     def __init__(self, index: Index) -> None:
         self._index = index
 
-    def put(self, db: sqlite3.Connection, asset: Asset) -> None:
+    def put(self, db: Database, asset: Asset) -> None:
         facts = [getattr(asset.facts, name, None) for name in FACT_COLUMNS]
         db.execute(
             f"INSERT INTO asset ({ASSET_COLUMNS.replace('asset.', '')})"
@@ -3132,7 +3076,7 @@ class Assets:
             (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts),
         )
 
-    def drop_unused(self, db: sqlite3.Connection, sha256: str) -> bool:
+    def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
         cursor = db.execute(
             "DELETE FROM asset WHERE sha256 = ?1"
@@ -3154,7 +3098,7 @@ class Assets:
         """Some files whose thumbnail has not been tried yet, in the order of their hashes."""
         rows = self._index.read(
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
-            f" WHERE thumbnail IS NULL AND kind IN ({', '.join('?' * len(kinds))})"
+            f" WHERE thumbnail IS NULL AND kind IN ({placeholders(kinds)})"
             " AND root = 'library' GROUP BY asset.sha256 LIMIT ?",
             *kinds,
             limit,
@@ -3166,39 +3110,41 @@ def located(row: Sequence[Any]) -> tuple[File, Asset]:
     return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
 
 
+def placeholders(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def upsert(db: Database, table: str, columns: Sequence[str], row: Sequence[Any]) -> Any:
+    """Add a row or change the one with its id, which is the first column; that id."""
+    changes = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
+    into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(row)})"
+    sql = f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
+    return db.execute(sql, row).fetchone()[0]
+
+
 class Files:
     """Files on disk, by folder and path."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
 
-    def put(self, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
+    def put(self, db: Database, file: File, asset: Asset) -> str | None:
         """Know `file`; the hash of a content that was there before and is now nowhere."""
-        old = db.execute(
-            "SELECT sha256 FROM file WHERE root = ? AND path = ?",
-            (file.root, os.fsencode(file.path)),
-        ).fetchone()
+        key = (file.root, os.fsencode(file.path))
+        old = db.execute("SELECT sha256 FROM file WHERE root = ? AND path = ?", key).fetchone()
         self._index.assets.put(db, asset)
         db.execute(
             "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET sha256 ="
             " excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns,"
             " ctime = excluded.ctime",
-            (
-                file.root,
-                os.fsencode(file.path),
-                file.sha256,
-                file.size,
-                file.mtime_ns,
-                file.ctime,
-                file.added,
-            ),
+            (*key, file.sha256, file.size, file.mtime_ns, file.ctime, file.added),
         )
         if old and old[0] != file.sha256 and self._index.assets.drop_unused(db, old[0]):
             return str(old[0])
         return None
 
     def remove(
-        self, db: sqlite3.Connection, root: str, path: str, before: float = math.inf
+        self, db: Database, root: str, path: str, before: float = math.inf
     ) -> tuple[str, bool] | None:
         """Forget a file added `before`: its hash, and whether that content is now nowhere."""
         row = db.execute(
@@ -3208,55 +3154,40 @@ class Files:
         return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
 
     def remove_all(
-        self, db: sqlite3.Connection, root: str, paths: Iterable[str], before: float = math.inf
+        self, db: Database, root: str, paths: Iterable[str], before: float = math.inf
     ) -> list[str]:
         """Forget files; the hashes of those contents that are now nowhere."""
         removed = [self.remove(db, root, path, before) for path in paths]
         return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
     def get(self, root: str, path: str) -> tuple[File, Asset] | None:
-        row = self._index.read(
-            f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-            " WHERE root = ? AND path = ?",
-            root,
-            os.fsencode(path),
-        ).fetchone()
+        sql = f"{SELECT_LOCATED} WHERE root = ? AND path = ?"
+        row = self._index.read(sql, root, os.fsencode(path)).fetchone()
         return located(row) if row else None
 
     def with_content(self, sha256: str, roots: Sequence[str]) -> list[tuple[File, Asset]]:
         """The files with a content in some folders, by path."""
-        rows = self._index.read(
-            f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-            f" WHERE sha256 = ? AND root IN ({', '.join('?' * len(roots))})"
-            " ORDER BY root DESC, path",
-            sha256,
-            *roots,
-        )
+        condition = f"sha256 = ? AND root IN ({placeholders(roots)}) ORDER BY root DESC, path"
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def in_order(self, root: str, page: int = 2000) -> Iterator[tuple[bytes, int, int]]:
+    def in_order(self, root: str) -> Iterator[tuple[bytes, int, int]]:
         """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes.
 
         It reads page by page, so that no long read keeps the WAL from being folded in.
         """
-        last = b""
-        while rows := self._index.read(
-            "SELECT path, size, mtime_ns FROM file WHERE root = ? AND path > ?"
-            " ORDER BY path LIMIT ?",
-            root,
-            last,
-            page,
-        ).fetchall():
-            yield from rows
-            last = rows[-1][0]
+        rows = "SELECT path, size, mtime_ns FROM file"
+        sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
+        while page := self._index.read(sql, root, last).fetchall():
+            yield from page
+            last = page[-1][0]
 
     def is_known(self, root: str, path: str) -> bool:
         return self.get(root, path) is not None
 
     def is_empty(self, root: str) -> bool:
-        return (
-            self._index.read("SELECT 1 FROM file WHERE root = ? LIMIT 1", root).fetchone() is None
-        )
+        sql = "SELECT 1 FROM file WHERE root = ? LIMIT 1"
+        return self._index.read(sql, root).fetchone() is None
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
@@ -3270,15 +3201,13 @@ class Files:
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def is_there(self, db: sqlite3.Connection, file: File) -> bool:
+    def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
-        row = db.execute(
-            "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?",
-            (file.root, os.fsencode(file.path), file.sha256),
-        ).fetchone()
-        return row is not None
+        sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
+        values = (file.root, os.fsencode(file.path), file.sha256)
+        return db.execute(sql, values).fetchone() is not None
 
-    def others(self, db: sqlite3.Connection, file: File) -> list[File]:
+    def others(self, db: Database, file: File) -> list[File]:
         """The other files of the same folder and content."""
         rows = db.execute(
             f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
@@ -3337,8 +3266,11 @@ class Users:
         self._index = index
 
     def get(self, user_id: int) -> User | None:
-        row = self._index.read(f"SELECT {USER_COLUMNS} FROM user WHERE id = ?", user_id).fetchone()
-        return User(*row) if row else None
+        return next(self._select("WHERE id = ?", user_id), None)
+
+    def _select(self, rest: str, *values: Any) -> Iterator[User]:
+        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
+        return itertools.starmap(User, rows)
 
     def is_disabled(self, user_id: int) -> bool:
         row = self._index.read("SELECT is_active FROM user WHERE id = ?", user_id).fetchone()
@@ -3346,19 +3278,13 @@ class Users:
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
-        row = self._index.read(
-            f"SELECT {USER_COLUMNS} FROM user WHERE email_key = ?1 OR username = ?2"
-            " ORDER BY email_key = ?1 DESC LIMIT 1",
-            name.casefold(),
-            name,
-        ).fetchone()
-        return User(*row) if row else None
+        rest = "WHERE email_key = ?1 OR username = ?2 ORDER BY email_key = ?1 DESC LIMIT 1"
+        return next(self._select(rest, name.casefold(), name), None)
 
     def all(self) -> list[User]:
-        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user ORDER BY id")
-        return [User(*row) for row in rows]
+        return list(self._select("ORDER BY id"))
 
-    def taken(self, db: sqlite3.Connection, values: Mapping[str, Any]) -> list[str]:
+    def taken(self, db: Database, values: Mapping[str, Any]) -> list[str]:
         """Which of the unique fields another account has."""
         unique = {
             "email": ("email_key", values["email"].casefold()),
@@ -3371,24 +3297,19 @@ class Users:
             if db.execute(f"SELECT 1 FROM user WHERE {column} = ?", (value,)).fetchone()
         ]
 
-    def add(self, db: sqlite3.Connection, values: Mapping[str, Any], now: float) -> User:
-        row = db.execute(
+    def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
+        row = {
+            "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
+            "email_key": values["email"].casefold(), "now": now,
+        }  # fmt: skip
+        sql = (
             "INSERT INTO user (email, email_key, username, phone_number, first_name, last_name,"
-            f" password, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING {USER_COLUMNS}",
-            (
-                values["email"],
-                values["email"].casefold(),
-                values.get("username"),
-                values.get("phone_number"),
-                values.get("first_name", ""),
-                values.get("last_name", ""),
-                values["password"],
-                now,
-            ),
-        ).fetchone()
-        return User(*row)
+            " password, created_at) VALUES (:email, :email_key, :username, :phone_number,"
+            f" :first_name, :last_name, :password, :now) RETURNING {USER_COLUMNS}"
+        )
+        return User(*db.execute(sql, row).fetchone())
 
-    def set_password(self, db: sqlite3.Connection, user: User, password: str) -> bool:
+    def set_password(self, db: Database, user: User, password: str) -> bool:
         """Change the hash, unless another request was faster, and end all sessions."""
         sql = "UPDATE user SET password = ? WHERE id = ? AND password = ?"
         changed = db.execute(sql, (password, user.id, user.password)).rowcount > 0
@@ -3396,16 +3317,16 @@ class Users:
             self._index.sessions.end_all(db, user.id)
         return changed
 
-    def set_active(self, db: sqlite3.Connection, user: User, active: bool) -> None:
+    def set_active(self, db: Database, user: User, active: bool) -> None:
         db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
         if not active:
             self._index.sessions.end_all(db, user.id)
 
-    def permissions(self, db: sqlite3.Connection, user: User) -> set[str]:
+    def permissions(self, db: Database, user: User) -> set[str]:
         row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
         return set(row[0].split())
 
-    def set_permissions(self, db: sqlite3.Connection, user: User, permissions: Set[str]) -> None:
+    def set_permissions(self, db: Database, user: User, permissions: Set[str]) -> None:
         words = " ".join(sorted(permissions))
         db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
 
@@ -3426,13 +3347,7 @@ class Sessions:
     """Logins; each has one refresh token that is not spent."""
 
     def open(
-        self,
-        db: sqlite3.Connection,
-        user: User,
-        session: str,
-        jti: str,
-        now: float,
-        expires: float,
+        self, db: Database, user: User, session: str, jti: str, now: float, expires: float
     ) -> bool:
         """Begin a session, unless the account was disabled or its password changed meanwhile."""
         opened = db.execute(
@@ -3449,7 +3364,7 @@ class Sessions:
         return opened > 0
 
     def rotate(
-        self, db: sqlite3.Connection, token: RefreshToken, jti: str, arrived: float, expires: float
+        self, db: Database, token: RefreshToken, jti: str, arrived: float, expires: float
     ) -> User | None:
         """Spend a refresh token for the one with `jti`; None if it is no good any more."""
         if not self._is_good(db, token, arrived):
@@ -3458,32 +3373,28 @@ class Sessions:
             "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?",
             (jti, time.time(), expires, token.session),
         )
-        row = db.execute(
-            f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active", (token.user_id,)
-        ).fetchone()
+        sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
+        row = db.execute(sql, (token.user_id,)).fetchone()
         return User(*row) if row else None
 
-    def end(self, db: sqlite3.Connection, token: RefreshToken, arrived: float) -> bool:
+    def end(self, db: Database, token: RefreshToken, arrived: float) -> bool:
         """Spend a refresh token for nothing; whether it was still good."""
-        good = self._is_good(db, token, arrived)
-        if good:
+        if good := self._is_good(db, token, arrived):
             db.execute("DELETE FROM session WHERE id = ?", (token.session,))
         return good
 
-    def _is_good(self, db: sqlite3.Connection, token: RefreshToken, arrived: float) -> bool:
+    def _is_good(self, db: Database, token: RefreshToken, arrived: float) -> bool:
         """Whether a token is not spent; one that comes back spent was stolen: its session ends.
 
         Of two requests at once the later one is no thief: it `arrived` before the token was spent.
         """
-        row = db.execute(
-            "SELECT jti, rotated_at FROM session WHERE id = ? AND user_id = ?",
-            (token.session, token.user_id),
-        ).fetchone()
+        sql = "SELECT jti, rotated_at FROM session WHERE id = ? AND user_id = ?"
+        row = db.execute(sql, (token.session, token.user_id)).fetchone()
         if row and row[0] != token.jti and arrived > row[1]:
             db.execute("DELETE FROM session WHERE id = ?", (token.session,))
         return row is not None and row[0] == token.jti
 
-    def end_all(self, db: sqlite3.Connection, user_id: int) -> None:
+    def end_all(self, db: Database, user_id: int) -> None:
         db.execute("DELETE FROM session WHERE user_id = ?", (user_id,))
 
 
@@ -3507,17 +3418,15 @@ class Failures:
             "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ?"
             " AND (is_certain OR failed_at < ?) ORDER BY failed_at DESC LIMIT 1 OFFSET ?"
         )
-        since = now - FAILURE_SECONDS
-        values = [
-            (self._digest(k), since, now - CHECKING_SECONDS, n - 1) for k, n in limits.items()
-        ]
+        since, checked = now - FAILURE_SECONDS, now - CHECKING_SECONDS
+        values = [(self._digest(key), since, checked, n - 1) for key, n in limits.items()]
         rows = [self._index.read(sql, *value).fetchone() for value in values]
         return max((row[0] - since for row in rows if row), default=0.0)
 
     def begin(self, attempt: str, limits: Mapping[str, int], now: float) -> bool:
         """Count a login as failed for now, if its keys' limits leave room for one more."""
 
-        def apply(db: sqlite3.Connection) -> bool:
+        def apply(db: Database) -> bool:
             db.execute("DELETE FROM login_failure WHERE failed_at <= ?", (now - FAILURE_SECONDS,))
             for key, limit in limits.items():
                 sql = "SELECT count(*) FROM login_failure WHERE key = ?"
@@ -3532,7 +3441,7 @@ class Failures:
     def end(self, attempt: str, succeeded_for: str | None) -> None:
         """Say how a login ended; a success also clears the count of its account."""
 
-        def apply(db: sqlite3.Connection) -> None:
+        def apply(db: Database) -> None:
             if succeeded_for is None:
                 db.execute("UPDATE login_failure SET is_certain = 1 WHERE attempt = ?", (attempt,))
             else:
@@ -3580,6 +3489,15 @@ class MediaRecord:
     updated_at: float
 
 
+def folded(*texts: str | None) -> str:
+    """Texts as searches compare them, without case; no match reaches from one into the next.
+
+    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
+    True
+    """
+    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
+
+
 Thing = TypeVar("Thing", bound="Collection | MediaRecord")
 
 
@@ -3604,7 +3522,7 @@ class Owned(Generic[Thing]):
         self._make: Callable[..., Thing] = make
         self._condition = condition  # which of the rows there are for users
         self._names = [item.name for item in fields(cast(Any, make))]
-        self._columns = ", ".join(self._names)
+        self._select = f"SELECT {', '.join(self._names)}"
 
     def _where(self, wanted: Wanted) -> tuple[str, list[Any]]:
         clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
@@ -3623,58 +3541,40 @@ class Owned(Generic[Thing]):
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
-        rows = self._index.read(
-            f"SELECT {self._columns} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?",
-            *values,
-            limit,
-            offset,
-        )
-        return [self._make(*row) for row in rows]
+        sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
+        return [self._make(*row) for row in self._index.read(sql, *values, limit, offset)]
 
-    def get(self, user_id: int, key: str, db: sqlite3.Connection | None = None) -> Thing | None:
+    def get(self, user_id: int, key: str, db: Database | None = None) -> Thing | None:
         """One thing by its id, in the transaction of `db` where there is one."""
-        sql = (
-            f"SELECT {self._columns} FROM {self._table}"
-            f" WHERE id = ? AND user_id = ? AND {self._condition}"
-        )
-        values = (key, user_id)
-        row = (db.execute(sql, values) if db else self._index.read(sql, *values)).fetchone()
-        return self._make(*row) if row else None
+        thing = self.of_anyone(key, db)
+        return thing if thing and thing.user_id == user_id else None
 
-    def of_anyone(self, key: str) -> Thing | None:
+    def of_anyone(self, key: str, db: Database | None = None) -> Thing | None:
         """One thing by its id, for who has shown leave to read it."""
-        sql = f"SELECT {self._columns} FROM {self._table} WHERE id = ? AND {self._condition}"
-        row = self._index.read(sql, key).fetchone()
+        sql = f"{self._select} FROM {self._table} WHERE id = ? AND {self._condition}"
+        row = self._index.query(db, sql, key).fetchone()
         return self._make(*row) if row else None
 
-    def put(self, db: sqlite3.Connection, thing: Thing) -> None:
+    def put(self, db: Database, thing: Thing) -> None:
         """Add a thing or change the one with its id."""
-        folded = f"{thing.name}\n{thing.description or ''}".casefold()
-        changes = ", ".join(f"{name} = excluded.{name}" for name in (*self._names[1:], "folded"))
-        db.execute(
-            f"INSERT INTO {self._table} ({self._columns}, folded)"
-            f" VALUES ({', '.join('?' * (len(self._names) + 1))})"
-            f" ON CONFLICT (id) DO UPDATE SET {changes}",
-            (*(getattr(thing, name) for name in self._names), folded),
-        )
+        row = [*(getattr(thing, name) for name in self._names), ""]
+        row[-1] = folded(thing.name, thing.description)
+        upsert(db, self._table, (*self._names, "folded"), row)
 
-    def release_path(self, db: sqlite3.Connection, path: str) -> None:
+    def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
     def hide(self, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
-        sql = (
-            "UPDATE media SET is_deleted = 1, updated_at = ?"
-            " WHERE id = ? AND user_id = ? AND is_deleted = 0"
-        )
-        done = self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount)
-        return done > 0
+        where = "id = ? AND user_id = ? AND is_deleted = 0"
+        sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
+        return self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount) > 0
 
     def remove_collection(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; whether there was one."""
 
-        def apply(db: sqlite3.Connection) -> int:
+        def apply(db: Database) -> int:
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
             removed = db.execute(sql, (key, user_id)).rowcount
             if removed:
@@ -3685,15 +3585,6 @@ class Owned(Generic[Thing]):
         return self._index.write(apply) > 0
 
 
-def folded(*texts: str | None) -> str:
-    """Texts as searches compare them, without case; no match reaches from one into the next.
-
-    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
-    True
-    """
-    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
-
-
 class Entities:
     """Entities and their versions; what is not told otherwise is about current ones."""
 
@@ -3701,7 +3592,7 @@ class Entities:
         self._index = index
 
     def get(
-        self, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+        self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
         sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
         if version is not None:
@@ -3754,12 +3645,12 @@ class Entities:
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return table + words, [v for condition, v in conditions.items() if "?" in condition]
 
-    def holder(self, sha256: str, db: sqlite3.Connection | None = None) -> int | None:
+    def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has a content."""
         row = self._index.query(db, "SELECT id FROM entity WHERE sha256 = ?", sha256).fetchone()
         return row[0] if row else None
 
-    def is_within(self, id: int, collection: int, db: sqlite3.Connection | None = None) -> bool:
+    def is_within(self, id: int, collection: int, db: Database | None = None) -> bool:
         """Whether an entity is a collection, or in it, however deep."""
         row = self._index.query(
             db,
@@ -3771,7 +3662,7 @@ class Entities:
         ).fetchone()
         return row is not None
 
-    def put(self, db: sqlite3.Connection, entity: Entity, now: float) -> Entity:
+    def put(self, db: Database, entity: Entity, now: float) -> Entity:
         """Write an entity as its next version, unless it is the current one."""
         current = self.get(entity.id, db=db)
         if current == entity:
@@ -3788,22 +3679,19 @@ class Entities:
         row += [getattr(asset, "sha256", None)]
         row += [getattr(facts, name, None) for name in ("kind", "mime_type", "extension")]
         row += [folded(entity.label, entity.description)]
-        changes = ", ".join(f"{name} = excluded.{name}" for name in ENTITY_STORED[1:])
-        into = f"({', '.join(ENTITY_STORED)}) VALUES ({', '.join('?' * len(row))})"
-        (row[0],) = db.execute(
-            f"INSERT INTO entity {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id", row
-        ).fetchone()
+        row[0] = upsert(db, "entity", ENTITY_STORED, row)
+        into = f"({', '.join(ENTITY_STORED)}) VALUES ({placeholders(row)})"
         db.execute(f"INSERT INTO entity_version {into}", row)
         return replace(entity, id=row[0])
 
-    def _next_transaction(self, db: sqlite3.Connection) -> int:
+    def _next_transaction(self, db: Database) -> int:
         row = db.execute(
             "INSERT INTO meta VALUES ('entity_transaction', 1)"
             " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
         ).fetchone()
         return int(row[0])
 
-    def remove(self, db: sqlite3.Connection, id: int, now: float) -> list[str]:
+    def remove(self, db: Database, id: int, now: float) -> list[str]:
         """Forget an entity; the paths that no other one has. What was in it is at the root."""
         self._release(db, id, now)
         paths = db.execute(
@@ -3816,21 +3704,15 @@ class Entities:
         db.execute("DELETE FROM entity_version WHERE id = ?", (id,))
         return [row[0] for row in paths]
 
-    def _release(self, db: sqlite3.Connection, id: int, now: float) -> None:
+    def _release(self, db: Database, id: int, now: float) -> None:
         """Put what is in a collection at the root, with one new version each."""
-        changes = {
-            "version": "version + 1",
-            "transaction_id": "?1",
-            "updated": "?2",
-            "parent_id": "NULL",
-        }
+        changes = {"version": "version + 1", "parent_id": "NULL"}
+        changes |= {"transaction_id": "?1", "updated": "?2"}
         values = (self._next_transaction(db), now, id)
         state = ", ".join(changes.get(name, name) for name in ENTITY_STORED)
-        db.execute(
-            f"INSERT INTO entity_version ({', '.join(ENTITY_STORED)})"
-            f" SELECT {state} FROM entity WHERE parent_id = ?3",
-            values,
-        )
+        columns = ", ".join(ENTITY_STORED)
+        rows = f"SELECT {state} FROM entity WHERE parent_id = ?3"
+        db.execute(f"INSERT INTO entity_version ({columns}) {rows}", values)
         settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
         db.execute(f"UPDATE entity SET {settings} WHERE parent_id = ?3", values)
 
@@ -3849,9 +3731,8 @@ def open_index(path: Path) -> Index:
     except sqlite3.OperationalError as error:
         raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
-        aside = path.with_name(
-            f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        )
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside = path.with_name(f"{path.name}.damaged-{moment}")
         warn(f"the index is damaged ({error}); it is kept as {aside.name} and rebuilt")
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
@@ -3862,7 +3743,7 @@ def open_index(path: Path) -> Index:
         return fresh
 
 
-def skip_ids(db: sqlite3.Connection, table: str) -> None:
+def skip_ids(db: Database, table: str) -> None:
     """Have a table's ids go on behind all that a lost index can have given out."""
     db.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, int(time.time())))
 
@@ -4827,7 +4708,7 @@ class Scanner:
         self._put(found)
 
     def _put(self, found: Sequence[tuple[File, Asset]]) -> None:
-        def apply(db: sqlite3.Connection) -> list[str | None]:
+        def apply(db: Database) -> list[str | None]:
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
         self._drop_thumbnails(self._index.write(apply, durable=False))
@@ -4835,7 +4716,7 @@ class Scanner:
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that were known `before` the folder was read and not found in it."""
 
-        def apply(db: sqlite3.Connection) -> list[str]:
+        def apply(db: Database) -> list[str]:
             names = map(os.fsdecode, paths)
             return self._index.files.remove_all(db, folder.name, names, before)
 
@@ -6536,11 +6417,11 @@ class Route:
     access: Access
     family: str
     summary: str
+    answers: Mapping[int, str]
     handler: Callable[..., Response]
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
-    answers: Mapping[int, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()  # other paths of the same thing
 
 
@@ -6549,17 +6430,18 @@ Handler = TypeVar("Handler", bound=Callable[..., "Response"])
 
 
 def route(
-    method: str, path: str | Sequence[str], access: Access, family: str, summary: str, **more: Any
-) -> Callable[[Handler], Handler]:
+    method: str, path: str | Sequence[str], access: Access, family: str, summary: str,
+    answers: Mapping[int, str], **more: Any,
+) -> Callable[[Handler], Handler]:  # fmt: skip
     """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
 
     Of several paths the first is the one that the documentation shows.
     """
-    path, *aliases = [path] if isinstance(path, str) else path
-    more["aliases"] = tuple(aliases)
+    path, *others = [path] if isinstance(path, str) else path
 
     def declare(handler: Handler) -> Handler:
-        ROUTES.append(Route(method, path, access, family, summary, handler, **more))
+        about = (method, path, access, family, summary, answers, handler)
+        ROUTES.append(Route(*about, **more, aliases=tuple(others)))
         return handler
 
     return declare
@@ -7430,6 +7312,7 @@ def django_message(problem: Problem) -> str:
 # A handler reads like its row in CONTRACT.md. What the families share comes first: finding
 # a content that may be shown, and answering with it.
 
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER = Access
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -7598,10 +7481,8 @@ MEDIA_UPLOAD = BodySpec(
 )
 
 
-@route(
-    "POST", "/upload", Access.UPLOAD, "media", "Upload a public image",
-    body=MEDIA_UPLOAD, answers={201: "url, filename, size, content_type, sha256"},
-)  # fmt: skip
+@route("POST", "/upload", UPLOAD, "media", "Upload a public image",
+       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     extension = check_extension(incoming.filename, MEDIA_NAMES)
@@ -7619,23 +7500,14 @@ def upload_media(app: App, request: Request) -> Response:
     return json_response(value, 201, [("Location", f"/media/{filename}")])
 
 
-@route(
-    "GET", "/media/{filename}", Access.READ, "media", "A public image", answers={200: "the file"}
-)
+@route("GET", "/media/{filename}", READ, "media", "A public image", {200: "the file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
     rule = caching(app, file, "max-age=3600")
     return file_response(app, request, app.library, file, asset, rule)
 
 
-@route(
-    "DELETE",
-    "/media/{filename}",
-    Access.UPLOAD,
-    "media",
-    "Delete a public image",
-    answers={200: "deleted"},
-)
+@route("DELETE", "/media/{filename}", UPLOAD, "media", "Delete a public image", {200: "deleted"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     path = f"{MEDIA_FOLDER}/{filename}"
     if app.index.files.get("library", path) is None:
@@ -7662,10 +7534,8 @@ MEDIA_PAGING = (
 )
 
 
-@route(
-    "GET", "/media", Access.READ, "media", "All public images, newest first",
-    query=MEDIA_PAGING, answers={200: "count, files"},
-)  # fmt: skip
+@route("GET", "/media", READ, "media", "All public images, newest first", {200: "count, files"},
+       query=MEDIA_PAGING)  # fmt: skip
 def list_media(app: App, request: Request) -> Response:
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
@@ -7695,14 +7565,7 @@ LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
 LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
-@route(
-    "GET",
-    "/list",
-    Access.READ,
-    "library",
-    "Everything in the folder, by SHA-256",
-    answers={200: "by sha256"},
-)
+@route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
 def list_library(app: App, request: Request) -> Response:
     root = app.library.path
     return json_response(
@@ -7718,14 +7581,8 @@ def list_library(app: App, request: Request) -> Response:
     )
 
 
-@route(
-    "GET",
-    "/thumbnail/{sha256}",
-    Access.READ,
-    "library",
-    "A PNG that fits 256 × 256",
-    answers={200: "image/png"},
-)
+@route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
+       {200: "image/png"})  # fmt: skip
 def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
     sha256 = check_sha256(sha256)
     folder, file, asset = find_content(app, request, sha256)
@@ -7737,38 +7594,20 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
         raise not_found() from None
     digest = hashlib.sha256(data).hexdigest()
     content = Content(
-        data,
-        len(data),
-        "image/png",
-        digest,
-        file.mtime_ns / 1e9,
-        caching(app, file, FOREVER),
+        data, len(data), "image/png", digest, file.mtime_ns / 1e9, caching(app, file, FOREVER)
     )
     remember_hot(app, request, folder, file, content)
     return content_response(request.head, content)
 
 
-@route(
-    "GET",
-    "/image/{filename:image}",
-    Access.PRIVATE_READ,
-    "images",
-    "A private image",
-    answers={200: "the file"},
-)
+@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", "A private image",
+       {200: "the file"})  # fmt: skip
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     file, asset = find_named(app, app.images, filename)
     return file_response(app, request, app.images, file, asset, "private, no-cache")
 
 
-@route(
-    "GET",
-    "/image/{sha256}",
-    Access.READ,
-    "library",
-    "A file by its SHA-256",
-    answers={200: "the file"},
-)
+@route("GET", "/image/{sha256}", READ, "library", "A file by its SHA-256", {200: "the file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
     folder, file, asset = find_content(app, request, check_sha256(sha256))
     return file_response(app, request, folder, file, asset, caching(app, file, FOREVER))
@@ -7786,11 +7625,9 @@ def library_name(wanted: str, filename: str) -> str:
     raise HTTPError(400, "The file needs a name.")
 
 
-@route(
-    "PUT", "/image/{filename}", Access.UPLOAD, "library", "Upload an image into the folder",
-    body=LIBRARY_UPLOAD,
-    answers={201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
-)  # fmt: skip
+@route("PUT", "/image/{filename}", UPLOAD, "library", "Upload an image into the folder",
+       {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+       body=LIBRARY_UPLOAD)  # fmt: skip
 def put_image(app: App, request: Request, filename: str) -> Response:
     incoming = uploaded(request)
     name = library_name(filename, incoming.filename)
@@ -7813,11 +7650,11 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     return json_response(library_json("Image content already exists.", incoming.sha256, known))
 
 
-def put_file(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> None:
+def put_file(app: App, db: Database, file: File, asset: Asset) -> None:
     app.index.files.put(db, file, asset)
 
 
-def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
+def put_new_content(app: App, db: Database, file: File, asset: Asset) -> str | None:
     """Know a file unless another request has brought its content meanwhile: that one's path."""
     for other in app.index.files.others(db, file):
         if app.library.has(other):
@@ -7862,10 +7699,8 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     return safe_name(f"{stem}{extension}")
 
 
-@route(
-    "POST", "/upload-image", Access.WRITE, "images", "Store a private image",
-    body=IMAGE_UPLOAD, answers={201: "stored_as, bytes, image_url"},
-)  # fmt: skip
+@route("POST", "/upload-image", WRITE, "images", "Store a private image",
+       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, IMAGE_TYPES)
@@ -7938,8 +7773,7 @@ REFRESH = BodySpec(
     (Field("refresh", required=True, nullable=False, blank="refused", longest=MAX_TOKEN_LENGTH),),
 )
 PASSWORD_CHANGE = BodySpec(
-    ANY_BODY,
-    (password_field("old_password"), password_field("new_password", MIN_PASSWORD_LENGTH)),
+    ANY_BODY, (password_field("old_password"), password_field("new_password", MIN_PASSWORD_LENGTH))
 )
 
 
@@ -7970,10 +7804,8 @@ def user_json(user: User) -> dict[str, Any]:
     return {name: getattr(user, name) for name in names}
 
 
-@route(
-    "POST", "/api/auth/register", Access.OPEN, "accounts", "Make an account",
-    body=REGISTRATION, answers={201: "the user"},
-)  # fmt: skip
+@route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
+       body=REGISTRATION)  # fmt: skip
 def register(app: App, request: Request) -> Response:
     if not app.settings.allow_registration:
         raise HTTPError(403, "Registration is off here.")
@@ -7982,7 +7814,7 @@ def register(app: App, request: Request) -> Response:
         raise Invalid(Problem("body", "email", "Enter a valid email address."))
     values["password"] = app.scrypt.hash(values["password"])
 
-    def add(db: sqlite3.Connection) -> User:
+    def add(db: Database) -> User:
         if taken := app.index.users.taken(db, values):
             labels = {name: name.replace("_", " ") for name in taken}
             raise Invalid(
@@ -8001,10 +7833,8 @@ def login_key(user: User | None, name: str) -> str:
     return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
 
 
-@route(
-    "POST", "/api/auth/login", Access.OPEN, "accounts", "Get an access and a refresh token",
-    body=LOGIN, answers={200: "access, refresh", 429: "too many failed logins"},
-)  # fmt: skip
+@route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
+       {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
 def login(app: App, request: Request) -> Response:
     name = request.fields.get("username") or request.fields.get("email")
     if name is None:
@@ -8057,10 +7887,8 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route(
-    "POST", "/api/auth/token/refresh", Access.OPEN, "accounts",
-    "Spend a refresh token for new tokens", body=REFRESH, answers={200: "access, refresh"},
-)  # fmt: skip
+@route("POST", "/api/auth/token/refresh", OPEN, "accounts", "Spend a refresh token for new tokens",
+       {200: "access, refresh"}, body=REFRESH)  # fmt: skip
 def refresh_tokens(app: App, request: Request) -> Response:
     now, jti = time.time(), secrets.token_hex(16)
     try:
@@ -8074,10 +7902,8 @@ def refresh_tokens(app: App, request: Request) -> Response:
     return json_response(sign_tokens(app, user, token.session, jti, now), headers=[NO_STORE])
 
 
-@route(
-    "POST", "/api/auth/logout", Access.USER, "accounts", "Spend a refresh token",
-    body=REFRESH, answers={205: "nothing", 400: "error"},
-)  # fmt: skip
+@route("POST", "/api/auth/logout", USER, "accounts", "Spend a refresh token",
+       {205: "nothing", 400: "error"}, body=REFRESH)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
     arrived = time.time()
     with contextlib.suppress(TokenError):
@@ -8089,17 +7915,13 @@ def logout(app: App, request: Request) -> Response:
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
 
-@route(
-    "GET", "/api/auth/profile", Access.USER, "accounts", "Who I am", answers={200: "the user"}
-)  # fmt: skip
+@route("GET", "/api/auth/profile", USER, "accounts", "Who I am", {200: "the user"})
 def get_profile(app: App, request: Request) -> Response:
     return json_response(user_json(find_account(app, request)), headers=[NO_STORE])
 
 
-@route(
-    "POST", "/api/auth/password", Access.USER, "accounts",
-    "Change my password and end all sessions", body=PASSWORD_CHANGE, answers={204: "nothing"},
-)  # fmt: skip
+@route("POST", "/api/auth/password", USER, "accounts", "Change my password and end all sessions",
+       {204: "nothing"}, body=PASSWORD_CHANGE)  # fmt: skip
 def change_password(app: App, request: Request) -> Response:
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
@@ -8231,11 +8053,9 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
 
-@route(
-    "GET", MEDIA_PATHS, Access.USER, "accounts", "My media records",
-    query=(Field("type", help="image, video or audio"), *PAGING),
-    answers={200: "count, next, previous, results"},
-)  # fmt: skip
+@route("GET", MEDIA_PATHS, USER, "accounts", "My media records",
+       {200: "count, next, previous, results"},
+       query=(Field("type", help="image, video or audio"), *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     kind = request.query.get("type")
     return list_owned(
@@ -8281,7 +8101,7 @@ def media_changes(request: Request) -> dict[str, Any]:
 
 
 def put_record(
-    app: App, db: sqlite3.Connection, record: MediaRecord, placed: tuple[File, Asset] | None
+    app: App, db: Database, record: MediaRecord, placed: tuple[File, Asset] | None
 ) -> MediaRecord:
     """Write a record, and its file where that is new; 400 for a collection of somebody else."""
     key = record.collection_id
@@ -8295,10 +8115,8 @@ def put_record(
     return record
 
 
-@route(
-    "POST", MEDIA_PATHS, Access.USER, "accounts", "Make a media record, with a file or without",
-    body=MEDIA_BODY, answers={201: "the record"},
-)  # fmt: skip
+@route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
+       {201: "the record"}, body=MEDIA_BODY)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = check_upload(request), media_changes(request), time.time()
     empty = MediaRecord(
@@ -8323,10 +8141,8 @@ def find_record(app: App, request: Request, key: str) -> MediaRecord:
     return record
 
 
-@route(
-    "GET", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts", "One of my media records",
-    answers={200: "the record"},
-)  # fmt: skip
+@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
+       {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
     value = record_json(app, request, find_record(app, request, id))
     return json_response(value, headers=[NO_STORE])
@@ -8336,16 +8152,12 @@ class Stale(Exception):
     """Another request replaced the same record's file first."""
 
 
-@route(
-    "PUT", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
-    "Change a media record; a file replaces its file", body=MEDIA_BODY,
-    answers={200: "the record"},
-)  # fmt: skip
-@route(
-    "PATCH", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
-    "Change some of a media record; a file replaces its file", body=partial(MEDIA_BODY),
-    answers={200: "the record"},
-)  # fmt: skip
+@route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
+       "Change a media record; a file replaces its file", {200: "the record"},
+       body=MEDIA_BODY)  # fmt: skip
+@route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
+       "Change some of a media record; a file replaces its file", {200: "the record"},
+       body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = check_upload(request), media_changes(request)
@@ -8374,7 +8186,7 @@ def write_record(
         changes |= {"path": placed[0].path, "size": placed[0].size}
     gone: list[str] = []
 
-    def apply(db: sqlite3.Connection) -> MediaRecord:
+    def apply(db: Database) -> MediaRecord:
         record = app.index.media.get(seen.user_id, seen.id, db)
         if record is None:
             raise nothing_found()
@@ -8390,21 +8202,17 @@ def write_record(
     return changed
 
 
-@route(
-    "DELETE", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
-    "Delete a media record softly: its file stays on disk", answers={204: "nothing"},
-)  # fmt: skip
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
+       "Delete a media record softly: its file stays on disk", {204: "nothing"})  # fmt: skip
 def delete_record(app: App, request: Request, id: str) -> Response:
     if not app.index.media.hide(caller(request), id.lower(), time.time()):
         raise nothing_found()
     return Response(204)
 
 
-@route(
-    "GET", below(MEDIA_PATHS, "/{id}/file"), Access.OPEN, "accounts",
-    "The file of a media record, for its owner or by the signature in its URL",
-    query=(Field("expires"), Field("signature")), answers={200: "the file"},
-)  # fmt: skip
+@route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
+       "The file of a media record, for its owner or by the signature in its URL",
+       {200: "the file"}, query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
@@ -8435,19 +8243,15 @@ MEMBERSHIP = BodySpec(
 )
 
 
-@route(
-    "POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), Access.USER, "accounts",
-    "Put a media record into a collection", body=MEMBERSHIP, answers={200: "the record"},
-)  # fmt: skip
+@route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
+       "Put a media record into a collection", {200: "the record"}, body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     key = request.fields["collection_id"]
     return move_record(app, request, id, find_collection(app, request, key).id)
 
 
-@route(
-    "POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), Access.USER, "accounts",
-    "Take a media record out of its collection", answers={200: "the record"},
-)  # fmt: skip
+@route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
+       "Take a media record out of its collection", {200: "the record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     return move_record(app, request, id, None)
 
@@ -8490,18 +8294,14 @@ def find_collection(app: App, request: Request, key: str) -> Collection:
     return collection
 
 
-@route(
-    "GET", COLLECTION_PATHS, Access.USER, "accounts", "My collections",
-    query=PAGING, answers={200: "count, next, previous, results"},
-)  # fmt: skip
+@route("GET", COLLECTION_PATHS, USER, "accounts", "My collections",
+       {200: "count, next, previous, results"}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route(
-    "POST", COLLECTION_PATHS, Access.USER, "accounts", "Make a collection",
-    body=COLLECTION_BODY, answers={201: "the collection"},
-)  # fmt: skip
+@route("POST", COLLECTION_PATHS, USER, "accounts", "Make a collection", {201: "the collection"},
+       body=COLLECTION_BODY)  # fmt: skip
 def create_collection(app: App, request: Request) -> Response:
     now, values = time.time(), request.fields
     collection = Collection(
@@ -8511,10 +8311,8 @@ def create_collection(app: App, request: Request) -> Response:
     return json_response(collection_json(collection), 201)
 
 
-@route(
-    "GET", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
-    "One of my collections and its media", answers={200: "the collection, media"},
-)  # fmt: skip
+@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       "One of my collections and its media", {200: "the collection, media"})  # fmt: skip
 def get_collection(app: App, request: Request, id: str) -> Response:
     collection = find_collection(app, request, id)
     wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
@@ -8522,20 +8320,15 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     return json_response({**collection_json(collection), "media": media}, headers=[NO_STORE])
 
 
-@route(
-    "PUT", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts", "Change a collection",
-    body=COLLECTION_BODY, answers={200: "the collection"},
-)  # fmt: skip
-@route(
-    "PATCH", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
-    "Change some of a collection", body=partial(COLLECTION_BODY),
-    answers={200: "the collection"},
-)  # fmt: skip
+@route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
+       {200: "the collection"}, body=COLLECTION_BODY)  # fmt: skip
+@route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change some of a collection",
+       {200: "the collection"}, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     changes = {**request.fields, "updated_at": time.time()}
     key = find_collection(app, request, id).id
 
-    def apply(db: sqlite3.Connection) -> Collection:
+    def apply(db: Database) -> Collection:
         collection = app.index.collections.get(caller(request), key, db)
         if collection is None:
             raise nothing_found()
@@ -8546,10 +8339,8 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route(
-    "DELETE", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
-    "Delete a collection and keep its media", answers={204: "nothing"},
-)  # fmt: skip
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       "Delete a collection and keep its media", {204: "nothing"})  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     if not app.index.collections.remove_collection(caller(request), id.lower()):
         raise nothing_found()
@@ -8601,10 +8392,8 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route(
-    "GET", "/entity/", Access.READ, "entities", "A page of the entities",
-    query=ENTITY_LIST, answers={200: "items, pagination"},
-)  # fmt: skip
+@route("GET", "/entity/", READ, "entities", "A page of the entities", {200: "items, pagination"},
+       query=ENTITY_LIST)  # fmt: skip
 def list_entities(app: App, request: Request) -> Response:
     query = request.query
     page, size = query["page"], query["page_size"]
@@ -8640,33 +8429,27 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route(
-    "POST", "/entity/", Access.WRITE, "entities", "Create an entity",
-    body=ENTITY_CREATE, answers={201: "the Item"},
-)  # fmt: skip
+@route("POST", "/entity/", WRITE, "entities", "Create an entity", {201: "the Item"},
+       body=ENTITY_CREATE)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
     return json_response(entity_json(entity), 201, [("Location", f"/entity/{entity.id}")])
 
 
-@route(
-    "GET", "/entity/{id}", Access.READ, "entities", "An entity",
-    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the Item"},
-)  # fmt: skip
+@route("GET", "/entity/{id}", READ, "entities", "An entity", {200: "the Item"},
+       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
-@route(
-    "PUT", "/entity/{id}", Access.WRITE, "entities", "Replace an entity",
-    parameters=ENTITY_ID, body=ENTITY_REPLACE, answers={200: "the Item"},
-)  # fmt: skip
+@route("PUT", "/entity/{id}", WRITE, "entities", "Replace an entity", {200: "the Item"},
+       parameters=ENTITY_ID, body=ENTITY_REPLACE)  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     fields = request.fields
     texts: dict[str, Any] = {item.name: fields.get(item.name) for item in ENTITY_TEXTS}
 
-    def draft(db: sqlite3.Connection | None) -> Entity:
+    def draft(db: Database | None) -> Entity:
         current = find_entity(app, id, db=db)
         if fields.get("is_collection", current.is_collection) != current.is_collection:
             raise HTTPError(400, "is_collection cannot be changed.")
@@ -8675,25 +8458,21 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, request.upload, draft)))
 
 
-@route(
-    "PATCH", "/entity/{id}", Access.WRITE, "entities", "Change, move, soft-delete or restore",
-    parameters=ENTITY_ID, body=ENTITY_PATCH, answers={200: "the Item"},
-)  # fmt: skip
+@route("PATCH", "/entity/{id}", WRITE, "entities", "Change, move, soft-delete or restore",
+       {200: "the Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
-    def draft(db: sqlite3.Connection | None) -> Entity:
+    def draft(db: Database | None) -> Entity:
         return replace(find_entity(app, id, db=db), **request.fields)
 
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route(
-    "DELETE", "/entity/{id}", Access.WRITE, "entities", "Delete an entity for good",
-    parameters=ENTITY_ID, answers={200: "the Item as it was"},
-)  # fmt: skip
+@route("DELETE", "/entity/{id}", WRITE, "entities", "Delete an entity for good",
+       {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     with contextlib.ExitStack() as files:
 
-        def remove(db: sqlite3.Connection) -> tuple[Entity, list[str]]:
+        def remove(db: Database) -> tuple[Entity, list[str]]:
             entity = find_entity(app, id, db=db)
             paths = app.index.entities.remove(db, id, time.time())
             files.enter_context(app.entities.removing(paths))  # once this is committed
@@ -8705,10 +8484,9 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(entity))
 
 
-@route(
-    "GET", "/entity/{id}/versions", Access.READ, "entities", "All versions, the oldest first",
-    parameters=ENTITY_ID, answers={200: "version, transaction_id and the Item's fields of each"},
-)  # fmt: skip
+@route("GET", "/entity/{id}/versions", READ, "entities", "All versions, the oldest first",
+       {200: "version, transaction_id and the Item's fields of each"},
+       parameters=ENTITY_ID)  # fmt: skip
 def list_versions(app: App, request: Request, id: int) -> Response:
     versions = app.index.entities.versions(id)
     if not versions:
@@ -8721,10 +8499,8 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     )
 
 
-@route(
-    "GET", "/entity/{id}/file", Access.READ, "entities", "An entity's content",
-    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the file"},
-)  # fmt: skip
+@route("GET", "/entity/{id}/file", READ, "entities", "An entity's content", {200: "the file"},
+       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
@@ -8734,7 +8510,7 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
 
 
 def find_entity(
-    app: App, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+    app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
     entity = app.index.entities.get(id, version, db)
     if entity is None:
@@ -8747,7 +8523,7 @@ def no_entity(id: int) -> HTTPError:
 
 
 def save_entity(
-    app: App, upload: Incoming | None, draft: Callable[[sqlite3.Connection | None], Entity]
+    app: App, upload: Incoming | None, draft: Callable[[Database | None], Entity]
 ) -> Entity:
     """Write what `draft` makes of the current version, with the upload as its content.
 
@@ -8763,7 +8539,7 @@ def save_entity(
 
 def put_entity(
     app: App,
-    db: sqlite3.Connection,
+    db: Database,
     entity: Entity,
     upload: Incoming | None = None,
     content: tuple[File, Asset] | None = None,
@@ -8779,7 +8555,7 @@ def put_entity(
 
 
 def check_entity(
-    app: App, entity: Entity, upload: Incoming | None, db: sqlite3.Connection | None = None
+    app: App, entity: Entity, upload: Incoming | None, db: Database | None = None
 ) -> None:
     """Refuse a version that cannot be: 400, or 409 for another one's content."""
     if entity.is_collection and upload:
@@ -8795,7 +8571,7 @@ def check_entity(
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_parent(app: App, entity: Entity, id: int, db: sqlite3.Connection | None) -> None:
+def check_parent(app: App, entity: Entity, id: int, db: Database | None) -> None:
     """A parent is a collection that is not below its child; it may be softly deleted."""
     entities = app.index.entities
     parent = entities.get(id, db=db)
@@ -8885,14 +8661,8 @@ def health_json(app: App) -> dict[str, Any]:
     }
 
 
-@route(
-    "GET",
-    "/health",
-    Access.OPEN,
-    "system",
-    "How the server is",
-    answers={200: "status, version, uptime, scan"},
-)
+@route("GET", "/health", OPEN, "system", "How the server is",
+       {200: "status, version, uptime, scan"})  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app), headers=[("Cache-Control", "no-store")])
 
@@ -8917,14 +8687,8 @@ PAGE_POLICY = (
 )
 
 
-@route(
-    "GET",
-    "/",
-    Access.OPEN,
-    "system",
-    "A page for browsers, health for programs",
-    answers={200: "page or health"},
-)
+@route("GET", "/", OPEN, "system", "A page for browsers, health for programs",
+       {200: "page or health"})  # fmt: skip
 def get_root(app: App, request: Request) -> Response:
     vary = ("Vary", "Accept")
     if "text/html" not in request.headers.get("accept", ""):
@@ -9018,10 +8782,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
     for name, default, how in Settings.table():
         if not how.secret:
-            shown = how.shown or str(default)
-            parser.add_argument(
-                f"--{name}", metavar="X", help=f"{how.help} ({shown})".replace("%", "%%")
-            )
+            text = f"{how.help} ({how.shown or str(default).lower()})"
+            parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
     return parser
 
 
@@ -9136,7 +8898,7 @@ def change_permissions(
     with opened_index(settings) as index:
         user = find_user(index, name)
 
-        def apply(db: sqlite3.Connection) -> None:
+        def apply(db: Database) -> None:
             permissions = index.users.permissions(db, user)
             change(permissions, set(words))
             index.users.set_permissions(db, user, permissions)
