@@ -75,7 +75,7 @@ import uuid
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -6463,10 +6463,9 @@ class RouteTable:
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
+        segments = path[1:].removesuffix("/").split("/")
         try:
-            parts = [
-                unquote(part, errors="strict") for part in path[1:].removesuffix("/").split("/")
-            ]
+            parts = [unquote(segment, errors="strict") for segment in segments]
         except UnicodeDecodeError:
             raise HTTPError(400, "The path is not UTF-8.") from None
         found = []
@@ -6566,15 +6565,7 @@ class App:
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
-        apart = [
-            str(path)
-            for path in (
-                settings.upload_dir,
-                settings.database_dir,
-                settings.database_dir / "users",
-                settings.media_storage_dir,
-            )
-        ]
+        apart = [str(settings.database_dir), *(f.path for f in folders if f is not self.library)]
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
@@ -6612,25 +6603,12 @@ def read_public_key(settings: Settings) -> PublicKey | None:
     except (OSError, ValueError) as error:
         if settings.public_key_path is None and isinstance(error, FileNotFoundError):
             return None
-        raise SettingError(
-            "PUBLIC_KEY_PATH", f"{path} is no usable P-256 public key: {error}"
-        ) from None
+        problem = f"{path} is no usable P-256 public key: {error}"
+        raise SettingError("PUBLIC_KEY_PATH", problem) from None
 
 
 class Request:
     """A request on its way to its handler; all of it has been checked when it gets there."""
-
-    __slots__ = (
-        "app",
-        "body",
-        "fields",
-        "head",
-        "headers",
-        "peer",
-        "principal",
-        "query",
-        "upload",
-    )
 
     def __init__(self, app: App, head: RequestHead, body: Body, peer: str) -> None:
         self.app = app
@@ -6693,6 +6671,10 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 # -- Reading fields ----------------------------------------------------------------------
 
 
+class Unfit(Exception):
+    """A value is not what its field takes; its arguments are a Problem's from `message` on."""
+
+
 def parse_value(item: Field, value: Any, where: str) -> Any:
     """A field's value from text (path, query, form) or JSON; raises Invalid."""
     if isinstance(value, str) and item.trim:
@@ -6701,90 +6683,79 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
         value = None
     if value is None and item.nullable:
         return None
-    parsed = PARSERS[item.type](value)
-    if isinstance(parsed, Problem):
-        raise Invalid(replace(parsed, where=where, field=item.name, is_null=value is None))
-    if item.type == "integer":
-        return check_bounds(item, parsed, where)
-    return check_text(item, parsed, where) if isinstance(parsed, str) else parsed
+    try:
+        if item.type == "boolean":
+            return parse_flag(value)
+        if item.type == "integer":
+            return check_bounds(item, parse_integer(value), where)
+        return check_text(item, parse_string(value, numbers=item.type == "text"))
+    except Unfit as error:
+        raise Invalid(Problem(where, item.name, *error.args, is_null=value is None)) from None
 
 
-def check_text(item: Field, text: str, where: str) -> str:
+def parse_string(value: Any, numbers: bool) -> str:
+    """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
+    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise Unfit("must be a string", "string_type")
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise Unfit("has a character that is not allowed", "string_unicode")
+    return value
+
+
+def check_text(item: Field, text: str) -> str:
+    shortest, longest = item.shortest, item.longest
     if not text and item.blank == "refused":
-        raise Invalid(Problem(where, item.name, "may not be blank", "blank"))
+        raise Unfit("may not be blank", "blank")
     if item.choices and text not in item.choices:
-        raise Invalid(Problem(where, item.name, f'"{text}" is not a valid choice', "choice"))
-    if item.longest is not None and len(text) > item.longest:
-        message = f"must have at most {item.longest} characters"
-        raise Invalid(Problem(where, item.name, message, "string_too_long", item.longest))
-    if len(text) < item.shortest:
-        message = f"must have at least {item.shortest} characters"
-        raise Invalid(Problem(where, item.name, message, "string_too_short", item.shortest))
+        raise Unfit(f'"{text}" is not a valid choice', "choice")
+    if longest is not None and len(text) > longest:
+        raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
+    if len(text) < shortest:
+        raise Unfit(f"must have at least {shortest} characters", "string_too_short", shortest)
     return text
 
 
-def parse_string(value: Any) -> str | Problem:
-    if not isinstance(value, str):
-        return Problem("", "", "must be a string", "string_type")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        return Problem("", "", "has a character that is not allowed", "string_unicode")
-    return value
-
-
-def parse_any_text(value: Any) -> str | Problem:
-    """A number counts as its digits, as in Django: people send phone numbers so."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return parse_string(str(value) if number else value)
-
-
-def parse_integer(value: Any) -> int | Problem:
-    wrong = Problem("", "", "must be a whole number", "int_type")
+def parse_integer(value: Any) -> int:
+    problem = "int_type"
     if isinstance(value, str):
-        if not re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
-            return replace(wrong, type="int_parsing")
-        value = int(value)
+        problem = "int_parsing"
+        if re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
+            return int(value)
     elif isinstance(value, float):
-        if not value.is_integer():
-            return replace(wrong, type="int_from_float")
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        return wrong
-    return value
-
-
-FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True) | dict.fromkeys(
-    ("false", "f", "0", "off", "no", "n"), False
-)
-
-
-def parse_flag(value: Any) -> bool | Problem:
-    if not isinstance(value, (str, int)):
-        return Problem("", "", "must be true or false", "bool_type")
-    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
-    return Problem("", "", "must be true or false", "bool_parsing") if parsed is None else parsed
-
-
-PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "string": parse_string,
-    "text": parse_any_text,
-    "integer": parse_integer,
-    "boolean": parse_flag,
-}
+        problem = "int_from_float"
+        if value.is_integer():
+            return int(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise Unfit("must be a whole number", problem)
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
+    low, high = item.minimum, item.maximum
     if where == "query":  # past any page, and what SQLite can take
         number = max(-MAX_BYTES, min(number, MAX_BYTES))
     elif abs(number) > MAX_BYTES:
-        raise Invalid(Problem(where, item.name, "is too large", "int_parsing_size"))
-    low, high = item.minimum, item.maximum
+        raise Unfit("is too large", "int_parsing_size")
     if low is not None and number < low:
-        text = f"must be at least {low}"
-        raise Invalid(Problem(where, item.name, text, "greater_than_equal", low))
+        raise Unfit(f"must be at least {low}", "greater_than_equal", low)
     if high is not None and number > high:
-        text = f"must be at most {high}"
-        raise Invalid(Problem(where, item.name, text, "less_than_equal", high))
+        raise Unfit(f"must be at most {high}", "less_than_equal", high)
     return number if item.ceiling is None else min(number, item.ceiling)
+
+
+FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True)
+FLAGS |= dict.fromkeys(("false", "f", "0", "off", "no", "n"), False)
+
+
+def parse_flag(value: Any) -> bool:
+    if not isinstance(value, (str, int)):
+        raise Unfit("must be true or false", "bool_type")
+    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
+    if parsed is None:
+        raise Unfit("must be true or false", "bool_parsing")
+    return parsed
 
 
 def parse_declared(
@@ -6814,35 +6785,25 @@ def read_body(request: Request, spec: BodySpec) -> None:
     if unsized and (spec.upload or "content-type" in request.headers):
         raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPError(
-            415, "Send the body without Content-Encoding.", {"Accept-Encoding": "identity"}
-        )
+        wanted = {"Accept-Encoding": "identity"}
+        raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
+    is_json = media_type == "application/json" or media_type.endswith("+json")
     if request.body.finished:  # nothing was sent, whatever its type would have been
         values: dict[str, Any] = {}
     elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
         values = read_multipart(request, spec, parameters.get("boundary", ""))
     elif media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
-        values = dict(
-            parse_query(request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape"))
-        )
-    elif (
-        media_type == "application/json" or media_type.endswith("+json")
-    ) and "json" in spec.kinds:
+        text = request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape")
+        values = dict(parse_query(text))
+    elif is_json and "json" in spec.kinds:
         values = unwrap(parse_json_object(request.body.read(MAX_TEXT_BYTES)), spec.wrapper)
     else:
-        raise HTTPError(
-            415, f"This endpoint does not read {media_type or 'a body without Content-Type'}."
-        )
+        what = media_type or "a body without Content-Type"
+        raise HTTPError(415, f"This endpoint does not read {what}.")
     if spec.upload and spec.upload.required and request.upload is None:
-        raise Invalid(
-            Problem(
-                "body",
-                spec.upload.name,
-                "is required: send one file as multipart/form-data",
-                "missing",
-            )
-        )
+        message = "is required: send one file as multipart/form-data"
+        raise Invalid(Problem("body", spec.upload.name, message, "missing"))
     request.fields = parse_declared(spec.fields, values, "body")
 
 
@@ -6919,9 +6880,8 @@ def bounded_text(pieces: Iterable[memoryview], room: int) -> Iterator[bytes]:
     for piece in pieces:
         room -= len(piece)
         if room < 0:
-            raise HTTPError(
-                413, f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
-            )
+            detail = f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
+            raise HTTPError(413, detail)
         yield bytes(piece)
 
 
@@ -6939,10 +6899,10 @@ def receive_upload(
         raise HTTPError(503, "The storage folder is not mounted.", {"Retry-After": "60"})
     incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
-    if not filename:
-        incoming.discard()
-    else:
+    if filename:
         request.upload = incoming
+    else:
+        incoming.discard()
 
 
 # -- Answers -----------------------------------------------------------------------------
@@ -7050,24 +7010,22 @@ def multirange_response(
 ) -> Response:
     """Several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
-    heads = [
-        f"\r\n--{boundary}\r\nContent-Type: {content.mime_type}\r\n"
-        f"Content-Range: bytes {first}-{last}/{content.size}\r\n\r\n".encode()
-        for first, last in ranges
-    ]
+    length, parts = 0, list[Segment]()
+    for first, last in ranges:
+        about = f"Content-Type: {content.mime_type}\r\n"
+        about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
+        head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
+        length += len(head) + last + 1 - first
+        parts.append(content.cut(first, last, head))
     end = f"\r\n--{boundary}--\r\n".encode()
-    length = sum(map(len, heads)) + sum(last + 1 - first for first, last in ranges) + len(end)
-    parts = [
-        content.cut(first, last, head) for head, (first, last) in zip(heads, ranges, strict=True)
-    ]
     fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
     held = content.source if isinstance(content.source, io.FileIO) else None
-    return Response(206, fields, [*parts, end], length, held)
+    return Response(206, fields, [*parts, end], length + len(end), held)
 
 
 # -- The application ---------------------------------------------------------------------
 
-DISK_ERRORS: Mapping[int, tuple[int, str]] = {
+DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.ENOSPC: (507, "The disk is full."),
     errno.EDQUOT: (507, "The disk quota is used up."),
     errno.EFBIG: (507, "The file system takes no file of this size."),
@@ -7146,16 +7104,12 @@ class Application:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
         headers = [("Allow", allow)]
-        if (
-            "access-control-request-method" in head.headers
-            and self.app.settings.cors_allow_origins
-        ):
-            wanted = (
-                head.headers.get("access-control-request-headers") or "Authorization, Content-Type"
-            )
+        asked = "access-control-request-method" in head.headers
+        if asked and self.app.settings.cors_allow_origins:
+            wanted = head.headers.get("access-control-request-headers")
             headers += [
                 ("Access-Control-Allow-Methods", allow),
-                ("Access-Control-Allow-Headers", wanted),
+                ("Access-Control-Allow-Headers", wanted or "Authorization, Content-Type"),
                 ("Access-Control-Max-Age", CORS_MAX_AGE),
             ]
         return Response(204, headers)
@@ -7230,8 +7184,8 @@ def as_http_error(error: Exception) -> HTTPError:
         return error
     if isinstance(error, TooLarge):
         return HTTPError(413, f"{str(error).capitalize()}.")
-    if isinstance(error, OSError) and (error.errno or 0) in DISK_ERRORS:
-        status, detail = DISK_ERRORS[error.errno or 0]
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, {"Retry-After": "60"} if status == 503 else None)
     if isinstance(error, sqlite3.OperationalError):
         warn(f"the index: {error}")
@@ -7256,9 +7210,9 @@ FASTAPI_MESSAGES = {
     "string_unicode": "Input should be a valid string,"
     " unable to parse raw data as a unicode string",
     "dict_type": "Input should be a valid dictionary",
-    "greater_than_equal": "Input should be greater than or equal to {limit}",
-    "less_than_equal": "Input should be less than or equal to {limit}",
-    "value_error": "Value error, {message}",
+    "greater_than_equal": "Input should be greater than or equal to {0}",
+    "less_than_equal": "Input should be less than or equal to {0}",
+    "value_error": "Value error, {1}",
 }
 DJANGO_MESSAGES = {
     "missing": "This field is required.",
@@ -7280,20 +7234,19 @@ DJANGO_MESSAGES = {
 
 def error_response(error: HTTPError, family: str) -> Response:
     """An error in the shape of its family (CONTRACT.md, section 3)."""
-    status, value = error.status, {"detail": error.detail}
+    status, value = error.status, dict[str, Any](detail=error.detail)
     if isinstance(error, Invalid) and family == "entities":
-        status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}  # type: ignore[dict-item]
+        status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}
     elif isinstance(error, Invalid) and family == "accounts":
         value = {}
         for problem in error.problems:
-            value.setdefault(problem.field, []).append(django_message(problem))  # type: ignore[arg-type,attr-defined]
+            value.setdefault(problem.field, []).append(django_message(problem))
     return json_response(value, status, error.headers.items())
 
 
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
-    message = FASTAPI_MESSAGES.get(problem.type, "{message}").format(
-        limit=problem.limit, message=problem.message
-    )
+    sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
+    message = sentence.format(problem.limit, problem.message)
     return {"loc": [problem.where, problem.field], "msg": message, "type": problem.type}
 
 
@@ -7415,10 +7368,8 @@ def internal_location(request: Request, folder: Folder, file: File) -> str:
 def remember_hot(app: App, request: Request, folder: Folder, file: File, content: Content) -> None:
     """Have the next anonymous GET of a small public file answered from memory."""
     if folder is app.library and not app.settings.read_auth_enabled and not request.head.query:
-        app.remember(
-            request.head.target,
-            HotFile(folder.locate(file.path), file.size, file.mtime_ns, content),
-        )
+        hot = HotFile(folder.locate(file.path), file.size, file.mtime_ns, content)
+        app.remember(request.head.target, hot)
 
 
 def store_upload(
@@ -7453,9 +7404,8 @@ def check_extension(name: str, extensions: Set[str]) -> str:
     """The extension of a file name if it is an allowed one, in lower case; 400."""
     extension = posixpath.splitext(name.replace("\\", "/"))[1][1:].lower()
     if extension not in extensions:
-        raise HTTPError(
-            400, f"The file's name must end in one of: {', '.join(sorted(extensions))}."
-        )
+        allowed = ", ".join(sorted(extensions))
+        raise HTTPError(400, f"The file's name must end in one of: {allowed}.")
     return extension
 
 
@@ -7568,17 +7518,15 @@ LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 @route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
 def list_library(app: App, request: Request) -> Response:
     root = app.library.path
-    return json_response(
-        {
-            sha256: {
-                "filename": printable(posixpath.basename(path)),
-                "last_modified": mtime_ns / 1e9,
-                "file_path": printable(f"{root}/{path}"),
-                "original_creation_date": created,
-            }
-            for sha256, path, mtime_ns, created in app.index.files.library()
+    value = {}
+    for sha256, path, mtime_ns, created in app.index.files.library():
+        value[sha256] = {
+            "filename": printable(posixpath.basename(path)),
+            "last_modified": mtime_ns / 1e9,
+            "file_path": printable(f"{root}/{path}"),
+            "original_creation_date": created,
         }
-    )
+    return json_response(value)
 
 
 @route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
@@ -7638,8 +7586,7 @@ def put_image(app: App, request: Request, filename: str) -> Response:
         folder = time.strftime("uploads/%Y%m%d", time.gmtime())
         names = numbered_names(f"{folder}/{name}")
         file, asset = store_upload(app, incoming, app.library, names)
-        put = put_new_content if readable else put_file
-        known = app.index.write(lambda db: put(app, db, file, asset), durable=False)
+        known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -7650,13 +7597,9 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     return json_response(library_json("Image content already exists.", incoming.sha256, known))
 
 
-def put_file(app: App, db: Database, file: File, asset: Asset) -> None:
-    app.index.files.put(db, file, asset)
-
-
-def put_new_content(app: App, db: Database, file: File, asset: Asset) -> str | None:
-    """Know a file unless another request has brought its content meanwhile: that one's path."""
-    for other in app.index.files.others(db, file):
+def put_library(app: App, db: Database, file: File, asset: Asset, once: bool) -> str | None:
+    """Know a file; `once`: unless another has brought its content meanwhile: that one's path."""
+    for other in app.index.files.others(db, file) if once else ():
         if app.library.has(other):
             return other.path
     app.index.files.put(db, file, asset)
@@ -7664,13 +7607,8 @@ def put_new_content(app: App, db: Database, file: File, asset: Asset) -> str | N
 
 
 def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
-    path = printable(path)
-    return {
-        "message": message,
-        "sha256": sha256,
-        "filename": posixpath.basename(path),
-        "file_path": path,
-    }
+    name, path = printable(posixpath.basename(path)), printable(path)
+    return {"message": message, "sha256": sha256, "filename": name, "file_path": path}
 
 
 # -- images: private image box -----------------------------------------------------------
@@ -7781,8 +7719,11 @@ def unauthorized(detail: str) -> HTTPError:
     return HTTPError(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def nothing_found() -> HTTPError:
-    return HTTPError(404, "Not found.")
+def existing(thing: T | None) -> T:
+    """What was looked for; 404 where it is nobody's, or another's."""
+    if not thing:
+        raise HTTPError(404, "Not found.")
+    return thing
 
 
 def caller(request: Request) -> int:
@@ -7793,10 +7734,7 @@ def caller(request: Request) -> int:
 
 def find_account(app: App, request: Request) -> User:
     """The caller's account; 404 for the users of other programs."""
-    user = app.index.users.get(caller(request))
-    if user is None:
-        raise nothing_found()
-    return user
+    return existing(app.index.users.get(caller(request)))
 
 
 def user_json(user: User) -> dict[str, Any]:
@@ -7815,14 +7753,12 @@ def register(app: App, request: Request) -> Response:
     values["password"] = app.scrypt.hash(values["password"])
 
     def add(db: Database) -> User:
-        if taken := app.index.users.taken(db, values):
-            labels = {name: name.replace("_", " ") for name in taken}
-            raise Invalid(
-                *(
-                    Problem("body", name, f"user with this {label} already exists.", "unique")
-                    for name, label in labels.items()
-                )
-            )
+        problems = []
+        for name in app.index.users.taken(db, values):
+            message = f"user with this {name.replace('_', ' ')} already exists."
+            problems.append(Problem("body", name, message, "unique"))
+        if problems:
+            raise Invalid(*problems)
         return app.index.users.add(db, values, time.time())
 
     return json_response(user_json(app.index.write(add)), 201)
@@ -7844,12 +7780,10 @@ def login(app: App, request: Request) -> Response:
     password = request.fields["password"]
     right = app.logins.check(login_key(user, name), f"address {request.client}", password, stored)
     now, session, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
-    expires = now + refresh_seconds(app)
-    if user is None or not right or not app.index.write(
-        lambda db: app.index.sessions.open(db, user, session, jti, now, expires)
-    ):  # fmt: skip
-        raise unauthorized("No active account found with the given credentials")
-    return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
+    values = (session, jti, now, now + refresh_seconds(app))
+    if user and right and app.index.write(lambda db: app.index.sessions.open(db, user, *values)):
+        return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
+    raise unauthorized("No active account found with the given credentials")
 
 
 def refresh_seconds(app: App) -> int:
@@ -7860,6 +7794,7 @@ def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dic
     """An access and a refresh token with the claims of SimpleJWT."""
     lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
     about = {
+        "iat": int(now),
         "user_id": user.id,
         "email": user.email,
         "first_name": user.first_name,
@@ -7871,12 +7806,11 @@ def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dic
         "access": {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)},
         "refresh": {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session},
     }
-    return {
-        kind: sign_jwt(
-            {"token_type": kind, "iat": int(now), **claims, **about}, app.settings.jwt_signing_key
-        )
-        for kind, claims in kinds.items()
-    }
+    key = app.settings.jwt_signing_key
+    tokens = {}
+    for kind, claims in kinds.items():
+        tokens[kind] = sign_jwt({"token_type": kind, **claims, **about}, key)
+    return tokens
 
 
 def parse_refresh_token(app: App, text: str) -> RefreshToken:
@@ -7905,12 +7839,11 @@ def refresh_tokens(app: App, request: Request) -> Response:
 @route("POST", "/api/auth/logout", USER, "accounts", "Spend a refresh token",
        {205: "nothing", 400: "error"}, body=REFRESH)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
-    arrived = time.time()
+    arrived, sessions = time.time(), app.index.sessions
     with contextlib.suppress(TokenError):
         token = parse_refresh_token(app, request.fields["refresh"])
-        if token.user_id == caller(request) and app.index.write(
-            lambda db: app.index.sessions.end(db, token, arrived)
-        ):
+        mine = token.user_id == caller(request)
+        if mine and app.index.write(lambda db: sessions.end(db, token, arrived)):
             return Response(205)
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
@@ -8058,10 +7991,9 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
        query=(Field("type", help="image, video or audio"), *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     kind = request.query.get("type")
-    return list_owned(
-        request, app.index.media, MEDIA_ORDER, functools.partial(record_json, app, request),
-        (("type", kind),) if kind in KINDS else (),
-    )  # fmt: skip
+    to_json = functools.partial(record_json, app, request)
+    equal = (("type", kind),) if kind in KINDS else ()
+    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
 
 
 def check_upload(request: Request) -> Facts | None:
@@ -8134,11 +8066,7 @@ def create_record(app: App, request: Request) -> Response:
 
 
 def find_record(app: App, request: Request, key: str) -> MediaRecord:
-    """The caller's record; 404 for another's as for none."""
-    record = app.index.media.get(caller(request), key.lower())
-    if record is None:
-        raise nothing_found()
-    return record
+    return existing(app.index.media.get(caller(request), key.lower()))
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
@@ -8187,9 +8115,7 @@ def write_record(
     gone: list[str] = []
 
     def apply(db: Database) -> MediaRecord:
-        record = app.index.media.get(seen.user_id, seen.id, db)
-        if record is None:
-            raise nothing_found()
+        record = existing(app.index.media.get(seen.user_id, seen.id, db))
         if record.path != seen.path:
             raise Stale
         gone.extend(app.index.files.remove_all(db, "users", replaced))
@@ -8205,8 +8131,7 @@ def write_record(
 @route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
        "Delete a media record softly: its file stays on disk", {204: "nothing"})  # fmt: skip
 def delete_record(app: App, request: Request, id: str) -> Response:
-    if not app.index.media.hide(caller(request), id.lower(), time.time()):
-        raise nothing_found()
+    existing(app.index.media.hide(caller(request), id.lower(), time.time()))
     return Response(204)
 
 
@@ -8219,9 +8144,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-    if record.path is None:
-        raise nothing_found()
-    file, asset = find_named(app, app.users, record.path)
+    file, asset = find_named(app, app.users, existing(record.path))
     return file_response(app, request, app.users, file, asset, "private, no-cache")
 
 
@@ -8230,9 +8153,7 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
-    record = app.index.media.of_anyone(key.lower())
-    if record is None:
-        raise nothing_found()
+    record = existing(app.index.media.of_anyone(key.lower()))
     if app.index.users.is_disabled(record.user_id):
         raise unauthorized("The account is disabled.")
     return record
@@ -8257,9 +8178,8 @@ def remove_from_collection(app: App, request: Request, id: str) -> Response:
 
 
 def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
-    record = write_record(
-        app, find_record(app, request, id), {"collection_id": collection_id}, None
-    )
+    seen = find_record(app, request, id)
+    record = write_record(app, seen, {"collection_id": collection_id}, None)
     return json_response(record_json(app, request, record))
 
 
@@ -8287,11 +8207,7 @@ def collection_json(collection: Collection) -> dict[str, Any]:
 
 
 def find_collection(app: App, request: Request, key: str) -> Collection:
-    """The caller's collection; 404 for another's as for none."""
-    collection = app.index.collections.get(caller(request), key.lower())
-    if collection is None:
-        raise nothing_found()
-    return collection
+    return existing(app.index.collections.get(caller(request), key.lower()))
 
 
 @route("GET", COLLECTION_PATHS, USER, "accounts", "My collections",
@@ -8329,10 +8245,7 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     key = find_collection(app, request, id).id
 
     def apply(db: Database) -> Collection:
-        collection = app.index.collections.get(caller(request), key, db)
-        if collection is None:
-            raise nothing_found()
-        changed = replace(collection, **changes)
+        changed = replace(existing(app.index.collections.get(caller(request), key, db)), **changes)
         app.index.collections.put(db, changed)
         return changed
 
@@ -8342,8 +8255,7 @@ def change_collection(app: App, request: Request, id: str) -> Response:
 @route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
        "Delete a collection and keep its media", {204: "nothing"})  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
-    if not app.index.collections.remove_collection(caller(request), id.lower()):
-        raise nothing_found()
+    existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
 
 
@@ -8491,12 +8403,9 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     versions = app.index.entities.versions(id)
     if not versions:
         raise no_entity(id)
-    return json_response(
-        [
-            {"version": e.version, "transaction_id": e.transaction_id, **entity_json(e)}
-            for e in versions
-        ]
-    )
+    numbers = ({"version": e.version, "transaction_id": e.transaction_id} for e in versions)
+    items = map(entity_json, versions)
+    return json_response([{**a, **b} for a, b in zip(numbers, items, strict=True)])
 
 
 @route("GET", "/entity/{id}/file", READ, "entities", "An entity's content", {200: "the file"},
@@ -8646,18 +8555,12 @@ def format_time(seconds: float | None) -> str | None:
 
 
 def health_json(app: App) -> dict[str, Any]:
-    scan = app.scanner.progress
     return {
         "status": "degraded" if app.is_unmounted() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": {
-            "running": scan.running,
-            "done": scan.done,
-            "total": scan.total,
-            "finished_at": scan.finished_at,
-        },
+        "scan": asdict(app.scanner.progress),
     }
 
 
@@ -8708,10 +8611,8 @@ def render_page(app: App, request: Request) -> str:
         return PAGE.format(message="The pictures here need a credential.", pictures="")
     hashes = app.index.files.newest_images(PAGE_PICTURES)
     shown = "thumbnail" if app.thumbnails.available else "image"
-    pictures = "".join(
-        f'<a href="/image/{sha256}"><img src="/{shown}/{sha256}" alt="" loading="lazy"></a>'
-        for sha256 in hashes
-    )
+    picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
+    pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
     message = "The newest pictures." if hashes else "There are no pictures yet."
     return PAGE.format(message=message, pictures=pictures)
 
