@@ -954,6 +954,9 @@ class Access(enum.Enum):
     USER = "user", None
 
 
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER = Access
+
+
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
     """Tell whether the principal may call a route of this access."""
     if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
@@ -2969,6 +2972,8 @@ class Index:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
+        self._lock_of_version = threading.Lock()
+        self._watcher: sqlite3.Connection | None = None
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -3052,6 +3057,14 @@ class Index:
             if connection is not None:
                 connection.close()
             self._writer.close()
+
+    def version(self) -> int:
+        """A number that changes with each commit, by whatever process (PRAGMA data_version)."""
+        with self._lock_of_version:
+            if self._watcher is None:
+                self._watcher = self._connect(cache_kib=16)
+            version: int = self._watcher.execute("PRAGMA data_version").fetchone()[0]
+        return version
 
     def get_meta(self, key: str) -> str | None:
         row = self.read("SELECT value FROM meta WHERE key = ?", key).fetchone()
@@ -3230,7 +3243,7 @@ class Files:
         count: int = self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0]
         return count
 
-    def media(self, limit: int, offset: int) -> list[tuple[str, int, str | None, float]]:
+    def media(self, limit: int, offset: int) -> Iterator[tuple[str, int, str | None, float]]:
         """Path, size, MIME type and time added of the public images, newest first."""
         rows = self._index.read(
             "SELECT path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
@@ -3238,7 +3251,7 @@ class Files:
             limit,
             offset,
         )
-        return [(os.fsdecode(row[0]), *row[1:]) for row in rows]
+        return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -4843,6 +4856,9 @@ class Headers:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
+    def has_none_of(self, names: Set[str]) -> bool:
+        return self._values.keys().isdisjoint(names)
+
     def __len__(self) -> int:
         return len(self._pairs)
 
@@ -4881,6 +4897,16 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LENGTH = 2**63 - 1
 
 
+# What makes the answer to a GET another one: who asks, for what, from where.
+SELECTING_FIELDS = frozenset(
+    {
+        "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
+        "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding",
+        "x-sendfile-type",
+    }
+)  # fmt: skip
+
+
 class Framing(NamedTuple):
     """What the header fields of a request say about it: the last fields of RequestHead."""
 
@@ -4890,6 +4916,7 @@ class Framing(NamedTuple):
     content_length: int | None
     chunked: bool
     expects_continue: bool
+    is_plain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -4907,6 +4934,7 @@ class RequestHead:
     content_length: int | None
     chunked: bool
     expects_continue: bool
+    is_plain: bool  # nothing in it asks for other than the whole, public thing
 
 
 def parse_request_head(head: bytes) -> RequestHead:
@@ -4964,6 +4992,7 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
         content_length=_parse_content_length(headers),
         chunked=_parse_transfer_encoding(headers, version),
         expects_continue=expectation != "" and version > (1, 0),
+        is_plain=version > (1, 0) and headers.has_none_of(SELECTING_FIELDS),
     )
 
 
@@ -5423,32 +5452,32 @@ def etag_matches(header: str, etag: str, weak: bool) -> bool:
     return not etag.startswith("W/") and etag in tags
 
 
-def not_modified(headers: Headers, etag: str, last_modified: float) -> bool:
+def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
     tags = headers.get("if-none-match")
     if tags is not None:
         return etag_matches(tags, etag, weak=True)
     since = parse_date(headers.get("if-modified-since", ""))
-    return since is not None and int(last_modified) <= since
+    return since is not None and last_modified is not None and int(last_modified) <= since
 
 
-def precondition_failed(headers: Headers, etag: str, last_modified: float) -> bool:
+def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
     tags = headers.get("if-match")
     if tags is not None:
         return not etag_matches(tags, etag, weak=False)
     since = parse_date(headers.get("if-unmodified-since", ""))
-    return since is not None and int(last_modified) > since
+    return since is not None and last_modified is not None and int(last_modified) > since
 
 
-def if_range_holds(headers: Headers, etag: str, last_modified: float) -> bool:
+def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
     validator = headers.get("if-range")
     if validator is None:
         return True
     if validator.endswith('"'):
         return validator == etag and not etag.startswith("W/")
-    return parse_date(validator) == int(last_modified)
+    return last_modified is not None and parse_date(validator) == int(last_modified)
 
 
 def accepts_gzip(headers: Headers) -> bool:
@@ -5583,7 +5612,7 @@ Segment = bytes | memoryview | FileSlice
 class Response:
     """An answer; `body` is bytes, or segments with their `length` (None: not known)."""
 
-    __slots__ = ("body", "headers", "length", "resource", "status")
+    __slots__ = ("body", "headers", "length", "prepared", "resource", "status")
 
     def __init__(
         self,
@@ -5598,6 +5627,13 @@ class Response:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
+        self.prepared = b""  # the head behind its Date, where it is often sent
+
+    def prepare(self) -> Response:
+        """Put a hot answer's head together once, for plain GETs on a kept connection."""
+        message = b"".join(self.to_segments(None, True, ""))  # type: ignore[arg-type]
+        self.prepared = message.partition(b"Date: ")[2].removesuffix(self.body)  # type: ignore[arg-type]
+        return self
 
     def close(self) -> None:
         if self.resource is not None:
@@ -5607,6 +5643,10 @@ class Response:
         self, head: RequestHead | None, keep_alive: bool, date: str
     ) -> Iterator[Segment]:
         """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
+        if self.prepared and keep_alive:
+            start = b"HTTP/1.1 200 OK\r\nDate: " + date.encode()
+            yield b"".join((start, self.prepared, self.body))  # type: ignore[arg-type]
+            return
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
         chunked = (
@@ -5904,6 +5944,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._in_flight = 0
         self._stop_at: float | None = None
+        self._part_at = 0.0  # until then idle connections are kept while stopping
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
         self._alarm, self._wakeup = socket.socketpair()
         for end in (self._alarm, self._wakeup):
@@ -5954,14 +5995,18 @@ class Server(ThreadingHTTPServer):
         if self.socket.fileno() >= 0:
             self._selector.unregister(self.socket)
             self.socket.close()
+            if self._in_flight or self._waiting:
+                self._part_at = time.monotonic() + FAREWELL_SECONDS
+        # In this order: a thread first puts `_part_at` off, then gives back, then counts down.
+        in_flight, held = self._in_flight, list(self._waiting.values())
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
-        if self._waiting and time.monotonic() < self._stop_at - STOP_SECONDS + FAREWELL_SECONDS:
+        if time.monotonic() < self._part_at:
             return False
-        for connection in list(self._waiting.values()):
+        for connection in held:
             if connection.head is None and not connection.lingering:
                 self._drop(connection)
-        busy = self._in_flight or any(c.head for c in list(self._waiting.values()))
+        busy = in_flight or any(connection.head for connection in held)
         return not busy or time.monotonic() > self._stop_at
 
     def _drain_alarm(self) -> None:
@@ -6074,8 +6119,7 @@ class Server(ThreadingHTTPServer):
 
     def _wait_for_reader(self, connection: Connection) -> None:
         connection.unsent = count_unsent(connection.socket)
-        self._end_flight(connection)
-        self._wait(connection, selectors.EVENT_WRITE, UNREAD_SECONDS)
+        self._land(connection, selectors.EVENT_WRITE, UNREAD_SECONDS)
 
     def _after_answer(self, connection: Connection) -> bool:
         """Tidy up behind a whole answer; whether the connection may carry another."""
@@ -6170,13 +6214,23 @@ class Server(ThreadingHTTPServer):
 
     def _give_back(self, connection: Connection) -> None:
         """Have the selector wait for the next request, or for the rest of this one's body."""
-        self._end_flight(connection)
+        if self._stop_at is not None:  # its answer said that there may be another request
+            self._part_at = time.monotonic() + FAREWELL_SECONDS
         begun = connection.head or connection.received
-        self._wait(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+        self._land(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
+
+    def _land(self, connection: Connection, event: int, seconds: float) -> None:
+        """Give a connection to the selector, and only then count it as in flight no more."""
+        counted, connection.in_flight = connection.in_flight, False
+        self._wait(connection, event, seconds)
+        self._count_down(counted)
 
     def _end_flight(self, connection: Connection) -> None:
-        if connection.in_flight:
-            connection.in_flight = False
+        counted, connection.in_flight = connection.in_flight, False
+        self._count_down(counted)
+
+    def _count_down(self, counted: bool) -> None:
+        if counted:
             with self._lock:
                 self._in_flight -= 1
             if self._stop_at is not None:
@@ -6352,6 +6406,10 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
+LISTING_BATCH = 1000  # rows written together
+JSON_TYPE = "application/json"
+HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
 )
@@ -6499,14 +6557,73 @@ def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, s
 # -- What handlers work with -------------------------------------------------------------
 
 
+class Listing:
+    """A long JSON answer, kept in an unlinked file as long as the index does not change.
+
+    So it is made once a change, sent by sendfile, and never in this process's memory as a whole.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[tuple[str, bool], tuple[int, Content]] = {}
+
+    def get(
+        self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
+    ) -> Content:
+        """The list called `key`, made of `pieces` if need be; the caller closes its source."""
+        with self._lock:
+            version = index.version()  # before it is read: a change meanwhile makes it stale
+            made = self._made.pop((key, zipped), None)
+            if made is None or made[0] != version:
+                made = (version, write_listing(pieces, zipped))
+            while len(self._made) >= MAX_LISTINGS:
+                self._made.pop(next(iter(self._made)))
+            self._made[(key, zipped)] = made
+            content = made[1]
+        return replace(content, source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
+
+
+def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
+    """Write JSON text to a file without a name, compressed if wanted and worth it."""
+    import tempfile  # 6 ms, and only where lists are asked for
+
+    file: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it is kept
+    compressor = zlib.compressobj(GZIP_LEVEL, wbits=31) if zipped else None
+    digest, plain_size = hashlib.sha256(), 0
+    for text in batched(pieces()):
+        data = text.encode("utf-8", "replace")
+        plain_size += len(data)
+        if compressor:
+            data = compressor.compress(data)
+        digest.update(data)
+        file.write(data)
+    if compressor and plain_size <= GZIP_BYTES:
+        return write_listing(pieces, False)
+    if compressor:
+        data = compressor.flush()
+        digest.update(data)
+        file.write(data)
+    name, coding = digest.hexdigest(), "gzip" if zipped else ""
+    return Content(file, file.tell(), JSON_TYPE, name, None, "no-cache", encoding=coding)
+
+
+def batched(pieces: Iterator[str]) -> Iterator[str]:
+    while text := "".join(itertools.islice(pieces, LISTING_BATCH)):
+        yield text
+
+
 @dataclass(frozen=True, slots=True)
 class HotFile:
-    """A small public file in memory, good as long as `path` has this size and mtime."""
+    """A public file that was asked for, good as long as `path` has this size and mtime.
+
+    The bytes of a small one are in `content`, and the usual answer with them in `whole`.
+    """
 
     path: str
     size: int
     mtime_ns: int
     content: Content
+    whole: Response | None
 
 
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
@@ -6580,6 +6697,8 @@ class App:
         self.scrypt = ScryptRoom()
         self.logins = Logins(index.failures, self.scrypt)
         self.hot: dict[str, HotFile] = {}  # by request target
+        self.hot_bytes = 0
+        self.listing = Listing()
         self.started = time.monotonic()
 
     def is_unmounted(self) -> bool:
@@ -6588,10 +6707,18 @@ class App:
             return False
         return not os.path.isdir(self.library.path) or not self.index.files.is_empty("library")
 
+    def prepare(self, content: Content) -> Response:
+        """The usual answer with a small public file, whoever asks."""
+        response = Response(200, content.headers(), content.source)
+        response.headers += cors_headers(self.settings.cors_allow_origins, "")
+        return response.prepare()
+
     def remember(self, target: str, hot: HotFile) -> None:
-        """Keep a small public file at hand; when there are too many, all make room."""
-        if len(self.hot) * HOT_FILE_BYTES >= HOT_BYTES:
+        """Keep a public file at hand; when there are too many, all make room."""
+        self.hot_bytes += HOT_ENTRY_BYTES + len(hot.content.source if hot.whole else b"")  # type: ignore[arg-type]
+        if self.hot_bytes > HOT_BYTES:
             self.hot.clear()
+            self.hot_bytes = 0
         self.hot[target] = hot
 
 
@@ -6690,7 +6817,8 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
             return check_bounds(item, parse_integer(value), where)
         return check_text(item, parse_string(value, numbers=item.type == "text"))
     except Unfit as error:
-        raise Invalid(Problem(where, item.name, *error.args, is_null=value is None)) from None
+        problem = Problem(where, item.name, *error.args)
+        raise Invalid(replace(problem, is_null=value is None)) from None
 
 
 def parse_string(value: Any, numbers: bool) -> str:
@@ -6908,11 +7036,14 @@ def receive_upload(
 # -- Answers -----------------------------------------------------------------------------
 
 
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def json_response(
     value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
 ) -> Response:
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(status, [("Content-Type", "application/json"), *headers], body)
+    body = to_json(value).encode("utf-8", "replace")
+    return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
 
 
 def format_timestamp(seconds: float) -> str:
@@ -6923,6 +7054,19 @@ def format_timestamp(seconds: float) -> str:
     """
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def listing_response(
+    app: App, request: Request, key: str, pieces: Callable[[], Iterator[str]]
+) -> Response:
+    """Answer with a long list, `pieces` of JSON text that are asked for only if it has changed."""
+    zipped = accepts_gzip(request.headers)
+    content = app.listing.get(app.index, key, zipped, pieces)
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(close_source, content)
+        response = content_response(request.head, content)
+        on_error.pop_all()
+    return response
 
 
 def printable(path: str) -> str:
@@ -6938,9 +7082,10 @@ class Content:
     size: int
     mime_type: str
     sha256: str
-    last_modified: float
+    last_modified: float | None
     cache_control: str
     filename: str = ""  # under which a browser saves it
+    encoding: str = ""  # what its bytes are in, where that is a choice
     internal: str = ""  # where the proxy finds the file itself
 
     @property
@@ -6952,14 +7097,19 @@ class Content:
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
             ("ETag", self.etag),
-            ("Last-Modified", format_date(self.last_modified)),
             ("Accept-Ranges", "bytes"),
             ("Cache-Control", self.cache_control),
         ]
-        if self.mime_type == "image/svg+xml":
+        if self.last_modified is not None:
+            headers.append(("Last-Modified", format_date(self.last_modified)))
+        if self.mime_type == JSON_TYPE:
+            headers.append(("Vary", "Accept-Encoding"))
+        elif self.mime_type == "image/svg+xml":
             headers.append(("Content-Security-Policy", SVG_POLICY))
         elif self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
             headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
+        if self.encoding:
+            headers.append(("Content-Encoding", self.encoding))
         return headers
 
     def cut(self, first: int, last: int, before: bytes = b"") -> Segment:
@@ -7041,6 +7191,17 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
 }
 
 
+def cors_headers(origins: Sequence[str], origin: str) -> list[tuple[str, str]]:
+    """What tells a browser which pages may read an answer (Fetch Standard, CORS protocol)."""
+    if not origins:
+        return []
+    exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
+    if "*" in origins:
+        return [("Access-Control-Allow-Origin", "*"), *exposed]
+    allowed = [("Access-Control-Allow-Origin", origin), *exposed] if origin in origins else []
+    return [*allowed, ("Vary", "Origin")]
+
+
 class Application:
     """Requests in, answers out."""
 
@@ -7049,6 +7210,9 @@ class Application:
         self.routes = RouteTable(routes)
 
     def __call__(self, head: RequestHead, body: Body, peer: str) -> Response:
+        hot = self.answer_hot(head, may_wait=True)
+        if hot is not None:
+            return hot
         request = Request(self.app, head, body, peer)
         family, undo = "", True
         try:
@@ -7120,7 +7284,7 @@ class Application:
         body = response.body
         if not isinstance(body, bytes) or len(body) <= GZIP_BYTES or head is None:
             return
-        if response.headers[0] != ("Content-Type", "application/json"):
+        if response.headers[0] != ("Content-Type", JSON_TYPE):
             return
         response.headers.append(("Vary", "Accept-Encoding"))
         if accepts_gzip(head.headers):
@@ -7129,15 +7293,8 @@ class Application:
             response.headers.append(("Content-Encoding", "gzip"))
 
     def cors(self, head: RequestHead | None) -> list[tuple[str, str]]:
-        origins = self.app.settings.cors_allow_origins
-        if not origins:
-            return []
         origin = head.headers.get("origin", "") if head else ""
-        exposed = [("Access-Control-Expose-Headers", CORS_EXPOSED)] if origin else []
-        if "*" in origins:
-            return [("Access-Control-Allow-Origin", "*"), *exposed]
-        allowed = [("Access-Control-Allow-Origin", origin), *exposed] if origin in origins else []
-        return [*allowed, ("Vary", "Origin")]
+        return cors_headers(self.app.settings.cors_allow_origins, origin)
 
     def on_error(self, error: HTTPError) -> Response:
         """The answer to a message that is no request."""
@@ -7146,26 +7303,80 @@ class Application:
         return response
 
     def inline(self, head: RequestHead) -> Response | None:
-        """The answer to a GET of a hot file; None for all that must be looked at closer."""
+        """The answer to a GET of a hot file, if that takes no waiting for the disk."""
+        return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
+
+    def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
+        """The answer to an anonymous GET of a hot file; None for all else."""
         hot = self.app.hot.get(head.target)
-        if hot is None or head.method not in {"GET", "HEAD"} or "authorization" in head.headers:
-            return None
-        if head.content_length or head.chunked or not is_unchanged(hot):
+        if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
             return None
         try:
-            response = content_response(head, hot.content)
+            content = hot.content if hot.whole else open_hot(hot)
+            if not (hot.whole is None or is_unchanged(hot, os.lstat(hot.path))):
+                return None
+        except OSError:
+            return None
+        if hot.whole and head.is_plain and head.method == "GET":
+            return hot.whole
+        try:
+            response = content_response(head, content)
         except HTTPError as error:
+            close_source(content)
             response = error_response(error, "")
+        if not may_wait and response.resource and not hold_in_memory(head, response):
+            response.close()
+            return None
         self.finish(head, response)
         return response
 
 
-def is_unchanged(hot: HotFile) -> bool:
-    try:
-        status = os.lstat(hot.path)
-    except OSError:
-        return False
+def is_anonymous(head: RequestHead) -> bool:
+    """Whether a request has neither a credential nor a body."""
+    return head.is_plain or not (
+        "authorization" in head.headers or head.content_length or head.chunked
+    )
+
+
+def open_hot(hot: HotFile) -> Content:
+    """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
+    source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    if not is_unchanged(hot, os.fstat(source.fileno())):
+        source.close()
+        raise FileNotFoundError(hot.path)
+    return replace(hot.content, source=source)
+
+
+def close_source(content: Content) -> None:
+    if isinstance(content.source, io.FileIO):
+        content.source.close()
+
+
+def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
     return status.st_mtime_ns == hot.mtime_ns and status.st_size == hot.size
+
+
+def hold_in_memory(head: RequestHead, response: Response) -> bool:
+    """Replace a short stretch of a file by its bytes, if the page cache has them (RWF_NOWAIT)."""
+    if response.status == 304 or head.method == "HEAD":
+        return True
+    if not hasattr(os, "RWF_NOWAIT") or (response.length or 0) > HOT_FILE_BYTES:
+        return False
+    data = bytearray()
+    for segment in response.body:
+        if isinstance(segment, FileSlice):
+            piece = bytearray(segment.count)
+            try:
+                count = os.preadv(segment.file.fileno(), [piece], segment.offset, os.RWF_NOWAIT)
+            except OSError:  # EAGAIN: the disk would have to be read
+                return False
+            if count < len(piece):
+                return False
+            data += b"".join((segment.before, piece))
+        else:
+            data += segment  # type: ignore[arg-type]
+    response.body = bytes(data)
+    return True
 
 
 def format_allow(found: Mapping[str, Any]) -> str:
@@ -7264,8 +7475,6 @@ def django_message(problem: Problem) -> str:
 # ======================================================================================
 # A handler reads like its row in CONTRACT.md. What the families share comes first: finding
 # a content that may be shown, and answering with it.
-
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER = Access
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -7345,7 +7554,7 @@ def file_response(
         raise
     if isinstance(data, bytes):
         source.close()
-        remember_hot(app, request, folder, file, content)
+    remember_hot(app, request, folder, file, content)
     return response
 
 
@@ -7353,23 +7562,29 @@ def internal_location(request: Request, folder: Folder, file: File) -> str:
     """Where nginx finds a file that it may send for us; empty where the bytes have to go.
 
     Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
-    request with a precondition on the ETag, which nginx does not know.
+    request with a precondition on the ETag, which nginx does not know. HEAD has no bytes to send.
     """
     headers = request.headers
     if not request.app.settings.accel_redirect or not request.behind_proxy:
         return ""
     if headers.get("x-sendfile-type") != "X-Accel-Redirect":
         return ""
-    if "if-range" in headers or "if-match" in headers:
+    if request.head.method == "HEAD" or "if-range" in headers or "if-match" in headers:
         return ""
     return f"/.accel/{folder.name}/{quote(os.fsencode(file.path))}"
 
 
 def remember_hot(app: App, request: Request, folder: Folder, file: File, content: Content) -> None:
-    """Have the next anonymous GET of a small public file answered from memory."""
-    if folder is app.library and not app.settings.read_auth_enabled and not request.head.query:
-        hot = HotFile(folder.locate(file.path), file.size, file.mtime_ns, content)
-        app.remember(request.head.target, hot)
+    """Have the next anonymous GETs of a public file answered without asking the index."""
+    public = folder is app.library and not app.settings.read_auth_enabled
+    if not public or request.head.query or content.internal:
+        return
+    small = isinstance(content.source, bytes)
+    whole = app.prepare(content) if small else None
+    if not small:
+        content = replace(content, source=b"")
+    path = folder.locate(file.path)
+    app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
 
 
 def store_upload(
@@ -7491,9 +7706,15 @@ def list_media(app: App, request: Request) -> Response:
     if request.query:
         size = request.query.get("page_size", 100)
         offset = (request.query.get("page", 1) - 1) * size
-    rows = app.index.files.media(size, min(offset, MAX_BYTES))
-    files = [media_json(request, *row) for row in rows]
-    return json_response({"count": app.index.files.count_media(), "files": files})
+    offset = min(offset, MAX_BYTES)
+
+    def pieces() -> Iterator[str]:
+        yield f'{{"count":{app.index.files.count_media()},"files":['
+        for number, row in enumerate(app.index.files.media(size, offset)):
+            yield "," * (number > 0) + to_json(media_json(request, *row))
+        yield "]}"
+
+    return listing_response(app, request, f"{request.url('/media')} {size} {offset}", pieces)
 
 
 def media_json(
@@ -7517,16 +7738,21 @@ LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 @route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
 def list_library(app: App, request: Request) -> Response:
-    root = app.library.path
-    value = {}
+    return listing_response(app, request, "/list", functools.partial(library_pieces, app))
+
+
+def library_pieces(app: App) -> Iterator[str]:
+    before = "{"
     for sha256, path, mtime_ns, created in app.index.files.library():
-        value[sha256] = {
+        value = {
             "filename": printable(posixpath.basename(path)),
             "last_modified": mtime_ns / 1e9,
-            "file_path": printable(f"{root}/{path}"),
+            "file_path": printable(f"{app.library.path}/{path}"),
             "original_creation_date": created,
         }
-    return json_response(value)
+        yield f'{before}"{sha256}":{to_json(value)}'
+        before = ","
+    yield "{}" if before == "{" else "}"
 
 
 @route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
