@@ -216,15 +216,19 @@ def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **how: A
     return field(default=default, metadata={"setting": Setting(help, parse, **how)})
 
 
-def number_setting(default: int, high: int, help: str, low: int = 1, **how: Any) -> Any:
+def number(default: int, high: int, help: str, low: int = 1, **how: Any) -> Any:
     return setting(default, help, whole_number(low, high), **how)
 
 
-def secret_setting(help: str) -> Any:
+def flag(default: bool, help: str) -> Any:
+    return setting(default, help, parse_boolean)
+
+
+def secret(help: str) -> Any:
     return setting("", help, parse_secret, shown="generated", secret=True)
 
 
-def folder_setting(help: str, shown: str) -> Any:
+def folder(help: str, shown: str) -> Any:
     return setting(Path(), help, parse_path, shown=shown)
 
 
@@ -237,57 +241,45 @@ MAX_BYTES = 2**63 - 1  # what a file size can be
 class Settings:
     """Everything that can be set, checked and with all defaults in place."""
 
-    storage_dir: Path = folder_setting("the folder to scan, serve and store in", "required")
-    port: int = number_setting(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
+    storage_dir: Path = folder("the folder to scan, serve and store in", "required")
+    port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
         0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
         environment=False,
     )  # fmt: skip
-    workers: int = number_setting(1, 64, "server processes", environment=False)
-    media_server_secret: str = secret_setting(
+    workers: int = number(1, 64, "server processes", environment=False)
+    media_server_secret: str = secret(
         "HMAC secret of upload tokens, shared with the app that issues them"
     )
-    token_expiry_seconds: int = number_setting(900, 10**9, "how long an upload token is good for")
-    auth_token: str = secret_setting("static bearer token: the owner's key, every permission")
-    upload_dir: Path = folder_setting("where the images family keeps its files", "DATA/images")
-    slugify_filenames: bool = setting(
-        False, "store images under a slug of their name", parse_boolean
-    )
-    jwt_signing_key: str = secret_setting("HS256 key of the access and refresh tokens of accounts")
-    jwt_access_token_lifetime_minutes: int = number_setting(
+    token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
+    auth_token: str = secret("static bearer token: the owner's key, every permission")
+    upload_dir: Path = folder("where the images family keeps its files", "DATA/images")
+    slugify_filenames: bool = flag(False, "store images under a slug of their name")
+    jwt_signing_key: str = secret("HS256 key of the access and refresh tokens of accounts")
+    jwt_access_token_lifetime_minutes: int = number(
         30, 10**7, "how long an access token is good for"
     )
-    jwt_refresh_token_lifetime_days: int = number_setting(
-        7, 10**5, "how long a refresh token is good for"
-    )
-    allow_registration: bool = setting(
-        True, "whether anyone may register an account", parse_boolean
-    )
-    auth_disabled: bool = setting(
-        False, "demo mode: every request is allowed everything", parse_boolean
-    )
-    read_auth_enabled: bool = setting(False, "reads need media_store_read too", parse_boolean)
+    jwt_refresh_token_lifetime_days: int = number(7, 10**5, "how long a refresh token is good for")
+    allow_registration: bool = flag(True, "whether anyone may register an account")
+    auth_disabled: bool = flag(False, "demo mode: every request is allowed everything")
+    read_auth_enabled: bool = flag(False, "reads need media_store_read too")
     public_key_path: Path | None = setting(
         None, "PEM public key (P-256) for ES256 tokens issued elsewhere", parse_path,
         shown="DATA/public_key.pem",
     )  # fmt: skip
-    database_dir: Path = folder_setting(
+    database_dir: Path = folder(
         "DATA, where the index and generated secrets live", "STORAGE_DIR/.mediaserver"
     )
     database_url: Path = setting(
         Path(), "the index; only sqlite:///FILE", parse_database_url,
         shown="sqlite:///DATA/index.sqlite3",
     )  # fmt: skip
-    media_storage_dir: Path = folder_setting(
-        "where the entities family keeps its files", "DATA/entities"
-    )
-    max_upload_bytes: int = number_setting(
+    media_storage_dir: Path = folder("where the entities family keeps its files", "DATA/entities")
+    max_upload_bytes: int = number(
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
-    max_media_bytes: int = number_setting(
-        1073741824, MAX_BYTES, "largest file for accounts and entities"
-    )
+    max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
@@ -295,8 +287,8 @@ class Settings:
         ("127.0.0.1", "::1"), "peers whose X-Forwarded-* headers are believed", parse_networks,
         shown="127.0.0.1,::1",
     )  # fmt: skip
-    accel_redirect: bool = setting(
-        False, "let nginx send the files, by X-Accel-Redirect (see nginx.conf)", parse_boolean
+    accel_redirect: bool = flag(
+        False, "let nginx send the files, by X-Accel-Redirect (see nginx.conf)"
     )
     cors_allow_origins: tuple[str, ...] = setting(
         ("*",), "comma-separated origins; empty turns CORS off", parse_origins, shown="*",
@@ -908,14 +900,9 @@ def verify_claims(
 
 
 def verify_jwt(
-    token: str,
-    *,
-    hs256_key: str,
-    es256_key: PublicKey | None,
-    now: float,
-    leeway: float = LEEWAY,
-    token_type: str = "access",
-) -> Mapping[str, object]:
+    token: str, *, hs256_key: str, es256_key: PublicKey | None, now: float,
+    leeway: float = LEEWAY, token_type: str = "access",
+) -> Mapping[str, object]:  # fmt: skip
     """Return a token's claims if its signature, its times and its type are right."""
     algorithm, payload = verify_jws(token, _utf8(hs256_key), es256_key)
     return verify_claims(payload, algorithm, now, leeway, token_type)
@@ -1079,12 +1066,9 @@ def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | No
 
 
 def find_principal(
-    authorization: str | None,
-    upload_token: str | None,
-    keys: Keys,
-    now: float,
+    authorization: str | None, upload_token: str | None, keys: Keys, now: float,
     cache: TokenCache | None = None,
-) -> Principal:
+) -> Principal:  # fmt: skip
     """Return who makes a request, from its `Authorization` field and `?token=`.
 
     Every credential that is present must be right, else 401 (RFC 6750, section 3); a bearer
@@ -2862,6 +2846,7 @@ CREATE INDEX entity_version_by_path ON entity_version (path, id);
 MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
+Located = tuple["File", "Asset"]
 
 FACT_COLUMNS = (
     "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
@@ -2912,9 +2897,8 @@ class File:
         return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
 
 
-ASSET_COLUMNS = "asset.sha256, asset.size, asset.md5, asset.thumbnail, " + ", ".join(
-    f"asset.{name}" for name in FACT_COLUMNS
-)
+ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *FACT_COLUMNS)
+ASSET_COLUMNS = ", ".join(f"asset.{name}" for name in ASSET_NAMES)
 FILE_COLUMNS = ", ".join(f"file.{item.name}" for item in fields(File))
 FILE_WIDTH = len(fields(File))
 SELECT_LOCATED = f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
@@ -3082,21 +3066,18 @@ class Assets:
 
     def put(self, db: Database, asset: Asset) -> None:
         facts = [getattr(asset.facts, name, None) for name in FACT_COLUMNS]
+        row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
         db.execute(
-            f"INSERT INTO asset ({ASSET_COLUMNS.replace('asset.', '')})"
-            f" VALUES (?, ?, ?, ?{', ?' * len(facts)})"
+            f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(row)})"
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
-            (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts),
+            row,
         )
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
-        cursor = db.execute(
-            "DELETE FROM asset WHERE sha256 = ?1"
-            " AND NOT EXISTS (SELECT 1 FROM file WHERE sha256 = ?1)",
-            (sha256,),
-        )
-        return cursor.rowcount > 0
+        unused = "NOT EXISTS (SELECT 1 FROM file WHERE sha256 = ?1)"
+        sql = f"DELETE FROM asset WHERE sha256 = ?1 AND {unused}"
+        return db.execute(sql, (sha256,)).rowcount > 0
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
@@ -3107,7 +3088,7 @@ class Assets:
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
         self._index.write(lambda db: db.execute(sql), durable=False)
 
-    def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[tuple[File, Asset]]:
+    def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[Located]:
         """Some files whose thumbnail has not been tried yet, in the order of their hashes."""
         rows = self._index.read(
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
@@ -3119,7 +3100,7 @@ class Assets:
         return [located(row) for row in rows]
 
 
-def located(row: Sequence[Any]) -> tuple[File, Asset]:
+def located(row: Sequence[Any]) -> Located:
     return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
 
 
@@ -3160,10 +3141,8 @@ class Files:
         self, db: Database, root: str, path: str, before: float = math.inf
     ) -> tuple[str, bool] | None:
         """Forget a file added `before`: its hash, and whether that content is now nowhere."""
-        row = db.execute(
-            "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256",
-            (root, os.fsencode(path), before),
-        ).fetchone()
+        sql = "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256"
+        row = db.execute(sql, (root, os.fsencode(path), before)).fetchone()
         return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
 
     def remove_all(
@@ -3173,12 +3152,12 @@ class Files:
         removed = [self.remove(db, root, path, before) for path in paths]
         return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
-    def get(self, root: str, path: str) -> tuple[File, Asset] | None:
+    def get(self, root: str, path: str) -> Located | None:
         sql = f"{SELECT_LOCATED} WHERE root = ? AND path = ?"
         row = self._index.read(sql, root, os.fsencode(path)).fetchone()
         return located(row) if row else None
 
-    def with_content(self, sha256: str, roots: Sequence[str]) -> list[tuple[File, Asset]]:
+    def with_content(self, sha256: str, roots: Sequence[str]) -> list[Located]:
         """The files with a content in some folders, by path."""
         condition = f"sha256 = ? AND root IN ({placeholders(roots)}) ORDER BY root DESC, path"
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
@@ -3222,11 +3201,8 @@ class Files:
 
     def others(self, db: Database, file: File) -> list[File]:
         """The other files of the same folder and content."""
-        rows = db.execute(
-            f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
-            " ORDER BY path",
-            (file.sha256, file.root, os.fsencode(file.path)),
-        )
+        sql = f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
+        rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
         return [File.from_row(row) for row in rows]
 
     def newest_images(self, limit: int) -> list[str]:
@@ -3304,11 +3280,9 @@ class Users:
             "username": ("username", values.get("username")),
             "phone_number": ("phone_number", values.get("phone_number")),
         }
-        return [
-            name
-            for name, (column, value) in unique.items()
-            if db.execute(f"SELECT 1 FROM user WHERE {column} = ?", (value,)).fetchone()
-        ]
+        sql = "SELECT 1 FROM user WHERE"
+        found = {n: db.execute(f"{sql} {c} = ?", (v,)).fetchone() for n, (c, v) in unique.items()}
+        return [name for name, row in found.items() if row]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         row = {
@@ -3369,11 +3343,9 @@ class Sessions:
             (session, jti, now, expires, user.id, user.password),
         ).rowcount
         db.execute("DELETE FROM session WHERE expires_at < ?", (now - LEEWAY,))
-        db.execute(
-            "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE user_id = ?"
-            " ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
-            (user.id, MAX_SESSIONS),
-        )
+        surplus = "SELECT id FROM session WHERE user_id = ? ORDER BY expires_at DESC LIMIT -1"
+        values = (user.id, MAX_SESSIONS)
+        db.execute(f"DELETE FROM session WHERE id IN ({surplus} OFFSET ?)", values)
         return opened > 0
 
     def rotate(
@@ -3382,10 +3354,8 @@ class Sessions:
         """Spend a refresh token for the one with `jti`; None if it is no good any more."""
         if not self._is_good(db, token, arrived):
             return None
-        db.execute(
-            "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?",
-            (jti, time.time(), expires, token.session),
-        )
+        sql = "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?"
+        db.execute(sql, (jti, time.time(), expires, token.session))
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
         row = db.execute(sql, (token.user_id,)).fetchone()
         return User(*row) if row else None
@@ -3639,10 +3609,8 @@ class Entities:
         """All there is to read of an entity, from a table or a part of one."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
         source = part or ("entity_version" if versions else "entity")
-        return (
-            f"SELECT {columns}, {ASSET_COLUMNS} FROM {source} AS entity"
-            " LEFT JOIN asset ON asset.sha256 = entity.sha256"
-        )
+        joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
+        return f"SELECT {columns}, {ASSET_COLUMNS} FROM {joined}"
 
     def _where(
         self, version: int | None, filters: Mapping[str, Any], text: str
@@ -3680,13 +3648,9 @@ class Entities:
         current = self.get(entity.id, db=db)
         if current == entity:
             return current
-        entity = replace(
-            entity,
-            version=entity.version + 1,
-            transaction_id=self._next_transaction(db),
-            added=entity.added if entity.id else now,
-            updated=now,
-        )
+        version, added = entity.version + 1, entity.added if entity.id else now
+        entity = replace(entity, version=version, added=added, updated=now)
+        entity = replace(entity, transaction_id=self._next_transaction(db))
         asset, facts = entity.asset, entity.asset and entity.asset.facts
         row = [entity.id or None, *(getattr(entity, name) for name in ENTITY_COLUMNS[1:])]
         row += [getattr(asset, "sha256", None)]
@@ -3698,11 +3662,9 @@ class Entities:
         return replace(entity, id=row[0])
 
     def _next_transaction(self, db: Database) -> int:
-        row = db.execute(
-            "INSERT INTO meta VALUES ('entity_transaction', 1)"
-            " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
-        ).fetchone()
-        return int(row[0])
+        sql = "INSERT INTO meta VALUES ('entity_transaction', 1)"
+        sql += " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
+        return int(db.execute(sql).fetchone()[0])
 
     def remove(self, db: Database, id: int, now: float) -> list[str]:
         """Forget an entity; the paths that no other one has. What was in it is at the root."""
@@ -3877,22 +3839,17 @@ class Folder:
                     digest.update(chunk)
                 write_all(incoming.file, chunk)
             cleanup.pop_all()
-        incoming.sha256, incoming.md5 = (
-            hashes[0].hexdigest(),
-            hashes[-1].hexdigest() if md5 else "",
-        )
+        incoming.sha256, *rest = (digest.hexdigest() for digest in hashes)
+        incoming.md5 = "".join(rest)
         return incoming
 
-    def _new_incoming(self) -> str:
+    def _new_incoming(self, name: str = "") -> str:
         """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
-        return f"{self._make_incoming()}/{secrets.token_hex(16)}"
-
-    def _make_incoming(self) -> str:
         folder = f"{self.path}/{INCOMING}"
         if not os.path.isdir(folder):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700)
-        return folder
+        return f"{folder}/{name or secrets.token_hex(16)}"
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
@@ -3901,7 +3858,7 @@ class Folder:
         So the later ones find what the first one has stored. Whoever leaves removes the lock
         file; whoever then gets the lock of a removed file takes a new one.
         """
-        path = f"{self._make_incoming()}/{sha256}"
+        path = self._new_incoming(sha256)
         while True:
             with open(path, "ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -3935,10 +3892,9 @@ class Folder:
     def _become_twin(self, incoming: Incoming, twin: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
         path = f"{incoming.path}-twin"
-        if not try_link(twin, path):
-            return False
-        os.replace(path, incoming.path)
-        return True
+        if linked := try_link(twin, path):
+            os.replace(path, incoming.path)
+        return linked
 
     def _link(self, source: str, target: str) -> None:
         try:
@@ -4309,9 +4265,7 @@ class Thumbnails:
         if not png:
             return False
         incoming = self.folder / ".incoming" / f"{sha256}.{os.getpid()}.png"
-        self.folder.mkdir(
-            0o700, parents=True, exist_ok=True
-        )  # private pictures have thumbnails, too
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)  # some are of private pictures
         incoming.parent.mkdir(exist_ok=True)
         incoming.write_bytes(png)
         incoming.replace(self.path(sha256))
@@ -4547,7 +4501,7 @@ def is_media_name(name: bytes) -> bool:
     return name.rpartition(b".")[2].lower() in MEDIA_EXTENSIONS and b"." in name
 
 
-def describe(folder: Folder, path: str, added: float) -> tuple[File, Asset] | None:
+def describe(folder: Folder, path: str, added: float) -> Located | None:
     """Read, hash and probe one file; None where it is gone or changes while it is read."""
     try:
         with folder.open(path) as file:
@@ -4561,10 +4515,9 @@ def describe(folder: Folder, path: str, added: float) -> tuple[File, Asset] | No
     except OSError:
         return None
     sha256 = digest.hexdigest()
-    known = File(
-        folder.name, path, sha256, before.st_size, before.st_mtime_ns, before.st_ctime, added
-    )
-    return (known, Asset(sha256, before.st_size, facts)) if known.matches(after) else None
+    size, times = before.st_size, (before.st_mtime_ns, before.st_ctime, added)
+    known = File(folder.name, path, sha256, size, *times)
+    return (known, Asset(sha256, size, facts)) if known.matches(after) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -4597,13 +4550,9 @@ class Scanner:
     """Keeps the index in step with the folders, in the background."""
 
     def __init__(
-        self,
-        index: Index,
-        folders: Sequence[Folder],
-        thumbnails: Thumbnails,
-        apart: Sequence[str],
-        progress: SharedProgress,
-    ) -> None:
+        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
+        apart: Sequence[str], progress: SharedProgress,
+    ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._thumbnails = thumbnails
@@ -4709,18 +4658,14 @@ class Scanner:
         return found
 
     def _add(self, paths: Sequence[str], folder: Folder) -> None:
-        from concurrent.futures import (
-            ThreadPoolExecutor,
-        )  # 8 ms to import, only where files are new
+        from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
         now = time.time()
         with ThreadPoolExecutor(HASH_THREADS) as pool:
-            found = [
-                item for item in pool.map(lambda path: describe(folder, path, now), paths) if item
-            ]
-        self._put(found)
+            found = list(pool.map(lambda path: describe(folder, path, now), paths))
+        self._put([item for item in found if item])
 
-    def _put(self, found: Sequence[tuple[File, Asset]]) -> None:
+    def _put(self, found: Sequence[Located]) -> None:
         def apply(db: Database) -> list[str | None]:
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
@@ -4741,7 +4686,7 @@ class Scanner:
             if sha256:
                 self._thumbnails.remove(sha256)
 
-    def refresh(self, folder: Folder, path: str) -> tuple[File, Asset] | None:
+    def refresh(self, folder: Folder, path: str) -> Located | None:
         """Read one file that changed since it was last read; None where it is gone."""
         found = describe(folder, path, time.time())
         if found:
@@ -4771,7 +4716,7 @@ class Scanner:
                 pass
         return bool(found) and self._thumbnails.available
 
-    def _try_thumbnail(self, found: tuple[File, Asset]) -> None:
+    def _try_thumbnail(self, found: Located) -> None:
         if not self._stopping:
             file, asset = found
             self.ensure_thumbnail(self._folders[file.root], file, asset)
@@ -5308,9 +5253,8 @@ def parse_content_disposition(value: str) -> ContentDisposition:
     'a"b.jpg'
     """
     disposition, parameters = _parse_parameters(value)
-    name, filename = (
-        _form_text(parameters[key]) if key in parameters else None for key in ("name", "filename")
-    )
+    texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
+    name, filename = texts.get("name"), texts.get("filename")
     if "filename*" in parameters:
         filename = _parse_extended_value(parameters["filename*"])
     elif filename is not None:
@@ -5514,10 +5458,8 @@ def format_date(seconds: float) -> str:
     'Sun, 06 Nov 1994 08:49:37 GMT'
     """
     year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
-    return (
-        f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} "
-        f"{hour:02}:{minute:02}:{second:02} GMT"
-    )
+    date = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04}"
+    return f"{date} {hour:02}:{minute:02}:{second:02} GMT"
 
 
 def parse_date(value: str, now: float | None = None) -> int | None:
@@ -7500,7 +7442,7 @@ def find_content(app: App, request: Request, sha256: str) -> tuple[Folder, File,
     raise not_found()
 
 
-def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
+def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
         found = app.index.files.get(folder.name, path)
@@ -7587,9 +7529,7 @@ def remember_hot(app: App, request: Request, folder: Folder, file: File, content
     app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
 
 
-def store_upload(
-    app: App, incoming: Incoming, folder: Folder, names: Iterable[str]
-) -> tuple[File, Asset]:
+def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
     """Put an upload in place, linked to its equal if there is one; what the index is to know."""
     twin = find_twin(app, folder, incoming.sha256) if folder.make else None
     name = folder.keep(incoming, names, twin)
@@ -7641,9 +7581,8 @@ def check_media_name(request: Request, name: str) -> None:
     check_extension(name, MEDIA_NAMES)
 
 
-MEDIA_UPLOAD = BodySpec(
-    ("multipart",), upload=Upload("library", "max_upload_bytes", check_name=check_media_name)
-)
+MEDIA_FILE = Upload("library", "max_upload_bytes", check_name=check_media_name)
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=MEDIA_FILE)
 
 
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
@@ -7871,12 +7810,8 @@ def upload_private_image(app: App, request: Request) -> Response:
     name = image_name(app.settings, incoming.filename, facts)
     file, asset = store_upload(app, incoming, app.images, private_names(name))
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    value = {
-        "stored_as": file.path,
-        "bytes": file.size,
-        "image_url": request.url(f"/image/{quote(file.path)}"),
-    }
-    return json_response(value, 201)
+    url = request.url(f"/image/{quote(file.path)}")
+    return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
 
 # -- accounts: users, their media and collections ----------------------------------------
@@ -7902,43 +7837,34 @@ EMAIL = re.compile(
 GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
 
 
+def needed(name: str, type: str = "text", **more: Any) -> Field:
+    return Field(name, type, required=True, nullable=False, blank="refused", **more)
+
+
 def name_field(name: str, longest: int, **more: Any) -> Field:
     return Field(name, "text", longest=longest, trim=True, **more)
 
 
 def password_field(name: str, shortest: int = 0) -> Field:
-    return Field(
-        name, "text", required=True, nullable=False, blank="refused",
-        shortest=shortest, longest=MAX_PASSWORD_LENGTH,
-    )  # fmt: skip
+    return needed(name, shortest=shortest, longest=MAX_PASSWORD_LENGTH)
 
 
-REGISTRATION = BodySpec(
-    ANY_BODY,
-    (
-        name_field("first_name", MAX_NAME_LENGTH, nullable=False),
-        name_field("last_name", MAX_NAME_LENGTH, nullable=False),
-        name_field("email", MAX_EMAIL_LENGTH, required=True, nullable=False, blank="refused"),
-        name_field("username", MAX_NAME_LENGTH, blank="null"),
-        name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
-        password_field("password", MIN_PASSWORD_LENGTH),
-    ),
-)
-LOGIN = BodySpec(
-    ANY_BODY,
-    (
-        name_field("username", MAX_EMAIL_LENGTH, blank="null"),
-        name_field("email", MAX_EMAIL_LENGTH, blank="null"),
-        password_field("password"),
-    ),
-)
-REFRESH = BodySpec(
-    ANY_BODY,
-    (Field("refresh", required=True, nullable=False, blank="refused", longest=MAX_TOKEN_LENGTH),),
-)
-PASSWORD_CHANGE = BodySpec(
-    ANY_BODY, (password_field("old_password"), password_field("new_password", MIN_PASSWORD_LENGTH))
-)
+REGISTRATION = BodySpec(ANY_BODY, (
+    name_field("first_name", MAX_NAME_LENGTH, nullable=False),
+    name_field("last_name", MAX_NAME_LENGTH, nullable=False),
+    needed("email", longest=MAX_EMAIL_LENGTH, trim=True),
+    name_field("username", MAX_NAME_LENGTH, blank="null"),
+    name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
+    password_field("password", MIN_PASSWORD_LENGTH),
+))  # fmt: skip
+LOGIN = BodySpec(ANY_BODY, (
+    name_field("username", MAX_EMAIL_LENGTH, blank="null"),
+    name_field("email", MAX_EMAIL_LENGTH, blank="null"),
+    password_field("password"),
+))  # fmt: skip
+REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
+NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
+PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
 
 
 def unauthorized(detail: str) -> HTTPError:
@@ -8169,7 +8095,7 @@ MEDIA_PATHS = ("/api/media/media", "/api/media")
 COLLECTION_PATHS = ("/api/media/collections", "/api/media/collection")
 MEDIA_ORDER = frozenset({"created_at", "name", "size"})
 MEDIA_FIELDS = (
-    name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
+    needed("name", longest=MAX_TITLE_LENGTH, trim=True),
     Field("type", "text", nullable=False, blank="refused", choices=KINDS),
     Field("size", "integer", minimum=0, blank="null"),
     Field("storage_path", "text", longest=MAX_NOTE_LENGTH),
@@ -8239,7 +8165,7 @@ def check_kind(request: Request, kind: str) -> None:
         raise Invalid(Problem("body", "type", f'The file is of type "{kind}", not "{given}".'))
 
 
-def place_upload(app: App, request: Request) -> tuple[File, Asset] | None:
+def place_upload(app: App, request: Request) -> Located | None:
     """Put an uploaded file into the caller's own folder."""
     if request.upload is None:
         return None
@@ -8258,9 +8184,7 @@ def media_changes(request: Request) -> dict[str, Any]:
     return changes
 
 
-def put_record(
-    app: App, db: Database, record: MediaRecord, placed: tuple[File, Asset] | None
-) -> MediaRecord:
+def put_record(app: App, db: Database, record: MediaRecord, placed: Located | None) -> MediaRecord:
     """Write a record, and its file where that is new; 400 for a collection of somebody else."""
     key = record.collection_id
     if key and app.index.collections.get(record.user_id, key, db) is None:
@@ -8277,10 +8201,8 @@ def put_record(
        {201: "the record"}, body=MEDIA_BODY)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = check_upload(request), media_changes(request), time.time()
-    empty = MediaRecord(
-        str(uuid.uuid4()), caller(request), "", facts.kind if facts else "", None, None, None,
-        None, None, now, now,
-    )  # fmt: skip
+    key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
+    empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = replace(empty, **changes)
     if not record.type:
         raise Invalid(Problem("body", "type", "is required", "missing"))
@@ -8331,7 +8253,7 @@ def change_record(app: App, request: Request, id: str) -> Response:
 
 
 def write_record(
-    app: App, seen: MediaRecord, changes: Mapping[str, Any], placed: tuple[File, Asset] | None
+    app: App, seen: MediaRecord, changes: Mapping[str, Any], placed: Located | None
 ) -> MediaRecord:
     """Change a record, and remove the file it had if it gets another; Stale, 404."""
     replaced = [seen.path] if placed and seen.path else []
@@ -8385,9 +8307,7 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     return record
 
 
-MEMBERSHIP = BodySpec(
-    ANY_BODY, (Field("collection_id", "text", required=True, nullable=False, blank="refused"),)
-)
+MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
@@ -8412,13 +8332,10 @@ def move_record(app: App, request: Request, id: str, collection_id: str | None) 
 # Collections.
 
 COLLECTION_ORDER = frozenset({"created_at", "name"})
-COLLECTION_BODY = BodySpec(
-    ANY_BODY,
-    (
-        name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
-        Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
-    ),
-)
+COLLECTION_BODY = BodySpec(ANY_BODY, (
+    needed("name", longest=MAX_TITLE_LENGTH, trim=True),
+    Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
+))  # fmt: skip
 
 
 def collection_json(collection: Collection) -> dict[str, Any]:
@@ -8446,9 +8363,8 @@ def list_collections(app: App, request: Request) -> Response:
        body=COLLECTION_BODY)  # fmt: skip
 def create_collection(app: App, request: Request) -> Response:
     now, values = time.time(), request.fields
-    collection = Collection(
-        str(uuid.uuid4()), caller(request), values["name"], values.get("description"), now, now
-    )
+    about = (values["name"], values.get("description"))
+    collection = Collection(str(uuid.uuid4()), caller(request), *about, now, now)
     app.index.write(lambda db: app.index.collections.put(db, collection))
     return json_response(collection_json(collection), 201)
 
@@ -8495,24 +8411,17 @@ ENTITY_TEXTS = (
     Field("parent_id", "integer", blank="not sent", help="a collection"),
 )
 ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
-ENTITY_CREATE = BodySpec(
-    ("multipart", "form"),
-    (Field("is_collection", "boolean", default=False, blank="not sent"), *ENTITY_TEXTS),
-    ENTITY_UPLOAD,
+IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
+ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
+ENTITY_CREATE = replace(
+    ENTITY_REPLACE, fields=(replace(IS_COLLECTION, default=False), *ENTITY_TEXTS)
 )
-ENTITY_REPLACE = replace(
-    ENTITY_CREATE, fields=(Field("is_collection", "boolean", blank="not sent"), *ENTITY_TEXTS)
-)
-ENTITY_PATCH = BodySpec(
-    ("json",),
-    (
-        Field("label"),
-        Field("description"),
-        Field("parent_id", "integer", help="a collection"),
-        Field("is_deleted", "boolean", nullable=False),
-    ),
-    wrapper="body",
-)
+ENTITY_PATCH = BodySpec(("json",), (
+    Field("label"),
+    Field("description"),
+    Field("parent_id", "integer", help="a collection"),
+    Field("is_deleted", "boolean", nullable=False),
+), wrapper="body")  # fmt: skip
 ENTITY_LIST = (
     Field("page", "integer", default=1, minimum=1),
     Field("page_size", "integer", default=20, minimum=1, maximum=100),
@@ -8673,12 +8582,9 @@ def save_entity(
 
 
 def put_entity(
-    app: App,
-    db: Database,
-    entity: Entity,
-    upload: Incoming | None = None,
-    content: tuple[File, Asset] | None = None,
-) -> Entity:
+    app: App, db: Database, entity: Entity, upload: Incoming | None = None,
+    content: Located | None = None,
+) -> Entity:  # fmt: skip
     check_entity(app, entity, upload, db)
     if upload and content:
         if not upload.kept and not app.index.files.is_there(db, content[0]):
@@ -8718,14 +8624,14 @@ def check_parent(app: App, entity: Entity, id: int, db: Database | None) -> None
         raise HTTPError(400, f"The parent {id} is in this collection: that would be a circle.")
 
 
-def place_content(app: App, upload: Incoming) -> tuple[File, Asset]:
+def place_content(app: App, upload: Incoming) -> Located:
     """The file of an upload's content: one that an older version has, or else a new one."""
     path = find_twin(app, app.entities, upload.sha256)
     known = app.index.files.get("entities", path) if path else None
     return known or store_entity_file(app, upload)
 
 
-def store_entity_file(app: App, upload: Incoming) -> tuple[File, Asset]:
+def store_entity_file(app: App, upload: Incoming) -> Located:
     assert upload.facts is not None
     day = time.strftime("%Y/%m/%d", time.gmtime())
     names = numbered_names(f"{day}/{upload.md5}.{upload.facts.extension}")
@@ -8917,9 +8823,8 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
     """The command, its settings and its words; SystemExit(2) with usage for what is none."""
     parser = build_parser()
-    spelled = [
-        re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in arguments
-    ]
+    option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
+    spelled = [option(argument) for argument in arguments]
     given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
         parser.error(f"{unknown[0]} is no option; --help lists them")
@@ -8940,9 +8845,8 @@ def make_folders(settings: Settings) -> None:
     if settings.storage_dir.exists() or not settings.database_url.exists():
         make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
     elif settings.database_dir.is_relative_to(settings.storage_dir):
-        raise SettingError(
-            "STORAGE_DIR", f"{settings.storage_dir} is gone: is a disk not mounted?"
-        )
+        problem = f"{settings.storage_dir} is gone: is a disk not mounted?"
+        raise SettingError("STORAGE_DIR", problem)
     make_folder("DATABASE_DIR", settings.database_dir, 0o700)
     make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
     make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
@@ -8963,9 +8867,8 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise SettingError(
-            "DATABASE_DIR", f"another mediaserver is running on {settings.database_dir}"
-        ) from None
+        problem = f"another mediaserver is running on {settings.database_dir}"
+        raise SettingError("DATABASE_DIR", problem) from None
     return file
 
 
@@ -9014,10 +8917,7 @@ def list_users(settings: Settings) -> int:
 
 
 def change_permissions(
-    settings: Settings,
-    name: str,
-    words: Sequence[str],
-    change: Callable[[set[str], set[str]], Any],
+    settings: Settings, name: str, words: Sequence[str], change: Callable[..., None]
 ) -> int:
     if unknown := sorted(set(words) - GRANTABLE):
         known = " and ".join(sorted(GRANTABLE))
@@ -9070,20 +8970,21 @@ def set_user_password(settings: Settings, name: str) -> int:
     return 0
 
 
-@command("user disable", "refuse an account's logins and tokens", "NAME")
-def disable_user(settings: Settings, name: str) -> int:
+def set_active(settings: Settings, name: str, active: bool) -> int:
     with opened_index(settings) as index:
         user = find_user(index, name)
-        index.write(lambda db: index.users.set_active(db, user, False))
+        index.write(lambda db: index.users.set_active(db, user, active))
     return 0
+
+
+@command("user disable", "refuse an account's logins and tokens", "NAME")
+def disable_user(settings: Settings, name: str) -> int:
+    return set_active(settings, name, False)
 
 
 @command("user enable", "let a disabled account in again", "NAME")
 def enable_user(settings: Settings, name: str) -> int:
-    with opened_index(settings) as index:
-        user = find_user(index, name)
-        index.write(lambda db: index.users.set_active(db, user, True))
-    return 0
+    return set_active(settings, name, True)
 
 
 @command("serve", "run the server (the default)")
@@ -9091,9 +8992,8 @@ def serve(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT."""
     make_folders(settings)
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-    thumbnails = Thumbnails(
-        settings.storage_dir / ".thumbnails" if beside else settings.database_dir / "thumbnails"
-    )
+    folders = (settings.database_dir / "thumbnails", settings.storage_dir / ".thumbnails")
+    thumbnails = Thumbnails(folders[beside])
     thumbnails.start()  # forks its host: before there is any thread or lock
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
@@ -9123,15 +9023,10 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
 
 
 def run_server(
-    settings: Settings,
-    listener: socket.socket,
-    thumbnails: Thumbnails,
-    progress: SharedProgress,
-    watchdog: Watchdog,
-    number: int = 0,
-    lifeline: socket.socket | None = None,
-    ready: Callable[[], None] | None = None,
-) -> None:
+    settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
+    progress: SharedProgress, watchdog: Watchdog, number: int = 0,
+    lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans."""
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
     server = Server(listener)
@@ -9203,10 +9098,9 @@ def announce(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        found, settings, words = parse_command_line(
-            sys.argv[1:] if arguments is None else arguments
-        )
+        found, settings, words = parse_command_line(given)
         return found.run(settings, *words)
     except SettingError as error:
         warn(str(error))
