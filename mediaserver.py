@@ -5511,6 +5511,8 @@ RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 SHORT_BODY_BYTES = 64 * 1024  # a body up to this size is collected before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
+SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads ahead
+FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 MAX_THREADS = 128  # requests worked on at once
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_CONNECTIONS = 8192  # or fewer, by the limit of open files
@@ -5783,13 +5785,20 @@ class Connection:
         self.lingering = unread
         self.segments = response.to_segments(self.head, keep_alive, self.server.date)
 
-    def flush(self) -> bool:
-        """Send what the socket takes; whether the whole answer is gone."""
+    def flush(self, may_wait: bool) -> bool:
+        """Send what the socket takes; whether the whole answer is gone.
+
+        Unless it `may_wait`, it stops where the disk would have to be read, or others wait.
+        """
+        shares = FAIR_SENDS
         while True:
             if self.pending is None:
                 self.pending = next(self.segments, None)
                 if self.pending is None:
                     return True
+            if not may_wait and (shares == 0 or not is_at_hand(self.pending)):
+                return False
+            shares -= 1
             try:
                 self.pending = self._send(self.pending)
             except BlockingIOError:
@@ -5827,6 +5836,22 @@ class Connection:
     def close(self) -> None:
         self.finish()
         self.socket.close()
+
+
+def is_at_hand(segment: Segment) -> bool:
+    """Whether the next bytes are in memory: of a file, by samples of the page cache."""
+    if not isinstance(segment, FileSlice):
+        return True
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    last = segment.offset + min(segment.count, SEND_BYTES) - 1
+    probe, descriptor = [bytearray(1)], segment.file.fileno()
+    try:
+        for offset in (*range(segment.offset, last, SAMPLE_BYTES), last):
+            os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
+    except OSError:  # EAGAIN; or the file system cannot tell
+        return False
+    return True
 
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
@@ -5985,7 +6010,7 @@ class Server(ThreadingHTTPServer):
         descriptor = connection.socket.fileno()
         connection.deadline = time.monotonic() + seconds
         self._waiting[descriptor] = connection
-        ready = self._on_readable if event == selectors.EVENT_READ else self._hand_over
+        ready = self._on_readable if event == selectors.EVENT_READ else self._on_writable
         self._selector.register(descriptor, event, functools.partial(ready, connection))
 
     def _unwait(self, connection: Connection) -> None:
@@ -6010,6 +6035,15 @@ class Server(ThreadingHTTPServer):
         elif not connection.lingering:
             connection.deadline = time.monotonic() + STALL_SECONDS
             connection.received += data
+            self._advance(connection)
+
+    def _on_writable(self, connection: Connection) -> None:
+        """Go on with an answer, here if its bytes are at hand."""
+        if connection.pending is None or not is_at_hand(connection.pending):
+            self._hand_over(connection)
+        elif self._flush(connection):
+            self._unwait(connection)
+            self._wait(connection, selectors.EVENT_READ, IDLE_SECONDS)
             self._advance(connection)
 
     def _advance(self, connection: Connection) -> None:
@@ -6050,7 +6084,7 @@ class Server(ThreadingHTTPServer):
     def _flush(self, connection: Connection) -> bool:
         """Send in the selector's thread; whether the connection is ready for the next request."""
         try:
-            if connection.flush():
+            if connection.flush(may_wait=False):
                 return self._after_answer(connection)
         except OSError:
             self._drop(connection)
@@ -6126,7 +6160,7 @@ class Server(ThreadingHTTPServer):
         """Run a request, or go on with its answer, and give the connection back."""
         try:
             while connection.response is not None or self._respond(connection):
-                if not connection.flush():
+                if not connection.flush(may_wait=True):
                     self._wait_for_reader(connection)
                     return
                 if not (self._after_answer(connection) and self._take_head(connection)):
@@ -7266,7 +7300,7 @@ class Application:
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        if not may_wait and response.resource and not hold_in_memory(head, response):
+        if not may_wait and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
@@ -7298,27 +7332,23 @@ def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
     return status.st_mtime_ns == hot.mtime_ns and status.st_size == hot.size
 
 
-def hold_in_memory(head: RequestHead, response: Response) -> bool:
-    """Replace a short stretch of a file by its bytes, if the page cache has them (RWF_NOWAIT)."""
+def is_ready(head: RequestHead, response: Response) -> bool:
+    """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
-    if not hasattr(os, "RWF_NOWAIT") or (response.length or 0) > HOT_FILE_BYTES:
+    segments: list[Segment] = list(response.body)  # type: ignore[arg-type]
+    if not all(map(is_at_hand, segments)):
         return False
-    data = bytearray()
-    for segment in response.body:
-        if isinstance(segment, FileSlice):
-            piece = bytearray(segment.count)
-            try:
-                count = os.preadv(segment.file.fileno(), [piece], segment.offset, os.RWF_NOWAIT)
-            except OSError:  # EAGAIN: the disk would have to be read
-                return False
-            if count < len(piece):
-                return False
-            data += b"".join((segment.before, piece))
-        else:
-            data += segment  # type: ignore[arg-type]
-    response.body = bytes(data)
+    if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
+        response.body = b"".join(map(read_segment, segments))
     return True
+
+
+def read_segment(segment: Segment) -> bytes:
+    if not isinstance(segment, FileSlice):
+        return bytes(segment)
+    data = os.pread(segment.file.fileno(), segment.count, segment.offset)
+    return b"".join((segment.before, data))
 
 
 def format_allow(found: Mapping[str, Any]) -> str:
