@@ -2937,6 +2937,13 @@ ENTITY_WIDTH = len(ENTITY_COLUMNS)
 ENTITY_STORED = (*ENTITY_COLUMNS, "sha256", "kind", "mime_type", "extension", "search")
 
 
+class Subject:
+    """What is in the index about one kind of thing."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+
 @dataclass(slots=True, eq=False)
 class Change:
     """A write that waits for its commit."""
@@ -3058,11 +3065,8 @@ class Index:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
 
 
-class Assets:
+class Assets(Subject):
     """Contents and what is known of them."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
 
     def put(self, db: Database, asset: Asset) -> None:
         facts = [getattr(asset.facts, name, None) for name in FACT_COLUMNS]
@@ -3090,13 +3094,12 @@ class Assets:
 
     def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[Located]:
         """Some files whose thumbnail has not been tried yet, in the order of their hashes."""
-        rows = self._index.read(
+        sql = (
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
             f" WHERE thumbnail IS NULL AND kind IN ({placeholders(kinds)})"
-            " AND root = 'library' GROUP BY asset.sha256 LIMIT ?",
-            *kinds,
-            limit,
+            " AND root = 'library' GROUP BY asset.sha256 LIMIT ?"
         )
+        rows = self._index.read(sql, *kinds, limit)
         return [located(row) for row in rows]
 
 
@@ -3116,11 +3119,8 @@ def upsert(db: Database, table: str, columns: Sequence[str], row: Sequence[Any])
     return db.execute(sql, row).fetchone()[0]
 
 
-class Files:
+class Files(Subject):
     """Files on disk, by folder and path."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
 
     def put(self, db: Database, file: File, asset: Asset) -> str | None:
         """Know `file`; the hash of a content that was there before and is now nowhere."""
@@ -3174,9 +3174,6 @@ class Files:
             yield from page
             last = page[-1][0]
 
-    def is_known(self, root: str, path: str) -> bool:
-        return self.get(root, path) is not None
-
     def is_empty(self, root: str) -> bool:
         sql = "SELECT 1 FROM file WHERE root = ? LIMIT 1"
         return self._index.read(sql, root).fetchone() is None
@@ -3216,17 +3213,13 @@ class Files:
         return [row[0] for row in rows]
 
     def count_media(self) -> int:
-        count: int = self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0]
-        return count
+        return int(self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0])
 
     def media(self, limit: int, offset: int) -> Iterator[tuple[str, int, str | None, float]]:
         """Path, size, MIME type and time added of the public images, newest first."""
-        rows = self._index.read(
-            "SELECT path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
-            f" WHERE {IN_MEDIA} ORDER BY added DESC, path DESC LIMIT ? OFFSET ?",
-            limit,
-            offset,
-        )
+        columns = "path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
+        order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
+        rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
 
 
@@ -3248,11 +3241,8 @@ class User:
 USER_COLUMNS = ", ".join(f"user.{item.name}" for item in fields(User))
 
 
-class Users:
+class Users(Subject):
     """Accounts."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
 
     def get(self, user_id: int) -> User | None:
         return next(self._select("WHERE id = ?", user_id), None)
@@ -3309,12 +3299,9 @@ class Users:
         if not active:
             self._index.sessions.end_all(db, user.id)
 
-    def permissions(self, db: Database, user: User) -> set[str]:
+    def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
         row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
-        return set(row[0].split())
-
-    def set_permissions(self, db: Database, user: User, permissions: Set[str]) -> None:
-        words = " ".join(sorted(permissions))
+        words = " ".join(sorted((set(row[0].split()) | add) - drop))
         db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
 
 
@@ -3385,15 +3372,12 @@ FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
 CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
 
 
-class Failures:
+class Failures(Subject):
     """Failed logins of the last minutes, by account and by address.
 
     A login counts as failed from its beginning until it succeeds, so that many at once, in
     whichever worker, get no further than one after the other.
     """
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
 
     def closed_for(self, limits: Mapping[str, int], now: float) -> float:
         """Seconds until a login may be tried where some key has reached its limit, else 0."""
@@ -3516,8 +3500,7 @@ class Owned(Generic[Thing]):
 
     def count(self, wanted: Wanted) -> int:
         where, values = self._where(wanted)
-        count: int = self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0]
-        return count
+        return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
 
     def page(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> list[Thing]:
         """The things wanted in order; those that are equal in it are ordered by id."""
@@ -3568,11 +3551,8 @@ class Owned(Generic[Thing]):
         return self._index.write(apply) > 0
 
 
-class Entities:
+class Entities(Subject):
     """Entities and their versions; what is not told otherwise is about current ones."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
 
     def get(
         self, id: int, version: int | None = None, db: Database | None = None
@@ -3633,15 +3613,9 @@ class Entities:
 
     def is_within(self, id: int, collection: int, db: Database | None = None) -> bool:
         """Whether an entity is a collection, or in it, however deep."""
-        row = self._index.query(
-            db,
-            "WITH RECURSIVE above (id) AS (VALUES (?) UNION"
-            " SELECT parent_id FROM entity JOIN above USING (id))"
-            " SELECT 1 FROM above WHERE id = ?",
-            id,
-            collection,
-        ).fetchone()
-        return row is not None
+        above = "VALUES (?) UNION SELECT parent_id FROM entity JOIN above USING (id)"
+        sql = f"WITH RECURSIVE above (id) AS ({above}) SELECT 1 FROM above WHERE id = ?"
+        return self._index.query(db, sql, id, collection).fetchone() is not None
 
     def put(self, db: Database, entity: Entity, now: float) -> Entity:
         """Write an entity as its next version, unless it is the current one."""
@@ -3669,12 +3643,9 @@ class Entities:
     def remove(self, db: Database, id: int, now: float) -> list[str]:
         """Forget an entity; the paths that no other one has. What was in it is at the root."""
         self._release(db, id, now)
-        paths = db.execute(
-            "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
-            " AND NOT EXISTS"
-            " (SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id)",
-            (id,),
-        ).fetchall()
+        owned = "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
+        others = "SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id"
+        paths = db.execute(f"{owned} AND NOT EXISTS ({others})", (id,)).fetchall()
         db.execute("DELETE FROM entity WHERE id = ?", (id,))
         db.execute("DELETE FROM entity_version WHERE id = ?", (id,))
         return [row[0] for row in paths]
@@ -3713,14 +3684,10 @@ def open_index(path: Path) -> Index:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
         fresh = migrated(Index(path))
-        for table in ("user", "entity"):  # an id is never used again: tokens and links carry it
-            fresh.write(functools.partial(skip_ids, table=table))
+        # Ids go on behind all that the lost one can have given out: tokens and links carry them.
+        ids = [(table, int(time.time())) for table in ("user", "entity")]
+        fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
-
-
-def skip_ids(db: Database, table: str) -> None:
-    """Have a table's ids go on behind all that a lost index can have given out."""
-    db.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, int(time.time())))
 
 
 def migrated(index: Index) -> Index:
@@ -3760,23 +3727,20 @@ WINDOWS_RESERVED = re.compile(
 
 
 class TooLarge(Exception):
-    """A file has more bytes than it may have."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the file is larger than {limit} bytes")
+    """A file has more bytes than it may have; the text is a sentence for the client."""
 
 
+@dataclass(eq=False)
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
-    def __init__(self, path: str, file: io.FileIO) -> None:
-        self.path = path
-        self.file = file
-        self.size = 0
-        self.sha256 = ""
-        self.md5 = ""  # where it was asked for
-        self.filename = ""  # as the client named it
-        self.kept: str | None = None
+    path: str
+    file: io.FileIO
+    size: int = 0
+    sha256: str = ""
+    md5: str = ""  # where it was asked for
+    filename: str = ""  # as the client named it
+    kept: str | None = None
 
     @functools.cached_property
     def facts(self) -> Facts | None:
@@ -3785,10 +3749,9 @@ class Incoming:
     def discard(self, undo: bool = True) -> None:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
-        for path in (self.kept if undo else None, self.path):
-            if path is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        for path in filter(None, (self.kept if undo else None, self.path)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 class Folder:
@@ -3806,7 +3769,7 @@ class Folder:
             raise ValueError(f"no file name: {name!r}")
         return f"{self.path}/{name}"
 
-    def settle(self, is_known: Callable[[str], bool]) -> None:
+    def settle(self, is_known: Callable[[str], object]) -> None:
         """Make a server-owned folder, and undo what a crash left half done.
 
         What lies in `.incoming/` goes, and so do its other names unless the index knows them.
@@ -3834,7 +3797,7 @@ class Folder:
             for chunk in chunks:
                 incoming.size += len(chunk)
                 if incoming.size > limit:
-                    raise TooLarge(limit)
+                    raise TooLarge(f"The file is larger than {limit} bytes.")
                 for digest in hashes:
                     digest.update(chunk)
                 write_all(incoming.file, chunk)
@@ -3962,46 +3925,31 @@ class Folder:
             return True
 
     def walk(
-        self, wanted: Callable[[bytes], bool], skip: Set[tuple[int, int]], unreadable: list[bytes]
-    ) -> Iterator[Found]:
-        """Every wanted file below the folder, in the order of the paths' bytes.
+        self, wanted: Callable[[bytes], bool], skip: Set[tuple[int, int]], unreadable: list[bytes],
+        prefix: bytes = b"",
+    ) -> Iterator[tuple[bytes, os.stat_result]]:  # fmt: skip
+        """Path and lstat of every wanted file that begins with `prefix`, in the order of bytes.
 
         Hidden names and links are passed over, and folders whose (device, inode) is in `skip`.
         Folders that cannot be read are added to `unreadable`.
         """
-        return walk_folder(os.fsencode(self.path), b"", wanted, skip, unreadable)
-
-
-Found = tuple[bytes, os.stat_result]  # the path below the folder, and what lstat says
-
-
-def walk_folder(
-    base: bytes,
-    prefix: bytes,
-    wanted: Callable[[bytes], bool],
-    skip: Set[tuple[int, int]],
-    unreadable: list[bytes],
-) -> Iterator[Found]:
-    try:
-        with os.scandir(base + b"/" + prefix) as scan:
-            entries = sorted(
-                (entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
-                for entry in scan
-                if not entry.name.startswith(b".")
-            )
-    except (FileNotFoundError, NotADirectoryError):
-        return  # it went away meanwhile
-    except OSError:
-        unreadable.append(prefix)
-        return
-    for name, entry in entries:
-        with contextlib.suppress(FileNotFoundError):
-            if name.endswith(b"/"):
-                status = entry.stat(follow_symlinks=False) if skip else None
-                if status is None or (status.st_dev, status.st_ino) not in skip:
-                    yield from walk_folder(base, prefix + name, wanted, skip, unreadable)
-            elif wanted(name) and entry.is_file(follow_symlinks=False):
-                yield prefix + name, entry.stat(follow_symlinks=False)
+        try:
+            with os.scandir(os.fsencode(self.path) + b"/" + prefix) as scan:
+                entries = [(entry.name, entry) for entry in scan if entry.name[:1] != b"."]
+                slashed = [(n + b"/" * e.is_dir(follow_symlinks=False), e) for n, e in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return  # it went away meanwhile
+        except OSError:
+            unreadable.append(prefix)
+            return
+        for name, entry in sorted(slashed):
+            with contextlib.suppress(FileNotFoundError):
+                if name.endswith(b"/"):
+                    status = entry.stat(follow_symlinks=False) if skip else None
+                    if status is None or (status.st_dev, status.st_ino) not in skip:
+                        yield from self.walk(wanted, skip, unreadable, prefix + name)
+                elif wanted(name) and entry.is_file(follow_symlinks=False):
+                    yield prefix + name, entry.stat(follow_symlinks=False)
 
 
 def write_all(file: io.FileIO, data: Buffer) -> None:
@@ -4229,13 +4177,14 @@ class Thumbnails:
         except OSError:
             return False
 
-    def remove(self, sha256: str) -> None:
-        """Delete the thumbnail, if there is one."""
-        self.path(sha256).unlink(missing_ok=True)
+    def remove(self, *hashes: str) -> None:
+        """Delete those thumbnails that there are."""
+        for sha256 in hashes:
+            self.path(sha256).unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
+        shutil.rmtree(self.folder / INCOMING, ignore_errors=True)
 
     def make(
         self, source: str | Path, sha256: str, kind: str, duration: float | None = None
@@ -4264,7 +4213,7 @@ class Thumbnails:
         png = self._decode(source, f"{kind} {at:.3f}")
         if not png:
             return False
-        incoming = self.folder / ".incoming" / f"{sha256}.{os.getpid()}.png"
+        incoming = self.folder / INCOMING / f"{sha256}.{os.getpid()}.png"
         self.folder.mkdir(0o700, parents=True, exist_ok=True)  # some are of private pictures
         incoming.parent.mkdir(exist_ok=True)
         incoming.write_bytes(png)
@@ -4285,7 +4234,8 @@ class Thumbnails:
             os.close(picture)
             os.close(result)
             png = pipe.read(MAX_THUMBNAIL_BYTES)
-        return png if is_whole_png(png) else b""
+        whole = png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
+        return png if whole else b""
 
 
 def find_pillow() -> str | None:
@@ -4299,11 +4249,6 @@ def find_pillow() -> str | None:
         version = re.search(r"""__version__ = ["']([^"']+)""", text)
     heif = " with HEIF" if importlib.util.find_spec("pillow_heif") else ""
     return f"Pillow {version[1]}{heif}" if version else f"Pillow{heif}"
-
-
-def is_whole_png(data: bytes) -> bool:
-    """Whether data has a PNG's first and last bytes: its decoder was not cut short."""
-    return data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
 
 
 # --- the decoder host ---
@@ -4394,8 +4339,6 @@ def run_job(
 
 def limit_process() -> None:
     """Bound time, memory and files of this process and of what it executes (setrlimit(2))."""
-    import resource
-
     limits = {
         resource.RLIMIT_CPU: DECODE_CPU_SECONDS,
         resource.RLIMIT_FSIZE: 0,  # the result is a pipe: no file can be written
@@ -4560,11 +4503,7 @@ class Scanner:
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
-        self._progress = progress
-
-    @property
-    def progress(self) -> ScanProgress:
-        return self._progress.get()
+        self.progress = progress
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked."""
@@ -4594,13 +4533,13 @@ class Scanner:
                 self.scan()
             except Exception as error:  # one bad scan must not be the last one
                 warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self._progress.set(replace(self.progress, running=False))
+                self.progress.set(replace(self.progress.get(), running=False))
 
     def scan(self) -> None:
         """Bring the index in step with the disk once."""
         if self._stopping:
             return
-        self._progress.set(replace(self.progress, running=True, done=0, total=0))
+        self.progress.set(replace(self.progress.get(), running=True, done=0, total=0))
         for folder in self._folders.values():
             if not folder.is_missing():
                 self._scan_folder(folder)
@@ -4608,7 +4547,7 @@ class Scanner:
                 continue
             else:
                 warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
-        self._progress.set(replace(self.progress, running=False, finished_at=time.time()))
+        self.progress.set(replace(self.progress.get(), running=False, finished_at=time.time()))
 
     def _scan_folder(self, folder: Folder) -> None:
         started = time.time()
@@ -4624,8 +4563,8 @@ class Scanner:
         self._forget(folder, gone, started)
 
     def _advance(self, done: int, total: int) -> None:
-        now = self.progress
-        self._progress.set(replace(now, done=now.done + done, total=now.total + total))
+        now = self.progress.get()
+        self.progress.set(replace(now, done=now.done + done, total=now.total + total))
 
     def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
         """New or changed paths, paths that are no more, and the number of unchanged ones."""
@@ -4669,7 +4608,7 @@ class Scanner:
         def apply(db: Database) -> list[str | None]:
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
-        self._drop_thumbnails(self._index.write(apply, durable=False))
+        self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
 
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that were known `before` the folder was read and not found in it."""
@@ -4679,12 +4618,7 @@ class Scanner:
             return self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
-            self._drop_thumbnails(self._index.write(apply, durable=False))
-
-    def _drop_thumbnails(self, hashes: Iterable[str | None]) -> None:
-        for sha256 in hashes:
-            if sha256:
-                self._thumbnails.remove(sha256)
+            self._thumbnails.remove(*self._index.write(apply, durable=False))
 
     def refresh(self, folder: Folder, path: str) -> Located | None:
         """Read one file that changed since it was last read; None where it is gone."""
@@ -5352,7 +5286,9 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
         return None
     ranges = []
     for match in matches:
-        if match is None or match[0] == "-" or _is_backwards(match[1], match[2]):
+        if match is None or match[0] == "-":
+            return None
+        if match[1] and match[2] and int(match[1]) > int(match[2]):
             return None
         if match[1]:
             first, last = int(match[1]), min(int(match[2] or size), size - 1)
@@ -5365,10 +5301,6 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
     if not ranges:
         raise HTTPError(416, "No such range.", {"Content-Range": f"bytes */{size}"})
     return None if _overlap_often(ranges) else ranges
-
-
-def _is_backwards(first: str, last: str) -> bool:
-    return bool(first and last) and int(first) > int(last)
 
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
@@ -6390,6 +6322,7 @@ CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
 )
 CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
+RETRY_LATER = {"Retry-After": "60"}  # for what the owner has to mend
 
 IMAGE_NAME = re.compile(r".*\.(jpg|jpeg|png|gif|webp|bmp)", re.IGNORECASE | re.DOTALL)
 CONVERTERS: Mapping[str, Callable[[str], bool]] = {
@@ -6429,7 +6362,7 @@ class Upload:
     name: str = "file"
     required: bool = True
     md5: bool = False  # hash it with MD5 too
-    check_name: Callable[[Request, str], None] | None = None  # raises HTTPError
+    check_name: Callable[[str], object] | None = None  # raises HTTPError
 
 
 @dataclass(frozen=True, slots=True)
@@ -6997,10 +6930,10 @@ def receive_upload(
         raise HTTPError(400, "Send one file a request.")
     parse_value(Field(upload.name), filename, "body")
     if upload.check_name and filename:
-        upload.check_name(request, filename)
+        upload.check_name(filename)
     folder = request.app.folders[upload.folder]
     if not folder.make and request.app.is_unmounted():
-        raise HTTPError(503, "The storage folder is not mounted.", {"Retry-After": "60"})
+        raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
     incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
     if filename:
@@ -7022,14 +6955,14 @@ def json_response(
     return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
 
 
-def format_timestamp(seconds: float) -> str:
-    """ISO 8601 in UTC, as Django REST Framework writes it.
+def format_time(seconds: float, timespec: str = "microseconds") -> str:
+    """ISO 8601 in UTC as Django REST Framework writes it; pydantic does with the timespec "auto".
 
-    >>> format_timestamp(1.5)
-    '1970-01-01T00:00:01.500000Z'
+    >>> format_time(1.5), format_time(0), format_time(0, "auto")
+    ('1970-01-01T00:00:01.500000Z', '1970-01-01T00:00:00.000000Z', '1970-01-01T00:00:00Z')
     """
     moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def listing_response(
@@ -7366,15 +7299,15 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, TooLarge):
-        return HTTPError(413, f"{str(error).capitalize()}.")
+        return HTTPError(413, str(error))
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
-        return HTTPError(status, detail, {"Retry-After": "60"} if status == 503 else None)
+        return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
     if isinstance(error, sqlite3.OperationalError):
         warn(f"the index: {error}")
         if "full" in str(error):
             return HTTPError(507, "The disk is full.")
-        return HTTPError(503, "The index cannot be used now.", {"Retry-After": "60"})
+        return HTTPError(503, "The index cannot be used now.", RETRY_LATER)
     import traceback  # only where something is wrong with the program
 
     warn("".join(traceback.format_exception(error)).rstrip())
@@ -7460,16 +7393,19 @@ def not_found() -> HTTPError:
     return HTTPError(404, "There is no such file.")
 
 
-def find_content(app: App, request: Request, sha256: str) -> tuple[Folder, File, Asset]:
+def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
+    """A file of these folders with this content, unchanged on disk."""
+    found = app.index.files.with_content(sha256, roots)
+    return next((each for each in found if app.folders[each[0].root].has(each[0])), None)
+
+
+def find_content(app: App, request: Request, sha256: str) -> Located:
     """A file with this content that the principal may read and that is still on disk; 404."""
-    roots = ["library"]
-    if allows(Access.PRIVATE_READ, request.principal, True):
-        roots.append("images")
-    for file, asset in app.index.files.with_content(sha256, roots):
-        folder = app.folders[file.root]
-        if folder.has(file):
-            return folder, file, asset
-    raise not_found()
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    found = find_twin(app, sha256, "library", *private)
+    if found is None:
+        raise not_found()
+    return found
 
 
 def find_named(app: App, folder: Folder, path: str) -> Located:
@@ -7494,43 +7430,34 @@ def caching(app: App, file: File, rule: str) -> str:
     return f"{'private' if private else 'public'}, {rule}"
 
 
-def file_response(
-    app: App, request: Request, folder: Folder, file: File, asset: Asset, cache_control: str
-) -> Response:
+def file_response(app: App, request: Request, found: Located, rule: str) -> Response:
     """Answer with a file as it was when it was read; 404 if it is that no more."""
+    file, asset = found
+    folder, modified = app.folders[file.root], file.mtime_ns / 1e9
+    if folder.make:  # a link made of an older file has that one's time, maybe another user's
+        modified = max(modified, file.added)
+    about = (file.size, asset.mime_type, file.sha256, modified, caching(app, file, rule))
+    name = posixpath.basename(printable(file.path))
     try:
         source = folder.open(file.path)
     except (OSError, ValueError):
         raise not_found() from None
-    try:
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(source.close)
         if not file.matches(os.fstat(source.fileno())):
             raise not_found()
-        data: bytes | io.FileIO = source
         if file.size <= HOT_FILE_BYTES:
-            data = source.read(file.size + 1)
-        filename = posixpath.basename(printable(file.path))
-        content = Content(
-            data,
-            file.size,
-            asset.mime_type,
-            file.sha256,
-            # a link made of an older file has that one's time, which may be another user's
-            max(file.mtime_ns / 1e9, file.added) if folder.make else file.mtime_ns / 1e9,
-            cache_control,
-            filename,
-            internal_location(request, folder, file) if data is source else "",
-        )
-        response = content_response(request.head, content)
-    except BaseException:
-        source.close()
-        raise
-    if isinstance(data, bytes):
-        source.close()
-    remember_hot(app, request, folder, file, content)
+            content = Content(source.read(file.size + 1), *about, name)
+            response = content_response(request.head, content)
+        else:
+            content = Content(source, *about, name, internal_location(request, file))
+            response = content_response(request.head, content)
+            cleanup.pop_all()
+    remember_hot(app, request, file, content)
     return response
 
 
-def internal_location(request: Request, folder: Folder, file: File) -> str:
+def internal_location(request: Request, file: File) -> str:
     """Where nginx finds a file that it may send for us; empty where the bytes have to go.
 
     Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
@@ -7543,38 +7470,30 @@ def internal_location(request: Request, folder: Folder, file: File) -> str:
         return ""
     if request.head.method == "HEAD" or "if-range" in headers or "if-match" in headers:
         return ""
-    return f"/.accel/{folder.name}/{quote(os.fsencode(file.path))}"
+    return f"/.accel/{file.root}/{quote(os.fsencode(file.path))}"
 
 
-def remember_hot(app: App, request: Request, folder: Folder, file: File, content: Content) -> None:
+def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
     """Have the next anonymous GETs of a public file answered without asking the index."""
-    public = folder is app.library and not app.settings.read_auth_enabled
+    public = file.root == "library" and not app.settings.read_auth_enabled
     if not public or request.head.query or content.internal:
         return
     small = isinstance(content.source, bytes)
     whole = app.prepare(content) if small else None
     if not small:
         content = replace(content, source=b"")
-    path = folder.locate(file.path)
+    path = app.library.locate(file.path)
     app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
     """Put an upload in place, linked to its equal if there is one; what the index is to know."""
-    twin = find_twin(app, folder, incoming.sha256) if folder.make else None
-    name = folder.keep(incoming, names, twin)
+    twin = find_twin(app, incoming.sha256, folder.name) if folder.make else None
+    name = folder.keep(incoming, names, twin and twin[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
     status = folder.stat(name)
     times = (status.st_mtime_ns, status.st_ctime, time.time())
     return File(folder.name, name, asset.sha256, status.st_size, *times), asset
-
-
-def find_twin(app: App, folder: Folder, sha256: str) -> str | None:
-    """The name of a file of this folder with this content, unchanged on disk."""
-    for file, _ in app.index.files.with_content(sha256, [folder.name]):
-        if folder.has(file):
-            return file.path
-    return None
 
 
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
@@ -7607,12 +7526,9 @@ MEDIA_TYPES = frozenset({"jpg", "png", "gif", "webp", "svg", "bmp"})
 MEDIA_FOLDER = "media"
 
 
-def check_media_name(request: Request, name: str) -> None:
-    check_extension(name, MEDIA_NAMES)
-
-
-MEDIA_FILE = Upload("library", "max_upload_bytes", check_name=check_media_name)
-MEDIA_UPLOAD = BodySpec(("multipart",), upload=MEDIA_FILE)
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
+    "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_NAMES)
+))  # fmt: skip
 
 
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
@@ -7636,9 +7552,8 @@ def upload_media(app: App, request: Request) -> Response:
 
 @route("GET", "/media/{filename}", READ, "media", "A public image", {200: "the file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
-    file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    rule = caching(app, file, "max-age=3600")
-    return file_response(app, request, app.library, file, asset, rule)
+    found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
+    return file_response(app, request, found, "max-age=3600")
 
 
 @route("DELETE", "/media/{filename}", UPLOAD, "media", "Delete a public image", {200: "deleted"})
@@ -7656,15 +7571,10 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     return json_response({"deleted": filename})
 
 
+PAGE_SIZE_HELP = "100 where only a page is given, at most 1000"
 MEDIA_PAGING = (
     Field("page", "integer", minimum=1, help="from 1"),
-    Field(
-        "page_size",
-        "integer",
-        minimum=1,
-        ceiling=1000,
-        help="100 where only a page is given, at most 1000",
-    ),
+    Field("page_size", "integer", minimum=1, ceiling=1000, help=PAGE_SIZE_HELP),
 )
 
 
@@ -7728,32 +7638,30 @@ def library_pieces(app: App) -> Iterator[str]:
        {200: "image/png"})  # fmt: skip
 def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
     sha256 = check_sha256(sha256)
-    folder, file, asset = find_content(app, request, sha256)
-    if not app.scanner.ensure_thumbnail(folder, file, asset):
+    file, asset = find_content(app, request, sha256)
+    if not app.scanner.ensure_thumbnail(app.folders[file.root], file, asset):
         raise HTTPError(404, "There is no thumbnail of this file.")
     try:
         data = app.thumbnails.path(sha256).read_bytes()
     except FileNotFoundError:
         raise not_found() from None
-    digest = hashlib.sha256(data).hexdigest()
-    content = Content(
-        data, len(data), "image/png", digest, file.mtime_ns / 1e9, caching(app, file, FOREVER)
-    )
-    remember_hot(app, request, folder, file, content)
+    digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
+    rule = caching(app, file, FOREVER)
+    content = Content(data, len(data), "image/png", digest, modified, rule)
+    remember_hot(app, request, file, content)
     return content_response(request.head, content)
 
 
 @route("GET", "/image/{filename:image}", PRIVATE_READ, "images", "A private image",
        {200: "the file"})  # fmt: skip
 def get_private_image(app: App, request: Request, filename: str) -> Response:
-    file, asset = find_named(app, app.images, filename)
-    return file_response(app, request, app.images, file, asset, "private, no-cache")
+    return file_response(app, request, find_named(app, app.images, filename), "no-cache")
 
 
 @route("GET", "/image/{sha256}", READ, "library", "A file by its SHA-256", {200: "the file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
-    folder, file, asset = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, folder, file, asset, caching(app, file, FOREVER))
+    found = find_content(app, request, check_sha256(sha256))
+    return file_response(app, request, found, FOREVER)
 
 
 LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
@@ -7776,7 +7684,8 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
-    known = find_twin(app, app.library, incoming.sha256) if readable else None
+    twin = find_twin(app, incoming.sha256, "library") if readable else None
+    known = twin and twin[0].path
     if known is None:
         folder = time.strftime("uploads/%Y%m%d", time.gmtime())
         names = numbered_names(f"{folder}/{name}")
@@ -7984,15 +7893,13 @@ def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dic
         "permissions": user.permissions.split(),
         "is_admin": False,
     }
-    kinds: dict[str, dict[str, Any]] = {
-        "access": {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)},
-        "refresh": {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session},
-    }
+    access = {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)}
+    refresh = {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session}
     key = app.settings.jwt_signing_key
-    tokens = {}
-    for kind, claims in kinds.items():
-        tokens[kind] = sign_jwt({"token_type": kind, **claims, **about}, key)
-    return tokens
+    return {
+        "access": sign_jwt({"token_type": "access", **access, **about}, key),
+        "refresh": sign_jwt({"token_type": "refresh", **refresh, **about}, key),
+    }
 
 
 def parse_refresh_token(app: App, text: str) -> RefreshToken:
@@ -8155,8 +8062,8 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
-        "created_at": format_timestamp(record.created_at),
-        "updated_at": format_timestamp(record.updated_at),
+        "created_at": format_time(record.created_at),
+        "updated_at": format_time(record.updated_at),
     }
 
 
@@ -8301,8 +8208,7 @@ def write_record(
 
     with app.users.removing(replaced):
         changed = app.index.write(apply)
-    for sha256 in gone:
-        app.thumbnails.remove(sha256)
+    app.thumbnails.remove(*gone)
     return changed
 
 
@@ -8322,8 +8228,8 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-    file, asset = find_named(app, app.users, existing(record.path))
-    return file_response(app, request, app.users, file, asset, "private, no-cache")
+    found = find_named(app, app.users, existing(record.path))
+    return file_response(app, request, found, "no-cache")
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
@@ -8374,8 +8280,8 @@ def collection_json(collection: Collection) -> dict[str, Any]:
         "user": collection.user_id,
         "name": collection.name,
         "description": collection.description,
-        "created_at": format_timestamp(collection.created_at),
-        "updated_at": format_timestamp(collection.updated_at),
+        "created_at": format_time(collection.created_at),
+        "updated_at": format_time(collection.updated_at),
     }
 
 
@@ -8556,8 +8462,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
             return entity, app.index.files.remove_all(db, "entities", paths)
 
         entity, gone = app.index.write(remove)
-    for sha256 in gone:
-        app.thumbnails.remove(sha256)
+    app.thumbnails.remove(*gone)
     return json_response(entity_json(entity))
 
 
@@ -8568,9 +8473,8 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     versions = app.index.entities.versions(id)
     if not versions:
         raise no_entity(id)
-    numbers = ({"version": e.version, "transaction_id": e.transaction_id} for e in versions)
-    items = map(entity_json, versions)
-    return json_response([{**a, **b} for a, b in zip(numbers, items, strict=True)])
+    names = ("version", "transaction_id")
+    return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
 @route("GET", "/entity/{id}/file", READ, "entities", "An entity's content", {200: "the file"},
@@ -8580,7 +8484,7 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
     found = app.index.files.get("entities", entity.path) if entity.path else None
     if found is None:
         raise not_found()
-    return file_response(app, request, app.entities, *found, "private, no-cache")
+    return file_response(app, request, found, "no-cache")
 
 
 def find_entity(
@@ -8607,7 +8511,7 @@ def save_entity(
         return app.index.write(lambda db: put_entity(app, db, draft(db)))
     with app.entities.turn(upload.sha256):
         check_entity(app, draft(None), upload)
-        content = place_content(app, upload)
+        content = find_twin(app, upload.sha256, "entities") or store_entity_file(app, upload)
         return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
 
 
@@ -8654,13 +8558,6 @@ def check_parent(app: App, entity: Entity, id: int, db: Database | None) -> None
         raise HTTPError(400, f"The parent {id} is in this collection: that would be a circle.")
 
 
-def place_content(app: App, upload: Incoming) -> Located:
-    """The file of an upload's content: one that an older version has, or else a new one."""
-    path = find_twin(app, app.entities, upload.sha256)
-    known = app.index.files.get("entities", path) if path else None
-    return known or store_entity_file(app, upload)
-
-
 def store_entity_file(app: App, upload: Incoming) -> Located:
     assert upload.facts is not None
     day = time.strftime("%Y/%m/%d", time.gmtime())
@@ -8671,15 +8568,16 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
 def entity_json(entity: Entity) -> dict[str, Any]:
     """The Item of document 004."""
     asset, facts = entity.asset, entity.asset.facts if entity.asset else None
+    created = captured(facts) if facts else None
     return {
         "id": entity.id,
         "is_collection": entity.is_collection,
         "label": entity.label,
         "description": entity.description,
         "parent_id": entity.parent_id,
-        "added_date": format_time(entity.added),
-        "updated_date": format_time(entity.updated),
-        "create_date": format_time(captured(facts) if facts else None),
+        "added_date": format_time(entity.added, "auto"),
+        "updated_date": format_time(entity.updated, "auto"),
+        "create_date": None if created is None else format_time(created, "auto"),
         "file_size": asset.size if asset else None,
         "height": facts.height if facts else None,
         "width": facts.width if facts else None,
@@ -8699,17 +8597,6 @@ def captured(facts: Facts) -> float | None:
     return facts.created if trusted else None
 
 
-def format_time(seconds: float | None) -> str | None:
-    """ISO 8601 in UTC as pydantic writes it: a fraction only where there is one.
-
-    >>> format_time(1556931721.5), format_time(0)
-    ('2019-05-04T01:02:01.500000Z', '1970-01-01T00:00:00Z')
-    """
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
-
-
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
@@ -8722,7 +8609,7 @@ def health_json(app: App) -> dict[str, Any]:
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": asdict(app.scanner.progress),
+        "scan": asdict(app.scanner.progress.get()),
     }
 
 
@@ -8788,12 +8675,12 @@ def render_page(app: App, request: Request) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Something that the program does; `run(settings, *words)` gives the exit status."""
+    """Something that the program does by `run(settings, *words)`."""
 
     name: str  # one word or two
     takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
     help: str
-    run: Callable[..., int]
+    run: Callable[..., None]
 
     def fits(self, words: Sequence[str]) -> bool:
         """Whether these words can follow: each that it takes, and more of a last one with dots."""
@@ -8802,11 +8689,11 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-CommandFunction = TypeVar("CommandFunction", bound=Callable[..., int])
+Run = TypeVar("Run", bound=Callable[..., None])
 
 
-def command(name: str, help: str, takes: str = "") -> Callable[[CommandFunction], CommandFunction]:
-    def declare(run: CommandFunction) -> CommandFunction:
+def command(name: str, help: str, takes: str = "") -> Callable[[Run], Run]:
+    def declare(run: Run) -> Run:
         COMMANDS[name] = Command(name, takes, help, run)
         return run
 
@@ -8903,25 +8790,19 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
 
 
 @command("token", "print a fresh upload token")
-def print_token(settings: Settings) -> int:
+def print_token(settings: Settings) -> None:
     make_folders(settings)
     settings, _ = with_secrets(settings)
     print(sign_upload_token(settings.media_server_secret, time.time()))
-    return 0
 
 
-@contextlib.contextmanager
-def opened_index(settings: Settings) -> Iterator[Index]:
+def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
     make_folders(settings)
     try:
-        index = migrated(Index(settings.database_url))
+        return contextlib.closing(migrated(Index(settings.database_url)))
     except sqlite3.Error as error:
         raise SettingError("DATABASE_URL", f"the index cannot be used: {error}") from None
-    try:
-        yield index
-    finally:
-        index.close()
 
 
 class Refusal(Exception):
@@ -8937,41 +8818,31 @@ def find_user(index: Index, name: str) -> User:
 
 
 @command("user list", "list the accounts")
-def list_users(settings: Settings) -> int:
+def list_users(settings: Settings) -> None:
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
             words = (str(user.id), user.email, user.username or "-", state, user.permissions)
             print("\t".join(word if word.isprintable() else ascii(word) for word in words))
-    return 0
 
 
-def change_permissions(
-    settings: Settings, name: str, words: Sequence[str], change: Callable[..., None]
-) -> int:
-    if unknown := sorted(set(words) - GRANTABLE):
+def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[str]) -> None:
+    if unknown := sorted((add | drop) - GRANTABLE):
         known = " and ".join(sorted(GRANTABLE))
         raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
     with opened_index(settings) as index:
         user = find_user(index, name)
-
-        def apply(db: Database) -> None:
-            permissions = index.users.permissions(db, user)
-            change(permissions, set(words))
-            index.users.set_permissions(db, user, permissions)
-
-        index.write(apply)
-    return 0
+        index.write(lambda db: index.users.change_permissions(db, user, add, drop))
 
 
 @command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
-def grant(settings: Settings, name: str, *words: str) -> int:
-    return change_permissions(settings, name, words, set.update)
+def grant(settings: Settings, name: str, *words: str) -> None:
+    change_permissions(settings, name, set(words), set())
 
 
 @command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
-def revoke(settings: Settings, name: str, *words: str) -> int:
-    return change_permissions(settings, name, words, set.difference_update)
+def revoke(settings: Settings, name: str, *words: str) -> None:
+    change_permissions(settings, name, set(), set(words))
 
 
 def read_password() -> str:
@@ -8990,35 +8861,33 @@ def read_password() -> str:
 
 
 @command("user passwd", "set a password and end all sessions", "NAME")
-def set_user_password(settings: Settings, name: str) -> int:
+def set_user_password(settings: Settings, name: str) -> None:
     with opened_index(settings) as index:
         user = find_user(index, name)
         password = hash_password(read_password())
         if not index.write(lambda db: index.users.set_password(db, user, password)):
             raise Refusal("the password was changed meanwhile; try again")
         index.failures.clear(login_key(user, name))
-    return 0
 
 
-def set_active(settings: Settings, name: str, active: bool) -> int:
+def set_active(settings: Settings, name: str, active: bool) -> None:
     with opened_index(settings) as index:
         user = find_user(index, name)
         index.write(lambda db: index.users.set_active(db, user, active))
-    return 0
 
 
 @command("user disable", "refuse an account's logins and tokens", "NAME")
-def disable_user(settings: Settings, name: str) -> int:
-    return set_active(settings, name, False)
+def disable_user(settings: Settings, name: str) -> None:
+    set_active(settings, name, False)
 
 
 @command("user enable", "let a disabled account in again", "NAME")
-def enable_user(settings: Settings, name: str) -> int:
-    return set_active(settings, name, True)
+def enable_user(settings: Settings, name: str) -> None:
+    set_active(settings, name, True)
 
 
 @command("serve", "run the server (the default)")
-def serve(settings: Settings) -> int:
+def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
     make_folders(settings)
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
@@ -9040,7 +8909,6 @@ def serve(settings: Settings) -> int:
     else:
         run(ready=ready)
     lock.close()
-    return 0
 
 
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
@@ -9048,7 +8916,7 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
     thumbnails.settle()
     for folder in app.folders.values():
-        folder.settle(functools.partial(app.index.files.is_known, folder.name))
+        folder.settle(functools.partial(app.index.files.get, folder.name))
     app.index.close()
 
 
@@ -9131,7 +8999,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         found, settings, words = parse_command_line(given)
-        return found.run(settings, *words)
+        found.run(settings, *words)
+        return 0
     except SettingError as error:
         warn(str(error))
         return 2
