@@ -415,10 +415,8 @@ def check_folders(values: Mapping[str, Any]) -> None:
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
-    """Settings with every secret in place, and the names of those that were not given.
-
-    A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
-    """
+    """Settings with every secret in place, and the names of those that were not given."""
+    # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     names = [name for name, _, how in Settings.table() if how.secret]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
@@ -552,10 +550,8 @@ def sign_upload_token(secret: str, now: float) -> str:
 
 
 def verify_upload_token(token: str, secret: str, now: float, lifetime: int) -> None:
-    """Raise `TokenError` unless the token is ours and at most `lifetime` seconds old.
-
-    The signature is lower-case hex, as every issuer of these tokens writes it.
-    """
+    """Raise `TokenError` unless the token is ours and at most `lifetime` seconds old."""
+    # The signature is lower-case hex, as every issuer of these tokens writes it.
     match = re.fullmatch(r"([0-9]{1,12})\.([0-9a-f]{64})", token)
     if not match:
         raise TokenError("The upload token is malformed.")
@@ -570,10 +566,8 @@ def verify_upload_token(token: str, secret: str, now: float, lifetime: int) -> N
 
 
 def derive_key(secret: str, purpose: str) -> bytes:
-    """Return a key for one purpose, so that what is signed for one never passes for another.
-
-    The space and colon keep the message apart from a JWT's and an upload token's.
-    """
+    """Return a key for one purpose, so that what is signed for one never passes for another."""
+    # The space and colon keep the message apart from a JWT's and an upload token's.
     return _hmac_sha256(_utf8(secret), _utf8(f"mediaserver key: {purpose}"))
 
 
@@ -709,10 +703,8 @@ _G = PublicKey(
 
 
 def parse_public_key(pem: str | bytes) -> PublicKey:
-    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on anything else.
-
-    The point may be compressed (SEC 1, section 2.3.4).
-    """
+    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on other text."""
+    # The point may be compressed (SEC 1, section 2.3.4).
     match = _PEM_PUBLIC_KEY.fullmatch(pem.decode("latin-1") if isinstance(pem, bytes) else pem)
     if not match:
         raise ValueError("the public key is not one PEM block with the label PUBLIC KEY")
@@ -1020,10 +1012,7 @@ def _parse_user_id(value: object) -> int:
 
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
-    """Return whom verified claims speak for.
-
-    `is_admin` counts only as JSON's `true`: the string "false" makes no administrator.
-    """
+    """Return whom verified claims speak for."""
     permissions = claims.get("permissions", [])
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
@@ -1035,7 +1024,7 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
         user_id=_parse_user_id(claims.get("user_id")) if algorithm == "HS256" else None,
         subject=subject,
         permissions=frozenset(permissions),
-        is_admin=claims.get("is_admin") is True,
+        is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
     )
 
 
@@ -3165,10 +3154,8 @@ class Files(Subject):
         return [located(row) for row in rows]
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, int, int]]:
-        """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes.
-
-        It reads page by page, so that no long read keeps the WAL from being folded in.
-        """
+        """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes."""
+        # It reads page by page, so that no long read keeps the WAL from being folded in.
         rows = "SELECT path, size, mtime_ns FROM file"
         sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
@@ -3355,10 +3342,8 @@ class Sessions:
         return good
 
     def _is_good(self, db: Database, token: RefreshToken, arrived: float) -> bool:
-        """Whether a token is not spent; one that comes back spent was stolen: its session ends.
-
-        Of two requests at once the later one is no thief: it `arrived` before the token was spent.
-        """
+        """Whether a token is not spent; one that comes back spent was stolen: its session ends."""
+        # Of two requests at once the later is no thief: it `arrived` before the token was spent.
         sql = "SELECT jti, rotated_at FROM session WHERE id = ? AND user_id = ?"
         row = db.execute(sql, (token.session, token.user_id)).fetchone()
         if row and row[0] != token.jti and arrived > row[1]:
@@ -3771,10 +3756,8 @@ class Folder:
         return f"{self.path}/{name}"
 
     def settle(self, is_known: Callable[[str], object]) -> None:
-        """Make a server-owned folder, and undo what a crash left half done.
-
-        What lies in `.incoming/` goes, and so do its other names unless the index knows them.
-        """
+        """Make a server-owned folder, and undo what a crash left half done."""
+        # What lies in `.incoming/` goes, and so do its other names unless the index knows them.
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError), os.scandir(f"{self.path}/{INCOMING}") as scan:
@@ -3976,10 +3959,8 @@ def try_link(source: str, target: str) -> bool:
 
 
 def link_exclusively(source: str, target: str) -> None:
-    """Give a file a second name; FileExistsError where that name is taken.
-
-    Where a file system has no links (exFAT), the name is taken first and then filled.
-    """
+    """Give a file a second name; FileExistsError where that name is taken."""
+    # Where a file system has no links (exFAT), the name is taken first and then filled.
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -4303,10 +4284,8 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
 
 
 def load_pillow() -> list[str]:
-    """Import Pillow and its plugins for PILLOW_FORMATS; the formats that it can then open.
-
-    One thread a decoder: jobs are parallel already, and threads count against the limits.
-    """
+    """Import Pillow and its plugins for PILLOW_FORMATS; the formats that it can then open."""
+    # One thread a decoder: jobs are parallel already, and threads count against the limits.
     try:
         from PIL import Image
     except ImportError:
@@ -4378,10 +4357,8 @@ def limit_process() -> None:
 
 
 def write_thumbnail(source: BinaryIO, target: BinaryIO, formats: list[str]) -> bool:
-    """Write the PNG thumbnail of an image; false if Pillow cannot tell what it is.
-
-    Raises what Pillow raises. Writes no metadata: no EXIF, no place, no colour profile.
-    """
+    """Write the PNG thumbnail of an image; false if Pillow cannot tell what it is."""
+    # Raises what Pillow raises. Writes no metadata: no EXIF, no place, no colour profile.
     if not formats:
         return False
     from PIL import Image, UnidentifiedImageError
@@ -4434,10 +4411,8 @@ def read_orientation(picture: Image.Image) -> int:
 
 
 def ffmpeg_command(kind: str, at: str) -> list[str]:
-    """The command that makes standard input's frame at so many seconds a PNG on standard output.
-
-    ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
-    """
+    """The command that makes standard input's frame at so many seconds a PNG, its output."""
+    # ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
     fit = f"min(1,{THUMBNAIL_SIZE}/max(iw*sar,ih))"  # sar: the shape of a pixel
     scale = f"scale=w='max(1,round(iw*sar*{fit}))':h='max(1,round(ih*{fit}))',setsar=1"
     source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[kind]} -threads 1"
@@ -5141,10 +5116,8 @@ class MultipartParser:
         return delimiter.end()
 
     def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
-        """Return where content ends for certain, and the end of the delimiter that ends it if any.
-
-        The whole delimiter is searched for: its first four bytes alone take four times as long.
-        """
+        """Return where content ends for certain, and the delimiter's end that ends it, if any."""
+        # The whole delimiter is searched for: its first four bytes alone take four times as long.
         start = data.find(self._delimiter, position)
         while start >= 0:
             after = start + len(self._delimiter)
@@ -5224,10 +5197,8 @@ def parse_content_disposition(value: str) -> ContentDisposition:
 
 
 def _parse_parameters(value: str) -> tuple[str, dict[str, str]]:
-    r"""Return what stands before the parameters, in lower case, and these by lower-case name.
-
-    In quotes a backslash escapes only a quote or itself: in C:\x\y.jpg it is one.
-    """
+    """Return what stands before the parameters, in lower case, and these by lower-case name."""
+    # In quotes a backslash escapes only a quote or itself: in C:\x\y.jpg it is one.
     first, semicolon, rest = value.partition(";")
     text = (semicolon + rest).rstrip(" \t")
     parameters: dict[str, str] = {}
@@ -6427,10 +6398,8 @@ def route(
     method: str, path: str | Sequence[str], access: Access, family: str, summary: str,
     answers: Mapping[int, str], **more: Any,
 ) -> Callable[[Handler], Handler]:  # fmt: skip
-    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
-
-    Of several paths the first is the one that the documentation shows.
-    """
+    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route."""
+    # Of several paths the first is the one that the documentation shows.
     path, *others = [path] if isinstance(path, str) else path
 
     def declare(handler: Handler) -> Handler:
@@ -7059,10 +7028,8 @@ SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sand
 
 
 def content_response(head: RequestHead, content: Content) -> Response:
-    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
-
-    Ranges are defined for GET alone (§14.2).
-    """
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+    # Ranges are defined for GET alone (§14.2).
     headers = head.headers
     fields = content.headers()
     held = content.source if isinstance(content.source, io.FileIO) else None
@@ -7416,8 +7383,14 @@ def check_sha256(text: str) -> str:
     return text.lower()
 
 
-def not_found() -> HTTPError:
-    return HTTPError(404, "There is no such file.")
+NO_FILE = "There is no such file."
+
+
+def existing(thing: T | None, otherwise: str = "Not found.") -> T:
+    """What was looked for; 404 where it is not there, or another's."""
+    if not thing:
+        raise HTTPError(404, otherwise)
+    return thing
 
 
 def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
@@ -7429,10 +7402,7 @@ def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
 def find_content(app: App, request: Request, sha256: str) -> Located:
     """A file with this content that the principal may read and that is still on disk; 404."""
     private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    found = find_twin(app, sha256, "library", *private)
-    if found is None:
-        raise not_found()
-    return found
+    return existing(find_twin(app, sha256, "library", *private), NO_FILE)
 
 
 def find_named(app: App, folder: Folder, path: str) -> Located:
@@ -7443,9 +7413,7 @@ def find_named(app: App, folder: Folder, path: str) -> Located:
             found = app.scanner.refresh(folder, path)
     except (OSError, ValueError):
         found = None
-    if found is None:
-        raise not_found()
-    return found
+    return existing(found, NO_FILE)
 
 
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
@@ -7468,11 +7436,11 @@ def file_response(app: App, request: Request, found: Located, rule: str) -> Resp
     try:
         source = folder.open(file.path)
     except (OSError, ValueError):
-        raise not_found() from None
+        raise HTTPError(404, NO_FILE) from None
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(source.close)
         if not file.matches(os.fstat(source.fileno())):
-            raise not_found()
+            raise HTTPError(404, NO_FILE)
         if file.size <= HOT_FILE_BYTES:
             content = Content(source.read(file.size + 1), *about, name)
             response = content_response(request.head, content)
@@ -7586,13 +7554,10 @@ def get_media(app: App, request: Request, filename: str) -> Response:
 @route("DELETE", "/media/{filename}", UPLOAD, "media", "Delete a public image", {200: "deleted"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     path = f"{MEDIA_FOLDER}/{filename}"
-    if app.index.files.get("library", path) is None:
-        raise not_found()
+    existing(app.index.files.get("library", path), NO_FILE)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
-    if removed is None:  # by another request, meanwhile
-        raise not_found()
-    sha256, dropped = removed
+    sha256, dropped = existing(removed, NO_FILE)  # or gone by another request, meanwhile
     if dropped:
         app.thumbnails.remove(sha256)
     return json_response({"deleted": filename})
@@ -7671,7 +7636,7 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
     try:
         data = app.thumbnails.path(sha256).read_bytes()
     except FileNotFoundError:
-        raise not_found() from None
+        raise HTTPError(404, NO_FILE) from None
     digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
     rule = caching(app, file, FOREVER)
     content = Content(data, len(data), "image/png", digest, modified, rule)
@@ -7835,13 +7800,6 @@ PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWO
 
 def unauthorized(detail: str) -> HTTPError:
     return HTTPError(401, detail, {"WWW-Authenticate": "Bearer"})
-
-
-def existing(thing: T | None) -> T:
-    """What was looked for; 404 where it is nobody's, or another's."""
-    if not thing:
-        raise HTTPError(404, "Not found.")
-    return thing
 
 
 def caller(request: Request) -> int:
@@ -8366,6 +8324,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 # -- entities: versioned media entities --------------------------------------------------
 
+NO_ENTITY = "There is no entity {}, or not in that version."
 ENTITY_ID = (Field("id", "integer"),)
 ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
 ENTITY_TEXTS = (
@@ -8497,9 +8456,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
        {200: "version, transaction_id and the Item's fields of each"},
        parameters=ENTITY_ID)  # fmt: skip
 def list_versions(app: App, request: Request, id: int) -> Response:
-    versions = app.index.entities.versions(id)
-    if not versions:
-        raise no_entity(id)
+    versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
     names = ("version", "transaction_id")
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
@@ -8509,31 +8466,20 @@ def list_versions(app: App, request: Request, id: int) -> Response:
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
-    if found is None:
-        raise not_found()
-    return file_response(app, request, found, "no-cache")
+    return file_response(app, request, existing(found, NO_FILE), "no-cache")
 
 
 def find_entity(
     app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
-    entity = app.index.entities.get(id, version, db)
-    if entity is None:
-        raise no_entity(id)
-    return entity
-
-
-def no_entity(id: int) -> HTTPError:
-    return HTTPError(404, f"There is no entity {id}, or not in that version.")
+    return existing(app.index.entities.get(id, version, db), NO_ENTITY.format(id))
 
 
 def save_entity(
     app: App, upload: Incoming | None, draft: Callable[[Database | None], Entity]
 ) -> Entity:
-    """Write what `draft` makes of the current version, with the upload as its content.
-
-    It is asked twice: nothing is stored for what will be refused, and the transaction decides.
-    """
+    """Write what `draft` makes of the current version, with the upload as its content."""
+    # It is asked twice: nothing is stored for what will be refused, and the transaction decides.
     if upload is None:
         return app.index.write(lambda db: put_entity(app, db, draft(db)))
     with app.entities.turn(upload.sha256):
