@@ -338,6 +338,11 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     {'A': '1', 'B': 'x # y', 'C': '12'}
     """
     values: dict[str, str] = {}
+
+    def expand(variable: re.Match[str]) -> str:
+        name = variable["name"]
+        return environment.get(name, values.get(name, variable["default"] or ""))
+
     position = 0
     while position < len(text):
         binding = DOTENV_BINDING.match(text, position)
@@ -349,11 +354,8 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
             continue
         position = binding.end()
         if binding["equals"] is not None:
-            known = {**values, **environment}
-            values[binding["quoted_key"] or binding["key"]] = DOTENV_VARIABLE.sub(
-                lambda m, known=known: known.get(m["name"], m["default"] or ""),  # type: ignore[misc]
-                dotenv_value(binding),
-            )
+            value = DOTENV_VARIABLE.sub(expand, dotenv_value(binding))
+            values[binding["quoted_key"] or binding["key"]] = value
     return values
 
 
@@ -675,9 +677,7 @@ _COLUMNS = 256 // _TEETH
 _SPKI_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
 _SPKI_UNCOMPRESSED = b"\x30\x59" + _SPKI_P256 + b"\x03\x42\x00\x04"
 _SPKI_COMPRESSED = b"\x30\x39" + _SPKI_P256 + b"\x03\x22\x00"
-_PEM_PUBLIC_KEY = re.compile(
-    r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----\s*"
-)
+_PEM_PUBLIC_KEY = r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----\s*"
 
 # (x, y, z) stands for the point (x/z², y/z³), or for infinity where z = 0.
 Jacobian = tuple[int, int, int]
@@ -705,7 +705,8 @@ _G = PublicKey(
 def parse_public_key(pem: str | bytes) -> PublicKey:
     """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on other text."""
     # The point may be compressed (SEC 1, section 2.3.4).
-    match = _PEM_PUBLIC_KEY.fullmatch(pem.decode("latin-1") if isinstance(pem, bytes) else pem)
+    text = pem.decode("latin-1") if isinstance(pem, bytes) else pem
+    match = re.fullmatch(_PEM_PUBLIC_KEY, text)
     if not match:
         raise ValueError("the public key is not one PEM block with the label PUBLIC KEY")
     body = "".join(match[1].split())
@@ -3258,8 +3259,8 @@ class Users(Subject):
             "username": ("username", values.get("username")),
             "phone_number": ("phone_number", values.get("phone_number")),
         }
-        sql = "SELECT 1 FROM user WHERE"
-        found = {n: db.execute(f"{sql} {c} = ?", (v,)).fetchone() for n, (c, v) in unique.items()}
+        sql = "SELECT 1 FROM user WHERE {} = ?"
+        found = {n: db.execute(sql.format(c), (v,)).fetchone() for n, (c, v) in unique.items()}
         return [name for name, row in found.items() if row]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
@@ -3707,9 +3708,7 @@ INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 MAX_NAME_BYTES = 255  # what file systems allow
 MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
-WINDOWS_RESERVED = re.compile(
-    r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
-)
+WINDOWS_RESERVED = r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
 
 
 class TooLarge(Exception):
@@ -3988,7 +3987,7 @@ def safe_name(name: str) -> str:
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
     name = name.strip().lstrip(". ")
-    if WINDOWS_RESERVED.match(name):
+    if re.match(WINDOWS_RESERVED, name):
         name = f"_{name}"
     return fit_name(name)
 
@@ -4779,13 +4778,10 @@ _MAX_LENGTH = 2**63 - 1
 
 
 # What makes the answer to a GET another one: who asks, for what, from where.
-SELECTING_FIELDS = frozenset(
-    {
-        "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
-        "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding",
-        "x-sendfile-type",
-    }
-)  # fmt: skip
+SELECTING_FIELDS = frozenset((
+    "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
+    "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding", "x-sendfile-type",
+))  # fmt: skip
 
 
 class Framing(NamedTuple):
@@ -5152,9 +5148,7 @@ _PARAMETER = re.compile(
     rf"""[ \t]*;[ \t]*(?:({_TOKEN})=(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
 )
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
-_EXTENDED_VALUE = re.compile(
-    r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)", re.ASCII
-)
+_EXTENDED_VALUE = r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)"
 _WINDOWS_FOLDER = re.compile(r"\A[A-Za-z]:\\(?:.*\\)?", re.DOTALL)
 
 
@@ -5225,7 +5219,7 @@ def _form_text(value: str) -> str:
 
 
 def _parse_extended_value(value: str) -> str:
-    match = _EXTENDED_VALUE.fullmatch(value)
+    match = re.fullmatch(_EXTENDED_VALUE, value, re.ASCII)
     with contextlib.suppress(UnicodeDecodeError):
         if match:
             return unquote_to_bytes(match[2]).decode(match[1])
@@ -5371,14 +5365,11 @@ _CLOCK_TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
 _DAY = rf"(?:{'|'.join(_DAYS)})"
 _MONTH = rf"(?P<month>{'|'.join(_MONTHS)})"
 # IMF-fixdate, rfc850-date and asctime-date (RFC 9110 §5.6.7). The day's name adds nothing.
-_DATES = [
-    re.compile(form, re.ASCII)
-    for form in (
-        rf"{_DAY}, (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_CLOCK_TIME} GMT",
-        rf"{_DAY}[a-z]*day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_CLOCK_TIME} GMT",
-        rf"{_DAY} {_MONTH} (?P<day>[\d ]\d) {_CLOCK_TIME} (?P<year>\d{{4}})",
-    )
-]
+_DATES = (
+    rf"{_DAY}, (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_CLOCK_TIME} GMT",
+    rf"{_DAY}[a-z]*day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_CLOCK_TIME} GMT",
+    rf"{_DAY} {_MONTH} (?P<day>[\d ]\d) {_CLOCK_TIME} (?P<year>\d{{4}})",
+)
 
 
 def format_date(seconds: float) -> str:
@@ -5397,7 +5388,7 @@ def parse_date(value: str, now: float | None = None) -> int | None:
 
     A year of two digits that is more than 50 years ahead of `now` is one in the past.
     """
-    match = next(filter(None, (form.fullmatch(value) for form in _DATES)), None)
+    match = next(filter(None, (re.fullmatch(form, value, re.ASCII) for form in _DATES)), None)
     if match is None:
         return None
     year = int(match["year"])
@@ -7761,7 +7752,7 @@ FILE_URL_SECONDS = 3600
 PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
 KINDS = ("image", "video", "audio")
 ANY_BODY = ("json", "form", "multipart")
-EMAIL = re.compile(
+EMAIL = (
     r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5322's dot-atom, in any script
     r"@(localhost|([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_][\w-]{0,61}[^\W_])"
 )
@@ -7824,7 +7815,7 @@ def register(app: App, request: Request) -> Response:
     if not app.settings.allow_registration:
         raise HTTPError(403, "Registration is off here.")
     values = request.fields
-    if not EMAIL.fullmatch(values["email"]):
+    if not re.fullmatch(EMAIL, values["email"]):
         raise Invalid(Problem("body", "email", "Enter a valid email address."))
     values["password"] = app.scrypt.hash(values["password"])
 
