@@ -2951,11 +2951,12 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
         self._lock_of_version = threading.Lock()
-        self._watcher: sqlite3.Connection | None = None
+        self._watcher: Database | None = None
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -3327,8 +3328,14 @@ class Sessions:
     def rotate(
         self, db: Database, token: RefreshToken, jti: str, arrived: float, expires: float
     ) -> User | None:
-        """Spend a refresh token for the one with `jti`; None if it is no good any more."""
-        if not self._is_good(db, token, arrived):
+        """Spend a refresh token for the one with `jti`; None if it is no good any more.
+
+        One that comes back spent was stolen: its session ends. Of two requests at once the later
+        one is no thief: it `arrived` before the token was spent.
+        """
+        if not self._is_good(db, token):
+            stolen = "DELETE FROM session WHERE id = ? AND user_id = ? AND rotated_at < ?"
+            db.execute(stolen, (token.session, token.user_id, arrived))
             return None
         sql = "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?"
         db.execute(sql, (jti, time.time(), expires, token.session))
@@ -3336,19 +3343,15 @@ class Sessions:
         row = db.execute(sql, (token.user_id,)).fetchone()
         return User(*row) if row else None
 
-    def end(self, db: Database, token: RefreshToken, arrived: float) -> bool:
+    def end(self, db: Database, token: RefreshToken) -> bool:
         """Spend a refresh token for nothing; whether it was still good."""
-        if good := self._is_good(db, token, arrived):
+        if good := self._is_good(db, token):
             db.execute("DELETE FROM session WHERE id = ?", (token.session,))
         return good
 
-    def _is_good(self, db: Database, token: RefreshToken, arrived: float) -> bool:
-        """Whether a token is not spent; one that comes back spent was stolen: its session ends."""
-        # Of two requests at once the later is no thief: it `arrived` before the token was spent.
-        sql = "SELECT jti, rotated_at FROM session WHERE id = ? AND user_id = ?"
+    def _is_good(self, db: Database, token: RefreshToken) -> bool:
+        sql = "SELECT jti FROM session WHERE id = ? AND user_id = ?"
         row = db.execute(sql, (token.session, token.user_id)).fetchone()
-        if row and row[0] != token.jti and arrived > row[1]:
-            db.execute("DELETE FROM session WHERE id = ?", (token.session,))
         return row is not None and row[0] == token.jti
 
     def end_all(self, db: Database, user_id: int) -> None:
@@ -5240,19 +5243,18 @@ def content_disposition_attachment(filename: str) -> str:
 
 
 def parse_query(text: str) -> list[tuple[str, str]]:
-    """Parse application/x-www-form-urlencoded text, in order; 400 if it is not UTF-8 or too much.
+    """Parse application/x-www-form-urlencoded text, in order; 400 if it is too much.
 
-    >>> parse_query("a=1+2&b=%C3%A9&c")
-    [('a', '1 2'), ('b', 'é'), ('c', '')]
+    Bytes that are no UTF-8 become lone surrogates, which the fields' parsers refuse.
+
+    >>> parse_query("a=1+2&b=%C3%A9&c=%FF")
+    [('a', '1 2'), ('b', 'é'), ('c', '\\udcff')]
     """
     if text.count("&") >= MAX_QUERY_FIELDS:
         raise HTTPError(400, f"There are more than {MAX_QUERY_FIELDS} fields.")
     fields = (field.partition("=") for field in text.replace("+", " ").split("&") if field)
-    decode = functools.partial(unquote, errors="strict")
-    try:
-        return [(decode(name), decode(value)) for name, _, value in fields]
-    except UnicodeDecodeError:
-        raise HTTPError(400, "A percent-encoded text is not UTF-8.") from None
+    decode = functools.partial(unquote, errors="surrogateescape")
+    return [(decode(name), decode(value)) for name, _, value in fields]
 
 
 # -- Ranges and conditions -------------------------------------------------------------
@@ -6329,6 +6331,7 @@ class Field:
     name: str
     type: str = "string"  # string, text (a string or a number), integer, boolean
     required: bool = False
+    or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
     minimum: int | None = None  # of an integer
     maximum: int | None = None  # beyond it: an error
@@ -6378,6 +6381,7 @@ class Route:
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
+    before: Callable[..., object] | None = None  # raises what goes before errors in the fields
     aliases: tuple[str, ...] = ()  # other paths of the same thing
 
 
@@ -6651,11 +6655,11 @@ class Request:
     @property
     def client(self) -> str:
         """The client's address: the last one in X-Forwarded-For that is no trusted proxy."""
-        chain = [part.strip() for part in self.headers.get("x-forwarded-for", "").split(",")]
+        chain = self.headers.get("x-forwarded-for", "").split(",")
         trusted = self.app.settings.trusted_proxies
         address = self.peer
-        while chain and chain[-1] and is_trusted(address, trusted):
-            address = chain.pop()
+        while chain and is_trusted(address, trusted):
+            address = parse_address(chain.pop())
         return address
 
     def url(self, path: str) -> str:
@@ -6668,6 +6672,16 @@ class Request:
             scheme = forwarded(self.headers, "x-forwarded-proto", r"https?") or scheme
             host = forwarded(self.headers, "x-forwarded-host", r"[\w.:\[\]-]+") or host
         return f"{scheme}://{host or 'localhost'}{path}"
+
+
+def parse_address(text: str) -> str:
+    """An element of X-Forwarded-For without the port that some proxies add.
+
+    >>> parse_address(" 5.5.5.5:1000"), parse_address("[2001:db8::1]:80"), parse_address("::1")
+    ('5.5.5.5', '2001:db8::1', '::1')
+    """
+    match = re.fullmatch(r"\[([^\]]*)\](?::\d+)?|([\d.]+):\d+", text.strip())
+    return (match[1] or match[2]) if match else text.strip()
 
 
 def forwarded(headers: Headers, name: str, pattern: str) -> str:
@@ -6783,7 +6797,7 @@ def parse_flag(value: Any) -> bool:
 
 
 def parse_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str
+    declared: Sequence[Field], values: Mapping[str, Any], where: str, has_upload: bool = False
 ) -> dict[str, Any]:
     """The declared fields among `values`; what is not sent has its default if there is one."""
     parsed: dict[str, Any] = {}
@@ -6792,7 +6806,7 @@ def parse_declared(
         try:
             if item.name in values and (item.blank != "not sent" or values[item.name] != ""):
                 parsed[item.name] = parse_value(item, values[item.name], where)
-            elif item.required:
+            elif item.required and not (item.or_upload and has_upload):
                 problems.append(Problem(where, item.name, "is required", "missing"))
             elif item.default is not None:
                 parsed[item.name] = item.default
@@ -6814,6 +6828,8 @@ def read_body(request: Request, spec: BodySpec) -> None:
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if request.body.finished:  # nothing was sent, whatever its type would have been
+        if spec.wrapper:
+            raise Invalid(Problem("body", "", "is required", "missing"))
         values: dict[str, Any] = {}
     elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
         values = read_multipart(request, spec, parameters.get("boundary", ""))
@@ -6828,7 +6844,7 @@ def read_body(request: Request, spec: BodySpec) -> None:
     if spec.upload and spec.upload.required and request.upload is None:
         message = "is required: send one file as multipart/form-data"
         raise Invalid(Problem("body", spec.upload.name, message, "missing"))
-    request.fields = parse_declared(spec.fields, values, "body")
+    request.fields = parse_declared(spec.fields, values, "body", request.upload is not None)
 
 
 def parse_json_object(text: bytes) -> dict[str, Any]:
@@ -6842,7 +6858,7 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
     if not isinstance(value, dict):
-        raise HTTPError(400, "The body must be a JSON object.")
+        raise Invalid(Problem("body", "", "must be a JSON object", "dict_type"))
     return value
 
 
@@ -6869,6 +6885,8 @@ def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str,
         if upload and event.name == upload.name and event.filename is not None:
             receive_upload(request, upload, event.filename, part_content(events), limit)
             continue
+        if event.filename and event.name in declared:
+            raise Invalid(Problem("body", event.name, "must be a text", "string_type"))
         text = b"".join(bounded_text(part_content(events), MAX_TEXT_BYTES - text_bytes))
         text_bytes += len(text)
         if upload and event.name == upload.name and text:
@@ -7153,6 +7171,8 @@ class Application:
             raise HTTPError(401, "The account is disabled.", CHALLENGE)
         require(item.access, request.principal, app.settings.read_auth_enabled)
         parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
+        if item.before is not None:
+            item.before(app, request, **parameters)
         request.query = parse_declared(item.query, dict(pairs), "query")
         if item.body is not None:
             read_body(request, item.body)
@@ -7323,6 +7343,7 @@ DJANGO_MESSAGES = {
     "int_type": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
     "bool_type": "Must be a valid boolean.",
+    "dict_type": "Invalid data. Expected a dictionary.",
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -7341,14 +7362,16 @@ def error_response(error: HTTPError, family: str) -> Response:
     elif isinstance(error, Invalid) and family == "accounts":
         value = {}
         for problem in error.problems:
-            value.setdefault(problem.field, []).append(django_message(problem))
+            name = problem.field or "non_field_errors"
+            value.setdefault(name, []).append(django_message(problem))
     return json_response(value, status, error.headers.items())
 
 
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
     sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
     message = sentence.format(problem.limit, problem.message)
-    return {"loc": [problem.where, problem.field], "msg": message, "type": problem.type}
+    location = [problem.where, problem.field] if problem.field else [problem.where]
+    return {"loc": location, "msg": message, "type": problem.type}
 
 
 def django_message(problem: Problem) -> str:
@@ -7809,11 +7832,14 @@ def user_json(user: User) -> dict[str, Any]:
     return {name: getattr(user, name) for name in names}
 
 
-@route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
-       body=REGISTRATION)  # fmt: skip
-def register(app: App, request: Request) -> Response:
+def check_registration(app: App, request: Request) -> None:
     if not app.settings.allow_registration:
         raise HTTPError(403, "Registration is off here.")
+
+
+@route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
+       body=REGISTRATION, before=check_registration)  # fmt: skip
+def register(app: App, request: Request) -> Response:
     values = request.fields
     if not re.fullmatch(EMAIL, values["email"]):
         raise Invalid(Problem("body", "email", "Enter a valid email address."))
@@ -7904,11 +7930,11 @@ def refresh_tokens(app: App, request: Request) -> Response:
 @route("POST", "/api/auth/logout", USER, "accounts", "Spend a refresh token",
        {205: "nothing", 400: "error"}, body=REFRESH)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
-    arrived, sessions = time.time(), app.index.sessions
+    sessions = app.index.sessions
     with contextlib.suppress(TokenError):
         token = parse_refresh_token(app, request.fields["refresh"])
         mine = token.user_id == caller(request)
-        if mine and app.index.write(lambda db: sessions.end(db, token, arrived)):
+        if mine and app.index.write(lambda db: sessions.end(db, token)):
             return Response(205)
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
@@ -7944,7 +7970,7 @@ NO_STORE = ("Cache-Control", "private, no-store")
 def read_page(query: Mapping[str, str], count: int) -> tuple[int, int, int]:
     """The page asked for, its size and the number of the last one; 404."""
     size = PAGE_SIZE
-    if re.fullmatch(r"[0-9]{1,18}", query.get("page_size", ""), re.ASCII):
+    if re.fullmatch(r"[0-9]{1,999}", query.get("page_size", ""), re.ASCII):
         size = min(int(query["page_size"]), MAX_PAGE_SIZE) or PAGE_SIZE
     last = max(1, -(-count // size))
     text = query.get("page") or "1"
@@ -7958,7 +7984,8 @@ def read_page(query: Mapping[str, str], count: int) -> tuple[int, int, int]:
 def page_url(request: Request, page: int) -> str:
     """The URL of this list at another page; the first needs no number."""
     pairs = [pair for pair in parse_query(request.head.query) if pair[0] != "page"]
-    query = urlencode([*pairs, ("page", page)] if page > 1 else pairs)
+    pairs += [("page", str(page))] if page > 1 else []
+    query = urlencode(pairs, errors="surrogateescape")
     return request.url(f"{request.head.path}?{query}" if query else request.head.path)
 
 
@@ -8009,13 +8036,16 @@ COLLECTION_PATHS = ("/api/media/collections", "/api/media/collection")
 MEDIA_ORDER = frozenset({"created_at", "name", "size"})
 MEDIA_FIELDS = (
     needed("name", longest=MAX_TITLE_LENGTH, trim=True),
-    Field("type", "text", nullable=False, blank="refused", choices=KINDS),
+    Field("type", "text", or_upload=True, nullable=False, blank="refused", choices=KINDS),
     Field("size", "integer", minimum=0, blank="null"),
     Field("storage_path", "text", longest=MAX_NOTE_LENGTH),
     Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
     Field("collection", "text", blank="null", longest=MAX_TITLE_LENGTH),
 )
 MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, Upload("users", "max_media_bytes", required=False))
+NEW_MEDIA_BODY = replace(
+    MEDIA_BODY, fields=tuple(replace(f, required=f.required or f.or_upload) for f in MEDIA_FIELDS)
+)
 
 
 def partial(spec: BodySpec) -> BodySpec:
@@ -8111,14 +8141,12 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
 
 
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
-       {201: "the record"}, body=MEDIA_BODY)  # fmt: skip
+       {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = check_upload(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = replace(empty, **changes)
-    if not record.type:
-        raise Invalid(Problem("body", "type", "is required", "missing"))
     placed = place_upload(app, request)
     if placed:
         record = replace(record, path=placed[0].path, size=placed[0].size)
@@ -8126,8 +8154,9 @@ def create_record(app: App, request: Request) -> Response:
     return json_response(record_json(app, request, record), 201)
 
 
-def find_record(app: App, request: Request, key: str) -> MediaRecord:
-    return existing(app.index.media.get(caller(request), key.lower()))
+def find_record(app: App, request: Request, id: str) -> MediaRecord:
+    """The caller's record; 404 for another's as for none."""
+    return existing(app.index.media.get(caller(request), id.lower()))
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
@@ -8142,11 +8171,11 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change a media record; a file replaces its file", {200: "the record"},
+       "Change a media record; a file replaces its file", {200: "the record"}, before=find_record,
        body=MEDIA_BODY)  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
        "Change some of a media record; a file replaces its file", {200: "the record"},
-       body=partial(MEDIA_BODY))  # fmt: skip
+       before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = check_upload(request), media_changes(request)
@@ -8223,7 +8252,8 @@ MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
-       "Put a media record into a collection", {200: "the record"}, body=MEMBERSHIP)  # fmt: skip
+       "Put a media record into a collection", {200: "the record"}, before=find_record,
+       body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     key = request.fields["collection_id"]
     return move_record(app, request, id, find_collection(app, request, key).id)
@@ -8261,8 +8291,9 @@ def collection_json(collection: Collection) -> dict[str, Any]:
     }
 
 
-def find_collection(app: App, request: Request, key: str) -> Collection:
-    return existing(app.index.collections.get(caller(request), key.lower()))
+def find_collection(app: App, request: Request, id: str) -> Collection:
+    """The caller's collection; 404 for another's as for none."""
+    return existing(app.index.collections.get(caller(request), id.lower()))
 
 
 @route("GET", COLLECTION_PATHS, USER, "accounts", "My collections",
@@ -8291,9 +8322,9 @@ def get_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
-       {200: "the collection"}, body=COLLECTION_BODY)  # fmt: skip
+       {200: "the collection"}, before=find_collection, body=COLLECTION_BODY)  # fmt: skip
 @route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change some of a collection",
-       {200: "the collection"}, body=partial(COLLECTION_BODY))  # fmt: skip
+       {200: "the collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     changes = {**request.fields, "updated_at": time.time()}
     key = find_collection(app, request, id).id
