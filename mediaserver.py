@@ -76,7 +76,7 @@ import uuid
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -117,10 +117,6 @@ def warn(message: str) -> None:
     sys.stderr.flush()
 
 
-def parse_text(text: str) -> str:
-    return text
-
-
 def parse_secret(text: str) -> str:
     if not text.strip():
         raise ValueError("is set but blank; give it a value or remove it")
@@ -155,13 +151,10 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e9:
-        raise ValueError(f"{text!r} is not a number of seconds")
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < 1e9:
+            return seconds
+    raise ValueError(f"{text!r} is not a number of seconds")
 
 
 def parse_path(text: str) -> Path:
@@ -174,9 +167,8 @@ def parse_database_url(text: str) -> Path:
     """The file of a SQLAlchemy-style URL: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
     scheme, separator, path = text.partition("://")
     if scheme != "sqlite":
-        raise ValueError(
-            f"{scheme if separator else text!r} is not supported, only sqlite:///FILE"
-        )
+        given = scheme if separator else repr(text)
+        raise ValueError(f"{given} is not supported, only sqlite:///FILE")
     if len(path) < 2 or path[0] != "/" or path == "/:memory:":
         raise ValueError("the index needs a file: sqlite:///FILE")
     return parse_path(path[1:])
@@ -214,18 +206,33 @@ class Setting:
     """How one field of `Settings` is given and shown."""
 
     help: str
-    parse: Callable[[str], Any] = parse_text
-    shown: str = ""  # the default as the documentation shows it
+    parse: Callable[[str], Any] = str
+    shown: str = ""  # the default as the documentation shows it, where that is not the value
     secret: bool = False  # no option; generated where not given
     environment: bool = True  # also read from the environment and .env
     empty: bool = False  # an empty value means something
 
 
-def setting(default: Any, help: str, parse: Callable[[str], Any] = parse_text, **how: Any) -> Any:
+def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **how: Any) -> Any:
     return field(default=default, metadata={"setting": Setting(help, parse, **how)})
 
 
-GENERATED = "generated"
+def number(default: int, high: int, help: str, low: int = 1, **how: Any) -> Any:
+    return setting(default, help, whole_number(low, high), **how)
+
+
+def flag(default: bool, help: str) -> Any:
+    return setting(default, help, parse_boolean)
+
+
+def secret(help: str) -> Any:
+    return setting("", help, parse_secret, shown="generated", secret=True)
+
+
+def folder(help: str, shown: str) -> Any:
+    return setting(Path(), help, parse_path, shown=shown)
+
+
 PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir")
 SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
@@ -235,115 +242,59 @@ MAX_BYTES = 2**63 - 1  # what a file size can be
 class Settings:
     """Everything that can be set, checked and with all defaults in place."""
 
-    storage_dir: Path = setting(
-        Path(), "the folder to scan, serve and store in", parse_path, shown="required"
-    )
-    port: int = setting(
-        8000, "TCP port; 0 takes a free one", whole_number(0, 65535), environment=False
-    )
+    storage_dir: Path = folder("the folder to scan, serve and store in", "required")
+    port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
-        0.0,
-        "seconds between scans; 0: only at start and on SIGHUP",
-        parse_seconds,
-        shown="0",
+        0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
         environment=False,
+    )  # fmt: skip
+    workers: int = number(1, 64, "server processes", environment=False)
+    media_server_secret: str = secret(
+        "HMAC secret of upload tokens, shared with the app that issues them"
     )
-    workers: int = setting(1, "server processes", whole_number(1, 64), environment=False)
-    media_server_secret: str = setting(
-        "",
-        "HMAC secret of upload tokens, shared with the app that issues them",
-        parse_secret,
-        shown=GENERATED,
-        secret=True,
+    token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
+    auth_token: str = secret("static bearer token: the owner's key, every permission")
+    upload_dir: Path = folder("where the images family keeps its files", "DATA/images")
+    slugify_filenames: bool = flag(False, "store images under a slug of their name")
+    jwt_signing_key: str = secret("HS256 key of the access and refresh tokens of accounts")
+    jwt_access_token_lifetime_minutes: int = number(
+        30, 10**7, "how long an access token is good for"
     )
-    token_expiry_seconds: int = setting(
-        900, "how long an upload token is good for", whole_number(1, 10**9)
-    )
-    auth_token: str = setting(
-        "",
-        "static bearer token: the owner's key, every permission",
-        parse_secret,
-        shown=GENERATED,
-        secret=True,
-    )
-    upload_dir: Path = setting(
-        Path(), "where the images family keeps its files", parse_path, shown="DATA/images"
-    )
-    slugify_filenames: bool = setting(
-        False, "store images under a slug of their name", parse_boolean, shown="false"
-    )
-    jwt_signing_key: str = setting(
-        "",
-        "HS256 key of the access and refresh tokens of accounts",
-        parse_secret,
-        shown=GENERATED,
-        secret=True,
-    )
-    jwt_access_token_lifetime_minutes: int = setting(
-        30, "how long an access token is good for", whole_number(1, 10**7)
-    )
-    jwt_refresh_token_lifetime_days: int = setting(
-        7, "how long a refresh token is good for", whole_number(1, 10**5)
-    )
-    allow_registration: bool = setting(
-        True, "whether anyone may register an account", parse_boolean, shown="true"
-    )
-    auth_disabled: bool = setting(
-        False, "demo mode: every request is allowed everything", parse_boolean, shown="false"
-    )
-    read_auth_enabled: bool = setting(
-        False, "reads need media_store_read too", parse_boolean, shown="false"
-    )
+    jwt_refresh_token_lifetime_days: int = number(7, 10**5, "how long a refresh token is good for")
+    allow_registration: bool = flag(True, "whether anyone may register an account")
+    auth_disabled: bool = flag(False, "demo mode: every request is allowed everything")
+    read_auth_enabled: bool = flag(False, "reads need media_store_read too")
     public_key_path: Path | None = setting(
-        None,
-        "PEM public key (P-256) for ES256 tokens issued elsewhere",
-        parse_path,
+        None, "PEM public key (P-256) for ES256 tokens issued elsewhere", parse_path,
         shown="DATA/public_key.pem",
-    )
-    database_dir: Path = setting(
-        Path(),
-        "DATA, where the index and generated secrets live",
-        parse_path,
-        shown="STORAGE_DIR/.mediaserver",
+    )  # fmt: skip
+    database_dir: Path = folder(
+        "DATA, where the index and generated secrets live", "STORAGE_DIR/.mediaserver"
     )
     database_url: Path = setting(
-        Path(),
-        "the index; only sqlite:///FILE",
-        parse_database_url,
+        Path(), "the index; only sqlite:///FILE", parse_database_url,
         shown="sqlite:///DATA/index.sqlite3",
+    )  # fmt: skip
+    media_storage_dir: Path = folder("where the entities family keeps its files", "DATA/entities")
+    max_upload_bytes: int = number(
+        10485760, MAX_BYTES, "largest file for media, library and images"
     )
-    media_storage_dir: Path = setting(
-        Path(), "where the entities family keeps its files", parse_path, shown="DATA/entities"
-    )
-    max_upload_bytes: int = setting(
-        10485760, "largest file for media, library and images", whole_number(1, MAX_BYTES)
-    )
-    max_media_bytes: int = setting(
-        1073741824, "largest file for accounts and entities", whole_number(1, MAX_BYTES)
-    )
+    max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
     trusted_proxies: tuple[str, ...] = setting(
-        ("127.0.0.1", "::1"),
-        "peers whose X-Forwarded-* headers are believed",
-        parse_networks,
+        ("127.0.0.1", "::1"), "peers whose X-Forwarded-* headers are believed", parse_networks,
         shown="127.0.0.1,::1",
-    )
-    accel_redirect: bool = setting(
-        False,
-        "let nginx send the files, by X-Accel-Redirect (see nginx.conf)",
-        parse_boolean,
-        shown="false",
+    )  # fmt: skip
+    accel_redirect: bool = flag(
+        False, "let nginx send the files, by X-Accel-Redirect (see nginx.conf)"
     )
     cors_allow_origins: tuple[str, ...] = setting(
-        ("*",),
-        "comma-separated origins; empty turns CORS off",
-        parse_origins,
-        shown="*",
+        ("*",), "comma-separated origins; empty turns CORS off", parse_origins, shown="*",
         empty=True,
-    )
+    )  # fmt: skip
 
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
@@ -372,12 +323,11 @@ DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\
 
 def dotenv_value(binding: re.Match[str]) -> str:
     """The value as written, with the escapes of its kind of quotes taken out."""
-    if binding["double"] is not None:
-        return re.sub(
-            r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), binding["double"]
-        )
-    if binding["single"] is not None:
-        return re.sub(r"\\([\\'])", r"\1", binding["single"])
+    double, single = binding["double"], binding["single"]
+    if double is not None:
+        return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
+    if single is not None:
+        return re.sub(r"\\([\\'])", r"\1", single)
     return re.sub(r"\s+#.*", "", binding["plain"] or "").rstrip()
 
 
@@ -388,6 +338,11 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
     {'A': '1', 'B': 'x # y', 'C': '12'}
     """
     values: dict[str, str] = {}
+
+    def expand(variable: re.Match[str]) -> str:
+        name = variable["name"]
+        return environment.get(name, values.get(name, variable["default"] or ""))
+
     position = 0
     while position < len(text):
         binding = DOTENV_BINDING.match(text, position)
@@ -399,11 +354,8 @@ def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
             continue
         position = binding.end()
         if binding["equals"] is not None:
-            known = {**values, **environment}
-            values[binding["quoted_key"] or binding["key"]] = DOTENV_VARIABLE.sub(
-                lambda m, known=known: known.get(m["name"], m["default"] or ""),  # type: ignore[misc]
-                dotenv_value(binding),
-            )
+            value = DOTENV_VARIABLE.sub(expand, dotenv_value(binding))
+            values[binding["quoted_key"] or binding["key"]] = value
     return values
 
 
@@ -429,14 +381,10 @@ def load_settings(
         layers = [options.get(name)]
         if how.environment:
             layers += [environment.get(label), dotenv.get(label)]
-        given = next(
-            (text for text in layers if text or (text is not None and (how.secret or how.empty))),
-            None,
-        )
-        if given is None:
-            continue
+        given = [text for text in layers if text or (text == "" and (how.secret or how.empty))]
         try:
-            values[name] = how.parse(given)
+            for text in given[:1]:
+                values[name] = how.parse(text)
         except ValueError as error:
             raise SettingError(label, str(error)) from None
     if "storage_dir" not in values:
@@ -455,14 +403,12 @@ def check_folders(values: Mapping[str, Any]) -> None:
     private = {name: os.path.realpath(values[name]) for name in PRIVATE_FOLDERS}
     for name, path in private.items():
         if Path(storage).is_relative_to(path) and name != "database_dir":
-            raise SettingError(
-                name.upper(), "must not be, or hold, STORAGE_DIR: it would be public"
-            )
+            problem = "must not be, or hold, STORAGE_DIR: it would be public"
+            raise SettingError(name.upper(), problem)
         for used in SERVED_FOLDERS:
             if Path(path).is_relative_to(f"{storage}/{used}"):
-                raise SettingError(
-                    name.upper(), f"must not be in STORAGE_DIR/{used}, which is public"
-                )
+                problem = f"must not be in STORAGE_DIR/{used}, which is public"
+                raise SettingError(name.upper(), problem)
     for used in SERVED_FOLDERS:
         if os.path.islink(f"{storage}/{used}"):
             raise SettingError("STORAGE_DIR", f"{used} in it must be a folder, not a link")
@@ -471,22 +417,16 @@ def check_folders(values: Mapping[str, Any]) -> None:
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
-    """Settings with every secret in place, and the names of those that were not given.
-
-    A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
-    """
-    missing = [
-        name for name, _, how in Settings.table() if how.secret and not getattr(settings, name)
-    ]
-    if not missing:
-        return settings, []
-    kept = read_dotenv(settings.secrets_file, {})
-    made = {name: kept.get(name.upper()) or secrets.token_urlsafe(32) for name in missing}
-    fresh = {name.upper(): value for name, value in made.items() if not kept.get(name.upper())}
-    if fresh:
-        write_secrets(settings.secrets_file, {**kept, **fresh})
-    completed: Settings = replace(settings, **cast(Any, made))
-    return completed, [name.upper() for name in missing]
+    """Settings with every secret in place, and the names of those that were not given."""
+    # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
+    names = [name for name, _, how in Settings.table() if how.secret]
+    missing = [name.upper() for name in names if not getattr(settings, name)]
+    kept = read_dotenv(settings.secrets_file, {}) if missing else {}
+    made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
+    if made.items() - kept.items():
+        write_secrets(settings.secrets_file, {**kept, **made})
+    values: dict[str, Any] = {name.lower(): value for name, value in made.items()}
+    return replace(settings, **values), missing
 
 
 def write_secrets(path: Path, values: Mapping[str, str]) -> None:
@@ -494,10 +434,8 @@ def write_secrets(path: Path, values: Mapping[str, str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(
-            "# made by mediaserver; other programs that issue tokens need the same values\n"
-        )
-        file.writelines(f"{name}={value}\n" for name, value in values.items())
+        note = "# made by mediaserver; other programs that issue tokens need the same values\n"
+        file.writelines([note, *(f"{name}={value}\n" for name, value in values.items())])
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -614,10 +552,8 @@ def sign_upload_token(secret: str, now: float) -> str:
 
 
 def verify_upload_token(token: str, secret: str, now: float, lifetime: int) -> None:
-    """Raise `TokenError` unless the token is ours and at most `lifetime` seconds old.
-
-    The signature is lower-case hex, as every issuer of these tokens writes it.
-    """
+    """Raise `TokenError` unless the token is ours and at most `lifetime` seconds old."""
+    # The signature is lower-case hex, as every issuer of these tokens writes it.
     match = re.fullmatch(r"([0-9]{1,12})\.([0-9a-f]{64})", token)
     if not match:
         raise TokenError("The upload token is malformed.")
@@ -632,10 +568,8 @@ def verify_upload_token(token: str, secret: str, now: float, lifetime: int) -> N
 
 
 def derive_key(secret: str, purpose: str) -> bytes:
-    """Return a key for one purpose, so that what is signed for one never passes for another.
-
-    The space and colon keep the message apart from a JWT's and an upload token's.
-    """
+    """Return a key for one purpose, so that what is signed for one never passes for another."""
+    # The space and colon keep the message apart from a JWT's and an upload token's.
     return _hmac_sha256(_utf8(secret), _utf8(f"mediaserver key: {purpose}"))
 
 
@@ -743,9 +677,7 @@ _COLUMNS = 256 // _TEETH
 _SPKI_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
 _SPKI_UNCOMPRESSED = b"\x30\x59" + _SPKI_P256 + b"\x03\x42\x00\x04"
 _SPKI_COMPRESSED = b"\x30\x39" + _SPKI_P256 + b"\x03\x22\x00"
-_PEM_PUBLIC_KEY = re.compile(
-    r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----\s*"
-)
+_PEM_PUBLIC_KEY = r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----\s*"
 
 # (x, y, z) stands for the point (x/z², y/z³), or for infinity where z = 0.
 Jacobian = tuple[int, int, int]
@@ -771,11 +703,10 @@ _G = PublicKey(
 
 
 def parse_public_key(pem: str | bytes) -> PublicKey:
-    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on anything else.
-
-    The point may be compressed (SEC 1, section 2.3.4).
-    """
-    match = _PEM_PUBLIC_KEY.fullmatch(pem.decode("latin-1") if isinstance(pem, bytes) else pem)
+    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on other text."""
+    # The point may be compressed (SEC 1, section 2.3.4).
+    text = pem.decode("latin-1") if isinstance(pem, bytes) else pem
+    match = re.fullmatch(_PEM_PUBLIC_KEY, text)
     if not match:
         raise ValueError("the public key is not one PEM block with the label PUBLIC KEY")
     body = "".join(match[1].split())
@@ -963,14 +894,9 @@ def verify_claims(
 
 
 def verify_jwt(
-    token: str,
-    *,
-    hs256_key: str,
-    es256_key: PublicKey | None,
-    now: float,
-    leeway: float = LEEWAY,
-    token_type: str = "access",
-) -> Mapping[str, object]:
+    token: str, *, hs256_key: str, es256_key: PublicKey | None, now: float,
+    leeway: float = LEEWAY, token_type: str = "access",
+) -> Mapping[str, object]:  # fmt: skip
     """Return a token's claims if its signature, its times and its type are right."""
     algorithm, payload = verify_jws(token, _utf8(hs256_key), es256_key)
     return verify_claims(payload, algorithm, now, leeway, token_type)
@@ -1007,6 +933,9 @@ class Access(enum.Enum):
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
     USER = "user", None
+
+
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
@@ -1084,10 +1013,7 @@ def _parse_user_id(value: object) -> int:
 
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
-    """Return whom verified claims speak for.
-
-    `is_admin` counts only as JSON's `true`: the string "false" makes no administrator.
-    """
+    """Return whom verified claims speak for."""
     permissions = claims.get("permissions", [])
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
@@ -1099,7 +1025,7 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
         user_id=_parse_user_id(claims.get("user_id")) if algorithm == "HS256" else None,
         subject=subject,
         permissions=frozenset(permissions),
-        is_admin=claims.get("is_admin") is True,
+        is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
     )
 
 
@@ -1131,12 +1057,9 @@ def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | No
 
 
 def find_principal(
-    authorization: str | None,
-    upload_token: str | None,
-    keys: Keys,
-    now: float,
+    authorization: str | None, upload_token: str | None, keys: Keys, now: float,
     cache: TokenCache | None = None,
-) -> Principal:
+) -> Principal:  # fmt: skip
     """Return who makes a request, from its `Authorization` field and `?token=`.
 
     Every credential that is present must be right, else 401 (RFC 6750, section 3); a bearer
@@ -2913,6 +2836,9 @@ CREATE INDEX entity_version_by_path ON entity_version (path, id);
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
 
+Database = sqlite3.Connection  # a parameter of what runs in a transaction
+Located = tuple["File", "Asset"]
+
 FACT_COLUMNS = (
     "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
     "created", "created_source", "make", "model", "latitude", "longitude", "altitude",
@@ -2962,13 +2888,11 @@ class File:
         return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
 
 
-ASSET_COLUMNS = "asset.sha256, asset.size, asset.md5, asset.thumbnail, " + ", ".join(
-    f"asset.{name}" for name in FACT_COLUMNS
-)
-FILE_COLUMNS = (
-    "file.root, file.path, file.sha256, file.size, file.mtime_ns, file.ctime, file.added"
-)
-FILE_WIDTH = FILE_COLUMNS.count(",") + 1
+ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *FACT_COLUMNS)
+ASSET_COLUMNS = ", ".join(f"asset.{name}" for name in ASSET_NAMES)
+FILE_COLUMNS = ", ".join(f"file.{item.name}" for item in fields(File))
+FILE_WIDTH = len(fields(File))
+SELECT_LOCATED = f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
 IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
     AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
 
@@ -3004,17 +2928,22 @@ ENTITY_WIDTH = len(ENTITY_COLUMNS)
 ENTITY_STORED = (*ENTITY_COLUMNS, "sha256", "kind", "mime_type", "extension", "search")
 
 
+class Subject:
+    """What is in the index about one kind of thing."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+
+@dataclass(slots=True, eq=False)
 class Change:
     """A write that waits for its commit."""
 
-    __slots__ = ("apply", "done", "durable", "error", "result")
-
-    def __init__(self, apply: Callable[[sqlite3.Connection], Any], durable: bool) -> None:
-        self.apply = apply
-        self.durable = durable
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    apply: Callable[[Database], Any]
+    durable: bool
+    done: bool = False
+    result: Any = None
+    error: BaseException | None = None
 
 
 class Index:
@@ -3027,7 +2956,7 @@ class Index:
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
         self._lock_of_version = threading.Lock()
-        self._watcher: sqlite3.Connection | None = None
+        self._watcher: Database | None = None
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -3039,26 +2968,25 @@ class Index:
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
 
-    def _connect(self, cache_kib: int) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=30, isolation_level=None, check_same_thread=False
-        )
+    def _connect(self, cache_kib: int) -> Database:
+        options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
+        connection: Database = sqlite3.connect(self.path, **options)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
     def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT on this thread's own connection."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
         return connection.execute(sql, values)
 
-    def query(self, db: sqlite3.Connection | None, sql: str, *values: Any) -> sqlite3.Cursor:
+    def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
         return self.read(sql, *values) if db is None else db.execute(sql, values)
 
-    def write(self, apply: Callable[[sqlite3.Connection], T], durable: bool = True) -> T:
+    def write(self, apply: Callable[[Database], T], durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
 
         What `apply` raises is raised here, and only its own changes are undone. With
@@ -3136,29 +3064,23 @@ class Index:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
 
 
-class Assets:
+class Assets(Subject):
     """Contents and what is known of them."""
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def put(self, db: sqlite3.Connection, asset: Asset) -> None:
+    def put(self, db: Database, asset: Asset) -> None:
         facts = [getattr(asset.facts, name, None) for name in FACT_COLUMNS]
+        row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
         db.execute(
-            f"INSERT INTO asset ({ASSET_COLUMNS.replace('asset.', '')})"
-            f" VALUES (?, ?, ?, ?{', ?' * len(facts)})"
+            f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(row)})"
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
-            (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts),
+            row,
         )
 
-    def drop_unused(self, db: sqlite3.Connection, sha256: str) -> bool:
+    def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
-        cursor = db.execute(
-            "DELETE FROM asset WHERE sha256 = ?1"
-            " AND NOT EXISTS (SELECT 1 FROM file WHERE sha256 = ?1)",
-            (sha256,),
-        )
-        return cursor.rowcount > 0
+        unused = "NOT EXISTS (SELECT 1 FROM file WHERE sha256 = ?1)"
+        sql = f"DELETE FROM asset WHERE sha256 = ?1 AND {unused}"
+        return db.execute(sql, (sha256,)).rowcount > 0
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
@@ -3169,113 +3091,89 @@ class Assets:
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
         self._index.write(lambda db: db.execute(sql), durable=False)
 
-    def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[tuple[File, Asset]]:
+    def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[Located]:
         """Some files whose thumbnail has not been tried yet, in the order of their hashes."""
-        rows = self._index.read(
+        sql = (
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
-            f" WHERE thumbnail IS NULL AND kind IN ({', '.join('?' * len(kinds))})"
-            " AND root = 'library' GROUP BY asset.sha256 LIMIT ?",
-            *kinds,
-            limit,
+            f" WHERE thumbnail IS NULL AND kind IN ({placeholders(kinds)})"
+            " AND root = 'library' GROUP BY asset.sha256 LIMIT ?"
         )
+        rows = self._index.read(sql, *kinds, limit)
         return [located(row) for row in rows]
 
 
-def located(row: Sequence[Any]) -> tuple[File, Asset]:
+def located(row: Sequence[Any]) -> Located:
     return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
 
 
-class Files:
+def placeholders(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def upsert(db: Database, table: str, columns: Sequence[str], row: Sequence[Any]) -> Any:
+    """Add a row or change the one with its id, which is the first column; that id."""
+    changes = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
+    into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(row)})"
+    sql = f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
+    return db.execute(sql, row).fetchone()[0]
+
+
+class Files(Subject):
     """Files on disk, by folder and path."""
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def put(self, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
+    def put(self, db: Database, file: File, asset: Asset) -> str | None:
         """Know `file`; the hash of a content that was there before and is now nowhere."""
-        old = db.execute(
-            "SELECT sha256 FROM file WHERE root = ? AND path = ?",
-            (file.root, os.fsencode(file.path)),
-        ).fetchone()
+        key = (file.root, os.fsencode(file.path))
+        old = db.execute("SELECT sha256 FROM file WHERE root = ? AND path = ?", key).fetchone()
         self._index.assets.put(db, asset)
         db.execute(
             "INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET sha256 ="
             " excluded.sha256, size = excluded.size, mtime_ns = excluded.mtime_ns,"
             " ctime = excluded.ctime",
-            (
-                file.root,
-                os.fsencode(file.path),
-                file.sha256,
-                file.size,
-                file.mtime_ns,
-                file.ctime,
-                file.added,
-            ),
+            (*key, file.sha256, file.size, file.mtime_ns, file.ctime, file.added),
         )
         if old and old[0] != file.sha256 and self._index.assets.drop_unused(db, old[0]):
             return str(old[0])
         return None
 
     def remove(
-        self, db: sqlite3.Connection, root: str, path: str, before: float = math.inf
+        self, db: Database, root: str, path: str, before: float = math.inf
     ) -> tuple[str, bool] | None:
         """Forget a file added `before`: its hash, and whether that content is now nowhere."""
-        row = db.execute(
-            "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256",
-            (root, os.fsencode(path), before),
-        ).fetchone()
+        sql = "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256"
+        row = db.execute(sql, (root, os.fsencode(path), before)).fetchone()
         return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
 
     def remove_all(
-        self, db: sqlite3.Connection, root: str, paths: Iterable[str], before: float = math.inf
+        self, db: Database, root: str, paths: Iterable[str], before: float = math.inf
     ) -> list[str]:
         """Forget files; the hashes of those contents that are now nowhere."""
         removed = [self.remove(db, root, path, before) for path in paths]
         return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
-    def get(self, root: str, path: str) -> tuple[File, Asset] | None:
-        row = self._index.read(
-            f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-            " WHERE root = ? AND path = ?",
-            root,
-            os.fsencode(path),
-        ).fetchone()
+    def get(self, root: str, path: str) -> Located | None:
+        sql = f"{SELECT_LOCATED} WHERE root = ? AND path = ?"
+        row = self._index.read(sql, root, os.fsencode(path)).fetchone()
         return located(row) if row else None
 
-    def with_content(self, sha256: str, roots: Sequence[str]) -> list[tuple[File, Asset]]:
+    def with_content(self, sha256: str, roots: Sequence[str]) -> list[Located]:
         """The files with a content in some folders, by path."""
-        rows = self._index.read(
-            f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-            f" WHERE sha256 = ? AND root IN ({', '.join('?' * len(roots))})"
-            " ORDER BY root DESC, path",
-            sha256,
-            *roots,
-        )
+        condition = f"sha256 = ? AND root IN ({placeholders(roots)}) ORDER BY root DESC, path"
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def in_order(self, root: str, page: int = 2000) -> Iterator[tuple[bytes, int, int]]:
-        """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes.
-
-        It reads page by page, so that no long read keeps the WAL from being folded in.
-        """
-        last = b""
-        while rows := self._index.read(
-            "SELECT path, size, mtime_ns FROM file WHERE root = ? AND path > ?"
-            " ORDER BY path LIMIT ?",
-            root,
-            last,
-            page,
-        ).fetchall():
-            yield from rows
-            last = rows[-1][0]
-
-    def is_known(self, root: str, path: str) -> bool:
-        return self.get(root, path) is not None
+    def in_order(self, root: str) -> Iterator[tuple[bytes, int, int]]:
+        """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes."""
+        # It reads page by page, so that no long read keeps the WAL from being folded in.
+        rows = "SELECT path, size, mtime_ns FROM file"
+        sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
+        while page := self._index.read(sql, root, last).fetchall():
+            yield from page
+            last = page[-1][0]
 
     def is_empty(self, root: str) -> bool:
-        return (
-            self._index.read("SELECT 1 FROM file WHERE root = ? LIMIT 1", root).fetchone() is None
-        )
+        sql = "SELECT 1 FROM file WHERE root = ? LIMIT 1"
+        return self._index.read(sql, root).fetchone() is None
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
@@ -3289,21 +3187,16 @@ class Files:
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def is_there(self, db: sqlite3.Connection, file: File) -> bool:
+    def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
-        row = db.execute(
-            "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?",
-            (file.root, os.fsencode(file.path), file.sha256),
-        ).fetchone()
-        return row is not None
+        sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
+        values = (file.root, os.fsencode(file.path), file.sha256)
+        return db.execute(sql, values).fetchone() is not None
 
-    def others(self, db: sqlite3.Connection, file: File) -> list[File]:
+    def others(self, db: Database, file: File) -> list[File]:
         """The other files of the same folder and content."""
-        rows = db.execute(
-            f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
-            " ORDER BY path",
-            (file.sha256, file.root, os.fsencode(file.path)),
-        )
+        sql = f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
+        rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
         return [File.from_row(row) for row in rows]
 
     def newest_images(self, limit: int) -> list[str]:
@@ -3317,17 +3210,13 @@ class Files:
         return [row[0] for row in rows]
 
     def count_media(self) -> int:
-        count: int = self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0]
-        return count
+        return int(self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0])
 
     def media(self, limit: int, offset: int) -> Iterator[tuple[str, int, str | None, float]]:
         """Path, size, MIME type and time added of the public images, newest first."""
-        rows = self._index.read(
-            "SELECT path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
-            f" WHERE {IN_MEDIA} ORDER BY added DESC, path DESC LIMIT ? OFFSET ?",
-            limit,
-            offset,
-        )
+        columns = "path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
+        order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
+        rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
 
 
@@ -3349,15 +3238,15 @@ class User:
 USER_COLUMNS = ", ".join(f"user.{item.name}" for item in fields(User))
 
 
-class Users:
+class Users(Subject):
     """Accounts."""
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
     def get(self, user_id: int) -> User | None:
-        row = self._index.read(f"SELECT {USER_COLUMNS} FROM user WHERE id = ?", user_id).fetchone()
-        return User(*row) if row else None
+        return next(self._select("WHERE id = ?", user_id), None)
+
+    def _select(self, rest: str, *values: Any) -> Iterator[User]:
+        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
+        return itertools.starmap(User, rows)
 
     def is_disabled(self, user_id: int) -> bool:
         row = self._index.read("SELECT is_active FROM user WHERE id = ?", user_id).fetchone()
@@ -3365,49 +3254,36 @@ class Users:
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
-        row = self._index.read(
-            f"SELECT {USER_COLUMNS} FROM user WHERE email_key = ?1 OR username = ?2"
-            " ORDER BY email_key = ?1 DESC LIMIT 1",
-            name.casefold(),
-            name,
-        ).fetchone()
-        return User(*row) if row else None
+        rest = "WHERE email_key = ?1 OR username = ?2 ORDER BY email_key = ?1 DESC LIMIT 1"
+        return next(self._select(rest, name.casefold(), name), None)
 
     def all(self) -> list[User]:
-        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user ORDER BY id")
-        return [User(*row) for row in rows]
+        return list(self._select("ORDER BY id"))
 
-    def taken(self, db: sqlite3.Connection, values: Mapping[str, Any]) -> list[str]:
+    def taken(self, db: Database, values: Mapping[str, Any]) -> list[str]:
         """Which of the unique fields another account has."""
         unique = {
             "email": ("email_key", values["email"].casefold()),
             "username": ("username", values.get("username")),
             "phone_number": ("phone_number", values.get("phone_number")),
         }
-        return [
-            name
-            for name, (column, value) in unique.items()
-            if db.execute(f"SELECT 1 FROM user WHERE {column} = ?", (value,)).fetchone()
-        ]
+        sql = "SELECT 1 FROM user WHERE {} = ?"
+        found = {n: db.execute(sql.format(c), (v,)).fetchone() for n, (c, v) in unique.items()}
+        return [name for name, row in found.items() if row]
 
-    def add(self, db: sqlite3.Connection, values: Mapping[str, Any], now: float) -> User:
-        row = db.execute(
+    def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
+        row = {
+            "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
+            "email_key": values["email"].casefold(), "now": now,
+        }  # fmt: skip
+        sql = (
             "INSERT INTO user (email, email_key, username, phone_number, first_name, last_name,"
-            f" password, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING {USER_COLUMNS}",
-            (
-                values["email"],
-                values["email"].casefold(),
-                values.get("username"),
-                values.get("phone_number"),
-                values.get("first_name", ""),
-                values.get("last_name", ""),
-                values["password"],
-                now,
-            ),
-        ).fetchone()
-        return User(*row)
+            " password, created_at) VALUES (:email, :email_key, :username, :phone_number,"
+            f" :first_name, :last_name, :password, :now) RETURNING {USER_COLUMNS}"
+        )
+        return User(*db.execute(sql, row).fetchone())
 
-    def set_password(self, db: sqlite3.Connection, user: User, password: str) -> bool:
+    def set_password(self, db: Database, user: User, password: str) -> bool:
         """Change the hash, unless another request was faster, and end all sessions."""
         sql = "UPDATE user SET password = ? WHERE id = ? AND password = ?"
         changed = db.execute(sql, (password, user.id, user.password)).rowcount > 0
@@ -3415,17 +3291,14 @@ class Users:
             self._index.sessions.end_all(db, user.id)
         return changed
 
-    def set_active(self, db: sqlite3.Connection, user: User, active: bool) -> None:
+    def set_active(self, db: Database, user: User, active: bool) -> None:
         db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
         if not active:
             self._index.sessions.end_all(db, user.id)
 
-    def permissions(self, db: sqlite3.Connection, user: User) -> set[str]:
+    def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
         row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
-        return set(row[0].split())
-
-    def set_permissions(self, db: sqlite3.Connection, user: User, permissions: Set[str]) -> None:
-        words = " ".join(sorted(permissions))
+        words = " ".join(sorted((set(row[0].split()) | add) - drop))
         db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
 
 
@@ -3445,13 +3318,7 @@ class Sessions:
     """Logins; each has one refresh token that is not spent."""
 
     def open(
-        self,
-        db: sqlite3.Connection,
-        user: User,
-        session: str,
-        jti: str,
-        now: float,
-        expires: float,
+        self, db: Database, user: User, session: str, jti: str, now: float, expires: float
     ) -> bool:
         """Begin a session, unless the account was disabled or its password changed meanwhile."""
         opened = db.execute(
@@ -3460,15 +3327,13 @@ class Sessions:
             (session, jti, now, expires, user.id, user.password),
         ).rowcount
         db.execute("DELETE FROM session WHERE expires_at < ?", (now - LEEWAY,))
-        db.execute(
-            "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE user_id = ?"
-            " ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
-            (user.id, MAX_SESSIONS),
-        )
+        surplus = "SELECT id FROM session WHERE user_id = ? ORDER BY expires_at DESC LIMIT -1"
+        values = (user.id, MAX_SESSIONS)
+        db.execute(f"DELETE FROM session WHERE id IN ({surplus} OFFSET ?)", values)
         return opened > 0
 
     def rotate(
-        self, db: sqlite3.Connection, token: RefreshToken, jti: str, arrived: float, expires: float
+        self, db: Database, token: RefreshToken, jti: str, arrived: float, expires: float
     ) -> User | None:
         """Spend a refresh token for the one with `jti`; None if it is no good any more.
 
@@ -3479,29 +3344,24 @@ class Sessions:
             stolen = "DELETE FROM session WHERE id = ? AND user_id = ? AND rotated_at < ?"
             db.execute(stolen, (token.session, token.user_id, arrived))
             return None
-        db.execute(
-            "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?",
-            (jti, time.time(), expires, token.session),
-        )
-        row = db.execute(
-            f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active", (token.user_id,)
-        ).fetchone()
+        sql = "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?"
+        db.execute(sql, (jti, time.time(), expires, token.session))
+        sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
+        row = db.execute(sql, (token.user_id,)).fetchone()
         return User(*row) if row else None
 
-    def end(self, db: sqlite3.Connection, token: RefreshToken) -> bool:
+    def end(self, db: Database, token: RefreshToken) -> bool:
         """Spend a refresh token for nothing; whether it was still good."""
-        good = self._is_good(db, token)
-        if good:
+        if good := self._is_good(db, token):
             db.execute("DELETE FROM session WHERE id = ?", (token.session,))
         return good
 
-    def _is_good(self, db: sqlite3.Connection, token: RefreshToken) -> bool:
-        row = db.execute(
-            "SELECT jti FROM session WHERE id = ? AND user_id = ?", (token.session, token.user_id)
-        ).fetchone()
+    def _is_good(self, db: Database, token: RefreshToken) -> bool:
+        sql = "SELECT jti FROM session WHERE id = ? AND user_id = ?"
+        row = db.execute(sql, (token.session, token.user_id)).fetchone()
         return row is not None and row[0] == token.jti
 
-    def end_all(self, db: sqlite3.Connection, user_id: int) -> None:
+    def end_all(self, db: Database, user_id: int) -> None:
         db.execute("DELETE FROM session WHERE user_id = ?", (user_id,))
 
 
@@ -3509,15 +3369,12 @@ FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
 CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
 
 
-class Failures:
+class Failures(Subject):
     """Failed logins of the last minutes, by account and by address.
 
     A login counts as failed from its beginning until it succeeds, so that many at once, in
     whichever worker, get no further than one after the other.
     """
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
 
     def closed_for(self, limits: Mapping[str, int], now: float) -> float:
         """Seconds until a login may be tried where some key has reached its limit, else 0."""
@@ -3525,17 +3382,15 @@ class Failures:
             "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ?"
             " AND (is_certain OR failed_at < ?) ORDER BY failed_at DESC LIMIT 1 OFFSET ?"
         )
-        since = now - FAILURE_SECONDS
-        values = [
-            (self._digest(k), since, now - CHECKING_SECONDS, n - 1) for k, n in limits.items()
-        ]
+        since, checked = now - FAILURE_SECONDS, now - CHECKING_SECONDS
+        values = [(self._digest(key), since, checked, n - 1) for key, n in limits.items()]
         rows = [self._index.read(sql, *value).fetchone() for value in values]
         return max((row[0] - since for row in rows if row), default=0.0)
 
     def begin(self, attempt: str, limits: Mapping[str, int], now: float) -> bool:
         """Count a login as failed for now, if its keys' limits leave room for one more."""
 
-        def apply(db: sqlite3.Connection) -> bool:
+        def apply(db: Database) -> bool:
             db.execute("DELETE FROM login_failure WHERE failed_at <= ?", (now - FAILURE_SECONDS,))
             for key, limit in limits.items():
                 sql = "SELECT count(*) FROM login_failure WHERE key = ?"
@@ -3550,7 +3405,7 @@ class Failures:
     def end(self, attempt: str, succeeded_for: str | None) -> None:
         """Say how a login ended; a success also clears the count of its account."""
 
-        def apply(db: sqlite3.Connection) -> None:
+        def apply(db: Database) -> None:
             if succeeded_for is None:
                 db.execute("UPDATE login_failure SET is_certain = 1 WHERE attempt = ?", (attempt,))
             else:
@@ -3598,6 +3453,15 @@ class MediaRecord:
     updated_at: float
 
 
+def folded(*texts: str | None) -> str:
+    """Texts as searches compare them, without case; no match reaches from one into the next.
+
+    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
+    True
+    """
+    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
+
+
 Thing = TypeVar("Thing", bound="Collection | MediaRecord")
 
 
@@ -3622,7 +3486,7 @@ class Owned(Generic[Thing]):
         self._make: Callable[..., Thing] = make
         self._condition = condition  # which of the rows there are for users
         self._names = [item.name for item in fields(cast(Any, make))]
-        self._columns = ", ".join(self._names)
+        self._select = f"SELECT {', '.join(self._names)}"
 
     def _where(self, wanted: Wanted) -> tuple[str, list[Any]]:
         clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
@@ -3633,66 +3497,47 @@ class Owned(Generic[Thing]):
 
     def count(self, wanted: Wanted) -> int:
         where, values = self._where(wanted)
-        count: int = self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0]
-        return count
+        return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
 
     def page(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> list[Thing]:
         """The things wanted in order; those that are equal in it are ordered by id."""
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
-        rows = self._index.read(
-            f"SELECT {self._columns} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?",
-            *values,
-            limit,
-            offset,
-        )
-        return [self._make(*row) for row in rows]
+        sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
+        return [self._make(*row) for row in self._index.read(sql, *values, limit, offset)]
 
-    def get(self, user_id: int, key: str, db: sqlite3.Connection | None = None) -> Thing | None:
+    def get(self, user_id: int, key: str, db: Database | None = None) -> Thing | None:
         """One thing by its id, in the transaction of `db` where there is one."""
-        sql = (
-            f"SELECT {self._columns} FROM {self._table}"
-            f" WHERE id = ? AND user_id = ? AND {self._condition}"
-        )
-        values = (key, user_id)
-        row = (db.execute(sql, values) if db else self._index.read(sql, *values)).fetchone()
-        return self._make(*row) if row else None
+        thing = self.of_anyone(key, db)
+        return thing if thing and thing.user_id == user_id else None
 
-    def of_anyone(self, key: str) -> Thing | None:
+    def of_anyone(self, key: str, db: Database | None = None) -> Thing | None:
         """One thing by its id, for who has shown leave to read it."""
-        sql = f"SELECT {self._columns} FROM {self._table} WHERE id = ? AND {self._condition}"
-        row = self._index.read(sql, key).fetchone()
+        sql = f"{self._select} FROM {self._table} WHERE id = ? AND {self._condition}"
+        row = self._index.query(db, sql, key).fetchone()
         return self._make(*row) if row else None
 
-    def put(self, db: sqlite3.Connection, thing: Thing) -> None:
+    def put(self, db: Database, thing: Thing) -> None:
         """Add a thing or change the one with its id."""
-        folded = f"{thing.name}\n{thing.description or ''}".casefold()
-        changes = ", ".join(f"{name} = excluded.{name}" for name in (*self._names[1:], "folded"))
-        db.execute(
-            f"INSERT INTO {self._table} ({self._columns}, folded)"
-            f" VALUES ({', '.join('?' * (len(self._names) + 1))})"
-            f" ON CONFLICT (id) DO UPDATE SET {changes}",
-            (*(getattr(thing, name) for name in self._names), folded),
-        )
+        row = [*(getattr(thing, name) for name in self._names), ""]
+        row[-1] = folded(thing.name, thing.description)
+        upsert(db, self._table, (*self._names, "folded"), row)
 
-    def release_path(self, db: sqlite3.Connection, path: str) -> None:
+    def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
     def hide(self, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
-        sql = (
-            "UPDATE media SET is_deleted = 1, updated_at = ?"
-            " WHERE id = ? AND user_id = ? AND is_deleted = 0"
-        )
-        done = self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount)
-        return done > 0
+        where = "id = ? AND user_id = ? AND is_deleted = 0"
+        sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
+        return self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount) > 0
 
     def remove_collection(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; whether there was one."""
 
-        def apply(db: sqlite3.Connection) -> int:
+        def apply(db: Database) -> int:
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
             removed = db.execute(sql, (key, user_id)).rowcount
             if removed:
@@ -3703,23 +3548,11 @@ class Owned(Generic[Thing]):
         return self._index.write(apply) > 0
 
 
-def folded(*texts: str | None) -> str:
-    """Texts as searches compare them, without case; no match reaches from one into the next.
-
-    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
-    True
-    """
-    return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
-
-
-class Entities:
+class Entities(Subject):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
     def get(
-        self, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+        self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
         sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
         if version is not None:
@@ -3753,10 +3586,8 @@ class Entities:
         """All there is to read of an entity, from a table or a part of one."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
         source = part or ("entity_version" if versions else "entity")
-        return (
-            f"SELECT {columns}, {ASSET_COLUMNS} FROM {source} AS entity"
-            " LEFT JOIN asset ON asset.sha256 = entity.sha256"
-        )
+        joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
+        return f"SELECT {columns}, {ASSET_COLUMNS} FROM {joined}"
 
     def _where(
         self, version: int | None, filters: Mapping[str, Any], text: str
@@ -3772,83 +3603,59 @@ class Entities:
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return table + words, [v for condition, v in conditions.items() if "?" in condition]
 
-    def holder(self, sha256: str, db: sqlite3.Connection | None = None) -> int | None:
+    def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has a content."""
         row = self._index.query(db, "SELECT id FROM entity WHERE sha256 = ?", sha256).fetchone()
         return row[0] if row else None
 
-    def is_within(self, id: int, collection: int, db: sqlite3.Connection | None = None) -> bool:
+    def is_within(self, id: int, collection: int, db: Database | None = None) -> bool:
         """Whether an entity is a collection, or in it, however deep."""
-        row = self._index.query(
-            db,
-            "WITH RECURSIVE above (id) AS (VALUES (?) UNION"
-            " SELECT parent_id FROM entity JOIN above USING (id))"
-            " SELECT 1 FROM above WHERE id = ?",
-            id,
-            collection,
-        ).fetchone()
-        return row is not None
+        above = "VALUES (?) UNION SELECT parent_id FROM entity JOIN above USING (id)"
+        sql = f"WITH RECURSIVE above (id) AS ({above}) SELECT 1 FROM above WHERE id = ?"
+        return self._index.query(db, sql, id, collection).fetchone() is not None
 
-    def put(self, db: sqlite3.Connection, entity: Entity, now: float) -> Entity:
+    def put(self, db: Database, entity: Entity, now: float) -> Entity:
         """Write an entity as its next version, unless it is the current one."""
         current = self.get(entity.id, db=db)
         if current == entity:
             return current
-        entity = replace(
-            entity,
-            version=entity.version + 1,
-            transaction_id=self._next_transaction(db),
-            added=entity.added if entity.id else now,
-            updated=now,
-        )
+        version, added = entity.version + 1, entity.added if entity.id else now
+        entity = replace(entity, version=version, added=added, updated=now)
+        entity = replace(entity, transaction_id=self._next_transaction(db))
         asset, facts = entity.asset, entity.asset and entity.asset.facts
         row = [entity.id or None, *(getattr(entity, name) for name in ENTITY_COLUMNS[1:])]
         row += [getattr(asset, "sha256", None)]
         row += [getattr(facts, name, None) for name in ("kind", "mime_type", "extension")]
         row += [folded(entity.label, entity.description)]
-        changes = ", ".join(f"{name} = excluded.{name}" for name in ENTITY_STORED[1:])
-        into = f"({', '.join(ENTITY_STORED)}) VALUES ({', '.join('?' * len(row))})"
-        (row[0],) = db.execute(
-            f"INSERT INTO entity {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id", row
-        ).fetchone()
+        row[0] = upsert(db, "entity", ENTITY_STORED, row)
+        into = f"({', '.join(ENTITY_STORED)}) VALUES ({placeholders(row)})"
         db.execute(f"INSERT INTO entity_version {into}", row)
         return replace(entity, id=row[0])
 
-    def _next_transaction(self, db: sqlite3.Connection) -> int:
-        row = db.execute(
-            "INSERT INTO meta VALUES ('entity_transaction', 1)"
-            " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
-        ).fetchone()
-        return int(row[0])
+    def _next_transaction(self, db: Database) -> int:
+        sql = "INSERT INTO meta VALUES ('entity_transaction', 1)"
+        sql += " ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
+        return int(db.execute(sql).fetchone()[0])
 
-    def remove(self, db: sqlite3.Connection, id: int, now: float) -> list[str]:
+    def remove(self, db: Database, id: int, now: float) -> list[str]:
         """Forget an entity; the paths that no other one has. What was in it is at the root."""
         self._release(db, id, now)
-        paths = db.execute(
-            "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
-            " AND NOT EXISTS"
-            " (SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id)",
-            (id,),
-        ).fetchall()
+        owned = "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
+        others = "SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id"
+        paths = db.execute(f"{owned} AND NOT EXISTS ({others})", (id,)).fetchall()
         db.execute("DELETE FROM entity WHERE id = ?", (id,))
         db.execute("DELETE FROM entity_version WHERE id = ?", (id,))
         return [row[0] for row in paths]
 
-    def _release(self, db: sqlite3.Connection, id: int, now: float) -> None:
+    def _release(self, db: Database, id: int, now: float) -> None:
         """Put what is in a collection at the root, with one new version each."""
-        changes = {
-            "version": "version + 1",
-            "transaction_id": "?1",
-            "updated": "?2",
-            "parent_id": "NULL",
-        }
+        changes = {"version": "version + 1", "parent_id": "NULL"}
+        changes |= {"transaction_id": "?1", "updated": "?2"}
         values = (self._next_transaction(db), now, id)
         state = ", ".join(changes.get(name, name) for name in ENTITY_STORED)
-        db.execute(
-            f"INSERT INTO entity_version ({', '.join(ENTITY_STORED)})"
-            f" SELECT {state} FROM entity WHERE parent_id = ?3",
-            values,
-        )
+        columns = ", ".join(ENTITY_STORED)
+        rows = f"SELECT {state} FROM entity WHERE parent_id = ?3"
+        db.execute(f"INSERT INTO entity_version ({columns}) {rows}", values)
         settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
         db.execute(f"UPDATE entity SET {settings} WHERE parent_id = ?3", values)
 
@@ -3867,22 +3674,17 @@ def open_index(path: Path) -> Index:
     except sqlite3.OperationalError as error:
         raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
-        aside = path.with_name(
-            f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        )
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside = path.with_name(f"{path.name}.damaged-{moment}")
         warn(f"the index is damaged ({error}); it is kept as {aside.name} and rebuilt")
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
         fresh = migrated(Index(path))
-        for table in ("user", "entity"):  # an id is never used again: tokens and links carry it
-            fresh.write(functools.partial(skip_ids, table=table))
+        # Ids go on behind all that the lost one can have given out: tokens and links carry them.
+        ids = [(table, int(time.time())) for table in ("user", "entity")]
+        fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
-
-
-def skip_ids(db: sqlite3.Connection, table: str) -> None:
-    """Have a table's ids go on behind all that a lost index can have given out."""
-    db.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, int(time.time())))
 
 
 def migrated(index: Index) -> Index:
@@ -3916,29 +3718,24 @@ INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 MAX_NAME_BYTES = 255  # what file systems allow
 MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
-WINDOWS_RESERVED = re.compile(
-    r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
-)
+WINDOWS_RESERVED = r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
 
 
 class TooLarge(Exception):
-    """A file has more bytes than it may have."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the file is larger than {limit} bytes")
+    """A file has more bytes than it may have; the text is a sentence for the client."""
 
 
+@dataclass(eq=False)
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
-    def __init__(self, path: str, file: io.FileIO) -> None:
-        self.path = path
-        self.file = file
-        self.size = 0
-        self.sha256 = ""
-        self.md5 = ""  # where it was asked for
-        self.filename = ""  # as the client named it
-        self.kept: str | None = None
+    path: str
+    file: io.FileIO
+    size: int = 0
+    sha256: str = ""
+    md5: str = ""  # where it was asked for
+    filename: str = ""  # as the client named it
+    kept: str | None = None
 
     @functools.cached_property
     def facts(self) -> Facts | None:
@@ -3947,10 +3744,9 @@ class Incoming:
     def discard(self, undo: bool = True) -> None:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
-        for path in (self.kept if undo else None, self.path):
-            if path is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        for path in filter(None, (self.kept if undo else None, self.path)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 class Folder:
@@ -3968,11 +3764,9 @@ class Folder:
             raise ValueError(f"no file name: {name!r}")
         return f"{self.path}/{name}"
 
-    def settle(self, is_known: Callable[[str], bool]) -> None:
-        """Make a server-owned folder, and undo what a crash left half done.
-
-        What lies in `.incoming/` goes, and so do its other names unless the index knows them.
-        """
+    def settle(self, is_known: Callable[[str], object]) -> None:
+        """Make a server-owned folder, and undo what a crash left half done."""
+        # What lies in `.incoming/` goes, and so do its other names unless the index knows them.
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError), os.scandir(f"{self.path}/{INCOMING}") as scan:
@@ -3996,27 +3790,22 @@ class Folder:
             for chunk in chunks:
                 incoming.size += len(chunk)
                 if incoming.size > limit:
-                    raise TooLarge(limit)
+                    raise TooLarge(f"The file is larger than {limit} bytes.")
                 for digest in hashes:
                     digest.update(chunk)
                 write_all(incoming.file, chunk)
             cleanup.pop_all()
-        incoming.sha256, incoming.md5 = (
-            hashes[0].hexdigest(),
-            hashes[-1].hexdigest() if md5 else "",
-        )
+        incoming.sha256, *rest = (digest.hexdigest() for digest in hashes)
+        incoming.md5 = "".join(rest)
         return incoming
 
-    def _new_incoming(self) -> str:
+    def _new_incoming(self, name: str = "") -> str:
         """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
-        return f"{self._make_incoming()}/{secrets.token_hex(16)}"
-
-    def _make_incoming(self) -> str:
         folder = f"{self.path}/{INCOMING}"
         if not os.path.isdir(folder):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700)
-        return folder
+        return f"{folder}/{name or secrets.token_hex(16)}"
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
@@ -4025,7 +3814,7 @@ class Folder:
         So the later ones find what the first one has stored. Whoever leaves removes the lock
         file; whoever then gets the lock of a removed file takes a new one.
         """
-        path = f"{self._make_incoming()}/{sha256}"
+        path = self._new_incoming(sha256)
         while True:
             with open(path, "ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -4059,10 +3848,9 @@ class Folder:
     def _become_twin(self, incoming: Incoming, twin: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
         path = f"{incoming.path}-twin"
-        if not try_link(twin, path):
-            return False
-        os.replace(path, incoming.path)
-        return True
+        if linked := try_link(twin, path):
+            os.replace(path, incoming.path)
+        return linked
 
     def _link(self, source: str, target: str) -> None:
         try:
@@ -4130,48 +3918,36 @@ class Folder:
             return True
 
     def walk(
-        self, wanted: Callable[[bytes], bool], skip: Set[tuple[int, int]], unreadable: list[bytes]
-    ) -> Iterator[Found]:
-        """Every wanted file below the folder, in the order of the paths' bytes.
+        self, wanted: Callable[[bytes], bool], skip: Set[tuple[int, int]], unreadable: list[bytes],
+        prefix: bytes = b"",
+    ) -> Iterator[tuple[bytes, os.stat_result]]:  # fmt: skip
+        """Path and lstat of every wanted file that begins with `prefix`, in the order of bytes.
 
         Hidden names and links are passed over, and folders whose (device, inode) is in `skip`.
         Folders that cannot be read are added to `unreadable`.
         """
-        return walk_folder(os.fsencode(self.path), b"", wanted, skip, unreadable)
-
-
-Found = tuple[bytes, os.stat_result]  # the path below the folder, and what lstat says
-
-
-def walk_folder(
-    base: bytes,
-    prefix: bytes,
-    wanted: Callable[[bytes], bool],
-    skip: Set[tuple[int, int]],
-    unreadable: list[bytes],
-) -> Iterator[Found]:
-    try:
-        with os.scandir(base + b"/" + prefix) as scan:
-            entries = sorted(
-                (entry.name + b"/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
-                for entry in scan
-                if not entry.name.startswith(b".")
-            )
-    except (FileNotFoundError, NotADirectoryError):
-        return  # it went away meanwhile
-    except OSError:
-        unreadable.append(prefix)
-        return
-    for name, entry in entries:
         try:
-            if name.endswith(b"/"):
-                status = entry.stat(follow_symlinks=False) if skip else None
-                if status is None or (status.st_dev, status.st_ino) not in skip:
-                    yield from walk_folder(base, prefix + name, wanted, skip, unreadable)
-            elif wanted(name) and entry.is_file(follow_symlinks=False):
-                yield prefix + name, entry.stat(follow_symlinks=False)
-        except FileNotFoundError:  # it went away meanwhile
-            continue
+            with os.scandir(os.fsencode(self.path) + b"/" + prefix) as scan:
+                entries = sorted(
+                    (e.name + b"/" if e.is_dir(follow_symlinks=False) else e.name, e)
+                    for e in scan
+                    if not e.name.startswith(b".")
+                )
+        except (FileNotFoundError, NotADirectoryError):
+            return  # it went away meanwhile
+        except OSError:
+            unreadable.append(prefix)
+            return
+        for name, entry in entries:
+            try:
+                if name.endswith(b"/"):
+                    status = entry.stat(follow_symlinks=False) if skip else None
+                    if status is None or (status.st_dev, status.st_ino) not in skip:
+                        yield from self.walk(wanted, skip, unreadable, prefix + name)
+                elif wanted(name) and entry.is_file(follow_symlinks=False):
+                    yield prefix + name, entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # it went away meanwhile
+                continue
 
 
 def write_all(file: io.FileIO, data: Buffer) -> None:
@@ -4192,10 +3968,8 @@ def try_link(source: str, target: str) -> bool:
 
 
 def link_exclusively(source: str, target: str) -> None:
-    """Give a file a second name; FileExistsError where that name is taken.
-
-    Where a file system has no links (exFAT), the name is taken first and then filled.
-    """
+    """Give a file a second name; FileExistsError where that name is taken."""
+    # Where a file system has no links (exFAT), the name is taken first and then filled.
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
@@ -4223,7 +3997,7 @@ def safe_name(name: str) -> str:
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
     name = name.strip().lstrip(". ")
-    if WINDOWS_RESERVED.match(name):
+    if re.match(WINDOWS_RESERVED, name):
         name = f"_{name}"
     return fit_name(name)
 
@@ -4403,13 +4177,14 @@ class Thumbnails:
         except OSError:
             return False
 
-    def remove(self, sha256: str) -> None:
-        """Delete the thumbnail, if there is one."""
-        self.path(sha256).unlink(missing_ok=True)
+    def remove(self, *hashes: str) -> None:
+        """Delete those thumbnails that there are."""
+        for sha256 in hashes:
+            self.path(sha256).unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        shutil.rmtree(self.folder / ".incoming", ignore_errors=True)
+        shutil.rmtree(self.folder / INCOMING, ignore_errors=True)
 
     def make(
         self, source: str | Path, sha256: str, kind: str, duration: float | None = None
@@ -4438,10 +4213,8 @@ class Thumbnails:
         png = self._decode(source, f"{kind} {at:.3f}")
         if not png:
             return False
-        incoming = self.folder / ".incoming" / f"{sha256}.{os.getpid()}.png"
-        self.folder.mkdir(
-            0o700, parents=True, exist_ok=True
-        )  # private pictures have thumbnails, too
+        incoming = self.folder / INCOMING / f"{sha256}.{os.getpid()}.png"
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)  # some are of private pictures
         incoming.parent.mkdir(exist_ok=True)
         incoming.write_bytes(png)
         incoming.replace(self.path(sha256))
@@ -4461,7 +4234,8 @@ class Thumbnails:
             os.close(picture)
             os.close(result)
             png = pipe.read(MAX_THUMBNAIL_BYTES)
-        return png if is_whole_png(png) else b""
+        whole = png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
+        return png if whole else b""
 
 
 def find_pillow() -> str | None:
@@ -4475,11 +4249,6 @@ def find_pillow() -> str | None:
         version = re.search(r"""__version__ = ["']([^"']+)""", text)
     heif = " with HEIF" if importlib.util.find_spec("pillow_heif") else ""
     return f"Pillow {version[1]}{heif}" if version else f"Pillow{heif}"
-
-
-def is_whole_png(data: bytes) -> bool:
-    """Whether data has a PNG's first and last bytes: its decoder was not cut short."""
-    return data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
 
 
 # --- the decoder host ---
@@ -4524,10 +4293,8 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
 
 
 def load_pillow() -> list[str]:
-    """Import Pillow and its plugins for PILLOW_FORMATS; the formats that it can then open.
-
-    One thread a decoder: jobs are parallel already, and threads count against the limits.
-    """
+    """Import Pillow and its plugins for PILLOW_FORMATS; the formats that it can then open."""
+    # One thread a decoder: jobs are parallel already, and threads count against the limits.
     try:
         from PIL import Image
     except ImportError:
@@ -4599,10 +4366,8 @@ def limit_process() -> None:
 
 
 def write_thumbnail(source: BinaryIO, target: BinaryIO, formats: list[str]) -> bool:
-    """Write the PNG thumbnail of an image; false if Pillow cannot tell what it is.
-
-    Raises what Pillow raises. Writes no metadata: no EXIF, no place, no colour profile.
-    """
+    """Write the PNG thumbnail of an image; false if Pillow cannot tell what it is."""
+    # Raises what Pillow raises. Writes no metadata: no EXIF, no place, no colour profile.
     if not formats:
         return False
     from PIL import Image, UnidentifiedImageError
@@ -4655,10 +4420,8 @@ def read_orientation(picture: Image.Image) -> int:
 
 
 def ffmpeg_command(kind: str, at: str) -> list[str]:
-    """The command that makes standard input's frame at so many seconds a PNG on standard output.
-
-    ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
-    """
+    """The command that makes standard input's frame at so many seconds a PNG, its output."""
+    # ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
     fit = f"min(1,{THUMBNAIL_SIZE}/max(iw*sar,ih))"  # sar: the shape of a pixel
     scale = f"scale=w='max(1,round(iw*sar*{fit}))':h='max(1,round(ih*{fit}))',setsar=1"
     source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[kind]} -threads 1"
@@ -4692,7 +4455,7 @@ def is_media_name(name: bytes) -> bool:
     return name.rpartition(b".")[2].lower() in MEDIA_EXTENSIONS and b"." in name
 
 
-def describe(folder: Folder, path: str, added: float) -> tuple[File, Asset] | None:
+def describe(folder: Folder, path: str, added: float) -> Located | None:
     """Read, hash and probe one file; None where it is gone or changes while it is read."""
     try:
         with folder.open(path) as file:
@@ -4706,10 +4469,9 @@ def describe(folder: Folder, path: str, added: float) -> tuple[File, Asset] | No
     except OSError:
         return None
     sha256 = digest.hexdigest()
-    known = File(
-        folder.name, path, sha256, before.st_size, before.st_mtime_ns, before.st_ctime, added
-    )
-    return (known, Asset(sha256, before.st_size, facts)) if known.matches(after) else None
+    size, times = before.st_size, (before.st_mtime_ns, before.st_ctime, added)
+    known = File(folder.name, path, sha256, size, *times)
+    return (known, Asset(sha256, size, facts)) if known.matches(after) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -4742,13 +4504,9 @@ class Scanner:
     """Keeps the index in step with the folders, in the background."""
 
     def __init__(
-        self,
-        index: Index,
-        folders: Sequence[Folder],
-        thumbnails: Thumbnails,
-        apart: Sequence[str],
-        progress: SharedProgress,
-    ) -> None:
+        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
+        apart: Sequence[str], progress: SharedProgress,
+    ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._thumbnails = thumbnails
@@ -4756,11 +4514,7 @@ class Scanner:
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
-        self._progress = progress
-
-    @property
-    def progress(self) -> ScanProgress:
-        return self._progress.get()
+        self.progress = progress
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked."""
@@ -4790,13 +4544,13 @@ class Scanner:
                 self.scan()
             except Exception as error:  # one bad scan must not be the last one
                 warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self._progress.set(replace(self.progress, running=False))
+                self.progress.set(replace(self.progress.get(), running=False))
 
     def scan(self) -> None:
         """Bring the index in step with the disk once."""
         if self._stopping:
             return
-        self._progress.set(replace(self.progress, running=True, done=0, total=0))
+        self.progress.set(replace(self.progress.get(), running=True, done=0, total=0))
         for folder in self._folders.values():
             if not folder.is_missing():
                 self._scan_folder(folder)
@@ -4804,7 +4558,7 @@ class Scanner:
                 continue
             else:
                 warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
-        self._progress.set(replace(self.progress, running=False, finished_at=time.time()))
+        self.progress.set(replace(self.progress.get(), running=False, finished_at=time.time()))
 
     def _scan_folder(self, folder: Folder) -> None:
         started = time.time()
@@ -4820,8 +4574,8 @@ class Scanner:
         self._forget(folder, gone, started)
 
     def _advance(self, done: int, total: int) -> None:
-        now = self.progress
-        self._progress.set(replace(now, done=now.done + done, total=now.total + total))
+        now = self.progress.get()
+        self.progress.set(replace(now, done=now.done + done, total=now.total + total))
 
     def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
         """New or changed paths, paths that are no more, and the number of unchanged ones."""
@@ -4854,39 +4608,30 @@ class Scanner:
         return found
 
     def _add(self, paths: Sequence[str], folder: Folder) -> None:
-        from concurrent.futures import (
-            ThreadPoolExecutor,
-        )  # 8 ms to import, only where files are new
+        from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
         now = time.time()
         with ThreadPoolExecutor(HASH_THREADS) as pool:
-            found = [
-                item for item in pool.map(lambda path: describe(folder, path, now), paths) if item
-            ]
-        self._put(found)
+            found = list(pool.map(lambda path: describe(folder, path, now), paths))
+        self._put([item for item in found if item])
 
-    def _put(self, found: Sequence[tuple[File, Asset]]) -> None:
-        def apply(db: sqlite3.Connection) -> list[str | None]:
+    def _put(self, found: Sequence[Located]) -> None:
+        def apply(db: Database) -> list[str | None]:
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
-        self._drop_thumbnails(self._index.write(apply, durable=False))
+        self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
 
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that were known `before` the folder was read and not found in it."""
 
-        def apply(db: sqlite3.Connection) -> list[str]:
+        def apply(db: Database) -> list[str]:
             names = map(os.fsdecode, paths)
             return self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
-            self._drop_thumbnails(self._index.write(apply, durable=False))
+            self._thumbnails.remove(*self._index.write(apply, durable=False))
 
-    def _drop_thumbnails(self, hashes: Iterable[str | None]) -> None:
-        for sha256 in hashes:
-            if sha256:
-                self._thumbnails.remove(sha256)
-
-    def refresh(self, folder: Folder, path: str) -> tuple[File, Asset] | None:
+    def refresh(self, folder: Folder, path: str) -> Located | None:
         """Read one file that changed since it was last read; None where it is gone."""
         found = describe(folder, path, time.time())
         if found:
@@ -4916,7 +4661,7 @@ class Scanner:
                 pass
         return bool(found) and self._thumbnails.available
 
-    def _try_thumbnail(self, found: tuple[File, Asset]) -> None:
+    def _try_thumbnail(self, found: Located) -> None:
         if not self._stopping:
             file, asset = found
             self.ensure_thumbnail(self._folders[file.root], file, asset)
@@ -5043,13 +4788,10 @@ _MAX_LENGTH = 2**63 - 1
 
 
 # What makes the answer to a GET another one: who asks, for what, from where.
-SELECTING_FIELDS = frozenset(
-    {
-        "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
-        "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding",
-        "x-sendfile-type",
-    }
-)  # fmt: skip
+SELECTING_FIELDS = frozenset((
+    "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
+    "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding", "x-sendfile-type",
+))  # fmt: skip
 
 
 class Framing(NamedTuple):
@@ -5380,10 +5122,8 @@ class MultipartParser:
         return delimiter.end()
 
     def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
-        """Return where content ends for certain, and the end of the delimiter that ends it if any.
-
-        The whole delimiter is searched for: its first four bytes alone take four times as long.
-        """
+        """Return where content ends for certain, and the delimiter's end that ends it, if any."""
+        # The whole delimiter is searched for: its first four bytes alone take four times as long.
         start = data.find(self._delimiter, position)
         while start >= 0:
             after = start + len(self._delimiter)
@@ -5418,9 +5158,7 @@ _PARAMETER = re.compile(
     rf"""[ \t]*;[ \t]*(?:({_TOKEN})=(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
 )
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
-_EXTENDED_VALUE = re.compile(
-    r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)", re.ASCII
-)
+_EXTENDED_VALUE = r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)"
 _WINDOWS_FOLDER = re.compile(r"\A[A-Za-z]:\\(?:.*\\)?", re.DOTALL)
 
 
@@ -5453,9 +5191,8 @@ def parse_content_disposition(value: str) -> ContentDisposition:
     'a"b.jpg'
     """
     disposition, parameters = _parse_parameters(value)
-    name, filename = (
-        _form_text(parameters[key]) if key in parameters else None for key in ("name", "filename")
-    )
+    texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
+    name, filename = texts.get("name"), texts.get("filename")
     if "filename*" in parameters:
         filename = _parse_extended_value(parameters["filename*"])
     elif filename is not None:
@@ -5464,10 +5201,8 @@ def parse_content_disposition(value: str) -> ContentDisposition:
 
 
 def _parse_parameters(value: str) -> tuple[str, dict[str, str]]:
-    r"""Return what stands before the parameters, in lower case, and these by lower-case name.
-
-    In quotes a backslash escapes only a quote or itself: in C:\x\y.jpg it is one.
-    """
+    """Return what stands before the parameters, in lower case, and these by lower-case name."""
+    # In quotes a backslash escapes only a quote or itself: in C:\x\y.jpg it is one.
     first, semicolon, rest = value.partition(";")
     text = (semicolon + rest).rstrip(" \t")
     parameters: dict[str, str] = {}
@@ -5494,7 +5229,7 @@ def _form_text(value: str) -> str:
 
 
 def _parse_extended_value(value: str) -> str:
-    match = _EXTENDED_VALUE.fullmatch(value)
+    match = re.fullmatch(_EXTENDED_VALUE, value, re.ASCII)
     with contextlib.suppress(UnicodeDecodeError):
         if match:
             return unquote_to_bytes(match[2]).decode(match[1])
@@ -5552,7 +5287,9 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
         return None
     ranges = []
     for match in matches:
-        if match is None or match[0] == "-" or _is_backwards(match[1], match[2]):
+        if match is None or match[0] == "-":
+            return None
+        if match[1] and match[2] and int(match[1]) > int(match[2]):
             return None
         if match[1]:
             first, last = int(match[1]), min(int(match[2] or size), size - 1)
@@ -5565,10 +5302,6 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
     if not ranges:
         raise HTTPError(416, "No such range.", {"Content-Range": f"bytes */{size}"})
     return None if _overlap_often(ranges) else ranges
-
-
-def _is_backwards(first: str, last: str) -> bool:
-    return bool(first and last) and int(first) > int(last)
 
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
@@ -5641,14 +5374,11 @@ _CLOCK_TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
 _DAY = rf"(?:{'|'.join(_DAYS)})"
 _MONTH = rf"(?P<month>{'|'.join(_MONTHS)})"
 # IMF-fixdate, rfc850-date and asctime-date (RFC 9110 §5.6.7). The day's name adds nothing.
-_DATES = [
-    re.compile(form, re.ASCII)
-    for form in (
-        rf"{_DAY}, (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_CLOCK_TIME} GMT",
-        rf"{_DAY}[a-z]*day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_CLOCK_TIME} GMT",
-        rf"{_DAY} {_MONTH} (?P<day>[\d ]\d) {_CLOCK_TIME} (?P<year>\d{{4}})",
-    )
-]
+_DATES = (
+    rf"{_DAY}, (?P<day>\d\d) {_MONTH} (?P<year>\d{{4}}) {_CLOCK_TIME} GMT",
+    rf"{_DAY}[a-z]*day, (?P<day>\d\d)-{_MONTH}-(?P<year>\d\d) {_CLOCK_TIME} GMT",
+    rf"{_DAY} {_MONTH} (?P<day>[\d ]\d) {_CLOCK_TIME} (?P<year>\d{{4}})",
+)
 
 
 def format_date(seconds: float) -> str:
@@ -5658,10 +5388,8 @@ def format_date(seconds: float) -> str:
     'Sun, 06 Nov 1994 08:49:37 GMT'
     """
     year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
-    return (
-        f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} "
-        f"{hour:02}:{minute:02}:{second:02} GMT"
-    )
+    date = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04}"
+    return f"{date} {hour:02}:{minute:02}:{second:02} GMT"
 
 
 def parse_date(value: str, now: float | None = None) -> int | None:
@@ -5669,7 +5397,7 @@ def parse_date(value: str, now: float | None = None) -> int | None:
 
     A year of two digits that is more than 50 years ahead of `now` is one in the past.
     """
-    match = next(filter(None, (form.fullmatch(value) for form in _DATES)), None)
+    match = next(filter(None, (re.fullmatch(form, value, re.ASCII) for form in _DATES)), None)
     if match is None:
         return None
     year = int(match["year"])
@@ -6599,6 +6327,7 @@ CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
 )
 CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
+RETRY_LATER = {"Retry-After": "60"}  # for what the owner has to mend
 
 IMAGE_NAME = re.compile(r".*\.(jpg|jpeg|png|gif|webp|bmp)", re.IGNORECASE | re.DOTALL)
 CONVERTERS: Mapping[str, Callable[[str], bool]] = {
@@ -6639,7 +6368,7 @@ class Upload:
     name: str = "file"
     required: bool = True
     md5: bool = False  # hash it with MD5 too
-    check_name: Callable[[Request, str], None] | None = None  # raises HTTPError
+    check_name: Callable[[str], object] | None = None  # raises HTTPError
 
 
 @dataclass(frozen=True, slots=True)
@@ -6661,11 +6390,11 @@ class Route:
     access: Access
     family: str
     summary: str
+    answers: Mapping[int, str]
     handler: Callable[..., Response]
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
-    answers: Mapping[int, str] = field(default_factory=dict)
     before: Callable[..., object] | None = None  # raises what goes before errors in the fields
     aliases: tuple[str, ...] = ()  # other paths of the same thing
 
@@ -6675,17 +6404,16 @@ Handler = TypeVar("Handler", bound=Callable[..., "Response"])
 
 
 def route(
-    method: str, path: str | Sequence[str], access: Access, family: str, summary: str, **more: Any
-) -> Callable[[Handler], Handler]:
-    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
-
-    Of several paths the first is the one that the documentation shows.
-    """
-    path, *aliases = [path] if isinstance(path, str) else path
-    more["aliases"] = tuple(aliases)
+    method: str, path: str | Sequence[str], access: Access, family: str, summary: str,
+    answers: Mapping[int, str], **more: Any,
+) -> Callable[[Handler], Handler]:  # fmt: skip
+    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route."""
+    # Of several paths the first is the one that the documentation shows.
+    path, *others = [path] if isinstance(path, str) else path
 
     def declare(handler: Handler) -> Handler:
-        ROUTES.append(Route(method, path, access, family, summary, handler, **more))
+        about = (method, path, access, family, summary, answers, handler)
+        ROUTES.append(Route(*about, **more, aliases=tuple(others)))
         return handler
 
     return declare
@@ -6707,10 +6435,9 @@ class RouteTable:
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
+        segments = path[1:].removesuffix("/").split("/")
         try:
-            parts = [
-                unquote(part, errors="strict") for part in path[1:].removesuffix("/").split("/")
-            ]
+            parts = [unquote(segment, errors="strict") for segment in segments]
         except UnicodeDecodeError:
             raise HTTPError(400, "The path is not UTF-8.") from None
         found = []
@@ -6869,15 +6596,7 @@ class App:
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
-        apart = [
-            str(path)
-            for path in (
-                settings.upload_dir,
-                settings.database_dir,
-                settings.database_dir / "users",
-                settings.media_storage_dir,
-            )
-        ]
+        apart = [str(settings.database_dir), *(f.path for f in folders if f is not self.library)]
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
@@ -6925,26 +6644,12 @@ def read_public_key(settings: Settings) -> PublicKey | None:
     except (OSError, ValueError) as error:
         if settings.public_key_path is None and isinstance(error, FileNotFoundError):
             return None
-        raise SettingError(
-            "PUBLIC_KEY_PATH", f"{path} is no usable P-256 public key: {error}"
-        ) from None
+        problem = f"{path} is no usable P-256 public key: {error}"
+        raise SettingError("PUBLIC_KEY_PATH", problem) from None
 
 
 class Request:
     """A request on its way to its handler; all of it has been checked when it gets there."""
-
-    __slots__ = (
-        "app",
-        "body",
-        "fields",
-        "head",
-        "headers",
-        "pairs",
-        "peer",
-        "principal",
-        "query",
-        "upload",
-    )
 
     def __init__(self, app: App, head: RequestHead, body: Body, peer: str) -> None:
         self.app = app
@@ -7018,6 +6723,10 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 # -- Reading fields ----------------------------------------------------------------------
 
 
+class Unfit(Exception):
+    """A value is not what its field takes; its arguments are a Problem's from `message` on."""
+
+
 def parse_value(item: Field, value: Any, where: str) -> Any:
     """A field's value from text (path, query, form) or JSON; raises Invalid."""
     if isinstance(value, str) and item.trim:
@@ -7026,90 +6735,80 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
         value = None
     if value is None and item.nullable:
         return None
-    parsed = PARSERS[item.type](value)
-    if isinstance(parsed, Problem):
-        raise Invalid(replace(parsed, where=where, field=item.name, is_null=value is None))
-    if item.type == "integer":
-        return check_bounds(item, parsed, where)
-    return check_text(item, parsed, where) if isinstance(parsed, str) else parsed
+    try:
+        if item.type == "boolean":
+            return parse_flag(value)
+        if item.type == "integer":
+            return check_bounds(item, parse_integer(value), where)
+        return check_text(item, parse_string(value, numbers=item.type == "text"))
+    except Unfit as error:
+        problem = Problem(where, item.name, *error.args)
+        raise Invalid(replace(problem, is_null=value is None)) from None
 
 
-def check_text(item: Field, text: str, where: str) -> str:
+def parse_string(value: Any, numbers: bool) -> str:
+    """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
+    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise Unfit("must be a string", "string_type")
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise Unfit("has a character that is not allowed", "string_unicode")
+    return value
+
+
+def check_text(item: Field, text: str) -> str:
+    shortest, longest = item.shortest, item.longest
     if not text and item.blank == "refused":
-        raise Invalid(Problem(where, item.name, "may not be blank", "blank"))
+        raise Unfit("may not be blank", "blank")
     if item.choices and text not in item.choices:
-        raise Invalid(Problem(where, item.name, f'"{text}" is not a valid choice', "choice"))
-    if item.longest is not None and len(text) > item.longest:
-        message = f"must have at most {item.longest} characters"
-        raise Invalid(Problem(where, item.name, message, "string_too_long", item.longest))
-    if len(text) < item.shortest:
-        message = f"must have at least {item.shortest} characters"
-        raise Invalid(Problem(where, item.name, message, "string_too_short", item.shortest))
+        raise Unfit(f'"{text}" is not a valid choice', "choice")
+    if longest is not None and len(text) > longest:
+        raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
+    if len(text) < shortest:
+        raise Unfit(f"must have at least {shortest} characters", "string_too_short", shortest)
     return text
 
 
-def parse_string(value: Any) -> str | Problem:
-    if not isinstance(value, str):
-        return Problem("", "", "must be a string", "string_type")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        return Problem("", "", "has a character that is not allowed", "string_unicode")
-    return value
-
-
-def parse_any_text(value: Any) -> str | Problem:
-    """A number counts as its digits, as in Django: people send phone numbers so."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return parse_string(str(value) if number else value)
-
-
-def parse_integer(value: Any) -> int | Problem:
-    wrong = Problem("", "", "must be a whole number", "int_type")
+def parse_integer(value: Any) -> int:
+    problem = "int_type"
     if isinstance(value, str):
-        if not re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
-            return replace(wrong, type="int_parsing")
-        value = int(value)
+        problem = "int_parsing"
+        if re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
+            return int(value)
     elif isinstance(value, float):
-        if not value.is_integer():
-            return replace(wrong, type="int_from_float")
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        return wrong
-    return value
-
-
-FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True) | dict.fromkeys(
-    ("false", "f", "0", "off", "no", "n"), False
-)
-
-
-def parse_flag(value: Any) -> bool | Problem:
-    if not isinstance(value, (str, int)):
-        return Problem("", "", "must be true or false", "bool_type")
-    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
-    return Problem("", "", "must be true or false", "bool_parsing") if parsed is None else parsed
-
-
-PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "string": parse_string,
-    "text": parse_any_text,
-    "integer": parse_integer,
-    "boolean": parse_flag,
-}
+        problem = "int_from_float"
+        if value.is_integer():
+            return int(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise Unfit("must be a whole number", problem)
 
 
 def check_bounds(item: Field, number: int, where: str) -> int:
+    low, high = item.minimum, item.maximum
     if where == "query":  # past any page, and what SQLite can take
         number = max(-MAX_BYTES, min(number, MAX_BYTES))
     elif abs(number) > MAX_BYTES:
-        raise Invalid(Problem(where, item.name, "is too large", "int_parsing_size"))
-    low, high = item.minimum, item.maximum
+        raise Unfit("is too large", "int_parsing_size")
     if low is not None and number < low:
-        text = f"must be at least {low}"
-        raise Invalid(Problem(where, item.name, text, "greater_than_equal", low))
+        raise Unfit(f"must be at least {low}", "greater_than_equal", low)
     if high is not None and number > high:
-        text = f"must be at most {high}"
-        raise Invalid(Problem(where, item.name, text, "less_than_equal", high))
+        raise Unfit(f"must be at most {high}", "less_than_equal", high)
     return number if item.ceiling is None else min(number, item.ceiling)
+
+
+FLAGS = dict.fromkeys(("true", "t", "1", "on", "yes", "y"), True)
+FLAGS |= dict.fromkeys(("false", "f", "0", "off", "no", "n"), False)
+
+
+def parse_flag(value: Any) -> bool:
+    if not isinstance(value, (str, int)):
+        raise Unfit("must be true or false", "bool_type")
+    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
+    if parsed is None:
+        raise Unfit("must be true or false", "bool_parsing")
+    return parsed
 
 
 def parse_declared(
@@ -7139,10 +6838,10 @@ def read_body(request: Request, spec: BodySpec) -> None:
     if unsized and (spec.upload or "content-type" in request.headers):
         raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise HTTPError(
-            415, "Send the body without Content-Encoding.", {"Accept-Encoding": "identity"}
-        )
+        wanted = {"Accept-Encoding": "identity"}
+        raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
+    is_json = media_type == "application/json" or media_type.endswith("+json")
     if request.body.finished:  # nothing was sent, whatever its type would have been
         if spec.wrapper:
             raise Invalid(Problem("body", "", "is required", "missing"))
@@ -7150,26 +6849,16 @@ def read_body(request: Request, spec: BodySpec) -> None:
     elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
         values = read_multipart(request, spec, parameters.get("boundary", ""))
     elif media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
-        values = dict(
-            parse_query(request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape"))
-        )
-    elif (
-        media_type == "application/json" or media_type.endswith("+json")
-    ) and "json" in spec.kinds:
+        text = request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape")
+        values = dict(parse_query(text))
+    elif is_json and "json" in spec.kinds:
         values = unwrap(parse_json_object(request.body.read(MAX_TEXT_BYTES)), spec.wrapper)
     else:
-        raise HTTPError(
-            415, f"This endpoint does not read {media_type or 'a body without Content-Type'}."
-        )
+        what = media_type or "a body without Content-Type"
+        raise HTTPError(415, f"This endpoint does not read {what}.")
     if spec.upload and spec.upload.required and request.upload is None:
-        raise Invalid(
-            Problem(
-                "body",
-                spec.upload.name,
-                "is required: send one file as multipart/form-data",
-                "missing",
-            )
-        )
+        message = "is required: send one file as multipart/form-data"
+        raise Invalid(Problem("body", spec.upload.name, message, "missing"))
     request.fields = parse_declared(spec.fields, values, "body", request.upload is not None)
 
 
@@ -7248,9 +6937,8 @@ def bounded_text(pieces: Iterable[memoryview], room: int) -> Iterator[bytes]:
     for piece in pieces:
         room -= len(piece)
         if room < 0:
-            raise HTTPError(
-                413, f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
-            )
+            detail = f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
+            raise HTTPError(413, detail)
         yield bytes(piece)
 
 
@@ -7262,16 +6950,16 @@ def receive_upload(
         raise HTTPError(400, "Send one file a request.")
     parse_value(Field(upload.name), filename, "body")
     if upload.check_name and filename:
-        upload.check_name(request, filename)
+        upload.check_name(filename)
     folder = request.app.folders[upload.folder]
     if not folder.make and request.app.is_unmounted():
-        raise HTTPError(503, "The storage folder is not mounted.", {"Retry-After": "60"})
+        raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
     incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
-    if not filename:
-        incoming.discard()
-    else:
+    if filename:
         request.upload = incoming
+    else:
+        incoming.discard()
 
 
 # -- Answers -----------------------------------------------------------------------------
@@ -7287,14 +6975,14 @@ def json_response(
     return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
 
 
-def format_timestamp(seconds: float) -> str:
-    """ISO 8601 in UTC, as Django REST Framework writes it.
+def format_time(seconds: float, timespec: str = "microseconds") -> str:
+    """ISO 8601 in UTC as Django REST Framework writes it; pydantic does with the timespec "auto".
 
-    >>> format_timestamp(1.5)
-    '1970-01-01T00:00:01.500000Z'
+    >>> format_time(1.5), format_time(0), format_time(0, "auto")
+    ('1970-01-01T00:00:01.500000Z', '1970-01-01T00:00:00.000000Z', '1970-01-01T00:00:00Z')
     """
     moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def listing_response(
@@ -7364,10 +7052,8 @@ SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sand
 
 
 def content_response(head: RequestHead, content: Content) -> Response:
-    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
-
-    Ranges are defined for GET alone (§14.2).
-    """
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+    # Ranges are defined for GET alone (§14.2).
     headers = head.headers
     fields = content.headers()
     held = content.source if isinstance(content.source, io.FileIO) else None
@@ -7401,24 +7087,22 @@ def multirange_response(
 ) -> Response:
     """Several ranges as multipart/byteranges (RFC 9110 §14.6)."""
     boundary = secrets.token_hex(16)
-    heads = [
-        f"\r\n--{boundary}\r\nContent-Type: {content.mime_type}\r\n"
-        f"Content-Range: bytes {first}-{last}/{content.size}\r\n\r\n".encode()
-        for first, last in ranges
-    ]
+    length, parts = 0, list[Segment]()
+    for first, last in ranges:
+        about = f"Content-Type: {content.mime_type}\r\n"
+        about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
+        head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
+        length += len(head) + last + 1 - first
+        parts.append(content.cut(first, last, head))
     end = f"\r\n--{boundary}--\r\n".encode()
-    length = sum(map(len, heads)) + sum(last + 1 - first for first, last in ranges) + len(end)
-    parts = [
-        content.cut(first, last, head) for head, (first, last) in zip(heads, ranges, strict=True)
-    ]
     fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
     held = content.source if isinstance(content.source, io.FileIO) else None
-    return Response(206, fields, [*parts, end], length, held)
+    return Response(206, fields, [*parts, end], length + len(end), held)
 
 
 # -- The application ---------------------------------------------------------------------
 
-DISK_ERRORS: Mapping[int, tuple[int, str]] = {
+DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.ENOSPC: (507, "The disk is full."),
     errno.EDQUOT: (507, "The disk quota is used up."),
     errno.EFBIG: (507, "The file system takes no file of this size."),
@@ -7519,16 +7203,12 @@ class Application:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
         headers = [("Allow", allow)]
-        if (
-            "access-control-request-method" in head.headers
-            and self.app.settings.cors_allow_origins
-        ):
-            wanted = (
-                head.headers.get("access-control-request-headers") or "Authorization, Content-Type"
-            )
+        asked = "access-control-request-method" in head.headers
+        if asked and self.app.settings.cors_allow_origins:
+            wanted = head.headers.get("access-control-request-headers")
             headers += [
                 ("Access-Control-Allow-Methods", allow),
-                ("Access-Control-Allow-Headers", wanted),
+                ("Access-Control-Allow-Headers", wanted or "Authorization, Content-Type"),
                 ("Access-Control-Max-Age", CORS_MAX_AGE),
             ]
         return Response(204, headers)
@@ -7645,15 +7325,15 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, TooLarge):
-        return HTTPError(413, f"{str(error).capitalize()}.")
-    if isinstance(error, OSError) and (error.errno or 0) in DISK_ERRORS:
-        status, detail = DISK_ERRORS[error.errno or 0]
-        return HTTPError(status, detail, {"Retry-After": "60"} if status == 503 else None)
+        return HTTPError(413, str(error))
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        status, detail = DISK_ERRORS[error.errno]
+        return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
     if isinstance(error, sqlite3.OperationalError):
         warn(f"the index: {error}")
         if "full" in str(error):
             return HTTPError(507, "The disk is full.")
-        return HTTPError(503, "The index cannot be used now.", {"Retry-After": "60"})
+        return HTTPError(503, "The index cannot be used now.", RETRY_LATER)
     import traceback  # only where something is wrong with the program
 
     warn("".join(traceback.format_exception(error)).rstrip())
@@ -7672,9 +7352,9 @@ FASTAPI_MESSAGES = {
     "string_unicode": "Input should be a valid string,"
     " unable to parse raw data as a unicode string",
     "dict_type": "Input should be a valid dictionary",
-    "greater_than_equal": "Input should be greater than or equal to {limit}",
-    "less_than_equal": "Input should be less than or equal to {limit}",
-    "value_error": "Value error, {message}",
+    "greater_than_equal": "Input should be greater than or equal to {0}",
+    "less_than_equal": "Input should be less than or equal to {0}",
+    "value_error": "Value error, {1}",
 }
 DJANGO_MESSAGES = {
     "missing": "This field is required.",
@@ -7697,21 +7377,20 @@ DJANGO_MESSAGES = {
 
 def error_response(error: HTTPError, family: str) -> Response:
     """An error in the shape of its family (CONTRACT.md, section 3)."""
-    status, value = error.status, {"detail": error.detail}
+    status, value = error.status, dict[str, Any](detail=error.detail)
     if isinstance(error, Invalid) and family == "entities":
-        status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}  # type: ignore[dict-item]
+        status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}
     elif isinstance(error, Invalid) and family == "accounts":
         value = {}
         for problem in error.problems:
             name = problem.field or "non_field_errors"
-            value.setdefault(name, []).append(django_message(problem))  # type: ignore[arg-type,attr-defined]
+            value.setdefault(name, []).append(django_message(problem))
     return json_response(value, status, error.headers.items())
 
 
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
-    message = FASTAPI_MESSAGES.get(problem.type, "{message}").format(
-        limit=problem.limit, message=problem.message
-    )
+    sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
+    message = sentence.format(problem.limit, problem.message)
     location = [problem.where, problem.field] if problem.field else [problem.where]
     return {"loc": location, "msg": message, "type": problem.type}
 
@@ -7730,7 +7409,6 @@ def django_message(problem: Problem) -> str:
 # ======================================================================================
 # A handler reads like its row in CONTRACT.md. What the families share comes first: finding
 # a content that may be shown, and answering with it.
-
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -7740,23 +7418,29 @@ def check_sha256(text: str) -> str:
     return text.lower()
 
 
-def not_found() -> HTTPError:
-    return HTTPError(404, "There is no such file.")
+NO_FILE = "There is no such file."
 
 
-def find_content(app: App, request: Request, sha256: str) -> tuple[Folder, File, Asset]:
+def existing(thing: T | None, otherwise: str = "Not found.") -> T:
+    """What was looked for; 404 where it is not there, or another's."""
+    if not thing:
+        raise HTTPError(404, otherwise)
+    return thing
+
+
+def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
+    """A file of these folders with this content, unchanged on disk."""
+    found = app.index.files.with_content(sha256, roots)
+    return next((each for each in found if app.folders[each[0].root].has(each[0])), None)
+
+
+def find_content(app: App, request: Request, sha256: str) -> Located:
     """A file with this content that the principal may read and that is still on disk; 404."""
-    roots = ["library"]
-    if allows(Access.PRIVATE_READ, request.principal, True):
-        roots.append("images")
-    for file, asset in app.index.files.with_content(sha256, roots):
-        folder = app.folders[file.root]
-        if folder.has(file):
-            return folder, file, asset
-    raise not_found()
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    return existing(find_twin(app, sha256, "library", *private), NO_FILE)
 
 
-def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
+def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
         found = app.index.files.get(folder.name, path)
@@ -7764,9 +7448,7 @@ def find_named(app: App, folder: Folder, path: str) -> tuple[File, Asset]:
             found = app.scanner.refresh(folder, path)
     except (OSError, ValueError):
         found = None
-    if found is None:
-        raise not_found()
-    return found
+    return existing(found, NO_FILE)
 
 
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
@@ -7778,43 +7460,34 @@ def caching(app: App, file: File, rule: str) -> str:
     return f"{'private' if private else 'public'}, {rule}"
 
 
-def file_response(
-    app: App, request: Request, folder: Folder, file: File, asset: Asset, cache_control: str
-) -> Response:
+def file_response(app: App, request: Request, found: Located, rule: str) -> Response:
     """Answer with a file as it was when it was read; 404 if it is that no more."""
+    file, asset = found
+    folder, modified = app.folders[file.root], file.mtime_ns / 1e9
+    if folder.make:  # a link made of an older file has that one's time, maybe another user's
+        modified = max(modified, file.added)
+    about = (file.size, asset.mime_type, file.sha256, modified, caching(app, file, rule))
+    name = posixpath.basename(printable(file.path))
     try:
         source = folder.open(file.path)
     except (OSError, ValueError):
-        raise not_found() from None
-    try:
+        raise HTTPError(404, NO_FILE) from None
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(source.close)
         if not file.matches(os.fstat(source.fileno())):
-            raise not_found()
-        data: bytes | io.FileIO = source
+            raise HTTPError(404, NO_FILE)
         if file.size <= HOT_FILE_BYTES:
-            data = source.read(file.size + 1)
-        filename = posixpath.basename(printable(file.path))
-        content = Content(
-            data,
-            file.size,
-            asset.mime_type,
-            file.sha256,
-            # a link made of an older file has that one's time, which may be another user's
-            max(file.mtime_ns / 1e9, file.added) if folder.make else file.mtime_ns / 1e9,
-            cache_control,
-            filename,
-            internal_location(request, folder, file) if data is source else "",
-        )
-        response = content_response(request.head, content)
-    except BaseException:
-        source.close()
-        raise
-    if isinstance(data, bytes):
-        source.close()
-    remember_hot(app, request, folder, file, content)
+            content = Content(source.read(file.size + 1), *about, name)
+            response = content_response(request.head, content)
+        else:
+            content = Content(source, *about, name, internal_location(request, file))
+            response = content_response(request.head, content)
+            cleanup.pop_all()
+    remember_hot(app, request, file, content)
     return response
 
 
-def internal_location(request: Request, folder: Folder, file: File) -> str:
+def internal_location(request: Request, file: File) -> str:
     """Where nginx finds a file that it may send for us; empty where the bytes have to go.
 
     Only nginx.conf sets `X-Sendfile-Type`: who connects directly gets the file, and so does a
@@ -7827,12 +7500,12 @@ def internal_location(request: Request, folder: Folder, file: File) -> str:
         return ""
     if request.head.method == "HEAD" or "if-range" in headers or "if-match" in headers:
         return ""
-    return f"/.accel/{folder.name}/{quote(os.fsencode(file.path))}"
+    return f"/.accel/{file.root}/{quote(os.fsencode(file.path))}"
 
 
-def remember_hot(app: App, request: Request, folder: Folder, file: File, content: Content) -> None:
+def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
     """Have the next anonymous GETs of a public file answered without asking the index."""
-    public = folder is app.library and not app.settings.read_auth_enabled
+    public = file.root == "library" and not app.settings.read_auth_enabled
     if not public or request.head.query or content.internal:
         return
     small = isinstance(content.source, bytes)
@@ -7841,28 +7514,18 @@ def remember_hot(app: App, request: Request, folder: Folder, file: File, content
         if app.settings.accel_redirect:
             return
         content = replace(content, source=b"")
-    path = folder.locate(file.path)
+    path = app.library.locate(file.path)
     app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
 
 
-def store_upload(
-    app: App, incoming: Incoming, folder: Folder, names: Iterable[str]
-) -> tuple[File, Asset]:
+def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
     """Put an upload in place, linked to its equal if there is one; what the index is to know."""
-    twin = find_twin(app, folder, incoming.sha256) if folder.make else None
-    name = folder.keep(incoming, names, twin)
+    twin = find_twin(app, incoming.sha256, folder.name) if folder.make else None
+    name = folder.keep(incoming, names, twin and twin[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
     status = folder.stat(name)
     times = (status.st_mtime_ns, status.st_ctime, time.time())
     return File(folder.name, name, asset.sha256, status.st_size, *times), asset
-
-
-def find_twin(app: App, folder: Folder, sha256: str) -> str | None:
-    """The name of a file of this folder with this content, unchanged on disk."""
-    for file, _ in app.index.files.with_content(sha256, [folder.name]):
-        if folder.has(file):
-            return file.path
-    return None
 
 
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
@@ -7877,9 +7540,8 @@ def check_extension(name: str, extensions: Set[str]) -> str:
     """The extension of a file name if it is an allowed one, in lower case; 400."""
     extension = posixpath.splitext(name.replace("\\", "/"))[1][1:].lower()
     if extension not in extensions:
-        raise HTTPError(
-            400, f"The file's name must end in one of: {', '.join(sorted(extensions))}."
-        )
+        allowed = ", ".join(sorted(extensions))
+        raise HTTPError(400, f"The file's name must end in one of: {allowed}.")
     return extension
 
 
@@ -7896,19 +7558,13 @@ MEDIA_TYPES = frozenset({"jpg", "png", "gif", "webp", "svg", "bmp"})
 MEDIA_FOLDER = "media"
 
 
-def check_media_name(request: Request, name: str) -> None:
-    check_extension(name, MEDIA_NAMES)
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
+    "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_NAMES)
+))  # fmt: skip
 
 
-MEDIA_UPLOAD = BodySpec(
-    ("multipart",), upload=Upload("library", "max_upload_bytes", check_name=check_media_name)
-)
-
-
-@route(
-    "POST", "/upload", Access.UPLOAD, "media", "Upload a public image",
-    body=MEDIA_UPLOAD, answers={201: "url, filename, size, content_type, sha256"},
-)  # fmt: skip
+@route("POST", "/upload", UPLOAD, "media", "Upload a public image",
+       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     extension = check_extension(incoming.filename, MEDIA_NAMES)
@@ -7926,53 +7582,33 @@ def upload_media(app: App, request: Request) -> Response:
     return json_response(value, 201, [("Location", f"/media/{filename}")])
 
 
-@route(
-    "GET", "/media/{filename}", Access.READ, "media", "A public image", answers={200: "the file"}
-)
+@route("GET", "/media/{filename}", READ, "media", "A public image", {200: "the file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
-    file, asset = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    rule = caching(app, file, "max-age=3600")
-    return file_response(app, request, app.library, file, asset, rule)
+    found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
+    return file_response(app, request, found, "max-age=3600")
 
 
-@route(
-    "DELETE",
-    "/media/{filename}",
-    Access.UPLOAD,
-    "media",
-    "Delete a public image",
-    answers={200: "deleted"},
-)
+@route("DELETE", "/media/{filename}", UPLOAD, "media", "Delete a public image", {200: "deleted"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     path = f"{MEDIA_FOLDER}/{filename}"
-    if app.index.files.get("library", path) is None:
-        raise not_found()
+    existing(app.index.files.get("library", path), NO_FILE)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
-    if removed is None:  # by another request, meanwhile
-        raise not_found()
-    sha256, dropped = removed
+    sha256, dropped = existing(removed, NO_FILE)  # or gone by another request, meanwhile
     if dropped:
         app.thumbnails.remove(sha256)
     return json_response({"deleted": filename})
 
 
+PAGE_SIZE_HELP = "100 where only a page is given, at most 1000"
 MEDIA_PAGING = (
     Field("page", "integer", minimum=1, help="from 1"),
-    Field(
-        "page_size",
-        "integer",
-        minimum=1,
-        ceiling=1000,
-        help="100 where only a page is given, at most 1000",
-    ),
+    Field("page_size", "integer", minimum=1, ceiling=1000, help=PAGE_SIZE_HELP),
 )
 
 
-@route(
-    "GET", "/media", Access.READ, "media", "All public images, newest first",
-    query=MEDIA_PAGING, answers={200: "count, files"},
-)  # fmt: skip
+@route("GET", "/media", READ, "media", "All public images, newest first", {200: "count, files"},
+       query=MEDIA_PAGING)  # fmt: skip
 def list_media(app: App, request: Request) -> Response:
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
@@ -8008,14 +7644,7 @@ LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
 LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
-@route(
-    "GET",
-    "/list",
-    Access.READ,
-    "library",
-    "Everything in the folder, by SHA-256",
-    answers={200: "by sha256"},
-)
+@route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
 def list_library(app: App, request: Request) -> Response:
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
@@ -8034,60 +7663,34 @@ def library_pieces(app: App) -> Iterator[str]:
     yield "{}" if before == "{" else "}"
 
 
-@route(
-    "GET",
-    "/thumbnail/{sha256}",
-    Access.READ,
-    "library",
-    "A PNG that fits 256 × 256",
-    answers={200: "image/png"},
-)
+@route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
+       {200: "image/png"})  # fmt: skip
 def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
     sha256 = check_sha256(sha256)
-    folder, file, asset = find_content(app, request, sha256)
-    if not app.scanner.ensure_thumbnail(folder, file, asset):
+    file, asset = find_content(app, request, sha256)
+    if not app.scanner.ensure_thumbnail(app.folders[file.root], file, asset):
         raise HTTPError(404, "There is no thumbnail of this file.")
     try:
         data = app.thumbnails.path(sha256).read_bytes()
     except FileNotFoundError:
-        raise not_found() from None
-    digest = hashlib.sha256(data).hexdigest()
-    content = Content(
-        data,
-        len(data),
-        "image/png",
-        digest,
-        file.mtime_ns / 1e9,
-        caching(app, file, FOREVER),
-    )
-    remember_hot(app, request, folder, file, content)
+        raise HTTPError(404, NO_FILE) from None
+    digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
+    rule = caching(app, file, FOREVER)
+    content = Content(data, len(data), "image/png", digest, modified, rule)
+    remember_hot(app, request, file, content)
     return content_response(request.head, content)
 
 
-@route(
-    "GET",
-    "/image/{filename:image}",
-    Access.PRIVATE_READ,
-    "images",
-    "A private image",
-    answers={200: "the file"},
-)
+@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", "A private image",
+       {200: "the file"})  # fmt: skip
 def get_private_image(app: App, request: Request, filename: str) -> Response:
-    file, asset = find_named(app, app.images, filename)
-    return file_response(app, request, app.images, file, asset, "private, no-cache")
+    return file_response(app, request, find_named(app, app.images, filename), "no-cache")
 
 
-@route(
-    "GET",
-    "/image/{sha256}",
-    Access.READ,
-    "library",
-    "A file by its SHA-256",
-    answers={200: "the file"},
-)
+@route("GET", "/image/{sha256}", READ, "library", "A file by its SHA-256", {200: "the file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
-    folder, file, asset = find_content(app, request, check_sha256(sha256))
-    return file_response(app, request, folder, file, asset, caching(app, file, FOREVER))
+    found = find_content(app, request, check_sha256(sha256))
+    return file_response(app, request, found, FOREVER)
 
 
 LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
@@ -8102,23 +7705,21 @@ def library_name(wanted: str, filename: str) -> str:
     raise HTTPError(400, "The file needs a name.")
 
 
-@route(
-    "PUT", "/image/{filename}", Access.UPLOAD, "library", "Upload an image into the folder",
-    body=LIBRARY_UPLOAD,
-    answers={201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
-)  # fmt: skip
+@route("PUT", "/image/{filename}", UPLOAD, "library", "Upload an image into the folder",
+       {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+       body=LIBRARY_UPLOAD)  # fmt: skip
 def put_image(app: App, request: Request, filename: str) -> Response:
     incoming = uploaded(request)
     name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
-    known = find_twin(app, app.library, incoming.sha256) if readable else None
+    twin = find_twin(app, incoming.sha256, "library") if readable else None
+    known = twin and twin[0].path
     if known is None:
         folder = time.strftime("uploads/%Y%m%d", time.gmtime())
         names = numbered_names(f"{folder}/{name}")
         file, asset = store_upload(app, incoming, app.library, names)
-        put = put_new_content if readable else put_file
-        known = app.index.write(lambda db: put(app, db, file, asset), durable=False)
+        known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
@@ -8129,13 +7730,9 @@ def put_image(app: App, request: Request, filename: str) -> Response:
     return json_response(library_json("Image content already exists.", incoming.sha256, known))
 
 
-def put_file(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> None:
-    app.index.files.put(db, file, asset)
-
-
-def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) -> str | None:
-    """Know a file unless another request has brought its content meanwhile: that one's path."""
-    for other in app.index.files.others(db, file):
+def put_library(app: App, db: Database, file: File, asset: Asset, once: bool) -> str | None:
+    """Know a file; `once`: unless another has brought its content meanwhile: that one's path."""
+    for other in app.index.files.others(db, file) if once else ():
         if app.library.has(other):
             return other.path
     app.index.files.put(db, file, asset)
@@ -8143,13 +7740,8 @@ def put_new_content(app: App, db: sqlite3.Connection, file: File, asset: Asset) 
 
 
 def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
-    path = printable(path)
-    return {
-        "message": message,
-        "sha256": sha256,
-        "filename": posixpath.basename(path),
-        "file_path": path,
-    }
+    name, path = printable(posixpath.basename(path)), printable(path)
+    return {"message": message, "sha256": sha256, "filename": name, "file_path": path}
 
 
 # -- images: private image box -----------------------------------------------------------
@@ -8178,22 +7770,16 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     return safe_name(f"{stem}{extension}")
 
 
-@route(
-    "POST", "/upload-image", Access.WRITE, "images", "Store a private image",
-    body=IMAGE_UPLOAD, answers={201: "stored_as, bytes, image_url"},
-)  # fmt: skip
+@route("POST", "/upload-image", WRITE, "images", "Store a private image",
+       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
     file, asset = store_upload(app, incoming, app.images, private_names(name))
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    value = {
-        "stored_as": file.path,
-        "bytes": file.size,
-        "image_url": request.url(f"/image/{quote(file.path)}"),
-    }
-    return json_response(value, 201)
+    url = request.url(f"/image/{quote(file.path)}")
+    return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
 
 # -- accounts: users, their media and collections ----------------------------------------
@@ -8212,11 +7798,15 @@ FILE_URL_SECONDS = 3600
 PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
 KINDS = ("image", "video", "audio")
 ANY_BODY = ("json", "form", "multipart")
-EMAIL = re.compile(
+EMAIL = (
     r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5322's dot-atom, in any script
     r"@(localhost|([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_][\w-]{0,61}[^\W_])"
 )
 GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
+
+
+def needed(name: str, type: str = "text", **more: Any) -> Field:
+    return Field(name, type, required=True, nullable=False, blank="refused", **more)
 
 
 def name_field(name: str, longest: int, **more: Any) -> Field:
@@ -8224,47 +7814,29 @@ def name_field(name: str, longest: int, **more: Any) -> Field:
 
 
 def password_field(name: str, shortest: int = 0) -> Field:
-    return Field(
-        name, "text", required=True, nullable=False, blank="refused",
-        shortest=shortest, longest=MAX_PASSWORD_LENGTH,
-    )  # fmt: skip
+    return needed(name, shortest=shortest, longest=MAX_PASSWORD_LENGTH)
 
 
-REGISTRATION = BodySpec(
-    ANY_BODY,
-    (
-        name_field("first_name", MAX_NAME_LENGTH, nullable=False),
-        name_field("last_name", MAX_NAME_LENGTH, nullable=False),
-        name_field("email", MAX_EMAIL_LENGTH, required=True, nullable=False, blank="refused"),
-        name_field("username", MAX_NAME_LENGTH, blank="null"),
-        name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
-        password_field("password", MIN_PASSWORD_LENGTH),
-    ),
-)
-LOGIN = BodySpec(
-    ANY_BODY,
-    (
-        name_field("username", MAX_EMAIL_LENGTH, blank="null"),
-        name_field("email", MAX_EMAIL_LENGTH, blank="null"),
-        password_field("password"),
-    ),
-)
-REFRESH = BodySpec(
-    ANY_BODY,
-    (Field("refresh", required=True, nullable=False, blank="refused", longest=MAX_TOKEN_LENGTH),),
-)
-PASSWORD_CHANGE = BodySpec(
-    ANY_BODY,
-    (password_field("old_password"), password_field("new_password", MIN_PASSWORD_LENGTH)),
-)
+REGISTRATION = BodySpec(ANY_BODY, (
+    name_field("first_name", MAX_NAME_LENGTH, nullable=False),
+    name_field("last_name", MAX_NAME_LENGTH, nullable=False),
+    needed("email", longest=MAX_EMAIL_LENGTH, trim=True),
+    name_field("username", MAX_NAME_LENGTH, blank="null"),
+    name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
+    password_field("password", MIN_PASSWORD_LENGTH),
+))  # fmt: skip
+LOGIN = BodySpec(ANY_BODY, (
+    name_field("username", MAX_EMAIL_LENGTH, blank="null"),
+    name_field("email", MAX_EMAIL_LENGTH, blank="null"),
+    password_field("password"),
+))  # fmt: skip
+REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
+NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
+PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
 
 
 def unauthorized(detail: str) -> HTTPError:
     return HTTPError(401, detail, {"WWW-Authenticate": "Bearer"})
-
-
-def nothing_found() -> HTTPError:
-    return HTTPError(404, "Not found.")
 
 
 def caller(request: Request) -> int:
@@ -8275,10 +7847,7 @@ def caller(request: Request) -> int:
 
 def find_account(app: App, request: Request) -> User:
     """The caller's account; 404 for the users of other programs."""
-    user = app.index.users.get(caller(request))
-    if user is None:
-        raise nothing_found()
-    return user
+    return existing(app.index.users.get(caller(request)))
 
 
 def user_json(user: User) -> dict[str, Any]:
@@ -8291,25 +7860,21 @@ def check_registration(app: App, request: Request) -> None:
         raise HTTPError(403, "Registration is off here.")
 
 
-@route(
-    "POST", "/api/auth/register", Access.OPEN, "accounts", "Make an account",
-    body=REGISTRATION, answers={201: "the user"}, before=check_registration,
-)  # fmt: skip
+@route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
+       body=REGISTRATION, before=check_registration)  # fmt: skip
 def register(app: App, request: Request) -> Response:
     values = request.fields
-    if not EMAIL.fullmatch(values["email"]):
+    if not re.fullmatch(EMAIL, values["email"]):
         raise Invalid(Problem("body", "email", "Enter a valid email address."))
     values["password"] = app.scrypt.hash(values["password"])
 
-    def add(db: sqlite3.Connection) -> User:
-        if taken := app.index.users.taken(db, values):
-            labels = {name: name.replace("_", " ") for name in taken}
-            raise Invalid(
-                *(
-                    Problem("body", name, f"user with this {label} already exists.", "unique")
-                    for name, label in labels.items()
-                )
-            )
+    def add(db: Database) -> User:
+        problems = []
+        for name in app.index.users.taken(db, values):
+            message = f"user with this {name.replace('_', ' ')} already exists."
+            problems.append(Problem("body", name, message, "unique"))
+        if problems:
+            raise Invalid(*problems)
         return app.index.users.add(db, values, time.time())
 
     return json_response(user_json(app.index.write(add)), 201)
@@ -8320,10 +7885,8 @@ def login_key(user: User | None, name: str) -> str:
     return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
 
 
-@route(
-    "POST", "/api/auth/login", Access.OPEN, "accounts", "Get an access and a refresh token",
-    body=LOGIN, answers={200: "access, refresh", 429: "too many failed logins"},
-)  # fmt: skip
+@route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
+       {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
 def login(app: App, request: Request) -> Response:
     name = request.fields.get("username") or request.fields.get("email")
     if name is None:
@@ -8333,12 +7896,10 @@ def login(app: App, request: Request) -> Response:
     password = request.fields["password"]
     right = app.logins.check(login_key(user, name), f"address {request.client}", password, stored)
     now, session, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
-    expires = now + refresh_seconds(app)
-    if user is None or not right or not app.index.write(
-        lambda db: app.index.sessions.open(db, user, session, jti, now, expires)
-    ):  # fmt: skip
-        raise unauthorized("No active account found with the given credentials")
-    return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
+    values = (session, jti, now, now + refresh_seconds(app))
+    if user and right and app.index.write(lambda db: app.index.sessions.open(db, user, *values)):
+        return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
+    raise unauthorized("No active account found with the given credentials")
 
 
 def refresh_seconds(app: App) -> int:
@@ -8349,6 +7910,7 @@ def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dic
     """An access and a refresh token with the claims of SimpleJWT."""
     lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
     about = {
+        "iat": int(now),
         "user_id": user.id,
         "email": user.email,
         "first_name": user.first_name,
@@ -8356,15 +7918,12 @@ def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dic
         "permissions": user.permissions.split(),
         "is_admin": False,
     }
-    kinds: dict[str, dict[str, Any]] = {
-        "access": {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)},
-        "refresh": {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session},
-    }
+    access = {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)}
+    refresh = {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session}
+    key = app.settings.jwt_signing_key
     return {
-        kind: sign_jwt(
-            {"token_type": kind, "iat": int(now), **claims, **about}, app.settings.jwt_signing_key
-        )
-        for kind, claims in kinds.items()
+        "access": sign_jwt({"token_type": "access", **access, **about}, key),
+        "refresh": sign_jwt({"token_type": "refresh", **refresh, **about}, key),
     }
 
 
@@ -8376,10 +7935,8 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route(
-    "POST", "/api/auth/token/refresh", Access.OPEN, "accounts",
-    "Spend a refresh token for new tokens", body=REFRESH, answers={200: "access, refresh"},
-)  # fmt: skip
+@route("POST", "/api/auth/token/refresh", OPEN, "accounts", "Spend a refresh token for new tokens",
+       {200: "access, refresh"}, body=REFRESH)  # fmt: skip
 def refresh_tokens(app: App, request: Request) -> Response:
     now, jti = time.time(), secrets.token_hex(16)
     try:
@@ -8393,31 +7950,25 @@ def refresh_tokens(app: App, request: Request) -> Response:
     return json_response(sign_tokens(app, user, token.session, jti, now), headers=[NO_STORE])
 
 
-@route(
-    "POST", "/api/auth/logout", Access.USER, "accounts", "Spend a refresh token",
-    body=REFRESH, answers={205: "nothing", 400: "error"},
-)  # fmt: skip
+@route("POST", "/api/auth/logout", USER, "accounts", "Spend a refresh token",
+       {205: "nothing", 400: "error"}, body=REFRESH)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
+    sessions = app.index.sessions
     with contextlib.suppress(TokenError):
         token = parse_refresh_token(app, request.fields["refresh"])
-        if token.user_id == caller(request) and app.index.write(
-            lambda db: app.index.sessions.end(db, token)
-        ):
+        mine = token.user_id == caller(request)
+        if mine and app.index.write(lambda db: sessions.end(db, token)):
             return Response(205)
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
 
-@route(
-    "GET", "/api/auth/profile", Access.USER, "accounts", "Who I am", answers={200: "the user"}
-)  # fmt: skip
+@route("GET", "/api/auth/profile", USER, "accounts", "Who I am", {200: "the user"})
 def get_profile(app: App, request: Request) -> Response:
     return json_response(user_json(find_account(app, request)), headers=[NO_STORE])
 
 
-@route(
-    "POST", "/api/auth/password", Access.USER, "accounts",
-    "Change my password and end all sessions", body=PASSWORD_CHANGE, answers={204: "nothing"},
-)  # fmt: skip
+@route("POST", "/api/auth/password", USER, "accounts", "Change my password and end all sessions",
+       {204: "nothing"}, body=PASSWORD_CHANGE)  # fmt: skip
 def change_password(app: App, request: Request) -> Response:
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
@@ -8507,7 +8058,7 @@ MEDIA_PATHS = ("/api/media/media", "/api/media")
 COLLECTION_PATHS = ("/api/media/collections", "/api/media/collection")
 MEDIA_ORDER = frozenset({"created_at", "name", "size"})
 MEDIA_FIELDS = (
-    name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
+    needed("name", longest=MAX_TITLE_LENGTH, trim=True),
     Field("type", "text", or_upload=True, nullable=False, blank="refused", choices=KINDS),
     Field("size", "integer", minimum=0, blank="null"),
     Field("storage_path", "text", longest=MAX_NOTE_LENGTH),
@@ -8540,8 +8091,8 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
-        "created_at": format_timestamp(record.created_at),
-        "updated_at": format_timestamp(record.updated_at),
+        "created_at": format_time(record.created_at),
+        "updated_at": format_time(record.updated_at),
     }
 
 
@@ -8553,17 +8104,14 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
 
-@route(
-    "GET", MEDIA_PATHS, Access.USER, "accounts", "My media records",
-    query=(Field("type", help="image, video or audio"), *PAGING),
-    answers={200: "count, next, previous, results"},
-)  # fmt: skip
+@route("GET", MEDIA_PATHS, USER, "accounts", "My media records",
+       {200: "count, next, previous, results"},
+       query=(Field("type", help="image, video or audio"), *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
     kind = request.query.get("type")
-    return list_owned(
-        request, app.index.media, MEDIA_ORDER, functools.partial(record_json, app, request),
-        (("type", kind),) if kind in KINDS else (),
-    )  # fmt: skip
+    to_json = functools.partial(record_json, app, request)
+    equal = (("type", kind),) if kind in KINDS else ()
+    return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
 
 
 def check_upload(request: Request) -> Facts | None:
@@ -8583,7 +8131,7 @@ def check_kind(request: Request, kind: str) -> None:
         raise Invalid(Problem("body", "type", f'The file is of type "{kind}", not "{given}".'))
 
 
-def place_upload(app: App, request: Request) -> tuple[File, Asset] | None:
+def place_upload(app: App, request: Request) -> Located | None:
     """Put an uploaded file into the caller's own folder."""
     if request.upload is None:
         return None
@@ -8602,9 +8150,7 @@ def media_changes(request: Request) -> dict[str, Any]:
     return changes
 
 
-def put_record(
-    app: App, db: sqlite3.Connection, record: MediaRecord, placed: tuple[File, Asset] | None
-) -> MediaRecord:
+def put_record(app: App, db: Database, record: MediaRecord, placed: Located | None) -> MediaRecord:
     """Write a record, and its file where that is new; 400 for a collection of somebody else."""
     key = record.collection_id
     if key and app.index.collections.get(record.user_id, key, db) is None:
@@ -8617,16 +8163,12 @@ def put_record(
     return record
 
 
-@route(
-    "POST", MEDIA_PATHS, Access.USER, "accounts", "Make a media record, with a file or without",
-    body=NEW_MEDIA_BODY, answers={201: "the record"},
-)  # fmt: skip
+@route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
+       {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = check_upload(request), media_changes(request), time.time()
-    empty = MediaRecord(
-        str(uuid.uuid4()), caller(request), "", facts.kind if facts else "", None, None, None,
-        None, None, now, now,
-    )  # fmt: skip
+    key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
+    empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = replace(empty, **changes)
     placed = place_upload(app, request)
     if placed:
@@ -8637,16 +8179,11 @@ def create_record(app: App, request: Request) -> Response:
 
 def find_record(app: App, request: Request, id: str) -> MediaRecord:
     """The caller's record; 404 for another's as for none."""
-    record = app.index.media.get(caller(request), id.lower())
-    if record is None:
-        raise nothing_found()
-    return record
+    return existing(app.index.media.get(caller(request), id.lower()))
 
 
-@route(
-    "GET", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts", "One of my media records",
-    answers={200: "the record"},
-)  # fmt: skip
+@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
+       {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
     value = record_json(app, request, find_record(app, request, id))
     return json_response(value, headers=[NO_STORE])
@@ -8656,17 +8193,12 @@ class Stale(Exception):
     """Another request replaced the same record's file first."""
 
 
-@route(
-    "PUT", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
-    "Change a media record; a file replaces its file", before=find_record, body=MEDIA_BODY,
-    answers={200: "the record"},
-)  # fmt: skip
-@route(
-    "PATCH", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
-    "Change some of a media record; a file replaces its file", before=find_record,
-    body=partial(MEDIA_BODY),
-    answers={200: "the record"},
-)  # fmt: skip
+@route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
+       "Change a media record; a file replaces its file", {200: "the record"}, before=find_record,
+       body=MEDIA_BODY)  # fmt: skip
+@route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
+       "Change some of a media record; a file replaces its file", {200: "the record"},
+       before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = check_upload(request), media_changes(request)
@@ -8686,7 +8218,7 @@ def change_record(app: App, request: Request, id: str) -> Response:
 
 
 def write_record(
-    app: App, seen: MediaRecord, changes: Mapping[str, Any], placed: tuple[File, Asset] | None
+    app: App, seen: MediaRecord, changes: Mapping[str, Any], placed: Located | None
 ) -> MediaRecord:
     """Change a record, and remove the file it had if it gets another; Stale, 404."""
     replaced = [seen.path] if placed and seen.path else []
@@ -8695,10 +8227,8 @@ def write_record(
         changes |= {"path": placed[0].path, "size": placed[0].size}
     gone: list[str] = []
 
-    def apply(db: sqlite3.Connection) -> MediaRecord:
-        record = app.index.media.get(seen.user_id, seen.id, db)
-        if record is None:
-            raise nothing_found()
+    def apply(db: Database) -> MediaRecord:
+        record = existing(app.index.media.get(seen.user_id, seen.id, db))
         if record.path != seen.path:
             raise Stale
         gone.extend(app.index.files.remove_all(db, "users", replaced))
@@ -8706,36 +8236,28 @@ def write_record(
 
     with app.users.removing(replaced):
         changed = app.index.write(apply)
-    for sha256 in gone:
-        app.thumbnails.remove(sha256)
+    app.thumbnails.remove(*gone)
     return changed
 
 
-@route(
-    "DELETE", below(MEDIA_PATHS, "/{id}"), Access.USER, "accounts",
-    "Delete a media record softly: its file stays on disk", answers={204: "nothing"},
-)  # fmt: skip
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
+       "Delete a media record softly: its file stays on disk", {204: "nothing"})  # fmt: skip
 def delete_record(app: App, request: Request, id: str) -> Response:
-    if not app.index.media.hide(caller(request), id.lower(), time.time()):
-        raise nothing_found()
+    existing(app.index.media.hide(caller(request), id.lower(), time.time()))
     return Response(204)
 
 
-@route(
-    "GET", below(MEDIA_PATHS, "/{id}/file"), Access.OPEN, "accounts",
-    "The file of a media record, for its owner or by the signature in its URL",
-    query=(Field("expires"), Field("signature")), answers={200: "the file"},
-)  # fmt: skip
+@route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
+       "The file of a media record, for its owner or by the signature in its URL",
+       {200: "the file"}, query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-    if record.path is None:
-        raise nothing_found()
-    file, asset = find_named(app, app.users, record.path)
-    return file_response(app, request, app.users, file, asset, "private, no-cache")
+    found = find_named(app, app.users, existing(record.path))
+    return file_response(app, request, found, "no-cache")
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
@@ -8743,54 +8265,42 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     expires, signature = (request.query.get(name, "") for name in ("expires", "signature"))
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
-    record = app.index.media.of_anyone(key.lower())
-    if record is None:
-        raise nothing_found()
+    record = existing(app.index.media.of_anyone(key.lower()))
     if app.index.users.is_disabled(record.user_id):
         raise unauthorized("The account is disabled.")
     return record
 
 
-MEMBERSHIP = BodySpec(
-    ANY_BODY, (Field("collection_id", "text", required=True, nullable=False, blank="refused"),)
-)
+MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
-@route(
-    "POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), Access.USER, "accounts",
-    "Put a media record into a collection", before=find_record, body=MEMBERSHIP,
-    answers={200: "the record"},
-)  # fmt: skip
+@route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
+       "Put a media record into a collection", {200: "the record"}, before=find_record,
+       body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     key = request.fields["collection_id"]
     return move_record(app, request, id, find_collection(app, request, key).id)
 
 
-@route(
-    "POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), Access.USER, "accounts",
-    "Take a media record out of its collection", answers={200: "the record"},
-)  # fmt: skip
+@route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
+       "Take a media record out of its collection", {200: "the record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     return move_record(app, request, id, None)
 
 
 def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
-    record = write_record(
-        app, find_record(app, request, id), {"collection_id": collection_id}, None
-    )
+    seen = find_record(app, request, id)
+    record = write_record(app, seen, {"collection_id": collection_id}, None)
     return json_response(record_json(app, request, record))
 
 
 # Collections.
 
 COLLECTION_ORDER = frozenset({"created_at", "name"})
-COLLECTION_BODY = BodySpec(
-    ANY_BODY,
-    (
-        name_field("name", MAX_TITLE_LENGTH, required=True, nullable=False, blank="refused"),
-        Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
-    ),
-)
+COLLECTION_BODY = BodySpec(ANY_BODY, (
+    needed("name", longest=MAX_TITLE_LENGTH, trim=True),
+    Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
+))  # fmt: skip
 
 
 def collection_json(collection: Collection) -> dict[str, Any]:
@@ -8799,44 +8309,34 @@ def collection_json(collection: Collection) -> dict[str, Any]:
         "user": collection.user_id,
         "name": collection.name,
         "description": collection.description,
-        "created_at": format_timestamp(collection.created_at),
-        "updated_at": format_timestamp(collection.updated_at),
+        "created_at": format_time(collection.created_at),
+        "updated_at": format_time(collection.updated_at),
     }
 
 
 def find_collection(app: App, request: Request, id: str) -> Collection:
     """The caller's collection; 404 for another's as for none."""
-    collection = app.index.collections.get(caller(request), id.lower())
-    if collection is None:
-        raise nothing_found()
-    return collection
+    return existing(app.index.collections.get(caller(request), id.lower()))
 
 
-@route(
-    "GET", COLLECTION_PATHS, Access.USER, "accounts", "My collections",
-    query=PAGING, answers={200: "count, next, previous, results"},
-)  # fmt: skip
+@route("GET", COLLECTION_PATHS, USER, "accounts", "My collections",
+       {200: "count, next, previous, results"}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route(
-    "POST", COLLECTION_PATHS, Access.USER, "accounts", "Make a collection",
-    body=COLLECTION_BODY, answers={201: "the collection"},
-)  # fmt: skip
+@route("POST", COLLECTION_PATHS, USER, "accounts", "Make a collection", {201: "the collection"},
+       body=COLLECTION_BODY)  # fmt: skip
 def create_collection(app: App, request: Request) -> Response:
     now, values = time.time(), request.fields
-    collection = Collection(
-        str(uuid.uuid4()), caller(request), values["name"], values.get("description"), now, now
-    )
+    about = (values["name"], values.get("description"))
+    collection = Collection(str(uuid.uuid4()), caller(request), *about, now, now)
     app.index.write(lambda db: app.index.collections.put(db, collection))
     return json_response(collection_json(collection), 201)
 
 
-@route(
-    "GET", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
-    "One of my collections and its media", answers={200: "the collection, media"},
-)  # fmt: skip
+@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       "One of my collections and its media", {200: "the collection, media"})  # fmt: skip
 def get_collection(app: App, request: Request, id: str) -> Response:
     collection = find_collection(app, request, id)
     wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
@@ -8844,42 +8344,32 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     return json_response({**collection_json(collection), "media": media}, headers=[NO_STORE])
 
 
-@route(
-    "PUT", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts", "Change a collection",
-    before=find_collection, body=COLLECTION_BODY, answers={200: "the collection"},
-)  # fmt: skip
-@route(
-    "PATCH", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
-    "Change some of a collection", before=find_collection, body=partial(COLLECTION_BODY),
-    answers={200: "the collection"},
-)  # fmt: skip
+@route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
+       {200: "the collection"}, before=find_collection, body=COLLECTION_BODY)  # fmt: skip
+@route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change some of a collection",
+       {200: "the collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     changes = {**request.fields, "updated_at": time.time()}
     key = find_collection(app, request, id).id
 
-    def apply(db: sqlite3.Connection) -> Collection:
-        collection = app.index.collections.get(caller(request), key, db)
-        if collection is None:
-            raise nothing_found()
-        changed = replace(collection, **changes)
+    def apply(db: Database) -> Collection:
+        changed = replace(existing(app.index.collections.get(caller(request), key, db)), **changes)
         app.index.collections.put(db, changed)
         return changed
 
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route(
-    "DELETE", below(COLLECTION_PATHS, "/{id}"), Access.USER, "accounts",
-    "Delete a collection and keep its media", answers={204: "nothing"},
-)  # fmt: skip
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       "Delete a collection and keep its media", {204: "nothing"})  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
-    if not app.index.collections.remove_collection(caller(request), id.lower()):
-        raise nothing_found()
+    existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
 
 
 # -- entities: versioned media entities --------------------------------------------------
 
+NO_ENTITY = "There is no entity {}, or not in that version."
 ENTITY_ID = (Field("id", "integer"),)
 ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
 ENTITY_TEXTS = (
@@ -8888,24 +8378,17 @@ ENTITY_TEXTS = (
     Field("parent_id", "integer", blank="not sent", help="a collection"),
 )
 ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
-ENTITY_CREATE = BodySpec(
-    ("multipart", "form"),
-    (Field("is_collection", "boolean", default=False, blank="not sent"), *ENTITY_TEXTS),
-    ENTITY_UPLOAD,
+IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
+ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
+ENTITY_CREATE = replace(
+    ENTITY_REPLACE, fields=(replace(IS_COLLECTION, default=False), *ENTITY_TEXTS)
 )
-ENTITY_REPLACE = replace(
-    ENTITY_CREATE, fields=(Field("is_collection", "boolean", blank="not sent"), *ENTITY_TEXTS)
-)
-ENTITY_PATCH = BodySpec(
-    ("json",),
-    (
-        Field("label"),
-        Field("description"),
-        Field("parent_id", "integer", help="a collection"),
-        Field("is_deleted", "boolean", nullable=False),
-    ),
-    wrapper="body",
-)
+ENTITY_PATCH = BodySpec(("json",), (
+    Field("label"),
+    Field("description"),
+    Field("parent_id", "integer", help="a collection"),
+    Field("is_deleted", "boolean", nullable=False),
+), wrapper="body")  # fmt: skip
 ENTITY_LIST = (
     Field("page", "integer", default=1, minimum=1),
     Field("page_size", "integer", default=20, minimum=1, maximum=100),
@@ -8923,10 +8406,8 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route(
-    "GET", "/entity/", Access.READ, "entities", "A page of the entities",
-    query=ENTITY_LIST, answers={200: "items, pagination"},
-)  # fmt: skip
+@route("GET", "/entity/", READ, "entities", "A page of the entities", {200: "items, pagination"},
+       query=ENTITY_LIST)  # fmt: skip
 def list_entities(app: App, request: Request) -> Response:
     query = request.query
     page, size = query["page"], query["page_size"]
@@ -8962,34 +8443,28 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route(
-    "POST", "/entity/", Access.WRITE, "entities", "Create an entity",
-    body=ENTITY_CREATE, answers={201: "the Item"},
-)  # fmt: skip
+@route("POST", "/entity/", WRITE, "entities", "Create an entity", {201: "the Item"},
+       body=ENTITY_CREATE)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
     return json_response(entity_json(entity), 201, [("Location", f"/entity/{entity.id}")])
 
 
-@route(
-    "GET", "/entity/{id}", Access.READ, "entities", "An entity",
-    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the Item"},
-)  # fmt: skip
+@route("GET", "/entity/{id}", READ, "entities", "An entity", {200: "the Item"},
+       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
-@route(
-    "PUT", "/entity/{id}", Access.WRITE, "entities", "Replace an entity",
-    parameters=ENTITY_ID, before=lambda app, request, id: find_entity(app, id),
-    body=ENTITY_REPLACE, answers={200: "the Item"},
-)  # fmt: skip
+@route("PUT", "/entity/{id}", WRITE, "entities", "Replace an entity", {200: "the Item"},
+       parameters=ENTITY_ID, body=ENTITY_REPLACE,
+       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     fields = request.fields
     texts: dict[str, Any] = {item.name: fields.get(item.name) for item in ENTITY_TEXTS}
 
-    def draft(db: sqlite3.Connection | None) -> Entity:
+    def draft(db: Database | None) -> Entity:
         current = find_entity(app, id, db=db)
         if fields.get("is_collection", current.is_collection) != current.is_collection:
             raise HTTPError(400, "is_collection cannot be changed.")
@@ -8998,100 +8473,72 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, request.upload, draft)))
 
 
-@route(
-    "PATCH", "/entity/{id}", Access.WRITE, "entities", "Change, move, soft-delete or restore",
-    parameters=ENTITY_ID, before=lambda app, request, id: find_entity(app, id),
-    body=ENTITY_PATCH, answers={200: "the Item"},
-)  # fmt: skip
+@route("PATCH", "/entity/{id}", WRITE, "entities", "Change, move, soft-delete or restore",
+       {200: "the Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
+       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
-    def draft(db: sqlite3.Connection | None) -> Entity:
+    def draft(db: Database | None) -> Entity:
         return replace(find_entity(app, id, db=db), **request.fields)
 
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route(
-    "DELETE", "/entity/{id}", Access.WRITE, "entities", "Delete an entity for good",
-    parameters=ENTITY_ID, answers={200: "the Item as it was"},
-)  # fmt: skip
+@route("DELETE", "/entity/{id}", WRITE, "entities", "Delete an entity for good",
+       {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     with contextlib.ExitStack() as files:
 
-        def remove(db: sqlite3.Connection) -> tuple[Entity, list[str]]:
+        def remove(db: Database) -> tuple[Entity, list[str]]:
             entity = find_entity(app, id, db=db)
             paths = app.index.entities.remove(db, id, time.time())
             files.enter_context(app.entities.removing(paths))  # once this is committed
             return entity, app.index.files.remove_all(db, "entities", paths)
 
         entity, gone = app.index.write(remove)
-    for sha256 in gone:
-        app.thumbnails.remove(sha256)
+    app.thumbnails.remove(*gone)
     return json_response(entity_json(entity))
 
 
-@route(
-    "GET", "/entity/{id}/versions", Access.READ, "entities", "All versions, the oldest first",
-    parameters=ENTITY_ID, answers={200: "version, transaction_id and the Item's fields of each"},
-)  # fmt: skip
+@route("GET", "/entity/{id}/versions", READ, "entities", "All versions, the oldest first",
+       {200: "version, transaction_id and the Item's fields of each"},
+       parameters=ENTITY_ID)  # fmt: skip
 def list_versions(app: App, request: Request, id: int) -> Response:
-    versions = app.index.entities.versions(id)
-    if not versions:
-        raise no_entity(id)
-    return json_response(
-        [
-            {"version": e.version, "transaction_id": e.transaction_id, **entity_json(e)}
-            for e in versions
-        ]
-    )
+    versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
+    names = ("version", "transaction_id")
+    return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
-@route(
-    "GET", "/entity/{id}/file", Access.READ, "entities", "An entity's content",
-    parameters=ENTITY_ID, query=ENTITY_VERSION, answers={200: "the file"},
-)  # fmt: skip
+@route("GET", "/entity/{id}/file", READ, "entities", "An entity's content", {200: "the file"},
+       parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
-    if found is None:
-        raise not_found()
-    return file_response(app, request, app.entities, *found, "private, no-cache")
+    return file_response(app, request, existing(found, NO_FILE), "no-cache")
 
 
 def find_entity(
-    app: App, id: int, version: int | None = None, db: sqlite3.Connection | None = None
+    app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
-    entity = app.index.entities.get(id, version, db)
-    if entity is None:
-        raise no_entity(id)
-    return entity
-
-
-def no_entity(id: int) -> HTTPError:
-    return HTTPError(404, f"There is no entity {id}, or not in that version.")
+    return existing(app.index.entities.get(id, version, db), NO_ENTITY.format(id))
 
 
 def save_entity(
-    app: App, upload: Incoming | None, draft: Callable[[sqlite3.Connection | None], Entity]
+    app: App, upload: Incoming | None, draft: Callable[[Database | None], Entity]
 ) -> Entity:
-    """Write what `draft` makes of the current version, with the upload as its content.
-
-    It is asked twice: nothing is stored for what will be refused, and the transaction decides.
-    """
+    """Write what `draft` makes of the current version, with the upload as its content."""
+    # It is asked twice: nothing is stored for what will be refused, and the transaction decides.
     if upload is None:
         return app.index.write(lambda db: put_entity(app, db, draft(db)))
     with app.entities.turn(upload.sha256):
         check_entity(app, draft(None), upload)
-        content = place_content(app, upload)
+        content = find_twin(app, upload.sha256, "entities") or store_entity_file(app, upload)
         return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
 
 
 def put_entity(
-    app: App,
-    db: sqlite3.Connection,
-    entity: Entity,
-    upload: Incoming | None = None,
-    content: tuple[File, Asset] | None = None,
-) -> Entity:
+    app: App, db: Database, entity: Entity, upload: Incoming | None = None,
+    content: Located | None = None,
+) -> Entity:  # fmt: skip
     check_entity(app, entity, upload, db)
     if upload and content:
         if not upload.kept and not app.index.files.is_there(db, content[0]):
@@ -9103,7 +8550,7 @@ def put_entity(
 
 
 def check_entity(
-    app: App, entity: Entity, upload: Incoming | None, db: sqlite3.Connection | None = None
+    app: App, entity: Entity, upload: Incoming | None, db: Database | None = None
 ) -> None:
     """Refuse a version that cannot be: 400, or 409 for another one's content."""
     if entity.is_collection and upload:
@@ -9119,7 +8566,7 @@ def check_entity(
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_parent(app: App, entity: Entity, id: int, db: sqlite3.Connection | None) -> None:
+def check_parent(app: App, entity: Entity, id: int, db: Database | None) -> None:
     """A parent is a collection that is not below its child; it may be softly deleted."""
     entities = app.index.entities
     parent = entities.get(id, db=db)
@@ -9131,14 +8578,7 @@ def check_parent(app: App, entity: Entity, id: int, db: sqlite3.Connection | Non
         raise HTTPError(400, f"The parent {id} is in this collection: that would be a circle.")
 
 
-def place_content(app: App, upload: Incoming) -> tuple[File, Asset]:
-    """The file of an upload's content: one that an older version has, or else a new one."""
-    path = find_twin(app, app.entities, upload.sha256)
-    known = app.index.files.get("entities", path) if path else None
-    return known or store_entity_file(app, upload)
-
-
-def store_entity_file(app: App, upload: Incoming) -> tuple[File, Asset]:
+def store_entity_file(app: App, upload: Incoming) -> Located:
     assert upload.facts is not None
     day = time.strftime("%Y/%m/%d", time.gmtime())
     names = numbered_names(f"{day}/{upload.md5}.{upload.facts.extension}")
@@ -9148,15 +8588,16 @@ def store_entity_file(app: App, upload: Incoming) -> tuple[File, Asset]:
 def entity_json(entity: Entity) -> dict[str, Any]:
     """The Item of document 004."""
     asset, facts = entity.asset, entity.asset.facts if entity.asset else None
+    created = captured(facts) if facts else None
     return {
         "id": entity.id,
         "is_collection": entity.is_collection,
         "label": entity.label,
         "description": entity.description,
         "parent_id": entity.parent_id,
-        "added_date": format_time(entity.added),
-        "updated_date": format_time(entity.updated),
-        "create_date": format_time(captured(facts) if facts else None),
+        "added_date": format_time(entity.added, "auto"),
+        "updated_date": format_time(entity.updated, "auto"),
+        "create_date": None if created is None else format_time(created, "auto"),
         "file_size": asset.size if asset else None,
         "height": facts.height if facts else None,
         "width": facts.width if facts else None,
@@ -9176,17 +8617,6 @@ def captured(facts: Facts) -> float | None:
     return facts.created if trusted else None
 
 
-def format_time(seconds: float | None) -> str | None:
-    """ISO 8601 in UTC as pydantic writes it: a fraction only where there is one.
-
-    >>> format_time(1556931721.5), format_time(0)
-    ('2019-05-04T01:02:01.500000Z', '1970-01-01T00:00:00Z')
-    """
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
-
-
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
@@ -9194,29 +8624,17 @@ def format_time(seconds: float | None) -> str | None:
 
 
 def health_json(app: App) -> dict[str, Any]:
-    scan = app.scanner.progress
     return {
         "status": "degraded" if app.is_unmounted() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": {
-            "running": scan.running,
-            "done": scan.done,
-            "total": scan.total,
-            "finished_at": scan.finished_at,
-        },
+        "scan": asdict(app.scanner.progress.get()),
     }
 
 
-@route(
-    "GET",
-    "/health",
-    Access.OPEN,
-    "system",
-    "How the server is",
-    answers={200: "status, version, uptime, scan"},
-)
+@route("GET", "/health", OPEN, "system", "How the server is",
+       {200: "status, version, uptime, scan"})  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app), headers=[("Cache-Control", "no-store")])
 
@@ -9239,21 +8657,14 @@ METRICS = {
 
 def read_metrics(app: App) -> list[float]:
     """The values of METRICS, in their order."""
-    scan = app.scanner.progress
+    scan = app.scanner.progress.get()
     return [
         time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
         app.is_unmounted(), *app.index.count_rows(), len(app.hot),
     ]  # fmt: skip
 
 
-@route(
-    "GET",
-    "/metrics",
-    Access.PRIVATE_READ,
-    "system",
-    "Figures for Prometheus",
-    answers={200: "text"},
-)
+@route("GET", "/metrics", PRIVATE_READ, "system", "Figures for Prometheus", {200: "text"})
 def get_metrics(app: App, request: Request) -> Response:
     lines = [
         f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} gauge\n"
@@ -9284,14 +8695,8 @@ PAGE_POLICY = (
 )
 
 
-@route(
-    "GET",
-    "/",
-    Access.OPEN,
-    "system",
-    "A page for browsers, health for programs",
-    answers={200: "page or health"},
-)
+@route("GET", "/", OPEN, "system", "A page for browsers, health for programs",
+       {200: "page or health"})  # fmt: skip
 def get_root(app: App, request: Request) -> Response:
     vary = ("Vary", "Accept")
     if "text/html" not in request.headers.get("accept", ""):
@@ -9311,10 +8716,8 @@ def render_page(app: App, request: Request) -> str:
         return PAGE.format(message="The pictures here need a credential.", pictures="")
     hashes = app.index.files.newest_images(PAGE_PICTURES)
     shown = "thumbnail" if app.thumbnails.available else "image"
-    pictures = "".join(
-        f'<a href="/image/{sha256}"><img src="/{shown}/{sha256}" alt="" loading="lazy"></a>'
-        for sha256 in hashes
-    )
+    picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
+    pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
     message = "The newest pictures." if hashes else "There are no pictures yet."
     return PAGE.format(message=message, pictures=pictures)
 
@@ -9328,12 +8731,12 @@ def render_page(app: App, request: Request) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Something that the program does; `run(settings, *words)` gives the exit status."""
+    """Something that the program does by `run(settings, *words)`."""
 
     name: str  # one word or two
     takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
     help: str
-    run: Callable[..., int]
+    run: Callable[..., None]
 
     def fits(self, words: Sequence[str]) -> bool:
         """Whether these words can follow: each that it takes, and more of a last one with dots."""
@@ -9342,11 +8745,11 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-CommandFunction = TypeVar("CommandFunction", bound=Callable[..., int])
+Run = TypeVar("Run", bound=Callable[..., None])
 
 
-def command(name: str, help: str, takes: str = "") -> Callable[[CommandFunction], CommandFunction]:
-    def declare(run: CommandFunction) -> CommandFunction:
+def command(name: str, help: str, takes: str = "") -> Callable[[Run], Run]:
+    def declare(run: Run) -> Run:
         COMMANDS[name] = Command(name, takes, help, run)
         return run
 
@@ -9385,19 +8788,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
     for name, default, how in Settings.table():
         if not how.secret:
-            shown = how.shown or str(default)
-            parser.add_argument(
-                f"--{name}", metavar="X", help=f"{how.help} ({shown})".replace("%", "%%")
-            )
+            text = f"{how.help} ({how.shown or str(default).lower()})"
+            parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
     return parser
 
 
 def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
     """The command, its settings and its words; SystemExit(2) with usage for what is none."""
     parser = build_parser()
-    spelled = [
-        re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), a) for a in arguments
-    ]
+    option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
+    spelled = [option(argument) for argument in arguments]
     given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
         parser.error(f"{unknown[0]} is no option; --help lists them")
@@ -9418,9 +8818,8 @@ def make_folders(settings: Settings) -> None:
     if settings.storage_dir.exists() or not settings.database_url.exists():
         make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
     elif settings.database_dir.is_relative_to(settings.storage_dir):
-        raise SettingError(
-            "STORAGE_DIR", f"{settings.storage_dir} is gone: is a disk not mounted?"
-        )
+        problem = f"{settings.storage_dir} is gone: is a disk not mounted?"
+        raise SettingError("STORAGE_DIR", problem)
     make_folder("DATABASE_DIR", settings.database_dir, 0o700)
     make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
     make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
@@ -9441,32 +8840,25 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise SettingError(
-            "DATABASE_DIR", f"another mediaserver is running on {settings.database_dir}"
-        ) from None
+        problem = f"another mediaserver is running on {settings.database_dir}"
+        raise SettingError("DATABASE_DIR", problem) from None
     return file
 
 
 @command("token", "print a fresh upload token")
-def print_token(settings: Settings) -> int:
+def print_token(settings: Settings) -> None:
     make_folders(settings)
     settings, _ = with_secrets(settings)
     print(sign_upload_token(settings.media_server_secret, time.time()))
-    return 0
 
 
-@contextlib.contextmanager
-def opened_index(settings: Settings) -> Iterator[Index]:
+def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
     make_folders(settings)
     try:
-        index = migrated(Index(settings.database_url))
+        return contextlib.closing(migrated(Index(settings.database_url)))
     except sqlite3.Error as error:
         raise SettingError("DATABASE_URL", f"the index cannot be used: {error}") from None
-    try:
-        yield index
-    finally:
-        index.close()
 
 
 class Refusal(Exception):
@@ -9482,44 +8874,31 @@ def find_user(index: Index, name: str) -> User:
 
 
 @command("user list", "list the accounts")
-def list_users(settings: Settings) -> int:
+def list_users(settings: Settings) -> None:
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
             words = (str(user.id), user.email, user.username or "-", state, user.permissions)
             print("\t".join(word if word.isprintable() else ascii(word) for word in words))
-    return 0
 
 
-def change_permissions(
-    settings: Settings,
-    name: str,
-    words: Sequence[str],
-    change: Callable[[set[str], set[str]], Any],
-) -> int:
-    if unknown := sorted(set(words) - GRANTABLE):
+def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[str]) -> None:
+    if unknown := sorted((add | drop) - GRANTABLE):
         known = " and ".join(sorted(GRANTABLE))
         raise Refusal(f"there is no permission {unknown[0]!r}, only {known}")
     with opened_index(settings) as index:
         user = find_user(index, name)
-
-        def apply(db: sqlite3.Connection) -> None:
-            permissions = index.users.permissions(db, user)
-            change(permissions, set(words))
-            index.users.set_permissions(db, user, permissions)
-
-        index.write(apply)
-    return 0
+        index.write(lambda db: index.users.change_permissions(db, user, add, drop))
 
 
 @command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
-def grant(settings: Settings, name: str, *words: str) -> int:
-    return change_permissions(settings, name, words, set.update)
+def grant(settings: Settings, name: str, *words: str) -> None:
+    change_permissions(settings, name, set(words), set())
 
 
 @command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
-def revoke(settings: Settings, name: str, *words: str) -> int:
-    return change_permissions(settings, name, words, set.difference_update)
+def revoke(settings: Settings, name: str, *words: str) -> None:
+    change_permissions(settings, name, set(), set(words))
 
 
 def read_password() -> str:
@@ -9543,40 +8922,38 @@ def read_password() -> str:
 
 
 @command("user passwd", "set a password and end all sessions", "NAME")
-def set_user_password(settings: Settings, name: str) -> int:
+def set_user_password(settings: Settings, name: str) -> None:
     with opened_index(settings) as index:
         user = find_user(index, name)
         password = hash_password(read_password())
         if not index.write(lambda db: index.users.set_password(db, user, password)):
             raise Refusal("the password was changed meanwhile; try again")
         index.failures.clear(login_key(user, name))
-    return 0
+
+
+def set_active(settings: Settings, name: str, active: bool) -> None:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        index.write(lambda db: index.users.set_active(db, user, active))
 
 
 @command("user disable", "refuse an account's logins and tokens", "NAME")
-def disable_user(settings: Settings, name: str) -> int:
-    with opened_index(settings) as index:
-        user = find_user(index, name)
-        index.write(lambda db: index.users.set_active(db, user, False))
-    return 0
+def disable_user(settings: Settings, name: str) -> None:
+    set_active(settings, name, False)
 
 
 @command("user enable", "let a disabled account in again", "NAME")
-def enable_user(settings: Settings, name: str) -> int:
-    with opened_index(settings) as index:
-        user = find_user(index, name)
-        index.write(lambda db: index.users.set_active(db, user, True))
-    return 0
+def enable_user(settings: Settings, name: str) -> None:
+    set_active(settings, name, True)
 
 
 @command("serve", "run the server (the default)")
-def serve(settings: Settings) -> int:
+def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
     make_folders(settings)
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-    thumbnails = Thumbnails(
-        settings.storage_dir / ".thumbnails" if beside else settings.database_dir / "thumbnails"
-    )
+    folders = (settings.database_dir / "thumbnails", settings.storage_dir / ".thumbnails")
+    thumbnails = Thumbnails(folders[beside])
     thumbnails.start()  # forks its host: before there is any thread or lock
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
@@ -9593,7 +8970,6 @@ def serve(settings: Settings) -> int:
     else:
         run(ready=ready)
     lock.close()
-    return 0
 
 
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
@@ -9601,20 +8977,15 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
     thumbnails.settle()
     for folder in app.folders.values():
-        folder.settle(functools.partial(app.index.files.is_known, folder.name))
+        folder.settle(functools.partial(app.index.files.get, folder.name))
     app.index.close()
 
 
 def run_server(
-    settings: Settings,
-    listener: socket.socket,
-    thumbnails: Thumbnails,
-    progress: SharedProgress,
-    watchdog: Watchdog,
-    number: int = 0,
-    lifeline: socket.socket | None = None,
-    ready: Callable[[], None] | None = None,
-) -> None:
+    settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
+    progress: SharedProgress, watchdog: Watchdog, number: int = 0,
+    lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
+) -> None:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans."""
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
     server = Server(listener)
@@ -9686,11 +9057,11 @@ def announce(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        found, settings, words = parse_command_line(
-            sys.argv[1:] if arguments is None else arguments
-        )
-        return found.run(settings, *words)
+        found, settings, words = parse_command_line(given)
+        found.run(settings, *words)
+        return 0
     except SettingError as error:
         warn(str(error))
         return 2
