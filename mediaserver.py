@@ -39,7 +39,6 @@ if __name__ == "__main__" and __file__.endswith(".py"):
 
 import argparse
 import base64
-import calendar
 import contextlib
 import enum
 import errno
@@ -78,6 +77,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -1082,33 +1082,24 @@ def find_principal(
 # 4. Media facts
 # ======================================================================================
 # What a file is, from its bytes. `sniff` looks at the head and names the type; `probe` also
-# follows the file's structure to size, length, orientation and time of making. Nearly every
-# format is a tree of labelled spans, so there is one walker for each way to label them (TIFF,
-# ISO boxes, RIFF/IFF chunks, EBML), which yields `(label, start, end)`, and a short function per
-# format that picks what it knows. All reading goes through `_MediaReader`, which checks every
-# position and pays for every read from one purse, which bounds all loops. A read that cannot be
-# had raises `_BrokenMedia`; the parser stops there, and `probe` returns what was found until then.
+# follows the structure to size, length, orientation and time of making. Nearly every format is a
+# row of labelled spans, often with such rows inside, so one walker serves them all, with a short
+# function for each way to write a label and one for each format, which picks what it knows. All
+# reading goes through `_Span`, which checks every position, and is paid from one purse, which
+# bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser, and
+# `probe` returns what was found until then.
 
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
-READ_COST = 256  # what a read costs beside its bytes
-MAX_READ_BYTES = 1 << 18  # longest single read
-READ_WINDOW_BYTES = 4096  # what one system call fetches; neighbouring reads are served from it
-MAX_SPANS = 1024  # boxes, chunks, elements or segments on one level; more is malformed
-MAX_IFD_ENTRIES = 512
-MAX_IFDS = 32
-MAX_NUMBERS_BYTES = 256  # of one TIFF value; a multiple of every number's size
-MAX_ID3_TAGS = 4
+READ_COST = 128  # what a read costs beside its bytes
+MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpacks to more
+MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
-MAX_INFLATED_BYTES = 1 << 18  # of a compressed PNG text, however large it claims to become
-MAX_NOTE_CHARS = 200  # characters kept of a maker's or model's name
-MAX_PIXELS_A_SIDE = 1 << 31
-MAX_DURATION = 10 * 366 * 86400  # seconds; more is a broken header
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
 
-_Span = tuple[int, int]  # start and end of a stretch of the file, in bytes
+_BROKEN = (ArithmeticError, EOFError, LookupError, ValueError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1119,12 +1110,9 @@ class MediaType:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(MediaType):
     """What is known of a media file; `None` where the file does not say."""
 
-    kind: str
-    mime_type: str
-    extension: str
     width: int | None = None  # pixels as stored, before any rotation
     height: int | None = None
     orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
@@ -1136,145 +1124,143 @@ class Facts:
     latitude: float | None = None  # degrees, north and east positive
     longitude: float | None = None
     altitude: float | None = None  # metres
-    preview: tuple[int, int] | None = None  # offset and length of an embedded JPEG
 
 
 MIME_TYPES = {
     "3g2": "video/3gpp2", "3gp": "video/3gpp", "aac": "audio/aac", "aiff": "audio/x-aiff",
-    "amr": "audio/amr", "apng": "image/apng", "arw": "image/x-sony-arw", "asf": "video/x-ms-asf",
-    "avi": "video/x-msvideo", "avif": "image/avif", "bmp": "image/bmp", "caf": "audio/x-caf",
-    "cr2": "image/x-canon-cr2", "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng",
-    "flac": "audio/flac", "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic",
-    "heics": "image/heic-sequence", "heif": "image/heif", "heifs": "image/heif-sequence",
-    "ico": "image/x-icon", "j2c": "image/x-j2c", "jp2": "image/jp2",
-    "jpg": "image/jpeg", "jpx": "image/jpx", "jxl": "image/jxl", "m2ts": "video/mp2t",
-    "m4a": "audio/mp4", "m4b": "audio/mp4", "m4v": "video/x-m4v", "mka": "audio/x-matroska",
-    "mkv": "video/x-matroska", "mov": "video/quicktime", "mp3": "audio/mpeg",
-    "mp4": "video/mp4", "mpg": "video/mpeg", "nef": "image/x-nikon-nef", "ogg": "audio/ogg",
-    "ogv": "video/ogg", "opus": "audio/ogg", "orf": "image/x-olympus-orf",
-    "pef": "image/x-pentax-pef", "png": "image/png", "raf": "image/x-fujifilm-raf",
-    "rw2": "image/x-panasonic-rw2", "svg": "image/svg+xml", "tiff": "image/tiff",
-    "ts": "video/mp2t", "wav": "audio/x-wav", "webm": "video/webm", "webp": "image/webp",
-    "wma": "audio/x-ms-wma", "wmv": "video/x-ms-wmv", "wv": "audio/x-wavpack",
+    "amr": "audio/amr", "apng": "image/apng", "arw": "image/x-sony-arw", "avi": "video/x-msvideo",
+    "avif": "image/avif", "bmp": "image/bmp", "cr2": "image/x-canon-cr2",
+    "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng", "flac": "audio/flac",
+    "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic", "heics": "image/heic-sequence",
+    "heif": "image/heif", "heifs": "image/heif-sequence", "ico": "image/x-icon",
+    "j2c": "image/x-j2c", "jp2": "image/jp2", "jpg": "image/jpeg", "jpx": "image/jpx",
+    "jxl": "image/jxl", "m2ts": "video/mp2t", "m4a": "audio/mp4", "m4b": "audio/mp4",
+    "m4v": "video/x-m4v", "mka": "audio/x-matroska", "mkv": "video/x-matroska",
+    "mov": "video/quicktime", "mp3": "audio/mpeg", "mp4": "video/mp4", "mpg": "video/mpeg",
+    "nef": "image/x-nikon-nef", "ogg": "audio/ogg", "ogv": "video/ogg", "opus": "audio/ogg",
+    "orf": "image/x-olympus-orf", "pef": "image/x-pentax-pef", "png": "image/png",
+    "raf": "image/x-fujifilm-raf", "rw2": "image/x-panasonic-rw2", "svg": "image/svg+xml",
+    "tiff": "image/tiff", "ts": "video/mp2t", "wav": "audio/x-wav", "webm": "video/webm",
+    "webp": "image/webp", "wma": "audio/x-ms-wma", "wmv": "video/x-ms-wmv",
 }  # fmt: skip
 
 
-def media_type(extension: str) -> MediaType:
-    mime_type = MIME_TYPES[extension]
-    return MediaType(mime_type.partition("/")[0], mime_type, extension)
+class _Span:
+    """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
+    __slots__ = ("_file", "_purse", "_start", "size")
 
-class _BrokenMedia(Exception):
-    """The file ends, or points outside itself, or asks for too much."""
+    def __init__(self, file: BinaryIO, start: int, size: int, purse: list[int]) -> None:
+        self._file, self._start, self.size = file, start, size
+        self._purse = purse  # a list of one number, which all spans of a file share
 
+    def read(self, at: int, length: int) -> bytes:
+        if at < 0 or not 0 <= length <= self.size - at:
+            raise EOFError
+        self._purse[0] -= READ_COST + length
+        self._file.seek(self._start + at)
+        data = self._file.read(length) if self._purse[0] >= 0 else b""
+        if len(data) < length:  # or the file was cut meanwhile
+            raise EOFError
+        return data
 
-class _MediaReader:
-    """Exact reads at given positions of a file, checked and counted."""
+    def some(self, at: int, length: int) -> bytes:
+        """As much as there is of so many bytes."""
+        return self.read(at, min(length, self.size - at)) if 0 <= at < self.size else b""
 
-    def __init__(self, file: BinaryIO, base: int | None = 0) -> None:
-        self.size = file.seek(0, io.SEEK_END)
-        self.base = base  # where this begins in the whole file, if it is a part of it
-        self._file = file
-        self._window, self._window_start = b"", 0
-        self._purse = [MAX_PROBE_COST]  # a list, to be shared with the parts
+    def unpack(self, layout: str, at: int) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.read(at, struct.calcsize(layout)))
 
-    def spend(self, cost: int) -> None:
-        self._purse[0] -= cost
-        if self._purse[0] < 0:
-            raise _BrokenMedia
+    def number(self) -> int:
+        """The big-endian number that fills it; 0 if it is empty."""
+        return int.from_bytes(self.some(0, 8), "big")
 
-    def holds(self, start: int, length: int) -> bool:
-        return 0 <= length <= MAX_READ_BYTES and 0 <= start <= self.size - length
+    def take(self, length: int) -> int:
+        """Cut a big-endian number off its start."""
+        digits = self.read(0, length)
+        self._start, self.size = self._start + length, self.size - length
+        return int.from_bytes(digits, "big")
 
-    def read(self, start: int, length: int) -> bytes:
-        self.spend(READ_COST + length)
-        if not self.holds(start, length):
-            raise _BrokenMedia
-        skip = start - self._window_start
-        if skip < 0 or skip + length > len(self._window):
-            self._file.seek(start)
-            self._window = self._file.read(max(length, READ_WINDOW_BYTES))
-            self._window_start, skip = start, 0
-            if len(self._window) < length:  # the file was cut meanwhile
-                raise _BrokenMedia
-        return self._window[skip : skip + length]
+    def part(self, start: int, end: int | None = None) -> _Span:
+        start = min(max(start, 0), self.size)
+        end = self.size if end is None else min(end, self.size)
+        return _Span(self._file, self._start + start, max(0, end - start), self._purse)
 
-    def read_up_to(self, start: int, length: int) -> bytes:
-        return self.read(start, max(0, min(length, self.size - start, MAX_READ_BYTES)))
-
-    def unpack(self, layout: str, start: int) -> tuple[int, ...]:
-        return struct.unpack(layout, self.read(start, struct.calcsize(layout)))
-
-    def label(self, start: int) -> bytes:
-        return self.read(start, 4)
-
-    def note(self, start: int, end: int) -> bytes:
-        """A short text, cut where it is not short."""
-        return self.read_up_to(start, min(end - start, MAX_NOTE_CHARS))
-
-    def part(self, start: int, end: int) -> _MediaReader:
-        """One stretch of this file as if it were a file."""
-        base = None if self.base is None else self.base + start
-        return self.inner(self.read_up_to(start, end - start), base)
-
-    def inner(self, data: bytes, base: int | None = None) -> _MediaReader:
+    def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        reader = _MediaReader(io.BytesIO(data), base)
-        reader._purse = self._purse
-        return reader
+        self._purse[0] -= len(data)
+        return _Span(io.BytesIO(data), 0, len(data), self._purse)
 
 
-@dataclass(slots=True)
+# A label, where in the span that it labels starts and ends, and where the next label stands.
+_Label = tuple[bytes, int, int, int]
+
+
+class _Parts:
+    """The parts of a span: a walk over all with their labels, or the first one with a label."""
+
+    def __init__(self, read_label: Callable[[_Span, int], _Label], span: _Span) -> None:
+        self._read_label, self._span = read_label, span
+
+    def __iter__(self) -> Iterator[tuple[bytes, _Span]]:
+        at = 0
+        while at < self._span.size:
+            try:
+                label, start, end, after = self._read_label(self._span, at)
+            except EOFError:  # padding, or a file that was cut
+                return
+            if end < start:
+                return
+            yield label, self._span.part(start, end)
+            at = after
+
+    def __getitem__(self, wanted: bytes) -> _Span:
+        """The first part with that label, or an empty one."""
+        return next((part for label, part in self if label == wanted), _NOTHING)
+
+    def all(self, wanted: bytes) -> list[_Span]:
+        return [part for label, part in self if label == wanted]
+
+
+_NOTHING = _Span(io.BytesIO(), 0, 0, [0])
+_POSSIBLE = {  # what lies outside comes from a broken header
+    "width": (1, 1 << 31), "height": (1, 1 << 31), "orientation": (1, 8),
+    "duration": (1e-6, 10 * 366 * 86400), "latitude": (-90, 90), "longitude": (-180, 180),
+    "altitude": (-20_000, 1e9),
+}  # fmt: skip
+
+
 class _Draft:
-    """Facts while they are being found. Of two answers to one question the first one stays."""
+    """Facts while they are being found: of two answers the first one stays, of times the best."""
 
-    extension: str
-    width: int | None = None
-    height: int | None = None
-    orientation: int = 0
-    duration: float | None = None
-    created: float | None = None
-    created_source: str | None = None
-    make: str | None = None
-    model: str | None = None
-    latitude: float | None = None
-    longitude: float | None = None
-    altitude: float | None = None
-    preview: tuple[int, int] | None = None
-    created_rank: int = 99
+    def __init__(self, extension: str) -> None:
+        self.extension = extension
+        self.found: dict[str, Any] = {}
+        self._time_rank = 99
 
-    def set_size(self, width: int, height: int) -> None:
-        if self.width is None and 0 < width < MAX_PIXELS_A_SIDE and 0 < height < MAX_PIXELS_A_SIDE:
-            self.width, self.height = width, height
+    def note(self, **numbers: float) -> None:
+        """Keep what was read together, if all of it is possible."""
+        for name, number in numbers.items():
+            lowest, highest = _POSSIBLE[name]
+            if not lowest <= number <= highest:
+                return
+        self.found = numbers | self.found
 
-    def set_orientation(self, orientation: int) -> None:
-        if not self.orientation and 1 <= orientation <= 8:
-            self.orientation = orientation
+    def note_size(self, width: int, height: int) -> None:
+        self.note(width=width, height=height)
 
-    def set_duration(self, units: float, per_second: float = 1) -> None:
-        if self.duration is None and per_second > 0 and 0 < units / per_second < MAX_DURATION:
-            self.duration = units / per_second
+    def note_name(self, field: str, name: bytes) -> None:
+        """A maker or model, up to the first zero byte."""
+        if text := name.partition(b"\0")[0].decode("utf-8", "replace").strip():
+            self.found.setdefault(field, text)
 
-    def set_created(self, rank: int, source: str, seconds: float | None) -> None:
-        """Keep a time of making, if it is a possible one and none of a better rank is known."""
+    def note_time(self, rank: int, source: str, seconds: float | None) -> None:
+        """A time of making, if it is a possible one; the lowest rank is the best."""
         if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
             return
-        if rank < self.created_rank:
-            self.created, self.created_source, self.created_rank = float(seconds), source, rank
-
-    def set_maker(self, make: str | None, model: str | None) -> None:
-        self.make = self.make or make or None
-        self.model = self.model or model or None
-
-    def set_place(self, latitude: float, longitude: float, altitude: float | None) -> None:
-        if self.latitude is None and abs(latitude) <= 90 and abs(longitude) <= 180:
-            self.latitude, self.longitude, self.altitude = latitude, longitude, altitude
-
-    def facts(self) -> Facts:
-        found = media_type(self.extension)
-        known = {f.name: getattr(self, f.name) for f in fields(Facts)[3:]}
-        known["orientation"] = self.orientation or 1
-        return Facts(found.kind, found.mime_type, found.extension, **known)
+        if rank < self._time_rank:
+            self._time_rank = rank
+            self.found |= {"created": float(seconds), "created_source": source}
 
 
 _WRITTEN_TIME = re.compile(
@@ -1283,7 +1269,6 @@ _WRITTEN_TIME = re.compile(
     rb"\s*(Z|[-+]\d\d:?\d\d)?"
 )
 _TIME_ZONE = re.compile(rb"Z|[-+]\d\d:?\d\d")
-_MONTH_NAMES = b"JanFebMarAprMayJunJulAugSepOctNovDec"
 
 
 def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
@@ -1296,64 +1281,23 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     1556931721.5
     >>> parse_time(b"2019-05-04T01:02:01.5Z")
     1556931721.5
-    >>> parse_time(b"0000:00:00 00:00:00") is None
-    True
+    >>> parse_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
+    1047308683.0
     """
     match = _WRITTEN_TIME.match(text.strip())
-    if match is None:
-        return None
-    *parts, own_fraction, own_zone = match.groups()
-    zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip()) or [b""])[0]
-    fraction = own_fraction or fraction.strip()
     try:
-        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
-        moment = datetime(year, month, day, hour, minute, second).timetuple()
-        seconds = float(calendar.timegm(moment) if zone else time.mktime(moment))
-    except (ValueError, OverflowError):  # no such day; or no such second in a 32-bit time_t
+        if match is None:  # with a month's name: C's `asctime` in films, RFC 1123's in PNG
+            return parsedate_to_datetime(text.decode("latin-1")).timestamp()
+        *parts, own_fraction, own_zone = match.groups()
+        zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip(b" \0")) or [b""])[0]
+        moment = datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type]
+        seconds = (moment.replace(tzinfo=timezone.utc) if zone else moment).timestamp()
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # no such day, no time at all
         return None
-    if zone not in (b"", b"Z"):
-        minutes = int(zone[1:3]) * 60 + int(zone[-2:])
-        seconds -= minutes * (-60 if zone[:1] == b"-" else 60)
-    if fraction.isdigit():
-        seconds += float(b"0." + fraction[:9])
-    return seconds
-
-
-def _parse_wordy_time(text: bytes) -> float | None:
-    """A time with a month's name in it: C's `asctime` in films, RFC 1123 in PNG.
-
-    >>> _parse_wordy_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
-    1047308683.0
-    >>> _parse_wordy_time(b"SAT MAY  4 03:02:01 2019") == parse_time(b"2019-05-04 03:02:01")
-    True
-    """
-    grammar = (rb"\b\d{4}\b", rb"\b[A-Za-z]{3}(?= +\d)", rb"(?<![\d:])\d\d?(?![\d:])",
-               rb"\d\d:\d\d:\d\d", rb"GMT|[-+]\d{4}|$")  # fmt: skip
-    found = [re.search(part, text) for part in grammar]
-    year, month, day, clock, zone = (match[0] if match else b"?" for match in found)
-    number = _MONTH_NAMES.find(month.title()) // 3 + 1
-    return parse_time(b"%b-%d-%b %b%b" % (year, number, day, clock, zone.replace(b"GMT", b"Z")))
-
-
-def _media_text(raw: bytes) -> str:
-    return raw.split(b"\0")[0].decode("utf-8", "replace").strip()[:MAX_NOTE_CHARS]
-
-
-# -- Orientation. Rotations and mirrors are 2x2 matrices (a, b, c, d) that take (x, y), with y
-# -- downwards, to (ax + cy, bx + dy); EXIF numbers the eight of them (EXIF 2.32, tag 0x0112).
-
-_Matrix = tuple[int, int, int, int]
-_ORIENTATION_OF: dict[_Matrix, int] = {
-    (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
-    (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
-}  # fmt: skip
-_QUARTER_LEFT: _Matrix = (0, -1, 1, 0)
-_MIRRORS: tuple[_Matrix, _Matrix] = ((1, 0, 0, -1), (-1, 0, 0, 1))  # upside down, left to right
-
-
-def _compose(first: _Matrix, second: _Matrix) -> _Matrix:
-    (a, b, c, d), (e, f, g, h) = first, second
-    return (a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
+    if zone[1:]:
+        seconds -= int(zone[:3]) * 3600 + int(zone[:1] + zone[-2:]) * 60
+    fraction = own_fraction or fraction.strip(b" \0")
+    return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -1362,292 +1306,220 @@ _TIFF_VALUES = {
     1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f",
     12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q",
 }  # fmt: skip
-_SUBFILE_TYPE, _SUB_IFDS, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0xFE, 0x14A, 0x8769, 0x8825, 0xC612
+_SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
+_MAKE, _MODEL = 0x10F, 0x110
+_SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
 _EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized, changed
     (0x9003, 0x9011, 0x9291),
     (0x9004, 0x9012, 0x9292),
     (0x0132, 0x9010, 0x9290),
 )
-_RAW_BY_MAKER = {"NIKON": "nef", "SONY": "arw", "PENTAX": "pef"}
+_RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
 class _Ifd:
-    """One TIFF directory: values by tag. A value that cannot be read is an empty one."""
+    """One TIFF directory: values by tag. What is missing or cannot be read is empty."""
 
-    def __init__(self, reader: _MediaReader, order: str, big: bool, start: int) -> None:
-        self.order, self._reader = order, reader
-        count_layout, layout, offset_layout = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
-        entries_start = start + struct.calcsize(count_layout)
-        (count,) = reader.unpack(order + count_layout, start)
-        width = struct.calcsize(order + layout)
-        table = reader.read_up_to(entries_start, min(count, MAX_IFD_ENTRIES) * width)
-        table = table[: len(table) // width * width]
-        entries = struct.iter_unpack(order + layout, table)
-        self._entries = {tag: value for tag, *value in reversed([*entries])}  # the first one wins
-        self._offset_layout = order + offset_layout
-        after = entries_start + count * width
-        readable = reader.holds(after, len(table) and struct.calcsize(offset_layout))
-        self.next = reader.unpack(self._offset_layout, after)[0] if readable and table else 0
+    def __init__(self, tiff: _Span, order: str, start: int) -> None:
+        self._tiff, self._order = tiff, order
+        self.entries: dict[int, tuple[int, int, bytes]] = {}
+        self.next = 0
+        if start < 8:  # in the header: there is none
+            return
+        with contextlib.suppress(*_BROKEN):
+            (count,) = tiff.unpack(order + "H", start)
+            table = tiff.some(start + 2, min(12 * count, MAX_BLOCK_BYTES))
+            entries = [*struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])]
+            self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
+            (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
 
-    def __contains__(self, tag: int) -> bool:
-        return tag in self._entries
+    def at(self, start: int) -> _Ifd:
+        """Another directory of the same file."""
+        return _Ifd(self._tiff, self._order, start)
+
+    def below(self, tag: int) -> _Ifd:
+        """The directory that a tag points to, or this one: Canon's films have no tags for it."""
+        return self.at(self.number(tag)) if tag in self.entries else self
 
     def raw(self, tag: int) -> bytes:
-        kind, count, inline = self._entries.get(tag, (0, 0, b""))
+        kind, count, inline = self.entries.get(tag, (0, 0, b""))
         length = count * struct.calcsize("=" + _TIFF_VALUES.get(kind, ""))
         if length <= len(inline):
-            return bytes(inline[:length])
-        (start,) = struct.unpack(self._offset_layout, inline)
-        return self._reader.read(start, length) if self._reader.holds(start, length) else b""
-
-    def text(self, tag: int) -> str:
-        return _media_text(self.raw(tag))
+            return inline[:length]
+        (start,) = struct.unpack(self._order + "I", inline)
+        return self._tiff.part(start, start + length).some(0, MAX_BLOCK_BYTES)
 
     def numbers(self, tag: int) -> list[float]:
-        layout = _TIFF_VALUES.get(self._entries.get(tag, (0,))[0], "s")
+        layout = _TIFF_VALUES.get(self.entries.get(tag, (0,))[0], "s")
         if layout == "s":
             return []
-        values = struct.iter_unpack(self.order + layout, self.raw(tag)[:MAX_NUMBERS_BYTES])
-        return [v[0] if len(v) == 1 else v[0] / v[1] if v[1] else math.nan for v in values]
+        layout, raw = self._order + layout, self.raw(tag)[:MAX_NOTE_BYTES]
+        width = struct.calcsize(layout)
+        values = struct.iter_unpack(layout, raw[: len(raw) // width * width])
+        return [value[0] if len(value) == 1 else value[0] / value[1] for value in values]
 
-    def number(self, tag: int, default: int = 0) -> int:
-        value = next(iter(self.numbers(tag)), default)
-        return int(value) if math.isfinite(value) else default
-
-
-def _ifds(reader: _MediaReader) -> Iterator[tuple[str, _Ifd]]:
-    """Every directory of a TIFF with its role: "main", "sub", "exif", "gps" or "next"."""
-    order = "<" if reader.read(0, 2) == b"II" else ">"
-    big = reader.unpack(order + "H", 2)[0] == 43  # BigTIFF: 8-byte offsets
-    pending = [("main", reader.unpack(order + ("Q" if big else "I"), 8 if big else 4)[0])]
-    seen: set[int] = set()
-    while pending and len(seen) < MAX_IFDS:
-        role, start = pending.pop(0)
-        if start in seen or start < 8 or not reader.holds(start, 2):
-            continue
-        seen.add(start)
-        ifd = _Ifd(reader, order, big, start)
-        yield role, ifd
-        inner = [("sub", int(s)) for s in ifd.numbers(_SUB_IFDS) if math.isfinite(s)]
-        inner += [("exif", ifd.number(_EXIF_IFD)), ("gps", ifd.number(_GPS_IFD))]
-        pending = inner + pending + [("next" if role in ("main", "next") else "sub", ifd.next)]
+    def number(self, tag: int) -> int:
+        return int(next(iter(self.numbers(tag)), 0))
 
 
-def _exif(reader: _MediaReader, draft: _Draft) -> list[_Ifd]:
-    """EXIF gives time, maker, place, orientation and preview; the pictures' directories return."""
-    roles: dict[str, _Ifd] = {}
-    pictures = []
-    for role, ifd in _ifds(reader):
-        roles.setdefault(role, ifd)
-        if role not in ("exif", "gps"):
-            pictures.append(ifd)
-            _exif_preview(reader, ifd, draft)
-    if main := roles.get("main"):
-        draft.set_orientation(main.number(0x112))
-        draft.set_maker(main.text(0x10F), main.text(0x110))
-        _exif_place(roles.get("gps", main), draft)
-        _exif_times(main, roles.get("exif", main), draft)
-    return pictures
-
-
-def _exif_preview(reader: _MediaReader, ifd: _Ifd, draft: _Draft) -> None:
-    start, length = ifd.number(0x201), ifd.number(0x202)
-    if length < 2 or not reader.holds(start, length) or reader.base is None:
-        return
-    if draft.preview is None and reader.read(start, 2) == b"\xff\xd8":
-        draft.preview = (reader.base + start, length)
-
-
-def _exif_times(main: _Ifd, detail: _Ifd, draft: _Draft) -> None:
+def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
+    """Time, maker, place and orientation; the main directory returns."""
+    order = "<" if tiff.read(0, 2) == b"II" else ">"
+    main = _Ifd(tiff, order, tiff.unpack(order + "I", 4)[0])
+    draft.note(orientation=main.number(_ORIENTATION))
+    draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
+    draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
+    detail = main.below(_EXIF_IFD)
     for rank, tags in enumerate(_EXIF_TIMES):
         written, zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
-        seconds = parse_time(written, zone.rstrip(b"\0"), fraction.rstrip(b"\0"))
-        draft.set_created(rank, "exif", seconds)
+        draft.note_time(rank, "exif", parse_time(written, zone, fraction))
+    _exif_place(main.below(_GPS_IFD), draft)
+    return main
 
 
-def _exif_place(ifd: _Ifd, draft: _Draft) -> None:
-    """GPS tags 1 to 6: reference and value of latitude, longitude and altitude."""
-    places = [ifd.numbers(tag) for tag in (2, 4)]
-    if any(len(place) != 3 for place in places):
-        return
-    latitude, longitude = (d + m / 60 + s / 3600 for d, m, s in places)
-    latitude = -latitude if ifd.text(1) == "S" else latitude
-    longitude = -longitude if ifd.text(3) == "W" else longitude
-    height = next(iter(ifd.numbers(6)), math.nan)
-    height = -height if ifd.number(5) == 1 else height
-    draft.set_place(latitude, longitude, height if math.isfinite(height) else None)
+def _exif_place(gps: _Ifd, draft: _Draft) -> None:
+    """Tags 1 to 6: reference and value of latitude, longitude and altitude."""
+    places = [gps.numbers(tag) for tag in (2, 4)]
+    if all(len(place) == 3 for place in places):
+        latitude, longitude = (d + m / 60 + s / 3600 for d, m, s in places)
+        latitude *= -1 if gps.raw(1)[:1] == b"S" else 1
+        longitude *= -1 if gps.raw(3)[:1] == b"W" else 1
+        draft.note(latitude=latitude, longitude=longitude)
+        for height in gps.numbers(6)[:1]:
+            draft.note(altitude=-height if gps.number(5) == 1 else height)
 
 
-def _tiff(reader: _MediaReader, draft: _Draft) -> None:
+def _tiff(tiff: _Span, draft: _Draft) -> None:
     """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
-    pictures = _exif(reader, draft)
-    if not pictures:
-        return
-    main = pictures[0]
-    full = next((p for p in pictures if p.number(_SUBFILE_TYPE, -1) == 0), main)
-    draft.set_size(full.number(0x100), full.number(0x101))
-    _xmp(main.raw(0x2BC), draft)
-    if _DNG_VERSION in main:
+    main = _exif(tiff, draft)
+    pictures = [main, *map(main.at, map(int, main.numbers(_SUB_IFDS))), main.at(main.next)]
+    full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
+    draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
+    _xmp(main.raw(_XMP_PACKET), draft)
+    if _DNG_VERSION in main.entries:
         draft.extension = "dng"
     elif draft.extension == "tiff" and main.number(_SUBFILE_TYPE) == 1:
-        maker = (draft.make or "").upper().partition(" ")[0]
+        maker = re.split(rb"[ \0]", main.raw(_MAKE).upper())[0]
         draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
 
 
-def _exif_block(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
-    """An EXIF block inside another file, with or without JPEG's prefix."""
-    if reader.read_up_to(start, 6) == b"Exif\0\0":
-        start += 6
-    if reader.read_up_to(start, 4) in (b"II*\0", b"MM\0*"):
-        _exif(reader.part(start, end), draft)
-
-
-_XMP_TIMES = [
-    re.compile(rb"\b%b\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})" % name)
-    for name in (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
-]
+_XMP_TIMES = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+_XMP_TIME = re.compile(rb"\b(%b)\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})" % b"|".join(_XMP_TIMES))
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    for rank, pattern in enumerate(_XMP_TIMES, start=10):
-        if match := pattern.search(packet):
-            draft.set_created(rank, "xmp", parse_time(match[1]))
+    for name, written in _XMP_TIME.findall(packet):
+        draft.note_time(10 + _XMP_TIMES.index(name), "xmp", parse_time(written))
+
+
+def _metadata(block: _Span, draft: _Draft) -> None:
+    """EXIF or XMP, with whatever prefix its container gives it."""
+    start = re.search(rb"II\*\0|MM\0\*|<", block.some(0, 64))
+    if start and start[0] == b"<":
+        _xmp(block.some(0, MAX_BLOCK_BYTES), draft)
+    elif start:
+        with contextlib.suppress(*_BROKEN):  # broken EXIF leaves the picture's size to be read
+            _exif(block.part(start.start()), draft)
 
 
 # -- Pictures
 
+_JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
+_JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
-def _jpeg(reader: _MediaReader, draft: _Draft) -> None:
-    """Marker segments up to the frame header (ITU-T T.81 section B.1); EXIF and XMP in APP1."""
-    at = 2
-    for _ in range(MAX_SPANS):
-        if reader.read(at, 1) != b"\xff":  # exiftool and browsers skip stray bytes here
-            at += max(1, reader.read_up_to(at, READ_WINDOW_BYTES).find(b"\xff"))
-            continue
-        (marker,) = reader.read(at + 1, 1)
-        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker in (0, 1):  # fill or no segment
-            at += 1 if marker == 0xFF else 2
-            continue
-        (length,) = reader.unpack(">H", at + 2)
-        start, end = at + 4, at + 2 + length
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            _, height, width = reader.unpack(">BHH", start)
-            draft.set_size(width, height)
+
+def _jpeg_label(jpeg: _Span, at: int) -> _Label:
+    """A marker and its segment (ITU-T T.81, B.1); browsers skip stray bytes before it, too."""
+    marker = _JPEG_MARKER.search(jpeg.some(at, 512))
+    if marker is None:
+        raise EOFError
+    start = at + marker.end()
+    end = start - 2 + int.from_bytes(marker[2], "big")
+    return marker[1], start, end, end
+
+
+def _jpeg(jpeg: _Span, draft: _Draft) -> None:
+    """Segments up to the frame header; EXIF and XMP are in APP1."""
+    for marker, segment in _Parts(_jpeg_label, jpeg.part(2)):
+        if marker == b"\xe1":
+            _metadata(segment, draft)
+        elif marker[0] in _JPEG_FRAMES:
+            height, width = segment.unpack(">HH", 1)
+            return draft.note_size(width, height)
+        elif marker in (b"\xd9", b"\xda"):  # the end, the pixels
             return
-        if marker == 0xE1:
-            _jpeg_app1(reader, draft, start, end)
-        if marker in (0xD9, 0xDA) or length < 2:
-            return
-        at = end
 
 
-_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+def _png_label(png: _Span, at: int) -> _Label:
+    """PNG third edition, section 5.3: length, kind, content and a CRC of 4 bytes."""
+    length, kind = png.unpack(">I4s", at)
+    return kind, at + 8, at + 8 + length, at + 12 + length
 
 
-def _jpeg_app1(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
-    if reader.read_up_to(start, 6) == b"Exif\0\0":
-        _exif_block(reader, draft, start, end)
-    elif reader.read_up_to(start, len(_XMP_PREFIX)) == _XMP_PREFIX:
-        _xmp(reader.read_up_to(start, end - start), draft)
-
-
-def _png(reader: _MediaReader, draft: _Draft) -> None:
-    """PNG's chunks (PNG third edition, section 5.3), those after the pixels too."""
-    at = 8
-    for _ in range(MAX_SPANS):
-        length, kind = struct.unpack(">I4s", reader.read(at, 8))
-        start, end = at + 8, at + 8 + length
+def _png(png: _Span, draft: _Draft) -> None:
+    """All chunks, those after the pixels too."""
+    for kind, chunk in _Parts(_png_label, png.part(8)):
         if kind == b"IHDR":
-            draft.set_size(*reader.unpack(">II", start))
+            draft.note_size(*chunk.unpack(">II", 0))
         elif kind == b"acTL":
             draft.extension = "apng"
         elif kind == b"eXIf":
-            _exif_block(reader, draft, start, end)
+            _metadata(chunk, draft)
         elif kind == b"tIME":
-            written = b"%d-%d-%d %02d:%02d:%02dZ" % reader.unpack(">HBBBBB", start)
-            draft.set_created(21, "png", parse_time(written))
+            written = b"%d-%d-%d %02d:%02d:%02dZ" % chunk.unpack(">HBBBBB", 0)
+            draft.note_time(21, "png", parse_time(written))
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            _png_text(reader, kind, reader.read_up_to(start, length), draft)
-        elif kind == b"IEND":
-            return
-        at = end + 4
+            with contextlib.suppress(*_BROKEN):
+                _png_text(kind, chunk, draft)
 
 
 _PNG_TIMES = (b"Creation Time", b"date:create", b"create-date")
+_PNG_PROFILES = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
 
 
-def _png_text(reader: _MediaReader, kind: bytes, body: bytes, draft: _Draft) -> None:
+def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
     """Times and packed EXIF or XMP among the texts (PNG third edition, section 11.3.3)."""
-    keyword, _, value = body.partition(b"\0")
+    keyword, _, value = chunk.some(0, MAX_BLOCK_BYTES).partition(b"\0")
+    if keyword not in _PNG_TIMES + _PNG_PROFILES:
+        return
     deflated = kind == b"zTXt" or (kind == b"iTXt" and value[:1] == b"\1")
     if kind == b"iTXt":  # flag, method, language, keyword in that language
         value = value[2:].split(b"\0", 2)[-1]
     elif kind == b"zTXt":
         value = value[1:]
-    packed = keyword.startswith(b"Raw profile type ")
-    if deflated and (packed or keyword == b"XML:com.adobe.xmp" or keyword in _PNG_TIMES):
-        value = _inflate(value)
-        reader.spend(len(value))
-    if packed and (match := re.match(rb"\s*(?:exif|APP1)\s+\d+\s([0-9A-Fa-f\s]+)$", value)):
-        digits = b"".join(match[1].split())  # ImageMagick's: name, length, hex
-        profile = reader.inner(bytes.fromhex(digits[: len(digits) & ~1].decode()))
-        _exif_block(profile, draft, 0, profile.size)
-    elif keyword == b"XML:com.adobe.xmp":
-        _xmp(value, draft)
-    elif keyword in _PNG_TIMES:
-        draft.set_created(20, "png", parse_time(value) or _parse_wordy_time(value))
+    if deflated:
+        value = zlib.decompressobj().decompress(value, MAX_BLOCK_BYTES)
+    if keyword in _PNG_TIMES:
+        return draft.note_time(20, "png", parse_time(value))
+    if keyword.startswith(b"Raw"):  # ImageMagick's: name, length, hex
+        value = bytes.fromhex(b"".join(value.split()[2:]).decode())
+    _metadata(chunk.inner(value), draft)
 
 
-def _inflate(data: bytes) -> bytes:
-    """At most MAX_INFLATED_BYTES of a zlib stream; nothing of an unsound one."""
-    try:
-        return zlib.decompressobj().decompress(data, MAX_INFLATED_BYTES)
-    except zlib.error:
-        return b""
+def _gif(gif: _Span, draft: _Draft) -> None:
+    draft.note_size(*gif.unpack("<HH", 6))
 
 
-def _gif(reader: _MediaReader, draft: _Draft) -> None:
-    """The screen's size, and the sum of the frames' delays if the end comes within reach."""
-    width, height, flags = reader.unpack("<HHB", 6)
-    draft.set_size(width, height)
-    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    delays = frames = 0
-    while (block := reader.read(at, 1)) in (b"!", b","):
-        if block == b"!":
-            if reader.read(at + 1, 1) == b"\xf9":
-                delays += reader.unpack("<H", at + 4)[0]
-            at += 2
-        else:
-            (flags,) = reader.read(at + 9, 1)
-            at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-            frames += 1
-        while (length := reader.read(at, 1)[0]) > 0:
-            at += 1 + length
-        at += 1
-    if frames > 1:
-        draft.set_duration(delays, 100)
-
-
-def _bmp(reader: _MediaReader, draft: _Draft) -> None:
+def _bmp(bmp: _Span, draft: _Draft) -> None:
     """Core headers (12 bytes) count in 16 bits; a negative height is a picture from the top."""
-    (header,) = reader.unpack("<I", 14)
-    width, height = reader.unpack("<HH" if header == 12 else "<ii", 18)
-    draft.set_size(width, abs(height))
+    (header,) = bmp.unpack("<I", 14)
+    width, height = bmp.unpack("<HH" if header == 12 else "<ii", 18)
+    draft.note_size(width, abs(height))
 
 
-def _ico(reader: _MediaReader, draft: _Draft) -> None:
+def _ico(ico: _Span, draft: _Draft) -> None:
     """The first picture of an icon; 0 stands for 256."""
-    width, height = reader.unpack("<BB", 6)
-    draft.set_size(width or 256, height or 256)
+    width, height = ico.unpack("<BB", 6)
+    draft.note_size(width or 256, height or 256)
 
 
-_SVG_UNITS = {b"": 1, b"px": 1, b"pt": 4 / 3, b"pc": 16, b"in": 96, b"cm": 96 / 2.54,
-              b"mm": 96 / 25.4, b"em": 16, b"ex": 8}  # fmt: skip
+_SVG_UNITS = {b"": 1, b"px": 1, b"pt": 4 / 3, b"in": 96, b"cm": 96 / 2.54, b"mm": 96 / 25.4}
 _SVG_PROLOG = re.compile(
     rb"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+(?:[\w.-]+:)?svg\b[^\[>]*(?:\[.*?\]\s*)?>",
     re.DOTALL | re.IGNORECASE,
 )
 _SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])((?:[^>\"']|\"[^\"]*\"|'[^']*')*)")
+_SVG_LENGTH = re.compile(rb"\s*(\d{1,9}(?:\.\d*)?|\.\d+)([a-z]*)\s*")
 
 
 def _svg_root(head: bytes) -> re.Match[bytes] | None:
@@ -1660,26 +1532,25 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
     return _SVG_ROOT.match(head, at)
 
 
-def _svg(reader: _MediaReader, draft: _Draft) -> None:
+def _svg(svg: _Span, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
-    root = _svg_root(reader.read_up_to(0, 16 * SNIFF_BYTES))
+    root = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
     attributes = dict(re.findall(rb"([\w:-]+)\s*=\s*[\"']([^\"']*)", root[1] if root else b""))
-    box = re.findall(rb"[-+.\deE]+", attributes.get(b"viewBox", b""))
+    box = attributes.get(b"viewBox", b"").replace(b",", b" ").split()
     sides = []
-    for name, fallback in ((b"width", box[2:3]), (b"height", box[3:4])):
-        match = re.fullmatch(rb"\s*([\d.]+(?:e\d)?)([a-z]*)\s*", attributes.get(name, b""))
-        text, unit = match.groups() if match else ((*fallback, b"")[0], b"")
-        number = re.fullmatch(rb"\d{0,9}(\.\d*)?", text)
-        sides.append(round(float(b"0" + text) * _SVG_UNITS.get(unit, 1)) if number else 0)
-    draft.set_size(sides[0], sides[1])
+    for written in ((attributes.get(b"width"), *box[2:3]), (attributes.get(b"height"), *box[3:4])):
+        lengths = [match for text in written if (match := _SVG_LENGTH.fullmatch(text or b""))]
+        known = [float(m[1]) * _SVG_UNITS[m[2]] for m in lengths if m[2] in _SVG_UNITS]
+        sides.append(round((*known, 0)[0]))
+    draft.note_size(sides[0], sides[1])
 
 
 _JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
-def _jxl_codestream(reader: _MediaReader, draft: _Draft, start: int) -> None:
+def _jxl_codestream(head: bytes, draft: _Draft) -> None:
     """SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
-    bits = int.from_bytes(reader.read_up_to(start + 2, 32), "little")
+    bits = int.from_bytes(head[2:], "little")
 
     def take(count: int) -> int:
         nonlocal bits
@@ -1692,46 +1563,37 @@ def _jxl_codestream(reader: _MediaReader, draft: _Draft, start: int) -> None:
     small = take(1)
     height = side(small)
     over, under = _JXL_RATIOS[take(3)]
-    draft.set_size(height * over // under if over else side(small), height)
+    draft.note_size(height * over // under if over else side(small), height)
     # unless the metadata are the default, or have no extra fields
-    draft.set_orientation(1 + take(3) if not take(1) and take(1) else 1)
+    draft.note(orientation=1 + take(3) if not take(1) and take(1) else 1)
 
 
-def _jxl(reader: _MediaReader, draft: _Draft) -> None:
-    if reader.read(0, 2) == b"\xff\x0a":
-        return _jxl_codestream(reader, draft, 0)
-    boxes = _boxes_in(reader, 0, reader.size)
-    if b"jxlc" in boxes or b"jxlp" in boxes:
-        start = boxes[b"jxlc"][0] if b"jxlc" in boxes else boxes[b"jxlp"][0] + 4
-        _jxl_codestream(reader, draft, start)
-    if b"Exif" in boxes:
-        start, end = boxes[b"Exif"]
-        _exif_block(reader, draft, start + 4 + reader.unpack(">I", start)[0], end)
-    if b"xml " in boxes:
-        start, end = boxes[b"xml "]
-        _xmp(reader.read_up_to(start, end - start), draft)
+def _jxl(jxl: _Span, draft: _Draft) -> None:
+    """A bare codestream, or boxes: `jxlc` is one, `jxlp` a numbered piece of one."""
+    if jxl.read(0, 2) == b"\xff\x0a":
+        return _jxl_codestream(jxl.some(0, 32), draft)
+    for kind, box in _boxes(jxl):
+        if kind in (b"jxlc", b"jxlp"):
+            _jxl_codestream(box.some(0 if kind == b"jxlc" else 4, 32), draft)
+        elif kind in (b"Exif", b"xml "):
+            _metadata(box, draft)
 
 
-def _jp2(reader: _MediaReader, draft: _Draft) -> None:
-    for kind, start, end in _boxes(reader, 0, reader.size):
-        if kind == b"ftyp" and reader.label(start) == b"jpx ":
+def _jp2(jp2: _Span, draft: _Draft) -> None:
+    for kind, box in _boxes(jp2):
+        if kind == b"ftyp" and box.some(0, 4) == b"jpx ":
             draft.extension = "jpx"
         elif kind == b"jp2h":
-            height, width = reader.unpack(">II", _box_at(reader, start, end, b"ihdr")[0])
-            draft.set_size(width, height)
-        elif kind == b"uuid" and reader.read_up_to(start, 16) == b"JpgTiffExif->JP2":
-            _exif_block(reader, draft, start + 16, end)
+            height, width = _boxes(box)[b"ihdr"].unpack(">II", 0)
+            draft.note_size(width, height)
+        elif kind == b"uuid":
+            _metadata(box, draft)
 
 
-def _j2c(reader: _MediaReader, draft: _Draft) -> None:
-    right, bottom, left, top = reader.unpack(">IIII", 8)
-    draft.set_size(right - left, bottom - top)
-
-
-def _raf(reader: _MediaReader, draft: _Draft) -> None:
+def _raf(raf: _Span, draft: _Draft) -> None:
     """Fujifilm's raw file carries a JPEG with everything that is known."""
-    start, length = reader.unpack(">II", 84)
-    _jpeg(reader.part(start, start + length), draft)
+    start, length = raf.unpack(">II", 84)
+    _jpeg(raf.part(start, start + length), draft)
 
 
 # -- ISO base media files: MP4, QuickTime, HEIF, AVIF, Canon raw (ISO 14496-12, 23008-12)
@@ -1741,168 +1603,103 @@ _BRANDS = {  # major brand, or its first characters, and the extension
     b"F4B ": "m4a", b"M4V": "m4v", b"3g2": "3g2", b"3gp": "3gp", b"3ge": "3gp", b"3gs": "3gp",
     b"heic": "heic", b"heim": "heic", b"heis": "heic", b"hevc": "heics", b"hevx": "heics",
     b"heix": "heif", b"mif1": "heif", b"msf1": "heifs", b"mif2": "heif", b"avif": "avif",
-    b"avis": "avif", b"crx ": "cr3", b"mqt ": "mov", b"jp2 ": "jp2", b"jpx ": "jpx",
+    b"avis": "avif", b"crx ": "cr3", b"mqt ": "mov",
 }  # fmt: skip
-_XMP_UUID = bytes.fromhex("BE7ACFCB97A942E89C71999491E3AFAC")
 _QUICKTIME_EPOCH = -2082844800  # 1904, in Unix seconds
+_ORIENTATION_OF = {  # a, b, c, d, which take (x, y), y downwards, to (ax + cy, bx + dy)
+    (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
+}  # fmt: skip
+_TURNED_LEFT = (0, 8, 5, 6, 7, 4, 1, 2, 3)  # by orientation: the one a quarter turn on
+_UPSIDE_DOWN, _LEFT_TO_RIGHT = (0, 4, 3, 2, 1, 8, 7, 6, 5), (0, 2, 1, 4, 3, 6, 5, 8, 7)
 
 
 def _isobmff_extension(head: bytes) -> str:
-    """The brand's; of a brand that says nothing that of the compatible ones, as exiftool does."""
+    """The brand's; QuickTime's oldest films have none."""
     if head[4:8] != b"ftyp":
         return "mov"
-    (size,) = struct.unpack_from(">I", head)
-    major = head[8:12]
-    if extension := _BRANDS.get(major) or _BRANDS.get(major[:3]):
-        return extension
-    compatible = [head[i : i + 4] for i in range(16, min(size, len(head), 256), 4)]
-    if {b"mp41", b"mp42", b"avc1"}.isdisjoint(compatible) and b"qt  " in compatible:
-        return "mov"
-    return "mp4"
+    return _BRANDS.get(head[8:12]) or _BRANDS.get(head[8:11], "mp4")
 
 
-def _boxes(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    for _ in range(MAX_SPANS):
-        if end - start < 8:
-            return
-        kind, body = reader.label(start + 4), start + 8
-        (size,) = reader.unpack(">I", start)
-        if size == 1:
-            (size,) = reader.unpack(">Q", body)
-            body += 8
-        elif size == 0:
-            size = end - start
-        if start + size < body:
-            return
-        yield kind, body, min(start + size, end)
-        start += size
-    raise _BrokenMedia
+def _box_label(span: _Span, at: int) -> _Label:
+    """Size and kind; 1 stands for a size of 64 bits behind the kind, 0 for all that is left."""
+    size, kind = span.unpack(">I4s", at)
+    start = at + 8
+    if size == 1:
+        (size,) = span.unpack(">Q", start)
+        start += 8
+    end = at + size if size else span.size
+    return kind, start, end, end
 
 
-def _boxes_in(reader: _MediaReader, start: int, end: int) -> dict[bytes, _Span]:
-    """The boxes in a stretch by name; of equals the first."""
-    boxes = reversed([*_boxes(reader, start, end)])
-    return {kind: (body, stop) for kind, body, stop in boxes}
+_boxes = functools.partial(_Parts, _box_label)
 
 
-def _box_at(reader: _MediaReader, start: int, end: int, *path: bytes) -> _Span:
-    """The first box with each name on the path, one inside the other."""
-    for name in path:
-        children = _boxes_in(reader, start, end)
-        if name not in children:
-            raise _BrokenMedia
-        start, end = children[name]
-    return start, end
-
-
-def _isobmff(reader: _MediaReader, draft: _Draft) -> None:
-    tracks: dict[int, _Track] = {}
-    fragment: _Span | None = None
-    for kind, start, end in _boxes(reader, 0, reader.size):
+def _isobmff(film: _Span, draft: _Draft) -> None:
+    image = MIME_TYPES[draft.extension].startswith("image")
+    movie = fragment = _NOTHING
+    for kind, box in _boxes(film):
         if kind == b"moov":
-            tracks = _movie(reader, draft, start, end)
-            handlers = {track.handler for track in tracks.values()} & {b"vide", b"soun"}
-            if handlers == {b"soun"} and reader.label(8)[:3] in (b"iso", b"das"):
+            movie = box
+            handlers = _movie(box, draft)
+            if handlers & {b"vide", b"soun"} == {b"soun"} and film.read(8, 3) in (b"iso", b"das"):
                 draft.extension = "m4a"  # of these brands only, as exiftool has it
-        elif kind == b"meta" and media_type(draft.extension).kind == "image":
-            _heif(reader, draft, start + 4, end)
+        elif kind == b"meta" and image:
+            _heif(film, box, draft)
+        elif kind == b"uuid":
+            _metadata(box, draft)
         elif kind == b"moof":
-            fragment = (start, end)
-        elif kind == b"uuid" and reader.read_up_to(start, 16) == _XMP_UUID:
-            _xmp(reader.read_up_to(start + 16, end - start - 16), draft)
-    if fragment and tracks:
-        seconds = _fragment_end(reader, tracks, *fragment)
-        draft.duration = max(draft.duration or 0, seconds) or None
+            fragment = box
+    if fragment.size:  # the movie's own length may be that of its first fragment
+        known = draft.found.pop("duration", 0.0)
+        draft.note(duration=max(known, _fragments_end(movie, fragment)))
 
 
-@dataclass(slots=True)
-class _Track:
-    number: int
-    handler: bytes  # "vide", "soun", ...
-    scale: int  # time units a second
-    units: int  # length in them
-    sample_units: int = 0  # of a sample in a fragment that does not say
-
-
-def _movie(reader: _MediaReader, draft: _Draft, start: int, end: int) -> dict[int, _Track]:
-    tracks: dict[int, _Track] = {}
-    boxes = list(_boxes(reader, start, end))
-    scale = 0
-    for kind, body, stop in boxes:
+def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
+    """What the index of a film says; its tracks' handlers return: `vide`, `soun`, ..."""
+    handlers = set()
+    for kind, box in _boxes(moov):
         if kind == b"mvhd":
-            scale = _movie_header(reader, draft, body)
+            made, scale, units = _clock(box)
+            # since 1904; but some writers put Unix time, which would be before 1970
+            epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
+            draft.note_time(6, "container", made + epoch if made else None)
+            draft.note(duration=units / scale)
         elif kind == b"trak":
-            track = _track(reader, draft, body, stop)
-            tracks[track.number] = track
+            handlers.add(_track(box, draft))
         elif kind == b"udta":
-            _user_data(reader, draft, body, stop)
+            for name, note in _boxes(box):  # length, language, text
+                _quicktime_note(name, note.some(4, MAX_NOTE_BYTES), draft)
+            _quicktime_keys(_boxes(box)[b"meta"], draft)
         elif kind == b"meta":
-            _quicktime_keys(reader, draft, body, stop)
+            _quicktime_keys(box, draft)
         elif kind == b"uuid" and draft.extension == "cr3":
-            _canon_exif(reader, draft, body + 16, stop)
-    for kind, body, stop in boxes:
-        if kind == b"mvex":
-            _movie_extends(reader, draft, tracks, scale, body, stop)
-    for track in tracks.values():
-        draft.set_duration(track.units, track.scale)
-    return tracks
+            for _, piece in _boxes(box.part(16)):  # EXIF in four pieces, each a TIFF
+                if piece.some(0, 4) in (b"II*\0", b"MM\0*"):
+                    _tiff(piece, draft)
+    return handlers
 
 
-def _movie_extends(
-    reader: _MediaReader,
-    draft: _Draft,
-    tracks: dict[int, _Track],
-    scale: int,
-    start: int,
-    end: int,
-) -> None:
-    """What holds for all fragments: the whole length, each track's usual sample length."""
-    for kind, body, _ in _boxes(reader, start, end):
-        if kind == b"mehd":
-            (units,) = reader.unpack(_time_layout(reader, body), body + 4)
-            draft.set_duration(units, scale)
-        elif kind == b"trex":
-            number, _, units = reader.unpack(">III", body + 4)
-            if number in tracks:
-                tracks[number].sample_units = units
+def _clock(box: _Span) -> tuple[int, int, int]:
+    """Time of making, units a second, length in units: `mvhd` and `mdhd` (ISO 14496-12, 8.2.2)."""
+    wide = box.read(0, 1) == b"\1"  # version 1 of a box has wider times than version 0
+    made, _, scale, units = box.unpack(">QQIQ" if wide else ">IIII", 4)
+    return made, scale, 0 if units == (1 << (64 if wide else 32)) - 1 else units
 
 
-def _time_layout(reader: _MediaReader, start: int) -> str:
-    """Version 1 of a box has wider times than version 0."""
-    return ">Q" if reader.read(start, 1) == b"\1" else ">I"
-
-
-def _movie_header(reader: _MediaReader, draft: _Draft, start: int) -> int:
-    """`mvhd` keeps time from 1904 on (ISO 14496-12, section 8.2.2); its scale returns."""
-    layout = ">QQIQ" if reader.read(start, 1) == b"\1" else ">IIII"
-    made, _, scale, units = reader.unpack(layout, start + 4)
-    # Some writers put Unix time here; what would be before 1970 is meant so.
-    epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
-    draft.set_created(6, "container", made + epoch if made else None)
-    if units not in ((1 << 32) - 1, (1 << 64) - 1):  # all ones: unknown
-        draft.set_duration(units, scale)
-    return scale
-
-
-def _track(reader: _MediaReader, draft: _Draft, start: int, end: int) -> _Track:
-    head, _ = _box_at(reader, start, end, b"tkhd")
-    media = _box_at(reader, start, end, b"mdia")
-    times, _ = _box_at(reader, *media, b"mdhd")
-    handler = reader.label(_box_at(reader, *media, b"hdlr")[0] + 8)
-    longer = 12 if reader.read(head, 1) == b"\1" else 0
-    (number,) = reader.unpack(">I", head + 12 + longer * 2 // 3)
-    layout = ">QQIQ" if reader.read(times, 1) == b"\1" else ">IIII"
-    _, _, scale, units = reader.unpack(layout, times + 4)
-    if handler == b"vide" and draft.width is None:
-        *matrix, width, height = reader.unpack(">9iII", head + 40 + longer)
-        draft.set_size(width >> 16, height >> 16)  # 16.16 fixed point
+def _track(trak: _Span, draft: _Draft) -> bytes:
+    boxes = _boxes(trak)
+    media = _boxes(boxes[b"mdia"])
+    handler = media[b"hdlr"].some(8, 4)
+    if handler == b"vide" and "width" not in draft.found:
+        wide = boxes[b"tkhd"].read(0, 1) == b"\1"
+        *matrix, width, height = boxes[b"tkhd"].unpack(">9iII", 52 if wide else 40)
+        draft.note_size(width >> 16, height >> 16)  # 16.16 fixed point
         a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
-        draft.set_orientation(_ORIENTATION_OF.get((a, b, c, d), 1))
-        if draft.width is None:
-            stsd, _ = _box_at(reader, *media, b"minf", b"stbl", b"stsd")
-            width, height = reader.unpack(">HH", stsd + 40)
-            draft.set_size(width, height)
-    return _Track(number, handler, scale, 0 if units >= (1 << 32) - 1 else units)
+        draft.note(orientation=_ORIENTATION_OF.get((a, b, c, d), 1))
+    _, scale, units = _clock(media[b"mdhd"])
+    draft.note(duration=units / scale)  # where the movie's is unknown
+    return handler
 
 
 _QUICKTIME_NOTES = {
@@ -1914,735 +1711,425 @@ _QUICKTIME_NOTES = {
 _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.\d+)?)?")
 
 
-def _quicktime_note(draft: _Draft, name: bytes, value: bytes) -> None:
+def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
-        draft.set_created(5, "container", parse_time(value))
+        draft.note_time(5, "container", parse_time(value))
     elif subject == "place" and (match := _ISO6709.match(value)):
-        latitude, longitude, altitude = match.groups()
-        draft.set_place(float(latitude), float(longitude), float(altitude) if altitude else None)
-    elif subject == "make":
-        draft.set_maker(_media_text(value), None)
-    elif subject == "model":
-        draft.set_maker(None, _media_text(value))
+        draft.note(latitude=float(match[1]), longitude=float(match[2]))
+        draft.note(altitude=float(match[3] or "nan"))
+    elif subject in ("make", "model"):
+        draft.note_name(subject, value)
 
 
-def _user_data(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
-    for kind, body, stop in _boxes(reader, start, end):
-        if kind in _QUICKTIME_NOTES and stop - body > 4:  # length, language, text
-            _quicktime_note(draft, kind, reader.note(body + 4, stop))
-        elif kind == b"meta":
-            _quicktime_keys(reader, draft, body, stop)
-
-
-def _quicktime_keys(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
     """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
-    start += 0 if reader.label(start + 4) == b"hdlr" else 4  # ISO's has a version, Apple's not
-    boxes = _boxes_in(reader, start, end)
-    at, stop = boxes.get(b"keys", (0, 0))
-    keys = _boxes(reader, at + 8, stop)  # each has the form of a box, its namespace as the name
-    names = [reader.note(key, to) for _, key, to in keys]
-    for kind, body, stop in _boxes(reader, *boxes.get(b"ilst", (0, 0))):
-        number = int.from_bytes(kind, "big")
-        if 1 <= number <= len(names):
-            value = _boxes_in(reader, body, stop).get(b"data", (0, 0))[0] + 8
-            _quicktime_note(draft, names[number - 1], reader.note(value, stop))
+    bare = meta.some(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
+    boxes = _boxes(meta if bare else meta.part(4))
+    # each key has the form of a box, with its namespace as the name
+    names = [key.some(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
+    for number, item in _boxes(boxes[b"ilst"]):
+        value = _boxes(item)[b"data"].some(8, MAX_NOTE_BYTES)
+        for name in names[int.from_bytes(number, "big") - 1 :][:1]:
+            _quicktime_note(name, value, draft)
 
 
-def _canon_exif(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
-    """Canon's raw film keeps EXIF in four pieces, CMT1 to CMT4, each a TIFF."""
-    for kind, body, stop in _boxes(reader, start, end):
-        if kind[:3] == b"CMT" and reader.label(body) in (b"II*\0", b"MM\0*"):
-            for main in _exif(reader.part(body, stop), draft)[:1]:
-                draft.set_size(main.number(0x100), main.number(0x101))
-
-
-def _fragment_end(reader: _MediaReader, tracks: dict[int, _Track], start: int, end: int) -> float:
-    """When the longest track of a film's fragment ends (ISO 14496-12, section 8.8)."""
-    seconds = 0.0
-    for kind, body, stop in _boxes(reader, start, end):
-        boxes = _boxes_in(reader, body, stop) if kind == b"traf" else {}
-        if not {b"tfhd", b"tfdt", b"trun"} <= boxes.keys():
-            continue
-        head, time = boxes[b"tfhd"][0], boxes[b"tfdt"][0]
-        flags, number = reader.unpack(">II", head)
-        track = tracks.get(number)
-        if track is None or track.scale == 0:
-            continue
-        sample_units = track.sample_units
+def _fragments_end(moov: _Span, moof: _Span) -> float:
+    """When the longest track of a film's last fragment ends (ISO 14496-12, section 8.8)."""
+    scales = {}
+    for track in map(_boxes, _boxes(moov).all(b"trak")):
+        (number,) = track[b"tkhd"].unpack(">I", 20 if track[b"tkhd"].read(0, 1) == b"\1" else 12)
+        _, scales[number], _ = _clock(_boxes(track[b"mdia"])[b"mdhd"])
+    extends = [trex.unpack(">III", 4) for trex in _boxes(_boxes(moov)[b"mvex"]).all(b"trex")]
+    usual = {number: units for number, _, units in extends}  # of a sample that does not say
+    ends = [0.0]
+    for track in map(_boxes, _boxes(moof).all(b"traf")):
+        header, start = track[b"tfhd"], track[b"tfdt"].part(4).number()
+        flags, number = header.unpack(">II", 0)
+        units = usual.get(number, 0)
         if flags & 8:  # after an optional offset and an optional description index
-            skip = 8 * (flags & 1) + 4 * (flags >> 1 & 1)
-            (sample_units,) = reader.unpack(">I", head + 8 + skip)
-        (at,) = reader.unpack(_time_layout(reader, time), time + 4)
-        runs = [run for name, run, _ in _boxes(reader, body, stop) if name == b"trun"]
-        at += sum(_run_units(reader, run, sample_units) for run in runs)
-        seconds = max(seconds, at / track.scale)
-    return seconds if seconds < MAX_DURATION else 0
+            (units,) = header.unpack(">I", 8 + 8 * (flags & 1) + 2 * (flags & 2))
+        units = start + sum(_run_units(run, units) for run in track.all(b"trun"))
+        ends.append(units / scales[number])
+    return max(ends)
 
 
-def _run_units(reader: _MediaReader, start: int, sample_units: int) -> int:
+def _run_units(trun: _Span, usual: int) -> int:
     """The length of a run of samples: each says its own or all have the usual one."""
-    flags, count = reader.unpack(">II", start)
+    flags, count = trun.unpack(">II", 0)
     if not flags & 0x100:
-        return count * sample_units
-    start += 8 + 4 * (flags & 1) + 4 * (flags >> 2 & 1)
-    width = 4 * bin(flags >> 8 & 15).count("1")
-    table = reader.read(start, count * width)
-    return sum(struct.unpack_from(">I", table, i)[0] for i in range(0, len(table), width))
+        return int(count * usual)
+    start = 8 + 4 * (flags & 1) + (flags & 4)
+    width = bin(flags >> 8 & 15).count("1")  # numbers a sample, of which the first one is wanted
+    return sum(trun.unpack(f">{count * width}I", start)[::width])
 
 
-def _heif(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
     """The primary item's size and turns from its properties; EXIF from the Exif item."""
-    boxes = _boxes_in(reader, start, end)
-    at = boxes.get(b"pitm", (0, 0))[0]
-    (primary,) = reader.unpack(">I" if reader.read(at, 1) == b"\1" else ">H", at + 4)
-    matrix: _Matrix = (1, 0, 0, 1)
-    for kind, body in _heif_properties(reader, primary, *boxes.get(b"iprp", (0, 0))):
+    boxes = _boxes(meta.part(4))
+    primary = boxes[b"pitm"].part(4).number()
+    properties = _boxes(boxes[b"iprp"])
+    shared = [*_boxes(properties[b"ipco"])]
+    orientation = 1
+    for link in _heif_links(properties[b"ipma"], primary):
+        kind, box = shared[link - 1]
         if kind == b"ispe":
-            width, height = reader.unpack(">II", body + 4)
-            draft.set_size(width, height)
+            draft.note_size(*box.unpack(">II", 4))
         elif kind == b"irot":
-            for _ in range(reader.read(body, 1)[0] & 3):
-                matrix = _compose(matrix, _QUARTER_LEFT)
+            for _ in range(box.number() & 3):
+                orientation = _TURNED_LEFT[orientation]
         elif kind == b"imir":
-            matrix = _compose(matrix, _MIRRORS[reader.read(body, 1)[0] & 1])
+            orientation = (_UPSIDE_DOWN, _LEFT_TO_RIGHT)[box.number() & 1][orientation]
     # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
-    draft.set_orientation(_ORIENTATION_OF[matrix])
-    for number, kind in _heif_items(reader, *boxes.get(b"iinf", (0, 0))):
+    draft.note(orientation=orientation)
+    iinf = boxes[b"iinf"]
+    for _, entry in _boxes(iinf.part(6 if iinf.read(0, 1) == b"\0" else 8)):
+        number, kind = entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
         if kind in (b"Exif", b"mime"):
-            idat = boxes.get(b"idat", (0, 0))[0]
-            at, stop = _heif_place(reader, number, idat, *boxes.get(b"iloc", (0, 0)))
-            if kind == b"Exif" and stop - at > 4:
-                _exif_block(reader, draft, at + 4 + reader.unpack(">I", at)[0], stop)
-            elif kind == b"mime":
-                _xmp(reader.read_up_to(at, stop - at), draft)
+            _metadata(_heif_item(file, boxes, number), draft)
 
 
-def _heif_properties(
-    reader: _MediaReader, item: int, start: int, end: int
-) -> Iterator[tuple[bytes, int]]:
-    shared = list(_boxes(reader, *_box_at(reader, start, end, b"ipco")))
-    at, _ = _box_at(reader, start, end, b"ipma")
-    flags, count = reader.unpack(">II", at)
-    number_layout, wide = (">I" if flags >> 24 else ">H"), flags & 1
-    at += 8
-    for _ in range(min(count, MAX_SPANS)):
-        (number,) = reader.unpack(number_layout, at)
-        at += struct.calcsize(number_layout)
-        (links,) = reader.read(at, 1)
-        table = reader.read(at + 1, links << wide)
-        at += 1 + len(table)
+def _heif_links(ipma: _Span, item: int) -> list[int]:
+    """The numbers, from 1 on, of an item's properties (ISO 23008-12, section 9.3)."""
+    version, flags = ipma.unpack(">B2xB", 0)
+    table, wide = ipma.part(4), flags & 1
+    for _ in range(table.take(4)):
+        number = table.take(4 if version else 2)
+        links = [table.take(1 + wide) for _ in range(table.take(1))]
         if number == item:
-            mask = 0x7FFF if wide else 0x7F  # the top bit says "essential"
-            for (link,) in struct.iter_unpack(">H" if wide else ">B", table):
-                if 1 <= link & mask <= len(shared):
-                    yield shared[(link & mask) - 1][:2]
+            return [link & (0x7FFF if wide else 0x7F) for link in links]  # without "essential"
+    return []
 
 
-def _heif_items(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Number and type of each item (`iinf`, ISO 14496-12 section 8.11.6)."""
-    skip = 6 if reader.read(start, 1) == b"\0" else 8
-    for _, body, _ in _boxes(reader, start + skip, end):
-        wide = reader.read(body, 1) >= b"\3"
-        (number,) = reader.unpack(">I" if wide else ">H", body + 4)
-        yield number, reader.label(body + (10 if wide else 8))
-
-
-def _heif_place(reader: _MediaReader, item: int, idat: int, start: int, end: int) -> _Span:
-    """Where the first extent of an item lies (`iloc`, ISO 14496-12 section 8.11.3)."""
-    version, _, sizes = reader.unpack(">B3sH", start)
+def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
+    """The first extent of an item (`iloc`, ISO 14496-12 section 8.11.3)."""
+    iloc = boxes[b"iloc"]
+    version, sizes = iloc.unpack(">B3xH", 0)
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
-    index_size = index_size if version else 0
-    wide = 4 if version == 2 else 2
-    at = start + 6
-
-    def take(size: int) -> int:
-        nonlocal at
-        at += size
-        return int.from_bytes(reader.read(at - size, size), "big")
-
-    for _ in range(min(take(wide), MAX_SPANS)):
-        number = take(wide)
-        method = take(2) & 15 if version else 0
-        take(2)
-        base, extents = take(base_size), take(2)
-        take(index_size)
-        begin, length = base + take(offset_size), take(length_size)
-        at += (extents - 1) * (index_size + offset_size + length_size)
+    fields_of_extent = (index_size if version else 0, offset_size, length_size)
+    table, wide = iloc.part(6), 4 if version == 2 else 2
+    for _ in range(table.take(wide)):
+        number, method = table.take(wide), table.take(2 if version else 0) & 15
+        _, base, count = table.take(2), table.take(base_size), table.take(2)
+        extents = [[table.take(size) for size in fields_of_extent] for _ in range(count)]
         if number == item:
-            begin += idat if method == 1 else 0  # offsets into this very box, or the file
-            return begin, begin + length
-    raise _BrokenMedia
+            _, start, length = extents[0]
+            source = boxes[b"idat"] if method == 1 else file
+            return source.part(base + start, base + start + length)
+    return _NOTHING
 
 
 # -- Matroska and WebM (RFC 8794, RFC 9559)
 
-_EBML_HEADER, _DOC_TYPE, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x4282, 0x18538067, 0x1F43B675
-_SEEK_HEAD, _SEEK, _SEEK_ID, _SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AB, 0x53AC
-_INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = 0x1549A966, 0x2AD7B1, 0x4489, 0x4461
-_TRACKS, _TRACK_ENTRY, _TRACK_TYPE = 0x1654AE6B, 0xAE, 0x83
-_VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xE0, 0xB0, 0xBA
+_EBML, _DOC_TYPE, _SEGMENT, _CLUSTER, _SEEK_HEAD, _SEEK_ID, _SEEK_POSITION = map(bytes.fromhex, (
+    "1A45DFA3", "4282", "18538067", "1F43B675", "114D9B74", "53AB", "53AC"))  # fmt: skip
+_INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = map(bytes.fromhex, (
+    "1549A966", "2AD7B1", "4489", "4461"))  # fmt: skip
+_TRACKS, _TRACK_ENTRY, _TRACK_TYPE, _VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = map(bytes.fromhex, (
+    "1654AE6B", "AE", "83", "E0", "B0", "BA"))  # fmt: skip
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
-def _vint(reader: _MediaReader, start: int, longest: int) -> tuple[int, int]:
-    """A variable-length integer, marker bit included, and its length in bytes (RFC 8794, 4)."""
-    length = 9 - reader.read(start, 1)[0].bit_length()
-    if length > longest:
-        raise _BrokenMedia
-    return int.from_bytes(reader.read(start, length), "big"), length
+def _element_label(span: _Span, at: int) -> _Label:
+    """Id and size, each as long as the zero bits it starts with say (RFC 8794, section 4)."""
+    label = span.read(at, 9 - span.read(at, 1)[0].bit_length())
+    if label == _CLUSTER:  # sound and pictures from here on
+        raise EOFError
+    at += len(label)
+    raw = span.read(at, 9 - span.read(at, 1)[0].bit_length())
+    start, unknown = at + len(raw), (1 << 7 * len(raw)) - 1
+    size = int.from_bytes(raw, "big") & unknown
+    end = span.size if size == unknown else start + size
+    return label, start, end, end
 
 
-def _elements(reader: _MediaReader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    for _ in range(MAX_SPANS):
-        if start >= end:
-            return
-        name, length = _vint(reader, start, 4)
-        start += length
-        size, length = _vint(reader, start, 8)
-        start += length
-        size -= 1 << 7 * length
-        unknown = size == (1 << 7 * length) - 1
-        stop = end if unknown else min(start + size, end)
-        yield name, start, stop
-        start = stop
-    raise _BrokenMedia
+_elements = functools.partial(_Parts, _element_label)
 
 
-def _element_values(reader: _MediaReader, start: int, end: int) -> dict[int, bytes]:
-    """The short values in an element, by name."""
-    spans = list(_elements(reader, start, end))
-    return {name: reader.read(at, to - at) for name, at, to in spans if to - at <= MAX_NOTE_CHARS}
+def _matroska(file: _Span, draft: _Draft) -> None:
+    top = _elements(file)
+    webm = _elements(top[_EBML])[_DOC_TYPE].some(0, 4) == b"webm"
+    draft.extension = "webm" if webm else "mkv"
+    tracks = [_elements(track) for track in _elements(_master(top, _TRACKS)).all(_TRACK_ENTRY)]
+    for track in tracks:
+        video = _elements(track[_VIDEO])
+        draft.note_size(video[_PIXEL_WIDTH].number(), video[_PIXEL_HEIGHT].number())
+    if tracks and all(track[_TRACK_TYPE].number() != 1 for track in tracks):
+        draft.extension = "mka"
+    info = _elements(_master(top, _INFO))
+    if made := info[_DATE_UTC].some(0, 8):
+        nanoseconds = int.from_bytes(made, "big", signed=True)
+        draft.note_time(6, "container", _MATROSKA_EPOCH + nanoseconds / 1e9)
+    length = info[_DURATION]
+    (units,) = length.unpack(">d" if length.size == 8 else ">f", 0)
+    draft.note(duration=units * (info[_TIMESTAMP_SCALE].number() or 1_000_000) / 1e9)
 
 
-def _element_uint(raw: bytes | None, default: int = 0) -> int:
-    return default if raw is None else int.from_bytes(raw[:8], "big")
-
-
-def _matroska(reader: _MediaReader, draft: _Draft) -> None:
-    for name, start, end in _elements(reader, 0, reader.size):
-        if name == _EBML_HEADER:
-            webm = _element_values(reader, start, end).get(_DOC_TYPE, b"").startswith(b"webm")
-            draft.extension = "webm" if webm else "mkv"
-        elif name == _SEGMENT:
-            return _segment(reader, draft, start, end)
-
-
-def _segment(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
-    elsewhere: dict[int, int] = {}  # places of the elements that lie behind the clusters
-    for name, at, to in _elements(reader, start, end):
-        if name == _SEEK_HEAD:
-            elsewhere |= _seek_head(reader, start, at, to)
-        elif name == _CLUSTER:
-            break
-        elsewhere.pop(name, None)
-        _segment_part(reader, draft, name, at, to)
-    for position in elsewhere.values():
-        for element in itertools.islice(_elements(reader, position, end), 1):
-            _segment_part(reader, draft, *element)
-
-
-def _seek_head(reader: _MediaReader, base: int, start: int, end: int) -> dict[int, int]:
-    found = {}
-    for name, at, to in _elements(reader, start, end):
-        seek = _element_values(reader, at, to) if name == _SEEK else {}
-        if _element_uint(seek.get(_SEEK_ID)) in (_INFO, _TRACKS):
-            found[_element_uint(seek[_SEEK_ID])] = base + _element_uint(seek.get(_SEEK_POSITION))
-    return found
-
-
-def _segment_part(reader: _MediaReader, draft: _Draft, name: int, start: int, end: int) -> None:
-    if name == _INFO:
-        info = _element_values(reader, start, end)
-        scale = _element_uint(info.get(_TIMESTAMP_SCALE), 1_000_000)  # nanoseconds
-        length = info.get(_DURATION, b"")
-        if len(length) in (4, 8):
-            (units,) = struct.unpack(">f" if len(length) == 4 else ">d", length)
-            draft.set_duration(units * scale, 1e9)
-        if len(info.get(_DATE_UTC, b"")) == 8:
-            nanoseconds = int.from_bytes(info[_DATE_UTC], "big", signed=True)
-            draft.set_created(6, "container", _MATROSKA_EPOCH + nanoseconds / 1e9)
-    elif name == _TRACKS:
-        kinds = set()
-        for entry, at, to in _elements(reader, start, end):
-            if entry != _TRACK_ENTRY:
-                continue
-            kinds.add(_element_uint(_element_values(reader, at, to).get(_TRACK_TYPE)))
-            for inner, video, stop in _elements(reader, at, to):
-                if inner == _VIDEO:
-                    sides = _element_values(reader, video, stop)
-                    width, height = sides.get(_PIXEL_WIDTH), sides.get(_PIXEL_HEIGHT)
-                    draft.set_size(_element_uint(width), _element_uint(height))
-        if 1 not in kinds and kinds:
-            draft.extension = "mka"
+def _master(top: _Parts, label: bytes) -> _Span:
+    """An element of the segment, which stands before the clusters or is in the seek head."""
+    segment = top[_SEGMENT]
+    for _, seek in _elements(_elements(segment)[_SEEK_HEAD]):
+        entry = _elements(seek)
+        if entry[_SEEK_ID].some(0, 4) == label:
+            segment = segment.part(entry[_SEEK_POSITION].number())
+    return _elements(segment)[label]
 
 
 # -- RIFF and IFF: WebP, AVI, WAV, AIFF
 
 
-def _riff_chunks(
-    reader: _MediaReader, start: int, end: int, order: str = "<"
-) -> Iterator[tuple[bytes, int, int]]:
-    for _ in range(MAX_SPANS):
-        if end - start < 8:
-            return
-        kind, start = reader.label(start), start + 8
-        (size,) = reader.unpack(order + "I", start - 4)
-        yield kind, start, min(start + size, end)
-        start += size + (size & 1)
-    raise _BrokenMedia
+def _chunk_label(span: _Span, at: int, layout: str = "<4sI") -> _Label:
+    kind, size = span.unpack(layout, at)
+    return kind, at + 8, at + 8 + size, at + 8 + size + (size & 1)
 
 
-def _webp(reader: _MediaReader, draft: _Draft) -> None:
+_chunks = functools.partial(_Parts, _chunk_label)
+_iff_chunks = functools.partial(_Parts, functools.partial(_chunk_label, layout=">4sI"))
+
+
+def _webp(webp: _Span, draft: _Draft) -> None:
     """The canvas of VP8X, else the frame header's size (RFC 9649)."""
     milliseconds = 0
-    for kind, start, end in _riff_chunks(reader, 12, reader.size):
+    for kind, chunk in _chunks(webp.part(12)):
         if kind == b"VP8X":
-            words = reader.unpack("<HBHB", start + 4)
-            draft.set_size(1 + words[0] + (words[1] << 16), 1 + words[2] + (words[3] << 16))
+            width, width_high, height, height_high = chunk.unpack("<HBHB", 4)
+            draft.note_size(1 + width + (width_high << 16), 1 + height + (height_high << 16))
         elif kind == b"VP8 ":
-            width, height = reader.unpack("<HH", start + 6)
-            draft.set_size(width & 0x3FFF, height & 0x3FFF)
+            width, height = chunk.unpack("<HH", 6)
+            draft.note_size(width & 0x3FFF, height & 0x3FFF)
         elif kind == b"VP8L":
-            (bits,) = reader.unpack("<I", start + 1)
-            draft.set_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+            (bits,) = chunk.unpack("<I", 1)
+            draft.note_size(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
         elif kind == b"ANMF":
-            milliseconds += reader.unpack("<I", start + 12)[0] & 0xFFFFFF
-        elif kind == b"EXIF":
-            _exif_block(reader, draft, start, end)
-        elif kind == b"XMP ":
-            _xmp(reader.read_up_to(start, end - start), draft)
-    draft.set_duration(milliseconds, 1000)
+            milliseconds += chunk.unpack("<I", 12)[0] & 0xFFFFFF
+        elif kind in (b"EXIF", b"XMP "):
+            _metadata(chunk, draft)
+    draft.note(duration=milliseconds / 1000)
 
 
-def _avi(reader: _MediaReader, draft: _Draft) -> None:
-    for kind, start, end in _riff_chunks(reader, 12, reader.size):
-        if kind == b"LIST" and reader.label(start) == b"hdrl":
-            _avi_header(reader, draft, start + 4, end)
-        elif kind == b"LIST" and reader.label(start) == b"INFO":
-            for name, at, to in _riff_chunks(reader, start + 4, end):
-                if name == b"ICRD":
-                    _riff_time(reader, draft, at, to)
-        if kind == b"idx1":
-            return
-
-
-def _avi_header(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
+def _avi(avi: _Span, draft: _Draft) -> None:
+    """`avih` has the size, the first video stream's `strh` the length, IDIT the time."""
     frame_time = frames = 0
-    for kind, at, to in _riff_chunks(reader, start, end):
+    for kind, chunk in _chunks(_chunks(avi.part(12))[b"LIST"].part(4)):  # `hdrl` is the first
         if kind == b"avih":
-            frame_time, *_ = reader.unpack("<I", at)
-            frames, *_ = reader.unpack("<I", at + 16)
-            draft.set_size(*reader.unpack("<II", at + 32))
-        elif kind == b"LIST" and reader.label(at) == b"strl":
-            scale, rate, _, length = reader.unpack("<IIII", at + 32)  # `strh` comes first
-            if reader.label(at + 12) == b"vids" and scale:
-                draft.set_duration(length, rate / scale)
+            frame_time, frames, width, height = chunk.unpack("<I12xI12xII", 0)
+            draft.note_size(width, height)
+        elif kind == b"LIST" and chunk.some(12, 4) == b"vids":
+            scale, rate, _, length = chunk.unpack("<IIII", 32)
+            draft.note(duration=length * scale / rate)
         elif kind == b"IDIT":
-            _riff_time(reader, draft, at, to)
-    draft.set_duration(frame_time * frames, 1e6)
+            draft.note_time(6, "container", parse_time(chunk.some(0, MAX_NOTE_BYTES)))
+    draft.note(duration=frame_time * frames / 1e6)
 
 
-def _riff_time(reader: _MediaReader, draft: _Draft, start: int, end: int) -> None:
-    written = reader.note(start, end)
-    if b":" in written:  # not just a year
-        seconds = parse_time(written) or _parse_wordy_time(written)
-        draft.set_created(6, "container", seconds)
-
-
-def _wav(reader: _MediaReader, draft: _Draft) -> None:
+def _wav(wav: _Span, draft: _Draft) -> None:
     """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
     rate = real_length = 0
-    for kind, start, end in _riff_chunks(reader, 12, reader.size):
+    for kind, chunk in _chunks(wav.part(12)):
         if kind == b"fmt ":
-            (rate,) = reader.unpack("<I", start + 8)
+            (rate,) = chunk.unpack("<I", 8)
         elif kind == b"ds64":
-            (real_length,) = reader.unpack("<Q", start + 8)
+            (real_length,) = chunk.unpack("<Q", 8)
         elif kind == b"bext":
-            day, clock = reader.read(start + 320, 10), reader.read(start + 330, 8)
-            draft.set_created(6, "container", parse_time(day + b" " + clock))
-        elif kind == b"_PMX":
-            _xmp(reader.read_up_to(start, end - start), draft)
+            day, clock = chunk.unpack("10s8s", 320)
+            draft.note_time(6, "container", parse_time(day + b" " + clock))
+        elif kind == b"_PMX":  # XMP, by its letters from the back
+            _metadata(chunk, draft)
         elif kind == b"data":
-            draft.set_duration(min(real_length or end - start, reader.size), rate)
+            draft.note(duration=min(real_length or chunk.size, wav.size) / rate)
 
 
-def _aiff(reader: _MediaReader, draft: _Draft) -> None:
+def _aiff(aiff: _Span, draft: _Draft) -> None:
     """Frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
-    for kind, start, _ in _riff_chunks(reader, 12, reader.size, ">"):
-        if kind == b"COMM":
-            (frames,) = reader.unpack(">I", start + 2)
-            exponent, mantissa = reader.unpack(">HQ", start + 8)
-            if exponent < 16400:
-                draft.set_duration(frames, math.ldexp(mantissa, exponent - 16383 - 63))
-            return
+    common = _iff_chunks(aiff.part(12))[b"COMM"]
+    frames, exponent, mantissa = common.unpack(">I2xHQ", 2)
+    draft.note(duration=frames / math.ldexp(mantissa, exponent - 16383 - 63))
 
 
-# -- Other films: ASF, FLV, MPEG streams, Ogg
-
-_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
-_ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
-_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
-_ASF_EPOCH = -11644473600  # 1601, in Unix seconds
+# -- Ogg (RFC 3533)
 
 
-def _asf(reader: _MediaReader, draft: _Draft) -> None:
-    """Length, time and streams from the header object (ASF specification, section 3)."""
-    at, (count,) = 30, reader.unpack("<I", 24)
-    for _ in range(min(count, MAX_SPANS)):
-        kind, (size,) = reader.read(at, 16), reader.unpack("<Q", at + 16)
-        if kind == _ASF_FILE:
-            made, _, length, _, preroll = reader.unpack("<QQQQQ", at + 48)
-            draft.set_duration(length / 1e7 - preroll / 1e3)
-            draft.set_created(6, "container", _ASF_EPOCH + made / 1e7 if made else None)
-        elif kind == _ASF_STREAM and reader.read(at + 24, 16) == _ASF_VIDEO:
-            draft.set_size(*reader.unpack("<II", at + 78))
-        at += max(size, 24)
-    draft.extension = "wmv" if draft.width else "wma"
-
-
-def _flv(reader: _MediaReader, draft: _Draft) -> None:
-    """Numbers of the `onMetaData` tag, which opens the file (Adobe FLV 10.1, annex E.5)."""
-    head = reader.read_up_to(0, SNIFF_BYTES)
-    found = re.findall(rb"\0.(duration|width|height)\0(.{8})", head, re.DOTALL)
-    numbers = {name: struct.unpack(">d", value)[0] for name, value in found}
-    draft.set_duration(numbers.get(b"duration", 0))
-    width, height = numbers.get(b"width", 0), numbers.get(b"height", 0)
-    if math.isfinite(width) and math.isfinite(height):
-        draft.set_size(int(width), int(height))
-
-
-def _mpeg2_size(head: bytes, draft: _Draft) -> None:
-    """The first sequence header's (ISO 13818-2, section 6.2.2.1)."""
-    if match := re.search(rb"\0\0\x01\xb3(.{3})", head, re.DOTALL):
-        bits = int.from_bytes(match[1], "big")
-        draft.set_size(bits >> 12, bits & 0xFFF)
-
-
-_H264_HIGH = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128))  # profiles that name a chroma
-
-
-def _h264_size(head: bytes, draft: _Draft) -> None:
-    """The first sequence parameter set's (ITU-T H.264, section 7.3.2.1.1), as AVCHD has it."""
-    match = re.search(rb"\0\0\x01[\x27\x47\x67](.{16,64})", head, re.DOTALL)
-    data = match[1].replace(b"\0\0\x03", b"\0\0") if match else b"\0"
-    bits = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}"
-    at = 24
-
-    def flag() -> bool:
-        nonlocal at
-        at += 1
-        return bits[at - 1 : at] == "1"
-
-    def golomb() -> int:
-        nonlocal at
-        zeros = bits.find("1", at) - at
-        if zeros < 0:
-            raise _BrokenMedia
-        at += 2 * zeros + 1
-        return int(bits[at - zeros - 1 : at], 2) - 1
-
-    golomb()  # the set's number
-    chroma = 1
-    if data[0] in _H264_HIGH:
-        chroma = golomb()
-        if chroma == 3:
-            flag()
-        golomb(), golomb(), flag()  # depths of luma and chroma, a way to bypass
-        if flag():  # scaling lists, which cameras do not write
-            return
-    golomb()  # frame numbers
-    order = golomb()
-    if order == 0:
-        golomb()
-    elif order == 1:
-        flag(), golomb(), golomb(), [golomb() for _ in range(golomb() & 255)]
-    golomb(), flag()  # reference frames, gaps
-    width, height, whole = 16 * (golomb() + 1), 16 * (golomb() + 1), flag()
-    if not whole:  # fields
-        flag()
-    flag()
-    left, right, top, bottom = (golomb() for _ in range(4)) if flag() else (0, 0, 0, 0)
-    width -= (left + right) * (1 if chroma == 3 else 2)
-    height -= (top + bottom) * (2 if chroma == 1 else 1)
-    draft.set_size(width, height if whole else 2 * height)
-
-
-def _mpeg_program(reader: _MediaReader, draft: _Draft) -> None:
-    """The last pack's clock less the first one's (ISO 13818-1, section 2.5.3)."""
-    head = reader.read_up_to(0, STREAM_SAMPLE_BYTES)
-    _mpeg2_size(head, draft)
-    tail = reader.read_up_to(max(0, reader.size - STREAM_SAMPLE_BYTES), STREAM_SAMPLE_BYTES)
-    packs = re.findall(rb"\0\0\x01\xba([\x21-\x2f\x44-\x7f].{4})", head + tail, re.DOTALL)
-    if packs:
-        draft.set_duration(_pack_clock(packs[-1]) - _pack_clock(packs[0]), 90000)
-
-
-def _pack_clock(pack: bytes) -> int:
-    """33 bits in three pieces with marker bits between; MPEG-1 has them two bits further right."""
-    bits = int.from_bytes(pack, "big") << (2 if pack[0] < 0x40 else 0)
-    return (bits >> 35 & 7) << 30 | (bits >> 19 & 0x7FFF) << 15 | bits >> 3 & 0x7FFF
-
-
-def _transport(reader: _MediaReader, draft: _Draft) -> None:
-    """Last clock less first, of the program whose clock comes first (ISO 13818-1, 2.4.3.5)."""
-    packet = 192 if draft.extension == "m2ts" else 188
-    reach = STREAM_SAMPLE_BYTES // packet * packet
-    tail = max(0, reader.size - reach) // packet * packet
-    head = reader.read_up_to(0, reach)
-    clocks = [*_clocks(head, packet)]
-    clocks += _clocks(reader.read_up_to(tail, reach), packet)
-    times = [time for pid, time in clocks if pid == clocks[0][0]]
-    if times:
-        draft.set_duration((times[-1] - times[0]) % (1 << 33), 90000)
-    _mpeg2_size(head, draft)
-    if draft.width is None:
-        _h264_size(head, draft)
-
-
-def _clocks(data: bytes, packet: int) -> Iterator[tuple[int, int]]:
-    """Stream number and clock (at 90 kHz) of the packets that carry one."""
-    for at in range(packet - 188, len(data) - 187, packet):
-        if data[at] == 0x47 and data[at + 3] & 0x20 and data[at + 4] and data[at + 5] & 0x10:
-            pid = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
-            yield pid, int.from_bytes(data[at + 6 : at + 11], "big") >> 7
-
-
-def _ogg(reader: _MediaReader, draft: _Draft) -> None:
-    """Codecs from the first pages, length from the last granule positions (RFC 3533)."""
-    rates: dict[bytes, Callable[[int], float]] = {}
+def _ogg(ogg: _Span, draft: _Draft) -> None:
+    """Codecs from the first pages, length from the last granule positions."""
+    clocks: dict[bytes, tuple[float, int, int]] = {}
     at = 0
-    for _ in range(8):  # streams begin side by side, one page each
-        if reader.label(at) != b"OggS" or not reader.read(at + 5, 1)[0] & 2:
-            break
-        serial, (count,) = reader.read(at + 14, 4), reader.read(at + 26, 1)
+    while ogg.some(at, 4) == b"OggS" and ogg.read(at + 5, 1)[0] & 2:  # streams begin side by side
+        serial, count = ogg.unpack("<4s8xB", at + 14)
         start = at + 27 + count
-        at = start + sum(reader.read(at + 27, count))
-        if clock := _ogg_clock(reader.read_up_to(start, 64).ljust(64, b"\0"), draft):
-            rates[serial] = clock
-    tail_start = max(0, reader.size - STREAM_SAMPLE_BYTES)
-    tail = reader.read(tail_start, reader.size - tail_start)
+        clocks[serial] = _ogg_clock(ogg.some(start, 64).ljust(64, b"\0"), draft)
+        at = start + sum(ogg.read(at + 27, count))
+    tail = ogg.part(ogg.size - STREAM_SAMPLE_BYTES).some(0, STREAM_SAMPLE_BYTES)
     ends = [0.0]
-    for match in re.finditer(rb"OggS\0.(.{8})(.{4})", tail, re.DOTALL):
-        granule = int.from_bytes(match[1], "little", signed=True)
-        if match[2] in rates and granule > 0:
-            ends.append(rates[match[2]](granule))
-    draft.set_duration(max(ends))
+    for position, serial in re.findall(rb"OggS\0.(.{8})(.{4})", tail, re.DOTALL):
+        rate, skip, shift = clocks.get(serial, (0, 0, 0))
+        granule = int.from_bytes(position, "little", signed=True)
+        if rate and granule > 0:
+            ends.append(((granule >> shift) + (granule & (1 << shift) - 1) - skip) / rate)
+    draft.note(duration=max(ends))
 
 
-def _ogg_clock(head: bytes, draft: _Draft) -> Callable[[int], float] | None:
-    """What turns a stream's granule positions into seconds, by the codec's first packet."""
+def _ogg_clock(head: bytes, draft: _Draft) -> tuple[float, int, int]:
+    """Of a stream's granule positions: units a second, units to skip, bits of a second part."""
     if head.startswith(b"\1vorbis"):
-        (rate,) = struct.unpack_from("<I", head, 12)
-    elif head.startswith(b"OpusHead"):
+        return struct.unpack_from("<I", head, 12)[0], 0, 0
+    if head.startswith(b"OpusHead"):
         draft.extension = "opus" if draft.extension == "ogg" else draft.extension
-        (skip,) = struct.unpack_from("<H", head, 10)
-        return lambda granule: (granule - skip) / 48000
-    elif head.startswith(b"Speex   "):
-        (rate,) = struct.unpack_from("<I", head, 36)
-    elif head.startswith(b"\x7fFLAC"):
-        rate = int.from_bytes(head[27:30], "big") >> 4
-    elif head.startswith(b"\x80theora"):
+        return 48000, struct.unpack_from("<H", head, 10)[0], 0
+    if head.startswith(b"\x7fFLAC"):
+        return int.from_bytes(head[27:30], "big") >> 4, 0, 0
+    if head.startswith(b"\x80theora"):
         draft.extension = "ogv"
         size = int.from_bytes(head[14:20], "big")
-        draft.set_size(size >> 24, size & 0xFFFFFF)
-        numerator, denominator = struct.unpack_from(">II", head, 22)
-        shift = int.from_bytes(head[40:42], "big") >> 5 & 31
-        step = denominator / numerator if numerator else 0
-        return lambda granule: ((granule >> shift) + (granule & (1 << shift) - 1)) * step
-    else:
-        return None
-    return (lambda granule: granule / rate) if rate else None
+        draft.note_size(size >> 24, size & 0xFFFFFF)
+        frames, seconds = struct.unpack_from(">II", head, 22)
+        return frames / seconds, 0, int.from_bytes(head[40:42], "big") >> 5 & 31
+    return 0, 0, 0
 
 
 # -- Sound: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it
 
 
-def _flac(reader: _MediaReader, draft: _Draft, start: int = 0) -> None:
+def _flac(flac: _Span, draft: _Draft) -> None:
     """STREAMINFO: 20 bits of rate, 36 bits of samples (RFC 9639, section 8.2)."""
-    bits = int.from_bytes(reader.read(start + 18, 8), "big")
-    draft.set_duration(bits & (1 << 36) - 1, bits >> 44)
+    (bits,) = flac.unpack(">Q", 18)
+    draft.note(duration=(bits & (1 << 36) - 1) / (bits >> 44))
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """A frame of MPEG audio."""
 
+    extension: str
     length: int  # bytes
     samples: int
     rate: int  # samples a second
     kind: int  # the header bits that all frames of a stream share
-    side: int  # bytes of side information, behind which a Xing tag may lie
 
 
-_MPEG1_KBITS = (  # by layer
-    (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-)
-_MPEG2_KBITS = (  # layer I, and the two others
-    (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-)
+_MPEG1_LAYER3_KBITS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_MPEG1_LAYER2_KBITS = (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
+_MPEG2_KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_FRAME_COUNT = re.compile(rb"(?s)(?:Xing|Info)\0\0\0[\1\3\5\7\t\x0b\r\x0f](.{4})|VBRI.{10}(.{4})")
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025,
                8000, 7350)  # fmt: skip
 
 
-def _mp3_frame(data: bytes, at: int) -> _Frame | None:
-    """An MPEG audio header, layers I to III (ISO 11172-3, section 2.4.1.3)."""
+def _frame(data: bytes, at: int) -> _Frame | None:
+    """An MPEG audio header, layers II and III (ISO 11172-3, section 2.4.1.3)."""
     header = int.from_bytes(data[at : at + 4], "big")
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     bitrate, rate = header >> 12 & 15, header >> 10 & 3
-    if header >> 21 != 0x7FF or version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
+    if layer == 4:
+        return _adts_frame(data[at : at + 7])
+    if header >> 21 != 0x7FF or version == 1 or layer == 1 or bitrate in (0, 15) or rate == 3:
         return None
-    rates = _MPEG1_KBITS[layer - 1] if version == 3 else _MPEG2_KBITS[layer > 1]
-    kbits = rates[bitrate - 1]
+    mpeg1 = version == 3
+    rates = (_MPEG1_LAYER2_KBITS if layer == 2 else _MPEG1_LAYER3_KBITS) if mpeg1 else _MPEG2_KBITS
     hertz = (44100, 48000, 32000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
-    slot = 4 if layer == 1 else 1
-    length = (samples // 8 // slot * kbits * 1000 // hertz + (header >> 9 & 1)) * slot
-    mono = header >> 6 & 3 == 3
-    side = (17 if mono else 32) if version == 3 else (9 if mono else 17)
-    return _Frame(length, samples, hertz, header & 0xFFFE0C00, side)
+    samples = 1152 if mpeg1 or layer == 2 else 576
+    length = samples // 8 * rates[bitrate - 1] * 1000 // hertz + (header >> 9 & 1)
+    return _Frame("mp3", length, samples, hertz, header & 0xFFFE0C00)
 
 
-def _adts_frame(data: bytes, at: int) -> _Frame | None:
+def _adts_frame(head: bytes) -> _Frame | None:
     """An ADTS header of AAC (ISO 14496-3, section 1.A.2.2)."""
-    header = int.from_bytes(data[at : at + 7].ljust(7, b"\0"), "big")
-    length, rate, layer = header >> 13 & 0x1FFF, header >> 34 & 15, header >> 41 & 3
-    if header >> 44 != 0xFFF or layer or rate >= len(_ADTS_RATES) or length < 7:
+    header = int.from_bytes(head.ljust(7, b"\0"), "big")
+    length, rate = header >> 13 & 0x1FFF, header >> 34 & 15
+    if header >> 44 != 0xFFF or rate >= len(_ADTS_RATES) or length < 7:
         return None
-    return _Frame(length, 1024, _ADTS_RATES[rate], header >> 34, 0)
+    return _Frame("aac", length, 1024, _ADTS_RATES[rate], header >> 34)
 
 
-_FrameParser = Callable[[bytes, int], "_Frame | None"]
-_FRAMES: dict[str, _FrameParser] = {"mp3": _mp3_frame, "aac": _adts_frame}
-
-
-def _first_frame(data: bytes, parse: _FrameParser) -> tuple[int, _Frame] | None:
+def _first_frame(data: bytes) -> tuple[int, _Frame] | None:
     """The first frame that another of its kind follows: one alone may be an accident."""
     for match in re.finditer(rb"\xff(?=[\xe0-\xff])", data[:MAX_SYNC_BYTES]):
-        frame = parse(data, match.start())
-        after = parse(data, match.start() + frame.length) if frame else None
+        frame = _frame(data, match.start())
+        after = frame and _frame(data, match.start() + frame.length)
         if frame and after and after.kind == frame.kind:
             return match.start(), frame
     return None
 
 
-def _mpeg_audio(reader: _MediaReader, draft: _Draft) -> None:
+def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     """The frame count of a Xing or VBRI tag, else the bytes over the mean size of some frames."""
-    start = _id3_end(reader)
-    if reader.read_up_to(start, 4) == b"fLaC":
+    sound = _behind_id3(file)
+    if sound.some(0, 4) == b"fLaC":
         draft.extension = "flac"
-        return _flac(reader, draft, start)
-    data = reader.read_up_to(start, STREAM_SAMPLE_BYTES)
-    for extension in ("aac", "mp3") if draft.extension == "aac" else ("mp3", "aac"):
-        parse = _FRAMES[extension]
-        if found := _first_frame(data, parse) or _lone_frame(data, parse):
-            draft.extension, (at, frame) = extension, found
-            break
-    else:
+        return _flac(sound, draft)
+    data = sound.some(0, STREAM_SAMPLE_BYTES)
+    if not (found := _first_frame(data)):
         return
-    frames: float = _frame_count(data[at : at + frame.length], frame)
+    at, frame = found
+    draft.extension = frame.extension
+    counted = _FRAME_COUNT.search(data[at : at + frame.length])
+    frames: float = int.from_bytes(counted[1] or counted[2], "big") if counted else 0
     if not frames:
-        tail = reader.read_up_to(max(0, reader.size - 128), 3)
-        end = reader.size - (128 if tail == b"TAG" else 0)
-        frames = (end - start - at) / _mean_length(data, at, parse)
-    draft.set_duration(frames * frame.samples, frame.rate)
+        tag = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0  # ID3v1's
+        end, count = at, 0
+        while following := _frame(data, end):
+            end, count = end + following.length, count + 1
+        frames = (sound.size - at - tag) * count / (end - at)
+    draft.note(duration=frames * frame.samples / frame.rate)
 
 
-def _lone_frame(data: bytes, parse: _FrameParser) -> tuple[int, _Frame] | None:
-    frame = parse(data, 0)
-    return (0, frame) if frame and frame.length >= len(data) - 256 else None
-
-
-def _frame_count(first: bytes, frame: _Frame) -> int:
-    """What a Xing, Info or VBRI tag in the first frame says; 0 without one."""
-    tag = first[4 + frame.side :]
-    if tag[:4] in (b"Xing", b"Info") and tag[7:8] and tag[7] & 1:
-        return int.from_bytes(tag[8:12], "big")
-    return int.from_bytes(first[50:54], "big") if first[36:40] == b"VBRI" else 0
-
-
-def _mean_length(data: bytes, at: int, parse: _FrameParser) -> float:
-    lengths = []
-    while frame := parse(data, at):
-        lengths.append(frame.length)
-        at += frame.length
-    return sum(lengths) / len(lengths)
-
-
-def _id3_end(reader: _MediaReader) -> int:
-    """Where the ID3v2 tags end; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
-    at = 0
-    for _ in range(MAX_ID3_TAGS):
-        head = reader.read_up_to(at, 10)
-        if head[:3] != b"ID3" or len(head) < 10:
-            break
-        a, b, c, d = head[6:10]
-        at += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 0x10 else 0)
-    return at
+def _behind_id3(file: _Span) -> _Span:
+    """What ID3v2 tags leave; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
+    while file.some(0, 3) == b"ID3":
+        flags, a, b, c, d = file.unpack("5B", 5)
+        size = a << 21 | b << 14 | c << 7 | d
+        file = file.part(10 + size + (10 if flags & 0x10 else 0))
+    return file
 
 
 # -- What starts how
 
-
-def _type_only(_reader: _MediaReader, _draft: _Draft) -> None:
-    """The type is all that is told."""
-
-
-_FactParser = Callable[[_MediaReader, _Draft], None]
-_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
+_TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
+_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
+_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
+_FactParser = Callable[[_Span, _Draft], None]
+_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
     ("jpg", rb"\xff\xd8\xff", _jpeg),
     ("png", rb"\x89PNG\r\n\x1a\n", _png),
     ("gif", rb"GIF8[79]a", _gif),
     ("webp", rb"RIFF....WEBP", _webp),
     ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
     ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
-    ("tiff", rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),
+    ("tiff", rb"II\*\0|MM\0\*", _tiff),
+    ("tiff", rb"II\+\0\x08\0|MM\0\+\0\x08", None),  # BigTIFF
     ("orf", rb"IIR[OS]|MMOR", _tiff),
-    ("rw2", rb"IIU\0", _type_only),
+    ("rw2", rb"IIU\0", _tiff),
     ("raf", rb"FUJIFILMCCD-RAW ", _raf),
     ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
     ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
     ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
-    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
+    ("j2c", rb"\xff\x4f\xff\x51\0", None),
     ("mp4", rb"\0...(?:ftyp|moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
     ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
     ("avi", rb"RIFF....AVI ", _avi),
     ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
     ("aiff", rb"FORM....AIF[FC]", _aiff),
-    ("asf", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c", _asf),
-    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
-    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_program),
-    ("ts", rb"(?:\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}){4}", _transport),
-    ("m2ts", rb"(?:.{4}\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}){4}", _transport),
+    ("wmv", re.escape(_ASF) + rb"(?=.*" + re.escape(_ASF_VIDEO) + rb")", None),
+    ("wma", re.escape(_ASF), None),
+    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", None),
+    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", None),
+    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", None),
+    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", None),
     ("ogg", rb"OggS\0", _ogg),
     ("flac", rb"fLaC", _flac),
-    ("amr", rb"#!AMR(?:-WB)?\n", _type_only),
-    ("caf", rb"caff\0\x01\0\0", _type_only),
-    ("wv", rb"wvpk", _type_only),
+    ("amr", rb"#!AMR(?:-WB)?\n", None),
     ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
 ]
-_MEDIA_PARSERS = {name: parser for name, _, parser in _MEDIA_FORMATS}
-_MEDIA_MAGIC = re.compile(
-    b"|".join(b"(?P<%b>%b)" % (name.encode(), magic) for name, magic, _ in _MEDIA_FORMATS),
-    re.DOTALL,
-)
 
 
-def _identify(head: bytes) -> tuple[str, _FactParser] | None:
+def _identify(head: bytes) -> tuple[str, _FactParser | None] | None:
     """Extension and parser of the file that starts so."""
-    if (match := _MEDIA_MAGIC.match(head)) and match.lastgroup:
-        parser = _MEDIA_PARSERS[match.lastgroup]
-        return _isobmff_extension(head) if parser is _isobmff else match.lastgroup, parser
+    for extension, magic, parse in _MEDIA_FORMATS:
+        if re.match(magic, head, re.DOTALL):
+            return _isobmff_extension(head) if parse is _isobmff else extension, parse
     if _svg_root(head):
         return "svg", _svg
-    sound = head.lstrip(b"\0")  # some encoders pad before the first frame
-    for extension, parse in _FRAMES.items():
-        if (first := _first_frame(sound, parse)) and first[0] == 0:
-            return extension, _mpeg_audio
-    return None
+    first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
+    return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
 
 
 def probe(file: BinaryIO) -> Facts | None:
@@ -2651,15 +2138,17 @@ def probe(file: BinaryIO) -> Facts | None:
     Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
     facts, never an exception; an `OSError` of the medium passes.
     """
-    reader = _MediaReader(file)
-    known = _identify(reader.read_up_to(0, SNIFF_BYTES))
+    span = _Span(file, 0, file.seek(0, io.SEEK_END), [MAX_PROBE_COST])
+    known = _identify(span.some(0, SNIFF_BYTES))
     if known is None:
         return None
     extension, parse = known
     draft = _Draft(extension)
-    with contextlib.suppress(_BrokenMedia):  # what was found until then is in the draft
-        parse(reader, draft)
-    return draft.facts()
+    with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
+        if parse:
+            parse(span, draft)
+    mime_type = MIME_TYPES[draft.extension]
+    return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
 
 def sniff(head: bytes) -> MediaType | None:
