@@ -2499,11 +2499,11 @@ class Index:
             for change in changes:
                 self._apply(change)
             self._writer.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+        except BaseException as error:  # of the commit: nobody may take his change for kept
             for change in changes:
                 change.error = change.error or error
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
         finally:
             for change in changes:
                 change.done = True
