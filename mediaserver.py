@@ -6503,8 +6503,8 @@ class Content:
     last_modified: float | None
     cache_control: str
     filename: str = ""  # under which a browser saves it
-    encoding: str = ""  # what its bytes are in, where that is a choice
     internal: str = ""  # where the proxy finds the file itself
+    encoding: str = ""  # what its bytes are in, where that is a choice
 
     @property
     def etag(self) -> str:
