@@ -1334,7 +1334,6 @@ class _Ifd:
             (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
 
     def at(self, start: int) -> _Ifd:
-        """Another directory of the same file."""
         return _Ifd(self._tiff, self._order, start)
 
     def below(self, tag: int) -> _Ifd:
@@ -1614,13 +1613,6 @@ _TURNED_LEFT = (0, 8, 5, 6, 7, 4, 1, 2, 3)  # by orientation: the one a quarter 
 _UPSIDE_DOWN, _LEFT_TO_RIGHT = (0, 4, 3, 2, 1, 8, 7, 6, 5), (0, 2, 1, 4, 3, 6, 5, 8, 7)
 
 
-def _isobmff_extension(head: bytes) -> str:
-    """The brand's; QuickTime's oldest films have none."""
-    if head[4:8] != b"ftyp":
-        return "mov"
-    return _BRANDS.get(head[8:12]) or _BRANDS.get(head[8:11], "mp4")
-
-
 def _box_label(span: _Span, at: int) -> _Label:
     """Size and kind; 1 stands for a size of 64 bits behind the kind, 0 for all that is left."""
     size, kind = span.unpack(">I4s", at)
@@ -1636,6 +1628,9 @@ _boxes = functools.partial(_Parts, _box_label)
 
 
 def _isobmff(film: _Span, draft: _Draft) -> None:
+    if draft.extension == "mp4":  # there is a brand
+        brand = film.read(8, 4)
+        draft.extension = _BRANDS.get(brand) or _BRANDS.get(brand[:3], "mp4")
     image = MIME_TYPES[draft.extension].startswith("image")
     movie = fragment = _NOTHING
     for kind, box in _boxes(film):
@@ -2103,7 +2098,8 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
     ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
     ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
     ("j2c", rb"\xff\x4f\xff\x51\0", None),
-    ("mp4", rb"\0...(?:ftyp|moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
+    ("mp4", rb"\0...ftyp", _isobmff),
+    ("mov", rb"\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
     ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
     ("avi", rb"RIFF....AVI ", _avi),
     ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
@@ -2125,7 +2121,7 @@ def _identify(head: bytes) -> tuple[str, _FactParser | None] | None:
     """Extension and parser of the file that starts so."""
     for extension, magic, parse in _MEDIA_FORMATS:
         if re.match(magic, head, re.DOTALL):
-            return _isobmff_extension(head) if parse is _isobmff else extension, parse
+            return extension, parse
     if _svg_root(head):
         return "svg", _svg
     first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
