@@ -2563,8 +2563,8 @@ class Assets(Subject):
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
-        unused = "NOT EXISTS (SELECT 1 FROM file WHERE sha256 = ?1)"
-        sql = f"DELETE FROM asset WHERE sha256 = ?1 AND {unused}"
+        unused = "NOT EXISTS (SELECT 1 FROM file WHERE file.sha256 = asset.sha256)"
+        sql = f"DELETE FROM asset WHERE sha256 = ? AND {unused}"
         return db.execute(sql, (sha256,)).rowcount > 0
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
@@ -2739,8 +2739,8 @@ class Users(Subject):
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
-        rest = "WHERE email_key = ?1 OR username = ?2 ORDER BY email_key = ?1 DESC LIMIT 1"
-        return next(self._select(rest, name.casefold(), name), None)
+        rest = "WHERE email_key = ? OR username = ? ORDER BY email_key = ? DESC LIMIT 1"
+        return next(self._select(rest, name.casefold(), name, name.casefold()), None)
 
     def all(self) -> list[User]:
         return list(self._select("ORDER BY id"))
@@ -3135,14 +3135,14 @@ class Entities(Subject):
     def _release(self, db: Database, id: int, now: float) -> None:
         """Put what is in a collection at the root, with one new version each."""
         changes = {"version": "version + 1", "parent_id": "NULL"}
-        changes |= {"transaction_id": "?1", "updated": "?2"}
-        values = (self._next_transaction(db), now, id)
+        changes |= {"transaction_id": ":transaction", "updated": ":now"}
+        values = {"transaction": self._next_transaction(db), "now": now, "id": id}
         state = ", ".join(changes.get(name, name) for name in ENTITY_STORED)
         columns = ", ".join(ENTITY_STORED)
-        rows = f"SELECT {state} FROM entity WHERE parent_id = ?3"
+        rows = f"SELECT {state} FROM entity WHERE parent_id = :id"
         db.execute(f"INSERT INTO entity_version ({columns}) {rows}", values)
         settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
-        db.execute(f"UPDATE entity SET {settings} WHERE parent_id = ?3", values)
+        db.execute(f"UPDATE entity SET {settings} WHERE parent_id = :id", values)
 
 
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
@@ -3933,6 +3933,7 @@ MEDIA_EXTENSIONS = frozenset(
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
+SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
 
 def is_media_name(name: bytes) -> bool:
@@ -3999,6 +4000,7 @@ class Scanner:
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
+        self._threads: list[threading.Thread] = []
         self.progress = progress
 
     def start(self, interval: float) -> None:
@@ -4006,7 +4008,8 @@ class Scanner:
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
-            threading.Thread(target=work, daemon=True).start()
+            self._threads.append(threading.Thread(target=work, daemon=True))
+            self._threads[-1].start()
 
     def request(self) -> None:
         """Scan as soon as possible."""
@@ -4017,9 +4020,12 @@ class Scanner:
         self._fresh.set()
 
     def stop(self) -> None:
+        """End, and wait a little for the file that is being read: the index closes next."""
         self._stopping = True
         self._wanted.set()
         self._fresh.set()
+        for thread in self._threads:
+            thread.join(SCANNER_STOP_SECONDS)
 
     def _scan_loop(self, interval: float) -> None:
         while not self._stopping:
@@ -5766,6 +5772,7 @@ def run_workers(
         if missing and not stopping:
             warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
             time.sleep(1)  # one that cannot start must not use up the machine
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
