@@ -31,10 +31,13 @@ if __name__ == "__main__" and __file__.endswith(".py"):
     if found != expected and not sys.dont_write_bytecode:
         import py_compile
 
-        if py_compile.compile(__file__, cached, os.path.abspath(__file__), quiet=2):
+        try:
+            py_compile.compile(__file__, cached, os.path.abspath(__file__), doraise=True)
             found = expected
-    if found == expected and sys.executable:
-        flags = sys.orig_argv[1 : -len(sys.argv)]
+        except OSError:  # the folder is not ours to write in
+            pass
+    flags = sys.orig_argv[1 : -len(sys.argv)]
+    if found == expected and sys.executable and "-m" not in flags:
         os.execv(sys.executable, [sys.executable, *flags, cached, *sys.argv[1:]])
 
 import argparse

@@ -1282,6 +1282,34 @@ def test_the_token_command_and_curl_upload_the_first_picture(start, tmp_path):
     assert running.get(urlsplit(made["url"]).path).body == (tmp_path / "photo.jpg").read_bytes()
 
 
+def run_copy(program: Path, *arguments: str) -> str:
+    """What a copy of the program prints, run as a user runs it, bytecode and all."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, str(program), *arguments]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_bytecode_is_kept_and_made_anew_for_another_source(tmp_path):
+    copy = tmp_path / "mediaserver.py"
+    copy.write_text(PROGRAM.read_text("utf-8"), "utf-8")
+    assert run_copy(copy, "--version") == run_copy(copy, "--version")
+    assert [path.suffix for path in (tmp_path / "__pycache__").iterdir()] == [".pyc"]
+    source = copy.read_text("utf-8").replace(f'"{ms.__version__}"', '"another version"')
+    copy.write_text(source, "utf-8")
+    assert "another version" in run_copy(copy, "--version")
+
+
+def test_a_folder_that_takes_no_bytecode_is_no_hindrance(tmp_path):
+    copy = tmp_path / "mediaserver.py"
+    copy.write_text(PROGRAM.read_text("utf-8"), "utf-8")
+    (tmp_path / "__pycache__").write_text("")
+    assert ms.__version__ in run_copy(copy, "--version")
+
+
 def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, monkeypatch):
     storage = tmp_path / "pictures"
     token = run_program("token", "--storage_dir", storage, cwd=tmp_path).stdout.strip()
