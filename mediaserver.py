@@ -1095,6 +1095,7 @@ def find_principal(
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
 READ_COST = 128  # what a read costs beside its bytes
+MAX_GIF_BYTES = 1 << 20  # of an animation: its length is told only by walking all frames
 MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpacks to more
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
@@ -1499,7 +1500,30 @@ def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
 
 
 def _gif(gif: _Span, draft: _Draft) -> None:
-    draft.note_size(*gif.unpack("<HH", 6))
+    """The screen's size, and the sum of the frames' delays if all of it is within reach."""
+    width, height, flags = gif.unpack("<HHB", 6)
+    draft.note_size(width, height)
+    data, at = gif.some(0, MAX_GIF_BYTES), 13 + _gif_colours(flags)
+    delays = frames = 0
+    while data[at] in b"!,":
+        if data[at] == ord("!"):
+            delays += (
+                int.from_bytes(data[at + 4 : at + 6], "little") if data[at + 1] == 0xF9 else 0
+            )
+            at += 2
+        else:
+            frames += 1
+            at += 11 + _gif_colours(data[at + 9])
+        while data[at]:  # sub-blocks, each behind its length
+            at += 1 + data[at]
+        at += 1
+    if frames > 1:
+        draft.note(duration=delays / 100)
+
+
+def _gif_colours(flags: int) -> int:
+    """The bytes of a table of colours, if there is one."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _bmp(bmp: _Span, draft: _Draft) -> None:

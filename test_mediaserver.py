@@ -1727,6 +1727,10 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                         "image/png", {"created": MADE}),
     "APNG": (png_with((b"acTL", bytes(8))), "image/apng", SMALL),
     "GIF": (b"GIF89a" + struct.pack("<HHBBB", 40, 30, 0, 0, 0) + b";", "image/gif", SMALL),
+    "GIF, animated": (
+        b"GIF89a" + struct.pack("<HHBBB", 40, 30, 0x80, 0, 0) + bytes(6)
+        + 3 * (b"!\xf9\4\0" + struct.pack("<H", 50) + b"\0\0," + bytes(9) + b"\2\1\0\0") + b";",
+        "image/gif", SMALL | {"duration": 1.5}),
     "WebP, lossy": (chunk(b"RIFF", b"WEBP", chunk(b"VP8 ", bytes(3), b"\x9d\1\x2a",
                                                   struct.pack("<HH", 40, 30))),
                     "image/webp", SMALL),

@@ -1,0 +1,289 @@
+"""Compare facts.probe with exiftool (and ffprobe for lengths) over folders of samples.
+
+python compare_facts.py [--table] [--speed] [--fuzz N] FOLDER...
+"""
+
+from __future__ import annotations
+
+import argparse
+import calendar
+import collections
+import io
+import json
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import mediaserver as ms
+
+os.environ["TZ"] = "Europe/Berlin"
+time.tzset()
+FIELDS = (
+    "type",
+    "mime_type",
+    "width",
+    "height",
+    "orientation",
+    "duration",
+    "duration or ffprobe",
+    "created",
+    "make",
+    "model",
+    "latitude",
+)
+
+
+def samples_in(folder: Path) -> list[Path]:
+    paths = sorted(folder.rglob("*"))
+    return [p for p in paths if p.is_file() and p.suffix not in (".json", ".md")]
+
+
+def exiftool(paths: list[Path], *options: str) -> dict[str, dict]:
+    run = subprocess.run(
+        ["exiftool", "-n", "-json", "-api", "largefilesupport=1", *options, "-@", "-"],
+        input="\n".join(map(str, paths)),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    return {entry["SourceFile"]: entry for entry in json.loads(run.stdout)}
+
+
+def expected_time(entry: dict, kind: str) -> float | None:
+    names = [
+        ("DateTimeOriginal", "OffsetTimeOriginal", "SubSecTimeOriginal"),
+        ("CreateDate", "OffsetTimeDigitized", "SubSecTimeDigitized"),
+        ("ModifyDate", "OffsetTime", "SubSecTime"),
+    ]
+    if kind != "image":
+        names = [
+            ("CreationDate", "", ""),
+            ("DateTimeOriginal", "", ""),
+            ("CreateDate", "", ""),
+            ("CreationDate", "", ""),
+        ]
+    for name, zone, _ in names:
+        if written := entry.get(name):
+            written = str(written)
+            match = re.match(r"(\d+):(\d+):(\d+) (\d+):(\d+):(\d+)(\.\d+)?(Z|[-+].*)?$", written)
+            if not match or match[1] == "0000":
+                continue
+            fields = tuple(int(match[i]) for i in range(1, 7))
+            offset = match[8] or str(entry.get(zone, ""))
+            utc = kind != "image" and entry.get("FileType") not in ("WAV", "AVI")
+            if name == "ModifyDate" and "Make" not in entry and "PNG" in entry["FileType"]:
+                utc = True  # tIME
+            if not offset and utc:
+                offset = "Z"
+            try:
+                seconds = calendar.timegm(fields) if offset else time.mktime((*fields, 0, 0, -1))
+            except (ValueError, OverflowError):
+                continue
+            if re.match(r"[-+]\d\d:\d\d", offset):
+                sign = -1 if offset[0] == "+" else 1
+                seconds += sign * (int(offset[1:3]) * 3600 + int(offset[4:6]) * 60)
+            return seconds
+    return None
+
+
+def ffprobe_duration(path: Path) -> float | None:
+    command = ["ffprobe", "-v", "error", "-show_entries", "format=duration", "-of", "csv=p=0"]
+    run = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+    try:
+        return float(run.stdout)
+    except ValueError:
+        return None
+
+
+def close(want: float | None, have: float | None) -> bool:
+    return want is not None and have is not None and abs(want - have) <= max(0.1, 0.01 * want)
+
+
+def compare(path: Path, entry: dict, got: ms.Facts | None) -> dict[str, tuple]:
+    """field -> (expected, got, verdict); only fields on which exiftool says something."""
+    if (
+        "MIMEType" not in entry
+        or "Error" in entry
+        or entry["MIMEType"].split("/")[0]
+        not in (
+            "image",
+            "video",
+            "audio",
+        )
+    ):
+        return {"type": (None, got and got.mime_type, got is None)}
+    if got is None:
+        return {"type": (entry["MIMEType"], None, False)}
+    rows: dict[str, tuple] = {"type": (entry["MIMEType"], got.mime_type, True)}
+    rows["mime_type"] = (entry["MIMEType"], got.mime_type, entry["MIMEType"] == got.mime_type)
+    for field, name in (
+        ("width", "ImageWidth"),
+        ("height", "ImageHeight"),
+        ("make", "Make"),
+        ("model", "Model"),
+        ("latitude", "GPSLatitude"),
+    ):
+        want, have = entry.get(name), getattr(got, field)
+        if isinstance(want, str) and field in ("make", "model"):
+            want = want.strip() or None
+        if isinstance(want, str) and field in ("width", "height"):
+            number = re.match(r"[\d.]+", want)
+            want = round(float(number[0])) if number else None
+        if want not in (None, "", 0):
+            same = abs(want - have) < 1e-4 if isinstance(want, float) and have else want == have
+            rows[field] = (want, have, same)
+    if (want := entry.get("Orientation")) and got.kind == "image" and "Rotation" not in entry:
+        rows["orientation"] = (want, got.orientation, want == got.orientation)
+    elif "Rotation" in entry and got.kind == "video":
+        want = {0: 1, 90: 6, 180: 3, 270: 8}.get(entry["Rotation"])
+        rows["orientation"] = (want, got.orientation, want == got.orientation)
+    if isinstance(want := entry.get("Duration"), (int, float)) and want:
+        have = got.duration
+        rows["duration"] = (want, have, close(want, have))
+        second = want if close(want, have) else ffprobe_duration(path)
+        rows["duration or ffprobe"] = (second, have, close(second, have))
+    if (want := expected_time(entry, entry["MIMEType"].split("/")[0])) is not None:
+        have = got.created
+        rows["created"] = (want, have, have is not None and abs(want - have) < 1)
+    return rows
+
+
+def measure(folder: Path, by_format: dict[tuple[str, str], collections.Counter]) -> None:
+    paths = samples_in(folder)
+    said = exiftool(paths)
+    totals: dict[str, collections.Counter] = {f: collections.Counter() for f in FIELDS}
+    for path in paths:
+        with path.open("rb") as file:
+            got = ms.probe(file)
+            file.seek(0)
+            head = ms.sniff(file.read(ms.SNIFF_BYTES))
+        if (head and head.kind) != (got and got.kind):
+            print("  sniff", path, head, got and got.mime_type)
+        for field, (want, have, same) in compare(path, said.get(str(path), {}), got).items():
+            totals[field][same] += 1
+            key = (path.suffix.lower().lstrip("."), field)
+            by_format.setdefault(key, collections.Counter())[same] += 1
+            if not same:
+                print(f"  {field}: {path.relative_to(folder)}: exiftool {want!r}, facts {have!r}")
+    print(f"{folder}: {len(paths)} files")
+    for field, count in totals.items():
+        if total := sum(count.values()):
+            print(f"  {field:20} {count[True]:5} of {total:5}  {100 * count[True] / total:6.2f} %")
+
+
+def print_table(by_format: dict[tuple[str, str], collections.Counter]) -> None:
+    """A Markdown table: formats down, fields across, agreeing / compared."""
+    suffixes = sorted({suffix for suffix, _ in by_format})
+    print("| format |", " | ".join(FIELDS), "|")
+    print("|---" * (len(FIELDS) + 1) + "|")
+    for suffix in [*suffixes, None]:
+        cells = []
+        for field in FIELDS:
+            counts = [n for (s, f), n in by_format.items() if f == field and suffix in (s, None)]
+            good, total = sum(n[True] for n in counts), sum(sum(n.values()) for n in counts)
+            cells.append(f"{good}/{total}" if total else "")
+        print("|", suffix or "**all**", "|", " | ".join(cells), "|")
+
+
+def speed(folder: Path) -> None:
+    paths = samples_in(folder)
+    exiftool(paths, "-fast2")
+    start = time.perf_counter()
+    exiftool(paths, "-fast2")
+    theirs = time.perf_counter() - start
+    best = 1e9
+    for _ in range(3):
+        start = time.perf_counter()
+        for path in paths:
+            with path.open("rb") as file:
+                ms.probe(file)
+        best = min(best, time.perf_counter() - start)
+    print(
+        f"{len(paths)} files: exiftool -fast2 {len(paths) / theirs:.0f}/s, "
+        f"facts {len(paths) / best:.0f}/s, {theirs / best:.0f} times"
+    )
+
+
+def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    made = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        how = rng.randrange(6)
+        # most of what is parsed lies at the start and the end
+        at = min(len(made) - 1, int(rng.expovariate(1 / 300))) if made else 0
+        at = len(made) - 1 - at if rng.random() < 0.2 else at
+        at = max(at, 0)
+        if not made:
+            break
+        if how == 0:
+            made[at] ^= 1 << rng.randrange(8)
+        elif how == 1:
+            del made[at + 1 :]
+        elif how == 2:
+            value = rng.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 255, 8, len(made)))
+            made[at : at + 4] = value.to_bytes(4, rng.choice(("big", "little")))
+        elif how == 3:
+            cut = rng.randrange(len(other) + 1)
+            made[at : at + rng.randrange(64)] = other[cut : cut + rng.randrange(64)]
+        elif how == 4:
+            made[at] = rng.choice((0, 255, 127, 128, rng.randrange(256)))
+        else:
+            made[at:at] = made[at : at + rng.randrange(200)]
+    return bytes(made)
+
+
+def fuzz(folders: list[Path], rounds: int, seed: int = 1) -> None:
+    rng = random.Random(seed)
+    paths = [path for folder in folders for path in samples_in(folder)]
+    samples = [p.read_bytes()[: 1 << 17] for p in paths]
+    slowest, where, typed, start = 0.0, None, 0, time.perf_counter()
+    memory = []
+    for i in range(rounds):
+        n = rng.randrange(len(samples))
+        data = mutate(samples[n], samples[rng.randrange(len(samples))], rng)
+        before = time.perf_counter()
+        try:
+            typed += ms.probe(io.BytesIO(data)) is not None
+        except BaseException:
+            Path("fuzz_failure").write_bytes(data)
+            print("failure in", paths[n], "round", i)
+            raise
+        took = time.perf_counter() - before
+        if took > slowest:
+            slowest, where = took, paths[n]
+            Path("fuzz_slowest").write_bytes(data)
+        if i % max(1, rounds // 5) == 0:
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(
+        f"{rounds} mutated probes, {typed} typed, slowest {1000 * slowest:.1f} ms ({where}), "
+        f"memory {memory} MB, {rounds / (time.perf_counter() - start):.0f}/s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--fuzz", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.fuzz:
+        return fuzz(options.folders, options.fuzz, options.seed)
+    by_format: dict[tuple[str, str], collections.Counter] = {}
+    for folder in options.folders:
+        if options.speed:
+            speed(folder)
+        else:
+            measure(folder, by_format)
+    if options.table:
+        print_table(by_format)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
