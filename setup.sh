@@ -244,8 +244,6 @@ install_program() {
     say "the program: $program/mediaserver.py, and the command media-server"
     folder 0755 root:root "$program"
     write 0755 root:root "$program/mediaserver.py" <"$source/mediaserver.py"
-    # The service may not write there: without its bytecode it takes 16 MB more memory.
-    (umask 022 && run python3 -m py_compile "$program/mediaserver.py")
     folder 0755 root:root "$(dirname "$launcher")"
     write 0755 root:root "$launcher" <<'END'
 #!/bin/sh
