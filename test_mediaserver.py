@@ -734,11 +734,11 @@ def multiply(scalar: int, point: Point) -> tuple[int, int]:
     return total
 
 
-def sign_es256(message: bytes) -> bytes:
+def sign_es256(message: bytes, private_key: int = PRIVATE_KEY) -> bytes:
     e = int.from_bytes(hashlib.sha256(message).digest(), "big")
     k = (e ^ 0x5A5A) % N
     r = multiply(k, G)[0] % N
-    s = pow(k, -1, N) * (e + r * PRIVATE_KEY) % N
+    s = pow(k, -1, N) * (e + r * private_key) % N
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
@@ -1433,6 +1433,45 @@ def test_es256_tokens_of_the_public_key_are_read_and_none_without_one(start, ser
 def write_pem(path: Path) -> str:
     path.write_text(PEM)
     return str(path)
+
+
+# What a bearer's GET /entity/ and POST /entity/ answer with reads open, and with reads closed.
+ENTITY_RIGHTS: dict[str, tuple[dict[str, object], tuple[int, int], tuple[int, int]]] = {
+    "read": ({"permissions": ["media_store_read"]}, (200, 403), (200, 403)),
+    "write": ({"permissions": ["media_store_write"]}, (200, 201), (403, 201)),
+    "both": ({"permissions": ["media_store_read", "media_store_write"]}, (200, 201), (200, 201)),
+    "admin": ({"is_admin": True}, (200, 201), (200, 201)),
+    "bare": ({"permissions": ["another"]}, (200, 403), (403, 403)),
+    "expired": ({"is_admin": True, "exp": 1}, (401, 401), (401, 401)),
+    "foreign key": ({"is_admin": True, "foreign": True}, (401, 401), (401, 401)),
+}
+
+
+@pytest.mark.parametrize("mode", ["normal", "read-auth", "demo"])
+def test_es256_permissions_and_modes_decide_over_entities(start, tmp_path, mode):
+    settings = {"public_key_path": write_pem(tmp_path / "key.pem")}
+    settings |= {"read_auth_enabled": "true"} if mode != "normal" else {}
+    running = start(**settings, **({"auth_disabled": "true"} if mode == "demo" else {}))
+
+    def answers(headers: dict[str, str]) -> tuple[int, int]:
+        made, content_type = form(None, None, is_collection="true", label="x")
+        headers = {**headers, "Content-Type": content_type}
+        return (
+            running.request("GET", "/entity/", headers=headers).status,
+            running.request("POST", "/entity/", made, headers).status,
+        )
+
+    free, none = (200, 201), {"normal": (200, 401), "read-auth": (401, 401)}
+    assert answers({}) == none.get(mode, free)
+    for who, (rights, normal, closed) in ENTITY_RIGHTS.items():
+        claims = {"sub": "user123", "exp": time.time() + 600, **rights}
+        token = es256(claims)
+        if "foreign" in rights:
+            signed = token.rpartition(".")[0]
+            signature = sign_es256(signed.encode(), PRIVATE_KEY + 1)
+            token = f"{signed}.{ms.encode_base64url(signature)}"
+        expected = {"normal": normal, "read-auth": closed}.get(mode, free)
+        assert answers({"Authorization": f"Bearer {token}"}) == expected, (mode, who)
 
 
 def test_in_demo_mode_everyone_may_do_everything_whatever_they_carry(start):
@@ -5911,7 +5950,7 @@ class Site(Server):
             "127.0.0.1:8000": f"127.0.0.1:{port}",
             "listen 80": f"listen 127.0.0.1:{self.http}",
             "listen 443": f"listen 127.0.0.1:{self.port}",
-            "client_max_body_size 1026m": "client_max_body_size 66m",
+            "client_max_body_size 1026m": "client_max_body_size 258m",
             "/var/lib/mediaserver/pictures/": f"{pictures}/",
             "/var/lib/mediaserver/data/": f"{pictures}/.mediaserver/",
             "/var/www/mediaserver": str(self.acme),
@@ -5968,7 +6007,7 @@ def behind(
     folder = tmp_path_factory.mktemp("behind")
     pictures = folder / "my pictures"
     fill(pictures, {"big.png": BIG, ODD_NAME: ODD})
-    settings = {"MAX_UPLOAD_BYTES": str(64 << 20), "CORS_ALLOW_ORIGINS": "https://a.example"}
+    settings = {"MAX_UPLOAD_BYTES": str(256 << 20), "CORS_ALLOW_ORIGINS": "https://a.example"}
     with Server(pictures, ACCEL_REDIRECT=str(request.param), **settings) as running:
         running.scanned()
         with Site(folder, certificate, running.port, pictures) as site:
@@ -6073,19 +6112,19 @@ def test_uploads_reach_the_server_while_they_are_sent(behind):
 
     def large() -> Iterator[bytes]:
         yield start + first
-        for number in range(40):
+        for number in range(200):
             yield piece
             if number == 30:
                 incoming = behind.server.data / "images/.incoming"
                 seen.extend(file.stat().st_size for file in incoming.iterdir())
         yield end
 
-    headers["Content-Length"] = str(len(body) + 40 * len(piece))
+    headers["Content-Length"] = str(len(body) + 200 * len(piece))
     made = site.request("POST", "/upload-image", large(), headers)
-    assert (made.status, made.json["bytes"]) == (201, len(first) + 40 * len(piece))
+    assert (made.status, made.json["bytes"]) == (201, len(first) + 200 * len(piece))
     assert seen
     assert seen[0] > 10 << 20, "nginx kept it"
-    headers["Content-Length"] = str(67 << 20)
+    headers["Content-Length"] = str(259 << 20)
     assert site.request("POST", "/upload-image", None, headers).status == 413
 
 
