@@ -84,7 +84,17 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
 if TYPE_CHECKING:
@@ -1149,12 +1159,20 @@ MIME_TYPES = {
 }  # fmt: skip
 
 
+class Seekable(Protocol):
+    """What `probe` asks of a file."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+
+    def read(self, count: int, /) -> bytes: ...
+
+
 class _Span:
     """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
     __slots__ = ("_file", "_purse", "_start", "size")
 
-    def __init__(self, file: BinaryIO, start: int, size: int, purse: list[int]) -> None:
+    def __init__(self, file: Seekable, start: int, size: int, purse: list[int]) -> None:
         self._file, self._start, self.size = file, start, size
         self._purse = purse  # a list of one number, which all spans of a file share
 
@@ -2155,7 +2173,7 @@ def _identify(head: bytes) -> tuple[str, _FactParser | None] | None:
     return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
 
 
-def probe(file: BinaryIO) -> Facts | None:
+def probe(file: Seekable) -> Facts | None:
     """What a seekable file is and says of itself; `None` if it is no image, video or audio.
 
     Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
@@ -3228,6 +3246,11 @@ def migrated(index: Index) -> Index:
 
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
+SPOOL_BYTES = 256 << 10  # of an upload written at once
+SPARE_SPOOLS = 8  # buffers of that size that are kept for the next uploads
+DIRECT_BYTES = 64 << 10  # what is shorter is written through the page cache
+BLOCK_BYTES = 4096  # direct writes begin and end at multiples of it, in memory and in the file
+HEAD_BYTES = 64 << 10  # of an upload, kept in memory until its facts are known
 MAX_NAME_BYTES = 255  # what file systems allow
 MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
 WINDOWS_RESERVED = r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
@@ -3246,12 +3269,9 @@ class Incoming:
     size: int = 0
     sha256: str = ""
     md5: str = ""  # where it was asked for
+    facts: Facts | None = None
     filename: str = ""  # as the client named it
     kept: str | None = None
-
-    @functools.cached_property
-    def facts(self) -> Facts | None:
-        return probe(self.file)
 
     def discard(self, undo: bool = True) -> None:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
@@ -3264,10 +3284,11 @@ class Incoming:
 class Folder:
     """One root on disk; names are relative paths with `/`."""
 
-    def __init__(self, name: str, path: Path, make: bool) -> None:
+    def __init__(self, name: str, path: Path, make: bool, spools: Spools) -> None:
         self.name = name
         self.path = str(path)
         self.make = make  # the owner's folder is never made anew once it is gone
+        self.spools = spools
 
     def locate(self, name: str) -> str:
         """The path of a name; ValueError for one that would leave the folder."""
@@ -3292,20 +3313,23 @@ class Folder:
             for leftover, _ in left:
                 os.unlink(leftover)
 
-    def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
+    def receive(self, chunks: Iterable[memoryview], limit: int, md5: bool = False) -> Incoming:
         """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
         path = self._new_incoming()
         incoming = Incoming(path, io.FileIO(path, "x+b"))
         hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(incoming.discard)
-            for chunk in chunks:
-                incoming.size += len(chunk)
+            head = b""
+            for block in self.spools.collect(chunks):
+                incoming.size += len(block)
                 if incoming.size > limit:
                     raise TooLarge(f"The file is larger than {limit} bytes.")
                 for digest in hashes:
-                    digest.update(chunk)
-                write_all(incoming.file, chunk)
+                    digest.update(block)
+                write_block(incoming.file, block)
+                head = head or bytes(block[:HEAD_BYTES])
+            incoming.facts = probe(Peeked(head, incoming.file))
             cleanup.pop_all()
         incoming.sha256, *rest = (digest.hexdigest() for digest in hashes)
         incoming.md5 = "".join(rest)
@@ -3424,6 +3448,8 @@ class Folder:
     def is_missing(self) -> bool:
         """Whether nothing at all is there, as where a disk is not mounted."""
         try:
+            if os.path.isdir(f"{self.path}/{INCOMING}"):
+                return False
             with os.scandir(self.path) as entries:
                 return next(entries, None) is None
         except OSError:
@@ -3462,10 +3488,82 @@ class Folder:
                 continue
 
 
-def write_all(file: io.FileIO, data: Buffer) -> None:
-    written = file.write(data)
-    while written < len(data):
-        written += file.write(memoryview(data)[written:])
+O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
+
+
+class Spools:
+    """Buffers in which pieces become large blocks; each begins at a page, as O_DIRECT asks."""
+
+    def __init__(self) -> None:
+        self._spare: deque[memoryview] = deque(maxlen=SPARE_SPOOLS)
+
+    def collect(self, pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+        """The same bytes in blocks of SPOOL_BYTES, each good until the next is asked for."""
+        buffer = self._take()
+        filled = 0
+        for piece in pieces:
+            used = 0
+            while used < len(piece):
+                count = min(len(piece) - used, SPOOL_BYTES - filled)
+                buffer[filled : filled + count] = piece[used : used + count]
+                filled, used = filled + count, used + count
+                if filled == SPOOL_BYTES:
+                    yield buffer
+                    filled = 0
+        if filled:
+            yield buffer[:filled]
+        self._spare.append(buffer)
+
+    def _take(self) -> memoryview:
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return memoryview(mmap.mmap(-1, SPOOL_BYTES, mmap.MAP_PRIVATE))
+
+
+def write_block(file: io.FileIO, block: memoryview) -> None:
+    """Write a block, of which only the file's last may have any length."""
+    whole = len(block) - len(block) % BLOCK_BYTES
+    written = write_direct(file, block[:whole]) if whole >= DIRECT_BYTES else 0
+    while written < len(block):
+        written += file.write(block[written:])
+
+
+def write_direct(file: io.FileIO, block: memoryview) -> int:
+    """Write past the page cache (open(2), O_DIRECT); 0 bytes where the file system cannot.
+
+    The disk must have them anyway before the upload is answered, copies would push out what is
+    read often, and finding pages for them costs more than all else: for 9.5 MB, 3 ms of CPU
+    instead of 1, and 28 in a virtual machine that gives free memory back.
+    """
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, O_DIRECT)
+        return file.write(block)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return 0
+    finally:
+        fcntl.fcntl(file, fcntl.F_SETFL, 0)
+
+
+class Peeked:
+    """A file for `probe` whose first bytes are in memory already."""
+
+    def __init__(self, head: bytes, file: io.FileIO) -> None:
+        self._head, self._file = head, file
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = os.fstat(self._file.fileno()).st_size if whence == io.SEEK_END else 0
+        self._position = start + offset
+        return self._position
+
+    def read(self, count: int) -> bytes:
+        start, self._position = self._position, self._position + count
+        if self._position <= len(self._head):
+            return self._head[start : self._position]
+        return os.pread(self._file.fileno(), count, start)
 
 
 def try_link(source: str, target: str) -> bool:
@@ -4646,7 +4744,10 @@ class MultipartParser:
     def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
         """Return where content ends for certain, and the delimiter's end that ends it, if any."""
         # The whole delimiter is searched for: its first four bytes alone take four times as long.
-        start = data.find(self._delimiter, position)
+        # Backwards Python skips further, which tells four times as fast that there is none.
+        start = -1
+        if data.rfind(self._delimiter, position) >= 0:
+            start = data.find(self._delimiter, position)
         while start >= 0:
             after = start + len(self._delimiter)
             match = _DELIMITER_END.match(data, after)
@@ -6160,10 +6261,11 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        self.library = Folder("library", settings.storage_dir, make=False)
-        self.images = Folder("images", settings.upload_dir, make=True)
-        self.users = Folder("users", settings.database_dir / "users", make=True)
-        self.entities = Folder("entities", settings.media_storage_dir, make=True)
+        spools = Spools()
+        self.library = Folder("library", settings.storage_dir, False, spools)
+        self.images = Folder("images", settings.upload_dir, True, spools)
+        self.users = Folder("users", settings.database_dir / "users", True, spools)
+        self.entities = Folder("entities", settings.media_storage_dir, True, spools)
         folders = (self.library, self.images, self.users, self.entities)
         self.folders = {folder.name: folder for folder in folders}
         if index.get_meta("decoders") != thumbnails.description:
