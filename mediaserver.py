@@ -5972,6 +5972,7 @@ def run_workers(
     ready: Callable[[], None],
     watchdog: Watchdog,
     lock: io.FileIO,
+    listener: socket.socket,
 ) -> None:
     """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
 
@@ -5986,6 +5987,7 @@ def run_workers(
         nonlocal stopping
         stopping = True
         notify("STOPPING=1")
+        listener.close()  # or connections would go on waiting in its backlog
         for process in workers:
             os.kill(process, signal.SIGTERM)
 
@@ -8700,7 +8702,7 @@ def serve(settings: Settings) -> None:
     watchdog = Watchdog(settings.workers)
     run = functools.partial(run_server, settings, listener, thumbnails, SharedProgress(), watchdog)
     if settings.workers > 1:
-        run_workers(settings.workers, run, ready, watchdog, lock)
+        run_workers(settings.workers, run, ready, watchdog, lock, listener)
     else:
         run(ready=ready)
     lock.close()

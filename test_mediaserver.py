@@ -250,6 +250,10 @@ def form(
     return body + b"--frontier--\r\n", "multipart/form-data; boundary=frontier"
 
 
+# TEST_WORKERS=2 pytest: the same tests, with two processes behind every port.
+WORKERS = ["--workers", os.environ["TEST_WORKERS"]] if "TEST_WORKERS" in os.environ else []
+
+
 class Server:
     """A running mediaserver; stopping it checks that it ends as it should."""
 
@@ -261,7 +265,16 @@ class Server:
         self.log_file = home / f"{unique().decode()}.log"
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, PROGRAM, "--storage_dir", storage, "--port", "0", *options],
+                [
+                    sys.executable,
+                    PROGRAM,
+                    "--storage_dir",
+                    storage,
+                    "--port",
+                    "0",
+                    *WORKERS,
+                    *options,
+                ],
                 env={**BARE_ENVIRONMENT, **SECRETS, **environment},
                 cwd=home,
                 stdin=subprocess.DEVNULL,
@@ -4150,7 +4163,8 @@ def test_a_full_disk_is_507_and_leaves_nothing(start, tmp_path):
     if not hasattr(resource, "prlimit"):
         pytest.skip("needs prlimit")
     before = files_below(running.storage)
-    resource.prlimit(running.process.pid, limit, (4_000_000, 4_000_000))
+    for process in (running.process.pid, *worker_ids(running)):
+        resource.prlimit(process, limit, (4_000_000, 4_000_000))
     for method, path in (("POST", "/upload"), ("PUT", "/image/a.png"), ("POST", "/upload-image")):
         assert running.send_file(method, path, png_of(5_000_000)).status == 507
     assert files_below(running.storage) == before
