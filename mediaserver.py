@@ -5102,6 +5102,8 @@ SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads 
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
+MAX_LEAD = 1  # connections that a worker may have more than another before it leaves one to that
+MAX_LEFT = 50  # turns of its loop, a millisecond at most; then it takes the connection itself
 MAX_THREADS = 128  # requests worked on at once
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_CONNECTIONS = 8192  # or fewer, by the limit of open files
@@ -5530,7 +5532,7 @@ class Server(ThreadingHTTPServer):
 
     `application(head, body, peer)` answers a request in a thread and raises nothing but what
     `Body` raises; `inline(head)` may answer a cheap one in the selector's thread, without
-    blocking.
+    blocking. `loads`, which all workers share, tells how many connections each of them has.
     """
 
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
@@ -5538,8 +5540,11 @@ class Server(ThreadingHTTPServer):
     inline: Callable[[RequestHead], Response | None]
     on_error: Callable[[HTTPError], Response]
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, loads: memoryview, number: int) -> None:
         self.buffers = Buffers()
+        self._loads = loads
+        self._number = number  # of this worker
+        self._left = 0
         self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
         self._pool = Pool(MAX_THREADS)
@@ -5572,6 +5577,7 @@ class Server(ThreadingHTTPServer):
             for key, _ in self._selector.select(self._patience(poll_interval)):
                 self._turn(key.data)
             self._pool.relieve()
+            self._loads[self._number] = len(self._waiting) + self._in_flight
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
                 self.turned_at = now
@@ -5639,6 +5645,8 @@ class Server(ThreadingHTTPServer):
 
     def _accept(self) -> None:
         for _ in range(64):  # then the others have their turn
+            if self._leaves_it():
+                return
             try:
                 sock, address = self.socket.accept()
             except BlockingIOError:
@@ -5650,6 +5658,18 @@ class Server(ThreadingHTTPServer):
             if len(self._waiting) + self._in_flight >= self._most_connections:
                 self._make_room()
             self.process_request(sock, address)
+
+    def _leaves_it(self) -> bool:
+        """Whether a worker with fewer connections is given the time to take the next one.
+
+        Without this, the one that wakes first takes all that come together.
+        """
+        load = self._loads[self._number] = len(self._waiting) + self._in_flight
+        ahead = load > min(self._loads) + MAX_LEAD
+        self._left = self._left + 1 if ahead and self._left < MAX_LEFT else 0
+        if self._left:
+            os.sched_yield()
+        return self._left > 0
 
     def _make_room(self) -> None:
         """Close the connection that has idled longest."""
@@ -8700,7 +8720,10 @@ def serve(settings: Settings) -> None:
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     watchdog = Watchdog(settings.workers)
-    run = functools.partial(run_server, settings, listener, thumbnails, SharedProgress(), watchdog)
+    loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
+    run = functools.partial(
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
+    )
     if settings.workers > 1:
         run_workers(settings.workers, run, ready, watchdog, lock, listener)
     else:
@@ -8719,12 +8742,12 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, number: int = 0,
+    progress: SharedProgress, watchdog: Watchdog, loads: memoryview, number: int = 0,
     lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans."""
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
-    server = Server(listener)
+    server = Server(listener, loads, number)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline

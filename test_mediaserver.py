@@ -39,6 +39,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -3390,6 +3391,27 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(start):
     running.kill()
     wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in last), "the end")
     assert start().get("/health").status == 200
+
+
+def test_workers_share_the_connections_that_come_together(start):
+    running = start("--workers", "2")
+
+    def count_sockets(process: int) -> int:
+        return sum(
+            os.readlink(item).startswith("socket:")
+            for item in Path(f"/proc/{process}/fd").iterdir()
+        )
+
+    workers = wait_until(lambda: len(found := worker_ids(running)) == 2 and found, "two workers")
+    wait_until(lambda: running.get("/health").status == 200)
+    before = [count_sockets(process) for process in workers]
+    with ExitStack() as stack:
+        for _ in range(40):
+            raw = stack.enter_context(Raw(running))
+            raw.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert raw.answer().status == 200
+        held = [count_sockets(process) - old for process, old in zip(workers, before, strict=True)]
+    assert min(held) >= 10, held
 
 
 # -- What a crash, a stop or a large file does
