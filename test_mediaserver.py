@@ -3279,7 +3279,8 @@ def bare_server(monkeypatch):
     for name, value in {**limits, "FAREWELL_SECONDS": 0.1, "LINGER_SECONDS": 0.2}.items():
         monkeypatch.setattr(ms, name, value)
     going_on = threading.Event()
-    bare = ms.Server(ms.open_listener("127.0.0.1", 0))
+    loads = memoryview(bytearray(4)).cast("i")
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0)
     bare.port = bare.server_port
 
     def answer(head, body, peer):
