@@ -38,9 +38,10 @@ import tracemalloc
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
@@ -3514,12 +3515,12 @@ def test_a_lost_index_is_rebuilt_from_disk(start):
     assert again.get("/media").json["count"] == 1
 
 
-def peak_memory(pid: int) -> int:
-    """The most bytes a process has had in memory (proc(5), VmHWM)."""
+def peak_memory(pid: int, name: str = "VmHWM") -> int:
+    """The most bytes a process has had in memory, or with VmRSS has now (proc(5))."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         pytest.skip("needs /proc")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return int(re.search(name + r":\s+(\d+) kB", status.read_text())[1]) * 1024
 
 
 def test_memory_does_not_grow_with_the_size_of_a_file(start):
@@ -6770,37 +6771,46 @@ async def app(scope, receive, send):
 '''
 
 
-def answers_per_second(port: int, request: bytes, seconds: float, connections: int = 8) -> float:
-    """How often a request is answered well on kept connections (new ones where none is kept)."""
-    end = time.monotonic() + seconds
+def fetch(sock: socket.socket, request: bytes) -> bool:
+    """One request that is answered well; whether the connection is still there afterwards."""
+    sock.sendall(request)
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += sock.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert head[9:12] in {b"200", b"201", b"206", b"304"}, head
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    left = int(length[1]) - len(body) if length else 0
+    while left > 0:
+        left -= len(sock.recv(65536))
+    return head.startswith(b"HTTP/1.1") and b"connection: close" not in head.lower()
 
-    def fetch(sock: socket.socket) -> bool:
-        """One request; whether the connection is still there afterwards."""
-        sock.sendall(request)
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += sock.recv(65536)
-        head, _, body = data.partition(b"\r\n\r\n")
-        assert head[9:12] in {b"200", b"201", b"206", b"304"}, head
-        length = re.search(rb"(?i)content-length: (\d+)", head)
-        left = int(length[1]) - len(body) if length else 0
-        while left > 0:
-            left -= len(sock.recv(65536))
-        return head.startswith(b"HTTP/1.1") and b"connection: close" not in head.lower()
 
-    def work(_: int) -> int:
-        count, sock = 0, None
-        while time.monotonic() < end:
-            sock = sock or socket.create_connection(("127.0.0.1", port), DEADLINE)
-            count += 1
-            if not fetch(sock):
-                sock.close()
-                sock = None
-        if sock:
+def fetch_until(end: float, port: int, request: bytes) -> list[float]:
+    """Seconds that each answer took, one after the other, on a kept connection if one is kept."""
+    times, sock = list[float](), None
+    while (begun := time.monotonic()) < end:
+        sock = sock or socket.create_connection(("127.0.0.1", port), DEADLINE)
+        if not fetch(sock, request):
             sock.close()
-        return count
+            sock = None
+        times.append(time.monotonic() - begun)
+    if sock:
+        sock.close()
+    return times
 
-    return sum(together(connections, work)) / seconds
+
+def load(port: int, request: bytes, seconds: float, connections: int = 8) -> list[float]:
+    """Seconds that each answer took, asked for by a process for each connection."""
+    end = time.monotonic() + seconds + 0.1  # until all have begun
+    with ProcessPoolExecutor(connections, get_context("fork")) as pool:
+        asked = [pool.submit(fetch_until, end, port, request) for _ in range(connections)]
+        return [each for one in asked for each in one.result()]
+
+
+def answers_per_second(port: int, request: bytes, seconds: float, connections: int = 8) -> float:
+    times = load(port, request, seconds, connections)
+    return connections / statistics.mean(times)
 
 
 @pytest.mark.bench
@@ -6855,3 +6865,70 @@ def test_small_answers_come_faster_than_those_of_http_server_and_uvicorn(start):
             process.terminate()
             process.wait(DEADLINE)
     assert ratios["GET 8 KB", "http.server"] > 1
+
+
+def in_turn(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """Medians of measures that take turns, so that all meet the same neighbours."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+@pytest.mark.bench
+def test_two_workers_answer_more_than_one(start, tmp_path):
+    servers = {
+        number: start("--workers", str(number), storage=str(tmp_path / f"{number}"))
+        for number in (1, 2)
+    }
+    for running in servers.values():
+        for number in range(100):
+            Entities(running).collection(label=f"{number}")
+    request = get_line("/entity/?page_size=100")
+    rate = in_turn(5, {
+        f"{number}": functools.partial(answers_per_second, running.port, request, 1)
+        for number, running in servers.items()
+    })  # fmt: skip
+    print(f"\nlists of 100: {rate['1']:.0f}/s, with two workers x {rate['2'] / rate['1']:.2f}")
+
+
+@pytest.mark.bench
+def test_a_scan_leaves_others_their_speed(start, tmp_path):
+    """What one process beside it costs, which does nothing but compute, is measured as well."""
+    need("PIL")
+    running = start()
+    request = get_line(f"/media/{running.upload(png_of(8192)).json['filename']}")
+    measure = functools.partial(answers_per_second, running.port, request, 1)
+    quiet = in_turn(3, {"": measure})[""]
+    with subprocess.Popen(["nice", "sh", "-c", "while :; do :; done"]) as spinning:
+        beside = in_turn(3, {"": measure})[""]
+        spinning.kill()
+    content = jpeg(4000, 3000)
+    fill(running.storage, {f"{number}.jpg": content + bytes([number]) for number in range(256)})
+    running.process.send_signal(signal.SIGHUP)
+    folder = running.storage / ".thumbnails"
+    wait_until(lambda: folder.exists() and len(list(folder.iterdir())) > 5, "thumbnails")
+    rates = [measure() for _ in range(3)]
+    assert len(list(folder.iterdir())) < 256, "the scan was over too early"
+    scanning = statistics.median(rates)
+    print(f"\nGETs during a scan: {scanning / quiet:.2f} of the rate without")
+    print(f"beside any other niced process: {beside / quiet:.2f}")
+
+
+@pytest.mark.bench
+def test_a_thousand_idle_connections_cost_others_nothing(start):
+    running = start()
+    request = get_line(f"/media/{running.upload(png_of(8192)).json['filename']}")
+
+    def p99() -> float:
+        return statistics.quantiles(load(running.port, request, 1), n=100)[98]
+
+    before = in_turn(5, {"": p99})[""]
+    memory = peak_memory(running.process.pid, "VmRSS")
+    with ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+        after = in_turn(5, {"": p99})[""]
+        grown = peak_memory(running.process.pid, "VmRSS") - memory
+    print(f"\np99 with 1,000 idle connections: x {after / before:.2f}, {grown >> 10} KiB more")
