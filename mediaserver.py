@@ -5103,7 +5103,8 @@ FAIR_SENDS = 4  # in the selector's thread for one connection before the others 
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
 MAX_LEAD = 1  # connections that a worker may have more than another before it leaves one to that
-MAX_LEFT = 50  # turns of its loop, a millisecond at most; then it takes the connection itself
+LEAVE_SECONDS = 0.0001  # that it waits for the other
+MAX_LEFT = 20  # times; then it takes the connection itself
 MAX_THREADS = 128  # requests worked on at once
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_CONNECTIONS = 8192  # or fewer, by the limit of open files
@@ -5668,7 +5669,7 @@ class Server(ThreadingHTTPServer):
         ahead = load > min(self._loads) + MAX_LEAD
         self._left = self._left + 1 if ahead and self._left < MAX_LEFT else 0
         if self._left:
-            os.sched_yield()
+            time.sleep(LEAVE_SECONDS)
         return self._left > 0
 
     def _make_room(self) -> None:
