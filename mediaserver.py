@@ -4301,14 +4301,16 @@ class Scanner:
 
     def _make_thumbnails(self) -> bool:
         """Try a batch of those that were not tried; whether there was any."""
-        from concurrent.futures import ThreadPoolExecutor  # as in _add
-
         kinds = [kind for kind in ("image", "video") if self._thumbnails.can_make(kind, "")]
         found = self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH)
+        if not found:
+            return False
+        from concurrent.futures import ThreadPoolExecutor  # as in _add
+
         with ThreadPoolExecutor(self._thumbnails.processes) as pool:
             for _ in pool.map(self._try_thumbnail, found):
                 pass
-        return bool(found) and self._thumbnails.available
+        return self._thumbnails.available
 
     def _try_thumbnail(self, found: Located) -> None:
         if not self._stopping:
