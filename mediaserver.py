@@ -78,7 +78,6 @@ import uuid
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -92,7 +91,6 @@ from typing import (
     NamedTuple,
     Protocol,
     TypeVar,
-    cast,
     overload,
 )
 from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
@@ -110,10 +108,10 @@ __version__ = "1.0.0"
 # ======================================================================================
 # 1. Settings
 # ======================================================================================
-# One frozen dataclass is the table of all settings: its fields say type, default and help,
-# and `--help` and the README's table are made from them. A value comes from the command
-# line, else the environment, else `.env`, else the default. Whatever does not parse stops
-# the start with the setting's name. Secrets that nobody gave are made once and kept.
+# One class is the table of all settings: its fields say type, default and help, and `--help`
+# and the README's table are made from them. A value comes from the command line, else the
+# environment, else `.env`, else the default. Whatever does not parse stops the start with
+# the setting's name. Secrets that nobody gave are made once and kept.
 
 
 class SettingError(Exception):
@@ -214,10 +212,10 @@ def parse_origins(text: str) -> tuple[str, ...]:
     return origins
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """How one field of `Settings` is given and shown."""
 
+    default: Any
     help: str
     parse: Callable[[str], Any] = str
     shown: str = ""  # the default as the documentation shows it, where that is not the value
@@ -227,7 +225,7 @@ class Setting:
 
 
 def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **how: Any) -> Any:
-    return field(default=default, metadata={"setting": Setting(help, parse, **how)})
+    return Setting(default, help, parse, **how)
 
 
 def number(default: int, high: int, help: str, low: int = 1, **how: Any) -> Any:
@@ -251,10 +249,10 @@ SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """Everything that can be set, checked and with all defaults in place."""
 
+    # The right sides are no values: they describe the fields, and `load_settings` fills in all.
     storage_dir: Path = folder("the folder to scan, serve and store in", "required")
     port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
@@ -312,8 +310,8 @@ class Settings:
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
         """Name, default and description of each setting, in the order of the documentation."""
-        for item in fields(cls):
-            yield item.name, item.default, item.metadata["setting"]
+        for name, how in cls._field_defaults.items():
+            yield name, how.default, how
 
     @property
     def secrets_file(self) -> Path:
@@ -407,7 +405,8 @@ def load_settings(
     values.setdefault("upload_dir", data / "images")
     values.setdefault("media_storage_dir", data / "entities")
     check_folders(values)
-    return Settings(**values)
+    defaults = {name: default for name, default, _ in Settings.table()}
+    return Settings(**{**defaults, **values})
 
 
 def check_folders(values: Mapping[str, Any]) -> None:
@@ -439,7 +438,7 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     if made.items() - kept.items():
         write_secrets(settings.secrets_file, {**kept, **made})
     values: dict[str, Any] = {name.lower(): value for name, value in made.items()}
-    return replace(settings, **values), missing
+    return settings._replace(**values), missing
 
 
 def write_secrets(path: Path, values: Mapping[str, str]) -> None:
@@ -470,8 +469,7 @@ class HTTPError(Exception):
         self.headers = dict(headers or {})
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing that is wrong with one field; `type` is pydantic's word for it."""
 
     where: str  # "query", "path" or "body"
@@ -696,17 +694,23 @@ _PEM_PUBLIC_KEY = r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END P
 Jacobian = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
 class PublicKey:
     """A point of P-256 other than infinity; `ValueError` when it is not on the curve."""
 
-    x: int
-    y: int
+    __slots__ = ("x", "y")
 
-    def __post_init__(self) -> None:
-        on_curve = (self.y * self.y - self.x**3 + 3 * self.x - _B) % _P == 0
-        if not (0 <= self.x < _P and 0 <= self.y < _P and on_curve):
+    def __init__(self, x: int, y: int) -> None:
+        on_curve = (y * y - x**3 + 3 * x - _B) % _P == 0
+        if not (0 <= x < _P and 0 <= y < _P and on_curve):
             raise ValueError("the public key is not a point of P-256")
+        self.x = x
+        self.y = y
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PublicKey) and (self.x, self.y) == (other.x, other.y)
+
+    def __hash__(self) -> int:
+        return hash((self.x, self.y))
 
 
 _G = PublicKey(
@@ -918,8 +922,7 @@ def verify_jwt(
 # --- Principals and what they may do
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(NamedTuple):
     """Who makes a request."""
 
     kind: str  # anonymous, uploader, token, owner or demo
@@ -972,20 +975,22 @@ def require(access: Access, principal: Principal, read_auth_enabled: bool) -> No
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
-@dataclass(frozen=True, slots=True)
 class Keys:
     """What credentials are checked with; a blank secret would accept forgeries and is refused."""
 
-    auth_disabled: bool
-    auth_token: str = field(repr=False)
-    jwt_key: str = field(repr=False)
-    public_key: PublicKey | None
-    upload_secret: str = field(repr=False)
-    upload_lifetime: int
-
-    def __post_init__(self) -> None:
-        if not all(s.strip() for s in (self.auth_token, self.jwt_key, self.upload_secret)):
+    # Not a tuple: its repr would show the secrets.
+    def __init__(
+        self, auth_disabled: bool, auth_token: str, jwt_key: str, public_key: PublicKey | None,
+        upload_secret: str, upload_lifetime: int,
+    ) -> None:  # fmt: skip
+        if not all(secret.strip() for secret in (auth_token, jwt_key, upload_secret)):
             raise ValueError("a secret is blank")
+        self.auth_disabled = auth_disabled
+        self.auth_token = auth_token
+        self.jwt_key = jwt_key
+        self.public_key = public_key
+        self.upload_secret = upload_secret
+        self.upload_lifetime = upload_lifetime
 
 
 class TokenCache:
@@ -1116,17 +1121,18 @@ LATEST_TIME = 253370764800  # the year 9999, where calendars end
 _BROKEN = (ArithmeticError, EOFError, LookupError, ValueError, struct.error, zlib.error)
 
 
-@dataclass(frozen=True, slots=True)
-class MediaType:
+class MediaType(NamedTuple):
     kind: str  # "image", "video" or "audio"
     mime_type: str
     extension: str  # without the dot; "jpg" for JPEG
 
 
-@dataclass(frozen=True, slots=True)
-class Facts(MediaType):
+class Facts(NamedTuple):
     """What is known of a media file; `None` where the file does not say."""
 
+    kind: str  # this and the next two as in MediaType
+    mime_type: str
+    extension: str
     width: int | None = None  # pixels as stored, before any rotation
     height: int | None = None
     orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
@@ -2035,8 +2041,7 @@ def _flac(flac: _Span, draft: _Draft) -> None:
     draft.note(duration=(bits & (1 << 36) - 1) / (bits >> 44))
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(NamedTuple):
     """A frame of MPEG audio."""
 
     extension: str
@@ -2369,14 +2374,8 @@ MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
 
-FACT_COLUMNS = (
-    "kind", "mime_type", "extension", "width", "height", "orientation", "duration",
-    "created", "created_source", "make", "model", "latitude", "longitude", "altitude",
-)  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True)
-class Asset:
+class Asset(NamedTuple):
     """What is true of a content; `facts` is None where it is no image, video or audio."""
 
     sha256: str
@@ -2388,7 +2387,7 @@ class Asset:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Asset:
         """From the columns of ASSET_COLUMNS."""
-        facts = Facts(**dict(zip(FACT_COLUMNS, row[4:], strict=True))) if row[4] else None
+        facts = Facts(*row[4:]) if row[4] else None
         return cls(row[0], row[1], facts, row[2], row[3])
 
     @property
@@ -2396,8 +2395,7 @@ class Asset:
         return self.facts.mime_type if self.facts else "application/octet-stream"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file as it was when it was read; `path` is below the folder `root`, in Python's form."""
 
     root: str
@@ -2418,17 +2416,16 @@ class File:
         return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
 
 
-ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *FACT_COLUMNS)
+ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *Facts._fields)
 ASSET_COLUMNS = ", ".join(f"asset.{name}" for name in ASSET_NAMES)
-FILE_COLUMNS = ", ".join(f"file.{item.name}" for item in fields(File))
-FILE_WIDTH = len(fields(File))
+FILE_COLUMNS = ", ".join(f"file.{name}" for name in File._fields)
+FILE_WIDTH = len(File._fields)
 SELECT_LOCATED = f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
 IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
     AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
 
 
-@dataclass(frozen=True, slots=True)
-class Entity:
+class Entity(NamedTuple):
     """One version of an entity; what has the id 0 is in no index yet."""
 
     id: int = 0
@@ -2442,7 +2439,7 @@ class Entity:
     added: float = 0.0
     updated: float = 0.0
     path: str | None = None
-    asset: Asset | None = field(default=None, compare=False)  # `path` is compared
+    asset: Asset | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Entity:
@@ -2452,8 +2449,12 @@ class Entity:
         flags = {name: bool(values[name]) for name in ("is_collection", "is_deleted")}
         return cls(**{**values, **flags}, asset=asset)
 
+    def is_same(self, other: Entity) -> bool:
+        """Whether two versions say the same; `path` stands for the asset."""
+        return self._replace(asset=None) == other._replace(asset=None)
 
-ENTITY_COLUMNS = tuple(item.name for item in fields(Entity))[:-1]
+
+ENTITY_COLUMNS = Entity._fields[:-1]
 ENTITY_WIDTH = len(ENTITY_COLUMNS)
 ENTITY_STORED = (*ENTITY_COLUMNS, "sha256", "kind", "mime_type", "extension", "search")
 
@@ -2465,15 +2466,17 @@ class Subject:
         self._index = index
 
 
-@dataclass(slots=True, eq=False)
 class Change:
     """A write that waits for its commit."""
 
-    apply: Callable[[Database], Any]
-    durable: bool
-    done: bool = False
-    result: Any = None
-    error: BaseException | None = None
+    __slots__ = ("apply", "done", "durable", "error", "result")
+
+    def __init__(self, apply: Callable[[Database], Any], durable: bool) -> None:
+        self.apply = apply
+        self.durable = durable
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
 
 
 class Index:
@@ -2601,7 +2604,7 @@ class Assets(Subject):
     """Contents and what is known of them."""
 
     def put(self, db: Database, asset: Asset) -> None:
-        facts = [getattr(asset.facts, name, None) for name in FACT_COLUMNS]
+        facts = [getattr(asset.facts, name, None) for name in Facts._fields]
         row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
         db.execute(
             f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(row)})"
@@ -2752,8 +2755,7 @@ class Files(Subject):
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """An account."""
 
     id: int
@@ -2762,12 +2764,15 @@ class User:
     phone_number: str | None
     first_name: str
     last_name: str
-    password: str = field(repr=False)  # its hash
+    password: str  # its hash
     permissions: str  # words
     is_active: bool
 
+    def __repr__(self) -> str:
+        return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
 
-USER_COLUMNS = ", ".join(f"user.{item.name}" for item in fields(User))
+
+USER_COLUMNS = ", ".join(f"user.{name}" for name in User._fields)
 
 
 class Users(Subject):
@@ -2834,8 +2839,7 @@ class Users(Subject):
         db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshToken:
+class RefreshToken(NamedTuple):
     """What the index knows a refresh token by."""
 
     session: str
@@ -2956,8 +2960,7 @@ class Failures(Subject):
         return hashlib.sha256(_utf8(key)).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Collection:
+class Collection(NamedTuple):
     """A user's collection of media records."""
 
     id: str
@@ -2968,8 +2971,7 @@ class Collection:
     updated_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class MediaRecord:
+class MediaRecord(NamedTuple):
     """A user's record of a picture, film or sound, with its file or without."""
 
     id: str
@@ -2997,8 +2999,7 @@ def folded(*texts: str | None) -> str:
 Thing = TypeVar("Thing", bound="Collection | MediaRecord")
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which of a user's things are asked for; the columns' names are the program's own words."""
 
     user_id: int
@@ -3010,15 +3011,12 @@ class Wanted:
 class Owned(Generic[Thing]):
     """Things of users in one table; every method asks whose, so that nobody meets another's."""
 
-    def __init__(
-        self, index: Index, table: str, make: Callable[..., Thing], condition: str = "1"
-    ) -> None:
+    def __init__(self, index: Index, table: str, make: type[Thing], condition: str = "1") -> None:
         self._index = index
         self._table = table
-        self._make: Callable[..., Thing] = make
+        self._make = make
         self._condition = condition  # which of the rows there are for users
-        self._names = [item.name for item in fields(cast(Any, make))]
-        self._select = f"SELECT {', '.join(self._names)}"
+        self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Wanted) -> tuple[str, list[Any]]:
         clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
@@ -3052,9 +3050,8 @@ class Owned(Generic[Thing]):
 
     def put(self, db: Database, thing: Thing) -> None:
         """Add a thing or change the one with its id."""
-        row = [*(getattr(thing, name) for name in self._names), ""]
-        row[-1] = folded(thing.name, thing.description)
-        upsert(db, self._table, (*self._names, "folded"), row)
+        row = [*thing, folded(thing.name, thing.description)]
+        upsert(db, self._table, (*thing._fields, "folded"), row)
 
     def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
@@ -3149,20 +3146,20 @@ class Entities(Subject):
     def put(self, db: Database, entity: Entity, now: float) -> Entity:
         """Write an entity as its next version, unless it is the current one."""
         current = self.get(entity.id, db=db)
-        if current == entity:
+        if current and current.is_same(entity):
             return current
         version, added = entity.version + 1, entity.added if entity.id else now
-        entity = replace(entity, version=version, added=added, updated=now)
-        entity = replace(entity, transaction_id=self._next_transaction(db))
+        entity = entity._replace(version=version, added=added, updated=now)
+        entity = entity._replace(transaction_id=self._next_transaction(db))
         asset, facts = entity.asset, entity.asset and entity.asset.facts
-        row = [entity.id or None, *(getattr(entity, name) for name in ENTITY_COLUMNS[1:])]
+        row: list[Any] = [entity.id or None, *entity[1:ENTITY_WIDTH]]
         row += [getattr(asset, "sha256", None)]
         row += [getattr(facts, name, None) for name in ("kind", "mime_type", "extension")]
         row += [folded(entity.label, entity.description)]
         row[0] = upsert(db, "entity", ENTITY_STORED, row)
         into = f"({', '.join(ENTITY_STORED)}) VALUES ({placeholders(row)})"
         db.execute(f"INSERT INTO entity_version {into}", row)
-        return replace(entity, id=row[0])
+        return entity._replace(id=row[0])
 
     def _next_transaction(self, db: Database) -> int:
         sql = "INSERT INTO meta VALUES ('entity_transaction', 1)"
@@ -3264,18 +3261,18 @@ class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
 
 
-@dataclass(eq=False)
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
-    path: str
-    file: io.FileIO
-    size: int = 0
-    sha256: str = ""
-    md5: str = ""  # where it was asked for
-    facts: Facts | None = None
-    filename: str = ""  # as the client named it
-    kept: str | None = None
+    def __init__(self, path: str, file: io.FileIO) -> None:
+        self.path = path
+        self.file = file
+        self.size = 0
+        self.sha256 = ""
+        self.md5 = ""  # where it was asked for
+        self.facts: Facts | None = None
+        self.filename = ""  # as the client named it
+        self.kept: str | None = None
 
     def discard(self, undo: bool = True) -> None:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
@@ -4122,8 +4119,7 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
     return (known, Asset(sha256, size, facts)) if known.matches(after) else None
 
 
-@dataclass(frozen=True, slots=True)
-class ScanProgress:
+class ScanProgress(NamedTuple):
     """How far the scan is; `finished_at` is the last end of a whole scan in Unix seconds."""
 
     running: bool = False
@@ -4197,13 +4193,13 @@ class Scanner:
                 self.scan()
             except Exception as error:  # one bad scan must not be the last one
                 warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self.progress.set(replace(self.progress.get(), running=False))
+                self.progress.set(self.progress.get()._replace(running=False))
 
     def scan(self) -> None:
         """Bring the index in step with the disk once."""
         if self._stopping:
             return
-        self.progress.set(replace(self.progress.get(), running=True, done=0, total=0))
+        self.progress.set(self.progress.get()._replace(running=True, done=0, total=0))
         for folder in self._folders.values():
             if not folder.is_missing():
                 self._scan_folder(folder)
@@ -4211,7 +4207,7 @@ class Scanner:
                 continue
             else:
                 warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
-        self.progress.set(replace(self.progress.get(), running=False, finished_at=time.time()))
+        self.progress.set(self.progress.get()._replace(running=False, finished_at=time.time()))
 
     def _scan_folder(self, folder: Folder) -> None:
         started = time.time()
@@ -4228,7 +4224,7 @@ class Scanner:
 
     def _advance(self, done: int, total: int) -> None:
         now = self.progress.get()
-        self.progress.set(replace(now, done=now.done + done, total=now.total + total))
+        self.progress.set(now._replace(done=now.done + done, total=now.total + total))
 
     def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
         """New or changed paths, paths that are no more, and the number of unchanged ones."""
@@ -4305,14 +4301,16 @@ class Scanner:
 
     def _make_thumbnails(self) -> bool:
         """Try a batch of those that were not tried; whether there was any."""
-        from concurrent.futures import ThreadPoolExecutor  # as in _add
-
         kinds = [kind for kind in ("image", "video") if self._thumbnails.can_make(kind, "")]
         found = self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH)
+        if not found:
+            return False
+        from concurrent.futures import ThreadPoolExecutor  # as in _add
+
         with ThreadPoolExecutor(self._thumbnails.processes) as pool:
             for _ in pool.map(self._try_thumbnail, found):
                 pass
-        return bool(found) and self._thumbnails.available
+        return self._thumbnails.available
 
     def _try_thumbnail(self, found: Located) -> None:
         if not self._stopping:
@@ -4459,8 +4457,7 @@ class Framing(NamedTuple):
     is_plain: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A request before its body; path and query are still percent-encoded."""
 
     method: str
@@ -4668,8 +4665,7 @@ _DELIMITER_END = re.compile(rb"--|[ \t]{0,%d}\r\n" % MAX_PADDING_BYTES)
 _DELIMITER_END_BEGUN = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A part begins; `filename` is None unless it is a file, "" if none was chosen (RFC 7578)."""
 
     headers: Headers
@@ -4678,14 +4674,12 @@ class Part:
     content_type: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(NamedTuple):
     """Some content of the part, a view that is good until the parser is fed again."""
 
     data: memoryview
 
 
-@dataclass(frozen=True, slots=True)
 class PartEnd:
     """The part is complete."""
 
@@ -4819,8 +4813,7 @@ _EXTENDED_VALUE = r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.
 _WINDOWS_FOLDER = re.compile(r"\A[A-Za-z]:\\(?:.*\\)?", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class ContentDisposition:
+class ContentDisposition(NamedTuple):
     """What Content-Disposition says of a part or a file."""
 
     type: str
@@ -5129,17 +5122,21 @@ class BodyPending(Exception):
         self.length = length
 
 
-@dataclass(slots=True)
 class FileSlice:
     """`count` bytes of an open file from `offset`, sent without passing through Python.
 
     What goes `before` them shares their first packet (send(2), MSG_MORE).
     """
 
-    file: io.FileIO
-    offset: int
-    count: int
-    before: bytes | memoryview = b""
+    __slots__ = ("before", "count", "file", "offset")
+
+    def __init__(
+        self, file: io.FileIO, offset: int, count: int, before: bytes | memoryview = b""
+    ) -> None:
+        self.file = file
+        self.offset = offset
+        self.count = count
+        self.before = before
 
 
 Segment = bytes | memoryview | FileSlice
@@ -6094,8 +6091,7 @@ CONVERTERS: Mapping[str, Callable[[str], bool]] = {
 # -- Declarations ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
     name: str
@@ -6115,8 +6111,7 @@ class Field:
     help: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(NamedTuple):
     """The file of a multipart form, and what of it is checked before it is received whole."""
 
     folder: str  # of App.folders, where it arrives
@@ -6127,8 +6122,7 @@ class Upload:
     check_name: Callable[[str], object] | None = None  # raises HTTPError
 
 
-@dataclass(frozen=True, slots=True)
-class BodySpec:
+class BodySpec(NamedTuple):
     """What a body may be and carry."""
 
     kinds: tuple[str, ...]  # of "json", "form", "multipart"
@@ -6137,8 +6131,7 @@ class BodySpec:
     wrapper: str = ""  # the member of a JSON object that may hold the fields
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One method on one path, as CONTRACT.md's tables have it."""
 
     method: str
@@ -6250,7 +6243,7 @@ class Listing:
                 self._made.pop(next(iter(self._made)))
             self._made[(key, zipped)] = made
             content = made[1]
-        return replace(content, source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
+        return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
 def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
@@ -6282,8 +6275,7 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
         yield text
 
 
-@dataclass(frozen=True, slots=True)
-class HotFile:
+class HotFile(NamedTuple):
     """A public file that was asked for, good as long as `path` has this size and mtime.
 
     The bytes of a small one are in `content`, and the usual answer with them in `whole`.
@@ -6500,7 +6492,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
         return check_text(item, parse_string(value, numbers=item.type == "text"))
     except Unfit as error:
         problem = Problem(where, item.name, *error.args)
-        raise Invalid(replace(problem, is_null=value is None)) from None
+        raise Invalid(problem._replace(is_null=value is None)) from None
 
 
 def parse_string(value: Any, numbers: bool) -> str:
@@ -6760,8 +6752,7 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """What a file answer needs to know; `source` is the bytes, or the open file."""
 
     source: bytes | io.FileIO
@@ -7036,7 +7027,7 @@ def open_hot(hot: HotFile) -> Content:
     if not is_unchanged(hot, os.fstat(source.fileno())):
         source.close()
         raise FileNotFoundError(hot.path)
-    return replace(hot.content, source=source)
+    return hot.content._replace(source=source)
 
 
 def close_source(content: Content) -> None:
@@ -7270,7 +7261,7 @@ def remember_hot(app: App, request: Request, file: File, content: Content) -> No
     if not small:
         if app.settings.accel_redirect:
             return
-        content = replace(content, source=b"")
+        content = content._replace(source=b"")
     path = app.library.locate(file.path)
     app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
 
@@ -7823,14 +7814,14 @@ MEDIA_FIELDS = (
     Field("collection", "text", blank="null", longest=MAX_TITLE_LENGTH),
 )
 MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, Upload("users", "max_media_bytes", required=False))
-NEW_MEDIA_BODY = replace(
-    MEDIA_BODY, fields=tuple(replace(f, required=f.required or f.or_upload) for f in MEDIA_FIELDS)
+NEW_MEDIA_BODY = MEDIA_BODY._replace(
+    fields=tuple(item._replace(required=item.required or item.or_upload) for item in MEDIA_FIELDS)
 )
 
 
 def partial(spec: BodySpec) -> BodySpec:
     """The body of a PATCH: nothing is required."""
-    return replace(spec, fields=tuple(replace(item, required=False) for item in spec.fields))
+    return spec._replace(fields=tuple(item._replace(required=False) for item in spec.fields))
 
 
 def below(paths: Sequence[str], rest: str) -> tuple[str, ...]:
@@ -7926,10 +7917,10 @@ def create_record(app: App, request: Request) -> Response:
     facts, changes, now = check_upload(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
-    record = replace(empty, **changes)
+    record = empty._replace(**changes)
     placed = place_upload(app, request)
     if placed:
-        record = replace(record, path=placed[0].path, size=placed[0].size)
+        record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
     return json_response(record_json(app, request, record), 201)
 
@@ -7989,7 +7980,7 @@ def write_record(
         if record.path != seen.path:
             raise Stale
         gone.extend(app.index.files.remove_all(db, "users", replaced))
-        return put_record(app, db, replace(record, **changes), placed)
+        return put_record(app, db, record._replace(**changes), placed)
 
     with app.users.removing(replaced):
         changed = app.index.write(apply)
@@ -8110,7 +8101,8 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     key = find_collection(app, request, id).id
 
     def apply(db: Database) -> Collection:
-        changed = replace(existing(app.index.collections.get(caller(request), key, db)), **changes)
+        current = existing(app.index.collections.get(caller(request), key, db))
+        changed = current._replace(**changes)
         app.index.collections.put(db, changed)
         return changed
 
@@ -8137,8 +8129,8 @@ ENTITY_TEXTS = (
 ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
 IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
 ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
-ENTITY_CREATE = replace(
-    ENTITY_REPLACE, fields=(replace(IS_COLLECTION, default=False), *ENTITY_TEXTS)
+ENTITY_CREATE = ENTITY_REPLACE._replace(
+    fields=(IS_COLLECTION._replace(default=False), *ENTITY_TEXTS)
 )
 ENTITY_PATCH = BodySpec(("json",), (
     Field("label"),
@@ -8225,7 +8217,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
         current = find_entity(app, id, db=db)
         if fields.get("is_collection", current.is_collection) != current.is_collection:
             raise HTTPError(400, "is_collection cannot be changed.")
-        return replace(current, **texts)
+        return current._replace(**texts)
 
     return json_response(entity_json(save_entity(app, request.upload, draft)))
 
@@ -8235,7 +8227,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     def draft(db: Database | None) -> Entity:
-        return replace(find_entity(app, id, db=db), **request.fields)
+        return find_entity(app, id, db=db)._replace(**request.fields)
 
     return json_response(entity_json(save_entity(app, None, draft)))
 
@@ -8302,7 +8294,7 @@ def put_entity(
             content = store_entity_file(app, upload)  # the last entity that had it has just gone
         file, asset = content
         app.index.files.put(db, file, asset)
-        entity = replace(entity, path=file.path, asset=asset)
+        entity = entity._replace(path=file.path, asset=asset)
     return app.index.entities.put(db, entity, time.time())
 
 
@@ -8386,7 +8378,7 @@ def health_json(app: App) -> dict[str, Any]:
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": asdict(app.scanner.progress.get()),
+        "scan": app.scanner.progress.get()._asdict(),
     }
 
 
@@ -8486,8 +8478,7 @@ def render_page(app: App, request: Request) -> str:
 # that names the setting, and exit status 2.
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """Something that the program does by `run(settings, *words)`."""
 
     name: str  # one word or two

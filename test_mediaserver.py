@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import base64
 import calendar
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -1194,6 +1195,11 @@ def test_blank_secrets_make_no_keys_and_no_secret_is_in_their_repr() -> None:
     assert KEYS_SECRET not in repr(KEYS)
 
 
+def test_an_accounts_hash_is_in_no_log():
+    user = ms.User(7, "a@example.org", None, None, "", "", "scrypt$hash", "", True)
+    assert "hash" not in repr(user)
+
+
 @pytest.mark.parametrize(
     ("change", "user_id"),
     [
@@ -1316,6 +1322,16 @@ def test_bytecode_is_kept_and_made_anew_for_another_source(tmp_path):
     source = copy.read_text("utf-8").replace(f'"{ms.__version__}"', '"another version"')
     copy.write_text(source, "utf-8")
     assert "another version" in run_copy(copy, "--version")
+
+
+def test_what_costs_much_and_can_be_spared_is_not_imported():
+    dear = {"concurrent.futures", "dataclasses", "inspect", "logging"}
+    program = "import sys; old = {*sys.modules}; import mediaserver; print(*{*sys.modules} - old)"
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=HERE, capture_output=True, text=True, check=True
+    ).stdout
+    assert "mediaserver" in said.split()
+    assert dear & {*said.split()} == set()
 
 
 def test_a_folder_that_takes_no_bytecode_is_no_hindrance(tmp_path):
@@ -5523,6 +5539,18 @@ def test_the_same_content_is_a_conflict_that_names_md5_and_entity(entities):
     assert len(entities.versions(other["id"])) == 1
     entities.delete(first["id"])
     assert entities.create(image)["id"] > other["id"]
+
+
+def test_what_is_learnt_of_a_content_makes_no_version(tmp_path):
+    asset = ms.Asset("0" * 64, 1, None)
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as index:
+
+        def put(entity: ms.Entity) -> ms.Entity:
+            return index.write(lambda db: index.entities.put(db, entity, NOW))
+
+        first = put(ms.Entity(path="a.png", asset=asset))
+        assert put(first._replace(asset=asset._replace(thumbnail=1))).version == first.version
+        assert put(first._replace(path="b.png")).version == first.version + 1
 
 
 def test_deleting_removes_record_versions_and_files_and_no_id_is_used_again(start):
