@@ -96,7 +96,7 @@ from typing import (
 from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future, ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor
 
     from PIL import Image
 
@@ -2451,7 +2451,7 @@ class Entity(NamedTuple):
 
     def is_same(self, other: Entity) -> bool:
         """Whether two versions say the same; `path` stands for the asset."""
-        return self._replace(asset=None) == other._replace(asset=None)
+        return self[:-1] == other[:-1]
 
 
 ENTITY_COLUMNS = Entity._fields[:-1]
@@ -2540,13 +2540,10 @@ class Index:
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
-            if len(changes) == 1:  # what it raises undoes all, which is its own
-                changes[0].result = changes[0].apply(self._writer)
-            else:
-                for change in changes:
-                    self._apply(change)
+            for change in changes:
+                self._apply(change)
             self._writer.execute("COMMIT")
-        except BaseException as error:  # nobody may take his change for kept
+        except BaseException as error:  # of the commit: nobody may take his change for kept
             for change in changes:
                 change.error = change.error or error
             if self._writer.in_transaction:
@@ -2604,7 +2601,7 @@ class Assets(Subject):
     """Contents and what is known of them."""
 
     def put(self, db: Database, asset: Asset) -> None:
-        facts = [getattr(asset.facts, name, None) for name in Facts._fields]
+        facts = asset.facts or (None,) * len(Facts._fields)
         row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
         db.execute(
             f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(row)})"
@@ -3245,11 +3242,10 @@ def migrated(index: Index) -> Index:
 
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
-SPOOL_BYTES = 1 << 20  # of an upload written at once
-MAX_SPOOLS = 16  # buffers of that size; when all are in use, more uploads get short ones
-SHORT_SPOOL_BYTES = 64 << 10
-SPOOL_WRITERS = 4  # threads
-DIRECT_BYTES = 64 << 10  # what is shorter is written through the page cache
+WRITE_BYTES = 1 << 20  # of an upload written at once
+MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
+SHORT_WRITE_BYTES = 64 << 10
+DIRECT_BYTES = 128 << 10  # what is shorter is faster through the page cache
 BLOCK_BYTES = 4096  # direct writes begin and end at multiples of it, in memory and in the file
 HEAD_BYTES = 64 << 10  # of an upload, kept in memory until its facts are known
 MAX_NAME_BYTES = 255  # what file systems allow
@@ -3285,11 +3281,11 @@ class Incoming:
 class Folder:
     """One root on disk; names are relative paths with `/`."""
 
-    def __init__(self, name: str, path: Path, make: bool, spools: Spools) -> None:
+    def __init__(self, name: str, path: Path, *, make: bool, buffers: WriteBuffers) -> None:
         self.name = name
         self.path = str(path)
         self.make = make  # the owner's folder is never made anew once it is gone
-        self.spools = spools
+        self.buffers = buffers
 
     def locate(self, name: str) -> str:
         """The path of a name; ValueError for one that would leave the folder."""
@@ -3322,7 +3318,7 @@ class Folder:
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(incoming.discard)
             head = b""
-            blocks = self.spools.write(incoming.file, chunks)
+            blocks = self.buffers.write(incoming.file, chunks)
             for block in cleanup.enter_context(contextlib.closing(blocks)):
                 incoming.size += len(block)
                 if incoming.size > limit:
@@ -3449,7 +3445,7 @@ class Folder:
     def is_missing(self) -> bool:
         """Whether nothing at all is there, as where a disk is not mounted."""
         try:
-            if os.path.isdir(f"{self.path}/{INCOMING}"):
+            if os.path.isdir(f"{self.path}/{INCOMING}"):  # a large folder takes a while to list
                 return False
             with os.scandir(self.path) as entries:
                 return next(entries, None) is None
@@ -3489,17 +3485,13 @@ class Folder:
                 continue
 
 
-O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
-
-
-class Spools:
-    """Buffers in which pieces become large blocks; each begins at a page, as O_DIRECT asks."""
+class WriteBuffers:
+    """Memory in which pieces of files become large blocks; each begins at a page for O_DIRECT."""
 
     def __init__(self) -> None:
-        self._spare: deque[memoryview] = deque()
+        self._spare: list[memoryview] = []
         self._made = 0
         self._lock = threading.Lock()
-        self._writers: Executor | None = None
 
     def write(
         self, file: io.FileIO, pieces: Iterable[Buffer]
@@ -3509,35 +3501,31 @@ class Spools:
         try:
             for count in fill(buffer, pieces):
                 block = buffer[:count]
-                if count < SPOOL_BYTES:  # a thread would take longer to begin
+                if count < WRITE_BYTES:  # a thread would take longer to begin
                     write_block(file, block)
                     yield block
                     continue
-                writing = self._submit(write_block, file, block)
+                writing = Background(write_block, file, block)
                 try:
                     yield block
                 finally:
-                    writing.result()
+                    writing.finish()
         finally:
-            if len(buffer) == SPOOL_BYTES:
-                self._spare.append(buffer)
+            self._give_back(buffer)
 
     def _take(self) -> memoryview:
         with self._lock:
             if self._spare:
                 return self._spare.pop()
-            short = self._made == MAX_SPOOLS
-            self._made += not short
-        size = SHORT_SPOOL_BYTES if short else SPOOL_BYTES
-        return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE))
+            size = WRITE_BYTES if self._made < MAX_WRITE_BUFFERS else SHORT_WRITE_BYTES
+            buffer = memoryview(mmap.mmap(-1, size))
+            self._made += size == WRITE_BYTES
+        return buffer
 
-    def _submit(self, write: Callable[..., None], *arguments: Any) -> Future[None]:
-        with self._lock:
-            if self._writers is None:
-                from concurrent.futures import ThreadPoolExecutor  # 8 ms, for large files only
-
-                self._writers = ThreadPoolExecutor(SPOOL_WRITERS)
-        return self._writers.submit(write, *arguments)
+    def _give_back(self, buffer: memoryview) -> None:
+        if len(buffer) == WRITE_BYTES:
+            with self._lock:
+                self._spare.append(buffer)
 
 
 def fill(buffer: memoryview, pieces: Iterable[Buffer]) -> Iterator[int]:
@@ -3556,12 +3544,37 @@ def fill(buffer: memoryview, pieces: Iterable[Buffer]) -> Iterator[int]:
         yield filled
 
 
+class Background:
+    """Runs `work(*arguments)` in a thread that no exit waits for."""
+
+    def __init__(self, work: Callable[..., object], *arguments: object) -> None:
+        self._call = functools.partial(work, *arguments)
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except OSError as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Wait for the end; raises the OSError that it ended with, if any."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
 def write_block(file: io.FileIO, block: memoryview) -> None:
     """Write a block, of which only the file's last may have any length."""
     whole = len(block) - len(block) % BLOCK_BYTES
     written = write_direct(file, block[:whole]) if whole >= DIRECT_BYTES else 0
     while written < len(block):
         written += file.write(block[written:])
+
+
+O_DIRECT = getattr(os, "O_DIRECT", 0)  # not on macOS
 
 
 def write_direct(file: io.FileIO, block: memoryview) -> int:
@@ -3571,11 +3584,13 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
     read often, and finding pages for them costs more than all else: for 9.5 MB, 3 ms of CPU
     instead of 1, and 28 in a virtual machine that gives free memory back.
     """
+    if not O_DIRECT:
+        return 0
     try:
         fcntl.fcntl(file, fcntl.F_SETFL, O_DIRECT)
         return file.write(block)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
             raise
         return 0
     finally:
@@ -3583,7 +3598,7 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
 
 
 class Peeked:
-    """A file for `probe` whose first bytes are in memory already."""
+    """A file for `probe` with its first bytes: what was written directly is not in the cache."""
 
     def __init__(self, head: bytes, file: io.FileIO, size: int) -> None:
         self._head, self._file, self._size = head, file, size
@@ -5085,7 +5100,8 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # `serve_forever` holds idle connections, heads and short bodies that are still arriving, and
 # answers that wait for a slow reader; cheap hot GETs it answers where it stands (passing the
 # GIL to a thread costs more than such an answer), everything else goes to a thread for that
-# one request. Ten thousand slow clients thus cost memory, not threads. Media are unknown here.
+# one request, or for several with bodies that follow each other at once. Ten thousand slow
+# clients thus cost memory, not threads. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
@@ -5095,9 +5111,9 @@ SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads 
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
-MAX_LEAD = 1  # connections that a worker may have more than another before it leaves one to that
-LEAVE_SECONDS = 0.0001  # that it waits for the other
-MAX_LEFT = 20  # times; then it takes the connection itself
+MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones are left to that
+DEFER_SECONDS = 0.0001  # that the other is waited for
+MAX_DEFERRALS = 20  # while connections come; then all are taken
 MAX_THREADS = 128  # requests worked on at once
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_CONNECTIONS = 8192  # or fewer, by the limit of open files
@@ -5335,6 +5351,11 @@ class Connection:
         self.in_flight = False  # counted as a request that is worked on
         self.started = self.deadline = 0.0  # of the head; of the wait; monotonic seconds
 
+    @property
+    def has_body(self) -> bool:
+        """Whether the request that is being answered has one."""
+        return self.head is not None and not self.head.has_no_body
+
     # -- reading
 
     def take_head(self) -> bool:
@@ -5359,21 +5380,22 @@ class Connection:
     def receive_more(self, most: int) -> memoryview:
         """Wait for at most `most` bytes of the body; good until this thread's next call."""
         buffer = self.server.buffers.body
-        most = min(most, len(buffer))
-        try:
-            count = self.socket.recv_into(buffer, most)
-        except BlockingIOError:
-            if not self.wait_readable(STALL_SECONDS):
-                raise TimeoutError("the client sends no more of a body") from None
-            count = self.socket.recv_into(buffer, most)
-        if not count:
-            raise ConnectionAbortedError("the client closed the connection within a body")
-        return buffer[:count]
+        while True:
+            try:
+                count = self.socket.recv_into(buffer, min(most, len(buffer)))
+            except BlockingIOError:
+                if not self.wait_readable(STALL_SECONDS):
+                    raise TimeoutError("the client sends no more of a body") from None
+                continue
+            if not count:
+                raise ConnectionAbortedError("the client closed the connection within a body")
+            return buffer[:count]
 
     def receive_soon(self, seconds: float) -> None:
         """Take in what comes within so short a time."""
         if self.wait_readable(seconds):
-            self.received = self.socket.recv(RECEIVE_BYTES)  # nothing if the client has closed
+            with contextlib.suppress(BlockingIOError):
+                self.received += self.socket.recv(RECEIVE_BYTES)  # nothing if it was closed
 
     def wait_readable(self, seconds: float) -> bool:
         poll = select.poll()
@@ -5502,6 +5524,9 @@ class Pool:
     def is_waiting(self) -> bool:
         return not self._short.empty()
 
+    def has_backlog(self) -> bool:
+        return not self._jobs.empty()
+
     def relieve(self) -> None:
         """Have the other threads do what waits behind a short job that is held up."""
         with contextlib.suppress(queue.Empty):
@@ -5542,13 +5567,14 @@ class Server(ThreadingHTTPServer):
         self.buffers = Buffers()
         self._loads = loads
         self._number = number  # of this worker
-        self._left = 0
+        self._deferrals = 0
         self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
         self._pool = Pool(MAX_THREADS)
         self._waiting: dict[int, Connection] = {}  # by descriptor: what the selector holds
         self._lock = threading.Lock()
         self._in_flight = 0
+        self._note_load()  # in the place of one that has died
         self._stop_at: float | None = None
         self._part_at = 0.0  # until then idle connections are kept while stopping
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
@@ -5575,7 +5601,7 @@ class Server(ThreadingHTTPServer):
             for key, _ in self._selector.select(self._patience(poll_interval)):
                 self._turn(key.data)
             self._pool.relieve()
-            self._loads[self._number] = len(self._waiting) + self._in_flight
+            self._note_load()
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
                 self.turned_at = now
@@ -5643,31 +5669,37 @@ class Server(ThreadingHTTPServer):
 
     def _accept(self) -> None:
         for _ in range(64):  # then the others have their turn
-            if self._leaves_it():
+            if self._defers():
                 return
             try:
                 sock, address = self.socket.accept()
             except BlockingIOError:
+                self._deferrals = 0
                 return
             except OSError:  # the client is gone already, or descriptors are used up
                 self._make_room()
                 return
             sock.setblocking(False)
-            if len(self._waiting) + self._in_flight >= self._most_connections:
+            if self._note_load() >= self._most_connections:
                 self._make_room()
             self.process_request(sock, address)
 
-    def _leaves_it(self) -> bool:
+    def _note_load(self) -> int:
+        """Tell the other workers how many connections this one has."""
+        load = self._loads[self._number] = len(self._waiting) + self._in_flight
+        return load
+
+    def _defers(self) -> bool:
         """Whether a worker with fewer connections is given the time to take the next one.
 
         Without this, the one that wakes first takes all that come together.
         """
-        load = self._loads[self._number] = len(self._waiting) + self._in_flight
-        ahead = load > min(self._loads) + MAX_LEAD
-        self._left = self._left + 1 if ahead and self._left < MAX_LEFT else 0
-        if self._left:
-            time.sleep(LEAVE_SECONDS)
-        return self._left > 0
+        ahead = self._note_load() > min(self._loads) + MAX_LEAD
+        if not ahead or self._deferrals == MAX_DEFERRALS:
+            return False
+        self._deferrals += 1
+        time.sleep(DEFER_SECONDS)
+        return True
 
     def _make_room(self) -> None:
         """Close the connection that has idled longest."""
@@ -5812,8 +5844,7 @@ class Server(ThreadingHTTPServer):
         connection.in_flight = True
         with self._lock:
             self._in_flight += 1
-        head = connection.head
-        short = connection.response is None and head is not None and head.has_no_body
+        short = connection.response is None and not connection.has_body
         self._pool.submit(functools.partial(self._work, connection), short)
 
     def _sweep(self, now: float) -> None:
@@ -5830,7 +5861,7 @@ class Server(ThreadingHTTPServer):
         else:
             self._drop(connection)
 
-    # -- a thread for one request
+    # -- a thread with a request
 
     def _work(self, connection: Connection) -> None:
         """Run a request, or go on with its answer, and give the connection back."""
@@ -5839,8 +5870,10 @@ class Server(ThreadingHTTPServer):
                 if not connection.flush(may_wait=True):
                     self._wait_for_reader(connection)
                     return
-                had_body = connection.head is not None and not connection.head.has_no_body
-                if not (self._after_answer(connection) and self._next(connection, had_body)):
+                had_body = connection.has_body
+                if not self._after_answer(connection):
+                    break
+                if not self._take_next_head(connection, had_body):
                     break
             if not connection.last:
                 self._give_back(connection)
@@ -5865,13 +5898,14 @@ class Server(ThreadingHTTPServer):
         connection.begin(response, whole and head.keep_alive and self._stop_at is None, not whole)
         return True
 
-    def _next(self, connection: Connection, had_body: bool) -> bool:
+    def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
         """Whether the next request's head is here, or comes at once behind one with a body.
 
-        A client that sends one file after the other keeps its thread: to give the connection
-        back and take it again would be a tenth of a small upload's time.
+        A client that sends one file after the other keeps its thread, unless others wait for
+        one: to give the connection back and take it again is a tenth of a small upload's time.
         """
-        if had_body and not connection.received and self._stop_at is None:
+        waits = had_body and not connection.received and self._stop_at is None
+        if waits and not self._pool.has_backlog():
             connection.receive_soon(SOON_SECONDS)
         return self._take_head(connection)
 
@@ -6020,10 +6054,13 @@ def run_workers(
     signal.signal(signal.SIGHUP, scan)
     signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
     signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
-    ready()
+    if not stopping:
+        ready()
     missing = list(range(count))
     while not stopping or workers:
-        for number in missing if not stopping else ():
+        for number in missing:
+            if stopping:
+                break
             process = fork_worker([held, lock], functools.partial(work, number, lifeline))
             workers[process] = number
         if stopping:  # which may have come while one was forked
@@ -6335,11 +6372,11 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        spools = Spools()
-        self.library = Folder("library", settings.storage_dir, False, spools)
-        self.images = Folder("images", settings.upload_dir, True, spools)
-        self.users = Folder("users", settings.database_dir / "users", True, spools)
-        self.entities = Folder("entities", settings.media_storage_dir, True, spools)
+        buffers, users = WriteBuffers(), settings.database_dir / "users"
+        self.library = Folder("library", settings.storage_dir, make=False, buffers=buffers)
+        self.images = Folder("images", settings.upload_dir, make=True, buffers=buffers)
+        self.users = Folder("users", users, make=True, buffers=buffers)
+        self.entities = Folder("entities", settings.media_storage_dir, make=True, buffers=buffers)
         folders = (self.library, self.images, self.users, self.entities)
         self.folders = {folder.name: folder for folder in folders}
         if index.get_meta("decoders") != thumbnails.description:
