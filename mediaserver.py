@@ -83,16 +83,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    BinaryIO,
-    Generic,
-    NamedTuple,
-    Protocol,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
 from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
 
 if TYPE_CHECKING:
@@ -225,6 +216,7 @@ class Setting(NamedTuple):
 
 
 def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **how: Any) -> Any:
+    """A Setting, in the place of a value of another type."""
     return Setting(default, help, parse, **how)
 
 

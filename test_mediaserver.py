@@ -267,18 +267,10 @@ class Server:
         home = Path(environment.pop("cwd", storage.parent))
         home.mkdir(parents=True, exist_ok=True)
         self.log_file = home / f"{unique().decode()}.log"
+        command = [sys.executable, PROGRAM, "--storage_dir", storage, "--port", "0"]
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    PROGRAM,
-                    "--storage_dir",
-                    storage,
-                    "--port",
-                    "0",
-                    *WORKERS,
-                    *options,
-                ],
+                [*command, *WORKERS, *options],
                 env={**BARE_ENVIRONMENT, **SECRETS, **environment},
                 cwd=home,
                 stdin=subprocess.DEVNULL,
