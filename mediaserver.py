@@ -2803,11 +2803,20 @@ class Users(Subject):
             "email_key": values["email"].casefold(), "now": now,
         }  # fmt: skip
         sql = (
-            "INSERT INTO user (email, email_key, username, phone_number, first_name, last_name,"
-            " password, created_at) VALUES (:email, :email_key, :username, :phone_number,"
-            f" :first_name, :last_name, :password, :now) RETURNING {USER_COLUMNS}"
+            "INSERT INTO user (id, email, email_key, username, phone_number, first_name,"
+            " last_name, password, created_at) VALUES (:id, :email, :email_key, :username,"
+            " :phone_number, :first_name, :last_name, :password, :now)"
+            f" RETURNING {USER_COLUMNS}"
         )
-        return User(*db.execute(sql, row).fetchone())
+        return User(*db.execute(sql, {**row, "id": self._free_id(db)}).fetchone())
+
+    def _free_id(self, db: Database) -> int:
+        """The next id; those are left out under which another program's user has records here."""
+        row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'user'").fetchone()
+        used = "SELECT 1 FROM {} WHERE user_id = ?"
+        owners = " UNION ALL ".join(used.format(table) for table in ("media", "collection"))
+        ids = itertools.count(row[0] + 1 if row else 1)
+        return next(id for id in ids if not db.execute(owners, (id, id)).fetchone())
 
     def set_password(self, db: Database, user: User, password: str) -> bool:
         """Change the hash, unless another request was faster, and end all sessions."""
@@ -5639,6 +5648,9 @@ class Server(ThreadingHTTPServer):
         if self._stop_at is None:
             return False
         if self.socket.fileno() >= 0:
+            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
+                if not self._accept_one():
+                    break
             self._selector.unregister(self.socket)
             self.socket.close()
             if self._in_flight or self._waiting:
@@ -5661,20 +5673,24 @@ class Server(ThreadingHTTPServer):
 
     def _accept(self) -> None:
         for _ in range(64):  # then the others have their turn
-            if self._defers():
+            if self._defers() or not self._accept_one():
                 return
-            try:
-                sock, address = self.socket.accept()
-            except BlockingIOError:
-                self._deferrals = 0
-                return
-            except OSError:  # the client is gone already, or descriptors are used up
-                self._make_room()
-                return
-            sock.setblocking(False)
-            if self._note_load() >= self._most_connections:
-                self._make_room()
-            self.process_request(sock, address)
+
+    def _accept_one(self) -> bool:
+        """Take in the next connection, if there is one."""
+        try:
+            sock, address = self.socket.accept()
+        except BlockingIOError:
+            self._deferrals = 0
+            return False
+        except OSError:  # the client is gone already, or descriptors are used up
+            self._make_room()
+            return False
+        sock.setblocking(False)
+        if self._note_load() >= self._most_connections:
+            self._make_room()
+        self.process_request(sock, address)
+        return True
 
     def _note_load(self) -> int:
         """Tell the other workers how many connections this one has."""
@@ -6078,13 +6094,17 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
     if process:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return process
+    status = 1
     try:
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         for item in ours:
             item.close()
         work()
+        status = 0
     finally:
-        os._exit(0)
+        if status:
+            sys.excepthook(*sys.exc_info())
+        os._exit(status)
 
 
 # ======================================================================================

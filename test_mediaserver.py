@@ -3519,6 +3519,12 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(start):
     assert start().get("/health").status == 200
 
 
+def test_a_worker_that_fails_says_why(capfd):
+    process = ms.fork_worker([], lambda: {}["nothing"])
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
+    assert "KeyError: 'nothing'" in capfd.readouterr().err
+
+
 def test_a_worker_leaves_a_connection_to_one_that_has_fewer_for_a_moment(monkeypatch):
     monkeypatch.setattr(ms, "DEFER_SECONDS", 0)
     loads = memoryview(bytearray(8)).cast("i")
@@ -3563,6 +3569,18 @@ def test_sigterm_lets_an_upload_finish_and_takes_no_new_one(start):
         assert (answer.status, answer.headers["Connection"]) == (201, "close")
     assert running.process.wait(DEADLINE) == 0
     assert (running.storage / "media" / answer.json["filename"]).read_bytes() == content
+
+
+def test_sigterm_answers_every_request_that_came_before_it(start):
+    running = start()
+    path = f"/media/{running.upload(png()).json['filename']}"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Raw(running)) for _ in range(100)]
+        for raw in clients:
+            raw.send(get_line(path))
+        running.process.send_signal(signal.SIGTERM)
+        assert {raw.answer().status for raw in clients} == {200}
+    assert running.process.wait(DEADLINE) == 0
 
 
 def test_a_crash_during_uploads_loses_nothing_answered_and_leaves_nothing_half_done(start):
@@ -4831,6 +4849,16 @@ def test_a_django_backends_user_owns_records_and_has_no_profile(server):
     assert server.call("GET", "/api/auth/profile/", headers=headers)[0] == 404
     change = {"old_password": "x", "new_password": "12345678"}
     assert server.call("POST", "/api/auth/password/", change, headers)[0] == 404
+
+
+def test_a_new_account_gets_no_id_under_which_another_programs_user_has_records(start):
+    running = start()
+    last = User(running).id
+    for foreign in (last + 1, last + 2):
+        User(running, foreign).record()
+    made = User(running)
+    assert made.id == last + 3
+    assert made.call("GET", MEDIA)[1]["count"] == 0
 
 
 def test_a_refresh_token_is_spent_by_use_and_its_return_ends_its_family_and_no_other(jane):
