@@ -3769,9 +3769,9 @@ class Thumbnails:
     """
 
     def __init__(self, folder: Path, processes: int | None = None) -> None:
-        """At most `processes` decoders run at once; by default all processors but one."""
+        """At most `processes` decoders run at once; by default one for each processor."""
         self.folder = folder
-        self.processes = processes or max(1, (os.cpu_count() or 1) - 1)
+        self.processes = processes or os.cpu_count() or 1
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
         self._host: socket.socket | None = None
@@ -3926,7 +3926,7 @@ def become_host(host: socket.socket) -> None:
         os.dup2(null, standard)
     os.closerange(3, host.fileno())
     os.closerange(host.fileno() + 1, 1 << 16)  # SC_OPEN_MAX can be 2**30, closed one by one
-    os.nice(10)
+    os.nice(19)
 
 
 def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) -> None:
