@@ -3927,6 +3927,9 @@ def become_host(host: socket.socket) -> None:
     os.closerange(3, host.fileno())
     os.closerange(host.fileno() + 1, 1 << 16)  # SC_OPEN_MAX can be 2**30, closed one by one
     os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):  # sched(7): whoever else wakes up goes first, at once
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) -> None:
