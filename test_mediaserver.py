@@ -3420,6 +3420,29 @@ def bare_server(monkeypatch):
         item.close()
 
 
+def test_a_wakeup_without_data_is_no_error(monkeypatch):
+    """select(2): a descriptor may be reported as ready although nothing can be read."""
+    ours, theirs = socket.socketpair()
+    wakeups = itertools.count()
+
+    def wait_readable(connection: ms.Connection, seconds: float) -> bool:
+        if next(wakeups) == 2:
+            theirs.send(b"abc")
+        return True
+
+    class Stub:
+        buffers = ms.Buffers()
+
+    monkeypatch.setattr(ms.Connection, "wait_readable", wait_readable)
+    with ours, theirs:
+        ours.setblocking(False)
+        connection = ms.Connection(ours, "peer", Stub())
+        connection.receive_soon(1)
+        assert connection.received == b""
+        assert bytes(connection.receive_more(10)) == b"abc"
+    assert next(wakeups) == 3
+
+
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
     bare_server._pool._limit = 1
