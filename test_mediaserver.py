@@ -6164,6 +6164,9 @@ def free_port() -> int:
     return port
 
 
+AS_CLIENT = "X-Test-Client"  # the address that nginx takes a request for
+
+
 class Site(Server):
     """nginx with our nginx.conf on free ports, before a server that runs already."""
 
@@ -6182,6 +6185,7 @@ class Site(Server):
             "/var/lib/mediaserver/pictures/": f"{pictures}/",
             "/var/lib/mediaserver/data/": f"{pictures}/.mediaserver/",
             "/var/www/mediaserver": str(self.acme),
+            "/var/log/nginx/": f"{folder}/",
         }.items():
             assert old in text
             text = text.replace(old, new)
@@ -6194,7 +6198,9 @@ class Site(Server):
         user = "user root;" if os.getuid() == 0 else ""  # the tests' folders are 0700
         self.config.write_text(
             f"{user} daemon off; pid {folder}/pid; error_log {folder}/error.log;\n"
-            f"events {{}}\nhttp {{ access_log off; {paths} include {self.site}; }}\n"
+            "events { worker_connections 1024; }\n"
+            f"http {{ access_log off; set_real_ip_from 127.0.0.1; real_ip_header {AS_CLIENT};\n"
+            f"{paths} include {self.site}; }}\n"
         )
         self.command = [nginx, "-e", folder / "error.log", "-c", self.config]
 
@@ -6363,17 +6369,22 @@ def test_many_logins_are_429_and_many_reads_are_not(behind):
     assert 429 not in {site.get("/api/auth/profile/").status for _ in range(50)}
 
 
+def plain_http(site: Site) -> Server:
+    plain = object.__new__(Server)
+    plain.port = site.http
+    return plain
+
+
 def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
     site = behind.site
     fill(site.acme, {".well-known/acme-challenge/t": b"proof"})
-    plain = object.__new__(Server)
-    plain.port = site.http
+    plain = plain_http(site)
     assert plain.get("/.well-known/acme-challenge/t", Host=DOMAIN).body == b"proof"
     answer = plain.get("/media?page=1", Host=DOMAIN)
     assert (answer.status, answer.headers["Location"]) == (301, f"https://{DOMAIN}/media?page=1")
     curl = [need("curl"), "-sk", "--http2", "-o", os.devnull, "-w", "%{http_version}"]
     url = f"https://127.0.0.1:{site.port}/health"
-    assert subprocess.run([*curl, url], capture_output=True, check=True).stdout == b"2"
+    assert said_by(*curl, "-H", f"Host: {DOMAIN}", url) == (0, "2")
 
 
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
@@ -6386,34 +6397,149 @@ def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     assert "Cross-Origin-Resource-Policy" not in answer.headers
 
 
+@contextlib.contextmanager
+def before_a_listener(
+    folder: Path, certificate: Path
+) -> Iterator[tuple[Site, list[dict[str, str]]]]:
+    """nginx, and the headers of each request that it passes on; the answers are 204."""
+    heard = []
+
+    def hear(listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                lines = connection.recv(65536).decode().strip().split("\r\n")[1:]
+                fields = [line.partition(": ") for line in lines]
+                heard.append({name.lower(): value for name, _, value in fields})
+                assert len(heard[-1]) == len(fields)
+                connection.sendall(b"HTTP/1.1 204 No\r\nConnection: close\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=hear, args=(listener,), daemon=True).start()
+        with Site(folder, certificate, listener.getsockname()[1], folder) as site:
+            yield site, heard
+
+
 def test_what_a_client_forges_does_not_reach_the_server(tmp_path, certificate):
     forged = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Host": "evil.example"}
     forged |= {"X-Forwarded-Proto": "gopher", "X-Sendfile-Type": "X-Sendfile"}
     forged |= {"X-Accel-Redirect": "/.accel/images/private.png"}
-    heard = []
-
-    def hear(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection:
-            heard.append(connection.recv(65536).decode())
-            connection.sendall(
-                b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-            )
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=hear, args=(listener,), daemon=True)
-        thread.start()
-        with Site(tmp_path, certificate, listener.getsockname()[1], tmp_path) as site:
-            assert site.request("GET", "/health", headers=forged).status == 200
-        thread.join(DEADLINE)
-    lines = [line.partition(": ") for line in heard[0].strip().split("\r\n")[1:]]
-    got = {name.lower(): value for name, _, value in lines}
-    assert len(got) == len(lines)
+    with before_a_listener(tmp_path, certificate) as (site, heard):
+        assert site.request("GET", "/health", headers=forged).status == 204
+    got = heard[0]
     assert got["x-forwarded-for"] == "127.0.0.1"
     assert got["x-forwarded-host"] == got["host"] == DOMAIN
     assert got["x-forwarded-proto"] == "https"
     assert got["x-sendfile-type"] == "X-Accel-Redirect"
     assert "x-accel-redirect" not in got
+
+
+def test_the_server_hears_our_name_with_its_port_and_no_other(tmp_path, certificate):
+    absolute, with_port = f"https://{DOMAIN}/health", f"{DOMAIN}:8443"
+    with before_a_listener(tmp_path, certificate) as (site, heard):
+        for target, host, expected in (
+            ("/health", DOMAIN, DOMAIN),
+            ("/health", with_port, with_port),
+            ("/health", with_port.upper(), with_port),
+            (absolute, with_port, with_port),
+            (absolute, "evil.example", DOMAIN),
+            (absolute, "evil.example:8443", DOMAIN),
+            ("/health", f"{DOMAIN}:@evil.example", DOMAIN),
+            ("/health", f"{with_port}@evil.example", DOMAIN),
+            ("/health", f"{DOMAIN}:8443:8443", DOMAIN),
+            ("/health", f"{DOMAIN}:", DOMAIN),
+        ):
+            assert site.request("GET", target, headers={"Host": host}).status in (204, 400)
+            for got in heard:
+                assert got["host"] == got["x-forwarded-host"] == expected, (target, host)
+            assert heard or "@" in host or host.endswith(":8443:8443")
+            heard.clear()
+        for target, host in (
+            ("/health", "evil.example"), ("/health", f"{DOMAIN}.evil.example"),
+            ("/health", f"evil.{DOMAIN}"), ("/health", "127.0.0.1"), ("/health", "localhost:443"),
+            ("https://evil.example/health", DOMAIN), ("/health", f"evil.example:{DOMAIN}"),
+            ("/.accel/library/a.png", "evil.example"),
+        ):  # fmt: skip
+            for way in (site, plain_http(site)):
+                assert way.get(target, Host=host).status == 421, (target, host)
+        assert heard == []
+
+
+def test_urls_in_answers_have_the_port_that_the_client_came_to(behind):
+    headers = {**OWNER, "Host": f"{DOMAIN}:8443"}
+    for answer in (
+        behind.site.send_file("POST", "/upload", png(), headers=headers),
+        behind.site.send_file("POST", "/upload", png(), headers={**OWNER, "Host": DOMAIN}),
+    ):
+        assert answer.status == 201
+        assert answer.json["url"].startswith(f"https://{headers['Host']}/media/")
+        headers["Host"] = DOMAIN
+
+
+def test_no_log_has_a_token(tmp_path, certificate):
+    secret = f"{unique().decode()}.{unique().decode()}"
+    closed = free_port()  # so that each request is an error, too
+    with Site(tmp_path, certificate, closed, tmp_path) as site:
+        for way in (site, plain_http(site)):
+            for target, referrer in (
+                (f"/upload?token={secret}", f"https://{DOMAIN}/gallery?token={secret}"),
+                (f"https://{DOMAIN}/media?a=b&token={secret}", f"https://{DOMAIN}#{secret}"),
+                (f"https://{DOMAIN}?token={secret}", f"https://{DOMAIN}/s/{secret}/1"),
+                (f"/s/{secret}", "-"), (f"/.accel/images/?token={secret}", "-"),
+            ):  # fmt: skip
+                assert way.get(target, Host=DOMAIN, Referer=referrer).status in (301, 404, 502)
+            assert way.get(f"/?token={secret}", Host="evil.example").status == 421
+        login = f"/api/auth/login/?token={secret}"
+        assert 429 in {site.request("POST", login).status for _ in range(45)}
+        log = tmp_path / "access.log"
+        wait_until(lambda: log.read_text().count("\n") == 57, "the last lines of the log")
+    assert re.search(r'"GET /upload HTTP/1.1" 502 \d+ "https://.*/gallery" "', log.read_text())
+    assert '"GET /s/- HTTP/1.1"' in log.read_text()
+    for path in tmp_path.glob("*.log"):
+        assert secret not in path.read_text()
+
+
+def test_thirty_requests_at_a_time_pass_and_three_hundred_that_are_held_do_not(
+    behind, tmp_path, certificate
+):
+    with ThreadPoolExecutor(30) as pool:
+        paths = [f"/image/{sha256(BIG)}"] * 30
+        assert {answer.status for answer in pool.map(behind.site.get, paths)} == {200}
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=512) as silent,
+        Site(tmp_path, certificate, silent.getsockname()[1], tmp_path) as site,
+        contextlib.ExitStack() as stack,
+    ):
+        for number in range(300):  # addresses of one customer
+            connection = site.connect("127.0.0.1")
+            stack.callback(connection.close)
+            headers = {"Host": DOMAIN, AS_CLIENT: f"2001:db8:0:1:{number:x}::1"}
+            connection.request("GET", "/", headers=headers)
+        log = tmp_path / "access.log"
+        wait_until(lambda: log.read_text().count('HTTP/1.1" 429 ') == 150, "the refusals")
+        with ThreadPoolExecutor(1) as pool:
+            other = {"Host": DOMAIN, AS_CLIENT: "2001:db8:0:2::1"}
+            answer = pool.submit(site.request, "GET", "/", None, other)
+            seen = [silent.accept()[0] for _ in range(151)]
+            seen[-1].sendall(b"HTTP/1.1 204 No\r\nConnection: close\r\n\r\n")
+            assert answer.result(DEADLINE).status == 204
+            for held in seen:
+                held.close()
+
+
+@pytest.mark.parametrize(
+    ("limited", "client"),
+    [
+        (True, "2001:db8:0:1:{0:x}::1"), (True, "2001:db8::{0:x}"), (True, "10.0.0.1"),
+        (True, "2001:db8:a0a:a0a:a{0:02x}::a"), (False, "2001:db8:0:{0:x}::1"),
+        (False, "2001:db8:{0:x}::1"), (False, "::ffff:10.0.0.{0}"), (False, "10.0.0.{0}"),
+    ],
+)  # fmt: skip
+def test_an_ipv6_client_counts_by_its_64(tmp_path, certificate, limited, client):
+    with before_a_listener(tmp_path, certificate) as (site, _):
+        sources = [{AS_CLIENT: client.format(number + 1)} for number in range(40)]
+        statuses = {site.request("POST", LOGIN, b"{}", source).status for source in sources}
+    assert statuses == ({204, 429} if limited else {204})
 
 
 # -- systemd
