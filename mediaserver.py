@@ -15,6 +15,11 @@ from __future__ import annotations
 import os
 import sys
 
+if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 can read the file, and gets to here
+    found = ".".join(map(str, sys.version_info[:3]))
+    sys.stderr.write("mediaserver: Python 3.10 or later is needed; this is " + found + "\n")
+    sys.exit(2)
+
 if __name__ == "__main__" and __file__.endswith(".py"):
     # Python compiles a script at each start, and 16 MB stay with the process for it (measured):
     # so the bytecode is kept, as that of an imported module is, and run in this one's place.
@@ -114,9 +119,10 @@ class SettingError(Exception):
 
 
 def warn(message: str) -> None:
-    """Tell the owner, on standard error."""
-    sys.stderr.write(f"mediaserver: {message}\n")
-    sys.stderr.flush()
+    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"mediaserver: {message}\n")
+        sys.stderr.flush()
 
 
 def parse_secret(text: str) -> str:
@@ -237,6 +243,7 @@ def folder(help: str, shown: str) -> Any:
 
 
 PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir")
+PLACES = ("storage_dir", "database_url", *PRIVATE_FOLDERS)
 SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
 
@@ -371,6 +378,23 @@ def read_dotenv(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
         raise SettingError(str(path), f"cannot be read ({error})") from None
 
 
+def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> None:
+    """Tell of what was meant as a setting, but is read by nobody."""
+    import difflib  # only for names that are no settings
+
+    table = {name.upper(): how for name, _, how in Settings.table()}
+    for name in dotenv:
+        if name in table and not table[name].environment:
+            warn(f".env: {name} has no effect there; give --{name.lower()}")
+        elif name not in table and (
+            near := difflib.get_close_matches(name.upper(), table, 1, 0.8)
+        ):
+            warn(f".env: {name} is no setting; did you mean {near[0]}?")
+    for name in ("PORT", "HOST"):
+        if environment.get(name):
+            warn(f"{name} in the environment has no effect; give --{name.lower()}")
+
+
 def load_settings(
     options: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str]
 ) -> Settings:
@@ -431,6 +455,27 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
         write_secrets(settings.secrets_file, {**kept, **made})
     values: dict[str, Any] = {name.lower(): value for name, value in made.items()}
     return settings._replace(**values), missing
+
+
+def forget_secrets() -> None:
+    """Take the secrets out of this process's environment, and so out of its children's.
+
+    Linux shows the environment that a process began with (proc_pid_environ(5)), also that of a
+    forked one, whatever was unset since: so the values are overwritten where they lie.
+    """
+    names = [name.upper() for name, _, how in Settings.table() if how.secret]
+    given = [name for name in names if os.environ.pop(name, None)]
+    if not given:
+        return
+    with contextlib.suppress(OSError), open("/proc/self/mem", "r+b", buffering=0) as memory:
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        start, end = int(fields[47]), int(fields[48])  # env_start, env_end (proc_pid_stat(5))
+        memory.seek(start)
+        block = memory.read(end - start)
+        for name in given:
+            for found in re.finditer(rb"(?:^|\0)%s=([^\0]*)" % name.encode(), block):
+                memory.seek(start + found.start(1))
+                memory.write(bytes(len(found[1])))
 
 
 def write_secrets(path: Path, values: Mapping[str, str]) -> None:
@@ -5984,13 +6029,13 @@ def inherited_listener() -> socket.socket | None:
 def notify(state: str) -> None:
     """Tell systemd a change of state, if it is systemd that runs this program (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with (
-            contextlib.suppress(OSError),  # nothing here depends on whether it listens
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
-        ):
-            abstract = address.startswith("@")
-            sock.sendto(state.encode(), "\0" + address[1:] if abstract else address)
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # of the abstract namespace (unix(7))
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with sock, contextlib.suppress(OSError):  # nothing here depends on whether it listens
+        sock.sendto(state.encode(), address)
 
 
 def notify_reload() -> None:
@@ -8603,20 +8648,30 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
         parser.error(f"{unknown[0]} is no option; --help lists them")
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
+    if "storage_dir" not in options and len(words) == 1 and os.path.isdir(words[0]):
+        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
     found = find_command(words)
     if found is None:
-        parser.error(f"there is no command {' '.join(words)!r}, or it takes other words")
+        names = ", ".join(COMMANDS)
+        parser.error(
+            f"{' '.join(words)!r} is neither a folder that is there nor a command with the words"
+            f" that it takes; commands: {names}"
+        )
     try:
-        settings = load_settings(options, os.environ, read_dotenv(Path(".env"), os.environ))
+        dotenv = read_dotenv(Path(".env"), os.environ)
+        settings = load_settings(options, os.environ, dotenv)
     except SettingError as error:
         parser.error(str(error))
+    forget_secrets()
+    warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
     return found[0], settings, found[1]
 
 
 def make_folders(settings: Settings) -> None:
     """Make the server's own folders, and STORAGE_DIR where the index is new."""
     if settings.storage_dir.exists() or not settings.database_url.exists():
-        make_folder("STORAGE_DIR", settings.storage_dir, 0o755)
+        if make_folder("STORAGE_DIR", settings.storage_dir, 0o755):
+            warn(f"made the folder {settings.storage_dir}, which was not there")
     elif settings.database_dir.is_relative_to(settings.storage_dir):
         problem = f"{settings.storage_dir} is gone: is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
@@ -8626,12 +8681,42 @@ def make_folders(settings: Settings) -> None:
     make_folder("MEDIA_STORAGE_DIR", settings.media_storage_dir, 0o700)
 
 
-def make_folder(setting: str, path: Path, mode: int) -> None:
+def make_folder(setting: str, path: Path, mode: int) -> bool:
+    """Make a folder if it is not there; whether it was made."""
     try:
+        made = not path.exists()
         path.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
         reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise SettingError(setting, f"{path} cannot be used: {reason}") from None
+    return made
+
+
+def need_folders(settings: Settings) -> None:
+    """Refuse to work for a server whose folder is not there; a command makes none."""
+    if not settings.storage_dir.is_dir():
+        problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
+        raise SettingError("STORAGE_DIR", problem)
+    make_folders(settings)
+
+
+@contextlib.contextmanager
+def usable_places(settings: Settings) -> Iterator[None]:
+    """Turn what the disk or SQLite refuses at a start into the setting that names the place."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise SettingError("DATABASE_URL", f"the index cannot be used: {error}") from None
+    except OSError as error:
+        if not error.filename:
+            raise
+        path = Path(os.fsdecode(error.filename))
+        places = {name: Path(getattr(settings, name)) for name in PLACES}
+        inside = {name: place for name, place in places.items() if path.is_relative_to(place)}
+        # The innermost folder: DATA lies in STORAGE_DIR, and others in DATA
+        name = max(inside, key=lambda name: len(inside[name].parts), default="database_dir")
+        problem = f"{path} cannot be used: {error.strerror}"
+        raise SettingError(name.upper(), problem) from None
 
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
@@ -8647,18 +8732,16 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
 
 @command("token", "print a fresh upload token")
 def print_token(settings: Settings) -> None:
-    make_folders(settings)
-    settings, _ = with_secrets(settings)
+    if not settings.media_server_secret:
+        need_folders(settings)
+        settings, _ = with_secrets(settings)
     print(sign_upload_token(settings.media_server_secret, time.time()))
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
-    make_folders(settings)
-    try:
-        return contextlib.closing(migrated(Index(settings.database_url)))
-    except sqlite3.Error as error:
-        raise SettingError("DATABASE_URL", f"the index cannot be used: {error}") from None
+    need_folders(settings)
+    return contextlib.closing(migrated(Index(settings.database_url)))
 
 
 class Refusal(Exception):
@@ -8750,6 +8833,12 @@ def enable_user(settings: Settings, name: str) -> None:
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it waits until it is handled
+    for descriptor in range(3):  # one that was closed would be a file's or a client's
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     make_folders(settings)
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
     folders = (settings.database_dir / "thumbnails", settings.storage_dir / ".thumbnails")
@@ -8837,6 +8926,20 @@ def handle_signals(server: Server, app: App) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def addresses(host: str, port: int) -> list[str]:
+    """The URLs to open in a browser: on this machine, and in its network if that can reach it."""
+    if host not in {"0.0.0.0", "::"}:
+        return [f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"]
+    found = ["localhost"]
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        # Connecting a datagram socket sends nothing; it tells which address would be used.
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            own = probe.getsockname()[0]
+            found.append(f"[{own}]" if ":" in own else own)
+    return [f"http://{name}:{port}/" for name in found]
+
+
 def announce(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails, generated: Sequence[str]
 ) -> None:
@@ -8845,6 +8948,8 @@ def announce(
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
+    places = addresses(address, port)
+    warn(f"open {' or '.join(places)}")
     warn(f"scanning {settings.storage_dir}; thumbnails: {thumbnails.description}")
     if generated:
         warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")
@@ -8856,14 +8961,15 @@ def announce(
     token = f"python3 {shlex.quote(program)} token --storage_dir {folder}"
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
-    warn(f'upload a picture: curl -F file=@photo.jpg "{url}/upload?token=$({token})"')
+    warn(f'upload a picture: curl -F file=@photo.jpg "{places[0]}upload?token=$({token})"')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         found, settings, words = parse_command_line(given)
-        found.run(settings, *words)
+        with usable_places(settings):
+            found.run(settings, *words)
         return 0
     except SettingError as error:
         warn(str(error))

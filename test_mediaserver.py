@@ -641,6 +641,107 @@ def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment
     assert "Traceback" not in ended.stderr
 
 
+def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(settings_of, capsys):
+    Path("Pictures").mkdir()
+    assert settings_of("Pictures").storage_dir == Path("Pictures").absolute()
+    assert settings_of("Pictures", "--port", "0").port == 0
+    for words in (["Picture"], ["Pictures", "Pictures"], ["user"], ["user", "grant", "x"]):
+        with pytest.raises(SystemExit) as caught:
+            settings_of(*words)
+        assert caught.value.code == 2
+        assert all(name in capsys.readouterr().err for name in ["token"])
+
+
+def test_what_was_meant_as_a_setting_but_has_no_effect_gets_a_warning(settings_of, capsys):
+    settings_of("--storage_dir", "x", dotenv="AUTH_TOKN=secret\nPORT=1\nEDITOR=vi", HOST="::")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert "AUTH_TOKN" in said[0]
+    assert "AUTH_TOKEN" in said[0]
+    assert "PORT" in said[1]
+    assert "HOST in the environment" in said[2]
+    assert "secret" not in "".join(said)
+    settings_of("--storage_dir", "x", "--host", "::1", dotenv="MAX_UPLOAD_BYTES=5", HOST="::")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["token"], ["user", "list"], ["user", "grant", "a", "media_store_read"]]
+)
+def test_a_command_on_a_folder_that_is_not_there_says_so_and_makes_nothing(tmp_path, words):
+    ended = run_program(*words, "--storage_dir", tmp_path / "Pictrues", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "STORAGE_DIR" in ended.stderr
+    assert "not there" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_used_stops_the_start_with_its_setting(tmp_path):
+    pictures, data = tmp_path / "pictures", tmp_path / "data"
+    at = ["--storage_dir", pictures, "--database_dir", data, "--port", 0]
+    for setting, hindered in {
+        "DATABASE_DIR": data / "lock",
+        "DATABASE_URL": data / "index.sqlite3",
+        "UPLOAD_DIR": data / "images/.incoming",
+        "MEDIA_STORAGE_DIR": data / "entities",
+    }.items():
+        hinder = hindered / "x" if setting in {"DATABASE_DIR", "DATABASE_URL"} else hindered
+        fill(hinder.parent, {hinder.name: b"in the way"})
+        ended = run_program(*at, cwd=tmp_path)
+        assert ended.returncode == 2, ended.stderr
+        assert f"mediaserver: {setting}: " in ended.stderr
+        assert "Traceback" not in ended.stderr
+        shutil.rmtree(data)
+
+
+def test_no_process_of_the_server_shows_a_secret_in_its_environment(start):
+    running = start()
+    wait_until(lambda: "scanning" in running.log)
+    group = [running.process.pid]
+    for task in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = task.read_text().rpartition(")")[2].split()
+            if int(fields[1]) in group:
+                group.append(int(task.parent.name))
+    for process in group:
+        shown = Path(f"/proc/{process}/environ").read_bytes()
+        assert b"AUTH_TOKEN=" in shown  # it was given that way
+        assert not any(value.encode() in shown for value in SECRETS.values())
+
+
+def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path):
+    old = sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python3"))
+    if not old:
+        pytest.skip("there is no Python 3.8 or 3.9")
+    for python in old:
+        code, said = said_by(python, PROGRAM, tmp_path / "new")
+        assert code == 2
+        assert said.startswith("mediaserver: Python 3.10 or later is needed; this is 3.")
+        assert said.count("\n") == 1
+
+
+def test_the_addresses_to_open_are_those_that_reach_the_server():
+    assert ms.addresses("127.0.0.1", 80) == ["http://127.0.0.1:80/"]
+    assert ms.addresses("::1", 80) == ["http://[::1]:80/"]
+    assert ms.addresses("0.0.0.0", 80)[0] == "http://localhost:80/"
+
+
+def test_standard_error_may_be_closed_or_full(tmp_path):
+    for number, redirect in enumerate(("2>&-", "2>/dev/full")):
+        server = object.__new__(Server)
+        server.port = free_port()
+        shell = f'exec "$@" {redirect}'
+        at = ["--storage_dir", tmp_path / str(number), "--port", str(server.port)]
+        command = ["sh", "-c", shell, "sh", sys.executable, PROGRAM, *at]
+        running = subprocess.Popen(command, env=BARE_ENVIRONMENT)
+        try:
+            wait_until(lambda server=server: accepts(server.port), "the server")
+            wait_until(lambda server=server: server.get("/health").json["scan"]["finished_at"])
+        finally:
+            running.terminate()
+            assert running.wait(DEADLINE) == 0
+
+
 def test_help_explains_every_setting_and_command(tmp_path):
     ended = run_program("--help", cwd=tmp_path)
     assert ended.returncode == 0
