@@ -266,6 +266,14 @@ def found(path, which):
         print(name, value)
 
 
+def real(path):
+    """Refuse a path with a link in it, as far as it is there."""
+    while path != "/" and not os.path.lexists(root.rstrip("/") + path):
+        path = os.path.dirname(path)
+    if os.path.isdir(root):
+        enter(path)
+
+
 def make(path, mode, owner=""):
     """Make a folder where there is none; what is there stays as it is."""
     folder, new = enter(path, make=True)
@@ -332,24 +340,17 @@ END
 
 # --- settings ---
 
-working=$settings # with --dry-run a copy that knows what would be set
-if [ -n "$dry" ]; then
-    working=$(mktemp)
-    trap 'rm -f "$working"' EXIT
-    if [ -r "$settings" ]; then cat "$settings" >"$working"; fi
-fi
+working=$(mktemp) # the settings as they will be; they become the file when all of them are good
+trap 'rm -f "$working"' EXIT
+if [ -r "$settings" ]; then cat "$settings" >"$working"; fi
 
 get() { # the value of a setting in mediaserver.env, or nothing
-    if [ -r "$working" ]; then helper get "$working" "$1"; fi
+    helper get "$working" "$1"
 }
 put() { # put NAME VALUE: the setting now has this value; all other lines stay
     text=$(helper put "$working" "$1" "$2")
     [ -z "$dry" ] || printf '    set %s in %s\n' "$1" "$settings"
-    if [ -n "$dry" ]; then
-        printf '%s\n' "$text" >"$working"
-    else
-        printf '%s\n' "$text" | write 0600 root:root "$settings"
-    fi
+    printf '%s\n' "$text" >"$working"
 }
 keep() { # keep NAME VALUE: give a setting a value if it has none
     old=$(get "$1")
@@ -433,18 +434,14 @@ END
 
 configure() {
     say "settings: $settings (what is there is kept)"
-    folder 0700 root:root "$config"
     new=''
     if [ ! -f "$settings" ]; then
         new=yes
-        write 0600 root:root "$settings" <<'END'
+        cat >"$working" <<'END'
 # mediaserver's settings, all of README.md's table; setup.sh changes only what its options name.
 # After a change: sudo systemctl restart mediaserver (sizes, port and folders: run setup.sh again)
 END
     fi
-    # systemd reads them as root: the service's group, in which nginx's user may be, need not
-    if [ -d "$config" ]; then own 0700 root:root "$config"; fi
-    if [ -f "$settings" ]; then own 0600 root:root "$settings"; fi
     adopt "$source/.env" settings
     [ -z "$storage" ] || put STORAGE_DIR "$storage"
     keep STORAGE_DIR "${storage:-$state/pictures}"
@@ -488,6 +485,12 @@ END
     fi
     [ -z "$accel" ] || put ACCEL_REDIRECT true
     accel=$(get ACCEL_REDIRECT)
+    for path in "$pictures" "$data" "$images" "$entities"; do helper real "$path"; done
+    # systemd reads them as root: the service's group, in which nginx's user may be, need not
+    folder 0700 root:root "$config"
+    if [ -d "$config" ]; then own 0700 root:root "$config"; fi
+    if ! cmp -s "$working" "$settings"; then write 0600 root:root "$settings" <"$working"; fi
+    if [ -f "$settings" ]; then own 0600 root:root "$settings"; fi
 }
 
 make_folders() {
@@ -515,8 +518,9 @@ make_folders() {
     for hidden in "$pictures/.incoming" "$pictures/.thumbnails"; do # of a server started by hand
         [ ! -d "$hidden" ] || run helper give "$hidden" mediaserver
     done
-    grant=u:mediaserver:rwX,u:"$owner":rwX
-    as "$owner" setfacl -R -P -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" "$pictures" || cannot_grant
+    grant=u:mediaserver:rwX,u:$owner:rwX
+    as "$owner" find "$pictures" ! -user "$owner" -prune -o -type f -exec setfacl -m "$grant" '{}' + \
+        -o -type d -exec setfacl -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" '{}' + || cannot_grant
     parent=$(dirname "$pictures")
     while [ "$parent" != / ]; do # such as a home folder with mode 0700
         as mediaserver test -x "$parent" 2>/dev/null ||

@@ -55,7 +55,10 @@ import mediaserver as ms
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
-PROGRAMS = {"chromium", "curl", "ffmpeg", "nginx", "openssl", "shellcheck", "systemd-analyze"}
+PROGRAMS = {
+    "chromium", "curl", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck", "systemd-analyze",
+    "unshare",
+}  # fmt: skip
 
 
 def need(tool: str) -> Any:
@@ -7039,6 +7042,57 @@ def test_no_link_leads_setup_out_of_a_folder(machine, tmp_path):
         assert "is a link" in machine.setup("--storage-dir", storage, status=1)
     assert list(target.iterdir()) == []
     assert target.stat().st_mode & 0o777 == 0o700
+    assert not machine.path("/etc/mediaserver/mediaserver.env").exists()
+
+
+# A machine of its own for what runs as root: /etc and the rest are layers that go with the mounts
+ANOTHER_MACHINE = """
+W=$1; mount -t tmpfs tmpfs $W || exit 77
+for d in etc usr/local; do
+    mkdir -p $W/$d/u $W/$d/w
+    mount -t overlay overlay -o lowerdir=/$d,upperdir=$W/$d/u,workdir=$W/$d/w /$d || exit 77
+done
+mkdir -p /var/www
+for d in opt var/lib var/www home; do mkdir -p $W/$d; mount --bind $W/$d /$d || exit 77; done
+set -eu
+useradd --create-home eve
+cd /home/eve
+mkdir target Pictures Pictures/.incoming; chmod 700 . target
+echo x >Pictures/a.jpg; ln -s ../target Pictures/link; ln -s ../target Pictures/.thumbnails
+ln -s target Linked; chown -hR eve:eve .; chown root:root target; shift
+! "$@" --storage-dir /home/eve/Linked
+! "$@" --storage-dir /home/eve/Pictures
+rm Pictures/.thumbnails
+"$@" --storage-dir /home/eve/Pictures
+test "$(stat -c '%U %a' target)" = "root 700"
+test "$(stat -c '%U' Pictures/.incoming)" = mediaserver
+setpriv --reuid mediaserver --regid mediaserver --init-groups -- sh -euc '
+    cat Pictures/a.jpg; touch Pictures/new; ! ls target; ! cat /etc/mediaserver/mediaserver.env'
+setpriv --reuid eve --regid eve --clear-groups -- sh -c 'echo y >>Pictures/new; rm Pictures/new'
+"$@"
+media-server token
+"$@" --uninstall --purge
+! test -e /var/lib/mediaserver; test -e Pictures/a.jpg
+echo all of it
+"""
+
+
+def test_a_folders_owner_gains_nothing_and_loses_nothing_when_root_runs_setup(
+    machine, server, tmp_path
+):
+    if os.getuid() != 0:
+        pytest.skip("only root can make users")
+    need("setfacl")
+    (tmp_path / "layers").mkdir()
+    environment = {**machine.environment, "DESTDIR": "", "PATH": os.environ["PATH"]}
+    code, said = said_by(
+        need("unshare"), "--mount", "sh", "-c", ANOTHER_MACHINE, "sh", tmp_path / "layers",
+        "sh", machine.source / "setup.sh", "--port", server.port, env=environment,
+    )  # fmt: skip
+    if code == 77:
+        pytest.skip(f"this machine gives no mounts: {said}")
+    assert (code, said.splitlines()[-1]) == (0, "all of it"), said
+    assert re.search(r"^[0-9]+\.[0-9a-f]{64}$", said, re.MULTILINE)
 
 
 def test_private_folders_elsewhere_are_writable_and_what_is_private_is_closed_to_nginx(machine):
