@@ -1,7 +1,11 @@
 #!/bin/sh
 # Turns a clone of mediaserver into a service behind nginx, on Debian 12 or later and Raspberry Pi OS.
 # Running it again upgrades: the program, units and site are replaced; secrets, settings and data stay.
+# It runs as root among folders that others own. So: no word of theirs becomes part of a program, none
+# of their links is followed, and what can be done as their owner is done as their owner.
 set -eu
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
 
 usage() {
     cat <<'END'
@@ -10,6 +14,7 @@ usage: sudo ./setup.sh [options]
   --port N             the server's port on 127.0.0.1 (as before, else 8000)
   --storage-dir DIR    the folder of pictures (as before, else /var/lib/mediaserver/pictures)
   --upload-limit SIZE  the largest file, such as 500M or 2G (as before, else 10M; accounts, entities 1G)
+  --open-registration  anyone may make an account (else, on a new installation, nobody may)
   --accel-redirect     let nginx read the pictures and send them (ACCEL_REDIRECT)
   --install            install nginx, Pillow and acl with apt-get where they are missing
   --dry-run            print every step, do none
@@ -33,11 +38,18 @@ misused() {
 
 # --- options ---
 
-domain='' port='' storage='' limit='' accel='' install='' dry='' uninstall='' purge=''
+domain='' port='' storage='' limit='' accel='' open='' install='' dry='' uninstall='' purge=''
 while [ $# -gt 0 ]; do
     case $1 in
+    --domain=* | --port=* | --storage-dir=* | --upload-limit=*)
+        option=$1
+        shift
+        set -- "${option%%=*}" "${option#*=}" "$@"
+        ;;
+    esac
+    case $1 in
     --domain | --port | --storage-dir | --upload-limit)
-        [ $# -ge 2 ] || misused "$1 needs a value"
+        [ -n "${2:-}" ] || misused "$1 needs a value"
         case $1 in
         --domain) domain=$2 ;;
         --port) port=$2 ;;
@@ -47,6 +59,7 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --accel-redirect) accel=true ;;
+    --open-registration) open=true ;;
     --install) install=yes ;;
     --dry-run) dry=yes ;;
     --uninstall) uninstall=yes ;;
@@ -62,19 +75,23 @@ done
 
 check_domain() {
     case $1 in
-    '' | *[!A-Za-z0-9.-]* | -* | .*) misused "--domain: '$1' is no host name" ;;
+    '' | *[!A-Za-z0-9.-]* | -* | .* | *..*) misused "--domain: '$1' is no host name" ;;
     esac
 }
 check_port() {
     case $1 in
-    '' | *[!0-9]* | ??????*) misused "--port: '$1' is no port" ;;
+    '' | *[!0-9]* | 0* | ??????*) misused "--port: '$1' is no port" ;;
     esac
     if [ "$1" -lt 1 ] || [ "$1" -gt 65535 ]; then misused "--port: '$1' is no port"; fi
 }
-check_folder() { # what has a meaning in nginx.conf, in a unit or in sed
+check_folder() { # what has a meaning in nginx.conf or in a unit, and what is the system's
     case $1 in
-    / | /*[\"\\\$\;\{\}%\#\|\&\'\`:]* | *'
+    *[\"\\\$\;\{\}%\#\|\&\'\`:]* | *'
 '*) misused "$2: '$1' cannot be used: it must not have \" ' \\ \$ ; { } % # | & \` : in it" ;;
+    / | /bin | /bin/* | /boot | /boot/* | /dev | /dev/* | /etc | /etc/* | /home | /lib* | /opt | \
+        /opt/mediaserver | /opt/mediaserver/* | /proc | /proc/* | /root | /run | /sbin | /sbin/* | \
+        /sys | /sys/* | /usr | /usr/* | /var | /var/lib) misused "$2: '$1' is the system's" ;;
+    *//* | */. | */./* | */.. | */../*) misused "$2: '$1' has . or .. or // in it" ;;
     /*) ;;
     *) misused "$2: '$1' is not an absolute path" ;;
     esac
@@ -84,6 +101,7 @@ parse_size() { # bytes of 500M or 2G
     case $digits in
     '' | *[!0-9]* | ?????????????*) misused "--upload-limit: '$1' is no size such as 500M or 2G" ;;
     esac
+    while :; do case $digits in 0?*) digits=${digits#0} ;; *) break ;; esac done # 010 is ten
     case $1 in
     *[Kk]) echo $((digits * 1024)) ;;
     *[Mm]) echo $((digits * 1048576)) ;;
@@ -95,7 +113,7 @@ parse_size() { # bytes of 500M or 2G
 [ -z "$domain" ] || check_domain "$domain"
 [ -z "$port" ] || check_port "$port"
 if [ -n "$storage" ]; then
-    case $storage in /*) ;; *) storage=$PWD/$storage ;; esac
+    case $storage in /*) ;; *) storage=$PWD/${storage#./} ;; esac
     [ "$storage" = / ] || storage=${storage%/}
     check_folder "$storage" --storage-dir
 fi
@@ -121,7 +139,6 @@ acme=$root/var/www/mediaserver
 launcher=$root/usr/local/bin/media-server
 systemctl=${SYSTEMCTL:-systemctl}
 nginx=${NGINX:-nginx}
-PATH=$PATH:/usr/sbin:/sbin
 
 # --- how a step is done ---
 
@@ -143,7 +160,7 @@ own() { # own MODE OWNER PATH...
     if live; then run chown -h "$owner" "$@"; fi
     run chmod "$mode" "$@"
 }
-folder() { # folder MODE OWNER PATH: made if it is not there; what is there stays as it is
+folder() { # folder MODE OWNER PATH: a folder of root's, made if it is not there
     [ ! -d "$3" ] || return 0
     run mkdir -p "$3"
     own "$1" "$2" "$3"
@@ -158,47 +175,191 @@ write() { # write MODE OWNER PATH: standard input becomes the file, whole or not
     own "$1" "$2" "$3.new"
     mv -f "$3.new" "$3"
 }
+helper() { # helper WHAT WORD...: what a shell cannot do safely; values are its arguments, never its text
+    python3 -I -S -B - "$source/mediaserver.py" "${root:-/}" "$@" <<'END'
+import importlib.util, os, pwd, re, stat, sys
+
+program, root, what, *words = sys.argv[1:]
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+spec = importlib.util.spec_from_file_location("mediaserver", program)
+ms = importlib.util.module_from_spec(spec)
+
+
+def load():
+    sys.modules["mediaserver"] = ms
+    spec.loader.exec_module(ms)
+    return {name.upper(): how for name, _, how in ms.Settings.table()}
+
+
+def enter(path, make=False):
+    """Open a folder below `root`, no component of which is a link; tell whether it is new."""
+    at, new = os.open(root, os.O_RDONLY | os.O_DIRECTORY), False
+    for name in filter(None, path.split("/")):
+        try:
+            try:
+                at, new = os.open(name, FOLDER, dir_fd=at), False
+            except FileNotFoundError:
+                if not make:
+                    raise
+                os.mkdir(name, 0o755, dir_fd=at)
+                at, new = os.open(name, FOLDER, dir_fd=at), True
+        except OSError as error:
+            problem = "is a link, or no folder: give the real path" if not isinstance(
+                error, (FileNotFoundError, PermissionError)) else error.strerror
+            sys.exit(f"setup: {path}: '{name}' {problem}")
+    return at, new
+
+
+def read(path):
+    """The text of a regular file; none where it is missing, an error where it is something else."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        sys.exit(f"setup: {path}: {error.strerror}")
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        sys.exit(f"setup: {path} is no file")
+    with open(file, encoding="utf-8-sig") as opened:
+        return opened.read()
+
+
+PIECE = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)|([^'"\\]+|.)""", re.S)
+
+
+def values(text):
+    """NAME and value of each line, as systemd reads them (systemd.exec, EnvironmentFile=)."""
+    for name, value in re.findall(r"^[ \t]*([A-Z0-9_]+)[ \t]*=[ \t]*(.*?)[ \t\r]*$", text, re.M):
+        yield name, "".join(
+            single or re.sub(r'\\(["\\`$])', r"\1", double) or escaped or plain
+            for single, double, escaped, plain in PIECE.findall(value)
+        )
+
+
+def get(path, name):
+    print(dict(values(read(path))).get(name, ""))
+
+
+def put(path, name, value):
+    """The file's text, in which the setting has this value; all other lines are as they were."""
+    if not re.fullmatch(r"[A-Za-z0-9_./:,@+=*-]*", value):
+        value = '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+    lines = re.sub(rf"^[ \t]*{name}[ \t]*=.*\n?", "", read(path), flags=re.M)
+    print(f"{lines.rstrip()}\n{name}={value}")
+
+
+def found(path, which):
+    """NAME VALUE of each setting (or only of the secrets) in a .env, as the program reads it."""
+    if not (text := read(path)):
+        return
+    known = load()
+    for name, value in ms.parse_dotenv(text, {}).items():
+        how = known.get(name)
+        if how is None or not value or "\n" in value or (which == "secrets" and not how.secret):
+            continue
+        if how.parse is ms.parse_path:
+            value = os.path.join(os.path.dirname(path), os.path.expanduser(value))
+        try:
+            how.parse(value)
+        except ValueError as error:
+            sys.exit(f"setup: {name}: {error}")
+        print(name, value)
+
+
+def real(path):
+    """Refuse a path with a link in it, as far as it is there."""
+    while path != "/" and not os.path.lexists(root.rstrip("/") + path):
+        path = os.path.dirname(path)
+    if os.path.isdir(root):
+        enter(path)
+
+
+def make(path, mode, owner=""):
+    """Make a folder where there is none; what is there stays as it is."""
+    folder, new = enter(path, make=True)
+    if new:
+        if owner:
+            user = pwd.getpwnam(owner)
+            os.fchown(folder, user.pw_uid, user.pw_gid)
+        os.fchmod(folder, int(mode, 8))
+
+
+def give(path, owner):
+    """Give a folder, and what in it is its owner's or root's alone, to another user."""
+    top, _ = enter(path)
+    user, own = pwd.getpwnam(owner), os.fstat(top).st_uid
+    os.fchown(top, user.pw_uid, user.pw_gid)
+    for _, folders, files, at in os.fwalk(".", dir_fd=top, follow_symlinks=False):
+        for name in folders + files:
+            item = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=at)
+            facts = os.fstat(item)
+            plain = stat.S_ISDIR(facts.st_mode) or (
+                stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1)
+            if plain and facts.st_uid == own != user.pw_uid:
+                os.chown(f"/proc/self/fd/{item}", user.pw_uid, user.pw_gid)
+            os.close(item)
+
+
+def owner(path):
+    print(pwd.getpwuid(os.fstat(enter(path)[0]).st_uid).pw_name)
+
+
+def limit(small, large):
+    """The larger of the two limits in MiB, and 2 for the form around the file."""
+    sizes = int(small or 10 << 20), int(large or 1 << 30)
+    print(f"{-(-max(sizes) // 1048576) + 2}m")
+
+
+def render(path, domain, port, limit, certificate, http2, ipv6, *folders):
+    """The site: nginx.conf with these values in the places of its examples."""
+    text = read(path)
+    changes = {
+        "/etc/letsencrypt/live/photos.example.org": certificate,
+        "photos.example.org": domain,
+        "127.0.0.1:8000": f"127.0.0.1:{port}",
+        "client_max_body_size 1026m": f"client_max_body_size {limit}",
+    }
+    for name, folder in zip(("pictures", "data/images", "data/entities", "data/users"), folders):
+        changes[f"alias /var/lib/mediaserver/{name}/;"] = f'alias "{folder}/";'
+        changes[f"from=/var/lib/mediaserver/{name}/;"] = f'"from={folder}/";'
+    if missing := [old for old in changes if old not in text]:
+        sys.exit(f"setup: nginx.conf has no {missing[0]}")
+    text = re.sub("|".join(map(re.escape, changes)), lambda found: changes[found[0]], text)
+    if http2:
+        text = re.sub(r"(?m)^( *)listen 443 ssl http2;", r"\1http2 on;\n\1listen 443 ssl;", text)
+        text = text.replace(" ssl http2;", " ssl;")
+    print(text if ipv6 else re.sub(r"(?m)^ *listen \[::\].*\n", "", text), end="")
+
+
+try:
+    globals()[what](*words)
+except (OSError, UnicodeDecodeError, KeyError, ValueError) as error:
+    sys.exit(f"setup: {what} {words[0]}: {error}")
+END
+}
 
 # --- settings ---
 
+working=$(mktemp) # the settings as they will be; they become the file when all of them are good
+trap 'rm -f "$working"' EXIT
+if [ -r "$settings" ]; then cat "$settings" >"$working"; fi
+
 get() { # the value of a setting in mediaserver.env, or nothing
-    [ -r "$settings" ] || return 0
-    sed -n "s/^$1=//p" "$settings" | tail -n 1 | sed 's/^"\(.*\)"$/\1/; s/\\\(["\\]\)/\1/g'
+    helper get "$working" "$1"
 }
 put() { # put NAME VALUE: the setting now has this value; all other lines stay
-    case $2 in
-    *[!A-Za-z0-9_./:,@+=*-]*) line="$1=\"$(printf '%s' "$2" | sed 's/[\\"]/\\&/g')\"" ;;
-    *) line="$1=$2" ;;
-    esac
-    if [ -n "$dry" ]; then
-        printf '    set %s in %s\n' "$1" "$settings"
-        return
-    fi
-    { sed "/^$1=/d" "$settings" && printf '%s\n' "$line"; } | write 0640 root:mediaserver "$settings"
+    text=$(helper put "$working" "$1" "$2")
+    [ -z "$dry" ] || printf '    set %s in %s\n' "$1" "$settings"
+    printf '%s\n' "$text" >"$working"
 }
 keep() { # keep NAME VALUE: give a setting a value if it has none
-    [ -n "$(get "$1")" ] || put "$1" "$2"
+    old=$(get "$1")
+    [ -n "$old" ] || put "$1" "$2"
 }
-found() { # found FILE: NAME VALUE of each setting in a .env, as the program itself reads it
-    [ -f "$1" ] || return 0
-    python3 -B - "$source" "$1" <<'END'
-import os, sys
-source, path = sys.argv[1:]
-sys.path.insert(0, source)
-import mediaserver
-from pathlib import Path
-known = {name.upper(): how for name, _, how in mediaserver.Settings.table()}
-for name, value in mediaserver.read_dotenv(Path(path), {}).items():
-    if name in known and value and "\n" not in value:
-        if known[name].parse is mediaserver.parse_path:
-            value = os.path.join(os.path.dirname(path), os.path.expanduser(value))
-        print(name, value)
-END
-}
-adopt() { # adopt FILE: its settings, where they have no value yet
-    lines=$(found "$1") || die "$1 cannot be read; it may hold secrets, so nothing was changed"
+adopt() { # adopt FILE settings|secrets: what the file gives, where there is no value yet
+    lines=$(helper found "$1" "$2") || die "$1 cannot be used; it may hold secrets, so nothing was changed"
     [ -n "$lines" ] || return 0
-    while read -r name value; do keep "$name" "$value"; done <<END
+    while IFS= read -r line; do keep "${line%% *}" "${line#* }"; done <<END
 $lines
 END
 }
@@ -213,13 +374,13 @@ check_machine() {
     say "checking this machine"
     if live && [ -z "$dry" ] && [ "$(id -u)" -ne 0 ]; then die "run it as root: sudo ./setup.sh"; fi
     have python3 || die "Python is missing: apt-get install python3"
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         die "Python 3.10 or later is needed; this is $(python3 --version)"
-    python3 -B "$source/mediaserver.py" --version >/dev/null || die "mediaserver.py does not start here"
+    python3 -I -B "$source/mediaserver.py" --version >/dev/null || die "mediaserver.py does not start here"
     live || return 0
     missing=''
     have "$nginx" || missing="$missing nginx"
-    python3 -c 'import PIL' 2>/dev/null || missing="$missing python3-pil"
+    python3 -I -c 'import PIL' 2>/dev/null || missing="$missing python3-pil"
     have setfacl || missing="$missing acl"
     have openssl || missing="$missing openssl"
     if [ -n "$missing" ] && [ -n "$install" ]; then
@@ -230,7 +391,7 @@ check_machine() {
     [ -n "$dry" ] && return 0
     [ -d /run/systemd/system ] || [ -n "${SYSTEMCTL:-}" ] || die "systemd does not run this machine"
     have "$nginx" || die "nginx is missing: run setup.sh with --install, or apt-get install nginx"
-    python3 -c 'import PIL' 2>/dev/null || warn "without python3-pil there are no thumbnails (--install)"
+    python3 -I -c 'import PIL' 2>/dev/null || warn "without python3-pil there are no thumbnails (--install)"
 }
 
 make_user() {
@@ -246,35 +407,42 @@ install_program() {
     write 0755 root:root "$program/mediaserver.py" <"$source/mediaserver.py"
     folder 0755 root:root "$(dirname "$launcher")"
     write 0755 root:root "$launcher" <<'END'
-#!/bin/sh
-# media-server --storage_dir DIR …  runs the program; as root and without a folder, its commands (token,
-# user, verify …) run on the installed service's folder, with its settings and as its user.
-program=/opt/mediaserver/mediaserver.py
-case "$*" in *--storage[_-]dir*) exec python3 $program "$@" ;; esac
-if [ -z "$STORAGE_DIR" ] && [ "$(id -u)" -eq 0 ] && [ -r /etc/mediaserver/mediaserver.env ]; then
-    while IFS='=' read -r name value; do
-        case $name in '' | *[!A-Z0-9_]*) continue ;; esac
-        value=$(printf '%s' "$value" | sed 's/^"\(.*\)"$/\1/; s/\\\(["\\]\)/\1/g')
-        export "$name=$value"
-    done </etc/mediaserver/mediaserver.env
-    umask 077
-    cd /var/lib/mediaserver || exit
-    exec setpriv --reuid mediaserver --regid mediaserver --init-groups -- python3 $program "$@"
-fi
-exec python3 $program "$@"
+#!/usr/bin/python3 -I
+"""media-server --storage_dir DIR ... runs the program; as root and without a folder, its commands (token,
+user, verify ...) run on the installed service's folder, with its settings and as its user."""
+import os, re, sys
+
+PROGRAM, SETTINGS = "/opt/mediaserver/mediaserver.py", "/etc/mediaserver/mediaserver.env"
+PIECE = re.compile(r"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)|([^'"\\]+|.)""", re.S)
+command = [sys.executable, PROGRAM, *sys.argv[1:]]
+given = "STORAGE_DIR" in os.environ or any(
+    re.match("--storage[_-]dir", word) for word in sys.argv[1:])
+if not given and os.getuid() == 0 and os.path.exists(SETTINGS):
+    text = open(SETTINGS, encoding="utf-8").read()
+    for name, value in re.findall(r"^[ \t]*([A-Z0-9_]+)[ \t]*=[ \t]*(.*?)[ \t\r]*$", text, re.M):
+        os.environ[name] = "".join(
+            single or re.sub(r'\\(["\\`$])', r"\1", double) or escaped or plain
+            for single, double, escaped, plain in PIECE.findall(value)
+        )
+    os.umask(0o077)
+    os.chdir("/var/lib/mediaserver")
+    command[:0] = ["setpriv", "--reuid=mediaserver", "--regid=mediaserver", "--init-groups", "--"]
+    os.environ["PATH"] = "/usr/local/bin:/usr/bin:/bin"
+os.execvp(command[0], command)
 END
 }
 
 configure() {
     say "settings: $settings (what is there is kept)"
-    folder 0750 root:mediaserver "$config"
+    new=''
     if [ ! -f "$settings" ]; then
-        write 0640 root:mediaserver "$settings" <<'END'
+        new=yes
+        cat >"$working" <<'END'
 # mediaserver's settings, all of README.md's table; setup.sh changes only what its options name.
 # After a change: sudo systemctl restart mediaserver (sizes, port and folders: run setup.sh again)
 END
     fi
-    adopt "$source/.env"
+    adopt "$source/.env" settings
     [ -z "$storage" ] || put STORAGE_DIR "$storage"
     keep STORAGE_DIR "${storage:-$state/pictures}"
     pictures=$(get STORAGE_DIR)
@@ -282,15 +450,24 @@ END
     # The layout of a server that was started by hand: DATA lies in the folder, and stays there
     if [ -e "$root$pictures/.mediaserver/secrets.env" ] || [ -e "$root$pictures/.mediaserver/index.sqlite3" ]; then
         keep DATABASE_DIR "$pictures/.mediaserver"
+        new='' # who may register stays as it was
     fi
     keep DATABASE_DIR "$state/data"
     data=$(get DATABASE_DIR)
     data=${data:-$state/data}
+    images=$(get UPLOAD_DIR)
+    images=${images:-$data/images}
+    entities=$(get MEDIA_STORAGE_DIR)
+    entities=${entities:-$data/entities}
     check_folder "$pictures" STORAGE_DIR
     check_folder "$data" DATABASE_DIR
-    adopt "$root$data/secrets.env"
+    check_folder "$images" UPLOAD_DIR
+    check_folder "$entities" MEDIA_STORAGE_DIR
+    adopt "$root$data/secrets.env" secrets
+    [ -z "$open" ] || put ALLOW_REGISTRATION true
+    [ -z "$new" ] || keep ALLOW_REGISTRATION false
     for name in MEDIA_SERVER_SECRET AUTH_TOKEN JWT_SIGNING_KEY; do
-        [ -n "$(get $name)" ] || put $name "$(new_secret)"
+        keep "$name" "$(new_secret)"
     done
     [ -z "$domain" ] || put DOMAIN "$domain"
     keep DOMAIN "$(uname -n | cut -d. -f1).local"
@@ -308,42 +485,62 @@ END
     fi
     [ -z "$accel" ] || put ACCEL_REDIRECT true
     accel=$(get ACCEL_REDIRECT)
+    for path in "$pictures" "$data" "$images" "$entities"; do helper real "$path"; done
+    # systemd reads them as root: the service's group, in which nginx's user may be, need not
+    folder 0700 root:root "$config"
+    if [ -d "$config" ]; then own 0700 root:root "$config"; fi
+    if ! cmp -s "$working" "$settings"; then write 0600 root:root "$settings" <"$working"; fi
+    if [ -f "$settings" ]; then own 0600 root:root "$settings"; fi
 }
 
 make_folders() {
     say "data: $data; pictures: $pictures"
+    service=''
+    if live; then service=mediaserver; fi
     folder 0700 mediaserver:mediaserver "$root$state"
-    folder 0700 mediaserver:mediaserver "$root$data"
-    folder 0750 mediaserver:mediaserver "$root$pictures"
+    run helper make "$data" 0700 "$service"
+    run helper make "$pictures" 0750 "$service"
+    for path in "$images" "$entities"; do
+        case $path in "$data"/*) ;; *) run helper make "$path" 0700 "$service" ;; esac
+    done
     live || return 0
-    case $data in
-    $state/*) ;;
-    *) run chown -R mediaserver:mediaserver "$data" ;;
-    esac
+    for path in "$data" "$images" "$entities"; do
+        case $path in
+        $state/* | "$data"/*) ;;
+        *) run helper give "$path" mediaserver ;;
+        esac
+    done
     case $pictures in $state/*) return 0 ;; esac
-    owner=$(stat -c %U "$pictures" 2>/dev/null || echo mediaserver)
+    [ -d "$pictures" ] || return 0 # with --dry-run
+    owner=$(helper owner "$pictures")
     [ "$owner" != mediaserver ] || return 0
     say "$pictures is $owner's: the service may read and write there, $owner keeps what it may"
     for hidden in "$pictures/.incoming" "$pictures/.thumbnails"; do # of a server started by hand
-        [ ! -d "$hidden" ] || run chown -R mediaserver:mediaserver "$hidden"
+        [ ! -d "$hidden" ] || run helper give "$hidden" mediaserver
     done
-    grant=u:mediaserver:rwX,u:"$owner":rwX
-    run setfacl -R -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" "$pictures" || cannot_grant
+    grant=u:mediaserver:rwX,u:$owner:rwX
+    as "$owner" find "$pictures" ! -user "$owner" -prune -o -type f -exec setfacl -m "$grant" '{}' + \
+        -o -type d -exec setfacl -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" '{}' + || cannot_grant
     parent=$(dirname "$pictures")
     while [ "$parent" != / ]; do # such as a home folder with mode 0700
-        as_service test -x "$parent" || run setfacl -m u:mediaserver:x "$parent" || cannot_grant
+        as mediaserver test -x "$parent" 2>/dev/null ||
+            as "$(helper owner "$parent")" setfacl -m u:mediaserver:x "$parent" || cannot_grant
         parent=$(dirname "$parent")
     done
 }
 
-as_service() { setpriv --reuid mediaserver --regid mediaserver --init-groups -- "$@" 2>/dev/null; }
+as() { # as USER COMMAND...: whoever owns the folder could do it, and can lead it nowhere else
+    user=$1
+    shift
+    run setpriv --reuid "$user" --regid "$(id -g "$user")" --init-groups -- "$@"
+}
 cannot_grant() {
     warn "the service may not write to $pictures: no setfacl (run again with --install), or a file"
     warn "system without access lists (mount it with uid=mediaserver); until then it only reads, if that"
 }
 
 write_units() {
-    say "systemd: mediaserver.service and mediaserver.socket (a restart loses no connection)"
+    say "systemd: mediaserver.service and mediaserver.socket on 127.0.0.1:$port (a restart loses no connection)"
     folder 0755 root:root "$units/mediaserver.service.d"
     write 0644 root:root "$units/mediaserver.service" <"$source/mediaserver.service"
     write 0644 root:root "$units/mediaserver.socket" <<END
@@ -364,9 +561,9 @@ END
 [Unit]
 RequiresMountsFor="$data"
 [Service]
-$(for path in "$pictures" "$data"; do
+$(for path in "$pictures" "$data" "$images" "$entities"; do
         case $path in
-        $state/*) ;;
+        $state/* | "$data"/*) ;;
         /home/* | /root/* | /run/user/*) echo "BindPaths=\"-$path\"" ;;
         *) echo "ReadWritePaths=\"-$path\"" ;;
         esac
@@ -378,9 +575,15 @@ END
 
 let_nginx_read() {
     [ "$accel" = true ] || return 0
-    say "nginx may read the pictures: www-data joins the group mediaserver; $data stays closed to it"
+    say "nginx may read the pictures: www-data joins the group mediaserver; settings, data, thumbnails stay closed"
     run chmod 0710 "$root$state"
-    case $pictures in $state/*) run chmod -R g+rX "$root$pictures" ;; esac
+    case $pictures in
+    $state/*)
+        if live; then set -- as mediaserver; else set -- run; fi
+        "$@" find "$root$pictures" -mindepth 1 -name '.*' -prune -exec chmod go= '{}' + \
+            -o ! -type l -exec chmod g+rX '{}' +
+        ;;
+    esac
     if live; then run usermod -aG mediaserver www-data; fi
 }
 
@@ -398,38 +601,19 @@ find_certificate() { # sets `certificate` to the folder with fullchain.pem and p
     printf '%s\n' "$domain" | write 0600 root:root "$config/tls/domain"
 }
 
-body_limit() { # the larger of the two limits in MiB, and 2 for the form around the file
-    small=$(get MAX_UPLOAD_BYTES)
-    large=$(get MAX_MEDIA_BYTES)
-    small=${small:-10485760} large=${large:-1073741824}
-    [ "$small" -le "$large" ] || large=$small
-    echo $((large / 1048576 + 2 + (large % 1048576 > 0)))m
-}
-
 new_http2() { # whether nginx has `http2 on` (1.25.1) and warns of `listen … http2`
     version=$("$nginx" -v 2>&1 | sed -n 's#.*nginx/\([0-9.]*\).*#\1#p')
     [ "$(printf '%s\n' "$version" 1.25.1 | sort -V | head -n 1)" = 1.25.1 ]
 }
 
 render_site() {
-    images=$(get UPLOAD_DIR)
-    entities=$(get MEDIA_STORAGE_DIR)
-    if new_http2; then
-        http2='s/^\( *\)listen 443 ssl http2;/\1http2 on;\n\1listen 443 ssl;/; s/ ssl http2;/ ssl;/'
-    else
-        http2=''
-    fi
+    http2=''
+    if new_http2; then http2=yes; fi
     ipv6=''
-    [ -e /proc/net/if_inet6 ] || ipv6='/listen \[::\]/d' # nginx would not start without it
-    sed -e "s|/etc/letsencrypt/live/photos\.example\.org|$certificate|" \
-        -e "s|photos\.example\.org|$domain|g" \
-        -e "s|127\.0\.0\.1:8000|127.0.0.1:$port|" \
-        -e "s|client_max_body_size [0-9]*m|client_max_body_size $(body_limit)|" \
-        -e "s|/var/lib/mediaserver/pictures/|\"$pictures/\"|" \
-        -e "s|/var/lib/mediaserver/data/images/|\"${images:-$data/images}/\"|" \
-        -e "s|/var/lib/mediaserver/data/entities/|\"${entities:-$data/entities}/\"|" \
-        -e "s|/var/lib/mediaserver/data/users/|\"$data/users/\"|" \
-        -e "$ipv6" -e 's|from="\(.*\)/";|"from=\1/";|' -e "$http2" "$source/nginx.conf"
+    if [ -e /proc/net/if_inet6 ]; then ipv6=yes; fi # nginx would not start without it
+    size=$(helper limit "$(get MAX_UPLOAD_BYTES)" "$(get MAX_MEDIA_BYTES)") || return 1
+    helper render "$source/nginx.conf" "$domain" "$port" "$size" "$certificate" "$http2" "$ipv6" \
+        "$pictures" "$images" "$entities" "$data/users"
 }
 
 install_site() {
@@ -439,13 +623,14 @@ install_site() {
     folder 0755 root:root "$(dirname "$enabled")"
     find_certificate
     mark=$config/site.sha256
+    text=$(render_site) || die "the site cannot be made: nothing was changed"
     if [ -f "$site" ] && ! sha256sum --status -c "$mark" 2>/dev/null; then
-        render_site | write 0644 root:root "$config/site.new"
+        printf '%s\n' "$text" | write 0644 root:root "$config/site.new"
         warn "$site was changed by hand and stays; compare it with $config/site.new"
         return 0
     fi
     if [ -z "$dry" ] && [ -f "$site" ]; then cp -p "$site" "$site.before"; fi
-    render_site | write 0644 root:root "$site"
+    printf '%s\n' "$text" | write 0644 root:root "$site"
     run ln -sfn "/etc/nginx/sites-available/mediaserver" "$enabled"
     [ -z "$dry" ] || return 0
     if live || [ -n "${NGINX:-}" ]; then
@@ -488,7 +673,7 @@ start() {
 }
 
 healthy() {
-    python3 - "$port" <<'END' 2>/dev/null
+    python3 -I - "$port" <<'END' 2>/dev/null
 import sys, urllib.request
 urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/health", timeout=5)
 END
@@ -543,4 +728,7 @@ install_site
     say "that is all; nothing was done"
     exit 0
 }
+case $(get ALLOW_REGISTRATION) in
+false) say "nobody can register an account: run this again with --open-registration if anyone may" ;;
+esac
 say "done: https://$domain/ (the owner's key: sudo grep AUTH_TOKEN $settings)"

@@ -55,7 +55,10 @@ import mediaserver as ms
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
-PROGRAMS = {"chromium", "curl", "ffmpeg", "nginx", "openssl", "shellcheck", "systemd-analyze"}
+PROGRAMS = {
+    "chromium", "curl", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck", "systemd-analyze",
+    "unshare",
+}  # fmt: skip
 
 
 def need(tool: str) -> Any:
@@ -6818,9 +6821,10 @@ class Machine:
         self.environment = {**BARE_ENVIRONMENT, **commands, "DESTDIR": str(self.root)}
         self.version.write_text("nginx version: nginx/1.22.1\n")
 
-    def setup(self, *options: object, status: int = 0) -> str:
+    def setup(self, *options: object, status: int = 0, **how: Any) -> str:
         self.calls.write_text("")
-        code, text = said_by("sh", self.source / "setup.sh", *options, env=self.environment)
+        how = {"env": self.environment, **how}
+        code, text = said_by("/bin/sh", self.source / "setup.sh", *options, **how)
         assert code == status, text
         return text
 
@@ -6869,7 +6873,8 @@ def test_setup_installs_and_doing_it_again_changes_nothing(machine):
     assert "systemctl enable mediaserver.socket mediaserver.service" in machine.called()
     assert machine.called()[-2:] == ["nginx -q -t", "systemctl reload-or-restart nginx"]
     for name, mode in {
-        "/etc/mediaserver/mediaserver.env": 0o640,
+        "/etc/mediaserver": 0o700,
+        "/etc/mediaserver/mediaserver.env": 0o600,
         "/var/lib/mediaserver": 0o700,
         "/etc/mediaserver/tls/privkey.pem": 0o600,
         "/opt/mediaserver/mediaserver.py": 0o755,
@@ -6977,8 +6982,7 @@ def test_what_setup_installs_is_without_fault_and_a_command(machine, tmp_path):
         unit = machine.path("/etc/systemd/system") / name
         assert said_by(need("systemd-analyze"), "verify", "--man=no", unit) == (0, "")
     launcher = machine.path("/usr/local/bin/media-server")
-    for script in (HERE / "setup.sh", launcher):
-        assert said_by(need("shellcheck"), "--shell=sh", script) == (0, "")
+    assert said_by(need("shellcheck"), "--shell=sh", HERE / "setup.sh") == (0, "")
     text = launcher.read_text()
     text = text.replace("/opt/", f"{machine.root}/opt/").replace("/etc/", "/nowhere/")
     launcher.write_text(text)
@@ -7010,13 +7014,199 @@ def test_uninstall_keeps_data_and_secrets_and_purge_does_not(machine, tmp_path):
 
 def test_an_option_that_cannot_be_used_changes_nothing(machine):
     for options in (
-        ["--domain", "a b"], ["--domain", "x;y"], ["--port", "0"], ["--port", "65536"],
+        ["--domain", "a b"], ["--domain=x;y"], ["--domain", "a..b"], ["--domain="],
+        ["--port", "0"], ["--port", "65536"], ["--port", "080"],
+        ["--storage-dir", "/srv/.."], ["--storage-dir", "/srv/../etc"], ["--storage-dir=/usr"],
+        ["--storage-dir", "/srv//x"], ["--storage-dir", "../x"], ["--storage-dir", "/etc/x"],
         ["--port", "http"], ["--upload-limit", "lots"], ["--upload-limit", "0"],
         ["--storage-dir", "/"], ["--storage-dir", "/a$b"], ["--storage-dir", '/a"b'],
         ["--storage-dir", "/a\nb"], ["--domain"], ["--purge"], ["--unknown"],
     ):  # fmt: skip
         assert "usage:" in machine.setup(*options, status=2), options
     assert not machine.root.exists()
+
+
+def test_what_lies_in_data_gives_setup_secrets_and_nothing_else(machine, tmp_path):
+    machine.setup()
+    data, before = machine.path("/var/lib/mediaserver/data"), machine.settings
+    canary, secrets_file = tmp_path / "canary", data / "secrets.env"
+    secrets_file.write_text(
+        f'UPLOAD_DIR="/x|;1e touch {canary} #"\nPUBLIC_URL="http://evil.example"\nDOMAIN=evil\n'
+        f"MAX_MEDIA_BYTES='a[$(touch {canary})]'\nAUTH_TOKEN=evil\nACCEL_REDIRECT=true\n"
+    )
+    machine.setup()
+    assert machine.settings == before
+    secrets_file.unlink()
+    secrets_file.symlink_to(tmp_path / "calls")
+    machine.setup(status=1)
+    secrets_file.unlink()
+    os.mkfifo(secrets_file)
+    machine.setup(status=1)
+    assert machine.settings == before
+    assert not canary.exists()
+
+
+def test_neither_the_working_directory_nor_path_has_a_say_in_what_setup_runs(machine, tmp_path):
+    here, canary = tmp_path / "here", tmp_path / "canary"
+    fill(here, {f"{name}.py": f"open({str(canary)!r}, 'w')".encode() for name in (
+        "argparse", "importlib", "os", "pwd", "re", "stat", "urllib", "PIL", "sitecustomize",
+    )})  # fmt: skip
+    for name in ("sed", "python3", "nginx", "mkdir", "cat", "openssl", "sort", "id"):
+        fill(here, {name: f"#!/bin/sh\ntouch {canary}\n".encode()})
+        (here / name).chmod(0o755)
+    hostile = {"PATH": f"{here}:/usr/bin:/bin", "PYTHONPATH": str(here)}
+    machine.setup(cwd=here, env={**machine.environment, **hostile})
+    machine.setup("--uninstall", "--purge", cwd=here, env={**machine.environment, **hostile})
+    assert not canary.exists()
+
+
+ODD_SECRETS = {
+    "MEDIA_SERVER_SECRET": " a  b=%h$HOME`x`==",
+    "AUTH_TOKEN": "'single' and \"double\" and \\n \\\\ #;",
+    "JWT_SIGNING_KEY": "${PATH} ü=",
+}
+
+
+def test_secrets_arrive_exactly_in_the_settings_and_in_the_command(machine, tmp_path):
+    quoted = {n: v.replace("\\", "\\\\").replace("'", "\\'") for n, v in ODD_SECRETS.items()}
+    text = "".join(f"{name}='{value}'\n" for name, value in quoted.items() if "$" not in value)
+    (machine.source / ".env").write_text(text)
+    machine.setup()
+    env = machine.path("/etc/mediaserver/mediaserver.env")
+    assert machine.settings["AUTH_TOKEN"] == ODD_SECRETS["AUTH_TOKEN"]
+    text = re.sub("(?m)^(MEDIA_SERVER_SECRET|JWT_SIGNING_KEY)=.*\n", "", env.read_text())
+    text += 'MEDIA_SERVER_SECRET=" a  b=%h$HOME`x`=="\n' + "JWT_SIGNING_KEY='${PATH} ü='\n"
+    env.write_text(text)
+    machine.setup("--port", "9001")  # which writes the file anew
+    show = tmp_path / "show.py"
+    show.write_text("import json, os\nprint(json.dumps(dict(os.environ)))\n")
+    text = machine.text("/usr/local/bin/media-server")
+    for old, new in {
+        "/opt/mediaserver/mediaserver.py": str(show), "/etc/mediaserver": str(env.parent),
+        "/var/lib/mediaserver": str(tmp_path), '["setpriv", ': '["env", ',
+        '"--reuid=mediaserver", "--regid=mediaserver", "--init-groups", ': "",
+        "os.getuid() == 0": "True",
+    }.items():  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    show.with_name("command").write_text(text)
+    code, said = said_by(sys.executable, show.with_name("command"), env=BARE_ENVIRONMENT)
+    assert code == 0, said
+    got = json.loads(said)
+    assert {name: got[name] for name in ODD_SECRETS} == ODD_SECRETS
+    assert got["PORT"] == "9001"
+
+
+def test_a_dry_run_prints_the_plan_that_the_run_carries_out(machine):
+    options = ("--domain=photos.example.org", "--port", "9001", "--accel-redirect")
+    said = machine.setup("--dry-run", *options)
+    assert not machine.root.exists()
+    assert "127.0.0.1:9001" in said
+    assert f"the site {DOMAIN}\n" in said
+    assert f"/etc/letsencrypt/live/{DOMAIN} yet" in said
+    machine.setup(*options)
+    planned = set(re.findall(r"^    write (\S+) ", said, re.MULTILINE))
+    made = {str(path) for path in machine.root.rglob("*") if path.is_file()}
+    keys = {str(machine.path(f"/etc/mediaserver/tls/{n}.pem")) for n in ("privkey", "fullchain")}
+    assert planned | keys == made - {str(machine.path("/etc/mediaserver/site.sha256"))}
+    assert set(re.findall(r"^    set (\S+) ", said, re.MULTILINE)) == set(machine.settings)
+    assert machine.settings["DOMAIN"] == DOMAIN
+
+
+def test_a_site_that_cannot_be_made_is_an_error_and_leaves_the_old_one(machine):
+    machine.setup("--upload-limit", "010M")
+    assert machine.settings["MAX_UPLOAD_BYTES"] == "10485760"
+    before, example = machine.site.read_text(), machine.source / "nginx.conf"
+    example.write_text(example.read_text().replace("client_max_body_size", "client_max_body"))
+    assert "nothing was changed" in machine.setup(status=1)
+    example.unlink()
+    machine.setup(status=1)
+    assert machine.site.read_text() == before
+
+
+def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machine):
+    assert "--open-registration" in machine.setup()
+    assert machine.settings["ALLOW_REGISTRATION"] == "false"
+    machine.setup("--open-registration")
+    assert machine.settings["ALLOW_REGISTRATION"] == "true"
+    env = machine.path("/etc/mediaserver/mediaserver.env")
+    env.write_text(env.read_text().replace("ALLOW_REGISTRATION=true\n", ""))  # an older one
+    machine.setup()
+    assert "ALLOW_REGISTRATION" not in machine.settings
+
+
+def test_no_link_leads_setup_out_of_a_folder(machine, tmp_path):
+    (target := tmp_path / "etc").mkdir(0o700)
+    machine.path("/srv").mkdir(parents=True)
+    machine.path("/srv/link").symlink_to(target)
+    for storage in ("/srv/link", "/srv/link/Pictures"):
+        assert "is a link" in machine.setup("--storage-dir", storage, status=1)
+    assert list(target.iterdir()) == []
+    assert target.stat().st_mode & 0o777 == 0o700
+    assert not machine.path("/etc/mediaserver/mediaserver.env").exists()
+
+
+# A machine of its own for what runs as root: /etc and the rest are layers that go with the mounts
+ANOTHER_MACHINE = """
+W=$1; mount -t tmpfs tmpfs $W || exit 77
+for d in etc usr/local; do
+    mkdir -p $W/$d/u $W/$d/w
+    mount -t overlay overlay -o lowerdir=/$d,upperdir=$W/$d/u,workdir=$W/$d/w /$d || exit 77
+done
+mkdir -p /var/www
+for d in opt var/lib var/www home; do mkdir -p $W/$d; mount --bind $W/$d /$d || exit 77; done
+set -eu
+useradd --create-home eve
+cd /home/eve
+mkdir target Pictures Pictures/.incoming; chmod 700 . target
+echo x >Pictures/a.jpg; ln -s ../target Pictures/link; ln -s ../target Pictures/.thumbnails
+ln -s target Linked; chown -hR eve:eve .; chown root:root target; shift
+! "$@" --storage-dir /home/eve/Linked
+! "$@" --storage-dir /home/eve/Pictures
+rm Pictures/.thumbnails
+"$@" --storage-dir /home/eve/Pictures
+test "$(stat -c '%U %a' target)" = "root 700"
+test "$(stat -c '%U' Pictures/.incoming)" = mediaserver
+setpriv --reuid mediaserver --regid mediaserver --init-groups -- sh -euc '
+    cat Pictures/a.jpg; touch Pictures/new; ! ls target; ! cat /etc/mediaserver/mediaserver.env'
+setpriv --reuid eve --regid eve --clear-groups -- sh -c 'echo y >>Pictures/new; rm Pictures/new'
+"$@"
+media-server token
+"$@" --uninstall --purge
+! test -e /var/lib/mediaserver; test -e Pictures/a.jpg
+echo all of it
+"""
+
+
+def test_a_folders_owner_gains_nothing_and_loses_nothing_when_root_runs_setup(
+    machine, server, tmp_path
+):
+    if os.getuid() != 0:
+        pytest.skip("only root can make users")
+    need("setfacl")
+    (tmp_path / "layers").mkdir()
+    environment = {**machine.environment, "DESTDIR": "", "PATH": os.environ["PATH"]}
+    code, said = said_by(
+        need("unshare"), "--mount", "sh", "-c", ANOTHER_MACHINE, "sh", tmp_path / "layers",
+        "sh", machine.source / "setup.sh", "--port", server.port, env=environment,
+    )  # fmt: skip
+    if code == 77:
+        pytest.skip(f"this machine gives no mounts: {said}")
+    assert (code, said.splitlines()[-1]) == (0, "all of it"), said
+    assert re.search(r"^[0-9]+\.[0-9a-f]{64}$", said, re.MULTILINE)
+
+
+def test_private_folders_elsewhere_are_writable_and_what_is_private_is_closed_to_nginx(machine):
+    (machine.source / ".env").write_text("UPLOAD_DIR=/srv/box\nMEDIA_STORAGE_DIR=/srv/entities\n")
+    hidden = machine.path("/var/lib/mediaserver/pictures/.thumbnails")
+    fill(hidden, {"a.png": b""})
+    hidden.chmod(0o755)
+    machine.setup("--accel-redirect")
+    for name in ("box", "entities"):
+        assert f'ReadWritePaths="-/srv/{name}"' in machine.text(DROPIN)
+        assert machine.mode(f"/srv/{name}") == 0o700
+    assert hidden.stat().st_mode & 0o077 == 0
+    assert machine.mode("/etc/mediaserver/mediaserver.env") == 0o600
 
 
 # ======================================================================================
