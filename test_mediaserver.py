@@ -1440,6 +1440,7 @@ def test_a_folder_that_takes_no_bytecode_is_no_hindrance(tmp_path):
 
 def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, monkeypatch):
     storage = tmp_path / "pictures"
+    storage.mkdir()
     token = run_program("token", "--storage_dir", storage, cwd=tmp_path).stdout.strip()
     monkeypatch.delitem(SECRETS, "MEDIA_SERVER_SECRET")
     with Server(storage) as running:
