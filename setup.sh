@@ -6,6 +6,8 @@
 set -eu
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
+unset CDPATH
+umask 022
 
 usage() {
     cat <<'END'
@@ -88,9 +90,10 @@ check_folder() { # what has a meaning in nginx.conf or in a unit, and what is th
     case $1 in
     *[\"\\\$\;\{\}%\#\|\&\'\`:]* | *'
 '*) misused "$2: '$1' cannot be used: it must not have \" ' \\ \$ ; { } % # | & \` : in it" ;;
-    / | /bin | /bin/* | /boot | /boot/* | /dev | /dev/* | /etc | /etc/* | /home | /lib* | /opt | \
-        /opt/mediaserver | /opt/mediaserver/* | /proc | /proc/* | /root | /run | /sbin | /sbin/* | \
-        /sys | /sys/* | /usr | /usr/* | /var | /var/lib) misused "$2: '$1' is the system's" ;;
+    /run/media/*) ;;
+    / | /bin | /bin/* | /boot | /boot/* | /dev | /dev/* | /etc | /etc/* | /home | /lib* | /media | \
+        /mnt | /opt | /opt/mediaserver | /opt/mediaserver/* | /proc | /proc/* | /root | /run | /run/* | \
+        /sbin | /sbin/* | /srv | /sys | /sys/* | /tmp | /usr | /usr/* | /var | /var/lib | /var/tmp) misused "$2: '$1' is the system's" ;;
     *//* | */. | */./* | */.. | */../*) misused "$2: '$1' has . or .. or // in it" ;;
     /*) ;;
     *) misused "$2: '$1' is not an absolute path" ;;
@@ -342,6 +345,7 @@ END
 
 working=$(mktemp) # the settings as they will be; they become the file when all of them are good
 trap 'rm -f "$working"' EXIT
+trap 'exit 130' HUP INT TERM
 if [ -r "$settings" ]; then cat "$settings" >"$working"; fi
 
 get() { # the value of a setting in mediaserver.env, or nothing
@@ -455,12 +459,18 @@ END
     keep DATABASE_DIR "$state/data"
     data=$(get DATABASE_DIR)
     data=${data:-$state/data}
+    index=$(get DATABASE_URL)
+    case $index in
+    sqlite:////*) index=$(dirname "${index#sqlite:///}") ;;
+    *) index=$data/users ;; # any folder in DATA: nothing is to be done for those
+    esac
     images=$(get UPLOAD_DIR)
     images=${images:-$data/images}
     entities=$(get MEDIA_STORAGE_DIR)
     entities=${entities:-$data/entities}
     check_folder "$pictures" STORAGE_DIR
     check_folder "$data" DATABASE_DIR
+    check_folder "$index" DATABASE_URL
     check_folder "$images" UPLOAD_DIR
     check_folder "$entities" MEDIA_STORAGE_DIR
     adopt "$root$data/secrets.env" secrets
@@ -469,11 +479,17 @@ END
     for name in MEDIA_SERVER_SECRET AUTH_TOKEN JWT_SIGNING_KEY; do
         keep "$name" "$(new_secret)"
     done
+    old_url=https://$(get DOMAIN)
     [ -z "$domain" ] || put DOMAIN "$domain"
     keep DOMAIN "$(uname -n | cut -d. -f1).local"
     domain=$(get DOMAIN)
-    domain=${domain:-mediaserver.local}
     check_domain "$domain"
+    url=$(get PUBLIC_URL)
+    if [ -n "$new" ]; then
+        keep PUBLIC_URL "https://$domain"
+    elif [ "$url" = "$old_url" ] && [ "$url" != "https://$domain" ]; then
+        put PUBLIC_URL "https://$domain"
+    fi
     old_port=$(get PORT)
     [ -z "$port" ] || put PORT "$port"
     keep PORT 8000
@@ -485,7 +501,7 @@ END
     fi
     [ -z "$accel" ] || put ACCEL_REDIRECT true
     accel=$(get ACCEL_REDIRECT)
-    for path in "$pictures" "$data" "$images" "$entities"; do helper real "$path"; done
+    for path in "$pictures" "$data" "$index" "$images" "$entities"; do helper real "$path"; done
     # systemd reads them as root: the service's group, in which nginx's user may be, need not
     folder 0700 root:root "$config"
     if [ -d "$config" ]; then own 0700 root:root "$config"; fi
@@ -500,11 +516,11 @@ make_folders() {
     folder 0700 mediaserver:mediaserver "$root$state"
     run helper make "$data" 0700 "$service"
     run helper make "$pictures" 0750 "$service"
-    for path in "$images" "$entities"; do
-        case $path in "$data"/*) ;; *) run helper make "$path" 0700 "$service" ;; esac
+    for path in "$index" "$images" "$entities"; do
+        case $path in "$data" | "$data"/*) ;; *) run helper make "$path" 0700 "$service" ;; esac
     done
     live || return 0
-    for path in "$data" "$images" "$entities"; do
+    for path in "$data" "$index" "$images" "$entities"; do
         case $path in
         $state/* | "$data"/*) ;;
         *) run helper give "$path" mediaserver ;;
@@ -559,9 +575,9 @@ END
     write 0644 root:root "$units/mediaserver.service.d/setup.conf" <<END
 # Written by setup.sh: what the folders in mediaserver.env need
 [Unit]
-RequiresMountsFor="$data"
+RequiresMountsFor="$data" "$index" "$images" "$entities"
 [Service]
-$(for path in "$pictures" "$data" "$images" "$entities"; do
+$(for path in "$pictures" "$data" "$index" "$images" "$entities"; do
         case $path in
         $state/* | "$data"/*) ;;
         /home/* | /root/* | /run/user/*) echo "BindPaths=\"-$path\"" ;;
@@ -580,7 +596,8 @@ let_nginx_read() {
     case $pictures in
     $state/*)
         if live; then set -- as mediaserver; else set -- run; fi
-        "$@" find "$root$pictures" -mindepth 1 -name '.*' -prune -exec chmod go= '{}' + \
+        "$@" find "$root$pictures" -mindepth 1 '(' -name '.*' -o -path "$root$data" -o -path "$root$index" \
+            -o -path "$root$images" -o -path "$root$entities" ')' -prune -exec chmod go= '{}' + \
             -o ! -type l -exec chmod g+rX '{}' +
         ;;
     esac
@@ -702,7 +719,8 @@ remove() {
     fi
     pictures=$(get STORAGE_DIR)
     say "removing settings, secrets and data: $config $root$state"
-    run rm -rf "$config" "$root$state" "$acme"
+    run rm -rf --one-file-system "$config" "$root$state" "$acme" || # a disk that is mounted there stays
+        die "something is mounted below $root$state; it and what is above it stays"
     case $pictures in '' | $state/*) ;; *) say "$pictures is yours, and stays with all that lies in it" ;; esac
     live && id mediaserver >/dev/null 2>&1 || return 0
     run userdel mediaserver 2>/dev/null # and the group, unless nginx's user is in it
