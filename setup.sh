@@ -243,6 +243,14 @@ def get(path, name):
     print(dict(values(read(path))).get(name, ""))
 
 
+def place(path, name, default):
+    """The folder that a setting names, as the service finds it from its working directory."""
+    value = dict(values(read(path))).get(name) or default
+    value = re.sub("^~(?=/|$)", "/var/lib/mediaserver", value)
+    parts = os.path.join("/var/lib/mediaserver", value).split("/")
+    print("/" + "/".join(part for part in parts if part not in ("", ".")))
+
+
 def put(path, name, value):
     """The file's text, in which the setting has this value; all other lines are as they were."""
     if not re.fullmatch(r"[A-Za-z0-9_./:,@+=*-]*", value):
@@ -262,6 +270,7 @@ def found(path, which):
             continue
         if how.parse is ms.parse_path:
             value = os.path.join(os.path.dirname(path), os.path.expanduser(value))
+            value = os.path.normpath(value)
         try:
             how.parse(value)
         except ValueError as error:
@@ -377,6 +386,9 @@ new_secret() { # 32 random bytes in base64url
 check_machine() {
     say "checking this machine"
     if live && [ -z "$dry" ] && [ "$(id -u)" -ne 0 ]; then die "run it as root: sudo ./setup.sh"; fi
+    if live && [ -n "$dry" ] && [ "$(id -u)" -ne 0 ]; then
+        warn "only root can read the settings of an installation: this is the plan for a new one"
+    fi
     have python3 || die "Python is missing: apt-get install python3"
     python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         die "Python 3.10 or later is needed; this is $(python3 --version)"
@@ -449,30 +461,27 @@ END
     adopt "$source/.env" settings
     [ -z "$storage" ] || put STORAGE_DIR "$storage"
     keep STORAGE_DIR "${storage:-$state/pictures}"
-    pictures=$(get STORAGE_DIR)
-    pictures=${pictures:-${storage:-$state/pictures}}
+    pictures=$(helper place "$working" STORAGE_DIR "")
     # The layout of a server that was started by hand: DATA lies in the folder, and stays there
     if [ -e "$root$pictures/.mediaserver/secrets.env" ] || [ -e "$root$pictures/.mediaserver/index.sqlite3" ]; then
         keep DATABASE_DIR "$pictures/.mediaserver"
         new='' # who may register stays as it was
     fi
     keep DATABASE_DIR "$state/data"
-    data=$(get DATABASE_DIR)
-    data=${data:-$state/data}
+    data=$(helper place "$working" DATABASE_DIR "")
     index=$(get DATABASE_URL)
     case $index in
     sqlite:////*) index=$(dirname "${index#sqlite:///}") ;;
     *) index=$data/users ;; # any folder in DATA: nothing is to be done for those
     esac
-    images=$(get UPLOAD_DIR)
-    images=${images:-$data/images}
-    entities=$(get MEDIA_STORAGE_DIR)
-    entities=${entities:-$data/entities}
+    images=$(helper place "$working" UPLOAD_DIR "$data/images")
+    entities=$(helper place "$working" MEDIA_STORAGE_DIR "$data/entities")
     check_folder "$pictures" STORAGE_DIR
     check_folder "$data" DATABASE_DIR
     check_folder "$index" DATABASE_URL
     check_folder "$images" UPLOAD_DIR
     check_folder "$entities" MEDIA_STORAGE_DIR
+    for path in "$pictures" "$data" "$index" "$images" "$entities"; do helper real "$path"; done
     adopt "$root$data/secrets.env" secrets
     [ -z "$open" ] || put ALLOW_REGISTRATION true
     [ -z "$new" ] || keep ALLOW_REGISTRATION false
@@ -501,7 +510,6 @@ END
     fi
     [ -z "$accel" ] || put ACCEL_REDIRECT true
     accel=$(get ACCEL_REDIRECT)
-    for path in "$pictures" "$data" "$index" "$images" "$entities"; do helper real "$path"; done
     # systemd reads them as root: the service's group, in which nginx's user may be, need not
     folder 0700 root:root "$config"
     if [ -d "$config" ]; then own 0700 root:root "$config"; fi
@@ -548,7 +556,7 @@ make_folders() {
 as() { # as USER COMMAND...: whoever owns the folder could do it, and can lead it nowhere else
     user=$1
     shift
-    run setpriv --reuid "$user" --regid "$(id -g "$user")" --init-groups -- "$@"
+    run setpriv --reuid "$user" --regid "$(id -g "$user" 2>/dev/null)" --init-groups -- "$@"
 }
 cannot_grant() {
     warn "the service may not write to $pictures: no setfacl (run again with --install), or a file"
@@ -596,9 +604,11 @@ let_nginx_read() {
     case $pictures in
     $state/*)
         if live; then set -- as mediaserver; else set -- run; fi
-        "$@" find "$root$pictures" -mindepth 1 '(' -name '.*' -o -path "$root$data" -o -path "$root$index" \
-            -o -path "$root$images" -o -path "$root$entities" ')' -prune -exec chmod go= '{}' + \
+        "$@" find "$root$pictures" -mindepth 1 -name '.*' -prune -exec chmod go= '{}' + \
             -o ! -type l -exec chmod g+rX '{}' +
+        for path in "$data" "$index" "$images" "$entities"; do
+            case $path in "$pictures"/*) "$@" find "$root$path" -maxdepth 0 -exec chmod go= '{}' + ;; esac
+        done
         ;;
     esac
     if live; then run usermod -aG mediaserver www-data; fi

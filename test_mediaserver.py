@@ -7136,9 +7136,12 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     assert machine.settings["ALLOW_REGISTRATION"] == "true"
     env = machine.path("/etc/mediaserver/mediaserver.env")
     text = re.sub("(?m)^(ALLOW_REGISTRATION|PUBLIC_URL)=.*\n", "", env.read_text())
+    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\n"
     env.write_text(text)  # an older one
     machine.setup()
     assert env.read_text() == text
+    for line in ('alias "/var/lib/mediaserver/box/";', 'alias "/srv/e/f/";'):
+        assert line in machine.site.read_text()
 
 
 def test_no_link_leads_setup_out_of_a_folder(machine, tmp_path):
