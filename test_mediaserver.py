@@ -7171,6 +7171,8 @@ mkdir target Pictures Pictures/.incoming; chmod 700 . target
 echo x >Pictures/a.jpg; ln -s ../target Pictures/link; ln -s ../target Pictures/.thumbnails
 ln -s target Linked; chown -hR eve:eve .; chown root:root target; shift
 ! "$@" --storage-dir /home/eve/Linked
+! "$@" --storage-dir /home/eve/target
+test "$(stat -c '%U %a' target)" = "root 700"
 ! "$@" --storage-dir /home/eve/Pictures
 rm Pictures/.thumbnails
 "$@" --storage-dir /home/eve/Pictures
