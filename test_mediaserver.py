@@ -2188,7 +2188,7 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     content = random.Random(size).randbytes(size)
     incoming = folder.receive(in_pieces(content), limit=size, md5=True)
-    assert Path(incoming.path).read_bytes() == content
+    assert (tmp_path / incoming.name).read_bytes() == content
     assert (incoming.size, incoming.sha256) == (size, sha256(content))
     assert incoming.md5 == hashlib.md5(content).hexdigest()
     assert len(buffers._spare) == buffers._made
@@ -2253,10 +2253,18 @@ def stop_host(thumbnails, host):
     assert os.waitpid(host, 0)[1] == 0  # it ends by itself once its socket is closed
 
 
+def thumbnails_in(path, processes=None, kind=ms.Thumbnails):
+    """Thumbnails whose two shelves lie in one folder."""
+    path.mkdir(exist_ok=True)
+    made = kind(processes)
+    folder = ms.Folder("library", path, make=True, buffers=ms.WriteBuffers())
+    made.place(ms.Shelf(folder, "public/"), ms.Shelf(folder, "private/"))
+    return made
+
+
 @pytest.fixture
 def thumbnails(tmp_path, pillow):
-    (tmp_path / "%d thumbs").mkdir()
-    made = ms.Thumbnails(tmp_path / "%d thumbs" / ".thumbnails", processes=2)
+    made = thumbnails_in(tmp_path / "%d thumbs", processes=2)
     host = start_host(made)
     yield made
     stop_host(made, host)
@@ -2267,11 +2275,16 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     from PIL import Image
 
     thumbnails.remove(sha256)
-    if not thumbnails.make(source, sha256, kind, duration):
+    if try_thumbnail(thumbnails, source, kind, duration, sha256) is not ms.Outcome.MADE:
         return None
-    picture = Image.open(thumbnails.path(sha256))
-    picture.load()
-    return picture
+    return Image.open(io.BytesIO(thumbnails.read(sha256)))
+
+
+def try_thumbnail(thumbnails, source, kind="image", duration=None, sha256=SHA, root="library"):
+    facts = ms.Facts(kind, f"{kind}/x", "x", duration=duration)
+    with open(source, "rb", buffering=0) as file:
+        known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
+        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts))
 
 
 def near(pixel, colour):
@@ -2395,7 +2408,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
     for name in ("a.jpg", "a.png", "a.webp"):
         quadrants(pillow).save(tmp_path / name, **secret)
         assert make(thumbnails, tmp_path / name) is not None
-        png = thumbnails.path(SHA).read_bytes()
+        png = thumbnails.read(SHA)
         kinds, at = set(), 8
         while at < len(png):
             length, kind = struct.unpack_from(">I4s", png, at)
@@ -2500,7 +2513,7 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     monkeypatch.setattr(ms, "write_thumbnail", write_thumbnail)
     monkeypatch.setattr(ms, "DECODE_CPU_SECONDS", 1)
     monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1 if crash is block else 9)
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails", processes=1)
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
     (tmp_path / "bad.jpg").write_bytes(b"crash")
     quadrants(pillow).save(tmp_path / "good.jpg")
@@ -2520,41 +2533,42 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
             self.decoded += 1
             return super()._decode(source, job)
 
-    thumbnails = Counting(tmp_path / ".thumbnails")
+    thumbnails = thumbnails_in(tmp_path / "made", kind=Counting)
     host = start_host(thumbnails)
-    answers = together(8, lambda _: thumbnails.make(tmp_path / "a.jpg", SHA, "image"))
-    assert answers == [True] * 8
+    answers = together(8, lambda _: try_thumbnail(thumbnails, tmp_path / "a.jpg"))
+    assert answers == [ms.Outcome.MADE] * 8
     assert thumbnails.decoded == 1
     stop_host(thumbnails, host)
 
 
-def test_a_dead_host_is_noticed_and_makes_no_thumbnail(tmp_path, pillow):
+def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     quadrants(pillow).save(tmp_path / "a.jpg")
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
-    assert not thumbnails.make(tmp_path / "a.jpg", SHA, "image")  # not started
+    thumbnails = thumbnails_in(tmp_path / "made")
+    assert try_thumbnail(thumbnails, tmp_path / "a.jpg") is ms.Outcome.FAILED  # not started
     host = start_host(thumbnails)
-    assert thumbnails.can_make("image", "image/jpeg")
     assert make(thumbnails, tmp_path / "a.jpg") is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the server
         os.kill(host, number)
     assert make(thumbnails, tmp_path / "a.jpg") is not None
     os.kill(host, signal.SIGKILL)
     os.waitpid(host, 0)
-    wait_until(lambda: make(thumbnails, tmp_path / "a.jpg") is None)  # its decoders end, too
-    assert not thumbnails.available
-    assert not thumbnails.can_make("image", "image/jpeg")
+    thumbnails._deaths.clear()
+    wait_until(lambda: thumbnails.available and thumbnails.restarts[0])  # its decoders end first
+    wait_until(lambda: make(thumbnails, tmp_path / "a.jpg"))
+    assert thumbnails.restarts[0] == 1
+    assert "started again" in capsys.readouterr().err
     thumbnails.stop()
 
 
 def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_path, pillow):
     quadrants(pillow).save(tmp_path / "a.jpg")
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails", processes=1)
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
     workers = []
     for number in range(3):
         if (worker := os.fork()) == 0:
-            made = thumbnails.make(tmp_path / "a.jpg", f"{number:064x}", "image")
-            os._exit(0 if made else 1)
+            made = try_thumbnail(thumbnails, tmp_path / "a.jpg", sha256=f"{number:064x}")
+            os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
     assert all(thumbnails.exists(f"{number:064x}") for number in range(3))
@@ -2570,7 +2584,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
     assert thumbnails.can_make("video", "video/mp4") == bool(shutil.which("ffmpeg"))
     monkeypatch.setattr(ms, "find_pillow", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    bare = ms.Thumbnails(tmp_path)
+    bare = ms.Thumbnails()
     bare.start()
     assert bare.description.startswith("none; for images install Pillow")
     assert not bare.can_make("image", "image/jpeg")
@@ -2580,8 +2594,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
 def test_pillow_is_found_but_not_imported_by_the_server():
     need("PIL")
     program = (
-        "import sys, mediaserver as ms, pathlib;"
-        "print(ms.Thumbnails(pathlib.Path('/nowhere')).description, 'PIL' in sys.modules)"
+        "import sys, mediaserver as ms;print(ms.Thumbnails().description, 'PIL' in sys.modules)"
     )
     import PIL
 
@@ -2597,17 +2610,14 @@ def test_pillow_is_found_but_not_imported_by_the_server():
 
 
 def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path):
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
-    incoming = tmp_path / ".thumbnails" / ".incoming"
-    incoming.mkdir(parents=True)
-    (incoming / "left.png").touch()
-    thumbnails.path(SHA).touch()
-    thumbnails.settle()
+    thumbnails = thumbnails_in(tmp_path)
+    fill(tmp_path / "public", {".incoming/left.png": b"", f"{SHA}.png": b""})
+    thumbnails.recover()
     assert not thumbnails.exists(SHA)
-    assert not incoming.exists()
+    assert not list((tmp_path / "public" / ".incoming").iterdir())
     thumbnails.remove(SHA)
     thumbnails.remove(SHA)
-    assert list((tmp_path / ".thumbnails").iterdir()) == []
+    assert not files_below(tmp_path)
 
 
 def film(path, source, *options):
@@ -2650,7 +2660,7 @@ def test_ffmpeg_stands_in_for_pillow(tmp_path, monkeypatch, pillow, ffmpeg):
     exif[ms.EXIF_ORIENTATION] = 6
     pillow.new("RGB", (800, 400), RED).save(tmp_path / "a.jpg", exif=exif)
     pillow.new("RGBA", (800, 400), (255, 0, 0, 128)).save(tmp_path / "b.png")
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
+    thumbnails = thumbnails_in(tmp_path / "made")
     host = start_host(thumbnails)
     assert make(thumbnails, tmp_path / "a.jpg").size == (128, 256)
     assert make(thumbnails, tmp_path / "b.png").mode == "RGBA"
@@ -4331,16 +4341,28 @@ def test_new_changed_moved_and_deleted_files_show_after_the_next_scan(start, tmp
         assert running.get(f"/image/{sha256(gone)}").status == 404
 
 
-def test_a_file_of_the_same_size_and_time_as_before_is_not_read_again(start, tmp_path):
-    storage = tmp_path / "pictures"
-    fill(storage, {"a.png": png()})
+def test_an_edit_that_keeps_size_and_time_is_found_by_ctime(start, tmp_path):
+    storage, first, second = tmp_path / "pictures", png(), png()
+    fill(storage, {"a.png": first})
     running = start()
     running.scanned()
-    before, status = running.listed(), (storage / "a.png").stat()
-    (storage / "a.png").write_bytes(png())
+    status = (storage / "a.png").stat()
+    (storage / "a.png").write_bytes(second)
     os.utime(storage / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert running.get(f"/image/{sha256(first)}").status == 404
     running.rescan()
-    assert set(running.listed()) == set(before)
+    assert set(running.listed()) == {sha256(second)}
+    (storage / "a.png").chmod(0o640)  # ctime changes, the content does not
+    assert running.get(f"/image/{sha256(second)}").body == second
+
+
+def test_what_was_uploaded_is_not_read_again(start):
+    running = start()
+    name = running.upload(png()).json["filename"]
+    index = running.data / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(index)) as db:
+        ctime = db.execute("SELECT ctime FROM file").fetchone()[0]
+    assert ctime == (running.storage / "media" / name).stat().st_ctime
 
 
 def test_the_interval_rescans_by_itself(start):
