@@ -2453,6 +2453,7 @@ class File(NamedTuple):
         return is_same(self.root, (self.size, self.mtime_ns, self.ctime), status)
 
 
+SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes to
 State = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
 MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centuries
 
@@ -2470,7 +2471,7 @@ def is_same(root: str, known: State, status: os.stat_result) -> bool:
     The server itself links equal files in its own folders, so there it tells nothing.
     """
     size, mtime_ns, ctime = state_of(status)
-    linked = root in {"users", "entities"} or (root == "images" and status.st_nlink > 1)
+    linked = root in SERVER_ONLY or (root == "images" and status.st_nlink > 1)
     return (size, mtime_ns) == known[:2] and (linked or ctime == known[2])
 
 
@@ -3523,11 +3524,14 @@ class Folder:
 
     def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
         left = self.files_in(incoming)
-        # The mark names the place: what else is linked from here is not ours to remove.
-        marks = {name.partition(".")[2] for name, status in left if status.st_nlink > 1} - {""}
-        for path, _ in self.walk(lambda name: True, []) if marks else ():
+        linked = [(name, status) for name, status in left if status.st_nlink > 1]
+        # A mark tells the place: what else people link from here is not ours to remove.
+        marks = {name.partition(".")[2] for name, _ in linked}
+        inodes = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        for path, status in self.walk(lambda name: True, []) if linked else ():
             name = os.fsdecode(path)
-            if mark_of(name) in marks and not is_known(name):
+            ours = mark_of(name) in marks or inode(status) in inodes
+            if ours and not is_known(name):
                 self.unlink(name)
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
@@ -4141,6 +4145,8 @@ class Thumbnails:
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
         self._shelves: tuple[Shelf, ...] = ()  # public, private
         self._host: socket.socket | None = None
+        self._host_id = 0
+        self._sockets: list[socket.socket] = []
         self._restart_at = 0.0
         self._lock = threading.Lock()
         self._making: dict[str, threading.Event] = {}
@@ -4185,36 +4191,44 @@ class Thumbnails:
         if not self.kinds:
             return
         server, host = connected_pair()
-        if os.fork() == 0:
+        self._host_id = os.fork()
+        if self._host_id == 0:
             try:
                 become_host(host)
                 run_decoder_host(host, self.processes, self.ffmpeg)
             finally:
                 os._exit(0)
         host.close()
+        self._sockets.append(server)
         self._host = server
 
     def _restart(self) -> None:
         """Start another host, as a program of its own: this process has threads and secrets."""
-        import subprocess  # only here
-
         program = run_decoder_host.__code__.co_filename  # also where bytecode is run
-        server, host = connected_pair()
-        arguments = [str(host.fileno()), str(self.processes), self.ffmpeg or ""]
-        command = [sys.executable, program, DECODER_HOST, *arguments]
         names = ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH")  # where decoders are
         environment = {name: os.environ[name] for name in names if name in os.environ}
-        with host, contextlib.suppress(OSError):  # no process to be had: later
-            subprocess.Popen(command, pass_fds=[host.fileno()], env=environment, cwd="/")
-            self._host = server
-            self.restarts[0] += 1
-            warn("the decoder host had ended; it is started again")
+        server, host = connected_pair()
+        with host:
+            host.set_inheritable(True)
+            words = [DECODER_HOST, str(host.fileno()), str(self.processes), self.ffmpeg or ""]
+            try:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self._host_id, os.WNOHANG)
+                command = [sys.executable, program, *words]
+                self._host_id = os.posix_spawn(sys.executable, command, environment)
+            except OSError:  # no process to be had: later
+                server.close()
+                return
+        self._sockets.append(server)  # one that is in use elsewhere is not closed yet
+        self._host = server
+        self.restarts[0] += 1
+        warn("the decoder host had ended; it is started again")
 
     def stop(self) -> None:
         """Let go of the host, which exits when every process that shares it has."""
-        host, self._host = self._host, None
-        if host is not None:
-            host.close()
+        self._host = None
+        while self._sockets:
+            self._sockets.pop().close()
 
     def exists(self, sha256: str, private: bool = False) -> bool:
         """Whether there is one. An empty file is none: thumbnails are not synced to disk."""
@@ -7002,6 +7016,23 @@ class App:
         """Whether the storage folder, or a disk below it, is missing."""
         return self.library.is_missing() or bool(self.scanner.absent_mounts(self.library))
 
+    def problems(self) -> list[str]:
+        """What is not as it should be, in sentences without paths."""
+        missing = self.library.is_missing()
+        absent = 0 if missing else len(self.scanner.absent_mounts(self.library))
+        unreadable = self.scanner.progress.get().unreadable
+        restarts = self.thumbnails.restarts[0]
+        return [
+            sentence.format(count)
+            for count, sentence in (
+                (missing, "The storage folder is not there, or there is nothing in it."),
+                (absent, "Disks below the storage folder that are not mounted: {}."),
+                (unreadable, "Files or folders that could not be read: {}; the log says more."),
+                (restarts, "Times that the decoder host had to be started again: {}."),
+            )
+            if count
+        ]
+
     def takes_uploads(self) -> bool:
         """Whether the storage folder is there, with the disks that uploads lie on."""
         if not self.library.is_there():
@@ -9030,17 +9061,17 @@ def captured(facts: Facts) -> float | None:
 
 
 def health_json(app: App) -> dict[str, Any]:
-    return {
+    """The health answer; what is not as it should be is counted or said only where it is so."""
+    scan, problems = app.scanner.progress.get()._asdict(), app.problems()
+    scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
+    health = {
         "status": "degraded" if app.is_degraded() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": app.scanner.progress.get()._asdict(),
-        "decoders": {
-            "running": app.thumbnails.available,
-            "restarts": app.thumbnails.restarts[0],
-        },
+        "scan": scan,
     }
+    return {**health, "problems": problems} if problems else health
 
 
 @route("GET", "/health", OPEN, "system", "How the server is",
