@@ -4489,6 +4489,219 @@ def test_a_full_disk_is_507_and_leaves_nothing(start, tmp_path):
     assert running.upload(png()).status == 201
 
 
+# Disks that come and go, links, and folders of every kind
+
+
+@pytest.fixture
+def mount(tmp_path) -> Iterator[Callable[..., Path]]:
+    """`mount(place)`: a tmpfs there; `mount(place, source)`: a bind mount. Root only."""
+    if os.geteuid() != 0 or subprocess.run(["mount", "--version"], check=False).returncode:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("only root may mount")
+    mounted: list[Path] = []
+
+    def make_mount(place: Path, source: Path | None = None) -> Path:
+        place.mkdir(parents=True, exist_ok=True)
+        how = ["--bind", source] if source else ["-t", "tmpfs", "-o", "size=16m", "tmpfs"]
+        done = subprocess.run(["mount", *how, place], capture_output=True, check=False)
+        if done.returncode:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(done.stderr.decode())
+        mounted.append(place)
+        return place
+
+    yield make_mount
+    for place in reversed(mounted):
+        subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_goes_takes_nothing_with_it_and_is_taken_up_again(start, tmp_path, mount):
+    disk, content = tmp_path / "disk", {f"{i}.png": png(300, 200) for i in range(20)}
+    fill(disk, content)
+    place = mount(tmp_path / "pictures", disk)
+    running = start(database_dir=str(tmp_path / "data"))
+    wait_until(lambda: list(disk.glob(".thumbnails/*.png")), "a thumbnail")
+    unmount(place)
+    health = running.rescan()
+    assert health["status"] == "degraded"
+    assert health["problems"]
+    assert running.upload(png()).status == running.put("/image/a.png", png()).status == 503
+    assert running.get(f"/thumbnail/{sha256(png())}").status == 404
+    assert list(place.iterdir()) == []
+    assert len(running.listed()) == 20
+    other = mount(tmp_path / "other device")  # the same files under another device number
+    shutil.copytree(disk, other, dirs_exist_ok=True)
+    before = health["scan"]["finished_at"]
+    mount(place, other)
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
+    running.scanned(before)
+    assert names(running) == set(content)
+    assert running.get(f"/image/{sha256(content['3.png'])}").body == content["3.png"]
+    assert running.upload(png()).status == 201
+
+
+def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads(
+    start, tmp_path, mount
+):
+    storage, usb = tmp_path / "pictures", tmp_path / "usb"
+    fill(storage, {"own.png": png()})
+    fill(usb, {"a/b.png": png(), "c.png": png()})
+    place = mount(storage / "usb", usb)
+    uploads = mount(storage / "media")
+    running = start()
+    running.scanned()
+    assert running.upload(png()).status == 201
+    known = running.listed()
+    assert len(known) == 4
+    unmount(place)
+    unmount(uploads)
+    health = running.rescan()
+    assert health["status"] == "degraded"
+    assert "2" in health["problems"][0]
+    assert running.listed() == known
+    assert running.upload(png()).status == 503
+    assert list(uploads.iterdir()) == []
+    running.stop()
+    running = start()  # it is remembered
+    assert running.scanned()["status"] == "degraded"
+    assert running.listed() == known
+    mount(storage / "usb", usb)
+    fill(uploads, {"now a plain folder.png": png()})
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
+    running.rescan()
+    assert len(running.listed()) == 4
+    assert running.upload(png()).status == 201
+
+
+def test_folders_of_other_file_systems_take_uploads_and_deletes(start, tmp_path, mount):
+    storage = tmp_path / "pictures"
+    for name in ("media", "uploads"):
+        mount(storage / name)
+    running = start()
+    content = [png(), png_of(300_000)]
+    for each in content:
+        made = running.upload(each)
+        assert made.status == 201, made.body
+        assert running.get(f"/media/{made.json['filename']}").body == each
+    assert running.put("/image/a.png", content[0]).status == 200
+    assert running.put("/image/a.png", png()).status == 201
+    assert (
+        running.request("DELETE", f"/media/{made.json['filename']}", headers=OWNER).status == 200
+    )
+    running.rescan()
+    assert len(running.listed()) == 2
+    assert not [path for path in storage.rglob(".incoming/*") if path.is_file()]
+
+
+def test_no_link_on_the_way_is_followed_by_anything(start, tmp_path):
+    running = start()
+    secret, public = png(), png()
+    running.store(secret, "secret.png")
+    name = running.upload(public).json["filename"]
+    images, media = running.data / "images", running.storage / "media"
+    fill(images, {name: running.storage.joinpath("media", name).read_bytes()})
+    for _ in range(2):
+        assert running.get(f"/media/{name}").status == 200  # twice: it is at hand now
+    media.rename(tmp_path / "media")
+    media.symlink_to(images)
+    fill(images, {"new.png": png()})
+    for path in (f"/media/{name}", "/media/secret.png", f"/image/{sha256(public)}"):
+        assert running.get(path).status == 404
+    assert running.upload(png()).status == 503
+    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status in {404, 503}
+    running.rescan()
+    assert (images / name).exists()
+    assert running.listed() == {}
+    media.unlink()
+    (tmp_path / "media").rename(media)
+    running.rescan()
+    assert running.get(f"/media/{name}").body == public
+
+
+def test_a_thumbnail_that_is_a_link_is_not_served(start, tmp_path):
+    need("PIL")
+    running = start()
+    digest = running.upload(png(30, 20)).json["sha256"]
+    assert running.get(f"/thumbnail/{digest}").status == 200
+    thumbnail = running.storage / ".thumbnails" / f"{digest}.png"
+    thumbnail.unlink()
+    thumbnail.symlink_to(running.data / "index.sqlite3")
+    answer = running.get(f"/thumbnail/{digest}?")
+    assert b"SQLite" not in answer.body
+    assert not thumbnail.is_symlink() or answer.status != 200
+
+
+def test_what_lies_in_incoming_neither_stops_a_start_nor_removes_a_picture(start, tmp_path):
+    running = start()
+    running.upload(png())
+    running.store(png(), "a.png")
+    running.stop()
+    data, storage = running.data, running.storage
+    fill(storage, {"own.png": png()})
+    os.link(storage / "own.png", storage / ".incoming" / "copy")
+    (storage / ".incoming" / "folder").mkdir()
+    outside = tmp_path / "outside"
+    fill(outside, {"kept.png": png()})
+    shutil.rmtree(data / "images" / ".incoming")
+    (data / "images" / ".incoming").symlink_to(outside)
+    running = start()
+    running.scanned()
+    assert (storage / "own.png").exists()
+    assert not (storage / ".incoming" / "copy").exists()
+    assert (outside / "kept.png").exists()
+    assert running.store(png(), "b.png").status == 503
+    assert len(list(outside.iterdir())) == 1
+
+
+def test_one_bad_file_or_folder_costs_only_itself(start, tmp_path):
+    storage = tmp_path / "pictures"
+    fill(storage, {"a.png": png(), "z.png": png(), "future.png": png(), "past.png": png()})
+    with contextlib.suppress(OSError):  # what the file system cannot say
+        os.utime(storage / "future.png", (1.1e10, 1.1e10))
+        os.utime(storage / "past.png", (-2e9, -2e9))
+    deep, descriptor = png(), os.open(storage, os.O_RDONLY)
+    for _ in range(1200):  # a path longer than PATH_MAX
+        os.mkdir("deeper", dir_fd=descriptor)
+        inner = os.open("deeper", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    with open(os.open("deep.png", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor), "wb") as file:
+        file.write(deep)
+    os.close(descriptor)
+    running = start()
+    running.scanned()
+    assert len(running.listed()) == 5
+    assert running.get(f"/image/{sha256(deep)}").body == deep
+    assert running.rescan()["status"] == "ok"
+    assert "stopped" not in running.log
+    subprocess.run(["rm", "-rf", storage / "deeper"], check=True)
+
+
+def test_what_nas_systems_keep_for_themselves_is_passed_over(start, tmp_path):
+    storage = tmp_path / "pictures"
+    passed = ("@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information")
+    fill(storage, {f"sub/{name}/no.png": png() for name in passed})
+    fill(storage, {"@eaDir/no.png": png(), "quiet/.nomedia": b"", "quiet/below/no.png": png()})
+    fill(storage, {"sub/yes.png": png()})
+    running = start()
+    running.scanned()
+    assert names(running) == {"sub/yes.png"}
+
+
+def test_thumbnails_of_private_pictures_lie_apart(start):
+    need("PIL")
+    running = start()
+    private, public = png(30, 20), running.upload(png(20, 30)).json["sha256"]
+    running.store(private, "a.png")
+    path = f"/thumbnail/{sha256(private)}"
+    assert running.get(path, **READER).status == 200
+    assert running.get(path).status == 404
+    assert running.get(f"/thumbnail/{public}").status == 200
+    assert [p.stem for p in (running.storage / ".thumbnails").glob("*.png")] == [public]
+
+
 def png_size(content: bytes) -> tuple[int, int]:
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     return struct.unpack(">II", content[16:24])
