@@ -89,7 +89,7 @@ from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
-from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
+from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -962,7 +962,7 @@ def verify_jwt(
 class Principal(NamedTuple):
     """Who makes a request."""
 
-    kind: str  # anonymous, uploader, token, owner or demo
+    kind: str  # anonymous, uploader, token, owner, demo or view
     user_id: int | None = None  # of an account, from HS256; 0 is the demo user
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
@@ -986,9 +986,10 @@ class Access(enum.Enum):
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
     USER = "user", None
+    BEARER = "bearer", None  # whoever has a bearer token, whatever else it lets do
 
 
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER = Access
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
@@ -997,6 +998,8 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
         return True
     if access is Access.USER:
         return principal.user_id is not None
+    if access is Access.BEARER:
+        return principal.kind in {"token", "owner", "demo"}
     if access is Access.UPLOAD and principal.kind == "uploader":
         return True
     return principal.is_admin or access.value[1] in principal.permissions
@@ -1008,7 +1011,8 @@ def require(access: Access, principal: Principal, read_auth_enabled: bool) -> No
         return
     if principal == ANONYMOUS:
         raise HTTPError(401, "A credential is needed.", {"WWW-Authenticate": "Bearer"})
-    need = "a user's access token" if access is Access.USER else f"{access.value[0]} permission"
+    needs = {Access.USER: "a user's access token", Access.BEARER: "a bearer token"}
+    need = needs.get(access, f"{access.value[0]} permission")
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
@@ -1028,6 +1032,10 @@ class Keys:
         self.public_key = public_key
         self.upload_secret = upload_secret
         self.upload_lifetime = upload_lifetime
+        # Another secret, or the end of demo mode, ends what either of them let in
+        self.view_key = derive_key(
+            json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
+        )
 
 
 class TokenCache:
@@ -1111,14 +1119,43 @@ def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | No
     return principal
 
 
+VIEW_COOKIE = "mediaserver_view"
+VIEW_SECONDS = 12 * 3600
+
+
+def sign_view(principal: Principal, key: bytes, now: float) -> str:
+    """Return the value of a view cookie: what pictures in a page may be asked for with."""
+    reads = principal.is_admin or READ_PERMISSION in principal.permissions
+    about = [int(now) + VIEW_SECONDS, principal.user_id, principal.subject, reads]
+    payload = encode_base64url(json.dumps(about).encode())
+    return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
+
+
+def verify_view(cookies: str, key: bytes, now: float) -> Principal:
+    """Return whom the good view cookie in a `Cookie` field speaks for, with reads alone.
+
+    A bad one counts as none: a browser sends what it has, and its user cannot mend it.
+    """
+    for payload, signature in re.findall(rf"\b{VIEW_COOKIE}=([\w-]+)\.([\w-]+)", cookies, re.A):
+        expected = encode_base64url(_hmac_sha256(key, payload.encode()))
+        if hmac.compare_digest(signature, expected):
+            expires, user_id, subject, reads = json.loads(decode_base64url(payload))
+            if now < expires:
+                permissions = frozenset({READ_PERMISSION} if reads else ())
+                return Principal("view", user_id, subject, permissions)
+    return ANONYMOUS
+
+
 def find_principal(
     authorization: str | None, upload_token: str | None, keys: Keys, now: float,
-    cache: TokenCache | None = None,
+    cache: TokenCache | None = None, cookies: str = "",
 ) -> Principal:  # fmt: skip
-    """Return who makes a request, from its `Authorization` field and `?token=`.
+    """Return who makes a request, from its `Authorization`, `?token=` and `Cookie`.
 
-    Every credential that is present must be right, else 401 (RFC 6750, section 3); a bearer
-    decides over an upload token. Whether an account is disabled is for the caller to look up.
+    Every credential that is present must be right, else 401 (RFC 6750, section 3), but for a view
+    cookie, which only counts where there is no other, and which the caller passes for reads only.
+    A bearer decides over an upload token. Whether an account is disabled is for the caller to look
+    up.
     """
     if keys.auth_disabled:
         return DEMO
@@ -1130,7 +1167,9 @@ def find_principal(
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
         raise HTTPError(401, str(error), CHALLENGE) from None
-    return ANONYMOUS if upload_token is None else UPLOADER
+    if upload_token is not None:
+        return UPLOADER
+    return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
 
 
 # ======================================================================================
@@ -5260,8 +5299,9 @@ class ChunkedDecoder:
 
 # -- Multipart bodies ------------------------------------------------------------------
 
-# boundary := 0*69<bchars> bcharsnospace (RFC 2046 §5.1.1)
-_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+# boundary := 0*69<bchars> bcharsnospace (RFC 2046 §5.1.1). More characters than the RFC's: there
+# are clients that send them, and other servers take them.
+_BOUNDARY = re.compile(rb"[ !#-~]{0,69}[!#-~]")
 # After a delimiter: "--" if it closes the body, else transport-padding CRLF. A line that merely
 # begins like a delimiter is content, as it is to Go's and Werkzeug's parsers.
 _DELIMITER_END = re.compile(rb"--|[ \t]{0,%d}\r\n" % MAX_PADDING_BYTES)
@@ -5392,10 +5432,13 @@ class MultipartParser:
         return len(data), None
 
 
+_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
+
+
 def _parse_part(block: bytes) -> Part:
-    headers = parse_fields(block)
+    headers = parse_fields(_FOLD.sub(b" ", block))
     disposition = parse_content_disposition(headers.get("content-disposition", ""))
-    if disposition.type != "form-data" or disposition.name is None:
+    if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
         raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
     encoding = headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("7bit", "8bit", "binary"):
@@ -5409,7 +5452,7 @@ def _parse_part(block: bytes) -> Part:
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
 # Without quotes we take any text: old clients send file names like that.
 _PARAMETER = re.compile(
-    rf"""[ \t]*;[ \t]*(?:({_TOKEN})=(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
 )
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
 _EXTENDED_VALUE = r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)"
@@ -5430,45 +5473,70 @@ def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
     >>> parse_content_type('Text/HTML; Charset="utf-8"')
     ('text/html', {'charset': 'utf-8'})
     """
-    return _parse_parameters(value)
+    media_type, pairs = _parse_parameters(value)
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs):
+        raise HTTPError(400, "The parameters of a header are malformed.")
+    return media_type, parameters
 
 
 def parse_content_disposition(value: str) -> ContentDisposition:
     """Return type, name and file name (RFC 7578 §4.2, RFC 6266 §4); 400 if malformed.
 
     Takes the value as Latin-1 and returns the text that was meant: UTF-8 where it is that, with
-    the three characters that browsers escape. `filename*` goes before `filename`. Of the full path
+    the three characters that browsers escape. `filename*` goes before `filename`, if it can be
+    read (RFC 6266 §4.3), and of several parameters of one name the last counts. Of the full path
     that old browsers on Windows send, the last component stays.
 
     >>> parse_content_disposition('form-data; name="f"; filename="a%22b.jpg"').filename
     'a"b.jpg'
     """
-    disposition, parameters = _parse_parameters(value)
+    disposition, pairs = _parse_parameters(value)
+    parameters = _join_continuations(dict(pairs))
     texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
     name, filename = texts.get("name"), texts.get("filename")
-    if "filename*" in parameters:
-        filename = _parse_extended_value(parameters["filename*"])
-    elif filename is not None:
+    if filename is not None:
         filename = _WINDOWS_FOLDER.sub("", filename)
-    return ContentDisposition(disposition, name, filename)
+    extended = _parse_extended_value(parameters.get("filename*", ""))
+    return ContentDisposition(disposition, name, filename if extended is None else extended)
 
 
-def _parse_parameters(value: str) -> tuple[str, dict[str, str]]:
-    """Return what stands before the parameters, in lower case, and these by lower-case name."""
+def _join_continuations(parameters: dict[str, str]) -> dict[str, str]:
+    """Put together what stands in pieces `filename*0`, `filename*1*`, … (RFC 2231 §3, §4.1).
+
+    >>> _join_continuations({"filename*0*": "utf-8''a%20", "filename*1": "b.jpg"})
+    {'filename*': "utf-8''a%20b.jpg"}
+    """
+    pieces: list[str] = []
+    extended = "filename*0*" in parameters
+    for number in range(len(parameters)):
+        plain, coded = (parameters.pop(f"filename*{number}{star}", None) for star in ("", "*"))
+        if plain is None and coded is None:
+            break
+        pieces.append(
+            coded or (quote(plain or "", encoding="latin-1") if extended else plain or "")
+        )
+    if pieces:
+        parameters.setdefault("filename*" if extended else "filename", "".join(pieces))
+    return parameters
+
+
+def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return what stands before the parameters, in lower case, and these with lower-case names."""
     # In quotes a backslash escapes only a quote or itself: in C:\x\y.jpg it is one.
     first, semicolon, rest = value.partition(";")
     text = (semicolon + rest).rstrip(" \t")
-    parameters: dict[str, str] = {}
+    parameters: list[tuple[str, str]] = []
     position = 0
     while position < len(text):
         match = _PARAMETER.match(text, position)
-        name = (match[1] or "").lower() if match else ""
-        if match is None or name in parameters:
+        if match is None:
             raise HTTPError(400, "The parameters of a header are malformed.")
+        name = (match[1] or "").lower()
         if match[2] is not None:
-            parameters[name] = re.sub(r'\\(["\\])', r"\1", match[2])
+            parameters.append((name, re.sub(r'\\(["\\])', r"\1", match[2])))
         elif name:
-            parameters[name] = match[3].rstrip(" \t")
+            parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
     return first.strip(" \t").lower(), parameters
 
@@ -5481,12 +5549,12 @@ def _form_text(value: str) -> str:
     return value.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
-def _parse_extended_value(value: str) -> str:
+def _parse_extended_value(value: str) -> str | None:
     match = re.fullmatch(_EXTENDED_VALUE, value, re.ASCII)
     with contextlib.suppress(UnicodeDecodeError):
         if match:
             return unquote_to_bytes(match[2]).decode(match[1])
-    raise HTTPError(400, "An extended file name is malformed.")
+    return None
 
 
 def content_disposition_attachment(filename: str) -> str:
@@ -7251,12 +7319,15 @@ def parse_declared(
     return parsed
 
 
+UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
+
+
 def read_body(request: Request, spec: BodySpec) -> None:
     """Read a request's body into `request.fields` and `request.upload`; 400, 411, 413 or 415."""
     unsized = request.head.content_length is None and not request.head.chunked
     if unsized and (spec.upload or "content-type" in request.headers):
         raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if request.headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
@@ -7603,10 +7674,17 @@ class Application:
         tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
         authorization = request.headers.get("authorization")
-        request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
-        user_id = request.principal.user_id
-        if user_id and app.index.users.is_disabled(user_id):
-            raise HTTPError(401, "The account is disabled.", CHALLENGE)
+        # A foreign page can send a cookie with what changes something, but not with a bearer
+        reads = request.head.method in {"GET", "HEAD"}
+        cookies = request.headers.get("cookie", "") if reads else ""
+        principal = find_principal(
+            authorization, token, app.keys, time.time(), app.tokens, cookies
+        )
+        if principal.user_id and app.index.users.is_disabled(principal.user_id):
+            if principal.kind != "view":
+                raise HTTPError(401, "The account is disabled.", CHALLENGE)
+            principal = ANONYMOUS
+        request.principal = principal
 
     def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
         app = self.app
@@ -9059,6 +9137,8 @@ def captured(facts: Facts) -> float | None:
 # ======================================================================================
 # Health for programs, a page for people.
 
+NO_STORE = ("Cache-Control", "no-store")
+
 
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
@@ -9077,7 +9157,28 @@ def health_json(app: App) -> dict[str, Any]:
 @route("GET", "/health", OPEN, "system", "How the server is",
        {200: "status, version, uptime, scan"})  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
-    return json_response(health_json(app), headers=[("Cache-Control", "no-store")])
+    return json_response(health_json(app), headers=[NO_STORE])
+
+
+def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
+    """The field that sets the view cookie for this server's paths (RFC 6265, section 4.1)."""
+    base = urlsplit(request.url("/"))
+    secure = "; Secure" if base.scheme == "https" else ""
+    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+    return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
+
+
+@route("POST", "/session", BEARER, "system", "Let a browser's pages show what the bearer may read",
+       {204: "sets the view cookie"})  # fmt: skip
+def start_session(app: App, request: Request) -> Response:
+    value = sign_view(request.principal, app.keys.view_key, time.time())
+    return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
+
+
+@route("DELETE", "/session", OPEN, "system", "End the browser's session",
+       {204: "ends the view cookie"})  # fmt: skip
+def end_session(app: App, request: Request) -> Response:
+    return Response(204, [view_cookie(request, "", 0), NO_STORE])
 
 
 METRICS = {
@@ -9112,7 +9213,7 @@ def get_metrics(app: App, request: Request) -> Response:
         f"mediaserver_{name} {value:.15g}\n"
         for (name, help), value in zip(METRICS.items(), read_metrics(app), strict=True)
     ]
-    headers = [("Content-Type", "text/plain; version=0.0.4"), ("Cache-Control", "no-store")]
+    headers = [("Content-Type", "text/plain; version=0.0.4"), NO_STORE]
     return Response(200, headers, "".join(lines).encode())
 
 
@@ -9141,12 +9242,12 @@ PAGE_POLICY = (
 def get_root(app: App, request: Request) -> Response:
     vary = ("Vary", "Accept")
     if "text/html" not in request.headers.get("accept", ""):
-        return json_response(health_json(app), headers=[("Cache-Control", "no-store"), vary])
+        return json_response(health_json(app), headers=[NO_STORE, vary])
     headers = [
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Security-Policy", PAGE_POLICY),
         ("X-Content-Type-Options", "nosniff"),
-        ("Cache-Control", "no-store"),
+        NO_STORE,
         vary,
     ]
     return Response(200, headers, render_page(app, request).encode())
