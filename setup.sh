@@ -538,6 +538,7 @@ make_folders() {
     [ -d "$pictures" ] || return 0 # with --dry-run
     owner=$(helper owner "$pictures")
     [ "$owner" != mediaserver ] || return 0
+    check_chain
     say "$pictures is $owner's: the service may read and write there, $owner keeps what it may"
     for hidden in "$pictures/.incoming" "$pictures/.thumbnails"; do # of a server started by hand
         [ ! -d "$hidden" ] || run helper give "$hidden" mediaserver
@@ -550,6 +551,17 @@ make_folders() {
         as mediaserver test -x "$parent" 2>/dev/null ||
             as "$(helper owner "$parent")" setfacl -m u:mediaserver:x "$parent" || cannot_grant
         parent=$(dirname "$parent")
+    done
+}
+
+check_chain() { # whose folders the pictures lie in: what root does by path, nobody else can lead elsewhere
+    path=$pictures roots=''
+    while [ "$path" != / ]; do
+        case $(helper owner "$path"):$roots in
+        root:*) roots=$path ;;
+        *:?*) die "$roots is root's, but lies in a folder of $(helper owner "$path")'s: give it to them (chown)" ;;
+        esac
+        path=$(dirname "$path")
     done
 }
 
