@@ -806,6 +806,37 @@ def test_signals_have_their_meaning_as_soon_as_the_server_is_ready(start, worker
     assert running.process.wait(DEADLINE) == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_ends_nothing_at_any_moment_and_a_flood_of_it_is_cheap(tmp_path, workers):
+    command = [sys.executable, PROGRAM, tmp_path, "--port", "0", "--workers", workers]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        blocked = re.compile(r"SigBlk:\s+\w+[13579bdf]\n")  # Python itself has begun
+        wait_until(lambda: blocked.search(status.read_text()), "the program to begin")
+        flood = threading.Event()
+
+        def send() -> None:
+            while process.poll() is None and not flood.wait(0.002):
+                process.send_signal(signal.SIGHUP)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            port = next(int(m[1]) for line in process.stderr if (m := re.search(r":(\d+)$", line)))
+            for _ in range(20):
+                connection = http.client.HTTPConnection("127.0.0.1", port, DEADLINE)
+                connection.request("GET", "/health")
+                assert connection.getresponse().read()
+                connection.close()
+            process.terminate()
+            assert process.wait(DEADLINE) == 0
+        finally:
+            flood.set()
+            sender.join()
+            process.kill()
+
+
 # ======================================================================================
 # 3. Credentials
 # ======================================================================================
