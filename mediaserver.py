@@ -5705,6 +5705,7 @@ class Server(ThreadingHTTPServer):
     application: Callable[[RequestHead, Body, str], Response]
     inline: Callable[[RequestHead], Response | None]
     on_error: Callable[[HTTPError, str], Response]
+    on_hangup: Callable[[], None]
 
     def __init__(self, listener: socket.socket, loads: memoryview, number: int) -> None:
         self.buffers = Buffers()
@@ -5774,7 +5775,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here ends the selector's wait."""
+        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
         return self._wakeup.fileno()
 
     @property
@@ -5811,7 +5812,8 @@ class Server(ThreadingHTTPServer):
 
     def _drain_alarm(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._alarm.recv(4096)
+            if signal.SIGHUP in self._alarm.recv(4096):
+                self.on_hangup()
 
     def _accept(self) -> None:
         for _ in range(64):  # then the others have their turn
@@ -6122,135 +6124,6 @@ def inherited_listener() -> socket.socket | None:
         raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
     listener.set_inheritable(False)
     return listener
-
-
-def notify(state: str) -> None:
-    """Tell systemd a change of state, if it is systemd that runs this program (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]  # of the abstract namespace (unix(7))
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    with sock, contextlib.suppress(OSError):  # nothing here depends on whether it listens
-        sock.sendto(state.encode(), address)
-
-
-def notify_reload() -> None:
-    """Say that a reload has begun and, since a scan goes on in the background, that it is done."""
-    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-    notify("READY=1")
-
-
-class Watchdog:
-    """Tells systemd that every worker is well, or tells nothing, and systemd starts us anew.
-
-    Each worker notes when it was last found well, in memory shared by all.
-    """
-
-    def __init__(self, workers: int) -> None:
-        given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
-        microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
-        self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
-        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
-        for number in range(workers):
-            self._seen[number] = time.monotonic()
-
-    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
-        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
-        while True:
-            time.sleep(self.interval)
-            try:
-                if is_well(self.interval):
-                    self._seen[number] = time.monotonic()
-                    self.report()
-            except Exception as error:
-                warn(f"the watchdog: {error}")
-
-    def report(self) -> None:
-        if min(self._seen) > time.monotonic() - 1.6 * self.interval:
-            notify("WATCHDOG=1")
-
-
-def run_workers(
-    count: int,
-    work: Callable[[int, socket.socket], None],
-    ready: Callable[[], None],
-    watchdog: Watchdog,
-    lock: io.FileIO,
-    listener: socket.socket,
-) -> None:
-    """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
-
-    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
-    however it ends, and so does the lock. `ready` is called when signals have their meaning.
-    """
-    held, lifeline = socket.socketpair()
-    workers: dict[int, int] = {}  # number by process ID
-    stopping = False
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        notify("STOPPING=1")
-        listener.close()  # or connections would go on waiting in its backlog
-        for process in workers:
-            os.kill(process, signal.SIGTERM)
-
-    def scan(number: int, frame: object) -> None:
-        for process, worker in workers.items():
-            if worker == 0:
-                os.kill(process, signal.SIGHUP)
-        notify_reload()
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, stop)
-    signal.signal(signal.SIGHUP, scan)
-    signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
-    signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
-    if not stopping:
-        ready()
-    missing = list(range(count))
-    while not stopping or workers:
-        for number in missing:
-            if stopping:
-                break
-            process = fork_worker([held, lock], functools.partial(work, number, lifeline))
-            workers[process] = number
-        if stopping:  # which may have come while one was forked
-            stop(signal.SIGTERM, None)
-        process, status = os.wait()
-        missing = [workers.pop(process)] if process in workers else []
-        if missing and not stopping:
-            warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
-            time.sleep(1)  # one that cannot start must not use up the machine
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-
-
-def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends.
-
-    SIGNALS wait for it until it unblocks them.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    process = os.fork()
-    if process:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        return process
-    status = 1
-    try:
-        os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
-        for item in ours:
-            item.close()
-        work()
-        status = 0
-    finally:
-        if status:
-            sys.excepthook(*sys.exc_info())
-        os._exit(status)
 
 
 # ======================================================================================
@@ -8940,6 +8813,146 @@ def enable_user(settings: Settings, name: str) -> None:
     set_active(settings, name, True)
 
 
+# -- The server's processes --------------------------------------------------------------
+
+# What is told to the process. Until there is somebody to react, all of it waits.
+SIGNALS = frozenset((
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM,
+))  # fmt: skip
+
+
+def notify(state: str) -> None:
+    """Tell systemd a change of state, if it is systemd that runs this program (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # of the abstract namespace (unix(7))
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with sock, contextlib.suppress(OSError):  # nothing here depends on whether it listens
+        sock.sendto(state.encode(), address)
+
+
+def notify_reload() -> None:
+    """Say that a reload has begun and, since a scan goes on in the background, that it is done."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    notify("READY=1")
+
+
+class Watchdog:
+    """Tells systemd that every worker is well, or tells nothing, and systemd starts us anew.
+
+    Each worker notes when it was last found well, in memory shared by all.
+    """
+
+    def __init__(self, workers: int) -> None:
+        given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
+        microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
+        self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
+        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
+        for number in range(workers):
+            self._seen[number] = time.monotonic()
+
+    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
+        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
+        while True:
+            time.sleep(self.interval)
+            try:
+                if is_well(self.interval):
+                    self._seen[number] = time.monotonic()
+                    self.report()
+            except Exception as error:
+                warn(f"the watchdog: {error}")
+
+    def report(self) -> None:
+        if min(self._seen) > time.monotonic() - 1.6 * self.interval:
+            notify("WATCHDOG=1")
+
+
+class Supervisor:
+    """Keeps `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+
+    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
+    however it ends, and so does the lock. Signals are waited for, one after the other, as
+    everything else is: no handler can come in between.
+    """
+
+    def __init__(
+        self, work: Callable[[int, socket.socket], None], watchdog: Watchdog, lock: io.FileIO,
+        listener: socket.socket,
+    ) -> None:  # fmt: skip
+        self._work = work
+        self._watchdog = watchdog
+        self._held, self._lifeline = socket.socketpair()
+        self._lock = lock
+        self._listener = listener
+        self._workers: dict[int, int] = {}  # number by process ID
+        self._stopping = False
+
+    def run(self, count: int) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
+        for number in range(count):
+            self._start(number)
+        react: Mapping[int, Callable[[], None]] = {
+            signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
+            signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
+        }  # fmt: skip
+        while self._workers:
+            react[signal.sigwait(SIGNALS)]()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _start(self, number: int) -> None:
+        work = functools.partial(self._work, number, self._lifeline)
+        self._workers[fork_worker([self._held, self._lock], work)] = number
+
+    def _reap(self) -> None:
+        for process in list(self._workers):
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if not ended:
+                continue
+            number = self._workers.pop(process)
+            if not self._stopping:
+                warn(f"worker {number} ended with status {status}; another one takes its place")
+                time.sleep(1)  # one that cannot start must not use up the machine
+                self._start(number)
+
+    def _scan(self) -> None:
+        self._send(signal.SIGHUP, {0})
+        notify_reload()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        notify("STOPPING=1")
+        self._listener.close()  # or connections would go on waiting in its backlog
+        self._send(signal.SIGTERM, self._workers.values())
+
+    def _send(self, number: int, workers: Iterable[int]) -> None:
+        for process, worker in self._workers.items():
+            if worker in workers:
+                os.kill(process, number)  # it is there until it has been waited for
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends.
+
+    SIGNALS, which are blocked, wait for it until it unblocks them.
+    """
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
+        for item in ours:
+            item.close()
+        work()
+        status = 0
+    finally:
+        if status:
+            sys.excepthook(*sys.exc_info())
+        os._exit(status)
+
+
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
@@ -8961,13 +8974,15 @@ def serve(settings: Settings) -> None:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
     loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
     run = functools.partial(
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
     )
     if settings.workers > 1:
-        run_workers(settings.workers, run, ready, watchdog, lock, listener)
+        ready()
+        Supervisor(run, watchdog, lock, listener).run(settings.workers)
     else:
         run(ready=ready)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
@@ -9025,14 +9040,16 @@ def handle_signals(server: Server, app: App) -> None:
         notify("STOPPING=1")
         server.stop()
 
-    def scan(number: int, frame: object) -> None:
+    def scan() -> None:
         app.scanner.request()
         notify_reload()
 
+    server.on_hangup = scan
     signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, scan)
+    # A handler in Python may come in between anything, itself too: this one leaves it to the loop.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
