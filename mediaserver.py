@@ -3521,7 +3521,11 @@ class Folder:
         descriptor = self._open_root(checked=make)
         try:
             for part in parts:
-                inner = open_folder(part, descriptor, make)
+                try:
+                    inner = open_folder(part, descriptor, make)
+                except OSError as error:
+                    error.filename = f"{self.path}/{name}"
+                    raise
                 os.close(descriptor)
                 descriptor = inner
             yield Place(descriptor, last)
@@ -3540,6 +3544,16 @@ class Folder:
     def stat(self, name: str) -> os.stat_result:
         with self.resolve(name) as place:
             return place.stat()
+
+    def is_gone(self, name: str) -> bool:
+        """Whether nothing has that name any more."""
+        try:
+            self.stat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
 
     def unlink(self, name: str) -> None:
         """Remove a file, unless it is gone already."""
@@ -3564,8 +3578,9 @@ class Folder:
         # A folder of another file system cannot share the root's, and has one of its own.
         inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
         for prefix in ("", *inner):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self._recover(prefix + INCOMING, is_known)
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
+                    self._recover(prefix + INCOMING, is_known)
 
     def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
         left = self.files_in(incoming)
@@ -3742,11 +3757,8 @@ class Folder:
 
     def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
         """Name and lstat of what is in a folder, but for folders."""
-        with (
-            self.resolve(f"{folder}/_") as place,
-            opened(place.folder) as descriptor,
-            os.scandir(descriptor) as entries,
-        ):
+        with self.resolve(f"{folder}/_") as place, opened(place.folder) as inner:
+            entries = os.scandir(inner)
             found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
@@ -3956,9 +3968,10 @@ class Peeked:
         return os.pread(self._file.fileno(), count, start)
 
 
-# What says that a file cannot have another name there, or is gone
+# What says that a file can have no other name there now, or is gone
 NO_LINK = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
+    errno.ENOSPC, errno.EDQUOT,
 })  # fmt: skip
 NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -4887,11 +4900,13 @@ class Scanner:
             self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
 
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
-        """Forget files that were known `before` the folder was read and not found in it."""
+        """Forget files that are gone, or were known `before` the folder was read without them."""
 
         def apply(db: Database) -> list[str]:
-            names = map(os.fsdecode, paths)
-            return self._index.files.remove_all(db, folder.name, names, before)
+            names = list(map(os.fsdecode, paths))
+            gone = [name for name in names if folder.is_gone(name)]  # whatever the clock said
+            found = self._index.files.remove_all(db, folder.name, gone)
+            return found + self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
