@@ -3561,11 +3561,12 @@ class Folder:
             place.unlink()
 
     def has(self, file: File) -> bool:
-        """Whether a file is on disk as it was when it was read."""
+        """Whether a file is on disk with its size and mtime; ctime changes as uploads end."""
         try:
-            return file.matches(self.stat(file.path))
+            status = self.stat(file.path)
         except (OSError, ValueError):
             return False
+        return file._replace(ctime=status.st_ctime).matches(status)
 
     # Files on their way in and out
 
@@ -4924,14 +4925,12 @@ class Scanner:
         if folder is None:
             return found
         try:
-            status = folder.stat(file.path)
-            if not file.matches(status):
-                same = file._replace(ctime=status.st_ctime).matches(status)
-                again = self.refresh(folder, file.path) if same else None
-                return again if again and again[0].sha256 == file.sha256 else None
+            if file.matches(folder.stat(file.path)):
+                return found
+            again = self.refresh(folder, file.path) if folder.has(file) else None
         except (OSError, ValueError):
             return None
-        return found
+        return again if again and again[0].sha256 == file.sha256 else None
 
     def _thumbnail_loop(self) -> None:
         pause, retry = math.inf, RETRY_SECONDS
