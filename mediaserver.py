@@ -4810,8 +4810,9 @@ class ChunkedDecoder:
 
 # -- Multipart bodies ------------------------------------------------------------------
 
-# boundary := 0*69<bchars> bcharsnospace (RFC 2046 §5.1.1)
-_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+# boundary := 0*69<bchars> bcharsnospace (RFC 2046 §5.1.1). More characters than the RFC's: there
+# are clients that send them, and other servers take them.
+_BOUNDARY = re.compile(rb"[ !#-~]{0,69}[!#-~]")
 # After a delimiter: "--" if it closes the body, else transport-padding CRLF. A line that merely
 # begins like a delimiter is content, as it is to Go's and Werkzeug's parsers.
 _DELIMITER_END = re.compile(rb"--|[ \t]{0,%d}\r\n" % MAX_PADDING_BYTES)
@@ -4942,10 +4943,13 @@ class MultipartParser:
         return len(data), None
 
 
+_FOLD = re.compile(rb"\r\n[ \t]+")  # a long field of a part may go on in the next line (RFC 5322)
+
+
 def _parse_part(block: bytes) -> Part:
-    headers = parse_fields(block)
+    headers = parse_fields(_FOLD.sub(b" ", block))
     disposition = parse_content_disposition(headers.get("content-disposition", ""))
-    if disposition.type != "form-data" or disposition.name is None:
+    if disposition.type not in {"form-data", "attachment"} or disposition.name is None:
         raise HTTPError(400, "A part has no Content-Disposition: form-data with a name.")
     encoding = headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("7bit", "8bit", "binary"):
@@ -4959,7 +4963,7 @@ def _parse_part(block: bytes) -> Part:
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
 # Without quotes we take any text: old clients send file names like that.
 _PARAMETER = re.compile(
-    rf"""[ \t]*;[ \t]*(?:({_TOKEN})=(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
 )
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
 _EXTENDED_VALUE = r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)"
@@ -4980,45 +4984,70 @@ def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
     >>> parse_content_type('Text/HTML; Charset="utf-8"')
     ('text/html', {'charset': 'utf-8'})
     """
-    return _parse_parameters(value)
+    media_type, pairs = _parse_parameters(value)
+    parameters = dict(pairs)
+    if len(parameters) < len(pairs):
+        raise HTTPError(400, "The parameters of a header are malformed.")
+    return media_type, parameters
 
 
 def parse_content_disposition(value: str) -> ContentDisposition:
     """Return type, name and file name (RFC 7578 §4.2, RFC 6266 §4); 400 if malformed.
 
     Takes the value as Latin-1 and returns the text that was meant: UTF-8 where it is that, with
-    the three characters that browsers escape. `filename*` goes before `filename`. Of the full path
+    the three characters that browsers escape. `filename*` goes before `filename`, if it can be
+    read (RFC 6266 §4.3), and of several parameters of one name the last counts. Of the full path
     that old browsers on Windows send, the last component stays.
 
     >>> parse_content_disposition('form-data; name="f"; filename="a%22b.jpg"').filename
     'a"b.jpg'
     """
-    disposition, parameters = _parse_parameters(value)
+    disposition, pairs = _parse_parameters(value)
+    parameters = _join_continuations(dict(pairs))
     texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
     name, filename = texts.get("name"), texts.get("filename")
-    if "filename*" in parameters:
-        filename = _parse_extended_value(parameters["filename*"])
-    elif filename is not None:
+    if filename is not None:
         filename = _WINDOWS_FOLDER.sub("", filename)
-    return ContentDisposition(disposition, name, filename)
+    extended = _parse_extended_value(parameters.get("filename*", ""))
+    return ContentDisposition(disposition, name, filename if extended is None else extended)
 
 
-def _parse_parameters(value: str) -> tuple[str, dict[str, str]]:
-    """Return what stands before the parameters, in lower case, and these by lower-case name."""
+def _join_continuations(parameters: dict[str, str]) -> dict[str, str]:
+    """Put together what stands in pieces `filename*0`, `filename*1*`, … (RFC 2231 §3, §4.1).
+
+    >>> _join_continuations({"filename*0*": "utf-8''a%20", "filename*1": "b.jpg"})
+    {'filename*': "utf-8''a%20b.jpg"}
+    """
+    pieces: list[str] = []
+    extended = "filename*0*" in parameters
+    for number in range(len(parameters)):
+        plain, coded = (parameters.pop(f"filename*{number}{star}", None) for star in ("", "*"))
+        if plain is None and coded is None:
+            break
+        pieces.append(
+            coded or (quote(plain or "", encoding="latin-1") if extended else plain or "")
+        )
+    if pieces:
+        parameters.setdefault("filename*" if extended else "filename", "".join(pieces))
+    return parameters
+
+
+def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return what stands before the parameters, in lower case, and these with lower-case names."""
     # In quotes a backslash escapes only a quote or itself: in C:\x\y.jpg it is one.
     first, semicolon, rest = value.partition(";")
     text = (semicolon + rest).rstrip(" \t")
-    parameters: dict[str, str] = {}
+    parameters: list[tuple[str, str]] = []
     position = 0
     while position < len(text):
         match = _PARAMETER.match(text, position)
-        name = (match[1] or "").lower() if match else ""
-        if match is None or name in parameters:
+        if match is None:
             raise HTTPError(400, "The parameters of a header are malformed.")
+        name = (match[1] or "").lower()
         if match[2] is not None:
-            parameters[name] = re.sub(r'\\(["\\])', r"\1", match[2])
+            parameters.append((name, re.sub(r'\\(["\\])', r"\1", match[2])))
         elif name:
-            parameters[name] = match[3].rstrip(" \t")
+            parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
     return first.strip(" \t").lower(), parameters
 
@@ -5031,12 +5060,12 @@ def _form_text(value: str) -> str:
     return value.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
-def _parse_extended_value(value: str) -> str:
+def _parse_extended_value(value: str) -> str | None:
     match = re.fullmatch(_EXTENDED_VALUE, value, re.ASCII)
     with contextlib.suppress(UnicodeDecodeError):
         if match:
             return unquote_to_bytes(match[2]).decode(match[1])
-    raise HTTPError(400, "An extended file name is malformed.")
+    return None
 
 
 def content_disposition_attachment(filename: str) -> str:
@@ -6798,12 +6827,15 @@ def collect_declared(
     return parsed
 
 
+UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
+
+
 def read_body(request: Request, spec: BodySpec) -> None:
     """Read a request's body into `request.fields` and `request.upload`; 400, 411, 413 or 415."""
     unsized = request.head.content_length is None and not request.head.chunked
     if unsized and (spec.upload or "content-type" in request.headers):
         raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if request.headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
     media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
