@@ -119,10 +119,10 @@ class SettingError(Exception):
 
 
 def printable_line(text: str) -> str:
-    """Text as one line of a log or a table can carry it.
+    r"""Text as one line of a log or a table can carry it.
 
     >>> printable_line("caf\u00e9\r\n\x1b[2J")
-    'caf\u00e9???[2J'
+    'café???[2J'
     """
     return "".join(character if character.isprintable() else "?" for character in text)
 
@@ -995,10 +995,10 @@ class Principal(NamedTuple):
 
     kind: str  # anonymous, uploader, token, owner or demo
     user_id: int | None = None  # of an account, from HS256; 0 is the demo user
-    issued: float = 0.0  # Unix seconds, as the token says
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
+    issued: float = 0.0  # Unix seconds, as the token says
 
 
 ANONYMOUS = Principal("anonymous")
@@ -1110,10 +1110,10 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
     return Principal(
         kind="token",
         user_id=_parse_user_id(claims.get("user_id")) if algorithm == "HS256" else None,
-        issued=_time_claim(claims, "iat") or 0.0,
         subject=subject,
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
+        issued=_time_claim(claims, "iat") or 0.0,
     )
 
 
@@ -2849,7 +2849,7 @@ class User(NamedTuple):
     password: str  # its hash
     permissions: str  # words
     is_active: bool
-    tokens_from: int  # when tokens are issued that are good
+    tokens_from: int = 0  # when tokens are issued that are good
 
     def __repr__(self) -> str:
         return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
