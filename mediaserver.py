@@ -89,7 +89,7 @@ from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
-from urllib.parse import quote, unquote, unquote_to_bytes, urlencode
+from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -993,7 +993,7 @@ def verify_jwt(
 class Principal(NamedTuple):
     """Who makes a request."""
 
-    kind: str  # anonymous, uploader, token, owner or demo
+    kind: str  # anonymous, uploader, token, owner, demo or view
     user_id: int | None = None  # of an account, from HS256; 0 is the demo user
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
@@ -1018,9 +1018,10 @@ class Access(enum.Enum):
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
     USER = "user", None
+    BEARER = "bearer", None  # whoever has a bearer token, whatever else it lets do
 
 
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER = Access
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
@@ -1029,6 +1030,8 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
         return True
     if access is Access.USER:
         return principal.user_id is not None
+    if access is Access.BEARER:
+        return principal.kind in {"token", "owner", "demo"}
     if access is Access.UPLOAD and principal.kind == "uploader":
         return True
     return principal.is_admin or access.value[1] in principal.permissions
@@ -1040,7 +1043,8 @@ def require(access: Access, principal: Principal, read_auth_enabled: bool) -> No
         return
     if principal == ANONYMOUS:
         raise HTTPError(401, "A credential is needed.", {"WWW-Authenticate": "Bearer"})
-    need = "a user's access token" if access is Access.USER else f"{access.value[0]} permission"
+    needs = {Access.USER: "a user's access token", Access.BEARER: "a bearer token"}
+    need = needs.get(access, f"{access.value[0]} permission")
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
@@ -1060,6 +1064,10 @@ class Keys:
         self.public_key = public_key
         self.upload_secret = upload_secret
         self.upload_lifetime = upload_lifetime
+        # Another secret, or the end of demo mode, ends what either of them let in
+        self.view_key = derive_key(
+            json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
+        )
 
 
 class TokenCache:
@@ -1150,14 +1158,44 @@ def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | No
     return principal
 
 
+VIEW_COOKIE = "mediaserver_view"
+VIEW_SECONDS = 12 * 3600
+
+
+def sign_view(principal: Principal, key: bytes, now: float) -> str:
+    """Return the value of a view cookie: what pictures in a page may be asked for with."""
+    reads = principal.is_admin or READ_PERMISSION in principal.permissions
+    about = [int(now) + VIEW_SECONDS, principal.user_id, principal.subject, reads]
+    payload = encode_base64url(json.dumps(about).encode())
+    return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
+
+
+def verify_view(cookies: str, key: bytes, now: float) -> Principal:
+    """Return whom the good view cookie in a `Cookie` field speaks for, with reads alone.
+
+    A bad one counts as none: a browser sends what it has, and its user cannot mend it.
+    """
+    for payload, signature in re.findall(rf"\b{VIEW_COOKIE}=([\w-]+)\.([\w-]+)", cookies, re.A):
+        expected = encode_base64url(_hmac_sha256(key, payload.encode()))
+        if hmac.compare_digest(signature, expected):
+            expires, user_id, subject, reads = json.loads(decode_base64url(payload))
+            if now < expires:
+                permissions = frozenset({READ_PERMISSION} if reads else ())
+                issued = expires - VIEW_SECONDS
+                return Principal("view", user_id, subject, permissions, issued=issued)
+    return ANONYMOUS
+
+
 def find_principal(
     authorization: str | None, upload_token: str | None, keys: Keys, now: float,
-    cache: TokenCache | None = None,
+    cache: TokenCache | None = None, cookies: str = "",
 ) -> Principal:  # fmt: skip
-    """Return who makes a request, from its `Authorization` field and `?token=`.
+    """Return who makes a request, from its `Authorization`, `?token=` and `Cookie`.
 
-    Every credential that is present must be right, else 401 (RFC 6750, section 3); a bearer
-    decides over an upload token. Whether an account is disabled is for the caller to look up.
+    Every credential that is present must be right, else 401 (RFC 6750, section 3), but for a view
+    cookie, which only counts where there is no other, and which the caller passes for reads only.
+    A bearer decides over an upload token. Whether an account is disabled is for the caller to look
+    up.
     """
     if keys.auth_disabled:
         return DEMO
@@ -1169,7 +1207,9 @@ def find_principal(
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
         raise Unauthorized(error) from None
-    return ANONYMOUS if upload_token is None else UPLOADER
+    if upload_token is not None:
+        return UPLOADER
+    return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
 
 
 # ======================================================================================
@@ -7194,10 +7234,19 @@ class Application:
         tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
         authorization = request.headers.get("authorization")
-        request.principal = find_principal(authorization, token, app.keys, time.time(), app.tokens)
-        user_id, issued = request.principal.user_id, request.principal.issued
-        if user_id and app.index.users.refuses(user_id, issued):
-            raise Unauthorized(TokenError("The account is disabled, or was since; log in again."))
+        # A foreign page can send a cookie with what changes something, but not with a bearer
+        reads = request.head.method in {"GET", "HEAD"}
+        cookies = request.headers.get("cookie", "") if reads else ""
+        principal = find_principal(
+            authorization, token, app.keys, time.time(), app.tokens, cookies
+        )
+        user_id = principal.user_id
+        if user_id and app.index.users.refuses(user_id, principal.issued):
+            if principal.kind != "view":
+                detail = "The account is disabled, or was since; log in again."
+                raise Unauthorized(TokenError(detail))
+            principal = ANONYMOUS
+        request.principal = principal
 
     def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
         app = self.app
@@ -8029,7 +8078,7 @@ def session_json(session: Session) -> dict[str, Any]:
 
 @route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", "End one of my sessions",
        {204: "nothing"})  # fmt: skip
-def end_session(app: App, request: Request, id: str) -> Response:
+def end_one_session(app: App, request: Request, id: str) -> Response:
     existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
     return Response(204)
 
@@ -8705,6 +8754,8 @@ def captured(facts: Facts) -> float | None:
 # ======================================================================================
 # Health for programs, a page for people.
 
+NO_STORE = ("Cache-Control", "no-store")
+
 
 def health_json(app: App) -> dict[str, Any]:
     return {
@@ -8719,7 +8770,28 @@ def health_json(app: App) -> dict[str, Any]:
 @route("GET", "/health", OPEN, "system", "How the server is",
        {200: "status, version, uptime, scan"})  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
-    return json_response(health_json(app), headers=[("Cache-Control", "no-store")])
+    return json_response(health_json(app), headers=[NO_STORE])
+
+
+def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
+    """The field that sets the view cookie for this server's paths (RFC 6265, section 4.1)."""
+    base = urlsplit(request.url("/"))
+    secure = "; Secure" if base.scheme == "https" else ""
+    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
+    return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
+
+
+@route("POST", "/session", BEARER, "system", "Let a browser's pages show what the bearer may read",
+       {204: "sets the view cookie"})  # fmt: skip
+def start_session(app: App, request: Request) -> Response:
+    value = sign_view(request.principal, app.keys.view_key, time.time())
+    return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
+
+
+@route("DELETE", "/session", OPEN, "system", "End the browser's session",
+       {204: "ends the view cookie"})  # fmt: skip
+def end_session(app: App, request: Request) -> Response:
+    return Response(204, [view_cookie(request, "", 0), NO_STORE])
 
 
 METRICS = {
@@ -8754,7 +8826,7 @@ def get_metrics(app: App, request: Request) -> Response:
         f"mediaserver_{name} {value:.15g}\n"
         for (name, help), value in zip(METRICS.items(), read_metrics(app), strict=True)
     ]
-    headers = [("Content-Type", "text/plain; version=0.0.4"), ("Cache-Control", "no-store")]
+    headers = [("Content-Type", "text/plain; version=0.0.4"), NO_STORE]
     return Response(200, headers, "".join(lines).encode())
 
 
@@ -8783,12 +8855,12 @@ PAGE_POLICY = (
 def get_root(app: App, request: Request) -> Response:
     vary = ("Vary", "Accept")
     if "text/html" not in request.headers.get("accept", ""):
-        return json_response(health_json(app), headers=[("Cache-Control", "no-store"), vary])
+        return json_response(health_json(app), headers=[NO_STORE, vary])
     headers = [
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Security-Policy", PAGE_POLICY),
         ("X-Content-Type-Options", "nosniff"),
-        ("Cache-Control", "no-store"),
+        NO_STORE,
         vary,
     ]
     return Response(200, headers, render_page(app, request).encode())

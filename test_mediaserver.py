@@ -1342,7 +1342,7 @@ USER_PRINCIPAL = ms.Principal("token", user_id=7)
         (ms.Access.OPEN, "anonymous uploader reader writer user owner demo"),
         (ms.Access.READ, "reader owner demo"), (ms.Access.PRIVATE_READ, "reader owner demo"),
         (ms.Access.UPLOAD, "uploader writer owner demo"), (ms.Access.WRITE, "writer owner demo"),
-        (ms.Access.USER, "user demo"),
+        (ms.Access.USER, "user demo"), (ms.Access.BEARER, "reader writer user owner demo"),
     ],
 )  # fmt: skip
 def test_access_is_the_contracts_table(access: ms.Access, allowed: str) -> None:
@@ -1358,6 +1358,42 @@ def test_access_is_the_contracts_table(access: ms.Access, allowed: str) -> None:
             with pytest.raises(ms.HTTPError) as caught:
                 ms.require(access, principal, True)
             assert caught.value.status == (401 if name == "anonymous" else 403)
+
+
+@pytest.mark.parametrize(
+    ("principal", "seen"),
+    [
+        (ms.OWNER, ms.Principal("view", permissions=READER_PRINCIPAL.permissions)),
+        (READER_PRINCIPAL, ms.Principal("view", permissions=READER_PRINCIPAL.permissions)),
+        (WRITER_PRINCIPAL, ms.Principal("view")), (USER_PRINCIPAL, ms.Principal("view", 7)),
+        (ms.Principal("token", None, "sub", is_admin=True),
+         ms.Principal("view", None, "sub", READER_PRINCIPAL.permissions)),
+    ],
+)  # fmt: skip
+def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen) -> None:
+    value = ms.sign_view(principal, KEYS.view_key, NOW)
+
+    def found(cookies: str, now: float = NOW, keys: ms.Keys = KEYS) -> ms.Principal:
+        return ms.find_principal(None, None, keys, now, None, cookies)
+
+    good = f"a=b; mediaserver_view={value}; c=d"
+    assert found(good) == found(good, NOW + 12 * 3600 - 1) == seen._replace(issued=NOW)
+    assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
+    assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
+    for owners_key, jwt_key in (("changed", KEYS_SECRET), ("owner's key", "changed")):
+        keys = ms.Keys(False, owners_key, jwt_key, None, "c", 900)
+        assert found(good, keys=keys) == ms.ANONYMOUS
+    token = ms.sign_upload_token("upload secret", NOW)
+    assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
+    assert ms.find_principal("Bearer owner's key", None, KEYS, NOW, None, good) == ms.OWNER
+
+
+@pytest.mark.parametrize(
+    "value", ["", ".", "a.b", "a", "bnVsbA.", "é.é", "W10.W10", "{0}x", "x{0}"]
+)
+def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
+    cookies = "mediaserver_view=" + value.format(ms.sign_view(ms.OWNER, KEYS.view_key, NOW))
+    assert ms.find_principal(None, None, KEYS, NOW, None, cookies) == ms.ANONYMOUS
 
 
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
@@ -6383,6 +6419,87 @@ def test_lists_of_entities_go_by_indexes(stock):
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
+
+
+def open_session(server: Server, headers: Mapping[str, str] = OWNER, **more: str) -> Answer:
+    """The answer to POST /session; its cookie as a browser keeps it is in `cookie_of`."""
+    return server.request("POST", "/session", headers={**headers, **more})
+
+
+def cookie_of(answer: Answer) -> dict[str, str]:
+    assert answer.status == 204
+    return {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+
+
+def test_a_view_cookie_lets_a_page_show_private_pictures_and_do_nothing(start):
+    running = start(read_auth_enabled="true")
+    running.scanned()
+    content = png()
+    hidden, shown = running.store(png(), "mine.png").json, running.upload(content).json
+    cookie = cookie_of(open_session(running))
+    paths = ["/image/mine.png", f"/image/{shown['sha256']}", "/list", "/metrics", "/entity/"]
+    assert hidden["stored_as"] == "mine.png"
+    for path in paths:
+        for method in ("GET", "HEAD"):
+            assert running.request(method, path).status == 401
+            assert running.request(method, path, headers=cookie).status == 200, path
+    assert running.request("GET", "/api/auth/profile/", headers=cookie).status == 403
+    media = f"/media/{shown['filename']}"
+    for send in (
+        lambda: running.request("DELETE", media, headers=cookie),
+        lambda: running.request("DELETE", "/entity/1", headers=cookie),
+        lambda: running.request("POST", "/session", headers=cookie),
+        lambda: running.send_file("POST", "/upload", png(), headers=cookie),
+        lambda: running.send_file("PUT", "/image/a.png", png(), headers=cookie),
+    ):
+        assert send().status == 401
+    assert running.get(media, **cookie).body == content
+
+
+def test_a_session_is_for_bearers_and_its_cookie_for_this_server_alone(server):
+    answer = open_session(server)
+    name, _, rules = answer.headers["Set-Cookie"].partition("=")
+    assert name == "mediaserver_view"
+    rules = rules.split("; ")[1:]
+    assert rules == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict"]
+    assert answer.headers["Cache-Control"] == "no-store"
+    secure = open_session(server, **{"X-Forwarded-Proto": "https"})
+    assert secure.headers["Set-Cookie"].endswith("; Secure")
+    ended = server.request("DELETE", "/session")
+    assert ended.status == 204
+    assert ended.headers["Set-Cookie"].startswith("mediaserver_view=; Path=/; Max-Age=0;")
+    assert open_session(server, {}).status == 401
+    assert server.request("POST", f"/session?token={upload_token()}").status == 403
+    assert open_session(server, {"Authorization": "Bearer wrong"}).status == 401
+
+
+def test_a_view_cookie_shows_an_account_its_own_records_until_it_is_disabled(server):
+    user, other = User(server), User(server)
+    record = user.call("POST", MEDIA, {"name": "a", "type": "image", "size": 1})[1]
+    cookie = cookie_of(open_session(server, user.headers))
+    assert server.get(f"{MEDIA}{record['id']}/", **cookie).json["name"] == "a"
+    assert (
+        server.get(
+            f"{MEDIA}{record['id']}/", **cookie_of(open_session(server, other.headers))
+        ).status
+        == 404
+    )
+    assert owner_says(server, "user", "disable", user.name).returncode == 0
+    assert server.get(MEDIA, **cookie).status == 401
+    assert server.get("/health", **cookie).status == 200
+
+
+def test_a_cookie_of_demo_mode_is_good_for_nothing_afterwards(start):
+    demo = start(auth_disabled="true")
+    cookie = cookie_of(open_session(demo, {}))
+    demo.stop()
+    assert start().get("/metrics", **cookie).status == 401
+
+
+def test_the_view_cookie_of_a_server_under_a_path_stays_there(start):
+    running = start(public_url="https://example.org/album")
+    rules = open_session(running).headers["Set-Cookie"].split("; ")
+    assert {"Path=/album/", "Secure"} <= set(rules)
 
 
 def test_health_says_how_the_server_is(server):
