@@ -4228,7 +4228,7 @@ FRAME_SECONDS = 1.0  # the first frame of a film is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
-RETRY_SECONDS = 5.0  # after which what failed for a while only is tried again
+TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
 MAX_DECODER_DEATHS = 3
 MAX_DEATHS_KNOWN = 10_000
 
@@ -4447,7 +4447,7 @@ class Thumbnails:
 
     def _may_try(self, sha256: str) -> bool:
         """Whether enough time has passed since a decoder died of this picture."""
-        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + RETRY_SECONDS
+        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
 
     def _count_death(self, sha256: str) -> Outcome:
         """A picture of which decoders die again and again is a bomb; a single death is chance."""
@@ -4838,7 +4838,7 @@ class Scanner:
             thread.join(SCANNER_STOP_SECONDS)
 
     def _scan_loop(self, interval: float) -> None:
-        pause, retry = interval or math.inf, RETRY_SECONDS
+        pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
         while not self._stopping:
             self._wait(pause)
             self._wanted.clear()
@@ -4851,13 +4851,13 @@ class Scanner:
             pause = interval or math.inf
             if not whole:
                 pause = min(pause, retry)
-            retry = RETRY_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
     def _wait(self, seconds: float) -> None:
         """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
         end, away = time.monotonic() + seconds, self._away()
         while (left := end - time.monotonic()) > 0:
-            step = min(left, RETRY_SECONDS) if away else left
+            step = min(left, TRY_AGAIN_SECONDS) if away else left
             if self._wanted.wait(None if step == math.inf else step) or away != self._away():
                 return
 
@@ -5023,7 +5023,7 @@ class Scanner:
         return again if again and again[0].sha256 == file.sha256 else None
 
     def _thumbnail_loop(self) -> None:
-        pause, retry = math.inf, RETRY_SECONDS
+        pause, retry = math.inf, TRY_AGAIN_SECONDS
         while not self._stopping:
             self._fresh.wait(None if pause == math.inf else pause)
             self._fresh.clear()
@@ -5033,7 +5033,7 @@ class Scanner:
                 warn(f"thumbnails stopped: {type(error).__name__}: {error}")
                 whole = False
             pause = math.inf if whole else retry
-            retry = RETRY_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
     def _make_thumbnails(self) -> bool:
         """Try each of those that have no verdict yet once; whether all have one now."""
