@@ -4144,12 +4144,15 @@ def mounts_below(path: str) -> frozenset[tuple[str, str]]:
 def safe_name(name: str) -> str:
     """A file name as the client gave it, less what file systems or people trip over.
 
-    >>> [safe_name(x) for x in ("../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", "NUL.gif")]
-    ['my photo.jpg', 'hidden.png', '_NUL.gif']
+    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
+    >>> [safe_name(name) for name in names]
+    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
-    name = name.strip().lstrip(". ")
+    hidden, name = name.strip(), name.strip().lstrip(". ")
+    if name and name != hidden and "." not in name:
+        name = f"file.{name}"  # it was nothing but an extension
     if re.match(WINDOWS_RESERVED, name):
         name = f"_{name}"
     return fit_name(name)
@@ -4184,21 +4187,36 @@ def with_suffix(name: str, suffix: str) -> str:
     return f"{folder}{separator}{fit_name(base, suffix)}"
 
 
-SLUG_LETTERS = str.maketrans({
-    "ß": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o",
-    "ł": "l", "Ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i",
-})  # fmt: skip
+SLUG_LETTERS: dict[int, int | str] = {
+    **str.maketrans("αβγδεζηικλμνξοπρσςτυω", "abgdezeiklmnxoprsstuo"),
+    **str.maketrans("абвгдезийклмнопрстуфыэіґ", "abvgdeziiklmnoprstufyeig"),
+    **{ord(letter): latin for letter, latin in {
+        "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th",
+        "ı": "i", "θ": "th", "φ": "ph", "χ": "kh", "ψ": "ps", "ё": "io", "ж": "zh", "х": "kh",
+        "ц": "ts", "ч": "ch", "ш": "sh", "щ": "shch", "ъ": "", "ь": "", "ю": "iu", "я": "ia",
+        "є": "ie",
+    }.items()},
+}  # fmt: skip
+# Unicode's names of these say how they are read
+SLUG_SYLLABLE = re.compile(r"(?:HIRAGANA|KATAKANA) LETTER (?:SMALL )?(\w+)|HANGUL SYLLABLE (\w+)")
 
 
 def slugify(text: str) -> str:
-    """Lower-case ASCII words joined by hyphens, as python-slugify makes them of Latin text.
+    """Lower-case ASCII words joined by hyphens, as python-slugify makes them; "" where it cannot.
 
-    >>> slugify("Größe & Maß (1)")
-    'grosse-mass-1'
+    >>> [slugify(name) for name in ("Größe & Maß (1)", "Семья в Афинах", "かぞく 가족", "家族")]
+    ['grosse-mass-1', 'semia-v-afinakh', 'kazoku-gajog', '']
     """
-    plain = unicodedata.normalize("NFKD", text.translate(SLUG_LETTERS))
+    text = unicodedata.normalize("NFC", text.lower()).translate(SLUG_LETTERS)
+    plain = unicodedata.normalize("NFKD", "".join(map(read_syllable, text)))
+    plain = plain.translate(SLUG_LETTERS)  # what has lost its accent
     words = re.findall(r"[a-z0-9]+", plain.encode("ascii", "ignore").decode().lower())
     return "-".join(words)
+
+
+def read_syllable(character: str) -> str:
+    syllable = SLUG_SYLLABLE.fullmatch(unicodedata.name(character, ""))
+    return (syllable[1] or syllable[2]).lower() if syllable else character
 
 
 # ======================================================================================
@@ -7231,14 +7249,17 @@ class Request:
 
     def url(self, path: str) -> str:
         """The absolute URL of a path here, as the client reaches it."""
-        base = self.app.settings.public_url
-        if base:
-            return base + path
+        if self.app.settings.public_url:
+            return self.reference(path)
         scheme, host = "http", self.head.host
         if self.behind_proxy:
             scheme = forwarded(self.headers, "x-forwarded-proto", r"https?") or scheme
             host = forwarded(self.headers, "x-forwarded-host", r"[\w.:\[\]-]+") or host
         return f"{scheme}://{host or 'localhost'}{path}"
+
+    def reference(self, path: str) -> str:
+        """A path here for `Location` and pages: with PUBLIC_URL, whose path is the proxy's."""
+        return self.app.settings.public_url + path
 
 
 def parse_address(text: str) -> str:
@@ -8143,20 +8164,29 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
 
 
+ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
+
+
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
-    if facts is None or facts.extension not in extensions:
-        raise HTTPError(400, f"The file's content is none of: {', '.join(sorted(extensions))}.")
+    allowed = ", ".join(sorted(extensions))
+    if facts is None:
+        raise HTTPError(400, f"The file's content is none of: {allowed}.")
+    if facts.extension not in extensions:
+        detail = f"The file's content is {facts.mime_type}, which is none of: {allowed}."
+        raise HTTPError(400, f"{detail} {ELSEWHERE}")
     return facts
 
 
 def check_extension(name: str, extensions: Set[str]) -> str:
     """The extension of a file name if it is an allowed one, in lower case; 400."""
-    extension = posixpath.splitext(name.replace("\\", "/"))[1][1:].lower()
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    extension = base.rpartition(".")[2] if "." in base else ""
     if extension not in extensions:
-        allowed = ", ".join(sorted(extensions))
-        raise HTTPError(400, f"The file's name must end in one of: {allowed}.")
+        detail = f"The file's name must end in one of: {', '.join(sorted(extensions))}."
+        hint = f" {ELSEWHERE}" if is_media_name(os.fsencode(base)) else ""
+        raise HTTPError(400, f"{detail}{hint}")
     return extension
 
 
@@ -8195,7 +8225,7 @@ def upload_media(app: App, request: Request) -> Response:
         "content_type": facts.mime_type,
         "sha256": asset.sha256,
     }
-    return json_response(value, 201, [("Location", f"/media/{filename}")])
+    return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
 
 
 @route("GET", "/media/{filename}", READ, "media", "A public image", {200: "the file"})
@@ -8370,6 +8400,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "bmp"})
 IMAGE_TYPES = frozenset({"jpg", "png", "gif", "webp", "bmp"})
+SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
 IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
 
 
@@ -8383,12 +8414,12 @@ def private_names(name: str) -> Iterator[str]:
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    name = safe_name(filename)
-    stem, extension = posixpath.splitext(name)
+    stem, extension = posixpath.splitext(safe_name(filename) or "file")
     extension = extension or f".{facts.extension}"
-    check_extension(extension and f"x{extension}", IMAGE_NAMES)
+    check_extension(f"{stem}{extension}", IMAGE_NAMES)
     if settings.slugify_filenames:
-        stem, extension = slugify(stem) or "image", extension.lower()
+        digest = hashlib.sha256(_utf8(stem)).hexdigest()[:SLUG_DIGITS]
+        stem, extension = slugify(stem) or digest, extension.lower()
     return safe_name(f"{stem}{extension}")
 
 
@@ -9140,7 +9171,8 @@ def parse_filters(text: str) -> dict[str, Any]:
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
-    return json_response(entity_json(entity), 201, [("Location", f"/entity/{entity.id}")])
+    location = ("Location", request.reference(f"/entity/{entity.id}"))
+    return json_response(entity_json(entity), 201, [location])
 
 
 @route("GET", "/entity/{id}", READ, "entities", "An entity", {200: "the Item"},

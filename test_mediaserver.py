@@ -46,7 +46,7 @@ from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import pytest
 
@@ -4463,8 +4463,10 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         (fixed, FORWARDED, "https://p.example/pics"),
     ):
         for path, key in (("/upload", "url"), ("/upload-image", "image_url")):
-            made = running.send_file("POST", path, png(), headers={**OWNER, **headers}).json
-            assert made[key].startswith(f"{base}/")
+            made = running.send_file("POST", path, png(), headers={**OWNER, **headers})
+            assert made.json[key].startswith(f"{base}/")
+            if "Location" in made.headers:
+                assert urljoin(f"{base}/upload", made.headers["Location"]) == made.json[key]
         listed = running.request("GET", "/media", headers=headers).json
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
@@ -5423,13 +5425,45 @@ def test_the_name_of_a_private_image_stays_in_its_folder(server, filename):
     assert server.get(urlsplit(made.json["image_url"]).path, **READER).status == 200
 
 
+ODD_NAMES = (
+    ".", " ", "..", "...", ".png", "..png", " .PNG ", "png", ". . .png", "...a.png", "a..png",
+    "a.png/", "/", "a b?.png", "a%23#.png", "%2e%2e.png", "家族.png", "👪", "a;b&c=d+e.png",
+    "x.jpeg.GIF", "\u202egnp.png", "-rf.png", "con", "'\".png", "e\u0301.png", "\u2028.png", "00",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("slugs", ["false", "true"])
+def test_what_is_stored_under_any_name_is_served_under_the_url_that_was_answered(start, slugs):
+    running = start(slugify_filenames=slugs)
+    for name in ODD_NAMES:
+        content = png()
+        made = running.store(content, name.replace('"', "%22"))
+        assert made.status == 201, name
+        assert running.get(local(made.json["image_url"]), **READER).body == content, name
+
+
 def test_slugs_are_stored_where_the_setting_says_so(start):
     running = start(slugify_filenames="true")
-    for given, stored in (("Größe & Maß (1).PNG", "grosse-mass-1.png"), ("☃.png", r"[\w-]+\.png")):
+    for given, stored in (
+        ("Größe & Maß (1).PNG", "grosse-mass-1.png"), ("☃.png", r"[0-9a-f]{16}\.png"),
+        ("家族.png", r"[0-9a-f]{16}\.png"), ("Семья.png", "semia.png"), (".png", "file.png"),
+    ):  # fmt: skip
         name = running.store(png(), given).json["stored_as"]
         assert re.fullmatch(stored, name)
     clash = running.store(png(), "grosse-mass-1.png").json["stored_as"]
     assert re.fullmatch(r"grosse-mass-1_\d{8}T\d{12}Z\.png", clash)
+
+
+def test_a_refused_type_is_told_where_it_is_taken(server):
+    put = functools.partial(server.put, "/image/a.tiff")
+    for send, filename, content in (
+        (server.upload, "a.heic", png()), (server.upload, "a.png", mp4()), (put, "a.tif", png()),
+        (server.store, "a.MP4", png()), (server.store, "a.png", mp4()),
+    ):  # fmt: skip
+        detail = send(content, filename=filename).json["detail"]
+        assert "/api/media/media/" in detail
+        assert "/entity/" in detail
+    assert "/entity/" not in server.upload(b"no media", "a.txt").json["detail"]
 
 
 def test_private_content_is_known_to_nobody_without_private_read(start):
