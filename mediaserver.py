@@ -2456,12 +2456,14 @@ CREATE INDEX entity_version_by_path ON entity_version (path, id);
 LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
     f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
     " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
-    for number, change in enumerate((
-        "INSERT ON file WHEN new.root = 'library'",
-        "DELETE ON file WHEN old.root = 'library'",
-        "UPDATE ON file WHEN new.root = 'library'",
-        "UPDATE OF kind, mime_type, created, created_source ON asset",
-    ))
+    for number, change in enumerate(
+        (
+            "INSERT ON file WHEN new.root = 'library'",
+            "DELETE ON file WHEN old.root = 'library'",
+            "UPDATE ON file WHEN new.root = 'library'",
+            "UPDATE OF kind, mime_type, created, created_source ON asset",
+        )
+    )
 )
 
 # number n brings an index from user_version n to n + 1
