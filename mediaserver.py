@@ -2491,7 +2491,15 @@ CREATE INDEX entity_version_by_id ON entity_version (id, version);
 CREATE INDEX entity_version_by_path ON entity_version (path, id);
 """
 
-<<<<<<< HEAD
+SESSIONS_SCHEMA = """
+ALTER TABLE user ADD COLUMN tokens_from INTEGER NOT NULL DEFAULT 0;  -- older ones are refused
+ALTER TABLE session ADD COLUMN previous_jti TEXT;  -- spent for the good one at rotated_at
+ALTER TABLE session ADD COLUMN created_at REAL;
+ALTER TABLE session ADD COLUMN address TEXT NOT NULL DEFAULT '';    -- of the login
+ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its beginning
+UPDATE session SET created_at = rotated_at;
+"""
+
 # Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
 # begins anywhere, so that the index after a damaged one does not pass for it.
 LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
@@ -2508,20 +2516,7 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
 )
 
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, LIBRARY_VERSION_SCHEMA)
-=======
-SESSIONS_SCHEMA = """
-ALTER TABLE user ADD COLUMN tokens_from INTEGER NOT NULL DEFAULT 0;  -- older ones are refused
-ALTER TABLE session ADD COLUMN previous_jti TEXT;  -- spent for the good one at rotated_at
-ALTER TABLE session ADD COLUMN created_at REAL;
-ALTER TABLE session ADD COLUMN address TEXT NOT NULL DEFAULT '';    -- of the login
-ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its beginning
-UPDATE session SET created_at = rotated_at;
-"""
-
-# number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA)
->>>>>>> main
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA)
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
