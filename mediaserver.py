@@ -2655,9 +2655,11 @@ class Change:
 class Index:
     """The SQLite file and the subjects in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, query_only: bool = False) -> None:
         self.path = path
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        self._query_only = query_only
+        if not query_only:  # SQLite would let others read it
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
@@ -2677,6 +2679,7 @@ class Index:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
         connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
         self._connections.add(connection)
+        connection.execute(f"PRAGMA query_only = {self._query_only:d}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
@@ -2772,6 +2775,10 @@ class Assets(Subject):
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
             row,
         )
+
+    def is_known(self, sha256: str) -> bool:
+        sql = "SELECT 1 FROM asset WHERE sha256 = ?"
+        return self._index.read(sql, sha256).fetchone() is not None
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
@@ -2869,12 +2876,31 @@ class Files(Subject):
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, State]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
-        # It reads page by page, so that no long read keeps the WAL from being folded in.
-        rows = "SELECT path, size, mtime_ns, ctime FROM file"
-        sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
+        rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
+        return ((path, tuple(state)) for path, *state in rows)
+
+    def of_root(self, root: str) -> Iterator[File]:
+        """Every file of a folder in the order of the paths' bytes."""
+        return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
+            ", ".join(File._fields[1:]), root))  # fmt: skip
+
+    def _rows_in_order(self, columns: str, root: str) -> Iterator[Sequence[Any]]:
+        """Columns, the path first; page by page: a long read would keep the WAL from folding."""
+        rows = f"SELECT {columns} FROM file WHERE root = ? AND path > ?"
+        sql, last = f"{rows} ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
-            yield from ((path, tuple(state)) for path, *state in page)
+            yield from page
             last = page[-1][0]
+
+    def duplicates(self) -> list[list[str]]:
+        """The paths in the library that have the same content, by content."""
+        several = "SELECT sha256 FROM file WHERE root = 'library' GROUP BY sha256"
+        rows = self._index.read(
+            "SELECT sha256, path FROM file WHERE root = 'library' AND sha256 IN"
+            f" ({several} HAVING count(*) > 1) ORDER BY sha256, path"
+        )
+        groups = itertools.groupby(rows, lambda row: row[0])
+        return [[os.fsdecode(path) for _, path in group] for _, group in groups]
 
     def set_ctime(self, file: File, ctime: float) -> None:
         """Note the ctime of a file that was given or has lost a name."""
@@ -4139,6 +4165,13 @@ def sync_folder(folder: int) -> None:
                 raise
 
 
+def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+    """The bytes of a file of about this size, in blocks that are good until the next one."""
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
+    while count := file.readinto(buffer):
+        yield buffer[:count]
+
+
 def write_all(file: io.FileIO, data: memoryview) -> None:
     written = 0
     while written < len(data):
@@ -4793,9 +4826,8 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
         with folder.open(path) as file:
             before = os.fstat(file.fileno())
             digest = hashlib.sha256()
-            buffer = memoryview(bytearray(min(BUFFER_BYTES, before.st_size + 1)))
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+            for block in read_blocks(file, before.st_size):
+                digest.update(block)
             facts = probe(file)
             after = os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
@@ -7150,6 +7182,34 @@ class Logins:
                 self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
+def open_folders(settings: Settings, index: Index) -> dict[str, Folder]:
+    """The roots that files lie in, by the names that the index has for them."""
+    places = {
+        "library": settings.storage_dir,
+        "images": settings.upload_dir,
+        "users": settings.database_dir / "users",
+        "entities": settings.media_storage_dir,
+    }
+    apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+    buffers = WriteBuffers()
+    return {
+        name: Folder(
+            name, path, make=name != "library", buffers=buffers,
+            is_new=functools.partial(index.files.is_empty, name),
+            excluded=apart if name == "library" else (),
+        )
+        for name, path in places.items()
+    }  # fmt: skip
+
+
+def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
+    """Where thumbnails lie: public ones beside the pictures where that can be, private ones."""
+    data = Folder("data", settings.database_dir, make=True, buffers=library.buffers)
+    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+    public = Shelf(library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+    return public, Shelf(data, "thumbnails/private/")
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -7159,27 +7219,9 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        places = {
-            "library": settings.storage_dir,
-            "images": settings.upload_dir,
-            "users": settings.database_dir / "users",
-            "entities": settings.media_storage_dir,
-        }
-        apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-        buffers = WriteBuffers()
-        self.folders = {
-            name: Folder(
-                name, path, make=name != "library", buffers=buffers,
-                is_new=functools.partial(index.files.is_empty, name),
-                excluded=apart if name == "library" else (),
-            )
-            for name, path in places.items()
-        }  # fmt: skip
+        self.folders = open_folders(settings, index)
         self.library, self.images, self.users, self.entities = self.folders.values()
-        data = Folder("data", settings.database_dir, make=True, buffers=buffers)
-        beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-        public = Shelf(self.library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
-        thumbnails.place(public, Shelf(data, "thumbnails/private/"))
+        thumbnails.place(*thumbnail_shelves(settings, self.library))
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
@@ -9519,13 +9561,29 @@ def render_page(app: App, request: Request) -> str:
 # that names the setting, and exit status 2.
 
 
+class Option(NamedTuple):
+    """An option of a command, which is given its value under its name."""
+
+    name: str  # with _
+    takes: str = ""  # the value as the usage shows it: DAYS; a flag takes none
+    parse: Callable[[str], Any] = str
+
+    def __str__(self) -> str:
+        return f"[{f'--{self.name} {self.takes}'.strip().replace('_', '-')}]"
+
+
 class Command(NamedTuple):
-    """Something that the program does by `run(settings, *words)`."""
+    """Something that the program does by `run(settings, *words, **options)`."""
 
     name: str  # one word or two
     takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
     help: str
-    run: Callable[..., None]
+    run: Callable[..., int | None]  # an exit status other than 0
+    options: tuple[Option, ...] = ()
+
+    @property
+    def usage(self) -> str:
+        return " ".join(filter(None, (self.name, self.takes, *map(str, self.options))))
 
     def fits(self, words: Sequence[str]) -> bool:
         """Whether these words can follow: each that it takes, and more of a last one with dots."""
@@ -9533,13 +9591,22 @@ class Command(NamedTuple):
         return len(self.takes.split()) <= len(words) <= most
 
 
+class Call(NamedTuple):
+    """A command as it was called."""
+
+    command: Command
+    settings: Settings
+    words: Sequence[str]
+    options: Mapping[str, Any]
+
+
 COMMANDS: dict[str, Command] = {}
-Run = TypeVar("Run", bound=Callable[..., None])
+Run = TypeVar("Run", bound=Callable[..., int | None])
 
 
-def command(name: str, help: str, takes: str = "") -> Callable[[Run], Run]:
+def command(name: str, help: str, takes: str = "", *options: Option) -> Callable[[Run], Run]:
     def declare(run: Run) -> Run:
-        COMMANDS[name] = Command(name, takes, help, run)
+        COMMANDS[name] = Command(name, takes, help, run, options)
         return run
 
     return declare
@@ -9558,7 +9625,8 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
 def build_parser() -> argparse.ArgumentParser:
     """`--help` comes from the table of settings and from the commands."""
     commands = "\n".join(
-        f"  {f'{item.name} {item.takes}':32} {item.help}" for item in COMMANDS.values()
+        f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
+        for item in COMMANDS.values()
     )
     hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
     parser = argparse.ArgumentParser(
@@ -9579,11 +9647,30 @@ def build_parser() -> argparse.ArgumentParser:
         if not how.secret:
             text = f"{how.help} ({how.shown or str(default).lower()})"
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+    for option in {option for item in COMMANDS.values() for option in item.options}:
+        action = "store" if option.takes else "store_true"
+        hidden_help: Any = {"help": argparse.SUPPRESS, "default": None}
+        parser.add_argument(f"--{option.name}", action=action, **hidden_help)
     return parser
 
 
-def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
-    """The command, its settings and its words; SystemExit(2) with usage for what is none."""
+def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
+    """Take the command's own options out of what was given; SettingError for a bad value."""
+    values = {}
+    for option in found.options:
+        value = given.pop(option.name, None)
+        try:
+            values[option.name] = option.parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise SettingError(f"--{option.name}", str(error)) from None
+    known = {name for name, _, _ in Settings.table()}
+    for name in sorted(given.keys() - known):
+        raise SettingError(f"--{name}", f"is no option of {found.name}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_command_line(arguments: Sequence[str]) -> Call:
+    """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
     option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
@@ -9592,9 +9679,10 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
         parser.error(f"{unknown[0]} is no option; --help lists them")
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
-    if "storage_dir" not in options and len(words) == 1 and os.path.isdir(words[0]):
-        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
     found = find_command(words)
+    if not found and "storage_dir" not in options and words and os.path.isdir(words[-1]):
+        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
+        found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
         parser.error(
@@ -9602,13 +9690,14 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
             f" that it takes; commands: {names}"
         )
     try:
+        chosen = parse_options(found[0], options)
         dotenv = read_dotenv(Path(".env"), os.environ)
         settings = load_settings(options, os.environ, dotenv)
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
     warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
-    return found[0], settings, found[1]
+    return Call(found[0], settings, found[1], chosen)
 
 
 def make_folders(settings: Settings) -> None:
@@ -9636,11 +9725,16 @@ def make_folder(setting: str, path: Path, mode: int) -> bool:
     return made
 
 
-def need_folders(settings: Settings) -> None:
+def need_storage(settings: Settings) -> None:
     """Refuse to work for a server whose folder is not there; a command makes none."""
     if not settings.storage_dir.is_dir():
         problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
+
+
+def need_folders(settings: Settings) -> None:
+    """Refuse to work where STORAGE_DIR is not there; make the server's own folders."""
+    need_storage(settings)
     make_folders(settings)
 
 
@@ -9686,6 +9780,18 @@ def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
     need_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
+
+
+def index_to_read(settings: Settings) -> contextlib.closing[Index]:
+    """The index for a command that changes nothing: it is neither made nor migrated."""
+    need_storage(settings)
+    if not settings.database_url.exists():
+        raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
+    index = Index(settings.database_url, query_only=True)
+    if index.read("PRAGMA user_version").fetchone()[0] != len(MIGRATIONS):
+        index.close()
+        raise Refusal("another version of mediaserver made the index: start this one once")
+    return contextlib.closing(index)
 
 
 class Refusal(Exception):
@@ -9788,6 +9894,244 @@ def disable_user(settings: Settings, name: str) -> None:
 @command("user enable", "let a disabled account in again", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     set_active(settings, name, True)
+
+
+# -- verify --------------------------------------------------------------------------------
+
+PROGRESS_SECONDS = 0.5  # between two looks at a terminal
+LINE_SECONDS = 60.0  # and between two lines elsewhere
+
+
+def parse_days(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (days := float(text)) < 1e6:
+            return days
+    raise ValueError(f"{text!r} is no number of days")
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second, with K, M or G for powers of 1024, as curl and rsync read it.
+
+    >>> parse_rate("20M")
+    20971520
+    """
+    match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no number of bytes a second, such as 20M")
+    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
+
+
+def format_bytes(count: float) -> str:
+    """
+    >>> format_bytes(1023), format_bytes(5.25e9)
+    ('1023 bytes', '5.2 GB')
+    """
+    power = min(int(math.log10(max(count, 1)) / 3), 4)
+    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B" if power else f"{count:.0f} bytes"
+
+
+class Progress:
+    """Says on standard error how far a long command is, and keeps it to a rate."""
+
+    def __init__(self, total: int, rate: float = math.inf) -> None:
+        """`total` in bytes, `rate` in bytes a second."""
+        self.done = 0
+        self._total = total
+        self._rate = rate
+        self._began = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._pause = PROGRESS_SECONDS if self._terminal else LINE_SECONDS
+        self._next = self._began + self._pause
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._began, 1e-6)
+
+    @property
+    def speed(self) -> str:
+        return f"{format_bytes(self.done / self.seconds)}/s"
+
+    def advance(self, count: int) -> None:
+        """Note that so many bytes are done; returns when the rate allows more."""
+        self.done += count
+        time.sleep(max(self.done / self._rate - self.seconds, 0))
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._pause
+            self._show()
+
+    def _show(self) -> None:
+        left = (self._total - self.done) / self.done * self.seconds if self.done else 0
+        share = min(100 * self.done // max(self._total, 1), 100)
+        text = f"{share} % of {format_bytes(self._total)}, {self.speed}, {left:.0f} s left"
+        if self._terminal:
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
+        else:
+            warn(text)
+
+    def say(self, text: str) -> None:
+        """Print a line of the result, not behind the line that shows the progress."""
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        print(printable_line(text), flush=True)
+
+
+# What verify finds; the exit status is 1 for the first four
+PROBLEMS = {
+    "damaged": "the bytes are others, though size and time are not",
+    "changed": "it was written to by something else than the server",
+    "missing": "it is gone",
+    "unreadable": "it cannot be read",
+}
+NOTES = {
+    "edited": "it was edited since the last scan",
+    "unknown": "no scan has seen it yet",
+    "orphaned": "nothing in the index needs it",
+}
+
+
+class Verifier:
+    """Reads every file again and compares it with the index; changes nothing.
+
+    The server may run meanwhile: what seems to be wrong is looked up once more.
+    """
+
+    def __init__(self, index: Index, folders: Sequence[Folder], since: float = 0.0) -> None:
+        """Files that have neither come in nor changed `since` are not read, only looked at."""
+        self._index = index
+        self._folders = folders
+        self._since = since
+        self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.files = 0
+
+    def is_due(self, file: File) -> bool:
+        return max(file.added, file.ctime, file.mtime_ns / 1e9) >= self._since
+
+    def total(self) -> int:
+        """How many bytes there are to read."""
+        roots = [folder.name for folder in self._folders]
+        known = itertools.chain.from_iterable(map(self._index.files.of_root, roots))
+        return sum(file.size for file in known if self.is_due(file))
+
+    def run(
+        self, shelves: Sequence[Shelf], progress: Progress, report: Callable[[str], None]
+    ) -> bool:
+        """Check all that is known and report what is wrong; whether there is no problem."""
+        self._progress, self._report = progress, report
+        problem = self._index.read("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            self._note("damaged", str(self._index.path), problem)
+        for folder in self._folders:
+            if folder.is_missing():
+                if not folder.is_new():
+                    self._note("missing", folder.path, "it is not there or empty: a disk?")
+                continue
+            unknown = self._unknown(folder)
+            for file in self._index.files.of_root(folder.name):
+                self.files += 1
+                self._check(folder, file)
+            word = "orphaned" if folder.name in SERVER_ONLY else "unknown"
+            for path in unknown:
+                if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
+                    self._note(word, f"{folder.path}/{path}")
+        for shelf in shelves:
+            self._check_shelf(shelf)
+        return not any(self.found[word] for word in PROBLEMS)
+
+    def _note(self, word: str, path: str, reason: str = "") -> None:
+        self.found[word].append(path)
+        self._report(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
+
+    def _unknown(self, folder: Folder) -> list[str]:
+        """Paths on disk that the index does not know, of what a scan would take in."""
+        unreadable: list[bytes] = []
+        wanted = is_media_name if folder.name not in SERVER_ONLY else bool
+        paths = [os.fsdecode(path) for path, _ in folder.walk(wanted, unreadable)]
+        for path in unreadable:
+            self._note("unreadable", f"{folder.path}/{os.fsdecode(path)}")
+        return [path for path in paths if not self._index.files.get(folder.name, path)]
+
+    def _check(self, folder: Folder, file: File) -> None:
+        """Compare a file with the index, and with what that says now if they differ."""
+        while (verdict := self._judge(folder, file)) is not None:
+            now = self._index.files.get(folder.name, file.path)
+            if now is None:
+                return  # it was deleted meanwhile
+            if now[0] == file:
+                self._note(verdict[0], f"{folder.path}/{file.path}", verdict[1])
+                return
+            file = now[0]
+
+    def _judge(self, folder: Folder, file: File) -> tuple[str, str] | None:
+        """What is wrong with a file, and why; None if nothing is."""
+        try:
+            with folder.open(file.path) as source:
+                status = os.fstat(source.fileno())
+                if not self.is_due(file) and file.matches(status):
+                    return None
+                sha256 = self._read(source, status.st_size)
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing", ""
+        except OSError as error:
+            return "unreadable", error.strerror or ""
+        if sha256 == file.sha256:
+            return None
+        if state_of(status)[:2] == (file.size, file.mtime_ns):
+            return "damaged", ""
+        return ("changed" if folder.name in SERVER_ONLY else "edited"), ""
+
+    def _read(self, source: io.FileIO, size: int) -> str:
+        """The sha256 of what the disk has: memory may hold what was there before."""
+        digest = hashlib.sha256()
+        forget_cached(source)
+        for block in read_blocks(source, size):
+            digest.update(block)
+            self._progress.advance(len(block))
+        forget_cached(source)  # others need the memory
+        return digest.hexdigest()
+
+    def _check_shelf(self, shelf: Shelf) -> None:
+        """Name the thumbnails of what is not known any more."""
+        with contextlib.suppress(FileNotFoundError):
+            place = shelf.prefix.rstrip("/")
+            for name, _ in shelf.folder.files_in(place):
+                if not self._index.assets.is_known(name[:64]):
+                    self._note("orphaned", f"{shelf.folder.path}/{place}/{name}")
+
+
+def forget_cached(file: io.FileIO) -> None:
+    """Let the page cache drop what it has of a file (posix_fadvise(2))."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@command(
+    "verify", "read all files again and compare them with the index", "",
+    Option("json"), Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
+)  # fmt: skip
+def verify(
+    settings: Settings, json: bool = False, since: float = math.inf, limit_rate: float = math.inf
+) -> int:
+    """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
+    with index_to_read(settings) as index:
+        folders = open_folders(settings, index)
+        verifier = Verifier(index, list(folders.values()), time.time() - since * 86400)
+        progress = Progress(verifier.total(), limit_rate)
+        shelves = thumbnail_shelves(settings, folders["library"])
+        ok = verifier.run(shelves, progress, (lambda line: None) if json else progress.say)
+        duplicates = index.files.duplicates()
+    if json:
+        figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
+        print(to_json({"ok": ok, **figures, **verifier.found, "duplicates": duplicates}))
+        return 0 if ok else 1
+    for paths in duplicates:
+        progress.say(f"duplicate: {' = '.join(paths)}")
+    counts = [f"{len(paths)} {word}" for word, paths in verifier.found.items() if paths]
+    result = ", ".join(counts) or "all is as it was taken in"
+    read = f"{format_bytes(progress.done)} read at {progress.speed}"
+    progress.say(f"{verifier.files} files, {read}: {result}")
+    return 0 if ok else 1
 
 
 # -- The server's processes --------------------------------------------------------------
@@ -10075,12 +10419,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_decoder_host(host, int(given[2]), given[3] or None)
         return 0
     try:
-        found, settings, words = parse_command_line(given)
-        if found.run is not serve:
+        call = parse_command_line(given)
+        run = call.command.run
+        if run is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        with usable_places(settings):
-            found.run(settings, *words)
-        return 0
+        with usable_places(call.settings):
+            return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:
         warn(str(error))
         return 2

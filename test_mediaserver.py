@@ -7291,6 +7291,136 @@ def test_the_server_answers_while_it_scans(start, tmp_path):
 
 
 # ======================================================================================
+# 14. Command line
+# ======================================================================================
+# -- verify
+
+
+def fill_families(server: Server) -> dict[str, Path]:
+    """Store a file by every way in; where they lie, by the name of the folder or endpoint."""
+    day = server.put("/image/put.png", png()).json["file_path"]
+    media = server.upload(png()).json["filename"]
+    private = server.store(png(), "private.png").json["stored_as"]
+    status, record = User(server).upload(png())
+    assert status == 201
+    item = Entities(server).create(png())
+    fill(server.storage, {"2024/scanned é.png": png(), "2024/same.png": (content := png()),
+                          "2025/same.png": content})  # fmt: skip
+    server.rescan()
+    return {
+        "library": server.storage / "2024/scanned é.png",
+        "put": server.storage / day,
+        "media": server.storage / "media" / media,
+        "images": server.data / "images" / private,
+        "users": server.data / f"users/{record['user']}" / record["storage_path"],
+        "entities": server.data / "entities" / item["file_path"],
+    }
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder, but for the index, which a reader gives helpers for a while."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "index." not in path.name]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def run_verify(folder: Path, *options: str, status: int = 0) -> Any:
+    """The JSON answer of the command; nothing is changed by it."""
+    before = tree(folder)
+    ended = run_program("verify", folder, "--json", *options, cwd=folder.parent)
+    assert ended.returncode == status, ended.stderr
+    assert tree(folder) == before
+    return json.loads(ended.stdout)
+
+
+def rot(path: Path) -> None:
+    """Change a byte and nothing that people see of a file."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_verify_finds_all_well_while_the_server_runs_and_names_duplicates(start):
+    running = start()
+    kept = fill_families(running)
+    ended = run_program("verify", "--storage_dir", running.storage, cwd=running.storage.parent)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(r"^duplicate: 2024/same.png = 2025/same.png$", ended.stdout, re.M)
+    assert re.search(r"^8 files, .* read at .*: all is as it was taken in$", ended.stdout, re.M)
+    told = run_verify(running.storage)
+    assert (told["ok"], told["files"], told["damaged"]) == (True, 8, [])
+    assert told["bytes"] > sum(path.stat().st_size for path in kept.values())
+
+
+def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orphaned(start):
+    running = start()
+    kept = fill_families(running)
+    running.stop()
+    for name in ("library", "images", "users", "entities"):
+        rot(kept[name])
+    kept["put"].write_bytes(png(9, 9))
+    kept["media"].unlink()
+    stray = running.data / "entities/2020/stray.jpg"
+    shown = running.storage / ".thumbnails" / f"{'0' * 64}.png"
+    unseen = running.storage / "unseen.jpg"
+    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, unseen)})
+    told = run_verify(running.storage, status=1)
+    damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
+    assert (told["ok"], set(told["damaged"]), told["missing"]) == (
+        False, damaged, [str(kept["media"])],
+    )  # fmt: skip
+    assert (told["edited"], told["unknown"]) == ([str(kept["put"])], [str(unseen)])
+    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown)], [])
+    named = run_program("verify", running.storage, cwd=running.storage.parent)
+    assert named.returncode == 1
+    for path in (*damaged, kept["media"], kept["put"], stray, shown, unseen):
+        assert re.search(rf"^\w+: {re.escape(str(path))}: ", named.stdout, re.M)
+
+
+def test_verify_of_late_files_only_looks_at_the_others_and_keeps_to_a_rate(start):
+    running = start()
+    kept = fill_families(running)
+    running.stop()
+    rot(kept["entities"])
+    kept["library"].unlink()
+    told = run_verify(running.storage, "--since", "0", status=1)
+    assert (told["bytes"], told["damaged"], told["missing"]) == (0, [], [str(kept["library"])])
+    told = run_verify(running.storage, "--since=1", "--limit-rate", "1K", status=1)
+    assert told["damaged"] == [str(kept["entities"])]
+    assert told["seconds"] > 0.9 * told["bytes"] / 1024 > 0
+
+
+def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
+    running = start(database_dir=str(tmp_path / "data"))
+    fill(running.storage, {"a.png": png(), "b.png": png()})
+    running.rescan()
+    running.stop()
+    running.storage.rename(tmp_path / "away")
+    running.storage.mkdir()
+    options = ("--database_dir", str(tmp_path / "data"))
+    assert run_verify(running.storage, *options, status=1)["missing"] == [str(running.storage)]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["verify"], 1, "there is no index"),
+        (["verify", "--since", "soon"], 2, "--since: 'soon' is no number of days"),
+        (["verify", "--limit-rate", "0"], 2, "--limit_rate: '0' is no number of bytes a second"),
+        (["token", "--json"], 2, "--json: is no option of token"),
+    ],
+)
+def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, status, told):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    ended = run_program(*words, "--storage_dir", folder, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert told in ended.stderr
+    assert not list(folder.iterdir())
+
+
+# ======================================================================================
 # Deployment: nginx in front, systemd around, setup.sh
 # ======================================================================================
 
