@@ -8546,8 +8546,6 @@ def captured(facts: Facts) -> float | None:
 # ======================================================================================
 # Health for programs, a page for people.
 
-NO_STORE = ("Cache-Control", "no-store")
-
 
 def health_json(app: App) -> dict[str, Any]:
     return {

@@ -6313,7 +6313,7 @@ def test_a_session_is_for_bearers_and_its_cookie_for_this_server_alone(server):
     assert name == "mediaserver_view"
     rules = rules.split("; ")[1:]
     assert rules == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict"]
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert "no-store" in answer.headers["Cache-Control"]
     secure = open_session(server, **{"X-Forwarded-Proto": "https"})
     assert secure.headers["Set-Cookie"].endswith("; Secure")
     ended = server.request("DELETE", "/session")
@@ -6329,12 +6329,8 @@ def test_a_view_cookie_shows_an_account_its_own_records_until_it_is_disabled(ser
     record = user.call("POST", MEDIA, {"name": "a", "type": "image", "size": 1})[1]
     cookie = cookie_of(open_session(server, user.headers))
     assert server.get(f"{MEDIA}{record['id']}/", **cookie).json["name"] == "a"
-    assert (
-        server.get(
-            f"{MEDIA}{record['id']}/", **cookie_of(open_session(server, other.headers))
-        ).status
-        == 404
-    )
+    foreign = cookie_of(open_session(server, other.headers))
+    assert server.get(f"{MEDIA}{record['id']}/", **foreign).status == 404
     assert owner_says(server, "user", "disable", user.name).returncode == 0
     assert server.get(MEDIA, **cookie).status == 401
     assert server.get("/health", **cookie).status == 200
