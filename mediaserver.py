@@ -20,6 +20,12 @@ if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 can read the file, an
     sys.stderr.write("mediaserver: Python 3.10 or later is needed; this is " + found + "\n")
     sys.exit(2)
 
+if __name__ == "__main__":
+    import signal
+
+    # SIGHUP means a scan, as soon as there is a scanner: until then it waits, and ends nothing.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
 if __name__ == "__main__" and __file__.endswith(".py"):
     # Python compiles a script at each start, and 16 MB stay with the process for it (measured):
     # so the bytecode is kept, as that of an imported module is, and run in this one's place.
@@ -4446,6 +4452,8 @@ class Scanner:
 # which a client repeats byte for byte on each request, are read once and remembered.
 
 MAX_HEAD_BYTES = 64 * 1024  # request line and fields: eight times what browsers are known to send
+MAX_HOST_BYTES = 255  # a DNS name with a port; URLs in answers repeat it
+MAX_EMPTY_LINES = 4  # before a request line: one is what old clients send
 MAX_FIELDS = 100  # as many as Apache takes; browsers send about 20
 MAX_REMEMBERED_BYTES = 2048  # of fields, to be remembered: a browser's, not what only fills memory
 MAX_CHUNK_LINE_BYTES = 256  # a chunk's size and extensions, which nobody sends and we ignore
@@ -4589,13 +4597,7 @@ def parse_request_head(head: bytes) -> RequestHead:
     if len(head) > MAX_HEAD_BYTES:
         raise head_too_large(head)
     line, _, block = head.partition(b"\r\n")
-    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
-    if match is None:
-        raise HTTPError(400, "The request line is malformed.")
-    method, target, major, minor = match.groups()
-    if major != "1":
-        raise HTTPError(505, "This server speaks HTTP/1.0 and HTTP/1.1.")
-    version = (1, 0) if minor == "0" else (1, 1)
+    method, target, version = parse_request_line(line)
     find_framing = _remembered_framing if len(block) <= MAX_REMEMBERED_BYTES else _parse_framing
     framing = find_framing(block, version)
     if target[0] == "/" and method != "CONNECT":
@@ -4604,6 +4606,56 @@ def parse_request_head(head: bytes) -> RequestHead:
         authority, path, query = _parse_other_target(method, target)
         framing = framing._replace(host=authority or framing.host)
     return RequestHead(method, target, path, query, version, *framing)
+
+
+def parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
+    """Return method, target and version; 400 or 505 if refused (RFC 9112 §3, §2.3)."""
+    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
+    if match is None:
+        raise HTTPError(400, "The request line is malformed.")
+    method, target, major, minor = match.groups()
+    if major != "1":
+        raise HTTPError(505, "This server speaks HTTP/1.0 and HTTP/1.1.")
+    return method, target, (1, 0) if minor == "0" else (1, 1)
+
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n){0,%d}" % MAX_EMPTY_LINES)
+_HEAD_BEGUN = re.compile(rb"\r\Z|%s" % _TOKEN.encode())  # a CR may begin an empty line
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+
+def find_head_end(data: bytes, known: int) -> int:
+    """Return where the head in `data` ends, or -1 if not yet; its first `known` bytes are no end.
+
+    Raises 400 at once for what cannot become a request (RFC 9112 §2.2, §3): no method's letter
+    first, a bare LF, a first line that is no request line.
+    """
+    since = max(known - 3, 0)
+    end = data.find(b"\r\n\r\n", since, MAX_HEAD_BYTES + 4)
+    if end >= 0:
+        return end
+    if not _HEAD_BEGUN.match(data):
+        raise HTTPError(400, "This is no HTTP request.")
+    if _BARE_LF.search(data, since):
+        raise HTTPError(400, "A line of the request ends without CR.")
+    line = data.find(b"\r\n", since)
+    if line >= 0 and b"\r\n" not in data[:since]:
+        parse_request_line(data[:line])
+    if len(data) > MAX_HEAD_BYTES:
+        raise head_too_large(data)
+    return -1
+
+
+def skip_empty_lines(data: bytes) -> bytes:
+    """Leave out a few empty lines before a request (RFC 9112 §2.2); more are no request."""
+    match = _EMPTY_LINES.match(data)
+    return data[match.end() :] if match else data
+
+
+def find_origin(head: bytes) -> str:
+    """Return the Origin of a head that cannot be parsed, so that a page sees the error."""
+    found = re.search(rb"(?i)\r\norigin:[ \t]*([\x21-\x7e]+)", head)
+    return found[1].decode() if found else ""
 
 
 def head_too_large(head: bytes) -> HTTPError:
@@ -4620,7 +4672,7 @@ def _parse_other_target(method: str, target: str) -> tuple[str, str, str]:
     match = _ABSOLUTE_FORM.fullmatch(target)
     if match is None or method == "CONNECT":
         raise HTTPError(400, "The request target is neither a path nor an absolute URL.")
-    return match[1], match[2] or "/", match[3] or ""
+    return _check_host(match[1]), match[2] or "/", match[3] or ""
 
 
 def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
@@ -4652,7 +4704,13 @@ def _parse_host(headers: Headers, version: tuple[int, int]) -> str:
         return ""
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
         raise HTTPError(400, "A request needs one valid Host header.")
-    return hosts[0]
+    return _check_host(hosts[0])
+
+
+def _check_host(host: str) -> str:
+    if len(host) > MAX_HOST_BYTES:
+        raise HTTPError(400, f"The host is longer than {MAX_HOST_BYTES} bytes.")
+    return host
 
 
 def _parse_content_length(headers: Headers) -> int | None:
@@ -4691,7 +4749,6 @@ _CHUNK_LINE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})([ \t]*;[\t\x20-\x7e\x80-\xff
 _CHUNK_LINE_BEGUN = re.compile(
     rb"\r?|\r\n(?:[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r?)?"
 )
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class ChunkedDecoder:
@@ -4730,6 +4787,8 @@ class ChunkedDecoder:
         if self._extension_bytes > MAX_CHUNK_EXTENSION_BYTES:
             raise HTTPError(400, "The chunk extensions are too long.")
         self._left = int(match[1], 16)
+        if self._left > _MAX_LENGTH:
+            raise HTTPError(400, "A chunk is larger than any file can be.")
         self._read = ChunkedDecoder._read_data if self._left else ChunkedDecoder._read_trailer
         position += match.end() - len(self._held)
         self._held = b"" if self._left else b"\r\n"
@@ -5241,6 +5300,7 @@ UNREAD_SECONDS = 120.0  # an answer of which the client's side acknowledges noth
 IDLE_SECONDS = 75.0  # a kept connection without a request, as nginx has it
 LISTEN_BACKLOG = 1024  # connections that wait for accept
 LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees the answer
+LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
@@ -5447,8 +5507,9 @@ class Connection:
     """A client's connection, owned by the selector or by one thread, never by both."""
 
     __slots__ = (
-        "continued", "deadline", "head", "in_flight", "last", "lingering", "peer", "pending",
-        "received", "response", "segments", "server", "socket", "started", "unsent", "wanted",
+        "continued", "deadline", "dropped", "head", "in_flight", "last", "lingering", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "socket", "started",
+        "unsent", "wanted",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -5456,6 +5517,7 @@ class Connection:
         self.peer = peer  # the other end's address
         self.server = server
         self.received = b""  # and not used yet
+        self.scanned = 0  # bytes of it in which no head ends
         self.head: RequestHead | None = None
         self.wanted = 0  # bytes of the body that must be here before the request is run
         self.continued = False  # 100 Continue has been sent
@@ -5464,6 +5526,7 @@ class Connection:
         self.pending: Segment | None = None  # the segment that is being sent
         self.last = False  # the connection ends after this answer
         self.lingering = False  # and what the client still sends is read and dropped
+        self.dropped = 0  # bytes of it
         self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
         self.in_flight = False  # counted as a request that is worked on
         self.started = self.deadline = 0.0  # of the head; of the wait; monotonic seconds
@@ -5477,15 +5540,17 @@ class Connection:
 
     def take_head(self) -> bool:
         """Parse the next head if it is here whole. Raises HTTPError for a malformed one."""
-        while self.received.startswith(b"\r\n"):  # RFC 9112 §2.2: ignore empty lines before it
-            self.received = self.received[2:]
-        end = self.received.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES + 4)
-        if end < 0:
-            if len(self.received) > MAX_HEAD_BYTES:
-                raise head_too_large(self.received)
+        if self.scanned < 2:  # one may be the CR of an empty line
+            self.received = skip_empty_lines(self.received)
+        if not self.received:
             return False
-        head, self.received = self.received[:end], self.received[end + 4 :]
-        self.head = parse_request_head(head)
+        end = find_head_end(self.received, self.scanned)
+        if end < 0:
+            self.scanned = len(self.received)
+            return False
+        self.head = parse_request_head(self.received[:end])
+        self.received = self.received[end + 4 :]
+        self.scanned = 0
         self.continued = False
         return True
 
@@ -5678,7 +5743,8 @@ class Server(ThreadingHTTPServer):
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
     application: Callable[[RequestHead, Body, str], Response]
     inline: Callable[[RequestHead], Response | None]
-    on_error: Callable[[HTTPError], Response]
+    on_error: Callable[[HTTPError, str], Response]
+    on_hangup: Callable[[], None]
 
     def __init__(self, listener: socket.socket, loads: memoryview, number: int) -> None:
         self.buffers = Buffers()
@@ -5748,7 +5814,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here ends the selector's wait."""
+        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
         return self._wakeup.fileno()
 
     @property
@@ -5785,7 +5851,8 @@ class Server(ThreadingHTTPServer):
 
     def _drain_alarm(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._alarm.recv(4096)
+            if signal.SIGHUP in self._alarm.recv(4096):
+                self.on_hangup()
 
     def _accept(self) -> None:
         for _ in range(64):  # then the others have their turn
@@ -5861,7 +5928,9 @@ class Server(ThreadingHTTPServer):
             return
         except OSError:
             data = b""
-        if not data:
+        if connection.lingering:
+            connection.dropped += len(data)
+        if not data or connection.dropped > LINGER_BYTES:
             self._drop(connection)
         elif not connection.lingering:
             connection.deadline = time.monotonic() + STALL_SECONDS
@@ -5909,7 +5978,9 @@ class Server(ThreadingHTTPServer):
 
     def _refuse(self, connection: Connection, error: HTTPError) -> None:
         """Answer an error that concerns the connection, and end it."""
-        connection.begin(self.on_error(error), keep_alive=False, unread=True)
+        head = connection.head
+        origin = head.headers.get("origin", "") if head else find_origin(connection.received)
+        connection.begin(self.on_error(error, origin), keep_alive=False, unread=True)
         self._flush(connection)
 
     def _flush(self, connection: Connection) -> bool:
@@ -6092,135 +6163,6 @@ def inherited_listener() -> socket.socket | None:
         raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
     listener.set_inheritable(False)
     return listener
-
-
-def notify(state: str) -> None:
-    """Tell systemd a change of state, if it is systemd that runs this program (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]  # of the abstract namespace (unix(7))
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    with sock, contextlib.suppress(OSError):  # nothing here depends on whether it listens
-        sock.sendto(state.encode(), address)
-
-
-def notify_reload() -> None:
-    """Say that a reload has begun and, since a scan goes on in the background, that it is done."""
-    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-    notify("READY=1")
-
-
-class Watchdog:
-    """Tells systemd that every worker is well, or tells nothing, and systemd starts us anew.
-
-    Each worker notes when it was last found well, in memory shared by all.
-    """
-
-    def __init__(self, workers: int) -> None:
-        given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
-        microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
-        self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
-        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
-        for number in range(workers):
-            self._seen[number] = time.monotonic()
-
-    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
-        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
-        while True:
-            time.sleep(self.interval)
-            try:
-                if is_well(self.interval):
-                    self._seen[number] = time.monotonic()
-                    self.report()
-            except Exception as error:
-                warn(f"the watchdog: {error}")
-
-    def report(self) -> None:
-        if min(self._seen) > time.monotonic() - 1.6 * self.interval:
-            notify("WATCHDOG=1")
-
-
-def run_workers(
-    count: int,
-    work: Callable[[int, socket.socket], None],
-    ready: Callable[[], None],
-    watchdog: Watchdog,
-    lock: io.FileIO,
-    listener: socket.socket,
-) -> None:
-    """Keep `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
-
-    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
-    however it ends, and so does the lock. `ready` is called when signals have their meaning.
-    """
-    held, lifeline = socket.socketpair()
-    workers: dict[int, int] = {}  # number by process ID
-    stopping = False
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        notify("STOPPING=1")
-        listener.close()  # or connections would go on waiting in its backlog
-        for process in workers:
-            os.kill(process, signal.SIGTERM)
-
-    def scan(number: int, frame: object) -> None:
-        for process, worker in workers.items():
-            if worker == 0:
-                os.kill(process, signal.SIGHUP)
-        notify_reload()
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, stop)
-    signal.signal(signal.SIGHUP, scan)
-    signal.signal(signal.SIGALRM, lambda number, frame: watchdog.report())
-    signal.setitimer(signal.ITIMER_REAL, watchdog.interval, watchdog.interval)
-    if not stopping:
-        ready()
-    missing = list(range(count))
-    while not stopping or workers:
-        for number in missing:
-            if stopping:
-                break
-            process = fork_worker([held, lock], functools.partial(work, number, lifeline))
-            workers[process] = number
-        if stopping:  # which may have come while one was forked
-            stop(signal.SIGTERM, None)
-        process, status = os.wait()
-        missing = [workers.pop(process)] if process in workers else []
-        if missing and not stopping:
-            warn(f"worker {missing[0]} ended with status {status}; another one takes its place")
-            time.sleep(1)  # one that cannot start must not use up the machine
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-
-
-def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends.
-
-    SIGNALS wait for it until it unblocks them.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    process = os.fork()
-    if process:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        return process
-    status = 1
-    try:
-        os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
-        for item in ours:
-            item.close()
-        work()
-        status = 0
-    finally:
-        if status:
-            sys.excepthook(*sys.exc_info())
-        os._exit(status)
 
 
 # ======================================================================================
@@ -7045,6 +6987,16 @@ def cors_headers(origins: Sequence[str], origin: str) -> list[tuple[str, str]]:
     return [*allowed, ("Vary", "Origin")]
 
 
+def complete_headers(response: Response) -> None:
+    """Add what keeps browsers from guessing types, and caches from keeping what may change."""
+    names = {name for name, _ in response.headers}
+    if "X-Content-Type-Options" not in names:
+        response.headers.append(("X-Content-Type-Options", "nosniff"))
+    changing = response.status >= 400 or ("Content-Type", JSON_TYPE) in response.headers
+    if changing and not names & {"Cache-Control", "ETag"}:
+        response.headers.append(("Cache-Control", "no-store"))
+
+
 class Application:
     """Requests in, answers out."""
 
@@ -7063,7 +7015,8 @@ class Application:
                 item.method: (item, parameters)
                 for item, parameters in reversed(self.routes.find(head.path))
             }
-            if head.method == "OPTIONS" and (found or head.path == "*"):
+            preflight = "access-control-request-method" in head.headers
+            if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
                 response = self.answer_options(head, found)
             else:
                 self.identify(request)  # a wrong credential is refused on every path
@@ -7136,11 +7089,13 @@ class Application:
             ]
         return Response(204, headers)
 
-    def finish(self, head: RequestHead | None, response: Response) -> None:
-        """Add what every answer has: CORS, and compression for JSON."""
-        response.headers += self.cors(head)
+    def finish(self, head: RequestHead, response: Response) -> None:
+        """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
+        origin = head.headers.get("origin", "")
+        response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
+        complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or len(body) <= GZIP_BYTES or head is None:
+        if not isinstance(body, bytes) or len(body) <= GZIP_BYTES:
             return
         if response.headers[0] != ("Content-Type", JSON_TYPE):
             return
@@ -7150,14 +7105,11 @@ class Application:
             response.length = len(response.body)
             response.headers.append(("Content-Encoding", "gzip"))
 
-    def cors(self, head: RequestHead | None) -> list[tuple[str, str]]:
-        origin = head.headers.get("origin", "") if head else ""
-        return cors_headers(self.app.settings.cors_allow_origins, origin)
-
-    def on_error(self, error: HTTPError) -> Response:
+    def on_error(self, error: HTTPError, origin: str) -> Response:
         """The answer to a message that is no request."""
         response = error_response(error, "")
-        self.finish(None, response)
+        response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
+        complete_headers(response)
         return response
 
     def inline(self, head: RequestHead) -> Response | None:
@@ -7821,7 +7773,7 @@ def login(app: App, request: Request) -> Response:
     now, session, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
     values = (session, jti, now, now + refresh_seconds(app))
     if user and right and app.index.write(lambda db: app.index.sessions.open(db, user, *values)):
-        return json_response(sign_tokens(app, user, session, jti, now), headers=[NO_STORE])
+        return json_response(sign_tokens(app, user, session, jti, now))
     raise unauthorized("No active account found with the given credentials")
 
 
@@ -7870,7 +7822,7 @@ def refresh_tokens(app: App, request: Request) -> Response:
     user = app.index.write(lambda db: app.index.sessions.rotate(db, token, jti, now, expires))
     if user is None:
         raise unauthorized("The token is spent.")
-    return json_response(sign_tokens(app, user, token.session, jti, now), headers=[NO_STORE])
+    return json_response(sign_tokens(app, user, token.session, jti, now))
 
 
 @route("POST", "/api/auth/logout", USER, "accounts", "Spend a refresh token",
@@ -7887,7 +7839,7 @@ def logout(app: App, request: Request) -> Response:
 
 @route("GET", "/api/auth/profile", USER, "accounts", "Who I am", {200: "the user"})
 def get_profile(app: App, request: Request) -> Response:
-    return json_response(user_json(find_account(app, request)), headers=[NO_STORE])
+    return json_response(user_json(find_account(app, request)))
 
 
 @route("POST", "/api/auth/password", USER, "accounts", "Change my password and end all sessions",
@@ -7910,7 +7862,6 @@ PAGING = (
     Field("page", help="from 1; also `last`"),
     Field("page_size", help="10; more than 100 counts as 100"),
 )
-NO_STORE = ("Cache-Control", "private, no-store")
 
 
 def read_page(query: Mapping[str, str], count: int) -> tuple[int, int, int]:
@@ -7972,7 +7923,7 @@ def list_owned(
         "previous": page_url(request, page - 1) if page > 1 else None,
         "results": [to_json(thing) for thing in things.page(wanted, size, (page - 1) * size)],
     }
-    return json_response(value, headers=[NO_STORE])
+    return json_response(value)
 
 
 # Media records.
@@ -8109,7 +8060,7 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
        {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
     value = record_json(app, request, find_record(app, request, id))
-    return json_response(value, headers=[NO_STORE])
+    return json_response(value)
 
 
 class Stale(Exception):
@@ -8264,7 +8215,7 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     collection = find_collection(app, request, id)
     wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
     media = [record_json(app, request, record) for record in app.index.media.page(wanted)]
-    return json_response({**collection_json(collection), "media": media}, headers=[NO_STORE])
+    return json_response({**collection_json(collection), "media": media})
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
@@ -8560,7 +8511,7 @@ def health_json(app: App) -> dict[str, Any]:
 @route("GET", "/health", OPEN, "system", "How the server is",
        {200: "status, version, uptime, scan"})  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
-    return json_response(health_json(app), headers=[NO_STORE])
+    return json_response(health_json(app))
 
 
 def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
@@ -8645,7 +8596,7 @@ PAGE_POLICY = (
 def get_root(app: App, request: Request) -> Response:
     vary = ("Vary", "Accept")
     if "text/html" not in request.headers.get("accept", ""):
-        return json_response(health_json(app), headers=[NO_STORE, vary])
+        return json_response(health_json(app), headers=[vary])
     headers = [
         ("Content-Type", "text/html; charset=utf-8"),
         ("Content-Security-Policy", PAGE_POLICY),
@@ -8929,10 +8880,149 @@ def enable_user(settings: Settings, name: str) -> None:
     set_active(settings, name, True)
 
 
+# -- The server's processes --------------------------------------------------------------
+
+# What is told to the process. Until there is somebody to react, all of it waits.
+SIGNALS = frozenset((
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM,
+))  # fmt: skip
+
+
+def notify(state: str) -> None:
+    """Tell systemd a change of state, if it is systemd that runs this program (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # of the abstract namespace (unix(7))
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with sock, contextlib.suppress(OSError):  # nothing here depends on whether it listens
+        sock.sendto(state.encode(), address)
+
+
+def notify_reload() -> None:
+    """Say that a reload has begun and, since a scan goes on in the background, that it is done."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    notify("READY=1")
+
+
+class Watchdog:
+    """Tells systemd that every worker is well, or tells nothing, and systemd starts us anew.
+
+    Each worker notes when it was last found well, in memory shared by all.
+    """
+
+    def __init__(self, workers: int) -> None:
+        given = os.environ.get("WATCHDOG_PID") in {None, str(os.getpid())}
+        microseconds = os.environ.get("WATCHDOG_USEC", "") if given else ""
+        self.interval = int(microseconds) / 2e6 if microseconds.isdecimal() else 0.0
+        self._seen = memoryview(mmap.mmap(-1, 8 * workers)).cast("d")
+        for number in range(workers):
+            self._seen[number] = time.monotonic()
+
+    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
+        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
+        while True:
+            time.sleep(self.interval)
+            try:
+                if is_well(self.interval):
+                    self._seen[number] = time.monotonic()
+                    self.report()
+            except Exception as error:
+                warn(f"the watchdog: {error}")
+
+    def report(self) -> None:
+        if min(self._seen) > time.monotonic() - 1.6 * self.interval:
+            notify("WATCHDOG=1")
+
+
+class Supervisor:
+    """Keeps `count` forked workers running until SIGTERM or SIGINT; SIGHUP goes to the first.
+
+    `work(number, lifeline)` runs in each; the lifeline becomes readable when this process ends,
+    however it ends, and so does the lock. Signals are waited for, one after the other, as
+    everything else is: no handler can come in between.
+    """
+
+    def __init__(
+        self, work: Callable[[int, socket.socket], None], watchdog: Watchdog, lock: io.FileIO,
+        listener: socket.socket,
+    ) -> None:  # fmt: skip
+        self._work = work
+        self._watchdog = watchdog
+        self._held, self._lifeline = socket.socketpair()
+        self._lock = lock
+        self._listener = listener
+        self._workers: dict[int, int] = {}  # number by process ID
+        self._stopping = False
+
+    def run(self, count: int) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
+        for number in range(count):
+            self._start(number)
+        react: Mapping[int, Callable[[], None]] = {
+            signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
+            signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
+        }  # fmt: skip
+        while self._workers:
+            react[signal.sigwait(SIGNALS)]()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _start(self, number: int) -> None:
+        work = functools.partial(self._work, number, self._lifeline)
+        self._workers[fork_worker([self._held, self._lock], work)] = number
+
+    def _reap(self) -> None:
+        for process in list(self._workers):
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if not ended:
+                continue
+            number = self._workers.pop(process)
+            if not self._stopping:
+                warn(f"worker {number} ended with status {status}; another one takes its place")
+                time.sleep(1)  # one that cannot start must not use up the machine
+                self._start(number)
+
+    def _scan(self) -> None:
+        self._send(signal.SIGHUP, {0})
+        notify_reload()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        notify("STOPPING=1")
+        self._listener.close()  # or connections would go on waiting in its backlog
+        self._send(signal.SIGTERM, self._workers.values())
+
+    def _send(self, number: int, workers: Iterable[int]) -> None:
+        for process, worker in self._workers.items():
+            if worker in workers:
+                os.kill(process, number)  # it is there until it has been waited for
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends.
+
+    SIGNALS, which are blocked, wait for it until it unblocks them.
+    """
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
+        for item in ours:
+            item.close()
+        work()
+        status = 0
+    finally:
+        if status:
+            sys.excepthook(*sys.exc_info())
+        os._exit(status)
+
+
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it waits until it is handled
     for descriptor in range(3):  # one that was closed would be a file's or a client's
         try:
             os.fstat(descriptor)
@@ -8951,15 +9041,18 @@ def serve(settings: Settings) -> None:
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
     loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
     run = functools.partial(
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
     )
     if settings.workers > 1:
-        run_workers(settings.workers, run, ready, watchdog, lock, listener)
+        ready()
+        Supervisor(run, watchdog, lock, listener).run(settings.workers)
     else:
         run(ready=ready)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
 
 
@@ -9014,14 +9107,16 @@ def handle_signals(server: Server, app: App) -> None:
         notify("STOPPING=1")
         server.stop()
 
-    def scan(number: int, frame: object) -> None:
+    def scan() -> None:
         app.scanner.request()
         notify_reload()
 
+    server.on_hangup = scan
     signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, scan)
+    # A handler in Python may come in between anything, itself too: this one leaves it to the loop.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
@@ -9067,6 +9162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         found, settings, words = parse_command_line(given)
+        if found.run is not serve:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         with usable_places(settings):
             found.run(settings, *words)
         return 0
