@@ -9342,6 +9342,9 @@ def captured(facts: Facts) -> float | None:
 # ======================================================================================
 # Health and metrics for programs, pages for people.
 
+NO_STORE = ("Cache-Control", "no-store")
+HTML_TYPE = "text/html; charset=utf-8"
+
 
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
@@ -9429,9 +9432,10 @@ OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
     "ValidationError": "detail:Problem[]",
     "Problem": "loc:strings msg type",
+    "Session": "id created_at:date last_used_at:date address user_agent",
     "Refusal": "error",
-    "Health": "status gateway:boolean version uptime:number scan:Scan",
-    "Scan": "running:boolean done:integer total:integer finished_at:number?",
+    "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
+    "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -9465,7 +9469,9 @@ SCALARS: Mapping[str, dict[str, Any]] = {
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
     "strings": {
-        "type": "array", "items": {"type": ["string", "integer"]}, "examples": [["query", "page"]],
+        "type": "array",
+        "items": {"type": ["string", "integer"]},
+        "examples": [["query", "page"]],
     },
     "url": {"type": "string", "format": "uri", "examples": ["http://localhost:8000/media/a.jpg"]},
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
@@ -9491,6 +9497,7 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "it was there": "Stored",
         "stored_as, bytes, image_url": "PrivateImage",
         "the user": "User",
+        "a list of id, created_at, last_used_at, address, user_agent": "Session[]",
         "access, refresh": "Tokens",
         "error": "Refusal",
         "too many failed logins": "Error",
@@ -9623,14 +9630,16 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
             outer = {"type": "object", "properties": {spec.wrapper: schema}}
             schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
         content[BODY_TYPES[kind]] = {"schema": schema}
-    return {"required": bool(spec.wrapper or spec.upload and spec.upload.required), "content": content}
+    needed = bool(spec.wrapper or (spec.upload and spec.upload.required))
+    return {"required": needed, "content": content}
 
 
 def describe_answers(item: Route) -> dict[str, Any]:
     """Return what a route answers, errors among it."""
     answers: dict[str, Any] = {}
     for status, words in item.answers.items():
-        answers[str(status)] = about = {"description": words}
+        about: dict[str, Any] = {"description": words}
+        answers[str(status)] = about
         if words in ANSWERS:
             media_type, kind = ANSWERS[words]
             schema = parse_type(kind)
@@ -9649,9 +9658,10 @@ def describe_answers(item: Route) -> dict[str, Any]:
     if "{" in item.path:
         answers["404"] = reference("responses", "NotFound")
     if item.body or item.query or item.parameters:
-        status = {"entities": "422"}.get(item.family, "400")
-        name = {"entities": "Unprocessable", "accounts": "BadFields"}.get(item.family, "BadRequest")
-        answers.setdefault(status, reference("responses", name))
+        fields = "BadFields" if item.family == "accounts" else "BadRequest"
+        answers["400"] = reference("responses", fields)
+        if item.family == "entities":
+            answers["422"] = reference("responses", "Unprocessable")
     answers["default"] = reference("responses", "Error")
     return answers
 
@@ -9696,7 +9706,7 @@ def merge_operations(first: dict[str, Any], second: dict[str, Any]) -> dict[str,
     return {
         **first,
         "tags": [*first["tags"], *second["tags"]],
-        "summary": f"{first['summary']}, or {second['summary'][:1].lower()}{second['summary'][1:]}",
+        "summary": f"{first['summary']}. Or: {second['summary']}",
         "description": f"{first['description']} Or: {second['description']}",
         "security": [*security, *first["security"]],
     }
@@ -9749,7 +9759,7 @@ def openapi_json(request: Request) -> dict[str, Any]:
                 "Forbidden": error_answer("the credential does not suffice", "Error"),
                 "NotFound": error_answer("there is no such thing", "Error"),
                 "BadRequest": error_answer("a field does not parse", "Error"),
-                "BadFields": error_answer("fields that are wrong", "FieldErrors", "Error"),
+                "BadFields": error_answer("a field is wrong", "FieldErrors", "Error", "Refusal"),
                 "Unprocessable": error_answer("a field does not parse", "ValidationError"),
                 "Error": error_answer("anything else that is wrong", "Error"),
             },
@@ -9888,7 +9898,8 @@ input, textarea, select {
 textarea { min-height: 7rem; font-family: ui-monospace, monospace; font-size: .85rem }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .75rem }
 details { margin: .5rem 0 }
-summary { padding: .6rem .9rem; cursor: pointer; display: flex; flex-wrap: wrap; gap: .1rem .75rem }
+summary { padding: .6rem .9rem; display: flex; flex-wrap: wrap; gap: .1rem .75rem }
+summary { cursor: pointer }
 summary span { color: var(--soft) }
 summary code { font-weight: 600; overflow-wrap: anywhere }
 .method { font: 700 .75rem/1.5rem ui-monospace, monospace; width: 4rem; color: var(--accent) }
