@@ -9600,11 +9600,11 @@ def describe_parameters(item: Route) -> list[dict[str, Any]]:
     """Return what a route reads from its path and its query."""
     typed = {field.name: field for field in item.parameters}
     names = re.findall(r"\{(\w+)[}:]", item.path)
-    found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True,
-         "schema": field_schema(typed.get(name, Field(name)))}
-        for name in names
-    ]  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for name in names:
+        about = {"name": name, "in": "path", "required": True}
+        plain = Field(name, name if name in SCALARS else "string")
+        found.append({**about, "schema": field_schema(typed.get(name, plain))})
     for field in item.query:
         about = {"name": field.name, "in": "query", "required": field.required}
         found.append({**about, "schema": field_schema(field)})
