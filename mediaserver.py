@@ -307,6 +307,10 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    trash_days: int = number(
+        0, 10**5,
+        "soft-deleted records and entities go for good after so many days; 0: never", 0,
+    )  # fmt: skip
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
@@ -2674,6 +2678,7 @@ class Index:
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
+        self.trash = Trash(self)
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
@@ -3474,6 +3479,54 @@ class Entities(Subject):
         db.execute(f"INSERT INTO entity_version ({columns}) {rows}", values)
         settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
         db.execute(f"UPDATE entity SET {settings} WHERE parent_id = :id", values)
+
+
+class Trashed(NamedTuple):
+    """A media record or an entity that is softly deleted."""
+
+    kind: str  # media, entity
+    id: str
+    name: str
+    size: int  # bytes of its file
+    deleted_at: float
+    user_id: int | None  # of a media record
+
+
+TRASHED = """
+    SELECT 'media' AS kind, id, name, CASE WHEN path IS NULL THEN 0 ELSE size END AS size,
+        updated_at AS deleted_at, user_id
+    FROM media WHERE is_deleted = 1
+    UNION ALL
+    SELECT 'entity', CAST(id AS TEXT), coalesce(label, ''), coalesce(asset.size, 0),
+        (SELECT min(updated) FROM entity_version AS own WHERE own.id = entity.id AND version >
+            (SELECT coalesce(max(version), 0) FROM entity_version AS other
+             WHERE other.id = entity.id AND NOT other.is_deleted)),
+        NULL
+    FROM entity LEFT JOIN asset USING (sha256) WHERE is_deleted = 1
+"""  # an entity may have been changed since it was deleted
+
+
+class Trash(Subject):
+    """What is softly deleted, of users and among the entities."""
+
+    def all(self, until: float = math.inf) -> list[Trashed]:
+        """What was deleted before a time, in that order."""
+        sql = f"SELECT * FROM ({TRASHED}) WHERE deleted_at < ? ORDER BY deleted_at, kind, id"
+        return [Trashed(*row) for row in self._index.read(sql, until)]
+
+    def get(self, id: str, db: Database | None = None) -> Trashed | None:
+        """What has an id, which is a UUID for a media record and a number for an entity."""
+        row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
+        return Trashed(*row) if row else None
+
+    def restore_media(self, id: str, now: float) -> bool:
+        sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
+        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+
+    def remove_media(self, db: Database, id: str) -> list[str]:
+        """Forget a media record; the path of its file, if it had one."""
+        row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
+        return [row[0]] if row and row[0] else []
 
 
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
@@ -7282,9 +7335,6 @@ class App:
         self.folders = open_folders(settings, index)
         self.library, self.images, self.users, self.entities = self.folders.values()
         thumbnails.place(*thumbnail_shelves(settings, self.library))
-        if index.get_meta("decoders") != thumbnails.description:
-            index.assets.retry_thumbnails()
-            index.set_meta("decoders", thumbnails.description)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
@@ -8303,6 +8353,22 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
     incoming.discard(undo=False)
     with contextlib.suppress(OSError, sqlite3.Error):  # it is stored: the next scan reads it again
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
+
+
+def remove_for_good(
+    app: App, folder: Folder, forget: Callable[[Database], tuple[T, list[str]]]
+) -> T:
+    """Have the index forget something, and delete the files at the paths that `forget` tells."""
+    with contextlib.ExitStack() as files:
+
+        def remove(db: Database) -> tuple[T, list[str]]:
+            result, paths = forget(db)
+            files.enter_context(folder.removing(paths))  # once this is committed
+            return result, app.index.files.remove_all(db, folder.name, paths)
+
+        result, gone = app.index.write(remove)
+    app.thumbnails.remove(*gone)
+    return result
 
 
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
@@ -9351,17 +9417,10 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
 @route("DELETE", "/entity/{id}", WRITE, "entities", "Delete an entity for good",
        {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
-    with contextlib.ExitStack() as files:
+    def forget(db: Database) -> tuple[Entity, list[str]]:
+        return find_entity(app, id, db=db), app.index.entities.remove(db, id, time.time())
 
-        def remove(db: Database) -> tuple[Entity, list[str]]:
-            entity = find_entity(app, id, db=db)
-            paths = app.index.entities.remove(db, id, time.time())
-            files.enter_context(app.entities.removing(paths))  # once this is committed
-            return entity, app.index.files.remove_all(db, "entities", paths)
-
-        entity, gone = app.index.write(remove)
-    app.thumbnails.remove(*gone)
-    return json_response(entity_json(entity))
+    return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
 @route("GET", "/entity/{id}/versions", READ, "entities", "All versions, the oldest first",
@@ -9480,6 +9539,58 @@ def captured(facts: Facts) -> float | None:
     """When a picture was taken, by its EXIF, or when a film or sound was made."""
     trusted = facts.kind != "image" or facts.created_source == "exif"
     return facts.created if trusted else None
+
+
+# -- trash ---------------------------------------------------------------------------------
+# What is softly deleted comes back, or goes for good: by the owner's commands, and after
+# TRASH_DAYS by itself.
+
+TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
+
+
+def restore_trashed(app: App, id: str) -> bool:
+    """Bring a media record or an entity back as it was; whether it was in the trash."""
+    trashed = app.index.trash.get(id)
+    if trashed is None or trashed.kind == "media":
+        return trashed is not None and app.index.trash.restore_media(id, time.time())
+
+    def draft(db: Database | None) -> Entity:
+        return find_entity(app, int(id), db=db)._replace(is_deleted=False)
+
+    save_entity(app, None, draft)
+    return True
+
+
+def empty_trash(app: App, until: float = math.inf) -> list[Trashed]:
+    """Remove for good what was deleted before a time; what went."""
+    removed = [remove_trashed(app, trashed, until) for trashed in app.index.trash.all(until)]
+    return list(filter(None, removed))
+
+
+def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
+    """Remove what is still in the trash, with the files that nothing else needs."""
+
+    def forget(db: Database) -> tuple[Trashed | None, list[str]]:
+        now = app.index.trash.get(trashed.id, db)
+        if now is None or now.deleted_at >= until:
+            return None, []  # it was restored meanwhile
+        if now.kind == "media":
+            return now, app.index.trash.remove_media(db, now.id)
+        return now, app.index.entities.remove(db, int(now.id), time.time())
+
+    folder = app.users if trashed.kind == "media" else app.entities
+    return remove_for_good(app, folder, forget)
+
+
+def empty_trash_daily(app: App, stopping: threading.Event) -> None:
+    """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
+    while True:
+        try:
+            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+        except (OSError, sqlite3.Error) as error:
+            warn(f"the trash is not emptied yet: {error}")
+        if stopping.wait(TRASH_SECONDS):
+            return
 
 
 # ======================================================================================
@@ -9627,6 +9738,7 @@ class Option(NamedTuple):
     name: str  # with _
     takes: str = ""  # the value as the usage shows it: DAYS; a flag takes none
     parse: Callable[[str], Any] = str
+    parameter: str = ""  # where that cannot have the option's name
 
     def __str__(self) -> str:
         return f"[{f'--{self.name} {self.takes}'.strip().replace('_', '-')}]"
@@ -9649,6 +9761,9 @@ class Command(NamedTuple):
         """Whether these words can follow: each that it takes, and more of a last one with dots."""
         most = math.inf if self.takes.endswith("...") else len(self.takes.split())
         return len(self.takes.split()) <= len(words) <= most
+
+
+AS_JSON = Option("json", parameter="as_json")
 
 
 class Call(NamedTuple):
@@ -9720,7 +9835,8 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
     for option in found.options:
         value = given.pop(option.name, None)
         try:
-            values[option.name] = option.parse(value) if isinstance(value, str) else value
+            parsed = option.parse(value) if isinstance(value, str) else value
+            values[option.parameter or option.name] = parsed
         except ValueError as error:
             raise SettingError(f"--{option.name}", str(error)) from None
     known = {name for name, _, _ in Settings.table()}
@@ -10189,15 +10305,16 @@ def forget_cached(file: io.FileIO) -> None:
 
 @command(
     "verify", "read all files again and compare them with the index", "",
-    Option("json"), Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
+    AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
 )  # fmt: skip
 def verify(
-    settings: Settings, json: bool = False, since: float = math.inf, limit_rate: float = math.inf
-) -> int:
+    settings: Settings, as_json: bool = False, since: float = math.inf,
+    limit_rate: float = math.inf,
+) -> int:  # fmt: skip
     """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
     with index_to_read(settings) as index:
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
-        progress = Progress(index.files.total_size(from_time), limit_rate, silent=json)
+        progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
         verifier.run(thumbnail_shelves(settings, folders["library"]))
         duplicates = index.files.duplicates()
@@ -10205,7 +10322,7 @@ def verify(
         progress.say(f"duplicate: {' = '.join(paths)}")
     read = f"{format_bytes(progress.done)} read at {progress.speed}"
     progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
-    if json:
+    if as_json:
         figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
         value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
         print(to_json(value))
@@ -10499,6 +10616,51 @@ def restore(settings: Settings, source: str) -> int:
     return verify(settings)
 
 
+# -- trash
+
+
+@contextlib.contextmanager
+def opened_app(settings: Settings) -> Iterator[App]:
+    """What handlers need, for a command that does what they do and signs nothing."""
+    names = [name for name, _, how in Settings.table() if how.secret]
+    blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
+    with opened_index(settings) as index:
+        yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
+
+
+@command("trash list", "list what is softly deleted", "", AS_JSON)
+def list_trash(settings: Settings, as_json: bool = False) -> None:
+    """The oldest first: kind, id, time, bytes, owner, name."""
+    with index_to_read(settings) as index:
+        found = index.trash.all()
+    values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
+    if as_json:
+        print(to_json(values))
+    for value in () if as_json else values:
+        order = ("kind", "id", "deleted_at", "size", "user_id", "name")
+        words = ["-" if value[name] is None else str(value[name]) for name in order]
+        print("\t".join(map(printable_line, words)))
+
+
+@command("trash restore", "bring back what is softly deleted, by the ids of the list", "ID...")
+def restore_trash(settings: Settings, *ids: str) -> None:
+    with opened_app(settings) as app:
+        unknown = [id for id in ids if not restore_trashed(app, id.lower())]
+    if unknown:
+        raise Refusal(f"not in the trash: {', '.join(unknown)}")
+
+
+@command(
+    "trash empty", "remove for good what is softly deleted", "",
+    Option("older_than", "DAYS", parse_days),
+)  # fmt: skip
+def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+    until = math.inf if older_than is None else time.time() - older_than * 86400
+    with opened_app(settings) as app:
+        removed = empty_trash(app, until)
+    print(f"{len(removed)} removed, {format_bytes(sum(item.size for item in removed))}")
+
+
 # -- The server's processes --------------------------------------------------------------
 
 # What is told to the process. Until there is somebody to react, all of it waits.
@@ -10676,6 +10838,9 @@ def serve(settings: Settings) -> None:
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    if app.index.get_meta("decoders") != thumbnails.description:
+        app.index.assets.retry_thumbnails()
+        app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     for folder in app.folders.values():
@@ -10702,10 +10867,17 @@ def run_server(
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
+    stopping = threading.Event()
+    emptying = threading.Thread(target=empty_trash_daily, args=(app, stopping), daemon=True)
     if number == 0:
         app.scanner.start(settings.rescan_interval)
+        if settings.trash_days:
+            emptying.start()
     server.serve_forever()
+    stopping.set()
     app.scanner.stop()
+    if emptying.is_alive():
+        emptying.join(SCANNER_STOP_SECONDS)
     thumbnails.stop()
     app.index.close()
 

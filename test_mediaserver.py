@@ -7608,6 +7608,84 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
     assert not (tmp_path / "new").exists()
 
 
+# -- trash
+
+
+def trash(running: Server, *words: str, status: int = 0) -> str:
+    """What a command says on standard output."""
+    at = ("--storage_dir", running.storage)
+    ended = run_program("trash", *words, *at, cwd=running.storage.parent)
+    assert ended.returncode == status, ended.stderr
+    return str(ended.stdout)
+
+
+def test_what_is_trashed_comes_back_as_it_was_or_goes_with_what_nothing_else_needs(start):
+    running = start()
+    jane, entities, shared, own = User(running), Entities(running), png(), png()
+    first, second = (jane.upload(shared)[1] for _ in range(2))
+    picture = entities.create(own, label="own")
+    older, later = png(), png()
+    versioned = entities.create(older)
+    entities.send("PUT", f"{versioned['id']}", later)
+    heir = entities.create(older)  # which has the file of the other's first version
+    assert jane.call("DELETE", f"{MEDIA}{first['id']}/")[0] == 204
+    for item in (picture, versioned):
+        entities.patch(item["id"], is_deleted=True)
+    entities.patch(picture["id"], label="changed in the trash")
+    listed = json.loads(trash(running, "list", "--json"))
+    ids = [first["id"], str(picture["id"]), str(versioned["id"])]
+    assert [(item["kind"], item["id"]) for item in listed] == [
+        ("media", ids[0]), ("entity", ids[1]), ("entity", ids[2]),
+    ]  # fmt: skip
+    assert [item["size"] for item in listed] == [len(shared), len(own), len(later)]
+    assert trash(running, "list").count("\n") == 3
+    entities.create(own, expect=409)  # it is still there
+
+    trash(running, "restore", ids[0].upper(), ids[1])
+    assert jane.listed()["count"] == 2
+    record = jane.call("GET", f"{MEDIA}{first['id']}/")[1]
+    assert running.get(local(record["file"])).body == shared
+    assert running.get(f"/entity/{picture['id']}/file", **OWNER).body == own
+    assert not entities.get(picture["id"])["is_deleted"]
+    trash(running, "restore", ids[0], status=1)
+
+    assert jane.call("DELETE", f"{MEDIA}{first['id']}/")[0] == 204
+    entities.patch(picture["id"], is_deleted=True)
+    assert trash(running, "empty", "--older-than", "1").startswith("0 removed")
+    assert trash(running, "empty").startswith("3 removed")
+    assert trash(running, "list") == ""
+    assert [file.read_bytes() for file in jane.files()] == [shared]
+    assert running.get(local(jane.listed()["results"][0]["file"])).body == shared
+    left = {path.read_bytes() for path in entities.folder.rglob("*.png")}
+    assert left == {older}
+    assert running.get(f"/entity/{heir['id']}/file", **OWNER).body == older
+    assert second["id"] == jane.listed()["results"][0]["id"]
+    entities.create(own)
+    assert jane.upload(shared)[0] == 201
+    assert run_verify(running.storage)["ok"]
+
+
+def test_the_trash_empties_itself_after_trash_days(start):
+    running = start(trash_days="0")
+    jane, entities = User(running), Entities(running)
+    records = [jane.upload(png())[1] for _ in range(2)]
+    items = [entities.create(), entities.create()]
+    for record, item in zip(records, items, strict=True):
+        assert jane.call("DELETE", f"{MEDIA}{record['id']}/")[0] == 204
+        entities.patch(item["id"], is_deleted=True)
+    running.stop()
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as index, index:
+        ago = time.time() - 3 * 86400
+        index.execute("UPDATE media SET updated_at = ? WHERE id = ?", (ago, records[0]["id"]))
+        sql = "UPDATE entity_version SET updated = ? WHERE id = ?"
+        index.execute(sql, (ago, items[0]["id"]))
+    running = start(trash_days="2")
+    wait_until(lambda: len(jane.files()) == 1, "the end of the old record")
+    wait_until(lambda: running.get(f"/entity/{items[0]['id']}").status == 404)
+    assert running.get(f"/entity/{items[1]['id']}").status == 200
+    assert trash(running, "list").count("\n") == 2
+
+
 # ======================================================================================
 # Deployment: nginx in front, systemd around, setup.sh
 # ======================================================================================
