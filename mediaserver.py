@@ -2762,6 +2762,8 @@ class Index:
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(aside)) as copy:
             self._writer.backup(copy)
+        with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
+            os.unlink(f"{path}-wal")
         os.replace(aside, path)
 
     def count_rows(self) -> tuple[int, ...]:
@@ -2922,9 +2924,8 @@ class Files(Subject):
         sql = "SELECT coalesce(sum(size), 0) FROM file WHERE max(added, ctime, mtime_ns / 1e9) >="
         return int(self._index.read(f"{sql} ?", since).fetchone()[0])
 
-    def set_times(self, db: Database, file: File, status: os.stat_result) -> None:
+    def set_times(self, db: Database, file: File, mtime_ns: int, ctime: float) -> None:
         """Note the times of a file that was copied."""
-        _, mtime_ns, ctime = state_of(status)
         sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
@@ -11039,13 +11040,8 @@ class Copier(Verifier):
                 self.copied += len(block)
                 yield block
 
-        try:
+        with writing_to(f"{target.path}/{file.path}"):
             target.copy_in(file.path, status, blocks())
-        except Unreadable:
-            raise
-        except OSError as error:
-            problem = f"{target.path}/{file.path} cannot be written: {error.strerror}"
-            raise Refusal(f"{problem}; what is copied already stays for another try") from None
         sha256 = digest.hexdigest()
         if sha256 != file.sha256:
             self.others[file.root, file.path] = sha256
@@ -11067,8 +11063,27 @@ class Copier(Verifier):
         for root, folder in self.targets.items():
             for file in index.files.of_root(root):
                 with contextlib.suppress(OSError):
-                    if (root, file.path) not in self.others:
-                        index.files.set_times(db, file, folder.stat(file.path))
+                    _, mtime_ns, ctime = state_of(folder.stat(file.path))
+                    index.files.set_times(db, file, mtime_ns, ctime)
+        self.disown(db, index)
+
+    def disown(self, db: Database, index: Index) -> None:
+        """Have an index know that some copies are not what it says: nothing is served for it."""
+        for root, path in self.others:
+            if found := index.files.get(root, path):
+                index.files.set_times(db, found[0], 0, 0.0)
+
+
+@contextlib.contextmanager
+def writing_to(place: str) -> Iterator[None]:
+    """Tell what a disk refuses while a copy is made; what has been copied stays."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        problem = f"{place} cannot be written: {error}"
+        raise Refusal(f"{problem}; another try goes on from here") from None
 
 
 class BackupCopier(Copier):
@@ -11101,8 +11116,8 @@ class BackupCopier(Copier):
         with contextlib.suppress(OSError, ValueError, sqlite3.Error):
             for other in index.files.holding(file.sha256):
                 found = folders[other.root].stat(other.path)
-                as_old = abs(found.st_mtime_ns - file.mtime_ns) < SAME_TIME_NS
-                if found.st_size == file.size and as_old:
+                times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
+                if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
                     target.unlink(file.path)
                     return target.link_in(file.path, folders[other.root], other.path)
         return False
@@ -11184,11 +11199,12 @@ def backup(settings: Settings, dest: str) -> int:
             earlier = cleanup.enter_context(kept), open_folders(before, None)
         progress = Progress(index.files.total_size())
         copier = BackupCopier(index, sources, fillable_folders(own), progress, earlier)
-        copy_in_rounds(index, copier, own)
-        copy_secrets(settings, own)
-        os.sync()
-        place = begun.rename(new_backup(destination))
-        os.sync()
+        with writing_to(str(begun)):
+            copy_in_rounds(index, copier, own)
+            copy_secrets(settings, own)
+            os.sync()
+            place = begun.rename(new_backup(destination))
+            os.sync()
     copied = f"{format_bytes(copier.copied)} copied in {progress.seconds:.0f} s"
     progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
     return 0 if copier.ok else 1
@@ -11201,8 +11217,11 @@ def copy_in_rounds(index: Index, copier: BackupCopier, own: Settings) -> None:
         with contextlib.closing(Index(own.database_url, query_only=True)) as moment:
             if copier.copy_all(moment):
                 write_manifest(own, moment, copier)
-                return
-    raise Refusal("files are deleted faster than they are copied: try again later")
+                break
+    else:
+        raise Refusal("files are deleted faster than they are copied: try again later")
+    with contextlib.closing(Index(own.database_url)) as copy:
+        copy.write(lambda db: copier.disown(db, copy))
 
 
 def write_manifest(own: Settings, moment: Index, copier: Copier) -> None:
@@ -11261,7 +11280,10 @@ def restore(settings: Settings, source: str) -> int:
     make_folders(settings)
     with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
         kept.copy_to(place)
-    with lock_data_dir(settings), contextlib.closing(migrated(Index(place))) as index:
+    with (
+        writing_to(str(place)), lock_data_dir(settings),
+        contextlib.closing(migrated(Index(place))) as index,
+    ):  # fmt: skip
         progress = Progress(index.files.total_size(), silent=True)
         folders = fillable_folders(settings)
         copier = Copier(index, open_folders(own, index), folders, progress)

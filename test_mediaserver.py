@@ -7624,18 +7624,47 @@ def test_a_backup_has_the_good_copy_of_what_rots_and_the_new_one_of_what_is_edit
     filled, tmp_path
 ):
     place, edited = tmp_path / "backups", filled.storage / "2024/same.png"
+    scanned = filled.storage / "2024/scanned é.png"
     filled.stop()
     first = make_backup(filled, place)
+    good_scan = scanned.read_bytes()
     good = (filled.storage / "2025/same.png").read_bytes()
     edited.write_bytes(png(8, 8))
-    rot(filled.storage / "2024/scanned é.png")
-    second = make_backup(filled, place, status=1)
+    rot(scanned)
+    with contextlib.closing(sqlite3.connect(filled.data / "index.sqlite3")) as index, index:
+        values = (scanned.stat().st_ctime, "2024/scanned é.png".encode())  # rot changes no ctime
+        index.execute("UPDATE file SET ctime = ? WHERE path = ?", values)
+    second = make_backup(filled, place)
     assert (second / "2024/same.png").read_bytes() == edited.read_bytes()
     assert (second / "2025/same.png").read_bytes() == good
     assert (first / "2024/same.png").read_bytes() == good
     digest = sha256(edited.read_bytes()).encode()
     manifest = (second / ".mediaserver" / "manifest.sha256").read_bytes()
     assert digest + b"  2024/same.png\n" in manifest
+    assert (second / "2024/scanned é.png").read_bytes() == good_scan
+
+
+def test_what_rotted_before_the_first_backup_is_named_by_each(filled, tmp_path):
+    filled.stop()
+    rotten = filled.storage / "2024/scanned é.png"
+    rot(rotten)
+    for _ in range(2):
+        made = make_backup(filled, tmp_path / "backups", status=1)
+        assert (made / "2024/scanned é.png").read_bytes() == rotten.read_bytes()
+        assert run_verify(made)["edited"] == [str(made / "2024/scanned é.png")]
+
+
+def test_a_copy_of_the_index_knows_nothing_of_one_that_was_there(tmp_path):
+    with contextlib.closing(ms.open_index(tmp_path / "index.sqlite3")) as index:
+        index.set_meta("word", "old")
+        index.copy_to(tmp_path / "copy")
+        with contextlib.closing(ms.Index(tmp_path / "copy")) as copy:
+            copy.set_meta("word", "of a copy that was killed")
+            left = (tmp_path / "copy-wal").read_bytes()
+        (tmp_path / "copy-wal").write_bytes(left)
+        index.copy_to(tmp_path / "copy")
+    with contextlib.closing(ms.Index(tmp_path / "copy")) as copy:
+        assert copy.get_meta("word") == "old"
 
 
 def test_what_is_deleted_while_it_is_backed_up_is_no_part_of_the_backup(
