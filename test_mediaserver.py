@@ -7310,6 +7310,7 @@ def test_urls_in_answers_have_the_port_that_the_client_came_to(behind):
 
 def test_no_log_has_a_token(tmp_path, certificate):
     secret = f"{unique().decode()}.{unique().decode()}"
+    basic = f"Basic {base64.b64encode(f'{secret}:'.encode()).decode()}"  # https://TOKEN@…
     closed = free_port()  # so that each request is an error, too
     with Site(tmp_path, certificate, closed, tmp_path) as site:
         for way in (site, plain_http(site)):
@@ -7319,7 +7320,8 @@ def test_no_log_has_a_token(tmp_path, certificate):
                 (f"https://{DOMAIN}?token={secret}", f"https://{DOMAIN}/s/{secret}/1"),
                 (f"/s/{secret}", "-"), (f"/.accel/images/?token={secret}", "-"),
             ):  # fmt: skip
-                assert way.get(target, Host=DOMAIN, Referer=referrer).status in (301, 404, 502)
+                fields = {"Host": DOMAIN, "Referer": referrer, "Authorization": basic}
+                assert way.get(target, **fields).status in (301, 404, 502)
             assert way.get(f"/?token={secret}", Host="evil.example").status == 421
         login = f"/api/auth/login/?token={secret}"
         assert 429 in {site.request("POST", login).status for _ in range(45)}
@@ -7699,13 +7701,16 @@ def test_newer_nginx_a_certificate_and_accel_redirect_change_site_and_modes(mach
     assert f"{live}/fullchain.pem" in text
     assert machine.settings["ACCEL_REDIRECT"] == "true"
     modes = [machine.mode(f"/var/lib/mediaserver{name}") for name in ("", "/pictures", "/data")]
-    assert modes == [0o710, 0o750, 0o700]
-    assert "StateDirectoryMode=0710\nUMask=0027" in machine.text(DROPIN)
+    assert modes == [0o711, 0o750, 0o700]
+    assert "StateDirectoryMode=0711\nUMask=0027" in machine.text(DROPIN)
 
 
 def test_what_setup_installs_is_without_fault_and_a_command(machine, tmp_path):
     machine.setup("--storage-dir", "/home/pi/Pictures")
-    assert 'BindPaths="-/home/pi/Pictures"' in machine.text(DROPIN)
+    # A mount of the folder itself would follow a link that its owner puts in its place, as root
+    lines = machine.text(DROPIN).splitlines()
+    assert 'BindReadOnlyPaths="-/home/pi"' in lines
+    assert 'ReadWritePaths="-/home/pi/Pictures"' in lines
     for name in ("mediaserver.service", "mediaserver.socket"):
         unit = machine.path("/etc/systemd/system") / name
         assert said_by(need("systemd-analyze"), "verify", "--man=no", unit) == (0, "")
@@ -7748,8 +7753,10 @@ def test_an_option_that_cannot_be_used_changes_nothing(machine):
         ["--storage-dir", "/srv//x"], ["--storage-dir", "/run/lock"], ["--storage-dir", "/mnt/"],
         ["--storage-dir", "../x"], ["--storage-dir", "/etc/x"],
         ["--port", "http"], ["--upload-limit", "lots"], ["--upload-limit", "0"],
+        ["--upload-limit", "17179869185G"],
         ["--storage-dir", "/"], ["--storage-dir", "/a$b"], ["--storage-dir", '/a"b'],
-        ["--storage-dir", "/a\nb"], ["--domain"], ["--purge"], ["--unknown"],
+        ["--storage-dir", "/a\nb"], ["--storage-dir", "/a\rb"], ["--domain"], ["--purge"],
+        ["--unknown"],
     ):  # fmt: skip
         assert "usage:" in machine.setup(*options, status=2), options
     assert not machine.root.exists()
@@ -7883,7 +7890,7 @@ def test_no_link_leads_setup_out_of_a_folder(machine, tmp_path):
 
 
 # A machine of its own for what runs as root: /etc and the rest are layers that go with the mounts
-ANOTHER_MACHINE = """
+ANOTHER_MACHINE = r"""
 W=$1; mount -t tmpfs tmpfs $W || exit 77
 for d in etc usr/local; do
     mkdir -p $W/$d/u $W/$d/w
@@ -7892,26 +7899,74 @@ done
 mkdir -p /var/www
 for d in opt var/lib var/www home; do mkdir -p $W/$d; mount --bind $W/$d /$d || exit 77; done
 set -eu
+no='no() { if "$@"; then echo "this should fail: $*"; exit 1; fi; }'
+eval "$no"
+as() { setpriv --reuid $1 --regid $1 --init-groups -- sh -euc "$no; $2"; }
 useradd --create-home eve
 cd /home/eve
 mkdir target Pictures Pictures/.incoming; chmod 700 . target
 echo x >Pictures/a.jpg; ln -s ../target Pictures/link; ln -s ../target Pictures/.thumbnails
 ln -s target Linked; chown -hR eve:eve .; chown root:root target; shift
-! "$@" --storage-dir /home/eve/Linked
-! "$@" --storage-dir /home/eve/target
+cat >/usr/local/bin/setfacl <<'END'
+#!/bin/sh
+if (: </dev/tty) 2>/dev/null || [ -t 1 ] || [ -t 2 ]; then echo terminal >>/home/eve/seen; fi
+env >>/home/eve/seen
+exec /usr/bin/setfacl "$@"
+END
+chmod 755 /usr/local/bin/setfacl
+
+no "$@" --storage-dir /home/eve/Linked
+no "$@" --storage-dir /home/eve/target
 test "$(stat -c '%U %a' target)" = "root 700"
-! "$@" --storage-dir /home/eve/Pictures
+no "$@" --storage-dir /home/eve/Pictures
 rm Pictures/.thumbnails
 "$@" --storage-dir /home/eve/Pictures
 test "$(stat -c '%U %a' target)" = "root 700"
 test "$(stat -c '%U' Pictures/.incoming)" = mediaserver
-setpriv --reuid mediaserver --regid mediaserver --init-groups -- sh -euc '
-    cat Pictures/a.jpg; touch Pictures/new; ! ls target; ! cat /etc/mediaserver/mediaserver.env'
-setpriv --reuid eve --regid eve --clear-groups -- sh -c 'echo y >>Pictures/new; rm Pictures/new'
-"$@"
+as mediaserver '
+    cat Pictures/a.jpg; touch Pictures/new; no ls target; no cat /etc/mediaserver/mediaserver.env'
+as eve 'echo y >>Pictures/new; rm Pictures/new'
+ROOTS_OWN=1 script -qefc "$*" /dev/null
+grep PATH= seen; no grep -e ROOTS_OWN -e terminal seen
 media-server token
 "$@" --uninstall --purge
-! test -e /var/lib/mediaserver; test -e Pictures/a.jpg
+no test -e /var/lib/mediaserver; test -e Pictures/a.jpg
+id mediaserver  # or another user would get its number, and what it may
+
+mkdir /etc/mediaserver index; echo x >index/i.db; echo mine >index/note; chown -R eve:eve index
+for url in sqlite:////home/eve/i.db sqlite:////home/eve/index/i.db; do
+    echo "DATABASE_URL=$url" >/etc/mediaserver/mediaserver.env
+    no "$@"
+    test "$(stat -c %U /home/eve index index/i.db index/note | uniq)" = eve
+done
+rm index/note; "$@"
+test "$(stat -c %U index index/i.db | uniq)" = mediaserver
+"$@" --uninstall --purge
+
+usermod -aG mediaserver www-data
+"$@"
+no sh -c 'id -nG www-data | grep mediaserver'
+cd /var/lib/mediaserver; mkdir -p pictures/a pictures/.thumbnails data/images
+for f in .thumbnails/t a/roots.jpg; do echo x >pictures/$f; done
+chown -R mediaserver:mediaserver pictures data
+chown root:root pictures/a/roots.jpg; chmod 600 pictures/a/roots.jpg
+"$@" --accel-redirect
+as mediaserver '
+    umask 027; cd pictures; mkdir -m 700 .incoming; mkdir b
+    echo x >.incoming/x; mv .incoming/x b/x.jpg; cp b/x.jpg a/'
+as www-data '
+    cat pictures/b/x.jpg pictures/a/x.jpg; ls pictures
+    for f in data data/images pictures/.thumbnails pictures/.thumbnails/t pictures/.incoming \
+        pictures/a/roots.jpg /etc/mediaserver /etc/mediaserver/mediaserver.env; do
+        no test -r $f
+    done
+    no touch pictures/y; no touch pictures/b/y; no ls .'
+list() { find . /etc/mediaserver /home ! -type l -printf '%p %m %u:%g\n' | sort; }
+list >/var/www/before; "$@"; list >/var/www/after
+cmp /var/www/before /var/www/after
+sed -i /DATABASE_URL/d /etc/mediaserver/mediaserver.env
+cd /; "$@" --uninstall --purge
+no id mediaserver; no getent group mediaserver; no getent group mediaserver-pictures
 echo all of it
 """
 
