@@ -3401,27 +3401,11 @@ class Folder:
             for leftover, _ in left:
                 os.unlink(leftover)
 
-    def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
-        """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
+    def begin(self, limit: int, md5: bool = False) -> Receiving:
+        """Return what takes in a fresh file of at most `limit` bytes."""
         path = self._new_incoming()
         incoming = Incoming(path, io.FileIO(path, "x+b"))
-        hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
-        with contextlib.ExitStack() as cleanup:
-            cleanup.callback(incoming.discard)
-            head = b""
-            blocks = self.buffers.write(incoming.file, chunks)
-            for block in cleanup.enter_context(contextlib.closing(blocks)):
-                incoming.size += len(block)
-                if incoming.size > limit:
-                    raise TooLarge(f"The file is larger than {limit} bytes.")
-                for digest in hashes:
-                    digest.update(block)
-                head = head or bytes(block[:HEAD_BYTES])
-            incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
-            cleanup.pop_all()
-        incoming.sha256, *rest = (digest.hexdigest() for digest in hashes)
-        incoming.md5 = "".join(rest)
-        return incoming
+        return Receiving(incoming, self.buffers, limit, md5)
 
     def _new_incoming(self, name: str = "") -> str:
         """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
@@ -3576,6 +3560,84 @@ class Folder:
                 continue
 
 
+class Receiving:
+    """A file while it arrives: written and hashed in large blocks of the pieces it is fed.
+
+    Whoever begins one ends it with `finish` or `discard`. After `pause` it holds a descriptor
+    and no memory to speak of, until it is fed again.
+    """
+
+    def __init__(
+        self, incoming: Incoming, buffers: WriteBuffers, limit: int, md5: bool
+    ) -> None:
+        self._incoming = incoming
+        self._buffers = buffers
+        self._limit = limit
+        self._hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
+        self._buffer: memoryview | None = None
+        self._filled = 0  # bytes of it
+        self._head = b""
+
+    def feed(self, piece: Buffer) -> None:
+        """Take in the next bytes; TooLarge if they are too many."""
+        self._incoming.size += len(piece)
+        if self._incoming.size > self._limit:
+            raise TooLarge(f"The file is larger than {self._limit} bytes.")
+        used = 0
+        while used < len(piece):
+            buffer = self._buffer = self._buffer or self._buffers.take()
+            filled = self._filled
+            count = min(len(piece) - used, len(buffer) - filled)
+            buffer[filled : filled + count] = piece[used : used + count]
+            self._filled, used = filled + count, used + count
+            if self._filled == len(buffer):
+                self._write()
+
+    def _write(self) -> None:
+        """Write what is in the buffer, and hash it meanwhile."""
+        if self._buffer is None:
+            return
+        block, self._filled = self._buffer[: self._filled], 0
+        self._head = self._head or bytes(block[:HEAD_BYTES])
+        # For a short one a thread would take longer to begin.
+        long = len(block) == WRITE_BYTES
+        writing = Background(write_block, self._incoming.file, block) if long else None
+        try:
+            for digest in self._hashes:
+                digest.update(block)
+        finally:
+            if writing:
+                writing.finish()
+        if not long:
+            write_block(self._incoming.file, block)
+
+    def pause(self) -> None:
+        """Let go of memory while no more comes."""
+        self._write()
+        self._head = b""
+        self._release()
+
+    def _release(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._buffers.give_back(buffer)
+
+    def finish(self) -> Incoming:
+        """Return the file, which is complete, with its facts and hashes."""
+        self._write()
+        self._release()
+        incoming = self._incoming
+        head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
+        incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
+        incoming.sha256, *rest = (digest.hexdigest() for digest in self._hashes)
+        incoming.md5 = "".join(rest)
+        return incoming
+
+    def discard(self) -> None:
+        self._release()
+        self._incoming.discard()
+
+
 class WriteBuffers:
     """Memory in which pieces of files become large blocks; each begins at a page for O_DIRECT."""
 
@@ -3584,27 +3646,7 @@ class WriteBuffers:
         self._made = 0
         self._lock = threading.Lock()
 
-    def write(
-        self, file: io.FileIO, pieces: Iterable[Buffer]
-    ) -> Generator[memoryview, None, None]:
-        """Write pieces to a file; each block is given out, to be hashed while it is written."""
-        buffer = self._take()
-        try:
-            for count in fill(buffer, pieces):
-                block = buffer[:count]
-                if count < WRITE_BYTES:  # a thread would take longer to begin
-                    write_block(file, block)
-                    yield block
-                    continue
-                writing = Background(write_block, file, block)
-                try:
-                    yield block
-                finally:
-                    writing.finish()
-        finally:
-            self._give_back(buffer)
-
-    def _take(self) -> memoryview:
+    def take(self) -> memoryview:
         with self._lock:
             if self._spare:
                 return self._spare.pop()
@@ -3613,26 +3655,10 @@ class WriteBuffers:
             self._made += size == WRITE_BYTES
         return buffer
 
-    def _give_back(self, buffer: memoryview) -> None:
+    def give_back(self, buffer: memoryview) -> None:
         if len(buffer) == WRITE_BYTES:
             with self._lock:
                 self._spare.append(buffer)
-
-
-def fill(buffer: memoryview, pieces: Iterable[Buffer]) -> Iterator[int]:
-    """Copy pieces into a buffer; yields how many bytes are in it when it is full, and at last."""
-    filled = 0
-    for piece in pieces:
-        used = 0
-        while used < len(piece):
-            count = min(len(piece) - used, len(buffer) - filled)
-            buffer[filled : filled + count] = piece[used : used + count]
-            filled, used = filled + count, used + count
-            if filled == len(buffer):
-                yield filled
-                filled = 0
-    if filled:
-        yield filled
 
 
 class Background:
