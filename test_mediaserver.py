@@ -2245,17 +2245,23 @@ def refuse_direct(error: int) -> Callable[..., Any]:
     return Refusing
 
 
-@pytest.mark.parametrize("how", ["", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("how", ["", "pauses", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, how):
     if how == "short buffers":
         monkeypatch.setattr(ms, "MAX_WRITE_BUFFERS", 0)
-    elif how:
+    elif how and how != "pauses":
         monkeypatch.setattr(ms.io, "FileIO", refuse_direct(how))
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     content = random.Random(size).randbytes(size)
-    incoming = folder.receive(in_pieces(content), limit=size, md5=True)
+    receiving = folder.begin(limit=size, md5=True)
+    for piece in in_pieces(content):
+        receiving.feed(piece)
+        if how == "pauses":
+            receiving.pause()
+            assert len(buffers._spare) == buffers._made
+    incoming = receiving.finish()
     assert Path(incoming.path).read_bytes() == content
     assert (incoming.size, incoming.sha256) == (size, sha256(content))
     assert incoming.md5 == hashlib.md5(content).hexdigest()
@@ -2272,19 +2278,19 @@ def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    def pieces() -> Iterator[memoryview]:
-        yield from in_pieces(bytes(size))
-        if wrong == "client":
-            raise ConnectionAbortedError
-
     if wrong == "disk":
         monkeypatch.setattr(ms, "write_block", fail)
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     limit = size - 1 if wrong == "limit" else size
-    expected = {"limit": ms.TooLarge, "disk": OSError, "client": ConnectionAbortedError}[wrong]
-    with pytest.raises(expected):
-        folder.receive(pieces(), limit)
+    receiving = folder.begin(limit)
+    with pytest.raises(ms.TooLarge if wrong == "limit" else OSError):
+        for piece in in_pieces(bytes(size)):
+            receiving.feed(piece)
+        if wrong == "client":
+            raise ConnectionAbortedError
+        receiving.finish()
+    receiving.discard()
     assert not files_below(tmp_path)
     assert len(buffers._spare) == buffers._made == 1
 
@@ -3715,26 +3721,53 @@ def test_a_client_that_reads_slowly_gets_all_of_it(server):
         assert raw.answer().body == content
 
 
+class Echo:
+    """An Exchange that answers with the path and the body."""
+
+    client = "somebody"
+
+    def __init__(self, path: str) -> None:
+        self.content = path.encode()
+
+    def feed(self, piece):
+        self.content += piece
+
+    def pause(self):
+        return None
+
+    def finish(self):
+        return ms.Response(200, [], self.content)
+
+    def refuse(self, error):
+        return ms.Response(error.status, error.headers.items(), b"refused")
+
+    def abandon(self):
+        pass
+
+
 @pytest.fixture
 def bare_server(monkeypatch):
-    """A Server with short patience, in this process; it answers with the path."""
-    limits = {"STALL_SECONDS": 0.3, "HEAD_SECONDS": 0.6, "IDLE_SECONDS": 0.3, "MAX_IN_FLIGHT": 2}
-    for name, value in {**limits, "FAREWELL_SECONDS": 0.1, "LINGER_SECONDS": 0.2}.items():
+    """A Server with short patience, in this process; it answers with the path and the body."""
+    seconds = {"IDLE": 0.3, "HEAD": 0.3, "BODY": 0.3, "LINGERING": 0.2}
+    for name, value in seconds.items():
+        state = ms.State[name]
+        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=value))
+    for name, value in {"HEAD_SECONDS": 0.6, "MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     going_on = threading.Event()
     loads = memoryview(bytearray(4)).cast("i")
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0)
     bare.port = bare.server_port
+    bare.accepted = []
 
-    def answer(head, body, peer):
+    def accept(head, peer):
+        bare.accepted.append(head.path)
         if head.path == "/wait":
             going_on.wait(DEADLINE)
-        try:
-            return ms.Response(200, [], head.path.encode() + body.read(1000))
-        except TimeoutError as error:
-            raise ConnectionAbortedError from error
+        echo = Echo(head.path)
+        return echo if head.has_body else echo.finish()
 
-    bare.application = answer
+    bare.application = accept
     bare.inline = lambda head: None
     bare.on_error = lambda error, origin: ms.Response(
         error.status, error.headers.items(), b"refused"
@@ -3748,8 +3781,9 @@ def bare_server(monkeypatch):
     bare._wakeup.send(b"\0")
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    for connection in list(bare._waiting.values()):
-        bare._drop(connection)
+    for connection in list(bare._held.values()):
+        bare._enter(connection, ms.State.CLOSED)
+    assert (bare._descriptors, bare._in_flight, bare.shares._all) == (0, 0, 0)
     for item in (bare._alarm, bare._wakeup, bare._selector):
         item.close()
 
@@ -3773,19 +3807,20 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
         connection = ms.Connection(ours, "peer", Stub())
         connection.receive_soon(1)
         assert connection.received == b""
-        assert bytes(connection.receive_more(10)) == b"abc"
+        assert connection.receive_more(1) is None
+        assert bytes(connection.receive_more(1)) == b"abc"
     assert next(wakeups) == 3
 
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server._pool._limit = 1
+    bare_server._bodies._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
         wait_until(lambda: bare_server._in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server._pool.has_backlog)
+        wait_until(bare_server._bodies.has_backlog)
         bare_server.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
@@ -3816,8 +3851,9 @@ def test_a_head_that_drips_for_too_long_ends(bare_server):
 
 
 def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server, monkeypatch):
-    for name in ("IDLE_SECONDS", "HEAD_SECONDS", "STALL_SECONDS"):
-        monkeypatch.setattr(ms, name, DEADLINE)  # a busy machine may need long to begin
+    for state, wait in ms.WAITS.items():  # a busy machine may need long to begin
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "HEAD_SECONDS", DEADLINE)
     waiting = [Raw(bare_server) for _ in range(3)]
     for raw in waiting:
         raw.send(get_line("/wait"))
