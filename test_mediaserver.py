@@ -25,6 +25,7 @@ import os
 import random
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -40,6 +41,7 @@ import time
 import tracemalloc
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -3824,6 +3826,159 @@ def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, 
         bare_server.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
+
+
+def post(path: str, length: int, *fields: str) -> bytes:
+    return get_line(path, f"Content-Length: {length}", *fields, method="POST")
+
+
+def states(server: ms.Server) -> Counter[ms.State]:
+    return Counter(connection.state for connection in list(server._held.values()))
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+@pytest.mark.parametrize("size", [1, 3, 10_000])
+def test_a_request_is_accepted_once_however_its_body_comes(bare_server, size, coding):
+    body = bytes(range(256)) * 4
+    head = post("/a", len(body))
+    if coding == "chunked":
+        head = get_line("/a", "Transfer-Encoding: chunked", method="POST")
+    sent = head + (chunked(body, 7) if coding == "chunked" else body) + get_line("/b")
+    with Raw(bare_server) as raw:
+        raw.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), size):
+            raw.send(sent[start : start + size])
+        assert raw.answer().body == b"/a" + body
+        assert raw.answer().body == b"/b"
+    assert bare_server.accepted == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("split", [0, 1, 70_000])
+def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server, split):
+    body = random.Random(1).randbytes(200_000)
+    with Raw(bare_server) as raw, Raw(bare_server) as other:
+        raw.send(post("/a", len(body)) + body[:split])
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        assert bare_server._in_flight == 0
+        other.send(post("/b", 1) + b"x")
+        assert other.answer().body == b"/bx"
+        raw.send(body[split : split + 10])  # stays with the selector
+        raw.send(body[split + 10 :])
+        assert raw.answer().body == b"/a" + body
+    assert bare_server.accepted == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
+def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
+    for name, value in {"GRACE_SECONDS": 0.2, "HEAD_SECONDS": DEADLINE, "MIN_RATE": 1000}.items():
+        monkeypatch.setattr(ms, name, value)
+    for state, wait in ms.WAITS.items():
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    with Raw(bare_server) as raw:
+        raw.send(data)
+        while not select.select([raw.socket], [], [], 0.02)[0]:
+            raw.send(b"a")
+        assert raw.answer().status == 408
+
+
+def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ms, "MIN_RATE", 10)
+    with Raw(bare_server) as raw:
+        raw.send(post("/a", 100))
+        for _ in range(10):  # each earns a second
+            raw.send(bytes(10))
+            time.sleep(0.05)
+        assert raw.answer().status == 200
+
+
+@pytest.mark.parametrize("most", ["client", "all"])
+def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch, most):
+    for state, wait in ms.WAITS.items():
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
+    monkeypatch.setattr(ms, "MAX_CLIENT_BODIES", 3 if most == "client" else 100)
+    bare_server.shares._most = 3 if most == "all" else 100
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(3)]
+        for raw in slow:
+            raw.send(post("/slow", 5) + b"abc")
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 3)
+        with Raw(bare_server) as raw:
+            raw.send(post("/more", 5, "Expect: 100-continue"))
+            refused = raw.answer()  # before the body, and without 100 Continue
+            assert refused.status == (429 if most == "client" else 503)
+            assert int(refused.headers["Retry-After"]) > 0
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/get") + post("/whole", 1) + b"x")
+            assert [raw.answer().status for _ in range(2)] == [200, 200]
+        slow[0].send(b"de")
+        assert slow[0].answer().body == b"/slowabcde"
+        with Raw(bare_server) as raw:
+            raw.send(post("/more", 5) + b"a")
+            wait_until(lambda: states(bare_server)[ms.State.BODY] == 3)
+            raw.send(b"bcde")
+            assert raw.answer().status == 200
+
+
+def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
+    for state, wait in ms.WAITS.items():
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    bare_server._most_descriptors = 3
+    with contextlib.ExitStack() as stack:
+        body, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
+        body.send(post("/slow", 2) + b"a")  # it counts twice, for a file
+        wait_until(lambda: bare_server._descriptors == 3)
+        new = stack.enter_context(Raw(bare_server))
+        new.send(get_line("/new"))
+        assert new.answer().status == 200
+        assert idle[0].is_closed()
+        body.send(b"b")
+        assert body.answer().status == 200
+
+
+def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
+    bare_server._most_descriptors = 0
+    with Raw(bare_server) as raw:
+        assert raw.answer().status == 503
+        assert raw.is_closed()
+
+
+def test_hundreds_of_slow_bodies_hold_up_nobody(server):
+    """Uploads, forms and logins that stop in the middle: none of them keeps a thread."""
+    body, content_type = form("a.png", png_of(300_000))
+    upload, login = f"Content-Type: {content_type}", "Content-Type: application/json"
+    with contextlib.ExitStack() as stack:
+        for number in range(240):
+            raw = stack.enter_context(Raw(server))
+            client = f"X-Forwarded-For: 10.0.0.{number % 8}"
+            if number % 2:
+                raw.send(post("/api/auth/login", 100_000, login, client) + b'{"email":')
+            else:
+                owner = f"Authorization: {OWNER['Authorization']}"
+                raw.send(post("/upload", len(body), upload, client, owner) + body[:100_000])
+        assert server.upload(png()).status == 201
+        assert server.get("/health").status == 200
+        assert server.call("POST", "/api/auth/login", {"email": "x", "password": "y"})[0] == 401
+
+
+def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(server):
+    login = "Content-Type: application/json"
+    with contextlib.ExitStack() as stack:
+
+        def begin(client: str) -> Raw:
+            raw = stack.enter_context(Raw(server))
+            fields = (login, f"X-Forwarded-For: {client}", "Expect: 100-continue")
+            raw.send(post("/api/auth/login", 50, *fields))
+            return raw
+
+        clients = [f"2001:db8:0:1::{number:x}" for number in range(64)]
+        assert {begin(client).answer().status for client in clients} == {100}
+        refused = begin("2001:db8:0:1:f::1").answer()  # a /64 is one client
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        assert "64" in refused.json["detail"]
+        assert begin("2001:db8:0:2::1").answer().status == 100
+        assert begin("192.0.2.1").answer().status == 100
 
 
 def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
