@@ -2256,7 +2256,7 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
         monkeypatch.setattr(ms.io, "FileIO", refuse_direct(how))
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
-    content = (png_of(100) + random.Random(size).randbytes(size))[:size]
+    content = (png_of(200) + random.Random(size).randbytes(size))[:size]
     receiving = folder.begin(limit=size, md5=True)
     for piece in in_pieces(content):
         receiving.feed(piece)
@@ -2267,7 +2267,7 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
     assert (tmp_path / incoming.name).read_bytes() == content
     assert (incoming.size, incoming.sha256) == (size, sha256(content))
     assert incoming.md5 == hashlib.md5(content).hexdigest()
-    assert (incoming.facts is not None) == (size >= 100)
+    assert (incoming.facts is not None) == (size >= 200)
     assert len(buffers._spare) == buffers._made
     incoming.discard()
     assert not files_below(tmp_path)
