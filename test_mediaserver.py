@@ -2312,7 +2312,9 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with contextlib.nullcontext() if works else pytest.raises(OSError):
-        incoming = folder.receive([memoryview(b"abc")], 3)
+        receiving = folder.begin(3)
+        receiving.feed(memoryview(b"abc"))
+        incoming = receiving.finish()
         folder.keep(incoming, ["sub/a.png"])
         incoming.discard(undo=False)
         assert files_below(tmp_path) == {"sub/a.png"}
