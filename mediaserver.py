@@ -124,6 +124,15 @@ class SettingError(Exception):
         self.name = name
 
 
+def printable_line(text: str) -> str:
+    r"""Text as one line of a log or a table can carry it.
+
+    >>> printable_line("caf\u00e9\r\n\x1b[2J")
+    'café???[2J'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def warn(message: str) -> None:
     """Tell the owner, on standard error, if anyone reads it there: it may be closed or full."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -505,6 +514,8 @@ def write_secrets(path: Path, values: Mapping[str, str]) -> None:
 class HTTPError(Exception):
     """An answer that is an error: status, detail (a sentence for the client) and extra headers."""
 
+    members: Mapping[str, object] = {}  # what else the accounts family's clients look at
+
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
@@ -551,6 +562,21 @@ CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # RFC 6750, se
 
 class TokenError(ValueError):
     """A credential is present and wrong; the message is a sentence for the client."""
+
+    def __init__(self, message: str, code: str = "token_not_valid") -> None:
+        super().__init__(message)
+        self.code = code  # SimpleJWT's word for it
+
+
+class Unauthorized(HTTPError):
+    """A 401 for a token, with what the clients of djangorestframework-simplejwt 5.5 look at."""
+
+    def __init__(self, error: TokenError, token_class: str = "AccessToken") -> None:
+        super().__init__(401, str(error), CHALLENGE)
+        self.members = {"code": error.code}
+        if token_class == "AccessToken" and error.code == "token_not_valid":
+            about = {"token_class": token_class, "token_type": "access", "message": str(error)}
+            self.members["messages"] = [about]
 
 
 def _utf8(text: str) -> bytes:
@@ -680,6 +706,7 @@ def verify_password(password: str, stored: str) -> bool:
 
 MAX_SCRYPTS = 4  # at once, by their memory
 MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread that other requests may need
+MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
 
 
 class ScryptRoom:
@@ -689,8 +716,9 @@ class ScryptRoom:
     so that scrypts in the threads of forty requests left 400 MiB behind.
     """
 
-    def __init__(self) -> None:
-        self._places = threading.BoundedSemaphore(MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
+    def __init__(self, at_once: int, places: int) -> None:
+        self._at_once = at_once
+        self._places = threading.BoundedSemaphore(places)
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
 
@@ -698,7 +726,8 @@ class ScryptRoom:
     def place(self) -> Iterator[None]:
         """A place in the queue, which `run` needs."""
         if not self._places.acquire(blocking=False):
-            raise HTTPError(503, "Too many logins are in flight.", {"Retry-After": "5"})
+            detail = "Too many passwords are being checked; try again in a moment."
+            raise HTTPError(503, detail, {"Retry-After": "5"})
         try:
             yield
         finally:
@@ -710,7 +739,7 @@ class ScryptRoom:
             if self._threads is None:
                 from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
 
-                self._threads = ThreadPoolExecutor(MAX_SCRYPTS)
+                self._threads = ThreadPoolExecutor(self._at_once)
         return self._threads.submit(work, *arguments).result()
 
     def hash(self, password: str) -> str:
@@ -912,6 +941,8 @@ def verify_jws(token: str, hs256_key: bytes, es256_key: PublicKey | None) -> tup
         good = hmac.compare_digest(_hmac_sha256(hs256_key, message), signature)
     elif algorithm == "ES256" and es256_key:
         good = verify_es256(es256_key, message, signature)
+    elif algorithm == "ES256":
+        raise TokenError("No key for ES256 tokens is installed here (PUBLIC_KEY_PATH).")
     else:
         raise TokenError("The token's algorithm is not accepted here.")
     if not good:
@@ -973,6 +1004,7 @@ class Principal(NamedTuple):
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
+    issued: float = 0.0  # Unix seconds, as the token says
 
 
 ANONYMOUS = Principal("anonymous")
@@ -1095,6 +1127,7 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
         subject=subject,
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
+        issued=_time_claim(claims, "iat") or 0.0,
     )
 
 
@@ -1108,13 +1141,19 @@ def parse_bearer(authorization: str | None) -> str | None:
     if scheme.lower() != "bearer":
         return None
     if not token:
-        raise TokenError("The Authorization header has no token.")
+        raise TokenError("The Authorization header has no token.", "bad_authorization_header")
     return token.lstrip(" ")
 
 
 def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | None) -> Principal:
     if equals_secret(token, keys.auth_token):
         return OWNER
+    if " " in token:
+        detail = "The Authorization header has more than one token."
+        raise TokenError(detail, "bad_authorization_header")
+    if token.count(".") != 2:
+        detail = "The bearer is neither the owner's key (AUTH_TOKEN) nor a JSON Web Token."
+        raise TokenError(detail)
     principal = cache.get(token, now) if cache else None
     if principal is None:
         algorithm, payload = verify_jws(token, _utf8(keys.jwt_key), keys.public_key)
@@ -1148,7 +1187,8 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
             expires, user_id, subject, reads = json.loads(decode_base64url(payload))
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
-                return Principal("view", user_id, subject, permissions)
+                issued = expires - VIEW_SECONDS
+                return Principal("view", user_id, subject, permissions, issued=issued)
     return ANONYMOUS
 
 
@@ -1172,7 +1212,7 @@ def find_principal(
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
-        raise HTTPError(401, str(error), CHALLENGE) from None
+        raise Unauthorized(error) from None
     if upload_token is not None:
         return UPLOADER
     return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
@@ -2477,8 +2517,17 @@ CREATE INDEX entity_version_by_id ON entity_version (id, version);
 CREATE INDEX entity_version_by_path ON entity_version (path, id);
 """
 
+SESSIONS_SCHEMA = """
+ALTER TABLE user ADD COLUMN tokens_from INTEGER NOT NULL DEFAULT 0;  -- older ones are refused
+ALTER TABLE session ADD COLUMN previous_jti TEXT;  -- spent for the good one at rotated_at
+ALTER TABLE session ADD COLUMN created_at REAL;
+ALTER TABLE session ADD COLUMN address TEXT NOT NULL DEFAULT '';    -- of the login
+ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its beginning
+UPDATE session SET created_at = rotated_at;
+"""
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA)
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -2520,9 +2569,31 @@ class File(NamedTuple):
         """From the columns of FILE_COLUMNS."""
         return cls(row[0], os.fsdecode(row[1]), *row[2:])
 
-    def matches(self, stat: os.stat_result) -> bool:
+    def matches(self, status: os.stat_result) -> bool:
         """Whether the file on disk is still the one that was read."""
-        return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
+        return is_same(self.root, (self.size, self.mtime_ns, self.ctime), status)
+
+
+SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes to
+State = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
+MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centuries
+
+
+def state_of(status: os.stat_result) -> State:
+    """Size, mtime_ns and ctime of a file; another state is another content."""
+    return status.st_size, max(-MAX_NS, min(MAX_NS, status.st_mtime_ns)), status.st_ctime
+
+
+def is_same(root: str, known: State, status: os.stat_result) -> bool:
+    """Whether a file is as it was.
+
+    Some edits keep size and mtime (`exiftool -P`): ctime, which nobody can set, tells those. It
+    also changes with owner, permissions, name and links, and then the file is read once more.
+    The server itself links equal files in its own folders, so there it tells nothing.
+    """
+    size, mtime_ns, ctime = state_of(status)
+    linked = root in SERVER_ONLY or (root == "images" and status.st_nlink > 1)
+    return (size, mtime_ns) == known[:2] and (linked or ctime == known[2])
 
 
 ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *Facts._fields)
@@ -2604,7 +2675,7 @@ class Index:
         self.assets = Assets(self)
         self.files = Files(self)
         self.users = Users(self)
-        self.sessions = Sessions()
+        self.sessions = Sessions(self)
         self.failures = Failures(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
@@ -2728,19 +2799,28 @@ class Assets(Subject):
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
         self._index.write(lambda db: db.execute(sql, (int(made), sha256)), durable=False)
 
+    def private_with_thumbnail(self) -> list[str]:
+        """Hashes of what is among the private images alone and has a thumbnail."""
+        rows = self._index.read(
+            "SELECT DISTINCT sha256 FROM file JOIN asset USING (sha256) WHERE root = 'images'"
+            " AND thumbnail = 1 AND NOT EXISTS (SELECT 1 FROM file AS other"
+            " WHERE other.sha256 = file.sha256 AND other.root = 'library')"
+        )
+        return [row[0] for row in rows]
+
     def retry_thumbnails(self) -> None:
         """Forget failures, after other decoders have been installed."""
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
         self._index.write(lambda db: db.execute(sql), durable=False)
 
-    def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[Located]:
-        """Some files whose thumbnail has not been tried yet, in the order of their hashes."""
+    def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
+        """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
         sql = (
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
-            f" WHERE thumbnail IS NULL AND kind IN ({placeholders(kinds)})"
+            f" WHERE thumbnail IS NULL AND asset.sha256 > ? AND kind IN ({placeholders(kinds)})"
             " AND root = 'library' GROUP BY asset.sha256 LIMIT ?"
         )
-        rows = self._index.read(sql, *kinds, limit)
+        rows = self._index.read(sql, after, *kinds, limit)
         return [located(row) for row in rows]
 
 
@@ -2803,18 +2883,26 @@ class Files(Subject):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def in_order(self, root: str) -> Iterator[tuple[bytes, int, int]]:
-        """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes."""
+    def in_order(self, root: str) -> Iterator[tuple[bytes, State]]:
+        """Path and state of every file of a folder in the order of the paths' bytes."""
         # It reads page by page, so that no long read keeps the WAL from being folded in.
-        rows = "SELECT path, size, mtime_ns FROM file"
+        rows = "SELECT path, size, mtime_ns, ctime FROM file"
         sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
-            yield from page
+            yield from ((path, tuple(state)) for path, *state in page)
             last = page[-1][0]
 
-    def is_empty(self, root: str) -> bool:
-        sql = "SELECT 1 FROM file WHERE root = ? LIMIT 1"
-        return self._index.read(sql, root).fetchone() is None
+    def set_ctime(self, file: File, ctime: float) -> None:
+        """Note the ctime of a file that was given or has lost a name."""
+        sql = "UPDATE file SET ctime = ? WHERE root = ? AND path = ? AND sha256 = ?"
+        values = (ctime, file.root, os.fsencode(file.path), file.sha256)
+        self._index.write(lambda db: db.execute(sql, values), durable=False)
+
+    def is_empty(self, root: str, below: str = "") -> bool:
+        """Whether no file of a folder is known whose path begins with `below`."""
+        sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
+        row = self._index.read(sql, root, os.fsencode(below)).fetchone()
+        return row is None or not row[0].startswith(os.fsencode(below))
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
@@ -2873,6 +2961,7 @@ class User(NamedTuple):
     password: str  # its hash
     permissions: str  # words
     is_active: bool
+    tokens_from: int = 0  # when tokens are issued that are good
 
     def __repr__(self) -> str:
         return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
@@ -2891,8 +2980,10 @@ class Users(Subject):
         rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
         return itertools.starmap(User, rows)
 
-    def is_disabled(self, user_id: int) -> bool:
-        row = self._index.read("SELECT is_active FROM user WHERE id = ?", user_id).fetchone()
+    def refuses(self, user_id: int, issued: float) -> bool:
+        """Whether this is an account that is disabled, or was after a token was issued."""
+        sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
+        row = self._index.read(sql, issued, user_id).fetchone()
         return row is not None and not row[0]
 
     def find(self, name: str) -> User | None:
@@ -2903,16 +2994,16 @@ class Users(Subject):
     def all(self) -> list[User]:
         return list(self._select("ORDER BY id"))
 
-    def taken(self, db: Database, values: Mapping[str, Any]) -> list[str]:
+    def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Which of the unique fields another account has."""
         unique = {
-            "email": ("email_key", values["email"].casefold()),
+            "email": ("email_key", values.get("email", "").casefold()),
             "username": ("username", values.get("username")),
             "phone_number": ("phone_number", values.get("phone_number")),
         }
         sql = "SELECT 1 FROM user WHERE {} = ?"
-        found = {n: db.execute(sql.format(c), (v,)).fetchone() for n, (c, v) in unique.items()}
-        return [name for name, row in found.items() if row]
+        query = functools.partial(self._index.query, db)
+        return [n for n, (c, v) in unique.items() if query(sql.format(c), v).fetchone()]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         row = {
@@ -2946,6 +3037,8 @@ class Users(Subject):
     def set_active(self, db: Database, user: User, active: bool) -> None:
         db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
         if not active:
+            sql = "UPDATE user SET tokens_from = ? WHERE id = ?"
+            db.execute(sql, (int(time.time()) + 1, user.id))
             self._index.sessions.end_all(db, user.id)
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
@@ -2962,58 +3055,94 @@ class RefreshToken(NamedTuple):
     user_id: int
 
 
+class Session(NamedTuple):
+    """A login and the refresh tokens that followed from it; times in Unix seconds."""
+
+    id: str
+    user_id: int
+    jti: str  # of its one refresh token that is not spent
+    rotated_at: float  # when that one was issued
+    expires_at: float
+    created_at: float
+    previous_jti: str | None = None  # of the token that was spent for it
+    address: str = ""
+    user_agent: str = ""
+
+
+SESSION_COLUMNS = ", ".join(Session._fields)
 MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires first
+RETRY_SECONDS = 10  # in which a spent refresh token gives its successor again
 
 
-class Sessions:
+class Sessions(Subject):
     """Logins; each has one refresh token that is not spent."""
 
-    def open(
-        self, db: Database, user: User, session: str, jti: str, now: float, expires: float
-    ) -> bool:
+    def open(self, db: Database, user: User, session: Session) -> bool:
         """Begin a session, unless the account was disabled or its password changed meanwhile."""
         opened = db.execute(
-            "INSERT INTO session SELECT ?, id, ?, ?, ? FROM user"
+            f"INSERT INTO session ({SESSION_COLUMNS}) SELECT {placeholders(session)} FROM user"
             " WHERE id = ? AND password = ? AND is_active",
-            (session, jti, now, expires, user.id, user.password),
+            (*session, user.id, user.password),
         ).rowcount
-        db.execute("DELETE FROM session WHERE expires_at < ?", (now - LEEWAY,))
+        db.execute("DELETE FROM session WHERE expires_at < ?", (session.created_at - LEEWAY,))
         surplus = "SELECT id FROM session WHERE user_id = ? ORDER BY expires_at DESC LIMIT -1"
         values = (user.id, MAX_SESSIONS)
         db.execute(f"DELETE FROM session WHERE id IN ({surplus} OFFSET ?)", values)
         return opened > 0
 
     def rotate(
-        self, db: Database, token: RefreshToken, jti: str, arrived: float, expires: float
-    ) -> User | None:
+        self, db: Database, token: RefreshToken, jti: str, arrived: float, lifetime: int
+    ) -> tuple[User, Session] | None:
         """Spend a refresh token for the one with `jti`; None if it is no good any more.
 
-        One that comes back spent was stolen: its session ends. Of two requests at once the later
-        one is no thief: it `arrived` before the token was spent.
+        One that comes back at once is another tab's, or its answer was lost: it gets the same
+        successor. Any other spent one was stolen: its session ends.
         """
-        if not self._is_good(db, token):
-            stolen = "DELETE FROM session WHERE id = ? AND user_id = ? AND rotated_at < ?"
-            db.execute(stolen, (token.session, token.user_id, arrived))
+        session = self._find(db, token)
+        if session is None:
             return None
-        sql = "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?"
-        db.execute(sql, (jti, time.time(), expires, token.session))
+        if token.jti == session.jti:
+            session = self._renew(db, session, jti, lifetime)
+        elif token.jti != session.previous_jti or arrived > session.rotated_at + RETRY_SECONDS:
+            self.end(db, session.user_id, session.id)
+            return None
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
         row = db.execute(sql, (token.user_id,)).fetchone()
-        return User(*row) if row else None
+        return (User(*row), session) if row else None
 
-    def end(self, db: Database, token: RefreshToken) -> bool:
-        """Spend a refresh token for nothing; whether it was still good."""
-        if good := self._is_good(db, token):
-            db.execute("DELETE FROM session WHERE id = ?", (token.session,))
-        return good
+    def _renew(self, db: Database, session: Session, jti: str, lifetime: int) -> Session:
+        now = time.time()
+        renewed = session._replace(
+            jti=jti, previous_jti=session.jti, rotated_at=now, expires_at=int(now) + lifetime
+        )
+        upsert(db, "session", Session._fields, renewed)
+        return renewed
 
-    def _is_good(self, db: Database, token: RefreshToken) -> bool:
-        sql = "SELECT jti FROM session WHERE id = ? AND user_id = ?"
+    def spend(self, db: Database, token: RefreshToken) -> bool:
+        """End the session of a refresh token; whether the token was still good."""
+        session = self._find(db, token)
+        good = session is not None and session.jti == token.jti
+        return good and self.end(db, token.user_id, token.session)
+
+    def _find(self, db: Database, token: RefreshToken) -> Session | None:
+        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE id = ? AND user_id = ?"
         row = db.execute(sql, (token.session, token.user_id)).fetchone()
-        return row is not None and row[0] == token.jti
+        return Session(*row) if row else None
 
-    def end_all(self, db: Database, user_id: int) -> None:
-        db.execute("DELETE FROM session WHERE user_id = ?", (user_id,))
+    def of_user(self, user_id: int, now: float) -> list[Session]:
+        """The sessions of an account that have not expired, last used first."""
+        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE user_id = ? AND expires_at > ?"
+        rows = self._index.read(f"{sql} ORDER BY rotated_at DESC, id", user_id, now)
+        return [Session(*row) for row in rows]
+
+    def end(self, db: Database, user_id: int, id: str) -> bool:
+        """End one session of an account; whether there was one."""
+        sql = "DELETE FROM session WHERE id = ? AND user_id = ?"
+        return db.execute(sql, (id, user_id)).rowcount > 0
+
+    def end_all(self, db: Database, user_id: int) -> int:
+        """End the sessions of an account; how many there were."""
+        return db.execute("DELETE FROM session WHERE user_id = ?", (user_id,)).rowcount
 
 
 FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
@@ -3355,8 +3484,10 @@ def migrated(index: Index) -> Index:
 # hashed while it is written, made durable, and linked into place, which never overwrites.
 # Its name in `.incoming/` goes only when the index knows the other one, and a file that is
 # deleted gets such a name first: so the next start finds what a crash left half done, and
-# removes the names that the index does not know. `locate` is the only place where paths are
-# built. The store knows no HTTP and no users.
+# removes the names that the index does not know. `Folder.resolve` is the only place where a
+# name becomes a file: from the root down, part by part, following no link. A root is known
+# by its inode; in another one (the bare mount point of a disk that is away) nothing is made.
+# The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
@@ -3369,6 +3500,14 @@ HEAD_BYTES = 64 << 10  # of an upload, kept in memory until its facts are known
 MAX_NAME_BYTES = 255  # what file systems allow
 MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
 WINDOWS_RESERVED = r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
+# Recycle bins, thumbnails and repairs of NAS systems, Windows and ext4, in any case
+PASSED_OVER = frozenset(
+    {b"@eadir", b"#recycle", b"$recycle.bin", b"lost+found", b"system volume information"}
+)
+NO_MEDIA = ".nomedia"  # a file that says: nothing in this folder is to be shown (Android)
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PASS_FOLDER = OPEN_FOLDER | getattr(os, "O_PATH", 0)  # needs no leave to list; not on macOS
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
 
 
 class TooLarge(Exception):
@@ -3378,8 +3517,9 @@ class TooLarge(Exception):
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
-    def __init__(self, path: str, file: io.FileIO) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, name: str, file: io.FileIO) -> None:
+        self.folder = folder
+        self.name = name  # in `.incoming/`
         self.file = file
         self.size = 0
         self.sha256 = ""
@@ -3391,47 +3531,193 @@ class Incoming:
     def discard(self, undo: bool = True) -> None:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
-        for path in filter(None, (self.kept if undo else None, self.path)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        for name in filter(None, (self.kept if undo else None, self.name)):
+            self.folder.unlink(name)
+
+
+class Place(NamedTuple):
+    """Where a name is: an open folder, and the name in it."""
+
+    folder: int  # descriptor
+    name: str
+
+    def open(self, flags: int, mode: int = 0o666) -> int:
+        return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.folder)
+
+    def stat(self) -> os.stat_result:
+        return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+
+    def exists(self) -> bool:
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def unlink(self) -> None:
+        os.unlink(self.name, dir_fd=self.folder)
+
+    def link(self, target: Place) -> None:
+        """Give the file a second name; FileExistsError where that is taken."""
+        folders = {"src_dir_fd": self.folder, "dst_dir_fd": target.folder}
+        os.link(self.name, target.name, follow_symlinks=False, **folders)
+
+    def replace(self, target: Place) -> None:
+        os.replace(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder)
 
 
 class Folder:
     """One root on disk; names are relative paths with `/`."""
 
-    def __init__(self, name: str, path: Path, *, make: bool, buffers: WriteBuffers) -> None:
+    def __init__(
+        self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
+        is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.name = name
-        self.path = str(path)
+        self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
         self.make = make  # the owner's folder is never made anew once it is gone
         self.buffers = buffers
+        self.is_new = is_new  # whether nothing is known to be in it
+        self.excluded = excluded  # folders that are no part of it wherever they lie
+        self._identity: tuple[int, int] | None = None
 
-    def locate(self, name: str) -> str:
-        """The path of a name; ValueError for one that would leave the folder."""
-        parts = name.split("/")
-        if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
-            raise ValueError(f"no file name: {name!r}")
-        return f"{self.path}/{name}"
+    # The root
 
-    def settle(self, is_known: Callable[[str], object]) -> None:
-        """Make a server-owned folder, and undo what a crash left half done."""
-        # What lies in `.incoming/` goes, and so do its other names unless the index knows them.
+    def is_there(self) -> bool:
+        """Whether the root is the one that is known, and not the place of a disk that is away."""
+        try:
+            os.close(self._open_root(checked=True))
+        except OSError:
+            return False
+        return True
+
+    def is_missing(self) -> bool:
+        """Whether the root is not there, or holds no file though some are known."""
+        return not self.is_there() or not (self.holds_files() or self.is_new())
+
+    def identity(self) -> object:
+        """What is equal before and after a scan that saw one tree; None where it is missing."""
+        if self.is_missing():
+            return None
+        return self._identity, mounts_below(self.path)
+
+    def _open_root(self, checked: bool = False) -> int:
+        """Open the root; `checked`: ENODEV where it is not the one that is known."""
+        descriptor = os.open(self.path, PASS_FOLDER)
+        try:
+            if checked and not self._is_known(descriptor):
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _is_known(self, descriptor: int) -> bool:
+        """Whether an open root is the known one; another one is, once there is something in it."""
+        status = os.fstat(descriptor)
+        if self._identity != inode(status):
+            # A disk that is back may have another number. Only the owner's folder could have got
+            # `.incoming/` while its disk was away: from a version that did not look.
+            served = self.make and Place(descriptor, INCOMING).exists()
+            if not (served or self.holds_files() or self.is_new()):
+                return False
+            self._identity = inode(status)
+        return True
+
+    # Names
+
+    @contextlib.contextmanager
+    def resolve(self, name: str, make: bool = False) -> Iterator[Place]:
+        """Open the folder that a name is in, and follow no link on the way.
+
+        With `make`, what is missing on the way is made, durably, unless the root is not the one
+        that is known (ENODEV). ValueError for what is no relative name; OSError where some part
+        is not there or no folder.
+        """
+        *parts, last = split_name(name)
+        descriptor = self._open_root(checked=make)
+        try:
+            for part in parts:
+                try:
+                    inner = open_folder(part, descriptor, make)
+                except OSError as error:
+                    error.filename = f"{self.path}/{name}"
+                    raise
+                os.close(descriptor)
+                descriptor = inner
+            yield Place(descriptor, last)
+        finally:
+            os.close(descriptor)
+
+    def open(self, name: str) -> io.FileIO:
+        """The file for reading; OSError where there is none, or where it is no regular file."""
+        with self.resolve(name) as place:
+            file = io.FileIO(place.open(OPEN_FILE), "rb")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise FileNotFoundError(errno.ENOENT, "no regular file")
+        return file
+
+    def stat(self, name: str) -> os.stat_result:
+        with self.resolve(name) as place:
+            return place.stat()
+
+    def is_gone(self, name: str) -> bool:
+        """Whether nothing has that name any more."""
+        try:
+            self.stat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, unless it is gone already."""
+        with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+            place.unlink()
+
+    def has(self, file: File) -> bool:
+        """Whether a file is on disk with its size and mtime; ctime changes as uploads end."""
+        try:
+            status = self.stat(file.path)
+        except (OSError, ValueError):
+            return False
+        return file._replace(ctime=status.st_ctime).matches(status)
+
+    # Files on their way in and out
+
+    def recover(self, is_known: Callable[[str], object]) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names."""
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), os.scandir(f"{self.path}/{INCOMING}") as scan:
-            left = [(entry.path, entry.stat(follow_symlinks=False)) for entry in scan]
-            inodes = {status.st_ino for _, status in left if status.st_nlink > 1}
-            found = self.walk(lambda name: True, frozenset(), []) if inodes else iter(())
-            for path, status in found:
-                name = os.fsdecode(path)
-                if status.st_ino in inodes and not is_known(name):
-                    os.unlink(self.locate(name))
-            for leftover, _ in left:
-                os.unlink(leftover)
+        if not self.is_there():
+            return
+        # A folder of another file system cannot share the root's, and has one of its own.
+        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
+        for prefix in ("", *inner):
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
+                    self._recover(prefix + INCOMING, is_known)
+
+    def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
+        left = self.files_in(incoming)
+        linked = [(name, status) for name, status in left if status.st_nlink > 1]
+        # A mark tells the place: what else people link from here is not ours to remove.
+        marks = {name.partition(".")[2] for name, _ in linked}
+        inodes = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        for path, status in self.walk(lambda name: True, []) if linked else ():
+            name = os.fsdecode(path)
+            ours = mark_of(name) in marks or inode(status) in inodes
+            if ours and not is_known(name):
+                self.unlink(name)
+        for name, _ in left:
+            self.unlink(f"{incoming}/{name}")
 
     def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
         """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
-        path = self._new_incoming()
-        incoming = Incoming(path, io.FileIO(path, "x+b"))
+        name = f"{INCOMING}/{secrets.token_hex(16)}"
+        incoming = Incoming(self, name, self._create(name))
         hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(incoming.discard)
@@ -3450,13 +3736,10 @@ class Folder:
         incoming.md5 = "".join(rest)
         return incoming
 
-    def _new_incoming(self, name: str = "") -> str:
-        """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
-        folder = f"{self.path}/{INCOMING}"
-        if not os.path.isdir(folder):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o700)
-        return f"{folder}/{name or secrets.token_hex(16)}"
+    def _create(self, name: str) -> io.FileIO:
+        """A new file for writing and reading; the folders on the way are made."""
+        with self.resolve(name, make=True) as place:
+            return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
@@ -3465,16 +3748,18 @@ class Folder:
         So the later ones find what the first one has stored. Whoever leaves removes the lock
         file; whoever then gets the lock of a removed file takes a new one.
         """
-        path = self._new_incoming(sha256)
+        name = f"{INCOMING}/{sha256}"
         while True:
-            with open(path, "ab") as file:
+            with self.resolve(name, make=True) as place:
+                file = io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab")
+            with file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if os.fstat(file.fileno()).st_nlink:
                     try:
                         yield
                     finally:
                         with contextlib.suppress(OSError):  # what was done inside stays done
-                            os.unlink(path)
+                            self.unlink(name)
                     return
 
     def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
@@ -3483,62 +3768,92 @@ class Folder:
         The file is on disk for good when this returns. Of `twin`, the name of a file with the
         same content, a link is made instead if one can be.
         """
-        if not (twin and self._become_twin(incoming, self.locate(twin))):
+        if not (twin and self._become_twin(incoming, twin)):
             os.fsync(incoming.file.fileno())
         for name in names:
-            target = self.locate(name)
             try:
-                self._link(incoming.path, target)
+                self._place(incoming, name)
             except FileExistsError:
                 continue
-            incoming.kept = target
-            sync_folder(os.path.dirname(target))
+            incoming.kept = name
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
     def _become_twin(self, incoming: Incoming, twin: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
-        path = f"{incoming.path}-twin"
-        if linked := try_link(twin, path):
-            os.replace(path, incoming.path)
-        return linked
-
-    def _link(self, source: str, target: str) -> None:
-        try:
-            link_exclusively(source, target)
-        except FileNotFoundError:
-            self._make_folders(os.path.dirname(target))
-            link_exclusively(source, target)
-
-    def _make_folders(self, path: str) -> None:
-        """Make the folders between the root and `path`, durably; the root itself must be there."""
-        if os.path.isdir(path) or not path.startswith(f"{self.path}/"):
-            return
-        parent = os.path.dirname(path)
-        self._make_folders(parent)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
-        sync_folder(parent)
-
-    def open(self, name: str) -> io.FileIO:
-        """The file for reading; OSError where there is none, or where it is no regular file."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self.locate(name), flags)
-        file = io.FileIO(descriptor, "rb")
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            file.close()
-            raise FileNotFoundError(name)
-        return file
-
-    def stat(self, name: str) -> os.stat_result:
-        return os.lstat(self.locate(name))
-
-    def has(self, file: File) -> bool:
-        """Whether a file is on disk as it was when it was read."""
-        try:
-            return file.matches(self.stat(file.path))
-        except OSError:
+        link = f"{incoming.name}-twin"
+        if self._try_link(twin, link):
             return False
+        with self.resolve(link) as source, self.resolve(incoming.name) as target:
+            source.replace(target)
+        return True
+
+    def _place(self, incoming: Incoming, name: str) -> None:
+        """Link a file that has arrived to its place, marked so that a crash can be undone."""
+        with self.resolve(name, make=True) as target:
+            try:
+                self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
+                self._link(incoming.name, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy(incoming, f"{name.partition('/')[0]}/{INCOMING}/{new_mark(name)}")
+                self._link(incoming.name, target)
+            sync_folder(target.folder)
+
+    def _mark(self, incoming: Incoming, mark: str) -> None:
+        with self.resolve(incoming.name) as source, self.resolve(mark, make=True) as target:
+            source.replace(target)
+        incoming.name = mark
+
+    def _link(self, name: str, target: Place) -> None:
+        """Give a file its place; FileExistsError where that is taken."""
+        # Where a file system has no links (exFAT), the name is taken first and then filled.
+        with self.resolve(name) as source:
+            try:
+                source.link(target)
+            except OSError as error:
+                if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                    raise
+                os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                source.replace(target)
+
+    def _copy(self, incoming: Incoming, name: str) -> None:
+        """Bring a file that has arrived to another file system of this tree, durably."""
+        copy, source = self._create(name), incoming.file.fileno()
+        try:
+            position = 0
+            while piece := os.pread(source, BUFFER_BYTES, position):
+                position += len(piece)
+                write_all(copy, memoryview(piece))
+            os.fsync(copy.fileno())
+        except BaseException:
+            copy.close()
+            self.unlink(name)
+            raise
+        incoming.file.close()
+        self.unlink(incoming.name)
+        incoming.name, incoming.file = name, copy
+
+    def _try_link(self, name: str, link: str) -> int:
+        """Give a file a second name; 0, or the error where it is gone or cannot have one."""
+        try:
+            with self.resolve(link, make=True) as target, self.resolve(name) as source:
+                source.link(target)
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return error.errno or errno.EIO
+            raise
+        return 0
+
+    def _mark_removed(self, name: str) -> str:
+        """A name in `.incoming/` for a file that is going; empty where there can be none."""
+        mark = f"{INCOMING}/{new_mark(name)}"
+        error = self._try_link(name, mark)
+        if error == errno.EXDEV:
+            mark = f"{name.partition('/')[0]}/{mark}"
+            error = self._try_link(name, mark)
+        return "" if error else mark
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
@@ -3546,61 +3861,100 @@ class Folder:
         marks = []
         try:
             for name in names:
-                mark = self._new_incoming()
-                if try_link(self.locate(name), mark):
-                    marks.append(mark)
+                marks.append(self._mark_removed(name))
             yield
             for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.locate(name))
-            for parent in {os.path.dirname(self.locate(name)) for name in names}:
-                with contextlib.suppress(FileNotFoundError):
-                    sync_folder(parent)
+                with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+                    place.unlink()
+                    sync_folder(place.folder)
         finally:
-            for mark in marks:
-                os.unlink(mark)
+            for mark in filter(None, marks):
+                self.unlink(mark)
 
-    def is_missing(self) -> bool:
-        """Whether nothing at all is there, as where a disk is not mounted."""
-        try:
-            if os.path.isdir(f"{self.path}/{INCOMING}"):  # a large folder takes a while to list
-                return False
-            with os.scandir(self.path) as entries:
-                return next(entries, None) is None
-        except OSError:
-            return True
+    # What is there
+
+    def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
+        """Name and lstat of what is in a folder, but for folders."""
+        with self.resolve(f"{folder}/_") as place, opened(place.folder) as inner:
+            entries = os.scandir(inner)
+            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
+
+    def holds_files(self, below: str = "") -> bool:
+        """Whether anything but folders is there, of what `walk` goes through."""
+        folders, excluded = [os.fsencode(below)], self._excluded()
+        while folders:
+            with contextlib.suppress(OSError):
+                for path in self._entries(folders.pop(), excluded):
+                    if not path.endswith(b"/"):
+                        return True
+                    folders.append(path)
+        return False
 
     def walk(
-        self, wanted: Callable[[bytes], bool], skip: Set[tuple[int, int]], unreadable: list[bytes],
-        prefix: bytes = b"",
-    ) -> Iterator[tuple[bytes, os.stat_result]]:  # fmt: skip
-        """Path and lstat of every wanted file that begins with `prefix`, in the order of bytes.
+        self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
+    ) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Path and lstat of every wanted file in the order of the paths' bytes.
 
-        Hidden names and links are passed over, and folders whose (device, inode) is in `skip`.
-        Folders that cannot be read are added to `unreadable`.
+        Passed over are hidden names, links, `excluded` folders and those of PASSED_OVER. The
+        paths of what cannot be read are added to `unreadable`; those of folders end with `/`.
         """
-        try:
-            with os.scandir(os.fsencode(self.path) + b"/" + prefix) as scan:
-                entries = sorted(
-                    (e.name + b"/" if e.is_dir(follow_symlinks=False) else e.name, e)
-                    for e in scan
-                    if not e.name.startswith(b".")
-                )
-        except (FileNotFoundError, NotADirectoryError):
-            return  # it went away meanwhile
-        except OSError:
-            unreadable.append(prefix)
-            return
-        for name, entry in entries:
+        excluded = self._excluded()
+        runs = [[b""]]  # of files of one folder, or one folder; the next one last
+        while runs:
+            run = runs.pop()
             try:
-                if name.endswith(b"/"):
-                    status = entry.stat(follow_symlinks=False) if skip else None
-                    if status is None or (status.st_dev, status.st_ino) not in skip:
-                        yield from self.walk(wanted, skip, unreadable, prefix + name)
-                elif wanted(name) and entry.is_file(follow_symlinks=False):
-                    yield prefix + name, entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # it went away meanwhile
+                if run[0] and not run[0].endswith(b"/"):
+                    yield from self._stat_all(run, unreadable)
+                    continue
+                found = self._entries(run[0], excluded)
+                paths = sorted(path for path in found if path.endswith(b"/") or wanted(path))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it went away meanwhile
+            except OSError:
+                unreadable += run
                 continue
+            alone = itertools.groupby(paths, lambda path: path if path.endswith(b"/") else b"")
+            runs += reversed([list(group) for _, group in alone])
+
+    def _stat_all(
+        self, paths: Sequence[bytes], unreadable: list[bytes]
+    ) -> Iterator[tuple[bytes, os.stat_result]]:
+        """The lstat of those files of one folder that are regular."""
+        with self.resolve(os.fsdecode(paths[0])) as place:
+            for path in paths:
+                try:
+                    name = os.fsdecode(path.rpartition(b"/")[2])
+                    status = place._replace(name=name).stat()
+                except FileNotFoundError:  # it went away meanwhile
+                    continue
+                except OSError:
+                    unreadable.append(path)
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
+
+    def _entries(self, path: bytes, excluded: Set[tuple[int, int]]) -> Iterator[bytes]:
+        """The paths in a folder that may be shown; those of folders end with `/`."""
+        with self.resolve(os.fsdecode(path + b"_")) as place, opened(place.folder) as folder:
+            if inode(os.fstat(folder)) in excluded or Place(folder, NO_MEDIA).exists():
+                return
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    if name.startswith(b".") or name.lower() in PASSED_OVER:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        yield path + name + b"/"
+                    elif not entry.is_symlink():
+                        yield path + name
+
+    def _excluded(self) -> set[tuple[int, int]]:
+        found = set()
+        for path in self.excluded:
+            with contextlib.suppress(OSError):
+                found.add(inode(os.stat(path)))
+        return found
 
 
 class WriteBuffers:
@@ -3688,8 +4042,7 @@ def write_block(file: io.FileIO, block: memoryview) -> None:
     """Write a block, of which only the file's last may have any length."""
     whole = len(block) - len(block) % BLOCK_BYTES
     written = write_direct(file, block[:whole]) if whole >= DIRECT_BYTES else 0
-    while written < len(block):
-        written += file.write(block[written:])
+    write_all(file, block[written:])
 
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # not on macOS
@@ -3733,47 +4086,100 @@ class Peeked:
         return os.pread(self._file.fileno(), count, start)
 
 
-def try_link(source: str, target: str) -> bool:
-    """Give a file a second name, unless it is gone or its file system has no links."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in {errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}:
-            return False
-        raise
-    return True
+# What says that a file can have no other name there now, or is gone
+NO_LINK = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
+    errno.ENOSPC, errno.EDQUOT,
+})  # fmt: skip
+NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def link_exclusively(source: str, target: str) -> None:
-    """Give a file a second name; FileExistsError where that name is taken."""
-    # Where a file system has no links (exFAT), the name is taken first and then filled.
+def split_name(name: str) -> list[str]:
+    """The parts of a relative path; ValueError for one that would leave its folder."""
+    parts = name.split("/")
+    if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
+        raise ValueError(f"no file name: {name!r}")
+    return parts
+
+
+def new_mark(name: str) -> str:
+    """A fresh name in `.incoming/` for a file that lies, or will lie, under `name`, too."""
+    return f"{secrets.token_hex(16)}.{mark_of(name)}"
+
+
+def mark_of(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+
+
+def inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def open_folder(name: str, parent: int, make: bool) -> int:
+    """Open a folder in an open one, and `make` it durably where it is missing."""
     try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+        return os.open(name, PASS_FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        if not make:
             raise
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        os.replace(source, target)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700 if name == INCOMING else 0o777, dir_fd=parent)
+    sync_folder(parent)
+    return os.open(name, PASS_FOLDER, dir_fd=parent)
 
 
-def sync_folder(path: str) -> None:
-    """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def opened(folder: int) -> Iterator[int]:
+    """A folder that can be listed and synced; the descriptors of places may only be passed."""
+    descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: int) -> None:
+    """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
+    with opened(folder) as descriptor:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+                raise
+
+
+def write_all(file: io.FileIO, data: memoryview) -> None:
+    written = 0
+    while written < len(data):
+        written += file.write(data[written:])
+
+
+def mounts_below(path: str) -> frozenset[tuple[str, str]]:
+    """Mount points below a folder, as relative paths, with their ids (proc(5), mountinfo)."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # not on macOS
+        return frozenset()
+    found, prefix = [], path.rstrip("/") + "/"
+    for line in lines:
+        number, _, _, _, place, *_ = line.split()
+        escaped = re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), place)
+        found.append((os.fsdecode(escaped), number.decode()))
+    return frozenset((p[len(prefix) :], id) for p, id in found if p.startswith(prefix))
 
 
 def safe_name(name: str) -> str:
     """A file name as the client gave it, less what file systems or people trip over.
 
-    >>> [safe_name(x) for x in ("../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", "NUL.gif")]
-    ['my photo.jpg', 'hidden.png', '_NUL.gif']
+    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
+    >>> [safe_name(name) for name in names]
+    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
-    name = name.strip().lstrip(". ")
+    hidden, name = name.strip(), name.strip().lstrip(". ")
+    if name and name != hidden and "." not in name:
+        name = f"file.{name}"  # it was nothing but an extension
     if re.match(WINDOWS_RESERVED, name):
         name = f"_{name}"
     return fit_name(name)
@@ -3808,21 +4214,36 @@ def with_suffix(name: str, suffix: str) -> str:
     return f"{folder}{separator}{fit_name(base, suffix)}"
 
 
-SLUG_LETTERS = str.maketrans({
-    "ß": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o",
-    "ł": "l", "Ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i",
-})  # fmt: skip
+SLUG_LETTERS: dict[int, int | str] = {
+    **str.maketrans("αβγδεζηικλμνξοπρσςτυω", "abgdezeiklmnxoprsstuo"),
+    **str.maketrans("абвгдезийклмнопрстуфыэіґ", "abvgdeziiklmnoprstufyeig"),
+    **{ord(letter): latin for letter, latin in {
+        "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th",
+        "ı": "i", "θ": "th", "φ": "ph", "χ": "kh", "ψ": "ps", "ё": "io", "ж": "zh", "х": "kh",
+        "ц": "ts", "ч": "ch", "ш": "sh", "щ": "shch", "ъ": "", "ь": "", "ю": "iu", "я": "ia",
+        "є": "ie",
+    }.items()},
+}  # fmt: skip
+# Unicode's names of these say how they are read
+SLUG_SYLLABLE = re.compile(r"(?:HIRAGANA|KATAKANA) LETTER (?:SMALL )?(\w+)|HANGUL SYLLABLE (\w+)")
 
 
 def slugify(text: str) -> str:
-    """Lower-case ASCII words joined by hyphens, as python-slugify makes them of Latin text.
+    """Lower-case ASCII words joined by hyphens, as python-slugify makes them; "" where it cannot.
 
-    >>> slugify("Größe & Maß (1)")
-    'grosse-mass-1'
+    >>> [slugify(name) for name in ("Größe & Maß (1)", "Семья в Афинах", "かぞく 가족", "家族")]
+    ['grosse-mass-1', 'semia-v-afinakh', 'kazoku-gajog', '']
     """
-    plain = unicodedata.normalize("NFKD", text.translate(SLUG_LETTERS))
+    text = unicodedata.normalize("NFC", text.lower()).translate(SLUG_LETTERS)
+    plain = unicodedata.normalize("NFKD", "".join(map(read_syllable, text)))
+    plain = plain.translate(SLUG_LETTERS)  # what has lost its accent
     words = re.findall(r"[a-z0-9]+", plain.encode("ascii", "ignore").decode().lower())
     return "-".join(words)
+
+
+def read_syllable(character: str) -> str:
+    syllable = SLUG_SYLLABLE.fullmatch(unicodedata.name(character, ""))
+    return (syllable[1] or syllable[2]).lower() if syllable else character
 
 
 # ======================================================================================
@@ -3849,6 +4270,12 @@ REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 FRAME_SECONDS = 1.0  # the first frame of a film is often black
+DECODER_HOST = "decoder-host"  # the word that makes this program one
+DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
+RESTART_SECONDS = 1.0  # between two starts of the decoder host
+TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
+MAX_DECODER_DEATHS = 3
+MAX_DEATHS_KNOWN = 10_000
 
 # Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
 PILLOW_FORMATS = {
@@ -3879,21 +4306,49 @@ TRANSPOSE = dict(enumerate((
 ), start=2))  # fmt: skip
 
 
-class Thumbnails:
-    """A folder of PNG thumbnails named by their source's sha256, made by decoder processes.
+class Outcome(enum.Enum):
+    """What became of a thumbnail."""
 
-    `start` once, before the program has threads; every process forked later may `make`.
+    MADE = 1
+    IMPOSSIBLE = 0  # a decoder's own verdict on these bytes
+    FAILED = -1  # for another reason: it is to be tried again
+
+
+class Shelf(NamedTuple):
+    """Where thumbnails lie: a folder, and what their names begin with."""
+
+    folder: Folder
+    prefix: str
+
+    def name(self, sha256: str) -> str:
+        return f"{self.prefix}{sha256}.png"
+
+
+class Thumbnails:
+    """PNG thumbnails named by their source's sha256, made by decoder processes.
+
+    `start` once, before the program has threads; every process forked later may `make`. Those
+    of files that not everyone may read lie apart.
     """
 
-    def __init__(self, folder: Path, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None) -> None:
         """At most `processes` decoders run at once; by default one for each processor."""
-        self.folder = folder
         self.processes = processes or os.cpu_count() or 1
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
+        self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self._shelves: tuple[Shelf, ...] = ()  # public, private
         self._host: socket.socket | None = None
+        self._host_id = 0
+        self._sockets: list[socket.socket] = []
+        self._restart_at = 0.0
         self._lock = threading.Lock()
         self._making: dict[str, threading.Event] = {}
+        self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+
+    def place(self, public: Shelf, private: Shelf) -> None:
+        """Say where thumbnails lie."""
+        self._shelves = (public, private)
 
     @property
     def description(self) -> str:
@@ -3905,114 +4360,200 @@ class Thumbnails:
         return (", ".join(found) or "none") + hint
 
     @property
-    def available(self) -> bool:
-        """Whether the decoder host runs; one that died is not replaced before the next start."""
-        try:
-            return bool(self._host and self._host.recv(1, socket.MSG_DONTWAIT))
-        except BlockingIOError:  # the host never says a word: nothing but its end is to be read
-            return True
-        except OSError:
-            return False
+    def kinds(self) -> list[str]:
+        """What the decoders found here are for."""
+        found = {"image": self.pillow, "video": self.ffmpeg}
+        return [kind for kind, decoder in found.items() if decoder]
 
     def can_make(self, kind: str, mime_type: str) -> bool:
         """Whether a decoder found here might make a thumbnail of such content. SVG never."""
-        if not self.available or mime_type == "image/svg+xml":
-            return False
-        return bool({"image": self.pillow, "video": self.ffmpeg}.get(kind))
+        return kind in self.kinds and mime_type != "image/svg+xml"
+
+    @property
+    def available(self) -> bool:
+        """Whether the decoder host runs; one that has died is started again, in a while."""
+        if self._host is None or is_connected(self._host):
+            return self._host is not None
+        with self._lock:
+            if not is_connected(self._host) and time.monotonic() >= self._restart_at:
+                self._restart_at = time.monotonic() + RESTART_SECONDS
+                self._restart()
+            return is_connected(self._host)
 
     def start(self) -> None:
         """Fork the decoder host. Nothing is forked where no decoder is installed."""
-        if not (self.pillow or self.ffmpeg):
+        if not self.kinds:
             return
-        try:
-            server, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError:  # macOS
-            server, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        if os.fork() == 0:
+        server, host = connected_pair()
+        self._host_id = os.fork()
+        if self._host_id == 0:
             try:
                 become_host(host)
                 run_decoder_host(host, self.processes, self.ffmpeg)
             finally:
                 os._exit(0)
         host.close()
+        self._sockets.append(server)
         self._host = server
+
+    def _restart(self) -> None:
+        """Start another host, as a program of its own: this process has threads and secrets."""
+        program = run_decoder_host.__code__.co_filename  # also where bytecode is run
+        names = ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH")  # where decoders are
+        environment = {name: os.environ[name] for name in names if name in os.environ}
+        server, host = connected_pair()
+        with host:
+            host.set_inheritable(True)
+            words = [DECODER_HOST, str(host.fileno()), str(self.processes), self.ffmpeg or ""]
+            try:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self._host_id, os.WNOHANG)
+                command = [sys.executable, program, *words]
+                self._host_id = os.posix_spawn(sys.executable, command, environment)
+            except OSError:  # no process to be had: later
+                server.close()
+                return
+        self._sockets.append(server)  # one that is in use elsewhere is not closed yet
+        self._host = server
+        self.restarts[0] += 1
+        warn("the decoder host had ended; it is started again")
 
     def stop(self) -> None:
         """Let go of the host, which exits when every process that shares it has."""
-        host, self._host = self._host, None
-        if host is not None:
-            host.close()
+        self._host = None
+        while self._sockets:
+            self._sockets.pop().close()
 
-    def path(self, sha256: str) -> Path:
-        """Where the thumbnail of that content is, or would be."""
-        return self.folder / f"{sha256}.png"
-
-    def exists(self, sha256: str) -> bool:
+    def exists(self, sha256: str, private: bool = False) -> bool:
         """Whether there is one. An empty file is none: thumbnails are not synced to disk."""
+        shelf = self._shelves[private]
         try:
-            return self.path(sha256).stat().st_size > 0
+            status = shelf.folder.stat(shelf.name(sha256))
         except OSError:
             return False
+        return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
-    def remove(self, *hashes: str) -> None:
-        """Delete those thumbnails that there are."""
+    def read(self, sha256: str, private: bool = False) -> bytes:
+        """The PNG; OSError where there is none."""
+        shelf = self._shelves[private]
+        with shelf.folder.open(shelf.name(sha256)) as file:
+            return file.read(MAX_THUMBNAIL_BYTES)
+
+    def remove(self, *hashes: str, public_only: bool = False) -> None:
+        """Delete those thumbnails that there are and that can be deleted."""
         for sha256 in hashes:
-            self.path(sha256).unlink(missing_ok=True)
+            for shelf in self._shelves[: 1 if public_only else 2]:
+                with contextlib.suppress(OSError):  # nobody is given what the index has forgotten
+                    shelf.folder.unlink(shelf.name(sha256))
 
-    def settle(self) -> None:
+    def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        shutil.rmtree(self.folder / INCOMING, ignore_errors=True)
+        for folder, prefix in self._shelves:
+            with contextlib.suppress(OSError):
+                for name, _ in folder.files_in(prefix + INCOMING):
+                    folder.unlink(f"{prefix}{INCOMING}/{name}")
 
-    def make(
-        self, source: str | Path, sha256: str, kind: str, duration: float | None = None
-    ) -> bool:
-        """Make the thumbnail of an `image` or `video`, unless it exists; false if there is none.
+    def make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
+        """Make the thumbnail of an image or video from its open file, unless there is one.
 
-        Blocks until it is done; threads that ask for the same one wait for the first. `duration`
-        is the film's, in seconds. False is the picture's fault only while `available` is true.
-        Raises OSError if the thumbnail cannot be stored.
+        Blocks until it is done; threads that ask for the same one wait for the first. Raises
+        OSError if the thumbnail cannot be stored.
         """
+        sha256, private = asset.sha256, file.root != "library"
         with self._lock:
             other = self._making.get(sha256)
             done = other or self._making.setdefault(sha256, threading.Event())
         if other:
             other.wait()
-            return self.exists(sha256)
+            return Outcome.MADE if self.exists(sha256, private) else Outcome.FAILED
         try:
-            return self.exists(sha256) or self._make(source, sha256, kind, duration)
+            if self.exists(sha256, private):
+                return Outcome.MADE
+            return self._make(source, file, asset)
         finally:
             with self._lock:
                 del self._making[sha256]
             done.set()
 
-    def _make(self, source: str | Path, sha256: str, kind: str, duration: float | None) -> bool:
-        at = min(FRAME_SECONDS, (duration or 0) / 3) if kind == "video" else 0
-        png = self._decode(source, f"{kind} {at:.3f}")
+    def _make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
+        facts = asset.facts
+        if facts is None or not self._may_try(asset.sha256):
+            return Outcome.FAILED
+        at = min(FRAME_SECONDS, (facts.duration or 0) / 3) if facts.kind == "video" else 0
+        png = self._decode(source, f"{facts.kind} {at:.3f}")
+        if not file.matches(os.fstat(source.fileno())):  # it may have been written meanwhile
+            return Outcome.FAILED
+        if png is None:
+            return self._count_death(asset.sha256)
         if not png:
-            return False
-        incoming = self.folder / INCOMING / f"{sha256}.{os.getpid()}.png"
-        self.folder.mkdir(0o700, parents=True, exist_ok=True)  # some are of private pictures
-        incoming.parent.mkdir(exist_ok=True)
-        incoming.write_bytes(png)
-        incoming.replace(self.path(sha256))
-        return True
+            return Outcome.IMPOSSIBLE
+        self._store(self._shelves[file.root != "library"], asset.sha256, png)
+        return Outcome.MADE
 
-    def _decode(self, source: str | Path, job: str) -> bytes:
+    def _may_try(self, sha256: str) -> bool:
+        """Whether enough time has passed since a decoder died of this picture."""
+        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
+
+    def _count_death(self, sha256: str) -> Outcome:
+        """A picture of which decoders die again and again is a bomb; a single death is chance."""
+        if not self.available:
+            return Outcome.FAILED
+        with self._lock:
+            deaths = self._deaths.pop(sha256, (0, 0.0))[0] + 1
+            if deaths >= MAX_DECODER_DEATHS:
+                return Outcome.IMPOSSIBLE
+            if len(self._deaths) >= MAX_DEATHS_KNOWN:
+                self._deaths.clear()
+            self._deaths[sha256] = deaths, time.monotonic()
+        return Outcome.FAILED
+
+    def _store(self, shelf: Shelf, sha256: str, png: bytes) -> None:
+        folder, prefix = shelf
+        name = f"{prefix}{INCOMING}/{sha256}.{os.getpid()}.png"
+        with folder.resolve(name, make=True) as incoming:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+                with io.FileIO(incoming.open(flags, 0o600), "w") as file:
+                    write_all(file, memoryview(png))
+                with folder.resolve(shelf.name(sha256)) as target:
+                    incoming.replace(target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    incoming.unlink()
+                raise
+
+    def _decode(self, source: io.FileIO, job: str) -> bytes | None:
+        """The PNG; empty where the decoder says that it can make none, None where it died."""
         host = self._host
-        try:
-            picture = os.open(source, os.O_RDONLY)
-        except OSError:
-            return b""
         end, result = os.pipe()
         with open(end, "rb") as pipe:
             with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
                 if host is not None:
-                    socket.send_fds(host, [job.encode()], [picture, result])
-            os.close(picture)
+                    socket.send_fds(host, [job.encode()], [source.fileno(), result])
             os.close(result)
-            png = pipe.read(MAX_THUMBNAIL_BYTES)
-        whole = png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
-        return png if whole else b""
+            data = pipe.read(MAX_THUMBNAIL_BYTES + 1)
+        png = data.removesuffix(DECODER_DONE)
+        if png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82"):
+            return png
+        return b"" if png != data or len(data) > MAX_THUMBNAIL_BYTES else None
+
+
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    """Sockets for jobs, which are one message each."""
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:  # macOS
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+def is_connected(host: socket.socket | None) -> bool:
+    """Whether the decoder host lives: it never says a word, so nothing but its end is read."""
+    try:
+        return bool(host and host.recv(1, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def find_pillow() -> str | None:
@@ -4122,13 +4663,31 @@ def run_job(
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + DECODE_CPU_SECONDS, hard))
-    with open(0, "rb", closefd=False) as picture, open(1, "wb", closefd=False) as target:
-        opened = kind == "image" and write_thumbnail(picture, target, formats)
-    if ffmpeg and not opened:
-        os.lseek(0, 0, os.SEEK_SET)
-        os.execv(ffmpeg, ffmpeg_command(kind, at))
-    for standard in (0, 1):
-        os.dup2(2, standard)  # which is the null device: the pipe's end is the job's end
+    opened = False
+    try:
+        with open(0, "rb", closefd=False) as picture, open(1, "wb", closefd=False) as target:
+            opened = kind == "image" and write_thumbnail(picture, target, formats)
+        if ffmpeg and not opened:
+            run_ffmpeg(ffmpeg, kind, at)
+    finally:  # what a decoder raises is its verdict, too
+        os.write(1, DECODER_DONE)
+        for standard in (0, 1):
+            os.dup2(2, standard)  # which is the null device: the pipe's end is the job's end
+
+
+def run_ffmpeg(ffmpeg: str, kind: str, at: str) -> None:
+    """Run ffmpeg in a child, to know of its end; one that was killed takes us with it."""
+    os.lseek(0, 0, os.SEEK_SET)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(DECODE_WALL_SECONDS)
+            os.execv(ffmpeg, ffmpeg_command(kind, at))
+        finally:  # there is no ffmpeg any more
+            os.kill(os.getpid(), signal.SIGKILL)
+    signal.alarm(0)  # its own bounds it
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
+        os._exit(0)
 
 
 def limit_process() -> None:
@@ -4228,6 +4787,7 @@ MEDIA_EXTENSIONS = frozenset(
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
+MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
 
@@ -4237,7 +4797,7 @@ def is_media_name(name: bytes) -> bool:
 
 
 def describe(folder: Folder, path: str, added: float) -> Located | None:
-    """Read, hash and probe one file; None where it is gone or changes while it is read."""
+    """Read, hash and probe one file; None where it is gone, EAGAIN where it changes meanwhile."""
     try:
         with folder.open(path) as file:
             before = os.fstat(file.fileno())
@@ -4247,37 +4807,39 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
                 digest.update(buffer[:count])
             facts = probe(file)
             after = os.fstat(file.fileno())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     sha256 = digest.hexdigest()
-    size, times = before.st_size, (before.st_mtime_ns, before.st_ctime, added)
-    known = File(folder.name, path, sha256, size, *times)
-    return (known, Asset(sha256, size, facts)) if known.matches(after) else None
+    known = File(folder.name, path, sha256, *state_of(before), added)
+    if not known.matches(after):
+        raise BlockingIOError(errno.EAGAIN, "it is being written")
+    return known, Asset(sha256, known.size, facts)
 
 
 class ScanProgress(NamedTuple):
-    """How far the scan is; `finished_at` is the last end of a whole scan in Unix seconds."""
+    """How far the scan is; `finished_at` is the last end of one in Unix seconds."""
 
     running: bool = False
     done: int = 0
     total: int = 0
+    unreadable: int = 0  # files and folders of the last scan, which are tried again
     finished_at: float | None = None
 
 
 class SharedProgress:
     """A ScanProgress that every process forked from this one sees."""
 
-    LAYOUT = struct.Struct("=?QQd")
+    LAYOUT = struct.Struct("=?QQQd")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
 
     def get(self) -> ScanProgress:
-        running, done, total, finished_at = self.LAYOUT.unpack(self._memory[:])
-        return ScanProgress(bool(running), int(done), int(total), float(finished_at) or None)
+        now = ScanProgress(*self.LAYOUT.unpack(self._memory[:]))
+        return now._replace(finished_at=now.finished_at or None)
 
     def set(self, now: ScanProgress) -> None:
-        self._memory[:] = self.LAYOUT.pack(now.running, now.done, now.total, now.finished_at or 0)
+        self._memory[:] = self.LAYOUT.pack(*now[:-1], now.finished_at or 0)
 
 
 class Scanner:
@@ -4285,12 +4847,11 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        apart: Sequence[str], progress: SharedProgress,
+        progress: SharedProgress,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._thumbnails = thumbnails
-        self._apart = apart  # folders that are not part of the library wherever they lie
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
@@ -4298,7 +4859,7 @@ class Scanner:
         self.progress = progress
 
     def start(self, interval: float) -> None:
-        """Scan now and every `interval` seconds; 0: only when asked."""
+        """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
@@ -4322,150 +4883,250 @@ class Scanner:
             thread.join(SCANNER_STOP_SECONDS)
 
     def _scan_loop(self, interval: float) -> None:
+        pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
         while not self._stopping:
-            self._wanted.wait(interval or None)
+            self._wait(pause)
             self._wanted.clear()
             try:
-                self.scan()
+                whole = self.scan()
             except Exception as error:  # one bad scan must not be the last one
                 warn(f"the scan stopped: {type(error).__name__}: {error}")
                 self.progress.set(self.progress.get()._replace(running=False))
+                whole = False
+            pause = interval or math.inf
+            if not whole:
+                pause = min(pause, retry)
+            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
-    def scan(self) -> None:
-        """Bring the index in step with the disk once."""
+    def _wait(self, seconds: float) -> None:
+        """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
+        end, away = time.monotonic() + seconds, self._away()
+        while (left := end - time.monotonic()) > 0:
+            step = min(left, TRY_AGAIN_SECONDS) if away else left
+            if self._wanted.wait(None if step == math.inf else step) or away != self._away():
+                return
+
+    def _away(self) -> list[tuple[str, bool, list[str]]]:
+        """The folders that are missing, or have mount points below that are."""
+        found = []
+        with contextlib.suppress(sqlite3.Error):
+            for folder in self._folders.values():
+                found.append((folder.name, folder.is_missing(), self.absent_mounts(folder)))
+        return [each for each in found if each[1] or each[2]]
+
+    def scan(self) -> bool:
+        """Bring the index in step with the disk once; whether everything was seen."""
         if self._stopping:
-            return
-        self.progress.set(self.progress.get()._replace(running=True, done=0, total=0))
-        for folder in self._folders.values():
-            if not folder.is_missing():
-                self._scan_folder(folder)
-            elif self._index.files.is_empty(folder.name):
-                continue
-            else:
-                warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
-        self.progress.set(self.progress.get()._replace(running=False, finished_at=time.time()))
+            return True
+        start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
+        self.progress.set(start)
+        whole = [self._scan_folder(folder) for folder in self._folders.values()]
+        now = self.progress.get()
+        self.progress.set(now._replace(running=False, finished_at=time.time()))
+        return all(whole)
 
-    def _scan_folder(self, folder: Folder) -> None:
-        started = time.time()
-        new, gone, unchanged = self._compare(folder)
-        self._advance(unchanged, unchanged + len(new))
+    def _scan_folder(self, folder: Folder) -> bool:
+        """Bring the index in step with a folder; whether everything in it was seen."""
+        before, started = folder.identity(), time.time()
+        if before is None:
+            if not folder.is_new():
+                warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
+            return folder.is_new()
+        unreadable: list[bytes] = []
+        new, gone, unchanged = self._compare(folder, unreadable)
+        self._advance(unchanged, unchanged + len(new), len(unreadable))
+        failed = 0
         for start in range(0, len(new), SCAN_BATCH):
             if self._stopping:
-                return
+                return True
             batch = new[start : start + SCAN_BATCH]
-            self._add([os.fsdecode(path) for path in batch], folder)
-            self._advance(len(batch), 0)
+            missed = self._add([os.fsdecode(path) for path in batch], folder)
+            failed += missed
+            self._advance(len(batch), 0, missed)
             self._fresh.set()
+        if unreadable or failed:
+            warn(f"{len(unreadable) + failed} files or folders in {folder.path} cannot be read")
+        if folder.identity() != before:
+            warn(f"{folder.path} is another folder than when the scan began: its index is kept")
+            return False
+        kept = [*unreadable, *self._note_mounts(folder)]  # what lies there is not gone
+        gone = [path for path in gone if not path.startswith(tuple(kept))]
         self._forget(folder, gone, started)
+        return not (unreadable or failed)
 
-    def _advance(self, done: int, total: int) -> None:
+    def _advance(self, done: int, total: int, unreadable: int) -> None:
         now = self.progress.get()
-        self.progress.set(now._replace(done=now.done + done, total=now.total + total))
+        done, total, unreadable = now.done + done, now.total + total, now.unreadable + unreadable
+        self.progress.set(now._replace(done=done, total=total, unreadable=unreadable))
 
-    def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
+    def absent_mounts(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted whose files are known, and is no more."""
+        known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
+        return [
+            path for path in known
+            if path not in mounted and not folder.holds_files(f"{path}/")
+            and not self._index.files.is_empty(folder.name, f"{path}/")
+        ]  # fmt: skip
+
+    def _note_mounts(self, folder: Folder) -> list[bytes]:
+        """Remember the mount points below a folder; give those that are absent, with `/`."""
+        absent = self.absent_mounts(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)}
+        text = json.dumps(sorted(mounted.union(absent)))
+        if text != (self._index.get_meta(f"mounts {folder.name}") or "[]"):
+            self._index.set_meta(f"mounts {folder.name}", text)
+        for path in absent:
+            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
+        return [os.fsencode(f"{path}/") for path in absent]
+
+    def _compare(
+        self, folder: Folder, unreadable: list[bytes]
+    ) -> tuple[list[bytes], list[bytes], int]:
         """New or changed paths, paths that are no more, and the number of unchanged ones."""
         known = self._index.files.in_order(folder.name)
         new, gone, unchanged = [], [], 0
-        unreadable: list[bytes] = []
         row = next(known, None)
-        for path, status in folder.walk(is_media_name, self._identities(), unreadable):
+        for path, status in folder.walk(is_media_name, unreadable):
             while row is not None and row[0] < path:
                 gone.append(row[0])
                 row = next(known, None)
-            if row is not None and row == (path, status.st_size, status.st_mtime_ns):
+            if row is not None and row[0] == path and is_same(folder.name, row[1], status):
                 unchanged += 1
             else:
                 new.append(path)
             if row is not None and row[0] == path:
                 row = next(known, None)
-        gone += ([row[0]] if row else []) + [path for path, _, _ in known]
-        if unreadable:  # what lies there is not gone
-            warn(f"{len(unreadable)} folders in {folder.path} cannot be read")
-            gone = [path for path in gone if not path.startswith(tuple(unreadable))]
+        gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, gone, unchanged
 
-    def _identities(self) -> set[tuple[int, int]]:
-        found = set()
-        for path in self._apart:
-            with contextlib.suppress(OSError):
-                status = os.stat(path)
-                found.add((status.st_dev, status.st_ino))
-        return found
-
-    def _add(self, paths: Sequence[str], folder: Folder) -> None:
+    def _add(self, paths: Sequence[str], folder: Folder) -> int:
+        """Read files and put them into the index; how many could not be."""
         from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
-        now = time.time()
+        now, failed = time.time(), []
+
+        def read(path: str) -> Located | None:
+            try:
+                return describe(folder, path, now)
+            except (OSError, ValueError):
+                failed.append(path)
+                return None
+
         with ThreadPoolExecutor(HASH_THREADS) as pool:
-            found = list(pool.map(lambda path: describe(folder, path, now), paths))
-        self._put([item for item in found if item])
+            found = list(filter(None, pool.map(read, paths)))
+        return len(failed) + self._put_each(found)
+
+    def _put_each(self, found: Sequence[Located]) -> int:
+        """Put files into the index, together if that can be; how many were refused."""
+        try:
+            self._put(found)
+        except (sqlite3.Error, OSError) as error:  # locked, full: a later scan tries again
+            warn(f"{len(found)} files are not in the index yet: {error}")
+            return len(found)
+        except (ValueError, OverflowError):  # one of them has a value that cannot be stored
+            return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
+        return 0
 
     def _put(self, found: Sequence[Located]) -> None:
         def apply(db: Database) -> list[str | None]:
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
-        self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
+        if found:
+            self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
 
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
-        """Forget files that were known `before` the folder was read and not found in it."""
+        """Forget files that are gone, or were known `before` the folder was read without them."""
 
         def apply(db: Database) -> list[str]:
-            names = map(os.fsdecode, paths)
-            return self._index.files.remove_all(db, folder.name, names, before)
+            names = list(map(os.fsdecode, paths))
+            gone = [name for name in names if folder.is_gone(name)]  # whatever the clock said
+            found = self._index.files.remove_all(db, folder.name, gone)
+            return found + self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
 
     def refresh(self, folder: Folder, path: str) -> Located | None:
-        """Read one file that changed since it was last read; None where it is gone."""
+        """Read one file that changed since it was last read; None where it is gone, OSError."""
         found = describe(folder, path, time.time())
         if found:
             self._put([found])
         return found
 
+    def current(self, found: Located) -> Located | None:
+        """A file if it still has its content; it is read again where only ctime has changed."""
+        file, folder = found[0], self._folders.get(found[0].root)
+        if folder is None:
+            return found
+        try:
+            if file.matches(folder.stat(file.path)):
+                return found
+            again = self.refresh(folder, file.path) if folder.has(file) else None
+        except (OSError, ValueError):
+            return None
+        return again if again and again[0].sha256 == file.sha256 else None
+
     def _thumbnail_loop(self) -> None:
-        while True:
-            self._fresh.wait()
+        pause, retry = math.inf, TRY_AGAIN_SECONDS
+        while not self._stopping:
+            self._fresh.wait(None if pause == math.inf else pause)
             self._fresh.clear()
             try:
-                while not self._stopping and self._make_thumbnails():
-                    pass
-            except Exception as error:  # the next fresh file tries again
+                whole = self._make_thumbnails()
+            except Exception as error:
                 warn(f"thumbnails stopped: {type(error).__name__}: {error}")
-            if self._stopping:
-                return
+                whole = False
+            pause = math.inf if whole else retry
+            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
     def _make_thumbnails(self) -> bool:
-        """Try a batch of those that were not tried; whether there was any."""
-        kinds = [kind for kind in ("image", "video") if self._thumbnails.can_make(kind, "")]
-        found = self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH)
-        if not found:
-            return False
+        """Try each of those that have no verdict yet once; whether all have one now."""
+        if not self._thumbnails.kinds:
+            return True
         from concurrent.futures import ThreadPoolExecutor  # as in _add
 
+        kinds, last, whole = self._thumbnails.kinds, "", True
         with ThreadPoolExecutor(self._thumbnails.processes) as pool:
-            for _ in pool.map(self._try_thumbnail, found):
-                pass
-        return self._thumbnails.available
+            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
+                whole = all(pool.map(self._try_thumbnail, found)) and whole
+                last = found[-1][1].sha256
+        return whole
 
-    def _try_thumbnail(self, found: Located) -> None:
-        if not self._stopping:
-            file, asset = found
-            self.ensure_thumbnail(self._folders[file.root], file, asset)
+    def _try_thumbnail(self, found: Located) -> bool:
+        """Make a thumbnail ahead; whether there is no need to try again."""
+        if self._stopping:
+            return True
+        try:
+            return self.ensure_thumbnail(*found) is not Outcome.FAILED
+        except FileNotFoundError:  # removed since: the next scan will see
+            return self._folders[found[0].root].is_there()
+        except (OSError, sqlite3.Error):
+            return False
 
-    def ensure_thumbnail(self, folder: Folder, file: File, asset: Asset) -> bool:
-        """Whether a content has a thumbnail, which is made now if that has not been tried yet."""
+    def ensure_thumbnail(self, file: File, asset: Asset) -> Outcome:
+        """Have the thumbnail of a content, which is made now if that has not been tried yet.
+
+        OSError where the file cannot be opened or the thumbnail not stored.
+        """
         facts, thumbnails = asset.facts, self._thumbnails
         if asset.thumbnail == 0 or facts is None:
-            return False
-        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256):
-            return True
-        made = thumbnails.can_make(facts.kind, facts.mime_type) and thumbnails.make(
-            folder.locate(file.path), asset.sha256, facts.kind, facts.duration
-        )
-        if made or thumbnails.available:  # else it is not the picture's fault
-            self._index.assets.set_thumbnail(asset.sha256, made)
-        return made
+            return Outcome.IMPOSSIBLE
+        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
+            return Outcome.MADE
+        if facts.kind not in thumbnails.kinds:
+            return Outcome.IMPOSSIBLE
+        if not thumbnails.available:
+            return Outcome.FAILED
+        outcome = Outcome.IMPOSSIBLE
+        if thumbnails.can_make(facts.kind, facts.mime_type):
+            with self._folders[file.root].open(file.path) as source:
+                if not file.matches(os.fstat(source.fileno())):
+                    return Outcome.FAILED
+                outcome = thumbnails.make(source, file, asset)
+        if outcome is not Outcome.FAILED:  # which is not the picture's fault
+            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
+        return outcome
 
 
 # ======================================================================================
@@ -6263,6 +6924,7 @@ class BodySpec(NamedTuple):
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
+    check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
 
 
 class Route(NamedTuple):
@@ -6410,14 +7072,13 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile(NamedTuple):
-    """A public file that was asked for, good as long as `path` has this size and mtime.
+    """A public file that was asked for, good as long as `path` is the same file in this state.
 
     The bytes of a small one are in `content`, and the usual answer with them in `whole`.
     """
 
     path: str
-    size: int
-    mtime_ns: int
+    state: tuple[tuple[int, int], State]  # a link on the way would lead to another file
     content: Content
     whole: Response | None
 
@@ -6425,6 +7086,22 @@ class HotFile(NamedTuple):
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
 MAX_ADDRESS_FAILURES = 20  # and from one address
 LOOK_AGAIN_SECONDS = 0.2  # for the end of a login in another worker
+
+
+def network_of(address: str) -> str:
+    """What stands for one client: an IPv6 address's /64, which one household has.
+
+    >>> network_of("192.0.2.7"), network_of("2001:db8::7"), network_of("::ffff:192.0.2.7")
+    ('192.0.2.7', '2001:db8::/64', '192.0.2.7')
+    """
+    import ipaddress  # as in parse_networks
+
+    with contextlib.suppress(ValueError):
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(parsed, ipaddress.IPv6Address):
+            mapped = parsed.ipv4_mapped
+            return str(mapped or ipaddress.ip_network((parsed, 64), strict=False))
+    return address
 
 
 class Logins:
@@ -6435,8 +7112,9 @@ class Logins:
         self._room = room
         self._ended = threading.Condition()
 
-    def check(self, account: str, address: str, password: str, stored: str) -> bool:
+    def check(self, account: str, client: str, password: str, stored: str) -> bool:
         """Whether a password is right; 429 after too many that were not."""
+        address = f"address {network_of(client)}"
         limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
         attempt = secrets.token_hex(8)
         with self._room.place():
@@ -6469,18 +7147,31 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        buffers, users = WriteBuffers(), settings.database_dir / "users"
-        self.library = Folder("library", settings.storage_dir, make=False, buffers=buffers)
-        self.images = Folder("images", settings.upload_dir, make=True, buffers=buffers)
-        self.users = Folder("users", users, make=True, buffers=buffers)
-        self.entities = Folder("entities", settings.media_storage_dir, make=True, buffers=buffers)
-        folders = (self.library, self.images, self.users, self.entities)
-        self.folders = {folder.name: folder for folder in folders}
+        places = {
+            "library": settings.storage_dir,
+            "images": settings.upload_dir,
+            "users": settings.database_dir / "users",
+            "entities": settings.media_storage_dir,
+        }
+        apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+        buffers = WriteBuffers()
+        self.folders = {
+            name: Folder(
+                name, path, make=name != "library", buffers=buffers,
+                is_new=functools.partial(index.files.is_empty, name),
+                excluded=apart if name == "library" else (),
+            )
+            for name, path in places.items()
+        }  # fmt: skip
+        self.library, self.images, self.users, self.entities = self.folders.values()
+        data = Folder("data", settings.database_dir, make=True, buffers=buffers)
+        beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+        public = Shelf(self.library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+        thumbnails.place(public, Shelf(data, "thumbnails/private/"))
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
-        apart = [str(settings.database_dir), *(f.path for f in folders if f is not self.library)]
-        self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart, progress)
+        self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -6491,18 +7182,41 @@ class App:
         )
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
-        self.scrypt = ScryptRoom()
-        self.logins = Logins(index.failures, self.scrypt)
+        self.new_passwords = ScryptRoom(1, MAX_NEW_PASSWORDS)
+        room = ScryptRoom(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
+        self.logins = Logins(index.failures, room)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
         self.listing = Listing()
         self.started = time.monotonic()
 
-    def is_unmounted(self) -> bool:
-        """Whether the folder is missing, or empty though pictures are known."""
-        if not self.library.is_missing():
+    def is_degraded(self) -> bool:
+        """Whether the storage folder, or a disk below it, is missing."""
+        return self.library.is_missing() or bool(self.scanner.absent_mounts(self.library))
+
+    def problems(self) -> list[str]:
+        """What is not as it should be, in sentences without paths."""
+        missing = self.library.is_missing()
+        absent = 0 if missing else len(self.scanner.absent_mounts(self.library))
+        unreadable = self.scanner.progress.get().unreadable
+        restarts = self.thumbnails.restarts[0]
+        return [
+            sentence.format(count)
+            for count, sentence in (
+                (missing, "The storage folder is not there, or there is nothing in it."),
+                (absent, "Disks below the storage folder that are not mounted: {}."),
+                (unreadable, "Files or folders that could not be read: {}; the log says more."),
+                (restarts, "Times that the decoder host had to be started again: {}."),
+            )
+            if count
+        ]
+
+    def takes_uploads(self) -> bool:
+        """Whether the storage folder is there, with the disks that uploads lie on."""
+        if not self.library.is_there():
             return False
-        return not os.path.isdir(self.library.path) or not self.index.files.is_empty("library")
+        absent = self.scanner.absent_mounts(self.library)
+        return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
     def prepare(self, content: Content) -> Response:
         """The usual answer with a small public file, whoever asks."""
@@ -6556,20 +7270,23 @@ class Request:
         chain = self.headers.get("x-forwarded-for", "").split(",")
         trusted = self.app.settings.trusted_proxies
         address = self.peer
-        while chain and is_trusted(address, trusted):
-            address = parse_address(chain.pop())
+        while chain and is_trusted(address, trusted):  # a proxy that names no client is it
+            address = parse_address(chain.pop()) or address
         return address
 
     def url(self, path: str) -> str:
         """The absolute URL of a path here, as the client reaches it."""
-        base = self.app.settings.public_url
-        if base:
-            return base + path
+        if self.app.settings.public_url:
+            return self.reference(path)
         scheme, host = "http", self.head.host
         if self.behind_proxy:
             scheme = forwarded(self.headers, "x-forwarded-proto", r"https?") or scheme
             host = forwarded(self.headers, "x-forwarded-host", r"[\w.:\[\]-]+") or host
         return f"{scheme}://{host or 'localhost'}{path}"
+
+    def reference(self, path: str) -> str:
+        """A path here for `Location` and pages: with PUBLIC_URL, whose path is the proxy's."""
+        return self.app.settings.public_url + path
 
 
 def parse_address(text: str) -> str:
@@ -6695,11 +7412,25 @@ def parse_flag(value: Any) -> bool:
 
 
 def parse_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str, has_upload: bool = False
+    declared: Sequence[Field], values: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The declared fields among `values`; what is not sent has its default if there is one."""
-    parsed: dict[str, Any] = {}
+    """The declared fields among `values`; raises Invalid with all that is wrong with them."""
     problems: list[Problem] = []
+    parsed = collect_declared(declared, values, where, problems)
+    if problems:
+        raise Invalid(*problems)
+    return parsed
+
+
+def collect_declared(
+    declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[Problem],
+    has_upload: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The declared fields among `values` that are right; to `problems` goes what is not.
+
+    What is not sent has its default if there is one.
+    """
+    parsed: dict[str, Any] = {}
     for item in declared:
         try:
             if item.name in values and (item.blank != "not sent" or values[item.name] != ""):
@@ -6710,8 +7441,6 @@ def parse_declared(
                 parsed[item.name] = item.default
         except Invalid as error:
             problems += error.problems
-    if problems:
-        raise Invalid(*problems)
     return parsed
 
 
@@ -6742,10 +7471,23 @@ def read_body(request: Request, spec: BodySpec) -> None:
     else:
         what = media_type or "a body without Content-Type"
         raise HTTPError(415, f"This endpoint does not read {what}.")
+    request.fields = parse_form(request, spec, values)
+
+
+def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a form; raises Invalid with all that is wrong with it."""
+    problems: list[Problem] = []
     if spec.upload and spec.upload.required and request.upload is None:
         message = "is required: send one file as multipart/form-data"
-        raise Invalid(Problem("body", spec.upload.name, message, "missing"))
-    request.fields = parse_declared(spec.fields, values, "body", request.upload is not None)
+        problems.append(Problem("body", spec.upload.name, message, "missing"))
+    has_upload = request.upload is not None
+    fields = collect_declared(spec.fields, values, "body", problems, has_upload)
+    if spec.check:
+        known = {problem.field for problem in problems}
+        problems += [each for each in spec.check(request, fields) if each.field not in known]
+    if problems:
+        raise Invalid(*problems)
+    return fields
 
 
 def parse_json_object(text: bytes) -> dict[str, Any]:
@@ -6838,7 +7580,7 @@ def receive_upload(
     if upload.check_name and filename:
         upload.check_name(filename)
     folder = request.app.folders[upload.folder]
-    if not folder.make and request.app.is_unmounted():
+    if not folder.make and not request.app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
     incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
@@ -6996,6 +7738,8 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.EPERM: (503, "The storage folder cannot be written to."),
     errno.ENOENT: (503, "The storage folder is not there."),
     errno.ENOTDIR: (503, "The storage folder is not there."),
+    errno.ELOOP: (503, "The storage folder is not there."),
+    errno.ENODEV: (503, "The storage folder is not there."),
     errno.ESTALE: (503, "The storage folder is not there."),
     errno.EIO: (503, "The disk does not answer."),
     errno.EMFILE: (503, "Too many files are open."),
@@ -7042,6 +7786,7 @@ class Application:
                 item.method: (item, parameters)
                 for item, parameters in reversed(self.routes.find(head.path))
             }
+            family = next((item.family for item, _ in found.values()), "")
             preflight = "access-control-request-method" in head.headers
             if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
                 response = self.answer_options(head, found)
@@ -7085,9 +7830,11 @@ class Application:
         principal = find_principal(
             authorization, token, app.keys, time.time(), app.tokens, cookies
         )
-        if principal.user_id and app.index.users.is_disabled(principal.user_id):
+        user_id = principal.user_id
+        if user_id and app.index.users.refuses(user_id, principal.issued):
             if principal.kind != "view":
-                raise HTTPError(401, "The account is disabled.", CHALLENGE)
+                detail = "The account is disabled, or was since; log in again."
+                raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
         request.principal = principal
 
@@ -7190,7 +7937,7 @@ def close_source(content: Content) -> None:
 
 
 def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
-    return status.st_mtime_ns == hot.mtime_ns and status.st_size == hot.size
+    return hot.state == (inode(status), state_of(status))
 
 
 def is_ready(head: RequestHead, response: Response) -> bool:
@@ -7280,6 +8027,8 @@ DJANGO_MESSAGES = {
 def error_response(error: HTTPError, family: str) -> Response:
     """An error in the shape of its family (CONTRACT.md, section 3)."""
     status, value = error.status, dict[str, Any](detail=error.detail)
+    if family == "accounts":
+        value |= error.members
     if isinstance(error, Invalid) and family == "entities":
         status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}
     elif isinstance(error, Invalid) and family == "accounts":
@@ -7333,7 +8082,7 @@ def existing(thing: T | None, otherwise: str = "Not found.") -> T:
 def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
     """A file of these folders with this content, unchanged on disk."""
     found = app.index.files.with_content(sha256, roots)
-    return next((each for each in found if app.folders[each[0].root].has(each[0])), None)
+    return next(filter(None, map(app.scanner.current, found)), None)
 
 
 def find_content(app: App, request: Request, sha256: str) -> Located:
@@ -7416,8 +8165,13 @@ def remember_hot(app: App, request: Request, file: File, content: Content) -> No
         if app.settings.accel_redirect:
             return
         content = content._replace(source=b"")
-    path = app.library.locate(file.path)
-    app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
+    try:
+        status = app.library.stat(file.path)
+    except OSError:
+        return
+    if file.matches(status):
+        path, state = f"{app.library.path}/{file.path}", (inode(status), state_of(status))
+        app.remember(request.head.target, HotFile(path, state, content, whole))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -7425,25 +8179,39 @@ def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[s
     twin = find_twin(app, incoming.sha256, folder.name) if folder.make else None
     name = folder.keep(incoming, names, twin and twin[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    status = folder.stat(name)
-    times = (status.st_mtime_ns, status.st_ctime, time.time())
-    return File(folder.name, name, asset.sha256, status.st_size, *times), asset
+    return File(folder.name, name, asset.sha256, *state_of(folder.stat(name)), time.time()), asset
+
+
+def finish_upload(app: App, incoming: Incoming, file: File) -> None:
+    """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
+    incoming.discard(undo=False)
+    with contextlib.suppress(OSError, sqlite3.Error):  # it is stored: the next scan reads it again
+        app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
+
+
+ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
-    if facts is None or facts.extension not in extensions:
-        raise HTTPError(400, f"The file's content is none of: {', '.join(sorted(extensions))}.")
+    allowed = ", ".join(sorted(extensions))
+    if facts is None:
+        raise HTTPError(400, f"The file's content is none of: {allowed}.")
+    if facts.extension not in extensions:
+        detail = f"The file's content is {facts.mime_type}, which is none of: {allowed}."
+        raise HTTPError(400, f"{detail} {ELSEWHERE}")
     return facts
 
 
 def check_extension(name: str, extensions: Set[str]) -> str:
     """The extension of a file name if it is an allowed one, in lower case; 400."""
-    extension = posixpath.splitext(name.replace("\\", "/"))[1][1:].lower()
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    extension = base.rpartition(".")[2] if "." in base else ""
     if extension not in extensions:
-        allowed = ", ".join(sorted(extensions))
-        raise HTTPError(400, f"The file's name must end in one of: {allowed}.")
+        detail = f"The file's name must end in one of: {', '.join(sorted(extensions))}."
+        hint = f" {ELSEWHERE}" if is_media_name(os.fsencode(base)) else ""
+        raise HTTPError(400, f"{detail}{hint}")
     return extension
 
 
@@ -7474,6 +8242,7 @@ def upload_media(app: App, request: Request) -> Response:
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    finish_upload(app, incoming, file)
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -7481,7 +8250,7 @@ def upload_media(app: App, request: Request) -> Response:
         "content_type": facts.mime_type,
         "sha256": asset.sha256,
     }
-    return json_response(value, 201, [("Location", f"/media/{filename}")])
+    return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
 
 
 @route("GET", "/media/{filename}", READ, "media", "A public image", {200: "the file"})
@@ -7570,10 +8339,13 @@ def library_pieces(app: App) -> Iterator[str]:
 def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
     sha256 = check_sha256(sha256)
     file, asset = find_content(app, request, sha256)
-    if not app.scanner.ensure_thumbnail(app.folders[file.root], file, asset):
-        raise HTTPError(404, "There is no thumbnail of this file.")
     try:
-        data = app.thumbnails.path(sha256).read_bytes()
+        outcome = app.scanner.ensure_thumbnail(file, asset)
+        if outcome is Outcome.FAILED:
+            raise HTTPError(503, "The thumbnail cannot be made now.", RETRY_LATER)
+        if outcome is Outcome.IMPOSSIBLE:
+            raise HTTPError(404, "There is no thumbnail of this file.")
+        data = app.thumbnails.read(sha256, file.root != "library")
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
@@ -7623,6 +8395,7 @@ def put_image(app: App, request: Request, filename: str) -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
+        finish_upload(app, incoming, file)
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
@@ -7650,6 +8423,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "bmp"})
 IMAGE_TYPES = frozenset({"jpg", "png", "gif", "webp", "bmp"})
+SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
 IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
 
 
@@ -7663,12 +8437,12 @@ def private_names(name: str) -> Iterator[str]:
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    name = safe_name(filename)
-    stem, extension = posixpath.splitext(name)
+    stem, extension = posixpath.splitext(safe_name(filename) or "file")
     extension = extension or f".{facts.extension}"
-    check_extension(extension and f"x{extension}", IMAGE_NAMES)
+    check_extension(f"{stem}{extension}", IMAGE_NAMES)
     if settings.slugify_filenames:
-        stem, extension = slugify(stem) or "image", extension.lower()
+        digest = hashlib.sha256(_utf8(stem)).hexdigest()[:SLUG_DIGITS]
+        stem, extension = slugify(stem) or digest, extension.lower()
     return safe_name(f"{stem}{extension}")
 
 
@@ -7680,6 +8454,7 @@ def upload_private_image(app: App, request: Request) -> Response:
     name = image_name(app.settings, incoming.filename, facts)
     file, asset = store_upload(app, incoming, app.images, private_names(name))
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    finish_upload(app, incoming, file)
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
@@ -7695,6 +8470,7 @@ MAX_PHONE_LENGTH = 32
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 1024
 MAX_DESCRIPTION_LENGTH = 10_000
 MAX_NOTE_LENGTH = 1024
+MAX_USER_AGENT_LENGTH = 120  # of what is kept of it
 MAX_SEARCH_TERMS = 32
 FILE_URL_SECONDS = 3600
 PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
@@ -7719,6 +8495,23 @@ def password_field(name: str, shortest: int = 0) -> Field:
     return needed(name, shortest=shortest, longest=MAX_PASSWORD_LENGTH)
 
 
+def check_registration_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    if not re.fullmatch(EMAIL, values.get("email", "")):
+        yield Problem("body", "email", "Enter a valid email address.")
+    yield from taken_problems(request.app.index.users.taken(values))
+
+
+def taken_problems(names: Iterable[str]) -> Iterator[Problem]:
+    for name in names:
+        message = f"user with this {name.replace('_', ' ')} already exists."
+        yield Problem("body", name, message, "unique")
+
+
+def check_login_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    if not (values.get("username") or values.get("email")):
+        yield Problem("body", "username", "is required", "missing")
+
+
 REGISTRATION = BodySpec(ANY_BODY, (
     name_field("first_name", MAX_NAME_LENGTH, nullable=False),
     name_field("last_name", MAX_NAME_LENGTH, nullable=False),
@@ -7726,12 +8519,12 @@ REGISTRATION = BodySpec(ANY_BODY, (
     name_field("username", MAX_NAME_LENGTH, blank="null"),
     name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
     password_field("password", MIN_PASSWORD_LENGTH),
-))  # fmt: skip
+), check=check_registration_form)  # fmt: skip
 LOGIN = BodySpec(ANY_BODY, (
     name_field("username", MAX_EMAIL_LENGTH, blank="null"),
     name_field("email", MAX_EMAIL_LENGTH, blank="null"),
     password_field("password"),
-))  # fmt: skip
+), check=check_login_form)  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
 PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
@@ -7766,17 +8559,11 @@ def check_registration(app: App, request: Request) -> None:
        body=REGISTRATION, before=check_registration)  # fmt: skip
 def register(app: App, request: Request) -> Response:
     values = request.fields
-    if not re.fullmatch(EMAIL, values["email"]):
-        raise Invalid(Problem("body", "email", "Enter a valid email address."))
-    values["password"] = app.scrypt.hash(values["password"])
+    values["password"] = app.new_passwords.hash(values["password"])
 
     def add(db: Database) -> User:
-        problems = []
-        for name in app.index.users.taken(db, values):
-            message = f"user with this {name.replace('_', ' ')} already exists."
-            problems.append(Problem("body", name, message, "unique"))
-        if problems:
-            raise Invalid(*problems)
+        if problems := list(taken_problems(app.index.users.taken(values, db))):
+            raise Invalid(*problems)  # by another request meanwhile
         return app.index.users.add(db, values, time.time())
 
     return json_response(user_json(app.index.write(add)), 201)
@@ -7790,29 +8577,35 @@ def login_key(user: User | None, name: str) -> str:
 @route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
        {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
 def login(app: App, request: Request) -> Response:
-    name = request.fields.get("username") or request.fields.get("email")
-    if name is None:
-        raise Invalid(Problem("body", "username", "is required", "missing"))
+    name = request.fields.get("username") or request.fields["email"]
     user = app.index.users.find(name)
     stored = user.password if user and user.is_active else DUMMY_PASSWORD_HASH
     password = request.fields["password"]
-    right = app.logins.check(login_key(user, name), f"address {request.client}", password, stored)
-    now, session, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
-    values = (session, jti, now, now + refresh_seconds(app))
-    if user and right and app.index.write(lambda db: app.index.sessions.open(db, user, *values)):
-        return json_response(sign_tokens(app, user, session, jti, now))
-    raise unauthorized("No active account found with the given credentials")
+    right = app.logins.check(login_key(user, name), request.client, password, stored)
+    session = begin_session(app, request, user) if user and right else None
+    if user is None or session is None:
+        raise unauthorized("No active account found with the given credentials")
+    return json_response(sign_tokens(app, user, session))
+
+
+def begin_session(app: App, request: Request, user: User) -> Session | None:
+    """A new session of a user; None if the account was disabled or its password changed."""
+    now, key, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
+    agent = printable_line(request.headers.get("user-agent", ""))[:MAX_USER_AGENT_LENGTH]
+    origin = {"address": request.client, "user_agent": agent}
+    session = Session(key, user.id, jti, now, int(now) + refresh_seconds(app), now, **origin)
+    opened = app.index.write(lambda db: app.index.sessions.open(db, user, session))
+    return session if opened else None
 
 
 def refresh_seconds(app: App) -> int:
     return app.settings.jwt_refresh_token_lifetime_days * 86400
 
 
-def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dict[str, str]:
-    """An access and a refresh token with the claims of SimpleJWT."""
-    lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
+def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
+    """A new access token and the session's one refresh token, with the claims of SimpleJWT."""
+    now = max(int(time.time()), user.tokens_from)
     about = {
-        "iat": int(now),
         "user_id": user.id,
         "email": user.email,
         "first_name": user.first_name,
@@ -7820,12 +8613,15 @@ def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dic
         "permissions": user.permissions.split(),
         "is_admin": False,
     }
-    access = {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)}
-    refresh = {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session}
+    lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
+    access = {"exp": now + lifetime, "iat": now, "jti": secrets.token_hex(16)}
+    refresh = {"exp": int(session.expires_at), "iat": int(session.rotated_at), "jti": session.jti}
     key = app.settings.jwt_signing_key
     return {
         "access": sign_jwt({"token_type": "access", **access, **about}, key),
-        "refresh": sign_jwt({"token_type": "refresh", **refresh, **about}, key),
+        "refresh": sign_jwt(
+            {"token_type": "refresh", **refresh, "session": session.id, **about}, key
+        ),
     }
 
 
@@ -7840,28 +8636,66 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
 @route("POST", "/api/auth/token/refresh", OPEN, "accounts", "Spend a refresh token for new tokens",
        {200: "access, refresh"}, body=REFRESH)  # fmt: skip
 def refresh_tokens(app: App, request: Request) -> Response:
-    now, jti = time.time(), secrets.token_hex(16)
+    arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
+    sessions = app.index.sessions
     try:
         token = parse_refresh_token(app, request.fields["refresh"])
+        renewed = app.index.write(lambda db: sessions.rotate(db, token, jti, arrived, lifetime))
+        if renewed is None:
+            raise TokenError("The refresh token is spent, or its session has ended; log in again.")
     except TokenError as error:
-        raise unauthorized(str(error)) from None
-    expires = now + refresh_seconds(app)
-    user = app.index.write(lambda db: app.index.sessions.rotate(db, token, jti, now, expires))
-    if user is None:
-        raise unauthorized("The token is spent.")
-    return json_response(sign_tokens(app, user, token.session, jti, now))
+        raise Unauthorized(error, "RefreshToken") from None
+    return json_response(sign_tokens(app, *renewed))
 
 
-@route("POST", "/api/auth/logout", USER, "accounts", "Spend a refresh token",
-       {205: "nothing", 400: "error"}, body=REFRESH)  # fmt: skip
+def check_logout_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    if not (values.get("refresh") or values.get("all")):
+        yield Problem("body", "refresh", "is required", "missing")
+
+
+LOGOUT = BodySpec(ANY_BODY, (
+    REFRESH.fields[0]._replace(required=False),
+    Field("all", "boolean", nullable=False, help="true: end all my sessions"),
+), check=check_logout_form)  # fmt: skip
+
+
+@route("POST", "/api/auth/logout", USER, "accounts",
+       "Spend a refresh token, which ends its session, or end all my sessions",
+       {205: "nothing", 400: "error"}, body=LOGOUT)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
-    sessions = app.index.sessions
+    sessions, user_id = app.index.sessions, caller(request)
+    if request.fields.get("all"):
+        app.index.write(lambda db: sessions.end_all(db, user_id))
+        return Response(205)
     with contextlib.suppress(TokenError):
         token = parse_refresh_token(app, request.fields["refresh"])
-        mine = token.user_id == caller(request)
-        if mine and app.index.write(lambda db: sessions.end(db, token)):
+        if token.user_id == user_id and app.index.write(lambda db: sessions.spend(db, token)):
             return Response(205)
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
+
+
+@route("GET", "/api/auth/sessions", USER, "accounts", "Where I am logged in, last used first",
+       {200: "a list of id, created_at, last_used_at, address, user_agent"})  # fmt: skip
+def list_sessions(app: App, request: Request) -> Response:
+    found = app.index.sessions.of_user(caller(request), time.time())
+    return json_response([session_json(session) for session in found])
+
+
+def session_json(session: Session) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "created_at": format_time(session.created_at),
+        "last_used_at": format_time(session.rotated_at),
+        "address": session.address,
+        "user_agent": session.user_agent,
+    }
+
+
+@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", "End one of my sessions",
+       {204: "nothing"})  # fmt: skip
+def end_one_session(app: App, request: Request, id: str) -> Response:
+    existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
+    return Response(204)
 
 
 @route("GET", "/api/auth/profile", USER, "accounts", "Who I am", {200: "the user"})
@@ -7874,8 +8708,8 @@ def get_profile(app: App, request: Request) -> Response:
 def change_password(app: App, request: Request) -> Response:
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    if app.logins.check(key, f"address {request.client}", values["old_password"], user.password):
-        password = app.scrypt.hash(values["new_password"])
+    if app.logins.check(key, request.client, values["old_password"], user.password):
+        password = app.new_passwords.hash(values["new_password"])
         if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
             return Response(204)
     raise Invalid(Problem("body", "old_password", "Wrong password."))
@@ -7959,14 +8793,31 @@ MEDIA_PATHS = ("/api/media/media", "/api/media")
 COLLECTION_PATHS = ("/api/media/collections", "/api/media/collection")
 MEDIA_ORDER = frozenset({"created_at", "name", "size"})
 MEDIA_FIELDS = (
-    needed("name", longest=MAX_TITLE_LENGTH, trim=True),
+    needed("name", longest=MAX_TITLE_LENGTH, trim=True, or_upload=True),
     Field("type", "text", or_upload=True, nullable=False, blank="refused", choices=KINDS),
     Field("size", "integer", minimum=0, blank="null"),
     Field("storage_path", "text", longest=MAX_NOTE_LENGTH),
     Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
     Field("collection", "text", blank="null", longest=MAX_TITLE_LENGTH),
 )
-MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, Upload("users", "max_media_bytes", required=False))
+
+
+def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
+    if request.upload and request.upload.facts is None:
+        yield Problem("body", "file", "The file is no image, video or audio.")
+    elif request.upload and request.upload.facts:
+        yield from kind_problems(values, request.upload.facts.kind)
+
+
+def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[Problem]:
+    given = values.get("type", kind)
+    if given != kind:
+        yield Problem("body", "type", f'The file is of type "{kind}", not "{given}".')
+
+
+RECORD_UPLOAD = Upload("users", "max_media_bytes", required=False)
+MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, RECORD_UPLOAD, check=check_media_form)
 NEW_MEDIA_BODY = MEDIA_BODY._replace(
     fields=tuple(item._replace(required=item.required or item.or_upload) for item in MEDIA_FIELDS)
 )
@@ -8007,29 +8858,12 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
 
 @route("GET", MEDIA_PATHS, USER, "accounts", "My media records",
        {200: "count, next, previous, results"},
-       query=(Field("type", help="image, video or audio"), *PAGING))  # fmt: skip
+       query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
+              *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
-    kind = request.query.get("type")
     to_json = functools.partial(record_json, app, request)
-    equal = (("type", kind),) if kind in KINDS else ()
+    equal = tuple((name, value) for name, value in request.query.items() if name == "type")
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
-
-
-def check_upload(request: Request) -> Facts | None:
-    """The facts of an uploaded file, which is an image, video or audio and of the type given."""
-    if request.upload is None:
-        return None
-    facts = request.upload.facts
-    if facts is None:
-        raise Invalid(Problem("body", "file", "The file is no image, video or audio."))
-    check_kind(request, facts.kind)
-    return facts
-
-
-def check_kind(request: Request, kind: str) -> None:
-    given = request.fields.get("type", kind)
-    if given != kind:
-        raise Invalid(Problem("body", "type", f'The file is of type "{kind}", not "{given}".'))
 
 
 def place_upload(app: App, request: Request) -> Located | None:
@@ -8037,15 +8871,24 @@ def place_upload(app: App, request: Request) -> Located | None:
     if request.upload is None:
         return None
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    name = safe_name(request.upload.filename) or "file"
-    names = numbered_names(f"{caller(request)}/{day}/{name}")
+    names = numbered_names(f"{caller(request)}/{day}/{upload_name(request.upload)}")
     return store_upload(app, request.upload, app.users, names)
+
+
+def upload_facts(request: Request) -> Facts | None:
+    return request.upload.facts if request.upload else None
+
+
+def upload_name(upload: Incoming) -> str:
+    return safe_name(upload.filename) or "file"
 
 
 def media_changes(request: Request) -> dict[str, Any]:
     """The columns of a record that a request sets."""
     columns = {"storage_path": "note", "collection": "collection_id"}
     changes = {columns.get(name, name): value for name, value in request.fields.items()}
+    if request.upload and request.head.method != "PATCH":
+        changes.setdefault("name", upload_name(request.upload))
     if changes.get("collection_id"):
         changes["collection_id"] = changes["collection_id"].lower()
     return changes
@@ -8067,7 +8910,7 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
        {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
-    facts, changes, now = check_upload(request), media_changes(request), time.time()
+    facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = empty._replace(**changes)
@@ -8102,11 +8945,12 @@ class Stale(Exception):
        before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
-    facts, changes = check_upload(request), media_changes(request)
+    facts, changes = upload_facts(request), media_changes(request)
     if facts:
         changes["type"] = facts.kind
     elif record.path:
-        check_kind(request, record.type)
+        if problems := list(kind_problems(request.fields, record.type)):
+            raise Invalid(*problems)
     elif request.head.method == "PUT" and "type" not in changes:
         raise Invalid(Problem("body", "type", "is required", "missing"))
     if record.path:
@@ -8167,7 +9011,7 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    if app.index.users.is_disabled(record.user_id):
+    if app.index.users.refuses(record.user_id, math.inf):
         raise unauthorized("The account is disabled.")
     return record
 
@@ -8350,7 +9194,8 @@ def parse_filters(text: str) -> dict[str, Any]:
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
-    return json_response(entity_json(entity), 201, [("Location", f"/entity/{entity.id}")])
+    location = ("Location", request.reference(f"/entity/{entity.id}"))
+    return json_response(entity_json(entity), 201, [location])
 
 
 @route("GET", "/entity/{id}", READ, "entities", "An entity", {200: "the Item"},
@@ -8528,13 +9373,17 @@ NO_STORE = ("Cache-Control", "no-store")
 
 
 def health_json(app: App) -> dict[str, Any]:
-    return {
-        "status": "degraded" if app.is_unmounted() else "ok",
+    """The health answer; what is not as it should be is counted or said only where it is so."""
+    scan, problems = app.scanner.progress.get()._asdict(), app.problems()
+    scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
+    health = {
+        "status": "degraded" if app.is_degraded() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": app.scanner.progress.get()._asdict(),
+        "scan": scan,
     }
+    return {**health, "problems": problems} if problems else health
 
 
 @route("GET", "/health", OPEN, "system", "How the server is",
@@ -8585,7 +9434,7 @@ def read_metrics(app: App) -> list[float]:
     scan = app.scanner.progress.get()
     return [
         time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
-        app.is_unmounted(), *app.index.count_rows(), len(app.hot),
+        app.is_degraded(), *app.index.count_rows(), len(app.hot),
     ]  # fmt: skip
 
 
@@ -8640,7 +9489,7 @@ def render_page(app: App, request: Request) -> str:
     if not allows(Access.READ, request.principal, app.settings.read_auth_enabled):
         return PAGE.format(message="The pictures here need a credential.", pictures="")
     hashes = app.index.files.newest_images(PAGE_PICTURES)
-    shown = "thumbnail" if app.thumbnails.available else "image"
+    shown = "thumbnail" if app.thumbnails.kinds else "image"
     picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
     pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
     message = "The newest pictures." if hashes else "There are no pictures yet."
@@ -8883,6 +9732,22 @@ def read_password() -> str:
     return password
 
 
+@command("user sessions", "list where an account is logged in", "NAME")
+def list_user_sessions(settings: Settings, name: str) -> None:
+    with opened_index(settings) as index:
+        for session in index.sessions.of_user(find_user(index, name).id, time.time()):
+            words = session_json(session).values()
+            print("\t".join(printable_line(word) or "-" for word in words))
+
+
+@command("user logout", "end all of an account's sessions", "NAME")
+def logout_user(settings: Settings, name: str) -> None:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        count = index.write(lambda db: index.sessions.end_all(db, user.id))
+    print(f"{count} sessions ended; access tokens that are out expire by themselves")
+
+
 @command("user passwd", "set a password and end all sessions", "NAME")
 def set_user_password(settings: Settings, name: str) -> None:
     with opened_index(settings) as index:
@@ -9058,9 +9923,7 @@ def serve(settings: Settings) -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     make_folders(settings)
-    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-    folders = (settings.database_dir / "thumbnails", settings.storage_dir / ".thumbnails")
-    thumbnails = Thumbnails(folders[beside])
+    thumbnails = Thumbnails()
     thumbnails.start()  # forks its host: before there is any thread or lock
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
@@ -9088,9 +9951,10 @@ def serve(settings: Settings) -> None:
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
-    thumbnails.settle()
+    thumbnails.recover()
+    thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     for folder in app.folders.values():
-        folder.settle(functools.partial(app.index.files.get, folder.name))
+        folder.recover(functools.partial(app.index.files.get, folder.name))
     app.index.close()
 
 
@@ -9189,6 +10053,11 @@ def announce(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [DECODER_HOST]:
+        host = socket.socket(fileno=int(given[1]))
+        become_host(host)
+        run_decoder_host(host, int(given[2]), given[3] or None)
+        return 0
     try:
         found, settings, words = parse_command_line(given)
         if found.run is not serve:
