@@ -1226,8 +1226,8 @@ def find_principal(
 # row of labelled spans, often with such rows inside, so one walker serves them all, with a short
 # function for each way to write a label and one for each format, which picks what it knows. All
 # reading goes through `_Span`, which checks every position and charges it to the file's budget,
-# which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser, and
-# `probe` returns what was found until then.
+# which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
+# and `probe` returns what was found until then.
 
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
@@ -1715,8 +1715,9 @@ _SVG_PROLOG = re.compile(
     rb"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+(?:[\w.-]+:)?svg\b[^\[>]*(?:\[.*?\]\s*)?>",
     re.DOTALL | re.IGNORECASE,
 )
-_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])((?:[^>\"']+|\"[^\"]*\"|'[^']*')*)")
-_SVG_ATTRIBUTE = re.compile(rb"(?<![\w:-])([\w:-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
+_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])")
+_SVG_ATTRIBUTE = re.compile(rb"\s*([\w.:-]+)\s*=\s*(?:\"([^\"<]*)\"|'([^'<]*)')")
+_SVG_SIDES = (b"width", b"height", b"viewBox")
 _SVG_LENGTH = re.compile(rb"\s*(\d{1,9}(?:\.\d*)?|\.\d+)([a-z]*)\s*")
 
 
@@ -1732,9 +1733,12 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 
 def _svg(svg: _Span, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
-    root = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
-    found = _SVG_ATTRIBUTE.findall(root[1] if root else b"")
-    attributes = {name: double or single for name, double, single in found}
+    attributes: dict[bytes, bytes] = {}
+    attribute = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
+    while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
+        name, double, single = attribute.groups(b"")
+        if name in _SVG_SIDES:
+            attributes.setdefault(name, double or single)
     box = attributes.get(b"viewBox", b"").replace(b",", b" ").split()
     sides = []
     for written in ((attributes.get(b"width"), *box[2:3]), (attributes.get(b"height"), *box[3:4])):
@@ -1956,7 +1960,8 @@ def _run_units(trun: _Span, usual: int) -> int:
         return int(count * usual)
     start = 8 + 4 * (flags & 1) + (flags & 4)
     width = bin(flags >> 8 & 15).count("1")  # numbers a sample, of which the first one is wanted
-    return sum(trun.unpack(f">{count * width}I", start)[::width])
+    samples = struct.iter_unpack(f">I{4 * width - 4}x", trun.read(start, 4 * width * count))
+    return sum(units for (units,) in samples)
 
 
 def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:

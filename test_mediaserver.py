@@ -2185,9 +2185,11 @@ def test_a_hostile_file_costs_little_time_and_memory(name: str) -> None:
     probe(HOSTILE[name])
     assert time.thread_time() - start < 0.3  # is 0.04 at the most; the rest is for slow machines
     tracemalloc.start()
-    probe(HOSTILE[name])
-    assert tracemalloc.get_traced_memory()[1] < 4 << 20
-    tracemalloc.stop()
+    try:
+        probe(HOSTILE[name])
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def used_patterns() -> Iterator[tuple[str, str, re.Pattern[Any]]]:
@@ -2196,10 +2198,13 @@ def used_patterns() -> Iterator[tuple[str, str, re.Pattern[Any]]]:
     Not `.env`'s: that is the owner's own, and its grammar python-dotenv's.
     """
     statements = ast.parse(PROGRAM.read_text()).body
-    others = [each for each in statements if "dotenv" not in getattr(each, "name", "")]
+    others = [each for each in statements if "dotenv" not in ast.unparse(each)[:40].lower()]
     for node in itertools.chain.from_iterable(map(ast.walk, others)):
         match node:
-            case ast.Call(ast.Attribute(ast.Name("re"), way), [form, *_]) if way != "escape":
+            case ast.Call(ast.Attribute(ast.Name("re"), way), [form, *_]) if way not in (
+                "compile",  # what is compiled is looked at where it is used
+                "escape",
+            ):
                 with contextlib.suppress(NameError):  # a local variable
                     form = eval(ast.unparse(form), vars(ms))
                     yield f"line {node.lineno}", way, re.compile(form)
@@ -2269,10 +2274,10 @@ def attacks(pattern: re.Pattern[Any], size: int) -> Iterator[Any]:
         pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
     )
     parsed = parser.parse(form, pattern.flags & ~re.UNICODE)
-    for favourite in ' a0"-;\\\n':
+    for favourite in ' a0"':
         for before, unit in {*repetitions(parsed, favourite)}:
             for start, again in ((before, unit), ("", before + unit), (before, unit + favourite)):
-                for end in ("", "\0", "\n!", '"'):
+                for end in ("", "\n!", '"'):
                     text = start + again * (size // len(again)) + end
                     yield text.encode("latin-1") if isinstance(pattern.pattern, bytes) else text
 
@@ -2284,10 +2289,10 @@ def test_every_pattern_is_linear() -> None:
     slow = []
     for (pattern, way), place in found.items():
         run = getattr(pattern, way) if way in ("match", "fullmatch") else pattern.findall
-        for text in {*attacks(pattern, 1 << 14)}:
+        for text in {*attacks(pattern, 1 << 12)}:
             start = time.thread_time()
             run(text)
-            if (took := time.thread_time() - start) > 0.1:  # is 0.005 at the most
+            if (took := time.thread_time() - start) > 0.03:  # is 0.001 at the most
                 slow.append((place, way, text[:40], took))
     assert slow == []
 
