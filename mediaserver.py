@@ -1226,14 +1226,17 @@ def find_principal(
 # follows the structure to size, length, orientation and time of making. Nearly every format is a
 # row of labelled spans, often with such rows inside, so one walker serves them all, with a short
 # function for each way to write a label and one for each format, which picks what it knows. All
-# reading goes through `_Span`, which checks every position, and is paid from one purse, which
-# bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser, and
-# `probe` returns what was found until then.
+# reading goes through `_Span`, which checks every position and charges it to the file's budget,
+# which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
+# and `probe` returns what was found until then.
 
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
-READ_COST = 128  # what a read costs beside its bytes
+READ_COST = 256  # what a read costs beside its bytes
+STEP_COST = 20  # of a loop over what was read
 MAX_GIF_BYTES = 1 << 20  # of an animation: its length is told only by walking all frames
+MAX_IFD_ENTRIES = 1000
+MAX_TRIES = 64  # written times looked at in one file, occurrences of a name in a packet
 MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpacks to more
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
@@ -1299,21 +1302,27 @@ class Seekable(Protocol):
 class _Span:
     """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
-    __slots__ = ("_file", "_purse", "_start", "size")
+    __slots__ = ("_budget", "_file", "_start", "size")
 
-    def __init__(self, file: Seekable, start: int, size: int, purse: list[int]) -> None:
+    def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
         self._file, self._start, self.size = file, start, size
-        self._purse = purse  # a list of one number, which all spans of a file share
+        self._budget = budget  # a list of one number, which all spans of a file share
 
     def read(self, at: int, length: int) -> bytes:
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
-        self._purse[0] -= READ_COST + length
+        self.charge(READ_COST + length)
         self._file.seek(self._start + at)
-        data = self._file.read(length) if self._purse[0] >= 0 else b""
-        if len(data) < length:  # or the file was cut meanwhile
+        data = self._file.read(length)
+        if len(data) < length:  # the file was cut meanwhile
             raise EOFError
         return data
+
+    def charge(self, cost: int) -> None:
+        """Take from the file's budget; EOFError when it is spent."""
+        self._budget[0] -= cost
+        if self._budget[0] < 0:
+            raise EOFError
 
     def some(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1335,12 +1344,17 @@ class _Span:
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self._start + start, max(0, end - start), self._purse)
+        return _Span(self._file, self._start + start, max(0, end - start), self._budget)
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        self._purse[0] -= len(data)
-        return _Span(io.BytesIO(data), 0, len(data), self._purse)
+        return _Span(io.BytesIO(data), 0, len(data), self._budget)
+
+    def inflate(self, data: bytes) -> bytes:
+        """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
+        data = zlib.decompressobj().decompress(data, MAX_BLOCK_BYTES)
+        self.charge(len(data))
+        return data
 
 
 # A label, where in the span that it labels starts and ends, and where the next label stands.
@@ -1388,6 +1402,7 @@ class _Draft:
         self.extension = extension
         self.found: dict[str, Any] = {}
         self._time_rank = 99
+        self._tries = MAX_TRIES
 
     def note(self, **numbers: float) -> None:
         """Keep what was read together, if all of it is possible."""
@@ -1412,6 +1427,12 @@ class _Draft:
         if rank < self._time_rank:
             self._time_rank = rank
             self.found |= {"created": float(seconds), "created_source": source}
+
+    def note_written_time(self, rank: int, source: str, *texts: bytes) -> None:
+        """What `parse_time` makes of the texts, unless a better time is known."""
+        if rank < self._time_rank and self._tries:
+            self._tries -= 1
+            self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
 
 
 _WRITTEN_TIME = re.compile(
@@ -1479,8 +1500,9 @@ class _Ifd:
             return
         with contextlib.suppress(*_BROKEN):
             (count,) = tiff.unpack(order + "H", start)
-            table = tiff.some(start + 2, min(12 * count, MAX_BLOCK_BYTES))
+            table = tiff.some(start + 2, 12 * min(count, MAX_IFD_ENTRIES))
             entries = [*struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])]
+            tiff.charge(STEP_COST * len(entries))
             self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
             (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
 
@@ -1521,8 +1543,7 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.below(_EXIF_IFD)
     for rank, tags in enumerate(_EXIF_TIMES):
-        written, zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
-        draft.note_time(rank, "exif", parse_time(written, zone, fraction))
+        draft.note_written_time(rank, "exif", *(detail.raw(tag) or main.raw(tag) for tag in tags))
     _exif_place(main.below(_GPS_IFD), draft)
     return main
 
@@ -1554,12 +1575,14 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
 
 
 _XMP_TIMES = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
-_XMP_TIME = re.compile(rb"\b(%b)\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})" % b"|".join(_XMP_TIMES))
+_XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attribute or element
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    for name, written in _XMP_TIME.findall(packet):
-        draft.note_time(10 + _XMP_TIMES.index(name), "xmp", parse_time(written))
+    for rank, name in enumerate(_XMP_TIMES, 10):
+        for rest in packet.split(name, MAX_TRIES)[1:]:
+            if value := _XMP_VALUE.match(rest):
+                draft.note_written_time(rank, "xmp", value[1])
 
 
 def _metadata(block: _Span, draft: _Draft) -> None:
@@ -1617,7 +1640,7 @@ def _png(png: _Span, draft: _Draft) -> None:
             _metadata(chunk, draft)
         elif kind == b"tIME":
             written = b"%d-%d-%d %02d:%02d:%02dZ" % chunk.unpack(">HBBBBB", 0)
-            draft.note_time(21, "png", parse_time(written))
+            draft.note_written_time(21, "png", written)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             with contextlib.suppress(*_BROKEN):
                 _png_text(kind, chunk, draft)
@@ -1638,9 +1661,9 @@ def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
     elif kind == b"zTXt":
         value = value[1:]
     if deflated:
-        value = zlib.decompressobj().decompress(value, MAX_BLOCK_BYTES)
+        value = chunk.inflate(value)
     if keyword in _PNG_TIMES:
-        return draft.note_time(20, "png", parse_time(value))
+        return draft.note_written_time(20, "png", value)
     if keyword.startswith(b"Raw"):  # ImageMagick's: name, length, hex
         value = bytes.fromhex(b"".join(value.split()[2:]).decode())
     _metadata(chunk.inner(value), draft)
@@ -1662,7 +1685,9 @@ def _gif(gif: _Span, draft: _Draft) -> None:
             frames += 1
             at += 11 + _gif_colours(data[at + 9])
         while data[at]:  # sub-blocks, each behind its length
+            gif.charge(STEP_COST)
             at += 1 + data[at]
+        gif.charge(STEP_COST)
         at += 1
     if frames > 1:
         draft.note(duration=delays / 100)
@@ -1691,7 +1716,9 @@ _SVG_PROLOG = re.compile(
     rb"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+(?:[\w.-]+:)?svg\b[^\[>]*(?:\[.*?\]\s*)?>",
     re.DOTALL | re.IGNORECASE,
 )
-_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])((?:[^>\"']|\"[^\"]*\"|'[^']*')*)")
+_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])")
+_SVG_ATTRIBUTE = re.compile(rb"\s*([\w.:-]+)\s*=\s*(?:\"([^\"<]*)\"|'([^'<]*)')")
+_SVG_SIDES = (b"width", b"height", b"viewBox")
 _SVG_LENGTH = re.compile(rb"\s*(\d{1,9}(?:\.\d*)?|\.\d+)([a-z]*)\s*")
 
 
@@ -1707,8 +1734,12 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 
 def _svg(svg: _Span, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
-    root = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
-    attributes = dict(re.findall(rb"([\w:-]+)\s*=\s*[\"']([^\"']*)", root[1] if root else b""))
+    attributes: dict[bytes, bytes] = {}
+    attribute = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
+    while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
+        name, double, single = attribute.groups(b"")
+        if name in _SVG_SIDES:
+            attributes.setdefault(name, double or single)
     box = attributes.get(b"viewBox", b"").replace(b",", b" ").split()
     sides = []
     for written in ((attributes.get(b"width"), *box[2:3]), (attributes.get(b"height"), *box[3:4])):
@@ -1883,7 +1914,7 @@ _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.
 def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
-        draft.note_time(5, "container", parse_time(value))
+        draft.note_written_time(5, "container", value)
     elif subject == "place" and (match := _ISO6709.match(value)):
         draft.note(latitude=float(match[1]), longitude=float(match[2]))
         draft.note(altitude=float(match[3] or "nan"))
@@ -1930,7 +1961,8 @@ def _run_units(trun: _Span, usual: int) -> int:
         return int(count * usual)
     start = 8 + 4 * (flags & 1) + (flags & 4)
     width = bin(flags >> 8 & 15).count("1")  # numbers a sample, of which the first one is wanted
-    return sum(trun.unpack(f">{count * width}I", start)[::width])
+    samples = struct.iter_unpack(f">I{4 * width - 4}x", trun.read(start, 4 * width * count))
+    return sum(units for (units,) in samples)
 
 
 def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
@@ -2087,7 +2119,7 @@ def _avi(avi: _Span, draft: _Draft) -> None:
             scale, rate, _, length = chunk.unpack("<IIII", 32)
             draft.note(duration=length * scale / rate)
         elif kind == b"IDIT":
-            draft.note_time(6, "container", parse_time(chunk.some(0, MAX_NOTE_BYTES)))
+            draft.note_written_time(6, "container", chunk.some(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
 
 
@@ -2101,7 +2133,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
             (real_length,) = chunk.unpack("<Q", 8)
         elif kind == b"bext":
             day, clock = chunk.unpack("10s8s", 320)
-            draft.note_time(6, "container", parse_time(day + b" " + clock))
+            draft.note_written_time(6, "container", day + b" " + clock)
         elif kind == b"_PMX":  # XMP, by its letters from the back
             _metadata(chunk, draft)
         elif kind == b"data":
