@@ -3811,12 +3811,17 @@ def slugify(text: str) -> str:
 # Both decoders are optional: Pillow for images, ffmpeg for videos and what Pillow cannot open.
 
 THUMBNAIL_SIZE = 256  # pixels, the longer side at most
-MAX_JPEG_PIXELS = 200_000_000  # a baseline JPEG is scaled while it is decoded, row by row
-MAX_PIXELS = 100_000_000  # every other format is held in full: 4 bytes a pixel
-MAX_THUMBNAIL_BYTES = 1 << 20  # 256 KiB of RGBA, compressed
+PREVIEW_SIZES = (320, 720, 1440, 2160)  # pixels, likewise
+PREVIEW_QUALITY = 80  # of WebP and JPEG, up to 100
+MAX_RESULT_BYTES = 16 << 20  # of one job; the largest preview of noise has 7 MB
+FRAME_LENGTH = struct.Struct(">I")  # stands before each rendition
 DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
 DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
+STRIP_PIXELS = 4_000_000  # are converted at once
+MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
+MAX_EMBEDDED = 4  # of which are tried
+MAX_JPEG_SEGMENTS = 64  # before its size
 JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
 REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
@@ -3842,14 +3847,60 @@ PILLOW_FORMATS = {
 # and no HEIF as an image: older versions show one of its tiles.
 FFMPEG_DEMUXERS = {
     "image": "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif,jpegxl_pipe,j2k_pipe,qoi_pipe",
+    "raw": "tiff_pipe",
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
+HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
+# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.8 stays as it is; what is
+# brighter, up to five times as much, is squeezed in above.
+HDR_FILTERS = (
+    ",zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709"
+    ",tonemap=mobius:param=0.8:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
+)
+RAW_EXTENSIONS = ("arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "rw2")
+RAW_TYPES = frozenset(MIME_TYPES[extension] for extension in RAW_EXTENSIONS)
+JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
+TIFF_PHOTOMETRIC = 262
 EXIF_ORIENTATION = 0x0112
 # EXIF 2.32 §4.6.4: what the camera's orientation asks for, in Pillow's names.
 TRANSPOSE = dict(enumerate((
     "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE",
     "ROTATE_270", "TRANSVERSE", "ROTATE_90",
 ), start=2))  # fmt: skip
+FFMPEG_TURNS = dict(enumerate((
+    ",hflip", ",hflip,vflip", ",vflip", ",transpose=0",
+    ",transpose=1", ",transpose=3", ",transpose=2",
+), start=2))  # fmt: skip
+
+
+class Rendition(NamedTuple):
+    """A form that a picture is given out in: at most `size` pixels wide and high."""
+
+    format: str  # PNG, WEBP or JPEG
+    size: int
+
+
+THUMBNAIL = Rendition("PNG", THUMBNAIL_SIZE)
+FIRST_PREVIEW = Rendition("WEBP", PREVIEW_SIZES[0])  # is made together with the thumbnail
+
+
+class Job(NamedTuple):
+    """What a decoder is to make of which kind of picture."""
+
+    kind: str  # image, raw or video
+    renditions: tuple[Rendition, ...]
+    seconds: float = 0.0  # of the frame of a video
+    orientation: int = 1  # EXIF's, for where the decoder finds none
+    width: int = 0  # as stored
+    height: int = 0
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self).encode()
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Job:
+        kind, renditions, *rest = json.loads(message)
+        return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
 
 class Thumbnails:
@@ -4052,7 +4103,7 @@ def load_pillow() -> list[str]:
         from PIL import Image
     except ImportError:
         return []
-    for module in PILLOW_FORMATS.values():
+    for module in (*PILLOW_FORMATS.values(), "PIL.ImageCms"):
         with contextlib.suppress(ImportError):
             plugin: Any = importlib.import_module(module)
             if module == "pillow_heif":
@@ -4078,16 +4129,13 @@ def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> 
             message, descriptors, _, _ = socket.recv_fds(host, 1024, 2)
             if not message:
                 break
-            kind, at = message.decode().split()
-            run_job(kind, at, descriptors, formats, ffmpeg)
+            run_job(Job.from_bytes(message), descriptors, formats, ffmpeg)
     finally:
         os._exit(0)
 
 
-def run_job(
-    kind: str, at: str, descriptors: list[int], formats: list[str], ffmpeg: str | None
-) -> None:
-    """Be the filter from picture (standard input) to PNG (standard output)."""
+def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | None) -> None:
+    """Be the filter from picture (standard input) to its renditions (standard output)."""
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -4095,11 +4143,8 @@ def run_job(
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + DECODE_CPU_SECONDS, hard))
-    with open(0, "rb", closefd=False) as picture, open(1, "wb", closefd=False) as target:
-        opened = kind == "image" and write_thumbnail(picture, target, formats)
-    if ffmpeg and not opened:
-        os.lseek(0, 0, os.SEEK_SET)
-        os.execv(ffmpeg, ffmpeg_command(kind, at))
+    with open(0, "rb", closefd=False) as source, open(1, "wb", closefd=False) as target:
+        write_renditions(source, target, job, formats, ffmpeg)
     for standard in (0, 1):
         os.dup2(2, standard)  # which is the null device: the pipe's end is the job's end
 
@@ -4118,70 +4163,275 @@ def limit_process() -> None:
         resource.setrlimit(name, (limit, limit))
 
 
-def write_thumbnail(source: BinaryIO, target: BinaryIO, formats: list[str]) -> bool:
-    """Write the PNG thumbnail of an image; false if Pillow cannot tell what it is."""
-    # Raises what Pillow raises. Writes no metadata: no EXIF, no place, no colour profile.
-    if not formats:
-        return False
-    from PIL import Image, UnidentifiedImageError
+def write_renditions(
+    source: BinaryIO, target: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
+) -> None:
+    """Write what the job wants, each after its length; nothing where no decoder can.
 
-    Image.MAX_IMAGE_PIXELS = None  # the limits below stand for it
-    try:
-        picture = Image.open(source, formats=formats)
-    except UnidentifiedImageError:
-        return False
-    is_jpeg = picture.format in ("JPEG", "MPO")
-    if picture.width * picture.height <= (MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS):
-        small = shrink(picture)
-        small.info.clear()
-        # 3 ms and 6 % more bytes than level 6's 15 ms
-        small.save(target, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return True
+    Nothing but pixels is written: no EXIF, no place, no colour profile.
+    """
+    results = []
+    if formats:
+        if picture := decode(source, job, formats, ffmpeg):
+            results = [encode(picture, rendition) for rendition in job.renditions]
+    elif ffmpeg and job.renditions[0].format == "PNG":
+        results = list(filter(None, [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]))
+    for data in results:
+        target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
-def shrink(picture: Image.Image) -> Image.Image:
-    """The picture within 256 by 256 pixels, upright, in a mode that PNG and browsers have."""
-    from PIL import Image
+def decode(
+    source: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
+) -> Image.Image | None:
+    """The picture in the largest size wanted, upright and in sRGB, by the first way that works.
 
-    turn = TRANSPOSE.get(read_orientation(picture))
+    A picture that is cut short is shown as far as it goes. Of a raw one, and of what cannot be
+    decoded otherwise, the largest JPEG in it is the best that there is.
+    """
+    size = max(rendition.size for rendition in job.renditions)
+    whole = functools.partial(open_picture, source, formats, size)
+    cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
+    embedded = functools.partial(open_embedded, source, job, size)
+    frame = functools.partial(open_frame, ffmpeg, job, size)
+    ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
+        "image": (whole, cut_short, frame, embedded),
+        "raw": (embedded, whole, cut_short),
+        "video": (frame,),
+    }
+    for way in ways[job.kind]:
+        with contextlib.suppress(Exception):  # Pillow's plugins raise anything
+            if picture := way():
+                return picture
+    return None
+
+
+# --- Pillow ---
+
+
+def open_picture(
+    source: BinaryIO, formats: list[str], size: int, orientation: int = 1, cut_short: bool = False
+) -> Image.Image | None:
+    """Decode an image within `size` by `size` pixels; `orientation` is for one without its own.
+
+    Raises what Pillow raises. None where it is cut short before its first pixel.
+    """
+    from PIL import Image, ImageFile, PngImagePlugin
+
+    Image.MAX_IMAGE_PIXELS = None  # the memory of the process is the limit, also for texts
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
+    ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
+    source.seek(0)
+    picture = Image.open(source, formats=formats)
+    orientation = read_orientation(picture) or orientation
     if picture.format == "TIFF":  # Pillow turns these as it loads them
-        turn = None
         picture.load()
-    transparent = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBa")
-    small = picture
-    if picture.mode in ("1", "P", "PA") or transparent:  # palettes cannot be averaged
-        small = picture.convert("RGBA" if transparent else "RGB")
-    elif picture.mode.startswith("I;"):
-        small = picture.convert("I")
-    # A JPEG is scaled while it is decoded, down to the next size above: half the time of the
-    # default gap, and no difference to the eye.
-    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), reducing_gap=1.0)
-    if small.mode in ("I", "F"):  # PNG and TIFF with 16 bits; TIFF of floats, from 0 to 1
-        scale = 255 / 65535 if small.mode == "I" else 255.0
-        small = small.point(lambda value: value * scale).convert("L")
-    elif small.mode not in ("L", "RGB", "RGBA"):
-        small = small.convert("RGB")
+        orientation = 1
+    small = shrink(picture, size)
+    if cut_short and not small.getbbox():
+        return None
     names = getattr(Image, "Transpose", Image)  # Pillow before 9.1 has them in the module
+    turn = TRANSPOSE.get(orientation)
     return small.transpose(getattr(names, turn)) if turn else small
 
 
 def read_orientation(picture: Image.Image) -> int:
-    """EXIF's orientation of a picture, from 1 to 8; 1, which is upright, where it has none."""
+    """EXIF's orientation of a picture, from 1 to 8; 0 where it has none."""
     with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
-        return int(picture.getexif().get(EXIF_ORIENTATION, 1))
-    return 1
+        return int(picture.getexif().get(EXIF_ORIENTATION, 0))
+    return 0
 
 
-def ffmpeg_command(kind: str, at: str) -> list[str]:
+def fit(width: int, height: int, size: int) -> tuple[int, int]:
+    """The largest width and height of this shape within `size` by `size`, never enlarged."""
+    scale = min(1.0, size / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def shrink(picture: Image.Image, size: int) -> Image.Image:
+    """The picture within `size` by `size` pixels in sRGB, as L, RGB or RGBA.
+
+    It is averaged in its own colours and then converted, which is for few pixels; strip by
+    strip, so that one picture as large as memory is enough.
+    """
+    from PIL import Image
+
+    # A JPEG is scaled while it is decoded, down to the next size above: half the time of the
+    # default gap, and no difference to the eye.
+    picture.draft(None, fit(*picture.size, size))
+    profile = picture.info.get("icc_profile")
+    prepare = find_preparation(picture)
+    width, height = picture.size
+    fitted = fit(width, height, size)
+    factor = max(1, min(width // fitted[0], height // fitted[1]))
+    rows = max(1, STRIP_PIXELS // width // factor) * factor
+    reduced: Image.Image | None = None
+    for top in range(0, height, rows):
+        strip = prepare(picture.crop((0, top, width, min(top + rows, height)))).reduce(factor)
+        if reduced is None:
+            reduced = Image.new(strip.mode, (strip.width, -(-height // factor)))
+        reduced.paste(strip, (0, top // factor))
+    assert reduced is not None
+    resampling = getattr(Image, "Resampling", Image)  # Pillow before 9.1, as above
+    exact = (0, 0, width / factor, height / factor)
+    small = reduced.resize(fitted, resampling.BICUBIC, exact)
+    return convert_to_srgb(small.convert("RGBA") if small.mode == "RGBa" else small, profile)
+
+
+def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What makes of a part of the picture one whose values can be averaged.
+
+    Palettes become colours, transparency is multiplied in, 16 bits are scaled to 8.
+    """
+    mode, key = picture.mode, picture.info.get("transparency")
+    if mode.startswith("I"):
+        levels = [value * 255 // 65535 for value in range(65536)]
+        if getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:  # white is zero
+            levels.reverse()
+        shown = [255 * (value != key) for value in range(65536)]
+
+        def scale(part: Image.Image) -> Image.Image:
+            part = part.convert("I")
+            grey = part.point(levels, "L")
+            if key is None:
+                return grey
+            grey.putalpha(part.point(shown, "L"))
+            return grey.convert("RGBA").convert("RGBa")
+
+        return scale
+    if mode == "F":  # TIFF of floats, from 0 to 1
+        return lambda part: part.point(lambda value: value * 255.0).convert("L")
+    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as the pixels
+    if key is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return lambda part: part.convert("RGBA").convert("RGBa")
+    plain = {"1": "L", "P": "RGB", "RGBX": "RGB"}.get(mode, mode)
+    return lambda part: part.convert(plain)
+
+
+def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture in sRGB; as if it were that already where its profile is bad."""
+    if profile:
+        with contextlib.suppress(Exception):  # ImageCms raises anything, or is not there
+            return find_transform(profile, picture.mode).apply(picture)
+    return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=8)
+def find_transform(profile: bytes, mode: str) -> Any:
+    """The transform of littleCMS from a profile to sRGB; phones use the same for all pictures."""
+    from PIL import ImageCms
+
+    srgb = ImageCms.createProfile("sRGB")
+    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    target = "RGBA" if mode == "RGBA" else "RGB"
+    return ImageCms.buildTransform(given, srgb, mode, target)
+
+
+def encode(picture: Image.Image, rendition: Rendition) -> bytes:
+    """The rendition of a picture that is at least as large, or whole."""
+    from PIL import Image
+
+    fitted = fit(*picture.size, rendition.size)
+    if fitted != picture.size:
+        resampling = getattr(Image, "Resampling", Image)
+        picture = picture.resize(fitted, resampling.BICUBIC, reducing_gap=1.0)
+    picture.info.clear()
+    written = io.BytesIO()
+    if rendition.format == "PNG":
+        # 3 ms and 6 % more bytes than level 6's 15 ms
+        picture.save(written, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    elif rendition.format in Image.SAVE and rendition.format == "WEBP":
+        picture.save(written, "WEBP", quality=PREVIEW_QUALITY, method=2)
+    else:
+        if picture.mode == "RGBA":
+            paper = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(paper, picture).convert("RGB")
+        picture.save(written, "JPEG", quality=PREVIEW_QUALITY, optimize=True)
+    return written.getvalue()
+
+
+# --- JPEGs within pictures ---
+
+
+def open_embedded(source: BinaryIO, job: Job, size: int) -> Image.Image | None:
+    """The largest JPEG within a picture; of one that is not raw, only if it has its shape."""
+    source.seek(0)
+    data = source.read(MAX_SEARCHED_BYTES)
+    found = []
+    for match in JPEG_START.finditer(data, 0 if job.kind == "raw" else 1):
+        width, height = read_jpeg_size(data, match.start())
+        alike = abs(width * job.height - height * job.width) <= 0.03 * width * job.height
+        if width and (alike or job.kind == "raw"):
+            found.append((width * height, match.start()))
+    for _, start in sorted(found, reverse=True)[:MAX_EMBEDDED]:
+        with contextlib.suppress(Exception):  # as in decode: it only looks like one
+            return open_picture(io.BytesIO(data[start:]), ["JPEG"], size, job.orientation)
+    return None
+
+
+def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
+    """Width and height of the JPEG that begins there; zeros if it is none that browsers show."""
+    at += 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        if len(data) < at + 9 or data[at] != 0xFF:
+            break
+        marker, length = struct.unpack_from(">xBH", data, at)
+        if 0xC0 <= marker <= 0xC2:  # baseline, extended or progressive (ITU-T T.81, table B.1)
+            bits, height, width = struct.unpack_from(">BHH", data, at + 4)
+            return (width, height) if bits == 8 else (0, 0)
+        at += 2 + length
+    return 0, 0
+
+
+# --- ffmpeg ---
+
+
+def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
+    """The picture as ffmpeg decodes standard input."""
+    png = run_ffmpeg(ffmpeg, job, size) if ffmpeg else b""
+    return open_picture(io.BytesIO(png), ["PNG"], size) if png else None
+
+
+def run_ffmpeg(ffmpeg: str, job: Job, size: int) -> bytes:
+    """The frame at the wanted second, else the first one, as PNG; empty if there is none."""
+    for seconds in dict.fromkeys((job.seconds, 0.0)):
+        png, said = ask_ffmpeg([ffmpeg, *ffmpeg_arguments(job, size, seconds)])
+        if HDR_TRANSFER.search(said):
+            arguments = ffmpeg_arguments(job, size, seconds, HDR_FILTERS)
+            png = ask_ffmpeg([ffmpeg, *arguments])[0] or png  # it may lack the filters
+        if png:
+            return png
+    return b""
+
+
+def ask_ffmpeg(command: Sequence[str]) -> tuple[bytes, bytes]:
+    """Its standard output and what it said; what kills it ends this process too."""
+    import subprocess  # only where there are videos
+
+    os.lseek(0, 0, os.SEEK_SET)
+    left = signal.alarm(DECODE_WALL_SECONDS)  # ffmpeg must not outlive this process
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=left or None, check=False)
+    except subprocess.TimeoutExpired:
+        os._exit(1)
+    if done.returncode == -signal.SIGKILL:  # by the kernel, for memory: no verdict on the picture
+        os._exit(1)
+    return done.stdout, done.stderr
+
+
+def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> list[str]:
     """The command that makes standard input's frame at so many seconds a PNG, its output."""
     # ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
-    fit = f"min(1,{THUMBNAIL_SIZE}/max(iw*sar,ih))"  # sar: the shape of a pixel
-    scale = f"scale=w='max(1,round(iw*sar*{fit}))':h='max(1,round(ih*{fit}))',setsar=1"
-    source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[kind]} -threads 1"
+    fitted = f"min(1,{size}/max(iw*sar,ih))"  # sar: the shape of a pixel
+    scale = f"scale=w='max(1,round(iw*sar*{fitted}))':h='max(1,round(ih*{fitted}))',setsar=1"
+    turn = FFMPEG_TURNS.get(job.orientation, "") if job.kind == "image" else ""
+    rotation = ["-noautorotate"] if job.kind == "image" else []
+    source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[job.kind]} -threads 1"
     target = "-map_metadata -1 -map_chapters -1 -threads 1 -f image2pipe -c:v png pipe:1"
     return [
-        *f"ffmpeg -nostdin -v quiet -filter_threads 1 {source} -ss {at} -i file:/dev/fd/0".split(),
-        *f"-map 0:V:0 -frames:v 1 -vf {scale} {target}".split(),
+        *f"-nostdin -hide_banner -filter_threads 1 {source} -ss {seconds:.3f}".split(),
+        *rotation,
+        *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters}{turn} {target}".split(),
     ]
 
 
