@@ -297,6 +297,9 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    preview_cache_bytes: int = number(
+        2147483648, MAX_BYTES, "disk for previews, of which the least recently used go", 0
+    )
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
@@ -2493,9 +2496,31 @@ class File(NamedTuple):
         """From the columns of FILE_COLUMNS."""
         return cls(row[0], os.fsdecode(row[1]), *row[2:])
 
-    def matches(self, stat: os.stat_result) -> bool:
+    def matches(self, status: os.stat_result) -> bool:
         """Whether the file on disk is still the one that was read."""
-        return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
+        return is_same(self.root, (self.size, self.mtime_ns, self.ctime), status)
+
+
+SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes to
+State = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
+MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centuries
+
+
+def state_of(status: os.stat_result) -> State:
+    """Size, mtime_ns and ctime of a file; another state is another content."""
+    return status.st_size, max(-MAX_NS, min(MAX_NS, status.st_mtime_ns)), status.st_ctime
+
+
+def is_same(root: str, known: State, status: os.stat_result) -> bool:
+    """Whether a file is as it was.
+
+    Some edits keep size and mtime (`exiftool -P`): ctime, which nobody can set, tells those. It
+    also changes with owner, permissions, name and links, and then the file is read once more.
+    The server itself links equal files in its own folders, so there it tells nothing.
+    """
+    size, mtime_ns, ctime = state_of(status)
+    linked = root in SERVER_ONLY or (root == "images" and status.st_nlink > 1)
+    return (size, mtime_ns) == known[:2] and (linked or ctime == known[2])
 
 
 ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *Facts._fields)
@@ -2701,19 +2726,28 @@ class Assets(Subject):
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
         self._index.write(lambda db: db.execute(sql, (int(made), sha256)), durable=False)
 
+    def private_with_thumbnail(self) -> list[str]:
+        """Hashes of what is among the private images alone and has a thumbnail."""
+        rows = self._index.read(
+            "SELECT DISTINCT sha256 FROM file JOIN asset USING (sha256) WHERE root = 'images'"
+            " AND thumbnail = 1 AND NOT EXISTS (SELECT 1 FROM file AS other"
+            " WHERE other.sha256 = file.sha256 AND other.root = 'library')"
+        )
+        return [row[0] for row in rows]
+
     def retry_thumbnails(self) -> None:
         """Forget failures, after other decoders have been installed."""
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
         self._index.write(lambda db: db.execute(sql), durable=False)
 
-    def without_thumbnail(self, kinds: Sequence[str], limit: int) -> list[Located]:
-        """Some files whose thumbnail has not been tried yet, in the order of their hashes."""
+    def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
+        """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
         sql = (
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
-            f" WHERE thumbnail IS NULL AND kind IN ({placeholders(kinds)})"
+            f" WHERE thumbnail IS NULL AND asset.sha256 > ? AND kind IN ({placeholders(kinds)})"
             " AND root = 'library' GROUP BY asset.sha256 LIMIT ?"
         )
-        rows = self._index.read(sql, *kinds, limit)
+        rows = self._index.read(sql, after, *kinds, limit)
         return [located(row) for row in rows]
 
 
@@ -2776,18 +2810,26 @@ class Files(Subject):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def in_order(self, root: str) -> Iterator[tuple[bytes, int, int]]:
-        """Path, size and mtime_ns of every file of a folder in the order of the paths' bytes."""
+    def in_order(self, root: str) -> Iterator[tuple[bytes, State]]:
+        """Path and state of every file of a folder in the order of the paths' bytes."""
         # It reads page by page, so that no long read keeps the WAL from being folded in.
-        rows = "SELECT path, size, mtime_ns FROM file"
+        rows = "SELECT path, size, mtime_ns, ctime FROM file"
         sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
-            yield from page
+            yield from ((path, tuple(state)) for path, *state in page)
             last = page[-1][0]
 
-    def is_empty(self, root: str) -> bool:
-        sql = "SELECT 1 FROM file WHERE root = ? LIMIT 1"
-        return self._index.read(sql, root).fetchone() is None
+    def set_ctime(self, file: File, ctime: float) -> None:
+        """Note the ctime of a file that was given or has lost a name."""
+        sql = "UPDATE file SET ctime = ? WHERE root = ? AND path = ? AND sha256 = ?"
+        values = (ctime, file.root, os.fsencode(file.path), file.sha256)
+        self._index.write(lambda db: db.execute(sql, values), durable=False)
+
+    def is_empty(self, root: str, below: str = "") -> bool:
+        """Whether no file of a folder is known whose path begins with `below`."""
+        sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
+        row = self._index.read(sql, root, os.fsencode(below)).fetchone()
+        return row is None or not row[0].startswith(os.fsencode(below))
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
@@ -3328,8 +3370,10 @@ def migrated(index: Index) -> Index:
 # hashed while it is written, made durable, and linked into place, which never overwrites.
 # Its name in `.incoming/` goes only when the index knows the other one, and a file that is
 # deleted gets such a name first: so the next start finds what a crash left half done, and
-# removes the names that the index does not know. `locate` is the only place where paths are
-# built. The store knows no HTTP and no users.
+# removes the names that the index does not know. `Folder.resolve` is the only place where a
+# name becomes a file: from the root down, part by part, following no link. A root is known
+# by its inode; in another one (the bare mount point of a disk that is away) nothing is made.
+# The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
@@ -3342,6 +3386,14 @@ HEAD_BYTES = 64 << 10  # of an upload, kept in memory until its facts are known
 MAX_NAME_BYTES = 255  # what file systems allow
 MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
 WINDOWS_RESERVED = r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
+# Recycle bins, thumbnails and repairs of NAS systems, Windows and ext4, in any case
+PASSED_OVER = frozenset(
+    {b"@eadir", b"#recycle", b"$recycle.bin", b"lost+found", b"system volume information"}
+)
+NO_MEDIA = ".nomedia"  # a file that says: nothing in this folder is to be shown (Android)
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PASS_FOLDER = OPEN_FOLDER | getattr(os, "O_PATH", 0)  # needs no leave to list; not on macOS
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
 
 
 class TooLarge(Exception):
@@ -3351,8 +3403,9 @@ class TooLarge(Exception):
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
-    def __init__(self, path: str, file: io.FileIO) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, name: str, file: io.FileIO) -> None:
+        self.folder = folder
+        self.name = name  # in `.incoming/`
         self.file = file
         self.size = 0
         self.sha256 = ""
@@ -3364,47 +3417,177 @@ class Incoming:
     def discard(self, undo: bool = True) -> None:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
-        for path in filter(None, (self.kept if undo else None, self.path)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        for name in filter(None, (self.kept if undo else None, self.name)):
+            self.folder.unlink(name)
+
+
+class Place(NamedTuple):
+    """Where a name is: an open folder, and the name in it."""
+
+    folder: int  # descriptor
+    name: str
+
+    def open(self, flags: int, mode: int = 0o666) -> int:
+        return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.folder)
+
+    def stat(self) -> os.stat_result:
+        return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+
+    def exists(self) -> bool:
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def unlink(self) -> None:
+        os.unlink(self.name, dir_fd=self.folder)
+
+    def link(self, target: Place) -> None:
+        """Give the file a second name; FileExistsError where that is taken."""
+        folders = {"src_dir_fd": self.folder, "dst_dir_fd": target.folder}
+        os.link(self.name, target.name, follow_symlinks=False, **folders)
+
+    def replace(self, target: Place) -> None:
+        os.replace(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder)
 
 
 class Folder:
     """One root on disk; names are relative paths with `/`."""
 
-    def __init__(self, name: str, path: Path, *, make: bool, buffers: WriteBuffers) -> None:
+    def __init__(
+        self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
+        is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.name = name
-        self.path = str(path)
+        self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
         self.make = make  # the owner's folder is never made anew once it is gone
         self.buffers = buffers
+        self.is_new = is_new  # whether nothing is known to be in it
+        self.excluded = excluded  # folders that are no part of it wherever they lie
+        self._identity: tuple[int, int] | None = None
 
-    def locate(self, name: str) -> str:
-        """The path of a name; ValueError for one that would leave the folder."""
-        parts = name.split("/")
-        if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
-            raise ValueError(f"no file name: {name!r}")
-        return f"{self.path}/{name}"
+    # The root
 
-    def settle(self, is_known: Callable[[str], object]) -> None:
-        """Make a server-owned folder, and undo what a crash left half done."""
-        # What lies in `.incoming/` goes, and so do its other names unless the index knows them.
+    def is_there(self) -> bool:
+        """Whether the root is the one that is known, and not the place of a disk that is away."""
+        try:
+            os.close(self._open_root(checked=True))
+        except OSError:
+            return False
+        return True
+
+    def is_missing(self) -> bool:
+        """Whether the root is not there, or holds no file though some are known."""
+        return not self.is_there() or not (self.holds_files() or self.is_new())
+
+    def identity(self) -> object:
+        """What is equal before and after a scan that saw one tree; None where it is missing."""
+        if self.is_missing():
+            return None
+        return self._identity, mounts_below(self.path)
+
+    def _open_root(self, checked: bool = False) -> int:
+        """Open the root; `checked`: ENODEV where it is not the one that is known."""
+        descriptor = os.open(self.path, PASS_FOLDER)
+        try:
+            if checked and not self._is_known(descriptor):
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _is_known(self, descriptor: int) -> bool:
+        """Whether an open root is the known one; another one is, once there is something in it."""
+        status = os.fstat(descriptor)
+        if self._identity != inode(status):
+            # A disk that is back may have another number. Only the owner's folder could have got
+            # `.incoming/` while its disk was away: from a version that did not look.
+            served = self.make and Place(descriptor, INCOMING).exists()
+            if not (served or self.holds_files() or self.is_new()):
+                return False
+            self._identity = inode(status)
+        return True
+
+    # Names
+
+    @contextlib.contextmanager
+    def resolve(self, name: str, make: bool = False) -> Iterator[Place]:
+        """Open the folder that a name is in, and follow no link on the way.
+
+        With `make`, what is missing on the way is made, durably, unless the root is not the one
+        that is known (ENODEV). ValueError for what is no relative name; OSError where some part
+        is not there or no folder.
+        """
+        *parts, last = split_name(name)
+        descriptor = self._open_root(checked=make)
+        try:
+            for part in parts:
+                inner = open_folder(part, descriptor, make)
+                os.close(descriptor)
+                descriptor = inner
+            yield Place(descriptor, last)
+        finally:
+            os.close(descriptor)
+
+    def open(self, name: str) -> io.FileIO:
+        """The file for reading; OSError where there is none, or where it is no regular file."""
+        with self.resolve(name) as place:
+            file = io.FileIO(place.open(OPEN_FILE), "rb")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise FileNotFoundError(errno.ENOENT, "no regular file")
+        return file
+
+    def stat(self, name: str) -> os.stat_result:
+        with self.resolve(name) as place:
+            return place.stat()
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, unless it is gone already."""
+        with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+            place.unlink()
+
+    def has(self, file: File) -> bool:
+        """Whether a file is on disk as it was when it was read."""
+        try:
+            return file.matches(self.stat(file.path))
+        except (OSError, ValueError):
+            return False
+
+    # Files on their way in and out
+
+    def recover(self, is_known: Callable[[str], object]) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names."""
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), os.scandir(f"{self.path}/{INCOMING}") as scan:
-            left = [(entry.path, entry.stat(follow_symlinks=False)) for entry in scan]
-            inodes = {status.st_ino for _, status in left if status.st_nlink > 1}
-            found = self.walk(lambda name: True, frozenset(), []) if inodes else iter(())
-            for path, status in found:
-                name = os.fsdecode(path)
-                if status.st_ino in inodes and not is_known(name):
-                    os.unlink(self.locate(name))
-            for leftover, _ in left:
-                os.unlink(leftover)
+        if not self.is_there():
+            return
+        # A folder of another file system cannot share the root's, and has one of its own.
+        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
+        for prefix in ("", *inner):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._recover(prefix + INCOMING, is_known)
+
+    def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
+        left = self.files_in(incoming)
+        linked = [(name, status) for name, status in left if status.st_nlink > 1]
+        # A mark tells the place: what else people link from here is not ours to remove.
+        marks = {name.partition(".")[2] for name, _ in linked}
+        inodes = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        for path, status in self.walk(lambda name: True, []) if linked else ():
+            name = os.fsdecode(path)
+            ours = mark_of(name) in marks or inode(status) in inodes
+            if ours and not is_known(name):
+                self.unlink(name)
+        for name, _ in left:
+            self.unlink(f"{incoming}/{name}")
 
     def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
         """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
-        path = self._new_incoming()
-        incoming = Incoming(path, io.FileIO(path, "x+b"))
+        name = f"{INCOMING}/{secrets.token_hex(16)}"
+        incoming = Incoming(self, name, self._create(name))
         hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(incoming.discard)
@@ -3423,13 +3606,10 @@ class Folder:
         incoming.md5 = "".join(rest)
         return incoming
 
-    def _new_incoming(self, name: str = "") -> str:
-        """A fresh path in `.incoming/`, which is made if needed and only where the folder is."""
-        folder = f"{self.path}/{INCOMING}"
-        if not os.path.isdir(folder):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o700)
-        return f"{folder}/{name or secrets.token_hex(16)}"
+    def _create(self, name: str) -> io.FileIO:
+        """A new file for writing and reading; the folders on the way are made."""
+        with self.resolve(name, make=True) as place:
+            return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
@@ -3438,16 +3618,18 @@ class Folder:
         So the later ones find what the first one has stored. Whoever leaves removes the lock
         file; whoever then gets the lock of a removed file takes a new one.
         """
-        path = self._new_incoming(sha256)
+        name = f"{INCOMING}/{sha256}"
         while True:
-            with open(path, "ab") as file:
+            with self.resolve(name, make=True) as place:
+                file = io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab")
+            with file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if os.fstat(file.fileno()).st_nlink:
                     try:
                         yield
                     finally:
                         with contextlib.suppress(OSError):  # what was done inside stays done
-                            os.unlink(path)
+                            self.unlink(name)
                     return
 
     def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
@@ -3456,62 +3638,92 @@ class Folder:
         The file is on disk for good when this returns. Of `twin`, the name of a file with the
         same content, a link is made instead if one can be.
         """
-        if not (twin and self._become_twin(incoming, self.locate(twin))):
+        if not (twin and self._become_twin(incoming, twin)):
             os.fsync(incoming.file.fileno())
         for name in names:
-            target = self.locate(name)
             try:
-                self._link(incoming.path, target)
+                self._place(incoming, name)
             except FileExistsError:
                 continue
-            incoming.kept = target
-            sync_folder(os.path.dirname(target))
+            incoming.kept = name
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
     def _become_twin(self, incoming: Incoming, twin: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
-        path = f"{incoming.path}-twin"
-        if linked := try_link(twin, path):
-            os.replace(path, incoming.path)
-        return linked
-
-    def _link(self, source: str, target: str) -> None:
-        try:
-            link_exclusively(source, target)
-        except FileNotFoundError:
-            self._make_folders(os.path.dirname(target))
-            link_exclusively(source, target)
-
-    def _make_folders(self, path: str) -> None:
-        """Make the folders between the root and `path`, durably; the root itself must be there."""
-        if os.path.isdir(path) or not path.startswith(f"{self.path}/"):
-            return
-        parent = os.path.dirname(path)
-        self._make_folders(parent)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
-        sync_folder(parent)
-
-    def open(self, name: str) -> io.FileIO:
-        """The file for reading; OSError where there is none, or where it is no regular file."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self.locate(name), flags)
-        file = io.FileIO(descriptor, "rb")
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            file.close()
-            raise FileNotFoundError(name)
-        return file
-
-    def stat(self, name: str) -> os.stat_result:
-        return os.lstat(self.locate(name))
-
-    def has(self, file: File) -> bool:
-        """Whether a file is on disk as it was when it was read."""
-        try:
-            return file.matches(self.stat(file.path))
-        except OSError:
+        link = f"{incoming.name}-twin"
+        if self._try_link(twin, link):
             return False
+        with self.resolve(link) as source, self.resolve(incoming.name) as target:
+            source.replace(target)
+        return True
+
+    def _place(self, incoming: Incoming, name: str) -> None:
+        """Link a file that has arrived to its place, marked so that a crash can be undone."""
+        with self.resolve(name, make=True) as target:
+            try:
+                self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
+                self._link(incoming.name, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy(incoming, f"{name.partition('/')[0]}/{INCOMING}/{new_mark(name)}")
+                self._link(incoming.name, target)
+            sync_folder(target.folder)
+
+    def _mark(self, incoming: Incoming, mark: str) -> None:
+        with self.resolve(incoming.name) as source, self.resolve(mark, make=True) as target:
+            source.replace(target)
+        incoming.name = mark
+
+    def _link(self, name: str, target: Place) -> None:
+        """Give a file its place; FileExistsError where that is taken."""
+        # Where a file system has no links (exFAT), the name is taken first and then filled.
+        with self.resolve(name) as source:
+            try:
+                source.link(target)
+            except OSError as error:
+                if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                    raise
+                os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                source.replace(target)
+
+    def _copy(self, incoming: Incoming, name: str) -> None:
+        """Bring a file that has arrived to another file system of this tree, durably."""
+        copy, source = self._create(name), incoming.file.fileno()
+        try:
+            position = 0
+            while piece := os.pread(source, BUFFER_BYTES, position):
+                position += len(piece)
+                write_all(copy, memoryview(piece))
+            os.fsync(copy.fileno())
+        except BaseException:
+            copy.close()
+            self.unlink(name)
+            raise
+        incoming.file.close()
+        self.unlink(incoming.name)
+        incoming.name, incoming.file = name, copy
+
+    def _try_link(self, name: str, link: str) -> int:
+        """Give a file a second name; 0, or the error where it is gone or cannot have one."""
+        try:
+            with self.resolve(link, make=True) as target, self.resolve(name) as source:
+                source.link(target)
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return error.errno or errno.EIO
+            raise
+        return 0
+
+    def _mark_removed(self, name: str) -> str:
+        """A name in `.incoming/` for a file that is going; empty where there can be none."""
+        mark = f"{INCOMING}/{new_mark(name)}"
+        error = self._try_link(name, mark)
+        if error == errno.EXDEV:
+            mark = f"{name.partition('/')[0]}/{mark}"
+            error = self._try_link(name, mark)
+        return "" if error else mark
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
@@ -3519,61 +3731,103 @@ class Folder:
         marks = []
         try:
             for name in names:
-                mark = self._new_incoming()
-                if try_link(self.locate(name), mark):
-                    marks.append(mark)
+                marks.append(self._mark_removed(name))
             yield
             for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.locate(name))
-            for parent in {os.path.dirname(self.locate(name)) for name in names}:
-                with contextlib.suppress(FileNotFoundError):
-                    sync_folder(parent)
+                with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+                    place.unlink()
+                    sync_folder(place.folder)
         finally:
-            for mark in marks:
-                os.unlink(mark)
+            for mark in filter(None, marks):
+                self.unlink(mark)
 
-    def is_missing(self) -> bool:
-        """Whether nothing at all is there, as where a disk is not mounted."""
-        try:
-            if os.path.isdir(f"{self.path}/{INCOMING}"):  # a large folder takes a while to list
-                return False
-            with os.scandir(self.path) as entries:
-                return next(entries, None) is None
-        except OSError:
-            return True
+    # What is there
+
+    def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
+        """Name and lstat of what is in a folder, but for folders."""
+        with (
+            self.resolve(f"{folder}/_") as place,
+            opened(place.folder) as descriptor,
+            os.scandir(descriptor) as entries,
+        ):
+            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
+
+    def holds_files(self, below: str = "") -> bool:
+        """Whether anything but folders is there, of what `walk` goes through."""
+        folders, excluded = [os.fsencode(below)], self._excluded()
+        while folders:
+            with contextlib.suppress(OSError):
+                for path in self._entries(folders.pop(), excluded):
+                    if not path.endswith(b"/"):
+                        return True
+                    folders.append(path)
+        return False
 
     def walk(
-        self, wanted: Callable[[bytes], bool], skip: Set[tuple[int, int]], unreadable: list[bytes],
-        prefix: bytes = b"",
-    ) -> Iterator[tuple[bytes, os.stat_result]]:  # fmt: skip
-        """Path and lstat of every wanted file that begins with `prefix`, in the order of bytes.
+        self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
+    ) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Path and lstat of every wanted file in the order of the paths' bytes.
 
-        Hidden names and links are passed over, and folders whose (device, inode) is in `skip`.
-        Folders that cannot be read are added to `unreadable`.
+        Passed over are hidden names, links, `excluded` folders and those of PASSED_OVER. The
+        paths of what cannot be read are added to `unreadable`; those of folders end with `/`.
         """
-        try:
-            with os.scandir(os.fsencode(self.path) + b"/" + prefix) as scan:
-                entries = sorted(
-                    (e.name + b"/" if e.is_dir(follow_symlinks=False) else e.name, e)
-                    for e in scan
-                    if not e.name.startswith(b".")
-                )
-        except (FileNotFoundError, NotADirectoryError):
-            return  # it went away meanwhile
-        except OSError:
-            unreadable.append(prefix)
-            return
-        for name, entry in entries:
+        excluded = self._excluded()
+        runs = [[b""]]  # of files of one folder, or one folder; the next one last
+        while runs:
+            run = runs.pop()
             try:
-                if name.endswith(b"/"):
-                    status = entry.stat(follow_symlinks=False) if skip else None
-                    if status is None or (status.st_dev, status.st_ino) not in skip:
-                        yield from self.walk(wanted, skip, unreadable, prefix + name)
-                elif wanted(name) and entry.is_file(follow_symlinks=False):
-                    yield prefix + name, entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # it went away meanwhile
+                if run[0] and not run[0].endswith(b"/"):
+                    yield from self._stat_all(run, unreadable)
+                    continue
+                found = self._entries(run[0], excluded)
+                paths = sorted(path for path in found if path.endswith(b"/") or wanted(path))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it went away meanwhile
+            except OSError:
+                unreadable += run
                 continue
+            alone = itertools.groupby(paths, lambda path: path if path.endswith(b"/") else b"")
+            runs += reversed([list(group) for _, group in alone])
+
+    def _stat_all(
+        self, paths: Sequence[bytes], unreadable: list[bytes]
+    ) -> Iterator[tuple[bytes, os.stat_result]]:
+        """The lstat of those files of one folder that are regular."""
+        with self.resolve(os.fsdecode(paths[0])) as place:
+            for path in paths:
+                try:
+                    name = os.fsdecode(path.rpartition(b"/")[2])
+                    status = place._replace(name=name).stat()
+                except FileNotFoundError:  # it went away meanwhile
+                    continue
+                except OSError:
+                    unreadable.append(path)
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
+
+    def _entries(self, path: bytes, excluded: Set[tuple[int, int]]) -> Iterator[bytes]:
+        """The paths in a folder that may be shown; those of folders end with `/`."""
+        with self.resolve(os.fsdecode(path + b"_")) as place, opened(place.folder) as folder:
+            if inode(os.fstat(folder)) in excluded or Place(folder, NO_MEDIA).exists():
+                return
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    if name.startswith(b".") or name.lower() in PASSED_OVER:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        yield path + name + b"/"
+                    elif not entry.is_symlink():
+                        yield path + name
+
+    def _excluded(self) -> set[tuple[int, int]]:
+        found = set()
+        for path in self.excluded:
+            with contextlib.suppress(OSError):
+                found.add(inode(os.stat(path)))
+        return found
 
 
 class WriteBuffers:
@@ -3661,8 +3915,7 @@ def write_block(file: io.FileIO, block: memoryview) -> None:
     """Write a block, of which only the file's last may have any length."""
     whole = len(block) - len(block) % BLOCK_BYTES
     written = write_direct(file, block[:whole]) if whole >= DIRECT_BYTES else 0
-    while written < len(block):
-        written += file.write(block[written:])
+    write_all(file, block[written:])
 
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # not on macOS
@@ -3706,36 +3959,85 @@ class Peeked:
         return os.pread(self._file.fileno(), count, start)
 
 
-def try_link(source: str, target: str) -> bool:
-    """Give a file a second name, unless it is gone or its file system has no links."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in {errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}:
-            return False
-        raise
-    return True
+# What says that a file cannot have another name there, or is gone
+NO_LINK = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
+})  # fmt: skip
+NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def link_exclusively(source: str, target: str) -> None:
-    """Give a file a second name; FileExistsError where that name is taken."""
-    # Where a file system has no links (exFAT), the name is taken first and then filled.
+def split_name(name: str) -> list[str]:
+    """The parts of a relative path; ValueError for one that would leave its folder."""
+    parts = name.split("/")
+    if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
+        raise ValueError(f"no file name: {name!r}")
+    return parts
+
+
+def new_mark(name: str) -> str:
+    """A fresh name in `.incoming/` for a file that lies, or will lie, under `name`, too."""
+    return f"{secrets.token_hex(16)}.{mark_of(name)}"
+
+
+def mark_of(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+
+
+def inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def open_folder(name: str, parent: int, make: bool) -> int:
+    """Open a folder in an open one, and `make` it durably where it is missing."""
     try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+        return os.open(name, PASS_FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        if not make:
             raise
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        os.replace(source, target)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700 if name == INCOMING else 0o777, dir_fd=parent)
+    sync_folder(parent)
+    return os.open(name, PASS_FOLDER, dir_fd=parent)
 
 
-def sync_folder(path: str) -> None:
-    """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def opened(folder: int) -> Iterator[int]:
+    """A folder that can be listed and synced; the descriptors of places may only be passed."""
+    descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: int) -> None:
+    """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
+    with opened(folder) as descriptor:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+                raise
+
+
+def write_all(file: io.FileIO, data: memoryview) -> None:
+    written = 0
+    while written < len(data):
+        written += file.write(data[written:])
+
+
+def mounts_below(path: str) -> frozenset[tuple[str, str]]:
+    """Mount points below a folder, as relative paths, with their ids (proc(5), mountinfo)."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # not on macOS
+        return frozenset()
+    found, prefix = [], path.rstrip("/") + "/"
+    for line in lines:
+        number, _, _, _, place, *_ = line.split()
+        escaped = re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), place)
+        found.append((os.fsdecode(escaped), number.decode()))
+    return frozenset((p[len(prefix) :], id) for p, id in found if p.startswith(prefix))
 
 
 def safe_name(name: str) -> str:
@@ -3827,6 +4129,12 @@ REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 FRAME_SECONDS = 1.0  # the first frame of a film is often black
+DECODER_HOST = "decoder-host"  # the word that makes this program one
+DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
+RESTART_SECONDS = 1.0  # between two starts of the decoder host
+RETRY_SECONDS = 5.0  # after which what failed for a while only is tried again
+MAX_DECODER_DEATHS = 3
+MAX_DEATHS_KNOWN = 10_000
 
 # Pillow's other plugins are left out: some start programs (EPS), and few are ever fuzzed.
 PILLOW_FORMATS = {
@@ -3881,7 +4189,8 @@ class Rendition(NamedTuple):
 
 
 THUMBNAIL = Rendition("PNG", THUMBNAIL_SIZE)
-FIRST_PREVIEW = Rendition("WEBP", PREVIEW_SIZES[0])  # is made together with the thumbnail
+PREVIEWS = [Rendition(format, size) for size in PREVIEW_SIZES for format in ("WEBP", "JPEG")]
+FIRST_PREVIEW = PREVIEWS[0]  # is made together with the thumbnail
 
 
 class Job(NamedTuple):
@@ -3903,21 +4212,142 @@ class Job(NamedTuple):
         return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
 
-class Thumbnails:
-    """A folder of PNG thumbnails named by their source's sha256, made by decoder processes.
+class Outcome(enum.Enum):
+    """What became of a thumbnail."""
 
-    `start` once, before the program has threads; every process forked later may `make`.
+    MADE = 1
+    IMPOSSIBLE = 0  # a decoder's own verdict on these bytes
+    FAILED = -1  # for another reason: it is to be tried again
+
+
+class Shelf:
+    """A folder of renditions, which are named by their source's sha256."""
+
+    def __init__(self, folder: Folder, prefix: str) -> None:
+        """`prefix` is what their names in `folder` begin with."""
+        self.folder = folder
+        self.prefix = prefix
+
+    def name(self, sha256: str, rendition: Rendition = THUMBNAIL) -> str:
+        if rendition == THUMBNAIL:
+            return f"{self.prefix}{sha256}.png"
+        return f"{self.prefix}{sha256}-{rendition.size}.{rendition.format.lower()}"
+
+    def exists(self, sha256: str) -> bool:
+        """Whether there is a thumbnail. An empty file is none: they are not synced to disk."""
+        try:
+            status = self.folder.stat(self.name(sha256))
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+    def read(self, sha256: str, rendition: Rendition = THUMBNAIL) -> bytes:
+        """The rendition; OSError where there is none."""
+        with self.folder.open(self.name(sha256, rendition)) as file:
+            return file.read(MAX_RESULT_BYTES)
+
+    def store(self, sha256: str, rendition: Rendition, data: bytes) -> None:
+        """Put a rendition in place; OSError where it cannot be."""
+        name = self.name(sha256, rendition)
+        last = posixpath.basename(name)
+        incoming = f"{self.prefix}{INCOMING}/{os.getpid()}.{threading.get_ident()}.{last}"
+        with self.folder.resolve(incoming, make=True) as source:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+                with io.FileIO(source.open(flags, 0o600), "w") as file:
+                    write_all(file, memoryview(data))
+                with self.folder.resolve(name) as target:
+                    source.replace(target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    source.unlink()
+                raise
+
+    def remove(self, sha256: str, *renditions: Rendition) -> None:
+        """Delete those renditions that there are and that can be deleted."""
+        for rendition in renditions:
+            with contextlib.suppress(OSError):  # nobody is given what the index has forgotten
+                self.folder.unlink(self.name(sha256, rendition))
+
+    def recover(self) -> None:
+        """Delete what a crash left half-written; only while no other process makes any."""
+        with contextlib.suppress(OSError):
+            for name, _ in self.folder.files_in(self.prefix + INCOMING):
+                self.folder.unlink(f"{self.prefix}{INCOMING}/{name}")
+
+
+class PreviewCache(Shelf):
+    """Previews in a folder of at most `limit` bytes: the least recently used ones go."""
+
+    def __init__(self, folder: Folder, prefix: str, limit: int, used: memoryview) -> None:
+        """`used` is shared by all processes: the bytes that lie there, at least."""
+        super().__init__(folder, prefix)
+        self._limit = limit
+        self._used = used
+        self._lock = threading.Lock()
+
+    def read(self, sha256: str, rendition: Rendition = FIRST_PREVIEW) -> bytes:
+        """The preview, whose time of modification is that of its last use; OSError if none."""
+        with self.folder.open(self.name(sha256, rendition)) as file:
+            with contextlib.suppress(OSError):  # a disk that can only be read
+                os.utime(file.fileno())
+            return file.read(MAX_RESULT_BYTES)
+
+    def store(self, sha256: str, rendition: Rendition, data: bytes) -> None:
+        """Keep a preview, if it can be: it can be made again."""
+        if len(data) > self._limit:
+            return
+        with contextlib.suppress(OSError):
+            with self._lock:
+                if self._used[0] + len(data) > self._limit:
+                    self._make_room(len(data))
+                self._used[0] += len(data)
+            super().store(sha256, rendition, data)
+
+    def _make_room(self, size: int) -> None:
+        """Count what lies there, and delete of it what leaves an eighth free, and `size` bytes."""
+        folder = self.prefix.rstrip("/")
+        files = [(status.st_mtime_ns, name, status.st_size)
+                 for name, status in self.folder.files_in(folder)]  # fmt: skip
+        used = sum(length for _, _, length in files)
+        allowed = min(self._limit * 7 // 8, self._limit - size)
+        for _, name, length in sorted(files) if used + size > self._limit else ():
+            if used <= allowed:
+                break
+            self.folder.unlink(f"{folder}/{name}")
+            used -= length
+        self._used[0] = used
+
+
+class Thumbnails:
+    """PNG thumbnails named by their source's sha256, made by decoder processes.
+
+    `start` once, before the program has threads; every process forked later may `make`. Those
+    of files that not everyone may read lie apart.
     """
 
-    def __init__(self, folder: Path, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None) -> None:
         """At most `processes` decoders run at once; by default one for each processor."""
-        self.folder = folder
         self.processes = processes or os.cpu_count() or 1
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
+        self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
+        self.preview_bytes[0] = MAX_BYTES  # nobody has counted
+        self._shelves: tuple[Shelf, ...] = ()  # public, private
+        self._previews: PreviewCache | None = None
         self._host: socket.socket | None = None
+        self._host_id = 0
+        self._sockets: list[socket.socket] = []
+        self._restart_at = 0.0
         self._lock = threading.Lock()
         self._making: dict[str, threading.Event] = {}
+        self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+
+    def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
+        """Say where thumbnails and previews lie."""
+        self._shelves = (public, private)
+        self._previews = previews
 
     @property
     def description(self) -> str:
@@ -3929,114 +4359,238 @@ class Thumbnails:
         return (", ".join(found) or "none") + hint
 
     @property
-    def available(self) -> bool:
-        """Whether the decoder host runs; one that died is not replaced before the next start."""
-        try:
-            return bool(self._host and self._host.recv(1, socket.MSG_DONTWAIT))
-        except BlockingIOError:  # the host never says a word: nothing but its end is to be read
-            return True
-        except OSError:
-            return False
+    def kinds(self) -> list[str]:
+        """What the decoders found here are for."""
+        found = {"image": self.pillow, "video": self.ffmpeg}
+        return [kind for kind, decoder in found.items() if decoder]
 
     def can_make(self, kind: str, mime_type: str) -> bool:
         """Whether a decoder found here might make a thumbnail of such content. SVG never."""
-        if not self.available or mime_type == "image/svg+xml":
-            return False
-        return bool({"image": self.pillow, "video": self.ffmpeg}.get(kind))
+        return kind in self.kinds and mime_type != "image/svg+xml"
+
+    @property
+    def available(self) -> bool:
+        """Whether the decoder host runs; one that has died is started again, in a while."""
+        if self._host is None or is_connected(self._host):
+            return self._host is not None
+        with self._lock:
+            if not is_connected(self._host) and time.monotonic() >= self._restart_at:
+                self._restart_at = time.monotonic() + RESTART_SECONDS
+                self._restart()
+            return is_connected(self._host)
 
     def start(self) -> None:
         """Fork the decoder host. Nothing is forked where no decoder is installed."""
-        if not (self.pillow or self.ffmpeg):
+        if not self.kinds:
             return
-        try:
-            server, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError:  # macOS
-            server, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        if os.fork() == 0:
+        server, host = connected_pair()
+        self._host_id = os.fork()
+        if self._host_id == 0:
             try:
                 become_host(host)
                 run_decoder_host(host, self.processes, self.ffmpeg)
             finally:
                 os._exit(0)
         host.close()
+        self._sockets.append(server)
         self._host = server
+
+    def _restart(self) -> None:
+        """Start another host, as a program of its own: this process has threads and secrets."""
+        program = run_decoder_host.__code__.co_filename  # also where bytecode is run
+        names = ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH")  # where decoders are
+        environment = {name: os.environ[name] for name in names if name in os.environ}
+        server, host = connected_pair()
+        with host:
+            host.set_inheritable(True)
+            words = [DECODER_HOST, str(host.fileno()), str(self.processes), self.ffmpeg or ""]
+            try:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self._host_id, os.WNOHANG)
+                command = [sys.executable, program, *words]
+                self._host_id = os.posix_spawn(sys.executable, command, environment)
+            except OSError:  # no process to be had: later
+                server.close()
+                return
+        self._sockets.append(server)  # one that is in use elsewhere is not closed yet
+        self._host = server
+        self.restarts[0] += 1
+        warn("the decoder host had ended; it is started again")
 
     def stop(self) -> None:
         """Let go of the host, which exits when every process that shares it has."""
-        host, self._host = self._host, None
-        if host is not None:
-            host.close()
+        self._host = None
+        while self._sockets:
+            self._sockets.pop().close()
 
-    def path(self, sha256: str) -> Path:
-        """Where the thumbnail of that content is, or would be."""
-        return self.folder / f"{sha256}.png"
+    def exists(self, sha256: str, private: bool = False) -> bool:
+        """Whether there is a thumbnail."""
+        return self._shelves[private].exists(sha256)
 
-    def exists(self, sha256: str) -> bool:
-        """Whether there is one. An empty file is none: thumbnails are not synced to disk."""
-        try:
-            return self.path(sha256).stat().st_size > 0
-        except OSError:
-            return False
+    def read(self, sha256: str, private: bool = False) -> bytes:
+        """The PNG; OSError where there is none."""
+        return self._shelves[private].read(sha256)
 
-    def remove(self, *hashes: str) -> None:
-        """Delete those thumbnails that there are."""
+    def remove(self, *hashes: str, public_only: bool = False) -> None:
+        """Delete those thumbnails and previews that there are and that can be deleted."""
         for sha256 in hashes:
-            self.path(sha256).unlink(missing_ok=True)
+            for shelf in self._shelves[: 1 if public_only else 2]:
+                shelf.remove(sha256, THUMBNAIL)
+            if self._previews and not public_only:
+                self._previews.remove(sha256, *PREVIEWS)
 
-    def settle(self) -> None:
+    def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        shutil.rmtree(self.folder / INCOMING, ignore_errors=True)
+        for shelf in (*self._shelves, self._previews):
+            if shelf:
+                shelf.recover()
 
-    def make(
-        self, source: str | Path, sha256: str, kind: str, duration: float | None = None
-    ) -> bool:
-        """Make the thumbnail of an `image` or `video`, unless it exists; false if there is none.
+    def make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
+        """Make the thumbnail of an image or video from its open file, unless there is one.
 
-        Blocks until it is done; threads that ask for the same one wait for the first. `duration`
-        is the film's, in seconds. False is the picture's fault only while `available` is true.
-        Raises OSError if the thumbnail cannot be stored.
+        Blocks until it is done; threads that ask for the same one wait for the first. Raises
+        OSError if the thumbnail cannot be stored.
         """
+        sha256, private = asset.sha256, file.root != "library"
+
+        def make() -> Outcome:
+            if self.exists(sha256, private):
+                return Outcome.MADE
+            made = self._render(source, file, asset, (THUMBNAIL, FIRST_PREVIEW))
+            if isinstance(made, Outcome):
+                return made
+            self._shelves[private].store(sha256, THUMBNAIL, made[0])
+            for preview in made[1:]:  # there is none without Pillow
+                self._keep(sha256, FIRST_PREVIEW, preview)
+            return Outcome.MADE
+
+        outcome = self._once(sha256, make)
+        if outcome is None:
+            return Outcome.MADE if self.exists(sha256, private) else Outcome.FAILED
+        return outcome
+
+    def preview(
+        self, source: io.FileIO, file: File, asset: Asset, rendition: Rendition
+    ) -> bytes | Outcome:
+        """The preview of an image or video, made from its open file unless it is at hand."""
+        sha256 = asset.sha256
+
+        def make() -> bytes | Outcome:
+            with contextlib.suppress(OSError):
+                return self.find_preview(sha256, rendition)
+            made = self._render(source, file, asset, (rendition,))
+            if isinstance(made, Outcome):
+                return made
+            self._keep(sha256, rendition, made[0])
+            return made[0]
+
+        while (made := self._once(f"{sha256} {rendition}", make)) is None:
+            pass  # another thread has made it, which may not have been kept
+        return made
+
+    def find_preview(self, sha256: str, rendition: Rendition) -> bytes:
+        """A preview that is at hand; OSError where it is not."""
+        if self._previews is None:
+            raise FileNotFoundError(errno.ENOENT, "no previews are kept")
+        return self._previews.read(sha256, rendition)
+
+    def _keep(self, sha256: str, rendition: Rendition, data: bytes) -> None:
+        if self._previews:
+            self._previews.store(sha256, rendition, data)
+
+    def _once(self, key: str, make: Callable[[], T]) -> T | None:
+        """What `make` returns; None after waiting for another thread that made it meanwhile."""
         with self._lock:
-            other = self._making.get(sha256)
-            done = other or self._making.setdefault(sha256, threading.Event())
+            other = self._making.get(key)
+            done = other or self._making.setdefault(key, threading.Event())
         if other:
             other.wait()
-            return self.exists(sha256)
+            return None
         try:
-            return self.exists(sha256) or self._make(source, sha256, kind, duration)
+            return make()
         finally:
             with self._lock:
-                del self._making[sha256]
+                del self._making[key]
             done.set()
 
-    def _make(self, source: str | Path, sha256: str, kind: str, duration: float | None) -> bool:
-        at = min(FRAME_SECONDS, (duration or 0) / 3) if kind == "video" else 0
-        png = self._decode(source, f"{kind} {at:.3f}")
-        if not png:
-            return False
-        incoming = self.folder / INCOMING / f"{sha256}.{os.getpid()}.png"
-        self.folder.mkdir(0o700, parents=True, exist_ok=True)  # some are of private pictures
-        incoming.parent.mkdir(exist_ok=True)
-        incoming.write_bytes(png)
-        incoming.replace(self.path(sha256))
-        return True
+    def _render(
+        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...]
+    ) -> list[bytes] | Outcome:
+        """The renditions of an open file, or why there are none."""
+        facts = asset.facts
+        if facts is None or not self._may_try(asset.sha256):
+            return Outcome.FAILED
+        kind = "raw" if facts.mime_type in RAW_TYPES else facts.kind
+        seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
+        size = (facts.width or 0, facts.height or 0)
+        made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
+        if not file.matches(os.fstat(source.fileno())):  # it may have been written meanwhile
+            return Outcome.FAILED
+        if made is None:
+            return self._count_death(asset.sha256)
+        return made or Outcome.IMPOSSIBLE
 
-    def _decode(self, source: str | Path, job: str) -> bytes:
+    def _may_try(self, sha256: str) -> bool:
+        """Whether enough time has passed since a decoder died of this picture."""
+        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + RETRY_SECONDS
+
+    def _count_death(self, sha256: str) -> Outcome:
+        """A picture of which decoders die again and again is a bomb; a single death is chance."""
+        if not self.available:
+            return Outcome.FAILED
+        with self._lock:
+            deaths = self._deaths.pop(sha256, (0, 0.0))[0] + 1
+            if deaths >= MAX_DECODER_DEATHS:
+                return Outcome.IMPOSSIBLE
+            if len(self._deaths) >= MAX_DEATHS_KNOWN:
+                self._deaths.clear()
+            self._deaths[sha256] = deaths, time.monotonic()
+        return Outcome.FAILED
+
+    def _decode(self, source: io.FileIO, job: Job) -> list[bytes] | None:
+        """The renditions; none where the decoder says that it can make none, None if it died."""
         host = self._host
-        try:
-            picture = os.open(source, os.O_RDONLY)
-        except OSError:
-            return b""
         end, result = os.pipe()
         with open(end, "rb") as pipe:
             with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
                 if host is not None:
-                    socket.send_fds(host, [job.encode()], [picture, result])
-            os.close(picture)
+                    socket.send_fds(host, [job.to_bytes()], [source.fileno(), result])
             os.close(result)
-            png = pipe.read(MAX_THUMBNAIL_BYTES)
-        whole = png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
-        return png if whole else b""
+            data = pipe.read(MAX_RESULT_BYTES + 1)
+        if len(data) > MAX_RESULT_BYTES:
+            return []
+        frames = data.removesuffix(DECODER_DONE)
+        return split_frames(frames) if frames != data else None
+
+
+def split_frames(data: bytes) -> list[bytes]:
+    """What a decoder has written, each after its length; nothing where the last one is cut."""
+    frames = []
+    while data:
+        end = FRAME_LENGTH.size + int.from_bytes(data[: FRAME_LENGTH.size], "big")
+        if len(data) < end:
+            return []
+        frames.append(data[FRAME_LENGTH.size : end])
+        data = data[end:]
+    return frames
+
+
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    """Sockets for jobs, which are one message each."""
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:  # macOS
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+def is_connected(host: socket.socket | None) -> bool:
+    """Whether the decoder host lives: it never says a word, so nothing but its end is read."""
+    try:
+        return bool(host and host.recv(1, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def find_pillow() -> str | None:
@@ -4143,10 +4697,13 @@ def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | 
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + DECODE_CPU_SECONDS, hard))
-    with open(0, "rb", closefd=False) as source, open(1, "wb", closefd=False) as target:
-        write_renditions(source, target, job, formats, ffmpeg)
-    for standard in (0, 1):
-        os.dup2(2, standard)  # which is the null device: the pipe's end is the job's end
+    try:
+        with open(0, "rb", closefd=False) as source, open(1, "wb", closefd=False) as target:
+            write_renditions(source, target, job, formats, ffmpeg)
+    finally:  # what a decoder raises is its verdict, too
+        os.write(1, DECODER_DONE)
+        for standard in (0, 1):
+            os.dup2(2, standard)  # which is the null device: the pipe's end is the job's end
 
 
 def limit_process() -> None:
@@ -4300,7 +4857,9 @@ def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Imag
         return scale
     if mode == "F":  # TIFF of floats, from 0 to 1
         return lambda part: part.point(lambda value: value * 255.0).convert("L")
-    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+    if isinstance(key, tuple) and any(
+        "16" in str(tile[3]) for tile in getattr(picture, "tile", ())
+    ):
         picture.info["transparency"] = tuple(value >> 8 for value in key)  # as the pixels
     if key is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return lambda part: part.convert("RGBA").convert("RGBa")
@@ -4451,6 +5010,7 @@ MEDIA_EXTENSIONS = frozenset(
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
+MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
 
@@ -4460,7 +5020,7 @@ def is_media_name(name: bytes) -> bool:
 
 
 def describe(folder: Folder, path: str, added: float) -> Located | None:
-    """Read, hash and probe one file; None where it is gone or changes while it is read."""
+    """Read, hash and probe one file; None where it is gone, EAGAIN where it changes meanwhile."""
     try:
         with folder.open(path) as file:
             before = os.fstat(file.fileno())
@@ -4470,37 +5030,39 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
                 digest.update(buffer[:count])
             facts = probe(file)
             after = os.fstat(file.fileno())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     sha256 = digest.hexdigest()
-    size, times = before.st_size, (before.st_mtime_ns, before.st_ctime, added)
-    known = File(folder.name, path, sha256, size, *times)
-    return (known, Asset(sha256, size, facts)) if known.matches(after) else None
+    known = File(folder.name, path, sha256, *state_of(before), added)
+    if not known.matches(after):
+        raise BlockingIOError(errno.EAGAIN, "it is being written")
+    return known, Asset(sha256, known.size, facts)
 
 
 class ScanProgress(NamedTuple):
-    """How far the scan is; `finished_at` is the last end of a whole scan in Unix seconds."""
+    """How far the scan is; `finished_at` is the last end of one in Unix seconds."""
 
     running: bool = False
     done: int = 0
     total: int = 0
+    unreadable: int = 0  # files and folders of the last scan, which are tried again
     finished_at: float | None = None
 
 
 class SharedProgress:
     """A ScanProgress that every process forked from this one sees."""
 
-    LAYOUT = struct.Struct("=?QQd")
+    LAYOUT = struct.Struct("=?QQQd")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
 
     def get(self) -> ScanProgress:
-        running, done, total, finished_at = self.LAYOUT.unpack(self._memory[:])
-        return ScanProgress(bool(running), int(done), int(total), float(finished_at) or None)
+        now = ScanProgress(*self.LAYOUT.unpack(self._memory[:]))
+        return now._replace(finished_at=now.finished_at or None)
 
     def set(self, now: ScanProgress) -> None:
-        self._memory[:] = self.LAYOUT.pack(now.running, now.done, now.total, now.finished_at or 0)
+        self._memory[:] = self.LAYOUT.pack(*now[:-1], now.finished_at or 0)
 
 
 class Scanner:
@@ -4508,12 +5070,11 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        apart: Sequence[str], progress: SharedProgress,
+        progress: SharedProgress,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._thumbnails = thumbnails
-        self._apart = apart  # folders that are not part of the library wherever they lie
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
@@ -4521,7 +5082,7 @@ class Scanner:
         self.progress = progress
 
     def start(self, interval: float) -> None:
-        """Scan now and every `interval` seconds; 0: only when asked."""
+        """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
@@ -4545,89 +5106,157 @@ class Scanner:
             thread.join(SCANNER_STOP_SECONDS)
 
     def _scan_loop(self, interval: float) -> None:
+        pause, retry = interval or math.inf, RETRY_SECONDS
         while not self._stopping:
-            self._wanted.wait(interval or None)
+            self._wait(pause)
             self._wanted.clear()
             try:
-                self.scan()
+                whole = self.scan()
             except Exception as error:  # one bad scan must not be the last one
                 warn(f"the scan stopped: {type(error).__name__}: {error}")
                 self.progress.set(self.progress.get()._replace(running=False))
+                whole = False
+            pause = interval or math.inf
+            if not whole:
+                pause = min(pause, retry)
+            retry = RETRY_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
-    def scan(self) -> None:
-        """Bring the index in step with the disk once."""
+    def _wait(self, seconds: float) -> None:
+        """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
+        end, away = time.monotonic() + seconds, self._away()
+        while (left := end - time.monotonic()) > 0:
+            step = min(left, RETRY_SECONDS) if away else left
+            if self._wanted.wait(None if step == math.inf else step) or away != self._away():
+                return
+
+    def _away(self) -> list[tuple[str, bool, list[str]]]:
+        """The folders that are missing, or have mount points below that are."""
+        found = []
+        with contextlib.suppress(sqlite3.Error):
+            for folder in self._folders.values():
+                found.append((folder.name, folder.is_missing(), self.absent_mounts(folder)))
+        return [each for each in found if each[1] or each[2]]
+
+    def scan(self) -> bool:
+        """Bring the index in step with the disk once; whether everything was seen."""
         if self._stopping:
-            return
-        self.progress.set(self.progress.get()._replace(running=True, done=0, total=0))
-        for folder in self._folders.values():
-            if not folder.is_missing():
-                self._scan_folder(folder)
-            elif self._index.files.is_empty(folder.name):
-                continue
-            else:
-                warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
-        self.progress.set(self.progress.get()._replace(running=False, finished_at=time.time()))
+            return True
+        start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
+        self.progress.set(start)
+        whole = [self._scan_folder(folder) for folder in self._folders.values()]
+        now = self.progress.get()
+        self.progress.set(now._replace(running=False, finished_at=time.time()))
+        return all(whole)
 
-    def _scan_folder(self, folder: Folder) -> None:
-        started = time.time()
-        new, gone, unchanged = self._compare(folder)
-        self._advance(unchanged, unchanged + len(new))
+    def _scan_folder(self, folder: Folder) -> bool:
+        """Bring the index in step with a folder; whether everything in it was seen."""
+        before, started = folder.identity(), time.time()
+        if before is None:
+            if not folder.is_new():
+                warn(f"nothing is in {folder.path}: is its disk mounted? Its index is kept")
+            return folder.is_new()
+        unreadable: list[bytes] = []
+        new, gone, unchanged = self._compare(folder, unreadable)
+        self._advance(unchanged, unchanged + len(new), len(unreadable))
+        failed = 0
         for start in range(0, len(new), SCAN_BATCH):
             if self._stopping:
-                return
+                return True
             batch = new[start : start + SCAN_BATCH]
-            self._add([os.fsdecode(path) for path in batch], folder)
-            self._advance(len(batch), 0)
+            missed = self._add([os.fsdecode(path) for path in batch], folder)
+            failed += missed
+            self._advance(len(batch), 0, missed)
             self._fresh.set()
+        if unreadable or failed:
+            warn(f"{len(unreadable) + failed} files or folders in {folder.path} cannot be read")
+        if folder.identity() != before:
+            warn(f"{folder.path} is another folder than when the scan began: its index is kept")
+            return False
+        kept = [*unreadable, *self._note_mounts(folder)]  # what lies there is not gone
+        gone = [path for path in gone if not path.startswith(tuple(kept))]
         self._forget(folder, gone, started)
+        return not (unreadable or failed)
 
-    def _advance(self, done: int, total: int) -> None:
+    def _advance(self, done: int, total: int, unreadable: int) -> None:
         now = self.progress.get()
-        self.progress.set(now._replace(done=now.done + done, total=now.total + total))
+        done, total, unreadable = now.done + done, now.total + total, now.unreadable + unreadable
+        self.progress.set(now._replace(done=done, total=total, unreadable=unreadable))
 
-    def _compare(self, folder: Folder) -> tuple[list[bytes], list[bytes], int]:
+    def absent_mounts(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted whose files are known, and is no more."""
+        known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
+        return [
+            path for path in known
+            if path not in mounted and not folder.holds_files(f"{path}/")
+            and not self._index.files.is_empty(folder.name, f"{path}/")
+        ]  # fmt: skip
+
+    def _note_mounts(self, folder: Folder) -> list[bytes]:
+        """Remember the mount points below a folder; give those that are absent, with `/`."""
+        absent = self.absent_mounts(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)}
+        text = json.dumps(sorted(mounted.union(absent)))
+        if text != (self._index.get_meta(f"mounts {folder.name}") or "[]"):
+            self._index.set_meta(f"mounts {folder.name}", text)
+        for path in absent:
+            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
+        return [os.fsencode(f"{path}/") for path in absent]
+
+    def _compare(
+        self, folder: Folder, unreadable: list[bytes]
+    ) -> tuple[list[bytes], list[bytes], int]:
         """New or changed paths, paths that are no more, and the number of unchanged ones."""
         known = self._index.files.in_order(folder.name)
         new, gone, unchanged = [], [], 0
-        unreadable: list[bytes] = []
         row = next(known, None)
-        for path, status in folder.walk(is_media_name, self._identities(), unreadable):
+        for path, status in folder.walk(is_media_name, unreadable):
             while row is not None and row[0] < path:
                 gone.append(row[0])
                 row = next(known, None)
-            if row is not None and row == (path, status.st_size, status.st_mtime_ns):
+            if row is not None and row[0] == path and is_same(folder.name, row[1], status):
                 unchanged += 1
             else:
                 new.append(path)
             if row is not None and row[0] == path:
                 row = next(known, None)
-        gone += ([row[0]] if row else []) + [path for path, _, _ in known]
-        if unreadable:  # what lies there is not gone
-            warn(f"{len(unreadable)} folders in {folder.path} cannot be read")
-            gone = [path for path in gone if not path.startswith(tuple(unreadable))]
+        gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, gone, unchanged
 
-    def _identities(self) -> set[tuple[int, int]]:
-        found = set()
-        for path in self._apart:
-            with contextlib.suppress(OSError):
-                status = os.stat(path)
-                found.add((status.st_dev, status.st_ino))
-        return found
-
-    def _add(self, paths: Sequence[str], folder: Folder) -> None:
+    def _add(self, paths: Sequence[str], folder: Folder) -> int:
+        """Read files and put them into the index; how many could not be."""
         from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
-        now = time.time()
+        now, failed = time.time(), []
+
+        def read(path: str) -> Located | None:
+            try:
+                return describe(folder, path, now)
+            except (OSError, ValueError):
+                failed.append(path)
+                return None
+
         with ThreadPoolExecutor(HASH_THREADS) as pool:
-            found = list(pool.map(lambda path: describe(folder, path, now), paths))
-        self._put([item for item in found if item])
+            found = list(filter(None, pool.map(read, paths)))
+        return len(failed) + self._put_each(found)
+
+    def _put_each(self, found: Sequence[Located]) -> int:
+        """Put files into the index, together if that can be; how many were refused."""
+        try:
+            self._put(found)
+        except (sqlite3.Error, OSError) as error:  # locked, full: a later scan tries again
+            warn(f"{len(found)} files are not in the index yet: {error}")
+            return len(found)
+        except (ValueError, OverflowError):  # one of them has a value that cannot be stored
+            return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
+        return 0
 
     def _put(self, found: Sequence[Located]) -> None:
         def apply(db: Database) -> list[str | None]:
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
-        self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
+        if found:
+            self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
 
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
         """Forget files that were known `before` the folder was read and not found in it."""
@@ -4640,55 +5269,102 @@ class Scanner:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
 
     def refresh(self, folder: Folder, path: str) -> Located | None:
-        """Read one file that changed since it was last read; None where it is gone."""
+        """Read one file that changed since it was last read; None where it is gone, OSError."""
         found = describe(folder, path, time.time())
         if found:
             self._put([found])
         return found
 
+    def current(self, found: Located) -> Located | None:
+        """A file if it still has its content; it is read again where only ctime has changed."""
+        file, folder = found[0], self._folders.get(found[0].root)
+        if folder is None:
+            return found
+        try:
+            status = folder.stat(file.path)
+            if not file.matches(status):
+                same = file._replace(ctime=status.st_ctime).matches(status)
+                again = self.refresh(folder, file.path) if same else None
+                return again if again and again[0].sha256 == file.sha256 else None
+        except (OSError, ValueError):
+            return None
+        return found
+
     def _thumbnail_loop(self) -> None:
-        while True:
-            self._fresh.wait()
+        pause, retry = math.inf, RETRY_SECONDS
+        while not self._stopping:
+            self._fresh.wait(None if pause == math.inf else pause)
             self._fresh.clear()
             try:
-                while not self._stopping and self._make_thumbnails():
-                    pass
-            except Exception as error:  # the next fresh file tries again
+                whole = self._make_thumbnails()
+            except Exception as error:
                 warn(f"thumbnails stopped: {type(error).__name__}: {error}")
-            if self._stopping:
-                return
+                whole = False
+            pause = math.inf if whole else retry
+            retry = RETRY_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
     def _make_thumbnails(self) -> bool:
-        """Try a batch of those that were not tried; whether there was any."""
-        kinds = [kind for kind in ("image", "video") if self._thumbnails.can_make(kind, "")]
-        found = self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH)
-        if not found:
-            return False
+        """Try each of those that have no verdict yet once; whether all have one now."""
+        if not self._thumbnails.kinds:
+            return True
         from concurrent.futures import ThreadPoolExecutor  # as in _add
 
+        kinds, last, whole = self._thumbnails.kinds, "", True
         with ThreadPoolExecutor(self._thumbnails.processes) as pool:
-            for _ in pool.map(self._try_thumbnail, found):
-                pass
-        return self._thumbnails.available
+            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
+                whole = all(pool.map(self._try_thumbnail, found)) and whole
+                last = found[-1][1].sha256
+        return whole
 
-    def _try_thumbnail(self, found: Located) -> None:
-        if not self._stopping:
-            file, asset = found
-            self.ensure_thumbnail(self._folders[file.root], file, asset)
+    def _try_thumbnail(self, found: Located) -> bool:
+        """Make a thumbnail ahead; whether there is no need to try again."""
+        if self._stopping:
+            return True
+        try:
+            return self.ensure_thumbnail(*found) is not Outcome.FAILED
+        except FileNotFoundError:  # removed since: the next scan will see
+            return self._folders[found[0].root].is_there()
+        except (OSError, sqlite3.Error):
+            return False
 
-    def ensure_thumbnail(self, folder: Folder, file: File, asset: Asset) -> bool:
-        """Whether a content has a thumbnail, which is made now if that has not been tried yet."""
+    def ensure_thumbnail(self, file: File, asset: Asset) -> Outcome:
+        """Have the thumbnail of a content, which is made now if that has not been tried yet.
+
+        OSError where the file cannot be opened or the thumbnail not stored.
+        """
         facts, thumbnails = asset.facts, self._thumbnails
         if asset.thumbnail == 0 or facts is None:
-            return False
-        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256):
-            return True
-        made = thumbnails.can_make(facts.kind, facts.mime_type) and thumbnails.make(
-            folder.locate(file.path), asset.sha256, facts.kind, facts.duration
-        )
-        if made or thumbnails.available:  # else it is not the picture's fault
-            self._index.assets.set_thumbnail(asset.sha256, made)
-        return made
+            return Outcome.IMPOSSIBLE
+        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
+            return Outcome.MADE
+        if facts.kind not in thumbnails.kinds:
+            return Outcome.IMPOSSIBLE
+        if not thumbnails.available:
+            return Outcome.FAILED
+        outcome = Outcome.IMPOSSIBLE
+        if thumbnails.can_make(facts.kind, facts.mime_type):
+            with self._folders[file.root].open(file.path) as source:
+                if not file.matches(os.fstat(source.fileno())):
+                    return Outcome.FAILED
+                outcome = thumbnails.make(source, file, asset)
+        if outcome is not Outcome.FAILED:  # which is not the picture's fault
+            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
+        return outcome
+
+    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
+        """The preview of a content, which is made now if it is not at hand.
+
+        OSError where the file cannot be opened.
+        """
+        with contextlib.suppress(OSError):
+            return self._thumbnails.find_preview(asset.sha256, rendition)
+        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
+        if outcome is not Outcome.MADE or not self._thumbnails.pillow:
+            return outcome if outcome is not Outcome.MADE else Outcome.IMPOSSIBLE
+        with self._folders[file.root].open(file.path) as source:
+            if not file.matches(os.fstat(source.fileno())):
+                return Outcome.FAILED
+            return self._thumbnails.preview(source, file, asset, rendition)
 
 
 # ======================================================================================
@@ -5455,6 +6131,15 @@ def accepts_gzip(headers: Headers) -> bool:
         coding, _, weight = element.partition(";")
         accepted[coding.strip(" \t")] = not _ZERO_WEIGHT.fullmatch(weight)
     return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
+
+
+def accepts(headers: Headers, media_type: str) -> bool:
+    """Say whether the client names this type among those it takes (RFC 9110 §12.5.1)."""
+    for element in headers.get("accept", "").lower().split(","):
+        named, _, weight = element.partition(";")
+        if named.strip(" \t") == media_type:
+            return not _ZERO_WEIGHT.fullmatch(weight)
+    return False
 
 
 # -- Dates and answers -----------------------------------------------------------------
@@ -6633,14 +7318,13 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile(NamedTuple):
-    """A public file that was asked for, good as long as `path` has this size and mtime.
+    """A public file that was asked for, good as long as `path` is the same file in this state.
 
     The bytes of a small one are in `content`, and the usual answer with them in `whole`.
     """
 
     path: str
-    size: int
-    mtime_ns: int
+    state: tuple[tuple[int, int], State]  # a link on the way would lead to another file
     content: Content
     whole: Response | None
 
@@ -6692,18 +7376,33 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        buffers, users = WriteBuffers(), settings.database_dir / "users"
-        self.library = Folder("library", settings.storage_dir, make=False, buffers=buffers)
-        self.images = Folder("images", settings.upload_dir, make=True, buffers=buffers)
-        self.users = Folder("users", users, make=True, buffers=buffers)
-        self.entities = Folder("entities", settings.media_storage_dir, make=True, buffers=buffers)
-        folders = (self.library, self.images, self.users, self.entities)
-        self.folders = {folder.name: folder for folder in folders}
+        places = {
+            "library": settings.storage_dir,
+            "images": settings.upload_dir,
+            "users": settings.database_dir / "users",
+            "entities": settings.media_storage_dir,
+        }
+        apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+        buffers = WriteBuffers()
+        self.folders = {
+            name: Folder(
+                name, path, make=name != "library", buffers=buffers,
+                is_new=functools.partial(index.files.is_empty, name),
+                excluded=apart if name == "library" else (),
+            )
+            for name, path in places.items()
+        }  # fmt: skip
+        self.library, self.images, self.users, self.entities = self.folders.values()
+        data = Folder("data", settings.database_dir, make=True, buffers=buffers)
+        beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+        public = Shelf(self.library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+        limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
+        previews = PreviewCache(data, "previews/", limit, used)
+        thumbnails.place(public, Shelf(data, "thumbnails/private/"), previews)
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
-        apart = [str(settings.database_dir), *(f.path for f in folders if f is not self.library)]
-        self.scanner = Scanner(index, [self.library, self.images], thumbnails, apart, progress)
+        self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -6721,11 +7420,33 @@ class App:
         self.listing = Listing()
         self.started = time.monotonic()
 
-    def is_unmounted(self) -> bool:
-        """Whether the folder is missing, or empty though pictures are known."""
-        if not self.library.is_missing():
+    def is_degraded(self) -> bool:
+        """Whether the storage folder, or a disk below it, is missing."""
+        return self.library.is_missing() or bool(self.scanner.absent_mounts(self.library))
+
+    def problems(self) -> list[str]:
+        """What is not as it should be, in sentences without paths."""
+        missing = self.library.is_missing()
+        absent = 0 if missing else len(self.scanner.absent_mounts(self.library))
+        unreadable = self.scanner.progress.get().unreadable
+        restarts = self.thumbnails.restarts[0]
+        return [
+            sentence.format(count)
+            for count, sentence in (
+                (missing, "The storage folder is not there, or there is nothing in it."),
+                (absent, "Disks below the storage folder that are not mounted: {}."),
+                (unreadable, "Files or folders that could not be read: {}; the log says more."),
+                (restarts, "Times that the decoder host had to be started again: {}."),
+            )
+            if count
+        ]
+
+    def takes_uploads(self) -> bool:
+        """Whether the storage folder is there, with the disks that uploads lie on."""
+        if not self.library.is_there():
             return False
-        return not os.path.isdir(self.library.path) or not self.index.files.is_empty("library")
+        absent = self.scanner.absent_mounts(self.library)
+        return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
     def prepare(self, content: Content) -> Response:
         """The usual answer with a small public file, whoever asks."""
@@ -7061,7 +7782,7 @@ def receive_upload(
     if upload.check_name and filename:
         upload.check_name(filename)
     folder = request.app.folders[upload.folder]
-    if not folder.make and request.app.is_unmounted():
+    if not folder.make and not request.app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
     incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
@@ -7124,6 +7845,7 @@ class Content(NamedTuple):
     filename: str = ""  # under which a browser saves it
     internal: str = ""  # where the proxy finds the file itself
     encoding: str = ""  # what its bytes are in, where that is a choice
+    vary: str = ""  # the request's field that it depends on
 
     @property
     def etag(self) -> str:
@@ -7139,9 +7861,9 @@ class Content(NamedTuple):
         ]
         if self.last_modified is not None:
             headers.append(("Last-Modified", format_date(self.last_modified)))
-        if self.mime_type == JSON_TYPE:
-            headers.append(("Vary", "Accept-Encoding"))
-        elif self.mime_type == "image/svg+xml":
+        if self.vary or self.mime_type == JSON_TYPE:
+            headers.append(("Vary", self.vary or "Accept-Encoding"))
+        if self.mime_type == "image/svg+xml":
             headers.append(("Content-Security-Policy", SVG_POLICY))
         elif self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
             headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
@@ -7219,6 +7941,8 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.EPERM: (503, "The storage folder cannot be written to."),
     errno.ENOENT: (503, "The storage folder is not there."),
     errno.ENOTDIR: (503, "The storage folder is not there."),
+    errno.ELOOP: (503, "The storage folder is not there."),
+    errno.ENODEV: (503, "The storage folder is not there."),
     errno.ESTALE: (503, "The storage folder is not there."),
     errno.EIO: (503, "The disk does not answer."),
     errno.EMFILE: (503, "Too many files are open."),
@@ -7413,7 +8137,7 @@ def close_source(content: Content) -> None:
 
 
 def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
-    return status.st_mtime_ns == hot.mtime_ns and status.st_size == hot.size
+    return hot.state == (inode(status), state_of(status))
 
 
 def is_ready(head: RequestHead, response: Response) -> bool:
@@ -7556,7 +8280,7 @@ def existing(thing: T | None, otherwise: str = "Not found.") -> T:
 def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
     """A file of these folders with this content, unchanged on disk."""
     found = app.index.files.with_content(sha256, roots)
-    return next((each for each in found if app.folders[each[0].root].has(each[0])), None)
+    return next(filter(None, map(app.scanner.current, found)), None)
 
 
 def find_content(app: App, request: Request, sha256: str) -> Located:
@@ -7639,8 +8363,13 @@ def remember_hot(app: App, request: Request, file: File, content: Content) -> No
         if app.settings.accel_redirect:
             return
         content = content._replace(source=b"")
-    path = app.library.locate(file.path)
-    app.remember(request.head.target, HotFile(path, file.size, file.mtime_ns, content, whole))
+    try:
+        status = app.library.stat(file.path)
+    except OSError:
+        return
+    if file.matches(status):
+        path, state = f"{app.library.path}/{file.path}", (inode(status), state_of(status))
+        app.remember(request.head.target, HotFile(path, state, content, whole))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -7648,9 +8377,14 @@ def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[s
     twin = find_twin(app, incoming.sha256, folder.name) if folder.make else None
     name = folder.keep(incoming, names, twin and twin[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    status = folder.stat(name)
-    times = (status.st_mtime_ns, status.st_ctime, time.time())
-    return File(folder.name, name, asset.sha256, status.st_size, *times), asset
+    return File(folder.name, name, asset.sha256, *state_of(folder.stat(name)), time.time()), asset
+
+
+def finish_upload(app: App, incoming: Incoming, file: File) -> None:
+    """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
+    incoming.discard(undo=False)
+    with contextlib.suppress(OSError, sqlite3.Error):  # it is stored: the next scan reads it again
+        app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
 
 
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
@@ -7697,6 +8431,7 @@ def upload_media(app: App, request: Request) -> Response:
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    finish_upload(app, incoming, file)
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -7791,19 +8526,32 @@ def library_pieces(app: App) -> Iterator[str]:
 @route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
        {200: "image/png"})  # fmt: skip
 def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
-    sha256 = check_sha256(sha256)
-    file, asset = find_content(app, request, sha256)
-    if not app.scanner.ensure_thumbnail(app.folders[file.root], file, asset):
-        raise HTTPError(404, "There is no thumbnail of this file.")
+    file, asset = find_content(app, request, check_sha256(sha256))
     try:
-        data = app.thumbnails.path(sha256).read_bytes()
+        check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
+        data = app.thumbnails.read(asset.sha256, file.root != "library")
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
-    digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
-    rule = caching(app, file, FOREVER)
-    content = Content(data, len(data), "image/png", digest, modified, rule)
+    content = rendered_content(app, file, data)
     remember_hot(app, request, file, content)
     return content_response(request.head, content)
+
+
+def check_outcome(outcome: Outcome, thing: str) -> None:
+    """Raise what tells that there is none: 404, or 503 where that may change."""
+    if outcome is Outcome.FAILED:
+        raise HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
+    if outcome is Outcome.IMPOSSIBLE:
+        raise HTTPError(404, f"There is no {thing} of this file.")
+
+
+def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Content:
+    """What is answered with a rendition of a file, whose type its first bytes tell."""
+    types = {b"\x89": "image/png", b"R": "image/webp"}
+    mime_type = types.get(data[:1], "image/jpeg")
+    digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
+    rule = caching(app, file, FOREVER)
+    return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
 @route("GET", "/image/{filename:image}", PRIVATE_READ, "images", "A private image",
@@ -7846,6 +8594,7 @@ def put_image(app: App, request: Request, filename: str) -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
+        finish_upload(app, incoming, file)
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
@@ -7903,6 +8652,7 @@ def upload_private_image(app: App, request: Request) -> Response:
     name = image_name(app.settings, incoming.filename, facts)
     file, asset = store_upload(app, incoming, app.images, private_names(name))
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    finish_upload(app, incoming, file)
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
@@ -8751,13 +9501,17 @@ NO_STORE = ("Cache-Control", "no-store")
 
 
 def health_json(app: App) -> dict[str, Any]:
-    return {
-        "status": "degraded" if app.is_unmounted() else "ok",
+    """The health answer; what is not as it should be is counted or said only where it is so."""
+    scan, problems = app.scanner.progress.get()._asdict(), app.problems()
+    scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
+    health = {
+        "status": "degraded" if app.is_degraded() else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": app.scanner.progress.get()._asdict(),
+        "scan": scan,
     }
+    return {**health, "problems": problems} if problems else health
 
 
 @route("GET", "/health", OPEN, "system", "How the server is",
@@ -8787,6 +9541,27 @@ def end_session(app: App, request: Request) -> Response:
     return Response(204, [view_cookie(request, "", 0), NO_STORE])
 
 
+PREVIEW_QUERY = (
+    Field("size", required=True, choices=tuple(map(str, PREVIEW_SIZES)), help="pixels a side"),
+)
+
+
+@route("GET", "/preview/{sha256}", READ, "system", "A picture for browsers, within a square",
+       {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
+def get_preview(app: App, request: Request, sha256: str) -> Response:
+    file, asset = find_content(app, request, check_sha256(sha256))
+    format = "WEBP" if accepts(request.headers, "image/webp") else "JPEG"
+    rendition = Rendition(format, int(request.query["size"]))
+    try:
+        made = app.scanner.ensure_preview(file, asset, rendition)
+    except FileNotFoundError:
+        raise HTTPError(404, NO_FILE) from None
+    if isinstance(made, Outcome):
+        check_outcome(made, "preview")
+    assert isinstance(made, bytes)
+    return content_response(request.head, rendered_content(app, file, made, "Accept"))
+
+
 METRICS = {
     "uptime_seconds": "since the start of this worker",
     "scan_running": "1 while the folder is scanned",
@@ -8808,7 +9583,7 @@ def read_metrics(app: App) -> list[float]:
     scan = app.scanner.progress.get()
     return [
         time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
-        app.is_unmounted(), *app.index.count_rows(), len(app.hot),
+        app.is_degraded(), *app.index.count_rows(), len(app.hot),
     ]  # fmt: skip
 
 
@@ -8863,7 +9638,7 @@ def render_page(app: App, request: Request) -> str:
     if not allows(Access.READ, request.principal, app.settings.read_auth_enabled):
         return PAGE.format(message="The pictures here need a credential.", pictures="")
     hashes = app.index.files.newest_images(PAGE_PICTURES)
-    shown = "thumbnail" if app.thumbnails.available else "image"
+    shown = "thumbnail" if app.thumbnails.kinds else "image"
     picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
     pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
     message = "The newest pictures." if hashes else "There are no pictures yet."
@@ -9281,9 +10056,7 @@ def serve(settings: Settings) -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     make_folders(settings)
-    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-    folders = (settings.database_dir / "thumbnails", settings.storage_dir / ".thumbnails")
-    thumbnails = Thumbnails(folders[beside])
+    thumbnails = Thumbnails()
     thumbnails.start()  # forks its host: before there is any thread or lock
     lock = lock_data_dir(settings)
     settings, generated = with_secrets(settings)
@@ -9311,9 +10084,10 @@ def serve(settings: Settings) -> None:
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
-    thumbnails.settle()
+    thumbnails.recover()
+    thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     for folder in app.folders.values():
-        folder.settle(functools.partial(app.index.files.get, folder.name))
+        folder.recover(functools.partial(app.index.files.get, folder.name))
     app.index.close()
 
 
@@ -9412,6 +10186,11 @@ def announce(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [DECODER_HOST]:
+        host = socket.socket(fileno=int(given[1]))
+        become_host(host)
+        run_decoder_host(host, int(given[2]), given[3] or None)
+        return 0
     try:
         found, settings, words = parse_command_line(given)
         if found.run is not serve:

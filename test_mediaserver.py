@@ -2255,7 +2255,7 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     content = random.Random(size).randbytes(size)
     incoming = folder.receive(in_pieces(content), limit=size, md5=True)
-    assert Path(incoming.path).read_bytes() == content
+    assert (tmp_path / incoming.name).read_bytes() == content
     assert (incoming.size, incoming.sha256) == (size, sha256(content))
     assert incoming.md5 == hashlib.md5(content).hexdigest()
     assert len(buffers._spare) == buffers._made
@@ -2320,10 +2320,18 @@ def stop_host(thumbnails, host):
     assert os.waitpid(host, 0)[1] == 0  # it ends by itself once its socket is closed
 
 
+def thumbnails_in(path, processes=None, kind=ms.Thumbnails):
+    """Thumbnails whose two shelves lie in one folder."""
+    path.mkdir(exist_ok=True)
+    made = kind(processes)
+    folder = ms.Folder("library", path, make=True, buffers=ms.WriteBuffers())
+    made.place(ms.Shelf(folder, "public/"), ms.Shelf(folder, "private/"))
+    return made
+
+
 @pytest.fixture
 def thumbnails(tmp_path, pillow):
-    (tmp_path / "%d thumbs").mkdir()
-    made = ms.Thumbnails(tmp_path / "%d thumbs" / ".thumbnails", processes=2)
+    made = thumbnails_in(tmp_path / "%d thumbs", processes=2)
     host = start_host(made)
     yield made
     stop_host(made, host)
@@ -2334,11 +2342,16 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     from PIL import Image
 
     thumbnails.remove(sha256)
-    if not thumbnails.make(source, sha256, kind, duration):
+    if try_thumbnail(thumbnails, source, kind, duration, sha256) is not ms.Outcome.MADE:
         return None
-    picture = Image.open(thumbnails.path(sha256))
-    picture.load()
-    return picture
+    return Image.open(io.BytesIO(thumbnails.read(sha256)))
+
+
+def try_thumbnail(thumbnails, source, kind="image", duration=None, sha256=SHA, root="library"):
+    facts = ms.Facts(kind, f"{kind}/x", "x", duration=duration)
+    with open(source, "rb", buffering=0) as file:
+        known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
+        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts))
 
 
 def near(pixel, colour):
@@ -2462,7 +2475,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
     for name in ("a.jpg", "a.png", "a.webp"):
         quadrants(pillow).save(tmp_path / name, **secret)
         assert make(thumbnails, tmp_path / name) is not None
-        png = thumbnails.path(SHA).read_bytes()
+        png = thumbnails.read(SHA)
         kinds, at = set(), 8
         while at < len(png):
             length, kind = struct.unpack_from(">I4s", png, at)
@@ -2511,7 +2524,6 @@ def test_bombs_and_broken_files_have_no_thumbnail_and_the_next_one_has(
         (tmp_path / "bad.jpg").write_bytes(content)
         for kind in ("image", "video"):
             assert make(thumbnails, tmp_path / "bad.jpg", kind) is None, number
-    assert make(thumbnails, tmp_path / "missing.jpg") is None
     assert make(thumbnails, tmp_path / "good.jpg") is not None
     assert [file.name for file in tmp_path.rglob("*.png")] == [f"{SHA}.png"]
 
@@ -2567,12 +2579,12 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     monkeypatch.setattr(ms, "write_thumbnail", write_thumbnail)
     monkeypatch.setattr(ms, "DECODE_CPU_SECONDS", 1)
     monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1 if crash is block else 9)
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails", processes=1)
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
     (tmp_path / "bad.jpg").write_bytes(b"crash")
     quadrants(pillow).save(tmp_path / "good.jpg")
     assert make(thumbnails, tmp_path / "bad.jpg") is None
-    assert make(thumbnails, tmp_path / "good.jpg") is not None
+    assert make(thumbnails, tmp_path / "good.jpg", sha256="cd" * 32) is not None
     assert not SPILLED.exists() or SPILLED.stat().st_size == 0
     stop_host(thumbnails, host)
 
@@ -2587,41 +2599,42 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
             self.decoded += 1
             return super()._decode(source, job)
 
-    thumbnails = Counting(tmp_path / ".thumbnails")
+    thumbnails = thumbnails_in(tmp_path / "made", kind=Counting)
     host = start_host(thumbnails)
-    answers = together(8, lambda _: thumbnails.make(tmp_path / "a.jpg", SHA, "image"))
-    assert answers == [True] * 8
+    answers = together(8, lambda _: try_thumbnail(thumbnails, tmp_path / "a.jpg"))
+    assert answers == [ms.Outcome.MADE] * 8
     assert thumbnails.decoded == 1
     stop_host(thumbnails, host)
 
 
-def test_a_dead_host_is_noticed_and_makes_no_thumbnail(tmp_path, pillow):
+def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     quadrants(pillow).save(tmp_path / "a.jpg")
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
-    assert not thumbnails.make(tmp_path / "a.jpg", SHA, "image")  # not started
+    thumbnails = thumbnails_in(tmp_path / "made")
+    assert try_thumbnail(thumbnails, tmp_path / "a.jpg") is ms.Outcome.FAILED  # not started
     host = start_host(thumbnails)
-    assert thumbnails.can_make("image", "image/jpeg")
     assert make(thumbnails, tmp_path / "a.jpg") is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the server
         os.kill(host, number)
     assert make(thumbnails, tmp_path / "a.jpg") is not None
     os.kill(host, signal.SIGKILL)
     os.waitpid(host, 0)
-    wait_until(lambda: make(thumbnails, tmp_path / "a.jpg") is None)  # its decoders end, too
-    assert not thumbnails.available
-    assert not thumbnails.can_make("image", "image/jpeg")
+    thumbnails._deaths.clear()
+    wait_until(lambda: thumbnails.available and thumbnails.restarts[0])  # its decoders end first
+    wait_until(lambda: make(thumbnails, tmp_path / "a.jpg"))
+    assert thumbnails.restarts[0] == 1
+    assert "started again" in capsys.readouterr().err
     thumbnails.stop()
 
 
 def test_processes_forked_later_share_the_host_and_it_outlives_none_of_them(tmp_path, pillow):
     quadrants(pillow).save(tmp_path / "a.jpg")
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails", processes=1)
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
     workers = []
     for number in range(3):
         if (worker := os.fork()) == 0:
-            made = thumbnails.make(tmp_path / "a.jpg", f"{number:064x}", "image")
-            os._exit(0 if made else 1)
+            made = try_thumbnail(thumbnails, tmp_path / "a.jpg", sha256=f"{number:064x}")
+            os._exit(0 if made is ms.Outcome.MADE else 1)
         workers.append(worker)
     assert [os.waitpid(worker, 0)[1] for worker in workers] == [0, 0, 0]
     assert all(thumbnails.exists(f"{number:064x}") for number in range(3))
@@ -2637,7 +2650,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
     assert thumbnails.can_make("video", "video/mp4") == bool(shutil.which("ffmpeg"))
     monkeypatch.setattr(ms, "find_pillow", lambda: None)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    bare = ms.Thumbnails(tmp_path)
+    bare = ms.Thumbnails()
     bare.start()
     assert bare.description.startswith("none; for images install Pillow")
     assert not bare.can_make("image", "image/jpeg")
@@ -2647,8 +2660,7 @@ def test_what_cannot_be_decoded_here_is_said_before_it_is_tried(thumbnails, tmp_
 def test_pillow_is_found_but_not_imported_by_the_server():
     need("PIL")
     program = (
-        "import sys, mediaserver as ms, pathlib;"
-        "print(ms.Thumbnails(pathlib.Path('/nowhere')).description, 'PIL' in sys.modules)"
+        "import sys, mediaserver as ms;print(ms.Thumbnails().description, 'PIL' in sys.modules)"
     )
     import PIL
 
@@ -2664,17 +2676,14 @@ def test_pillow_is_found_but_not_imported_by_the_server():
 
 
 def test_an_empty_file_is_no_thumbnail_and_what_a_crash_left_is_removed(tmp_path):
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
-    incoming = tmp_path / ".thumbnails" / ".incoming"
-    incoming.mkdir(parents=True)
-    (incoming / "left.png").touch()
-    thumbnails.path(SHA).touch()
-    thumbnails.settle()
+    thumbnails = thumbnails_in(tmp_path)
+    fill(tmp_path / "public", {".incoming/left.png": b"", f"{SHA}.png": b""})
+    thumbnails.recover()
     assert not thumbnails.exists(SHA)
-    assert not incoming.exists()
+    assert not list((tmp_path / "public" / ".incoming").iterdir())
     thumbnails.remove(SHA)
     thumbnails.remove(SHA)
-    assert list((tmp_path / ".thumbnails").iterdir()) == []
+    assert not files_below(tmp_path)
 
 
 def film(path, source, *options):
@@ -2717,7 +2726,7 @@ def test_ffmpeg_stands_in_for_pillow(tmp_path, monkeypatch, pillow, ffmpeg):
     exif[ms.EXIF_ORIENTATION] = 6
     pillow.new("RGB", (800, 400), RED).save(tmp_path / "a.jpg", exif=exif)
     pillow.new("RGBA", (800, 400), (255, 0, 0, 128)).save(tmp_path / "b.png")
-    thumbnails = ms.Thumbnails(tmp_path / ".thumbnails")
+    thumbnails = thumbnails_in(tmp_path / "made")
     host = start_host(thumbnails)
     assert make(thumbnails, tmp_path / "a.jpg").size == (128, 256)
     assert make(thumbnails, tmp_path / "b.png").mode == "RGBA"
@@ -4559,16 +4568,28 @@ def test_new_changed_moved_and_deleted_files_show_after_the_next_scan(start, tmp
         assert running.get(f"/image/{sha256(gone)}").status == 404
 
 
-def test_a_file_of_the_same_size_and_time_as_before_is_not_read_again(start, tmp_path):
-    storage = tmp_path / "pictures"
-    fill(storage, {"a.png": png()})
+def test_an_edit_that_keeps_size_and_time_is_found_by_ctime(start, tmp_path):
+    storage, first, second = tmp_path / "pictures", png(), png()
+    fill(storage, {"a.png": first})
     running = start()
     running.scanned()
-    before, status = running.listed(), (storage / "a.png").stat()
-    (storage / "a.png").write_bytes(png())
+    status = (storage / "a.png").stat()
+    (storage / "a.png").write_bytes(second)
     os.utime(storage / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert running.get(f"/image/{sha256(first)}").status == 404
     running.rescan()
-    assert set(running.listed()) == set(before)
+    assert set(running.listed()) == {sha256(second)}
+    (storage / "a.png").chmod(0o640)  # ctime changes, the content does not
+    assert running.get(f"/image/{sha256(second)}").body == second
+
+
+def test_what_was_uploaded_is_not_read_again(start):
+    running = start()
+    name = running.upload(png()).json["filename"]
+    index = running.data / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(index)) as db:
+        ctime = db.execute("SELECT ctime FROM file").fetchone()[0]
+    assert ctime == (running.storage / "media" / name).stat().st_ctime
 
 
 def test_the_interval_rescans_by_itself(start):
@@ -4694,6 +4715,219 @@ def test_a_full_disk_is_507_and_leaves_nothing(start, tmp_path):
         assert running.send_file(method, path, png_of(5_000_000)).status == 507
     assert files_below(running.storage) == before
     assert running.upload(png()).status == 201
+
+
+# Disks that come and go, links, and folders of every kind
+
+
+@pytest.fixture
+def mount(tmp_path) -> Iterator[Callable[..., Path]]:
+    """`mount(place)`: a tmpfs there; `mount(place, source)`: a bind mount. Root only."""
+    if os.geteuid() != 0 or subprocess.run(["mount", "--version"], check=False).returncode:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("only root may mount")
+    mounted: list[Path] = []
+
+    def make_mount(place: Path, source: Path | None = None) -> Path:
+        place.mkdir(parents=True, exist_ok=True)
+        how = ["--bind", source] if source else ["-t", "tmpfs", "-o", "size=16m", "tmpfs"]
+        done = subprocess.run(["mount", *how, place], capture_output=True, check=False)
+        if done.returncode:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(done.stderr.decode())
+        mounted.append(place)
+        return place
+
+    yield make_mount
+    for place in reversed(mounted):
+        subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_goes_takes_nothing_with_it_and_is_taken_up_again(start, tmp_path, mount):
+    disk, content = tmp_path / "disk", {f"{i}.png": png(300, 200) for i in range(20)}
+    fill(disk, content)
+    place = mount(tmp_path / "pictures", disk)
+    running = start(database_dir=str(tmp_path / "data"))
+    wait_until(lambda: list(disk.glob(".thumbnails/*.png")), "a thumbnail")
+    unmount(place)
+    health = running.rescan()
+    assert health["status"] == "degraded"
+    assert health["problems"]
+    assert running.upload(png()).status == running.put("/image/a.png", png()).status == 503
+    assert running.get(f"/thumbnail/{sha256(png())}").status == 404
+    assert list(place.iterdir()) == []
+    assert len(running.listed()) == 20
+    other = mount(tmp_path / "other device")  # the same files under another device number
+    shutil.copytree(disk, other, dirs_exist_ok=True)
+    before = health["scan"]["finished_at"]
+    mount(place, other)
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
+    running.scanned(before)
+    assert names(running) == set(content)
+    assert running.get(f"/image/{sha256(content['3.png'])}").body == content["3.png"]
+    assert running.upload(png()).status == 201
+
+
+def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads(
+    start, tmp_path, mount
+):
+    storage, usb = tmp_path / "pictures", tmp_path / "usb"
+    fill(storage, {"own.png": png()})
+    fill(usb, {"a/b.png": png(), "c.png": png()})
+    place = mount(storage / "usb", usb)
+    uploads = mount(storage / "media")
+    running = start()
+    running.scanned()
+    assert running.upload(png()).status == 201
+    known = running.listed()
+    assert len(known) == 4
+    unmount(place)
+    unmount(uploads)
+    health = running.rescan()
+    assert health["status"] == "degraded"
+    assert "2" in health["problems"][0]
+    assert running.listed() == known
+    assert running.upload(png()).status == 503
+    assert list(uploads.iterdir()) == []
+    running.stop()
+    running = start()  # it is remembered
+    assert running.scanned()["status"] == "degraded"
+    assert running.listed() == known
+    mount(storage / "usb", usb)
+    fill(uploads, {"now a plain folder.png": png()})
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
+    running.rescan()
+    assert len(running.listed()) == 4
+    assert running.upload(png()).status == 201
+
+
+def test_folders_of_other_file_systems_take_uploads_and_deletes(start, tmp_path, mount):
+    storage = tmp_path / "pictures"
+    for name in ("media", "uploads"):
+        mount(storage / name)
+    running = start()
+    content = [png(), png_of(300_000)]
+    for each in content:
+        made = running.upload(each)
+        assert made.status == 201, made.body
+        assert running.get(f"/media/{made.json['filename']}").body == each
+    assert running.put("/image/a.png", content[0]).status == 200
+    assert running.put("/image/a.png", png()).status == 201
+    assert (
+        running.request("DELETE", f"/media/{made.json['filename']}", headers=OWNER).status == 200
+    )
+    running.rescan()
+    assert len(running.listed()) == 2
+    assert not [path for path in storage.rglob(".incoming/*") if path.is_file()]
+
+
+def test_no_link_on_the_way_is_followed_by_anything(start, tmp_path):
+    running = start()
+    secret, public = png(), png()
+    running.store(secret, "secret.png")
+    name = running.upload(public).json["filename"]
+    images, media = running.data / "images", running.storage / "media"
+    fill(images, {name: running.storage.joinpath("media", name).read_bytes()})
+    for _ in range(2):
+        assert running.get(f"/media/{name}").status == 200  # twice: it is at hand now
+    media.rename(tmp_path / "media")
+    media.symlink_to(images)
+    fill(images, {"new.png": png()})
+    for path in (f"/media/{name}", "/media/secret.png", f"/image/{sha256(public)}"):
+        assert running.get(path).status == 404
+    assert running.upload(png()).status == 503
+    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status in {404, 503}
+    running.rescan()
+    assert (images / name).exists()
+    assert running.listed() == {}
+    media.unlink()
+    (tmp_path / "media").rename(media)
+    running.rescan()
+    assert running.get(f"/media/{name}").body == public
+
+
+def test_a_thumbnail_that_is_a_link_is_not_served(start, tmp_path):
+    need("PIL")
+    running = start()
+    digest = running.upload(png(30, 20)).json["sha256"]
+    assert running.get(f"/thumbnail/{digest}").status == 200
+    thumbnail = running.storage / ".thumbnails" / f"{digest}.png"
+    thumbnail.unlink()
+    thumbnail.symlink_to(running.data / "index.sqlite3")
+    answer = running.get(f"/thumbnail/{digest}?")
+    assert b"SQLite" not in answer.body
+    assert not thumbnail.is_symlink() or answer.status != 200
+
+
+def test_what_lies_in_incoming_neither_stops_a_start_nor_removes_a_picture(start, tmp_path):
+    running = start()
+    running.upload(png())
+    running.store(png(), "a.png")
+    running.stop()
+    data, storage = running.data, running.storage
+    fill(storage, {"own.png": png()})
+    os.link(storage / "own.png", storage / ".incoming" / "copy")
+    (storage / ".incoming" / "folder").mkdir()
+    outside = tmp_path / "outside"
+    fill(outside, {"kept.png": png()})
+    shutil.rmtree(data / "images" / ".incoming")
+    (data / "images" / ".incoming").symlink_to(outside)
+    running = start()
+    running.scanned()
+    assert (storage / "own.png").exists()
+    assert not (storage / ".incoming" / "copy").exists()
+    assert (outside / "kept.png").exists()
+    assert running.store(png(), "b.png").status == 503
+    assert len(list(outside.iterdir())) == 1
+
+
+def test_one_bad_file_or_folder_costs_only_itself(start, tmp_path):
+    storage = tmp_path / "pictures"
+    fill(storage, {"a.png": png(), "z.png": png(), "future.png": png(), "past.png": png()})
+    with contextlib.suppress(OSError):  # what the file system cannot say
+        os.utime(storage / "future.png", (1.1e10, 1.1e10))
+        os.utime(storage / "past.png", (-2e9, -2e9))
+    deep, descriptor = png(), os.open(storage, os.O_RDONLY)
+    for _ in range(1200):  # a path longer than PATH_MAX
+        os.mkdir("deeper", dir_fd=descriptor)
+        inner = os.open("deeper", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    with open(os.open("deep.png", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor), "wb") as file:
+        file.write(deep)
+    os.close(descriptor)
+    running = start()
+    running.scanned()
+    assert len(running.listed()) == 5
+    assert running.get(f"/image/{sha256(deep)}").body == deep
+    assert running.rescan()["status"] == "ok"
+    assert "stopped" not in running.log
+    subprocess.run(["rm", "-rf", storage / "deeper"], check=True)
+
+
+def test_what_nas_systems_keep_for_themselves_is_passed_over(start, tmp_path):
+    storage = tmp_path / "pictures"
+    passed = ("@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information")
+    fill(storage, {f"sub/{name}/no.png": png() for name in passed})
+    fill(storage, {"@eaDir/no.png": png(), "quiet/.nomedia": b"", "quiet/below/no.png": png()})
+    fill(storage, {"sub/yes.png": png()})
+    running = start()
+    running.scanned()
+    assert names(running) == {"sub/yes.png"}
+
+
+def test_thumbnails_of_private_pictures_lie_apart(start):
+    need("PIL")
+    running = start()
+    private, public = png(30, 20), running.upload(png(20, 30)).json["sha256"]
+    running.store(private, "a.png")
+    path = f"/thumbnail/{sha256(private)}"
+    assert running.get(path, **READER).status == 200
+    assert running.get(path).status == 404
+    assert running.get(f"/thumbnail/{public}").status == 200
+    assert [p.stem for p in (running.storage / ".thumbnails").glob("*.png")] == [public]
 
 
 def png_size(content: bytes) -> tuple[int, int]:
