@@ -124,6 +124,15 @@ class SettingError(Exception):
         self.name = name
 
 
+def printable_line(text: str) -> str:
+    r"""Text as one line of a log or a table can carry it.
+
+    >>> printable_line("caf\u00e9\r\n\x1b[2J")
+    'café???[2J'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def warn(message: str) -> None:
     """Tell the owner, on standard error, if anyone reads it there: it may be closed or full."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -508,6 +517,8 @@ def write_secrets(path: Path, values: Mapping[str, str]) -> None:
 class HTTPError(Exception):
     """An answer that is an error: status, detail (a sentence for the client) and extra headers."""
 
+    members: Mapping[str, object] = {}  # what else the accounts family's clients look at
+
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
@@ -554,6 +565,21 @@ CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # RFC 6750, se
 
 class TokenError(ValueError):
     """A credential is present and wrong; the message is a sentence for the client."""
+
+    def __init__(self, message: str, code: str = "token_not_valid") -> None:
+        super().__init__(message)
+        self.code = code  # SimpleJWT's word for it
+
+
+class Unauthorized(HTTPError):
+    """A 401 for a token, with what the clients of djangorestframework-simplejwt 5.5 look at."""
+
+    def __init__(self, error: TokenError, token_class: str = "AccessToken") -> None:
+        super().__init__(401, str(error), CHALLENGE)
+        self.members = {"code": error.code}
+        if token_class == "AccessToken" and error.code == "token_not_valid":
+            about = {"token_class": token_class, "token_type": "access", "message": str(error)}
+            self.members["messages"] = [about]
 
 
 def _utf8(text: str) -> bytes:
@@ -683,6 +709,7 @@ def verify_password(password: str, stored: str) -> bool:
 
 MAX_SCRYPTS = 4  # at once, by their memory
 MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread that other requests may need
+MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
 
 
 class ScryptRoom:
@@ -692,8 +719,9 @@ class ScryptRoom:
     so that scrypts in the threads of forty requests left 400 MiB behind.
     """
 
-    def __init__(self) -> None:
-        self._places = threading.BoundedSemaphore(MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
+    def __init__(self, at_once: int, places: int) -> None:
+        self._at_once = at_once
+        self._places = threading.BoundedSemaphore(places)
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
 
@@ -701,7 +729,8 @@ class ScryptRoom:
     def place(self) -> Iterator[None]:
         """A place in the queue, which `run` needs."""
         if not self._places.acquire(blocking=False):
-            raise HTTPError(503, "Too many logins are in flight.", {"Retry-After": "5"})
+            detail = "Too many passwords are being checked; try again in a moment."
+            raise HTTPError(503, detail, {"Retry-After": "5"})
         try:
             yield
         finally:
@@ -713,7 +742,7 @@ class ScryptRoom:
             if self._threads is None:
                 from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
 
-                self._threads = ThreadPoolExecutor(MAX_SCRYPTS)
+                self._threads = ThreadPoolExecutor(self._at_once)
         return self._threads.submit(work, *arguments).result()
 
     def hash(self, password: str) -> str:
@@ -915,6 +944,8 @@ def verify_jws(token: str, hs256_key: bytes, es256_key: PublicKey | None) -> tup
         good = hmac.compare_digest(_hmac_sha256(hs256_key, message), signature)
     elif algorithm == "ES256" and es256_key:
         good = verify_es256(es256_key, message, signature)
+    elif algorithm == "ES256":
+        raise TokenError("No key for ES256 tokens is installed here (PUBLIC_KEY_PATH).")
     else:
         raise TokenError("The token's algorithm is not accepted here.")
     if not good:
@@ -976,6 +1007,7 @@ class Principal(NamedTuple):
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
+    issued: float = 0.0  # Unix seconds, as the token says
 
 
 ANONYMOUS = Principal("anonymous")
@@ -1098,6 +1130,7 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
         subject=subject,
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
+        issued=_time_claim(claims, "iat") or 0.0,
     )
 
 
@@ -1111,13 +1144,19 @@ def parse_bearer(authorization: str | None) -> str | None:
     if scheme.lower() != "bearer":
         return None
     if not token:
-        raise TokenError("The Authorization header has no token.")
+        raise TokenError("The Authorization header has no token.", "bad_authorization_header")
     return token.lstrip(" ")
 
 
 def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | None) -> Principal:
     if equals_secret(token, keys.auth_token):
         return OWNER
+    if " " in token:
+        detail = "The Authorization header has more than one token."
+        raise TokenError(detail, "bad_authorization_header")
+    if token.count(".") != 2:
+        detail = "The bearer is neither the owner's key (AUTH_TOKEN) nor a JSON Web Token."
+        raise TokenError(detail)
     principal = cache.get(token, now) if cache else None
     if principal is None:
         algorithm, payload = verify_jws(token, _utf8(keys.jwt_key), keys.public_key)
@@ -1151,7 +1190,8 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
             expires, user_id, subject, reads = json.loads(decode_base64url(payload))
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
-                return Principal("view", user_id, subject, permissions)
+                issued = expires - VIEW_SECONDS
+                return Principal("view", user_id, subject, permissions, issued=issued)
     return ANONYMOUS
 
 
@@ -1175,7 +1215,7 @@ def find_principal(
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
-        raise HTTPError(401, str(error), CHALLENGE) from None
+        raise Unauthorized(error) from None
     if upload_token is not None:
         return UPLOADER
     return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
@@ -2453,8 +2493,17 @@ CREATE INDEX entity_version_by_id ON entity_version (id, version);
 CREATE INDEX entity_version_by_path ON entity_version (path, id);
 """
 
+SESSIONS_SCHEMA = """
+ALTER TABLE user ADD COLUMN tokens_from INTEGER NOT NULL DEFAULT 0;  -- older ones are refused
+ALTER TABLE session ADD COLUMN previous_jti TEXT;  -- spent for the good one at rotated_at
+ALTER TABLE session ADD COLUMN created_at REAL;
+ALTER TABLE session ADD COLUMN address TEXT NOT NULL DEFAULT '';    -- of the login
+ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its beginning
+UPDATE session SET created_at = rotated_at;
+"""
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA)
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA)
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -2602,7 +2651,7 @@ class Index:
         self.assets = Assets(self)
         self.files = Files(self)
         self.users = Users(self)
-        self.sessions = Sessions()
+        self.sessions = Sessions(self)
         self.failures = Failures(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
@@ -2888,6 +2937,7 @@ class User(NamedTuple):
     password: str  # its hash
     permissions: str  # words
     is_active: bool
+    tokens_from: int = 0  # when tokens are issued that are good
 
     def __repr__(self) -> str:
         return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
@@ -2906,8 +2956,10 @@ class Users(Subject):
         rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
         return itertools.starmap(User, rows)
 
-    def is_disabled(self, user_id: int) -> bool:
-        row = self._index.read("SELECT is_active FROM user WHERE id = ?", user_id).fetchone()
+    def refuses(self, user_id: int, issued: float) -> bool:
+        """Whether this is an account that is disabled, or was after a token was issued."""
+        sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
+        row = self._index.read(sql, issued, user_id).fetchone()
         return row is not None and not row[0]
 
     def find(self, name: str) -> User | None:
@@ -2918,16 +2970,16 @@ class Users(Subject):
     def all(self) -> list[User]:
         return list(self._select("ORDER BY id"))
 
-    def taken(self, db: Database, values: Mapping[str, Any]) -> list[str]:
+    def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Which of the unique fields another account has."""
         unique = {
-            "email": ("email_key", values["email"].casefold()),
+            "email": ("email_key", values.get("email", "").casefold()),
             "username": ("username", values.get("username")),
             "phone_number": ("phone_number", values.get("phone_number")),
         }
         sql = "SELECT 1 FROM user WHERE {} = ?"
-        found = {n: db.execute(sql.format(c), (v,)).fetchone() for n, (c, v) in unique.items()}
-        return [name for name, row in found.items() if row]
+        query = functools.partial(self._index.query, db)
+        return [n for n, (c, v) in unique.items() if query(sql.format(c), v).fetchone()]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         row = {
@@ -2961,6 +3013,8 @@ class Users(Subject):
     def set_active(self, db: Database, user: User, active: bool) -> None:
         db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
         if not active:
+            sql = "UPDATE user SET tokens_from = ? WHERE id = ?"
+            db.execute(sql, (int(time.time()) + 1, user.id))
             self._index.sessions.end_all(db, user.id)
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
@@ -2977,58 +3031,94 @@ class RefreshToken(NamedTuple):
     user_id: int
 
 
+class Session(NamedTuple):
+    """A login and the refresh tokens that followed from it; times in Unix seconds."""
+
+    id: str
+    user_id: int
+    jti: str  # of its one refresh token that is not spent
+    rotated_at: float  # when that one was issued
+    expires_at: float
+    created_at: float
+    previous_jti: str | None = None  # of the token that was spent for it
+    address: str = ""
+    user_agent: str = ""
+
+
+SESSION_COLUMNS = ", ".join(Session._fields)
 MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires first
+RETRY_SECONDS = 10  # in which a spent refresh token gives its successor again
 
 
-class Sessions:
+class Sessions(Subject):
     """Logins; each has one refresh token that is not spent."""
 
-    def open(
-        self, db: Database, user: User, session: str, jti: str, now: float, expires: float
-    ) -> bool:
+    def open(self, db: Database, user: User, session: Session) -> bool:
         """Begin a session, unless the account was disabled or its password changed meanwhile."""
         opened = db.execute(
-            "INSERT INTO session SELECT ?, id, ?, ?, ? FROM user"
+            f"INSERT INTO session ({SESSION_COLUMNS}) SELECT {placeholders(session)} FROM user"
             " WHERE id = ? AND password = ? AND is_active",
-            (session, jti, now, expires, user.id, user.password),
+            (*session, user.id, user.password),
         ).rowcount
-        db.execute("DELETE FROM session WHERE expires_at < ?", (now - LEEWAY,))
+        db.execute("DELETE FROM session WHERE expires_at < ?", (session.created_at - LEEWAY,))
         surplus = "SELECT id FROM session WHERE user_id = ? ORDER BY expires_at DESC LIMIT -1"
         values = (user.id, MAX_SESSIONS)
         db.execute(f"DELETE FROM session WHERE id IN ({surplus} OFFSET ?)", values)
         return opened > 0
 
     def rotate(
-        self, db: Database, token: RefreshToken, jti: str, arrived: float, expires: float
-    ) -> User | None:
+        self, db: Database, token: RefreshToken, jti: str, arrived: float, lifetime: int
+    ) -> tuple[User, Session] | None:
         """Spend a refresh token for the one with `jti`; None if it is no good any more.
 
-        One that comes back spent was stolen: its session ends. Of two requests at once the later
-        one is no thief: it `arrived` before the token was spent.
+        One that comes back at once is another tab's, or its answer was lost: it gets the same
+        successor. Any other spent one was stolen: its session ends.
         """
-        if not self._is_good(db, token):
-            stolen = "DELETE FROM session WHERE id = ? AND user_id = ? AND rotated_at < ?"
-            db.execute(stolen, (token.session, token.user_id, arrived))
+        session = self._find(db, token)
+        if session is None:
             return None
-        sql = "UPDATE session SET jti = ?, rotated_at = ?, expires_at = ? WHERE id = ?"
-        db.execute(sql, (jti, time.time(), expires, token.session))
+        if token.jti == session.jti:
+            session = self._renew(db, session, jti, lifetime)
+        elif token.jti != session.previous_jti or arrived > session.rotated_at + RETRY_SECONDS:
+            self.end(db, session.user_id, session.id)
+            return None
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
         row = db.execute(sql, (token.user_id,)).fetchone()
-        return User(*row) if row else None
+        return (User(*row), session) if row else None
 
-    def end(self, db: Database, token: RefreshToken) -> bool:
-        """Spend a refresh token for nothing; whether it was still good."""
-        if good := self._is_good(db, token):
-            db.execute("DELETE FROM session WHERE id = ?", (token.session,))
-        return good
+    def _renew(self, db: Database, session: Session, jti: str, lifetime: int) -> Session:
+        now = time.time()
+        renewed = session._replace(
+            jti=jti, previous_jti=session.jti, rotated_at=now, expires_at=int(now) + lifetime
+        )
+        upsert(db, "session", Session._fields, renewed)
+        return renewed
 
-    def _is_good(self, db: Database, token: RefreshToken) -> bool:
-        sql = "SELECT jti FROM session WHERE id = ? AND user_id = ?"
+    def spend(self, db: Database, token: RefreshToken) -> bool:
+        """End the session of a refresh token; whether the token was still good."""
+        session = self._find(db, token)
+        good = session is not None and session.jti == token.jti
+        return good and self.end(db, token.user_id, token.session)
+
+    def _find(self, db: Database, token: RefreshToken) -> Session | None:
+        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE id = ? AND user_id = ?"
         row = db.execute(sql, (token.session, token.user_id)).fetchone()
-        return row is not None and row[0] == token.jti
+        return Session(*row) if row else None
 
-    def end_all(self, db: Database, user_id: int) -> None:
-        db.execute("DELETE FROM session WHERE user_id = ?", (user_id,))
+    def of_user(self, user_id: int, now: float) -> list[Session]:
+        """The sessions of an account that have not expired, last used first."""
+        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE user_id = ? AND expires_at > ?"
+        rows = self._index.read(f"{sql} ORDER BY rotated_at DESC, id", user_id, now)
+        return [Session(*row) for row in rows]
+
+    def end(self, db: Database, user_id: int, id: str) -> bool:
+        """End one session of an account; whether there was one."""
+        sql = "DELETE FROM session WHERE id = ? AND user_id = ?"
+        return db.execute(sql, (id, user_id)).rowcount > 0
+
+    def end_all(self, db: Database, user_id: int) -> int:
+        """End the sessions of an account; how many there were."""
+        return db.execute("DELETE FROM session WHERE user_id = ?", (user_id,)).rowcount
 
 
 FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
@@ -3524,7 +3614,11 @@ class Folder:
         descriptor = self._open_root(checked=make)
         try:
             for part in parts:
-                inner = open_folder(part, descriptor, make)
+                try:
+                    inner = open_folder(part, descriptor, make)
+                except OSError as error:
+                    error.filename = f"{self.path}/{name}"
+                    raise
                 os.close(descriptor)
                 descriptor = inner
             yield Place(descriptor, last)
@@ -3544,17 +3638,28 @@ class Folder:
         with self.resolve(name) as place:
             return place.stat()
 
+    def is_gone(self, name: str) -> bool:
+        """Whether nothing has that name any more."""
+        try:
+            self.stat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
     def unlink(self, name: str) -> None:
         """Remove a file, unless it is gone already."""
         with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
             place.unlink()
 
     def has(self, file: File) -> bool:
-        """Whether a file is on disk as it was when it was read."""
+        """Whether a file is on disk with its size and mtime; ctime changes as uploads end."""
         try:
-            return file.matches(self.stat(file.path))
+            status = self.stat(file.path)
         except (OSError, ValueError):
             return False
+        return file._replace(ctime=status.st_ctime).matches(status)
 
     # Files on their way in and out
 
@@ -3567,8 +3672,9 @@ class Folder:
         # A folder of another file system cannot share the root's, and has one of its own.
         inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
         for prefix in ("", *inner):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self._recover(prefix + INCOMING, is_known)
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
+                    self._recover(prefix + INCOMING, is_known)
 
     def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
         left = self.files_in(incoming)
@@ -3745,11 +3851,8 @@ class Folder:
 
     def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
         """Name and lstat of what is in a folder, but for folders."""
-        with (
-            self.resolve(f"{folder}/_") as place,
-            opened(place.folder) as descriptor,
-            os.scandir(descriptor) as entries,
-        ):
+        with self.resolve(f"{folder}/_") as place, opened(place.folder) as inner:
+            entries = os.scandir(inner)
             found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
@@ -3959,9 +4062,10 @@ class Peeked:
         return os.pread(self._file.fileno(), count, start)
 
 
-# What says that a file cannot have another name there, or is gone
+# What says that a file can have no other name there now, or is gone
 NO_LINK = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
+    errno.ENOSPC, errno.EDQUOT,
 })  # fmt: skip
 NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -4043,12 +4147,15 @@ def mounts_below(path: str) -> frozenset[tuple[str, str]]:
 def safe_name(name: str) -> str:
     """A file name as the client gave it, less what file systems or people trip over.
 
-    >>> [safe_name(x) for x in ("../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", "NUL.gif")]
-    ['my photo.jpg', 'hidden.png', '_NUL.gif']
+    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
+    >>> [safe_name(name) for name in names]
+    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
-    name = name.strip().lstrip(". ")
+    hidden, name = name.strip(), name.strip().lstrip(". ")
+    if name and name != hidden and "." not in name:
+        name = f"file.{name}"  # it was nothing but an extension
     if re.match(WINDOWS_RESERVED, name):
         name = f"_{name}"
     return fit_name(name)
@@ -4083,21 +4190,36 @@ def with_suffix(name: str, suffix: str) -> str:
     return f"{folder}{separator}{fit_name(base, suffix)}"
 
 
-SLUG_LETTERS = str.maketrans({
-    "ß": "ss", "æ": "ae", "Æ": "ae", "œ": "oe", "Œ": "oe", "ø": "o", "Ø": "o",
-    "ł": "l", "Ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i",
-})  # fmt: skip
+SLUG_LETTERS: dict[int, int | str] = {
+    **str.maketrans("αβγδεζηικλμνξοπρσςτυω", "abgdezeiklmnxoprsstuo"),
+    **str.maketrans("абвгдезийклмнопрстуфыэіґ", "abvgdeziiklmnoprstufyeig"),
+    **{ord(letter): latin for letter, latin in {
+        "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th",
+        "ı": "i", "θ": "th", "φ": "ph", "χ": "kh", "ψ": "ps", "ё": "io", "ж": "zh", "х": "kh",
+        "ц": "ts", "ч": "ch", "ш": "sh", "щ": "shch", "ъ": "", "ь": "", "ю": "iu", "я": "ia",
+        "є": "ie",
+    }.items()},
+}  # fmt: skip
+# Unicode's names of these say how they are read
+SLUG_SYLLABLE = re.compile(r"(?:HIRAGANA|KATAKANA) LETTER (?:SMALL )?(\w+)|HANGUL SYLLABLE (\w+)")
 
 
 def slugify(text: str) -> str:
-    """Lower-case ASCII words joined by hyphens, as python-slugify makes them of Latin text.
+    """Lower-case ASCII words joined by hyphens, as python-slugify makes them; "" where it cannot.
 
-    >>> slugify("Größe & Maß (1)")
-    'grosse-mass-1'
+    >>> [slugify(name) for name in ("Größe & Maß (1)", "Семья в Афинах", "かぞく 가족", "家族")]
+    ['grosse-mass-1', 'semia-v-afinakh', 'kazoku-gajog', '']
     """
-    plain = unicodedata.normalize("NFKD", text.translate(SLUG_LETTERS))
+    text = unicodedata.normalize("NFC", text.lower()).translate(SLUG_LETTERS)
+    plain = unicodedata.normalize("NFKD", "".join(map(read_syllable, text)))
+    plain = plain.translate(SLUG_LETTERS)  # what has lost its accent
     words = re.findall(r"[a-z0-9]+", plain.encode("ascii", "ignore").decode().lower())
     return "-".join(words)
+
+
+def read_syllable(character: str) -> str:
+    syllable = SLUG_SYLLABLE.fullmatch(unicodedata.name(character, ""))
+    return (syllable[1] or syllable[2]).lower() if syllable else character
 
 
 # ======================================================================================
@@ -4132,7 +4254,7 @@ FRAME_SECONDS = 1.0  # the first frame of a film is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
-RETRY_SECONDS = 5.0  # after which what failed for a while only is tried again
+TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
 MAX_DECODER_DEATHS = 3
 MAX_DEATHS_KNOWN = 10_000
 
@@ -4532,7 +4654,7 @@ class Thumbnails:
 
     def _may_try(self, sha256: str) -> bool:
         """Whether enough time has passed since a decoder died of this picture."""
-        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + RETRY_SECONDS
+        return time.monotonic() >= self._deaths.get(sha256, (0, -math.inf))[1] + TRY_AGAIN_SECONDS
 
     def _count_death(self, sha256: str) -> Outcome:
         """A picture of which decoders die again and again is a bomb; a single death is chance."""
@@ -5106,7 +5228,7 @@ class Scanner:
             thread.join(SCANNER_STOP_SECONDS)
 
     def _scan_loop(self, interval: float) -> None:
-        pause, retry = interval or math.inf, RETRY_SECONDS
+        pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
         while not self._stopping:
             self._wait(pause)
             self._wanted.clear()
@@ -5119,13 +5241,13 @@ class Scanner:
             pause = interval or math.inf
             if not whole:
                 pause = min(pause, retry)
-            retry = RETRY_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
     def _wait(self, seconds: float) -> None:
         """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
         end, away = time.monotonic() + seconds, self._away()
         while (left := end - time.monotonic()) > 0:
-            step = min(left, RETRY_SECONDS) if away else left
+            step = min(left, TRY_AGAIN_SECONDS) if away else left
             if self._wanted.wait(None if step == math.inf else step) or away != self._away():
                 return
 
@@ -5259,11 +5381,13 @@ class Scanner:
             self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
 
     def _forget(self, folder: Folder, paths: Sequence[bytes], before: float) -> None:
-        """Forget files that were known `before` the folder was read and not found in it."""
+        """Forget files that are gone, or were known `before` the folder was read without them."""
 
         def apply(db: Database) -> list[str]:
-            names = map(os.fsdecode, paths)
-            return self._index.files.remove_all(db, folder.name, names, before)
+            names = list(map(os.fsdecode, paths))
+            gone = [name for name in names if folder.is_gone(name)]  # whatever the clock said
+            found = self._index.files.remove_all(db, folder.name, gone)
+            return found + self._index.files.remove_all(db, folder.name, names, before)
 
         if paths:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
@@ -5281,17 +5405,15 @@ class Scanner:
         if folder is None:
             return found
         try:
-            status = folder.stat(file.path)
-            if not file.matches(status):
-                same = file._replace(ctime=status.st_ctime).matches(status)
-                again = self.refresh(folder, file.path) if same else None
-                return again if again and again[0].sha256 == file.sha256 else None
+            if file.matches(folder.stat(file.path)):
+                return found
+            again = self.refresh(folder, file.path) if folder.has(file) else None
         except (OSError, ValueError):
             return None
-        return found
+        return again if again and again[0].sha256 == file.sha256 else None
 
     def _thumbnail_loop(self) -> None:
-        pause, retry = math.inf, RETRY_SECONDS
+        pause, retry = math.inf, TRY_AGAIN_SECONDS
         while not self._stopping:
             self._fresh.wait(None if pause == math.inf else pause)
             self._fresh.clear()
@@ -5301,7 +5423,7 @@ class Scanner:
                 warn(f"thumbnails stopped: {type(error).__name__}: {error}")
                 whole = False
             pause = math.inf if whole else retry
-            retry = RETRY_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
     def _make_thumbnails(self) -> bool:
         """Try each of those that have no verdict yet once; whether all have one now."""
@@ -7171,6 +7293,7 @@ class BodySpec(NamedTuple):
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
+    check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
 
 
 class Route(NamedTuple):
@@ -7334,6 +7457,22 @@ MAX_ADDRESS_FAILURES = 20  # and from one address
 LOOK_AGAIN_SECONDS = 0.2  # for the end of a login in another worker
 
 
+def network_of(address: str) -> str:
+    """What stands for one client: an IPv6 address's /64, which one household has.
+
+    >>> network_of("192.0.2.7"), network_of("2001:db8::7"), network_of("::ffff:192.0.2.7")
+    ('192.0.2.7', '2001:db8::/64', '192.0.2.7')
+    """
+    import ipaddress  # as in parse_networks
+
+    with contextlib.suppress(ValueError):
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(parsed, ipaddress.IPv6Address):
+            mapped = parsed.ipv4_mapped
+            return str(mapped or ipaddress.ip_network((parsed, 64), strict=False))
+    return address
+
+
 class Logins:
     """Checks passwords, and no more wrong ones than an account and an address may try."""
 
@@ -7342,8 +7481,9 @@ class Logins:
         self._room = room
         self._ended = threading.Condition()
 
-    def check(self, account: str, address: str, password: str, stored: str) -> bool:
+    def check(self, account: str, client: str, password: str, stored: str) -> bool:
         """Whether a password is right; 429 after too many that were not."""
+        address = f"address {network_of(client)}"
         limits = {account: MAX_ACCOUNT_FAILURES, address: MAX_ADDRESS_FAILURES}
         attempt = secrets.token_hex(8)
         with self._room.place():
@@ -7413,8 +7553,9 @@ class App:
         )
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
-        self.scrypt = ScryptRoom()
-        self.logins = Logins(index.failures, self.scrypt)
+        self.new_passwords = ScryptRoom(1, MAX_NEW_PASSWORDS)
+        room = ScryptRoom(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
+        self.logins = Logins(index.failures, room)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
         self.listing = Listing()
@@ -7500,20 +7641,23 @@ class Request:
         chain = self.headers.get("x-forwarded-for", "").split(",")
         trusted = self.app.settings.trusted_proxies
         address = self.peer
-        while chain and is_trusted(address, trusted):
-            address = parse_address(chain.pop())
+        while chain and is_trusted(address, trusted):  # a proxy that names no client is it
+            address = parse_address(chain.pop()) or address
         return address
 
     def url(self, path: str) -> str:
         """The absolute URL of a path here, as the client reaches it."""
-        base = self.app.settings.public_url
-        if base:
-            return base + path
+        if self.app.settings.public_url:
+            return self.reference(path)
         scheme, host = "http", self.head.host
         if self.behind_proxy:
             scheme = forwarded(self.headers, "x-forwarded-proto", r"https?") or scheme
             host = forwarded(self.headers, "x-forwarded-host", r"[\w.:\[\]-]+") or host
         return f"{scheme}://{host or 'localhost'}{path}"
+
+    def reference(self, path: str) -> str:
+        """A path here for `Location` and pages: with PUBLIC_URL, whose path is the proxy's."""
+        return self.app.settings.public_url + path
 
 
 def parse_address(text: str) -> str:
@@ -7639,11 +7783,25 @@ def parse_flag(value: Any) -> bool:
 
 
 def parse_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str, has_upload: bool = False
+    declared: Sequence[Field], values: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The declared fields among `values`; what is not sent has its default if there is one."""
-    parsed: dict[str, Any] = {}
+    """The declared fields among `values`; raises Invalid with all that is wrong with them."""
     problems: list[Problem] = []
+    parsed = collect_declared(declared, values, where, problems)
+    if problems:
+        raise Invalid(*problems)
+    return parsed
+
+
+def collect_declared(
+    declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[Problem],
+    has_upload: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The declared fields among `values` that are right; to `problems` goes what is not.
+
+    What is not sent has its default if there is one.
+    """
+    parsed: dict[str, Any] = {}
     for item in declared:
         try:
             if item.name in values and (item.blank != "not sent" or values[item.name] != ""):
@@ -7654,8 +7812,6 @@ def parse_declared(
                 parsed[item.name] = item.default
         except Invalid as error:
             problems += error.problems
-    if problems:
-        raise Invalid(*problems)
     return parsed
 
 
@@ -7686,10 +7842,23 @@ def read_body(request: Request, spec: BodySpec) -> None:
     else:
         what = media_type or "a body without Content-Type"
         raise HTTPError(415, f"This endpoint does not read {what}.")
+    request.fields = parse_form(request, spec, values)
+
+
+def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a form; raises Invalid with all that is wrong with it."""
+    problems: list[Problem] = []
     if spec.upload and spec.upload.required and request.upload is None:
         message = "is required: send one file as multipart/form-data"
-        raise Invalid(Problem("body", spec.upload.name, message, "missing"))
-    request.fields = parse_declared(spec.fields, values, "body", request.upload is not None)
+        problems.append(Problem("body", spec.upload.name, message, "missing"))
+    has_upload = request.upload is not None
+    fields = collect_declared(spec.fields, values, "body", problems, has_upload)
+    if spec.check:
+        known = {problem.field for problem in problems}
+        problems += [each for each in spec.check(request, fields) if each.field not in known]
+    if problems:
+        raise Invalid(*problems)
+    return fields
 
 
 def parse_json_object(text: bytes) -> dict[str, Any]:
@@ -7989,6 +8158,7 @@ class Application:
                 item.method: (item, parameters)
                 for item, parameters in reversed(self.routes.find(head.path))
             }
+            family = next((item.family for item, _ in found.values()), "")
             preflight = "access-control-request-method" in head.headers
             if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
                 response = self.answer_options(head, found)
@@ -8032,9 +8202,11 @@ class Application:
         principal = find_principal(
             authorization, token, app.keys, time.time(), app.tokens, cookies
         )
-        if principal.user_id and app.index.users.is_disabled(principal.user_id):
+        user_id = principal.user_id
+        if user_id and app.index.users.refuses(user_id, principal.issued):
             if principal.kind != "view":
-                raise HTTPError(401, "The account is disabled.", CHALLENGE)
+                detail = "The account is disabled, or was since; log in again."
+                raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
         request.principal = principal
 
@@ -8227,6 +8399,8 @@ DJANGO_MESSAGES = {
 def error_response(error: HTTPError, family: str) -> Response:
     """An error in the shape of its family (CONTRACT.md, section 3)."""
     status, value = error.status, dict[str, Any](detail=error.detail)
+    if family == "accounts":
+        value |= error.members
     if isinstance(error, Invalid) and family == "entities":
         status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}
     elif isinstance(error, Invalid) and family == "accounts":
@@ -8387,20 +8561,29 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
 
 
+ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
+
+
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
-    if facts is None or facts.extension not in extensions:
-        raise HTTPError(400, f"The file's content is none of: {', '.join(sorted(extensions))}.")
+    allowed = ", ".join(sorted(extensions))
+    if facts is None:
+        raise HTTPError(400, f"The file's content is none of: {allowed}.")
+    if facts.extension not in extensions:
+        detail = f"The file's content is {facts.mime_type}, which is none of: {allowed}."
+        raise HTTPError(400, f"{detail} {ELSEWHERE}")
     return facts
 
 
 def check_extension(name: str, extensions: Set[str]) -> str:
     """The extension of a file name if it is an allowed one, in lower case; 400."""
-    extension = posixpath.splitext(name.replace("\\", "/"))[1][1:].lower()
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    extension = base.rpartition(".")[2] if "." in base else ""
     if extension not in extensions:
-        allowed = ", ".join(sorted(extensions))
-        raise HTTPError(400, f"The file's name must end in one of: {allowed}.")
+        detail = f"The file's name must end in one of: {', '.join(sorted(extensions))}."
+        hint = f" {ELSEWHERE}" if is_media_name(os.fsencode(base)) else ""
+        raise HTTPError(400, f"{detail}{hint}")
     return extension
 
 
@@ -8439,7 +8622,7 @@ def upload_media(app: App, request: Request) -> Response:
         "content_type": facts.mime_type,
         "sha256": asset.sha256,
     }
-    return json_response(value, 201, [("Location", f"/media/{filename}")])
+    return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
 
 
 @route("GET", "/media/{filename}", READ, "media", "A public image", {200: "the file"})
@@ -8622,6 +8805,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "bmp"})
 IMAGE_TYPES = frozenset({"jpg", "png", "gif", "webp", "bmp"})
+SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
 IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
 
 
@@ -8635,12 +8819,12 @@ def private_names(name: str) -> Iterator[str]:
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    name = safe_name(filename)
-    stem, extension = posixpath.splitext(name)
+    stem, extension = posixpath.splitext(safe_name(filename) or "file")
     extension = extension or f".{facts.extension}"
-    check_extension(extension and f"x{extension}", IMAGE_NAMES)
+    check_extension(f"{stem}{extension}", IMAGE_NAMES)
     if settings.slugify_filenames:
-        stem, extension = slugify(stem) or "image", extension.lower()
+        digest = hashlib.sha256(_utf8(stem)).hexdigest()[:SLUG_DIGITS]
+        stem, extension = slugify(stem) or digest, extension.lower()
     return safe_name(f"{stem}{extension}")
 
 
@@ -8668,6 +8852,7 @@ MAX_PHONE_LENGTH = 32
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 1024
 MAX_DESCRIPTION_LENGTH = 10_000
 MAX_NOTE_LENGTH = 1024
+MAX_USER_AGENT_LENGTH = 120  # of what is kept of it
 MAX_SEARCH_TERMS = 32
 FILE_URL_SECONDS = 3600
 PAGE_SIZE, MAX_PAGE_SIZE = 10, 100
@@ -8692,6 +8877,23 @@ def password_field(name: str, shortest: int = 0) -> Field:
     return needed(name, shortest=shortest, longest=MAX_PASSWORD_LENGTH)
 
 
+def check_registration_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    if not re.fullmatch(EMAIL, values.get("email", "")):
+        yield Problem("body", "email", "Enter a valid email address.")
+    yield from taken_problems(request.app.index.users.taken(values))
+
+
+def taken_problems(names: Iterable[str]) -> Iterator[Problem]:
+    for name in names:
+        message = f"user with this {name.replace('_', ' ')} already exists."
+        yield Problem("body", name, message, "unique")
+
+
+def check_login_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    if not (values.get("username") or values.get("email")):
+        yield Problem("body", "username", "is required", "missing")
+
+
 REGISTRATION = BodySpec(ANY_BODY, (
     name_field("first_name", MAX_NAME_LENGTH, nullable=False),
     name_field("last_name", MAX_NAME_LENGTH, nullable=False),
@@ -8699,12 +8901,12 @@ REGISTRATION = BodySpec(ANY_BODY, (
     name_field("username", MAX_NAME_LENGTH, blank="null"),
     name_field("phone_number", MAX_PHONE_LENGTH, blank="null"),
     password_field("password", MIN_PASSWORD_LENGTH),
-))  # fmt: skip
+), check=check_registration_form)  # fmt: skip
 LOGIN = BodySpec(ANY_BODY, (
     name_field("username", MAX_EMAIL_LENGTH, blank="null"),
     name_field("email", MAX_EMAIL_LENGTH, blank="null"),
     password_field("password"),
-))  # fmt: skip
+), check=check_login_form)  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
 PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
@@ -8739,17 +8941,11 @@ def check_registration(app: App, request: Request) -> None:
        body=REGISTRATION, before=check_registration)  # fmt: skip
 def register(app: App, request: Request) -> Response:
     values = request.fields
-    if not re.fullmatch(EMAIL, values["email"]):
-        raise Invalid(Problem("body", "email", "Enter a valid email address."))
-    values["password"] = app.scrypt.hash(values["password"])
+    values["password"] = app.new_passwords.hash(values["password"])
 
     def add(db: Database) -> User:
-        problems = []
-        for name in app.index.users.taken(db, values):
-            message = f"user with this {name.replace('_', ' ')} already exists."
-            problems.append(Problem("body", name, message, "unique"))
-        if problems:
-            raise Invalid(*problems)
+        if problems := list(taken_problems(app.index.users.taken(values, db))):
+            raise Invalid(*problems)  # by another request meanwhile
         return app.index.users.add(db, values, time.time())
 
     return json_response(user_json(app.index.write(add)), 201)
@@ -8763,29 +8959,35 @@ def login_key(user: User | None, name: str) -> str:
 @route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
        {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
 def login(app: App, request: Request) -> Response:
-    name = request.fields.get("username") or request.fields.get("email")
-    if name is None:
-        raise Invalid(Problem("body", "username", "is required", "missing"))
+    name = request.fields.get("username") or request.fields["email"]
     user = app.index.users.find(name)
     stored = user.password if user and user.is_active else DUMMY_PASSWORD_HASH
     password = request.fields["password"]
-    right = app.logins.check(login_key(user, name), f"address {request.client}", password, stored)
-    now, session, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
-    values = (session, jti, now, now + refresh_seconds(app))
-    if user and right and app.index.write(lambda db: app.index.sessions.open(db, user, *values)):
-        return json_response(sign_tokens(app, user, session, jti, now))
-    raise unauthorized("No active account found with the given credentials")
+    right = app.logins.check(login_key(user, name), request.client, password, stored)
+    session = begin_session(app, request, user) if user and right else None
+    if user is None or session is None:
+        raise unauthorized("No active account found with the given credentials")
+    return json_response(sign_tokens(app, user, session))
+
+
+def begin_session(app: App, request: Request, user: User) -> Session | None:
+    """A new session of a user; None if the account was disabled or its password changed."""
+    now, key, jti = time.time(), secrets.token_hex(16), secrets.token_hex(16)
+    agent = printable_line(request.headers.get("user-agent", ""))[:MAX_USER_AGENT_LENGTH]
+    origin = {"address": request.client, "user_agent": agent}
+    session = Session(key, user.id, jti, now, int(now) + refresh_seconds(app), now, **origin)
+    opened = app.index.write(lambda db: app.index.sessions.open(db, user, session))
+    return session if opened else None
 
 
 def refresh_seconds(app: App) -> int:
     return app.settings.jwt_refresh_token_lifetime_days * 86400
 
 
-def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dict[str, str]:
-    """An access and a refresh token with the claims of SimpleJWT."""
-    lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
+def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
+    """A new access token and the session's one refresh token, with the claims of SimpleJWT."""
+    now = max(int(time.time()), user.tokens_from)
     about = {
-        "iat": int(now),
         "user_id": user.id,
         "email": user.email,
         "first_name": user.first_name,
@@ -8793,12 +8995,15 @@ def sign_tokens(app: App, user: User, session: str, jti: str, now: float) -> dic
         "permissions": user.permissions.split(),
         "is_admin": False,
     }
-    access = {"exp": int(now) + lifetime, "jti": secrets.token_hex(16)}
-    refresh = {"exp": int(now) + refresh_seconds(app), "jti": jti, "session": session}
+    lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
+    access = {"exp": now + lifetime, "iat": now, "jti": secrets.token_hex(16)}
+    refresh = {"exp": int(session.expires_at), "iat": int(session.rotated_at), "jti": session.jti}
     key = app.settings.jwt_signing_key
     return {
         "access": sign_jwt({"token_type": "access", **access, **about}, key),
-        "refresh": sign_jwt({"token_type": "refresh", **refresh, **about}, key),
+        "refresh": sign_jwt(
+            {"token_type": "refresh", **refresh, "session": session.id, **about}, key
+        ),
     }
 
 
@@ -8813,28 +9018,66 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
 @route("POST", "/api/auth/token/refresh", OPEN, "accounts", "Spend a refresh token for new tokens",
        {200: "access, refresh"}, body=REFRESH)  # fmt: skip
 def refresh_tokens(app: App, request: Request) -> Response:
-    now, jti = time.time(), secrets.token_hex(16)
+    arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
+    sessions = app.index.sessions
     try:
         token = parse_refresh_token(app, request.fields["refresh"])
+        renewed = app.index.write(lambda db: sessions.rotate(db, token, jti, arrived, lifetime))
+        if renewed is None:
+            raise TokenError("The refresh token is spent, or its session has ended; log in again.")
     except TokenError as error:
-        raise unauthorized(str(error)) from None
-    expires = now + refresh_seconds(app)
-    user = app.index.write(lambda db: app.index.sessions.rotate(db, token, jti, now, expires))
-    if user is None:
-        raise unauthorized("The token is spent.")
-    return json_response(sign_tokens(app, user, token.session, jti, now))
+        raise Unauthorized(error, "RefreshToken") from None
+    return json_response(sign_tokens(app, *renewed))
 
 
-@route("POST", "/api/auth/logout", USER, "accounts", "Spend a refresh token",
-       {205: "nothing", 400: "error"}, body=REFRESH)  # fmt: skip
+def check_logout_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    if not (values.get("refresh") or values.get("all")):
+        yield Problem("body", "refresh", "is required", "missing")
+
+
+LOGOUT = BodySpec(ANY_BODY, (
+    REFRESH.fields[0]._replace(required=False),
+    Field("all", "boolean", nullable=False, help="true: end all my sessions"),
+), check=check_logout_form)  # fmt: skip
+
+
+@route("POST", "/api/auth/logout", USER, "accounts",
+       "Spend a refresh token, which ends its session, or end all my sessions",
+       {205: "nothing", 400: "error"}, body=LOGOUT)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
-    sessions = app.index.sessions
+    sessions, user_id = app.index.sessions, caller(request)
+    if request.fields.get("all"):
+        app.index.write(lambda db: sessions.end_all(db, user_id))
+        return Response(205)
     with contextlib.suppress(TokenError):
         token = parse_refresh_token(app, request.fields["refresh"])
-        mine = token.user_id == caller(request)
-        if mine and app.index.write(lambda db: sessions.end(db, token)):
+        if token.user_id == user_id and app.index.write(lambda db: sessions.spend(db, token)):
             return Response(205)
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
+
+
+@route("GET", "/api/auth/sessions", USER, "accounts", "Where I am logged in, last used first",
+       {200: "a list of id, created_at, last_used_at, address, user_agent"})  # fmt: skip
+def list_sessions(app: App, request: Request) -> Response:
+    found = app.index.sessions.of_user(caller(request), time.time())
+    return json_response([session_json(session) for session in found])
+
+
+def session_json(session: Session) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "created_at": format_time(session.created_at),
+        "last_used_at": format_time(session.rotated_at),
+        "address": session.address,
+        "user_agent": session.user_agent,
+    }
+
+
+@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", "End one of my sessions",
+       {204: "nothing"})  # fmt: skip
+def end_one_session(app: App, request: Request, id: str) -> Response:
+    existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
+    return Response(204)
 
 
 @route("GET", "/api/auth/profile", USER, "accounts", "Who I am", {200: "the user"})
@@ -8847,8 +9090,8 @@ def get_profile(app: App, request: Request) -> Response:
 def change_password(app: App, request: Request) -> Response:
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    if app.logins.check(key, f"address {request.client}", values["old_password"], user.password):
-        password = app.scrypt.hash(values["new_password"])
+    if app.logins.check(key, request.client, values["old_password"], user.password):
+        password = app.new_passwords.hash(values["new_password"])
         if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
             return Response(204)
     raise Invalid(Problem("body", "old_password", "Wrong password."))
@@ -8932,14 +9175,31 @@ MEDIA_PATHS = ("/api/media/media", "/api/media")
 COLLECTION_PATHS = ("/api/media/collections", "/api/media/collection")
 MEDIA_ORDER = frozenset({"created_at", "name", "size"})
 MEDIA_FIELDS = (
-    needed("name", longest=MAX_TITLE_LENGTH, trim=True),
+    needed("name", longest=MAX_TITLE_LENGTH, trim=True, or_upload=True),
     Field("type", "text", or_upload=True, nullable=False, blank="refused", choices=KINDS),
     Field("size", "integer", minimum=0, blank="null"),
     Field("storage_path", "text", longest=MAX_NOTE_LENGTH),
     Field("description", "text", longest=MAX_DESCRIPTION_LENGTH),
     Field("collection", "text", blank="null", longest=MAX_TITLE_LENGTH),
 )
-MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, Upload("users", "max_media_bytes", required=False))
+
+
+def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
+    if request.upload and request.upload.facts is None:
+        yield Problem("body", "file", "The file is no image, video or audio.")
+    elif request.upload and request.upload.facts:
+        yield from kind_problems(values, request.upload.facts.kind)
+
+
+def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[Problem]:
+    given = values.get("type", kind)
+    if given != kind:
+        yield Problem("body", "type", f'The file is of type "{kind}", not "{given}".')
+
+
+RECORD_UPLOAD = Upload("users", "max_media_bytes", required=False)
+MEDIA_BODY = BodySpec(ANY_BODY, MEDIA_FIELDS, RECORD_UPLOAD, check=check_media_form)
 NEW_MEDIA_BODY = MEDIA_BODY._replace(
     fields=tuple(item._replace(required=item.required or item.or_upload) for item in MEDIA_FIELDS)
 )
@@ -8980,29 +9240,12 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
 
 @route("GET", MEDIA_PATHS, USER, "accounts", "My media records",
        {200: "count, next, previous, results"},
-       query=(Field("type", help="image, video or audio"), *PAGING))  # fmt: skip
+       query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
+              *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
-    kind = request.query.get("type")
     to_json = functools.partial(record_json, app, request)
-    equal = (("type", kind),) if kind in KINDS else ()
+    equal = tuple((name, value) for name, value in request.query.items() if name == "type")
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
-
-
-def check_upload(request: Request) -> Facts | None:
-    """The facts of an uploaded file, which is an image, video or audio and of the type given."""
-    if request.upload is None:
-        return None
-    facts = request.upload.facts
-    if facts is None:
-        raise Invalid(Problem("body", "file", "The file is no image, video or audio."))
-    check_kind(request, facts.kind)
-    return facts
-
-
-def check_kind(request: Request, kind: str) -> None:
-    given = request.fields.get("type", kind)
-    if given != kind:
-        raise Invalid(Problem("body", "type", f'The file is of type "{kind}", not "{given}".'))
 
 
 def place_upload(app: App, request: Request) -> Located | None:
@@ -9010,15 +9253,24 @@ def place_upload(app: App, request: Request) -> Located | None:
     if request.upload is None:
         return None
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    name = safe_name(request.upload.filename) or "file"
-    names = numbered_names(f"{caller(request)}/{day}/{name}")
+    names = numbered_names(f"{caller(request)}/{day}/{upload_name(request.upload)}")
     return store_upload(app, request.upload, app.users, names)
+
+
+def upload_facts(request: Request) -> Facts | None:
+    return request.upload.facts if request.upload else None
+
+
+def upload_name(upload: Incoming) -> str:
+    return safe_name(upload.filename) or "file"
 
 
 def media_changes(request: Request) -> dict[str, Any]:
     """The columns of a record that a request sets."""
     columns = {"storage_path": "note", "collection": "collection_id"}
     changes = {columns.get(name, name): value for name, value in request.fields.items()}
+    if request.upload and request.head.method != "PATCH":
+        changes.setdefault("name", upload_name(request.upload))
     if changes.get("collection_id"):
         changes["collection_id"] = changes["collection_id"].lower()
     return changes
@@ -9040,7 +9292,7 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
        {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
-    facts, changes, now = check_upload(request), media_changes(request), time.time()
+    facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = empty._replace(**changes)
@@ -9075,11 +9327,12 @@ class Stale(Exception):
        before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
-    facts, changes = check_upload(request), media_changes(request)
+    facts, changes = upload_facts(request), media_changes(request)
     if facts:
         changes["type"] = facts.kind
     elif record.path:
-        check_kind(request, record.type)
+        if problems := list(kind_problems(request.fields, record.type)):
+            raise Invalid(*problems)
     elif request.head.method == "PUT" and "type" not in changes:
         raise Invalid(Problem("body", "type", "is required", "missing"))
     if record.path:
@@ -9140,7 +9393,7 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    if app.index.users.is_disabled(record.user_id):
+    if app.index.users.refuses(record.user_id, math.inf):
         raise unauthorized("The account is disabled.")
     return record
 
@@ -9323,7 +9576,8 @@ def parse_filters(text: str) -> dict[str, Any]:
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
-    return json_response(entity_json(entity), 201, [("Location", f"/entity/{entity.id}")])
+    location = ("Location", request.reference(f"/entity/{entity.id}"))
+    return json_response(entity_json(entity), 201, [location])
 
 
 @route("GET", "/entity/{id}", READ, "entities", "An entity", {200: "the Item"},
@@ -9879,6 +10133,22 @@ def read_password() -> str:
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         raise Refusal(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
     return password
+
+
+@command("user sessions", "list where an account is logged in", "NAME")
+def list_user_sessions(settings: Settings, name: str) -> None:
+    with opened_index(settings) as index:
+        for session in index.sessions.of_user(find_user(index, name).id, time.time()):
+            words = session_json(session).values()
+            print("\t".join(printable_line(word) or "-" for word in words))
+
+
+@command("user logout", "end all of an account's sessions", "NAME")
+def logout_user(settings: Settings, name: str) -> None:
+    with opened_index(settings) as index:
+        user = find_user(index, name)
+        count = index.write(lambda db: index.sessions.end_all(db, user.id))
+    print(f"{count} sessions ended; access tokens that are out expire by themselves")
 
 
 @command("user passwd", "set a password and end all sessions", "NAME")
