@@ -4993,7 +4993,8 @@ def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     """The picture in sRGB; as if it were that already where its profile is bad."""
     if profile:
         with contextlib.suppress(Exception):  # ImageCms raises anything, or is not there
-            return find_transform(profile, picture.mode).apply(picture)
+            converted: Image.Image = find_transform(profile, picture.mode).apply(picture)
+            return converted
     return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
 
 
@@ -5090,9 +5091,9 @@ def ask_ffmpeg(command: Sequence[str]) -> tuple[bytes, bytes]:
     import subprocess  # only where there are videos
 
     os.lseek(0, 0, os.SEEK_SET)
-    left = signal.alarm(DECODE_WALL_SECONDS)  # ffmpeg must not outlive this process
+    left = signal.getitimer(signal.ITIMER_REAL)[0] - 1.0  # it must not outlive this process
     try:
-        done = subprocess.run(command, capture_output=True, timeout=left or None, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=max(0.1, left), check=False)
     except subprocess.TimeoutExpired:
         os._exit(1)
     if done.returncode == -signal.SIGKILL:  # by the kernel, for memory: no verdict on the picture
@@ -6157,6 +6158,7 @@ def parse_query(text: str) -> list[tuple[str, str]]:
 
 _RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
+_WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 _ZERO_WEIGHT = re.compile(r"[ \t]*q=0(?:\.0{0,3})?[ \t]*")  # "not acceptable" (RFC 9110 §12.4.2)
 
 
@@ -6255,13 +6257,21 @@ def accepts_gzip(headers: Headers) -> bool:
     return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
 
 
-def accepts(headers: Headers, media_type: str) -> bool:
-    """Say whether the client names this type among those it takes (RFC 9110 §12.5.1)."""
+def prefers(headers: Headers, media_type: str, usual: str) -> bool:
+    """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
+
+    >>> prefers({"accept": "image/webp, */*;q=0.8"}, "image/webp", "image/jpeg")
+    True
+    >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
+    False
+    """
+    weights: dict[str, float] = {}
     for element in headers.get("accept", "").lower().split(","):
-        named, _, weight = element.partition(";")
-        if named.strip(" \t") == media_type:
-            return not _ZERO_WEIGHT.fullmatch(weight)
-    return False
+        named, *parameters = element.replace("\t", "").replace(" ", "").split(";")
+        found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
+        weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
+    general = (weights[name] for name in (usual, "image/*", "*/*") if name in weights)
+    return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
 # -- Dates and answers -----------------------------------------------------------------
@@ -9804,8 +9814,8 @@ PREVIEW_QUERY = (
        {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Response:
     file, asset = find_content(app, request, check_sha256(sha256))
-    format = "WEBP" if accepts(request.headers, "image/webp") else "JPEG"
-    rendition = Rendition(format, int(request.query["size"]))
+    webp = prefers(request.headers, "image/webp", "image/jpeg")
+    rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
     try:
         made = app.scanner.ensure_preview(file, asset, rendition)
     except FileNotFoundError:

@@ -2349,8 +2349,9 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
 
 
 def try_thumbnail(thumbnails, source, kind="image", duration=None, sha256=SHA, root="library"):
-    facts = ms.Facts(kind, f"{kind}/x", "x", duration=duration)
     with open(source, "rb", buffering=0) as file:
+        facts = ms.probe(file) or ms.Facts(kind, f"{kind}/x", "x")
+        facts = facts._replace(kind=kind, duration=duration)
         known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
         return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts))
 
@@ -2519,7 +2520,7 @@ def test_bombs_and_broken_files_have_no_thumbnail_and_the_next_one_has(
     script = b"ffconcat version 1.0\nfile good.jpg\n"
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:good.jpg\n#EXT-X-ENDLIST\n"
     broken = [png_header(60000, 60000), png_header(10001, 10001), eps, script, playlist]
-    broken += [b"", b"GIF89a", os.urandom(5000), whole.getvalue()[:900]]
+    broken += [b"", b"GIF89a", os.urandom(5000), whole.getvalue()[:400]]
     (tmp_path / "good.jpg").write_bytes(whole.getvalue())
     for number, content in enumerate(broken):
         (tmp_path / "bad.jpg").write_bytes(content)
@@ -2546,15 +2547,14 @@ def grow(*_):
     return b"a" * (ms.DECODE_MEMORY + 1)
 
 
-def chatter(_, target, __):
+def chatter(_, target, *__):
     target.write(b"\x89PNG\r\n\x1a\n")
     while True:
         target.write(bytes(1 << 16))
 
 
-def cut(_, target, __):
-    target.write(b"\x89PNG\r\n\x1a\nand no end")
-    return True
+def cut(_, target, *__):
+    target.write(ms.FRAME_LENGTH.pack(1000) + b"\x89PNG\r\n\x1a\nand no end")
 
 
 SPILLED = Path(tempfile.gettempdir()) / f"{unique().decode()}.spill"
@@ -2569,15 +2569,15 @@ def spill(*_):
 def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     tmp_path, monkeypatch, pillow, crash, request
 ):
-    real = ms.write_thumbnail
+    real = ms.write_renditions
 
-    def write_thumbnail(source, target, formats):
+    def write_renditions(source, *others):
         wrong = source.read(5) == b"crash"
         source.seek(0)
-        return (crash if wrong else real)(source, target, formats)
+        return (crash if wrong else real)(source, *others)
 
     request.addfinalizer(lambda: SPILLED.unlink(missing_ok=True))
-    monkeypatch.setattr(ms, "write_thumbnail", write_thumbnail)
+    monkeypatch.setattr(ms, "write_renditions", write_renditions)
     monkeypatch.setattr(ms, "DECODE_CPU_SECONDS", 1)
     monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1 if crash is block else 9)
     thumbnails = thumbnails_in(tmp_path / "made", processes=1)
