@@ -4243,6 +4243,7 @@ DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
 DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
 STRIP_PIXELS = 4_000_000  # are converted at once
+MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
 MAX_EMBEDDED = 4  # of which are tried
 MAX_JPEG_SEGMENTS = 64  # before its size
@@ -4281,11 +4282,11 @@ FFMPEG_DEMUXERS = {
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
 HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
-# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.8 stays as it is; what is
-# brighter, up to five times as much, is squeezed in above.
+# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
+# brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
 HDR_FILTERS = (
-    ",zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709"
-    ",tonemap=mobius:param=0.8:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
+    ",zscale=t=linear:npl=203:agamma=0,format=gbrpf32le,zscale=p=bt709"
+    ",tonemap=mobius:param=0.9:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
 )
 RAW_EXTENSIONS = ("arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "rw2")
 RAW_TYPES = frozenset(MIME_TYPES[extension] for extension in RAW_EXTENSIONS)
@@ -4402,7 +4403,7 @@ class PreviewCache(Shelf):
     """Previews in a folder of at most `limit` bytes: the least recently used ones go."""
 
     def __init__(self, folder: Folder, prefix: str, limit: int, used: memoryview) -> None:
-        """`used` is shared by all processes: the bytes that lie there, at least."""
+        """`used` is shared by all processes: how many bytes lie there, at most."""
         super().__init__(folder, prefix)
         self._limit = limit
         self._used = used
@@ -4428,15 +4429,17 @@ class PreviewCache(Shelf):
 
     def _make_room(self, size: int) -> None:
         """Count what lies there, and delete of it what leaves an eighth free, and `size` bytes."""
-        folder = self.prefix.rstrip("/")
-        files = [(status.st_mtime_ns, name, status.st_size)
-                 for name, status in self.folder.files_in(folder)]  # fmt: skip
+        folder, files = self.prefix.rstrip("/"), []
+        with contextlib.suppress(FileNotFoundError):  # it is made with the first preview
+            for name, status in self.folder.files_in(folder):
+                files.append((status.st_mtime_ns, name, status.st_size))
         used = sum(length for _, _, length in files)
         allowed = min(self._limit * 7 // 8, self._limit - size)
         for _, name, length in sorted(files) if used + size > self._limit else ():
             if used <= allowed:
                 break
-            self.folder.unlink(f"{folder}/{name}")
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                self.folder.unlink(f"{folder}/{name}")
             used -= length
         self._used[0] = used
 
@@ -4900,7 +4903,7 @@ def open_picture(
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
     ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
     source.seek(0)
-    picture = Image.open(source, formats=formats)
+    picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
     orientation = read_orientation(picture) or orientation
     if picture.format == "TIFF":  # Pillow turns these as it loads them
         picture.load()
@@ -4911,6 +4914,15 @@ def open_picture(
     names = getattr(Image, "Transpose", Image)  # Pillow before 9.1 has them in the module
     turn = TRANSPOSE.get(orientation)
     return small.transpose(getattr(names, turn)) if turn else small
+
+
+def fill_up(source: BinaryIO) -> BinaryIO:
+    """A WebP that is cut short in its full length, which libwebp wants; others as they are."""
+    magic, length = struct.unpack("<4sI", source.read(8).ljust(8, b"\0"))
+    source.seek(0)
+    if magic != b"RIFF" or length > MAX_FILLED_BYTES:
+        return source
+    return io.BytesIO(source.read(MAX_FILLED_BYTES).ljust(length + 8, b"\0"))
 
 
 def read_orientation(picture: Image.Image) -> int:
