@@ -4281,6 +4281,7 @@ FFMPEG_DEMUXERS = {
     "raw": "tiff_pipe",
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
+GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
 HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
 # Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
 # brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
@@ -4288,6 +4289,14 @@ HDR_FILTERS = (
     ",zscale=t=linear:npl=203:agamma=0,format=gbrpf32le,zscale=p=bt709"
     ",tonemap=mobius:param=0.9:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
 )
+# Code points of ITU-T H.273 in an AVIF's or HEIC's `colr` (ISO 14496-12 §12.1.5) and a PNG's cICP.
+CODED_COLOURS = re.compile(rb"(?:colrnclx\0(.)\0|\0{3}\x04cICP(.))(.)", re.DOTALL)
+COLOUR_BYTES = 1 << 15  # of a file's head, in which they are
+COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to D50 as ICC has it
+    1: (0.4361, 0.2225, 0.0139, 0.3851, 0.7169, 0.0971, 0.1431, 0.0606, 0.7141),
+    9: (0.6735, 0.2790, -0.0019, 0.1657, 0.6753, 0.0300, 0.1251, 0.0456, 0.7972),
+    12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
+}
 RAW_EXTENSIONS = ("arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "rw2")
 RAW_TYPES = frozenset(MIME_TYPES[extension] for extension in RAW_EXTENSIONS)
 JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
@@ -4867,16 +4876,18 @@ def decode(
 ) -> Image.Image | None:
     """The picture in the largest size wanted, upright and in sRGB, by the first way that works.
 
-    A picture that is cut short is shown as far as it goes. Of a raw one, and of what cannot be
-    decoded otherwise, the largest JPEG in it is the best that there is.
+    One that is too large may have a small form in it, as HEIC has. One that is cut short is shown
+    as far as it goes. Of a raw one, and of what cannot be decoded otherwise, the largest JPEG in
+    it is the best that there is.
     """
     size = max(rendition.size for rendition in job.renditions)
     whole = functools.partial(open_picture, source, formats, size)
+    small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
     embedded = functools.partial(open_embedded, source, job, size)
     frame = functools.partial(open_frame, ffmpeg, job, size)
     ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, cut_short, frame, embedded),
+        "image": (whole, small, cut_short, frame, embedded),
         "raw": (embedded, whole, cut_short),
         "video": (frame,),
     }
@@ -4904,6 +4915,8 @@ def open_picture(
     ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
     source.seek(0)
     picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if profile := find_profile(picture, source):
+        picture.info["icc_profile"] = profile
     orientation = read_orientation(picture) or orientation
     if picture.format == "TIFF":  # Pillow turns these as it loads them
         picture.load()
@@ -5001,26 +5014,6 @@ def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Imag
     return lambda part: part.convert(plain)
 
 
-def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture in sRGB; as if it were that already where its profile is bad."""
-    if profile:
-        with contextlib.suppress(Exception):  # ImageCms raises anything, or is not there
-            converted: Image.Image = find_transform(profile, picture.mode).apply(picture)
-            return converted
-    return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
-
-
-@functools.lru_cache(maxsize=8)
-def find_transform(profile: bytes, mode: str) -> Any:
-    """The transform of littleCMS from a profile to sRGB; phones use the same for all pictures."""
-    from PIL import ImageCms
-
-    srgb = ImageCms.createProfile("sRGB")
-    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    target = "RGBA" if mode == "RGBA" else "RGB"
-    return ImageCms.buildTransform(given, srgb, mode, target)
-
-
 def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     """The rendition of a picture that is at least as large, or whole."""
     from PIL import Image
@@ -5042,6 +5035,105 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
             picture = Image.alpha_composite(paper, picture).convert("RGB")
         picture.save(written, "JPEG", quality=PREVIEW_QUALITY, optimize=True)
     return written.getvalue()
+
+
+# --- what values of pictures mean ---
+
+
+def linear_of_srgb(value: float) -> float:
+    """IEC 61966-2-1."""
+    return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+
+
+def linear_of_pq(value: float) -> float:
+    """SMPTE ST 2084 in units of graphics white, tone-mapped."""
+    power = value ** (1 / 78.84375)
+    light = max(0.0, power - 0.8359375) / (18.8515625 - 18.6875 * power)
+    return tone_map(light ** (1 / 0.1593017578125) * 10000 / GRAPHICS_WHITE)
+
+
+def linear_of_hlg(value: float) -> float:
+    """ITU-R BT.2100's hybrid log-gamma on a display of 1,000 cd/m², likewise."""
+    scene = (
+        value**2 / 3 if value <= 0.5 else (math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12
+    )
+    return tone_map(scene**1.2 * 1000 / GRAPHICS_WHITE)
+
+
+def tone_map(light: float, knee: float = 0.9) -> float:
+    """Leave what is darker than `knee`, and squeeze in below 1 what is brighter."""
+    if light <= knee:
+        return light
+    return 1 - (1 - knee) ** 2 / (1 - knee + light - knee)
+
+
+# By the transfer characteristics of ITU-T H.273; all others are near sRGB's.
+CURVES: dict[int, Callable[[float], float]] = {8: float, 16: linear_of_pq, 18: linear_of_hlg}
+
+
+def find_profile(picture: Image.Image, source: BinaryIO) -> bytes | None:
+    """The ICC profile that says what the values of a picture mean, if it is not sRGB."""
+    given: bytes | None = picture.info.get("icc_profile")
+    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
+        return given
+    at = source.tell()
+    source.seek(0)
+    coded = CODED_COLOURS.search(source.read(COLOUR_BYTES))
+    source.seek(at)
+    if coded:
+        primaries, transfer = (code[0] for code in coded.groups() if code)
+        if primaries in COLORANTS and (primaries != 1 or transfer in CURVES):
+            return make_profile(COLORANTS[primaries], CURVES.get(transfer, linear_of_srgb))
+        return None
+    gamma = picture.info.get("gamma")
+    if gamma and "srgb" not in picture.info and abs(gamma * 2.2 - 1) > 0.05:  # as libpng has it
+        return make_profile(COLORANTS[1], lambda value: value ** (1 / gamma))
+    return None
+
+
+def make_profile(colorants: Sequence[float], curve: Callable[[float], float]) -> bytes:
+    """An ICC profile of RGB values whose light is their `curve` (ICC.1:2001-04, §6.3.1.2)."""
+
+    def xyz(*values: float) -> bytes:
+        return struct.pack(">4s4x3i", b"XYZ ", *(round(value * 65536) for value in values))
+
+    table = (round(65535 * min(1.0, curve(value / 255))) for value in range(256))
+    light = struct.pack(">4s4xI256H", b"curv", 256, *table)
+    white = xyz(0.9642, 1.0, 0.8249)
+    names = (b"wtpt", b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC")
+    values = [white, *(xyz(*colorants[at : at + 3]) for at in (0, 3, 6)), light, light, light]
+    start = 128 + 4 + 12 * len(names)
+    places = itertools.accumulate(map(len, values), initial=start)
+    tags = [
+        struct.pack(">4s2I", *tag) for tag in zip(names, places, map(len, values), strict=False)
+    ]
+    size = start + sum(map(len, values))
+    head = struct.pack(">I4x4s4s4s4s", size, b"\2\x40\0\0", b"mntr", b"RGB ", b"XYZ ")
+    head = head.ljust(36, b"\0") + b"acsp"
+    head = head.ljust(68, b"\0") + white[8:]
+    return head.ljust(128, b"\0") + struct.pack(">I", len(names)) + b"".join(tags + values)
+
+
+def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture in sRGB; as if it were that already where its profile is bad."""
+    if profile:
+        if picture.mode == "L" and profile[16:20] == b"RGB ":
+            picture = picture.convert("RGB")
+        with contextlib.suppress(Exception):  # ImageCms raises anything, or is not there
+            converted: Image.Image = find_transform(profile, picture.mode).apply(picture)
+            return converted
+    return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=8)
+def find_transform(profile: bytes, mode: str) -> Any:
+    """The transform of littleCMS from a profile to sRGB; phones use the same for all pictures."""
+    from PIL import ImageCms
+
+    srgb = ImageCms.createProfile("sRGB")
+    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    target = "RGBA" if mode == "RGBA" else "RGB"
+    return ImageCms.buildTransform(given, srgb, mode, target)
 
 
 # --- JPEGs within pictures ---

@@ -2487,6 +2487,52 @@ def test_a_profile_for_other_colours_than_the_picture_has_is_passed_over(
         assert abs(made.getpixel((99, 99))[0] - expected) <= 6, mode
 
 
+@pytest.mark.parametrize(
+    ("extension", "found", "coded", "given", "expected"),
+    [
+        ("png", b"", b"gAMA" + struct.pack(">I", 100_000), 100, 168),  # linear
+        ("png", b"", b"gAMA" + struct.pack(">I", 45_455), 100, 100),
+        ("png", b"", b"cICP\x09\x10\0\1", 148, 249),  # graphics white of PQ and HLG
+        ("png", b"", b"cICP\x09\x12\0\1", 191, 249),
+        ("avif", b"colrnclx\0\1\0\x0d", b"colrnclx\0\x09\0\x10", 148, 249),
+        ("heic", b"colrnclx\0\1\0\x0d", b"colrnclx\0\x09\0\x12", 191, 249),
+    ],
+)  # fmt: skip
+def test_values_mean_what_a_picture_without_a_profile_says(
+    thumbnails, tmp_path, pillow, extension, found, coded, given, expected
+):
+    if extension == "heic":
+        need("pillow_heif").register_heif_opener()
+    saved, formats = io.BytesIO(), pillow.registered_extensions()
+    if f".{extension}" not in formats:
+        pytest.skip(f"this Pillow cannot write {extension}")
+    pillow.new("RGB", (64, 64), (given,) * 3).save(saved, formats[f".{extension}"])
+    content = saved.getvalue()
+    if found and found not in content:
+        pytest.skip("this encoder says nothing of colours")
+    changed = content.replace(found, coded) if found else content[:33] + png_chunk(
+        coded[:4], coded[4:]) + content[33:]  # fmt: skip
+    (tmp_path / "a").write_bytes(changed)
+    pixel = make(thumbnails, tmp_path / "a").convert("RGB").getpixel((32, 32))
+    assert all(abs(value - expected) <= 6 for value in pixel)
+
+
+def test_a_picture_that_is_too_large_for_a_preview_is_shown_smaller(tmp_path, monkeypatch, pillow):
+    real = ms.shrink
+
+    def shrink(picture, size):
+        if size > ms.THUMBNAIL_SIZE:
+            raise MemoryError
+        return real(picture, size)
+
+    monkeypatch.setattr(ms, "shrink", shrink)
+    pillow.new("RGB", (900, 600), RED).save(tmp_path / "a.jpg")
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    host = start_host(thumbnails)
+    assert make(thumbnails, tmp_path / "a.jpg").size == (256, 171)
+    stop_host(thumbnails, host)
+
+
 def test_transparent_colours_of_palettes_stay_transparent(thumbnails, tmp_path, pillow):
     pillow.new("P", (600, 300), 3).save(tmp_path / "a.gif", transparency=3)
     pillow.new("RGB", (600, 300), RED).save(tmp_path / "b.png", transparency=RED)
