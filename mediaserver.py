@@ -4245,7 +4245,8 @@ DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fi
 STRIP_PIXELS = 4_000_000  # are converted at once
 MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
-MAX_EMBEDDED = 4  # of which are tried
+MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
+MAX_EMBEDDED = 4  # of which are tried, the largest first
 MAX_JPEG_SEGMENTS = 64  # before its size
 JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
 REAP_SECONDS = 1.0  # after which an idle decoder ends
@@ -4282,6 +4283,7 @@ FFMPEG_DEMUXERS = {
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
 GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
+FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
 HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
 # Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
 # brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
@@ -5144,7 +5146,8 @@ def open_embedded(source: BinaryIO, job: Job, size: int) -> Image.Image | None:
     source.seek(0)
     data = source.read(MAX_SEARCHED_BYTES)
     found = []
-    for match in JPEG_START.finditer(data, 0 if job.kind == "raw" else 1):
+    starts = JPEG_START.finditer(data, 0 if job.kind == "raw" else 1)
+    for match in itertools.islice(starts, MAX_JPEG_STARTS):
         width, height = read_jpeg_size(data, match.start())
         alike = abs(width * job.height - height * job.width) <= 0.03 * width * job.height
         if width and (alike or job.kind == "raw"):
@@ -5181,42 +5184,55 @@ def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
 def run_ffmpeg(ffmpeg: str, job: Job, size: int) -> bytes:
     """The frame at the wanted second, else the first one, as PNG; empty if there is none."""
     for seconds in dict.fromkeys((job.seconds, 0.0)):
-        png, said = ask_ffmpeg([ffmpeg, *ffmpeg_arguments(job, size, seconds)])
-        if HDR_TRANSFER.search(said):
-            arguments = ffmpeg_arguments(job, size, seconds, HDR_FILTERS)
-            png = ask_ffmpeg([ffmpeg, *arguments])[0] or png  # it may lack the filters
+        plain = [ffmpeg, *ffmpeg_arguments(job, size, seconds)]
+        png = ask_ffmpeg(plain, HDR_TRANSFER)
+        if png is None:
+            mapped = [ffmpeg, *ffmpeg_arguments(job, size, seconds, HDR_FILTERS)]
+            png = ask_ffmpeg(mapped) or ask_ffmpeg(plain)  # it may lack the filters
         if png:
             return png
     return b""
 
 
-def ask_ffmpeg(command: Sequence[str]) -> tuple[bytes, bytes]:
-    """Its standard output and what it said; what kills it ends this process too."""
+def ask_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) -> bytes | None:
+    """Its standard output; None where what it says of its input is what it was not to be asked.
+
+    It never outlives this process, and what kills it ends this process, too.
+    """
     import subprocess  # only where there are videos
 
     os.lseek(0, 0, os.SEEK_SET)
-    left = signal.getitimer(signal.ITIMER_REAL)[0] - 1.0  # it must not outlive this process
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=max(0.1, left), check=False)
-    except subprocess.TimeoutExpired:
+    left = signal.getitimer(signal.ITIMER_REAL)[0] - 1.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ffmpeg:
+        watch = threading.Timer(max(0.1, left), ffmpeg.kill)
+        watch.start()
+        assert ffmpeg.stderr
+        said = itertools.takewhile(lambda line: not line.startswith(FFMPEG_BEGINS), ffmpeg.stderr)
+        refused = unless is not None and any(map(unless.search, said))
+        if refused:
+            ffmpeg.kill()
+        output = ffmpeg.communicate()[0]
+        watch.cancel()
+    if refused:
+        return None
+    if ffmpeg.returncode == -signal.SIGKILL:  # for time or memory: no verdict on the picture
         os._exit(1)
-    if done.returncode == -signal.SIGKILL:  # by the kernel, for memory: no verdict on the picture
-        os._exit(1)
-    return done.stdout, done.stderr
+    return output
 
 
 def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> list[str]:
     """The command that makes standard input's frame at so many seconds a PNG, its output."""
     # ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
+    # Browsers take the curve of BT.709 for sRGB's; ffmpeg would write it into the PNG.
     fitted = f"min(1,{size}/max(iw*sar,ih))"  # sar: the shape of a pixel
     scale = f"scale=w='max(1,round(iw*sar*{fitted}))':h='max(1,round(ih*{fitted}))',setsar=1"
+    filters += ",setparams=color_trc=iec61966-2-1"
     turn = FFMPEG_TURNS.get(job.orientation, "") if job.kind == "image" else ""
-    rotation = ["-noautorotate"] if job.kind == "image" else []
+    turned = "-noautorotate" if job.kind == "image" else ""  # not by some versions only
     source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[job.kind]} -threads 1"
     target = "-map_metadata -1 -map_chapters -1 -threads 1 -f image2pipe -c:v png pipe:1"
     return [
-        *f"-nostdin -hide_banner -filter_threads 1 {source} -ss {seconds:.3f}".split(),
-        *rotation,
+        *f"-nostdin -hide_banner -filter_threads 1 {source} {turned} -ss {seconds:.3f}".split(),
         *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters}{turn} {target}".split(),
     ]
 
