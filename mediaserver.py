@@ -4375,7 +4375,7 @@ COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to 
     12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
 }
 RAW_EXTENSIONS = ("arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "rw2")
-RAW_TYPES = frozenset(MIME_TYPES[extension] for extension in RAW_EXTENSIONS)
+RAW_TYPES = frozenset(map(MIME_TYPES.__getitem__, RAW_EXTENSIONS))
 JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
 TIFF_PHOTOMETRIC = 262
 EXIF_ORIENTATION = 0x0112
@@ -4398,7 +4398,7 @@ class Rendition(NamedTuple):
 
 
 THUMBNAIL = Rendition("PNG", THUMBNAIL_SIZE)
-PREVIEWS = [Rendition(format, size) for size in PREVIEW_SIZES for format in ("WEBP", "JPEG")]
+PREVIEWS = [*itertools.starmap(Rendition, itertools.product(("WEBP", "JPEG"), PREVIEW_SIZES))]
 FIRST_PREVIEW = PREVIEWS[0]  # is made together with the thumbnail
 
 
