@@ -2797,9 +2797,7 @@ class Index:
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(aside)) as copy:
             self._writer.backup(copy)
-        with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
-            os.unlink(f"{path}-wal")
-        os.replace(aside, path)
+        replace_index(aside, path)
 
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
@@ -2814,6 +2812,13 @@ class Index:
 
     def set_meta(self, key: str, value: str) -> None:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+
+
+def replace_index(source: Path, target: Path) -> None:
+    """Put a closed index in the place of another one, of which nothing may be replayed on it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{target}-wal")
+    os.replace(source, target)
 
 
 class Assets(Subject):
@@ -4627,6 +4632,9 @@ class Shelf:
         with contextlib.suppress(OSError):
             for name, _ in self.folder.files_in(self.prefix + INCOMING):
                 self.folder.unlink(f"{self.prefix}{INCOMING}/{name}")
+
+
+PREVIEWS_PREFIX = "previews/"  # in DATA
 
 
 class PreviewCache(Shelf):
@@ -8062,7 +8070,7 @@ class App:
         self.library, self.images, self.users, self.entities = self.folders.values()
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
-        previews = PreviewCache(private.folder, "previews/", limit, used)
+        previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.keys = Keys(
@@ -11839,7 +11847,7 @@ class Verifier:
         forget_cached(source)  # others need the memory
 
     def _check_shelf(self, shelf: Shelf) -> None:
-        """Name the thumbnails of what is not known any more."""
+        """Name the thumbnails or previews of what is not known any more."""
         with contextlib.suppress(FileNotFoundError):
             place = shelf.prefix.rstrip("/")
             for name, _ in shelf.folder.files_in(place):
@@ -11866,7 +11874,8 @@ def verify(
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
         progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
-        verifier.run(thumbnail_shelves(settings, folders["library"]))
+        public, private = thumbnail_shelves(settings, folders["library"])
+        verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
@@ -12155,10 +12164,16 @@ def find_backup(settings: Settings, path: Path) -> Path:
 
 
 def need_empty(settings: Settings) -> None:
+    """Refuse places with files in them, but for those of a server that has taken in nothing."""
+    index_name, own = settings.database_url.name, {"lock", "spare", "secrets.env"}
+    if settings.database_url.exists():
+        with contextlib.closing(Index(settings.database_url, query_only=True)) as index:
+            used = any(index.count_rows())
+        own |= set() if used else {f"{index_name}{suffix}" for suffix in ("", "-wal", "-shm")}
     for name in PLACES:
         place: Path = getattr(settings, name)
         folder = place.parent if name == "database_url" else place
-        if any(files for _, _, files in os.walk(folder)):
+        if any(set(files) - own for _, _, files in os.walk(folder)):
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
@@ -12172,18 +12187,16 @@ def restore(settings: Settings, source: str) -> int:
     make_folders(settings)
     with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
         kept.copy_to(place)
-    with (
-        writing_to(str(place)), lock_data_dir(settings),
-        contextlib.closing(migrated(Index(place))) as index,
-    ):  # fmt: skip
-        progress = Progress(index.files.total_size(), silent=True)
-        folders = fillable_folders(settings)
-        copier = Copier(index, open_folders(own, index), folders, progress)
-        copier.copy_all(index)
-        copy_secrets(own, settings)
-        index.write(lambda db: copier.note_times(db, index))
-    os.sync()
-    place.rename(settings.database_url)
+    with writing_to(str(place)), lock_data_dir(settings):
+        with contextlib.closing(migrated(Index(place))) as index:
+            progress = Progress(index.files.total_size(), silent=True)
+            folders = fillable_folders(settings)
+            copier = Copier(index, open_folders(own, index), folders, progress)
+            copier.copy_all(index)
+            copy_secrets(own, settings)
+            index.write(lambda db: copier.note_times(db, index))
+        os.sync()
+        replace_index(place, settings.database_url)
     return verify(settings)
 
 
