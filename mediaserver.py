@@ -12163,14 +12163,15 @@ def find_backup(settings: Settings, path: Path) -> Path:
     return found[-1]
 
 
-def need_empty(settings: Settings) -> None:
-    """Refuse places with files in them, but for those of a server that has taken in nothing."""
-    index_name, own = settings.database_url.name, {"lock", "spare", "secrets.env"}
-    if settings.database_url.exists():
-        with contextlib.closing(Index(settings.database_url, query_only=True)) as index:
-            used = any(index.count_rows())
-        own |= set() if used else {f"{index_name}{suffix}" for suffix in ("", "-wal", "-shm")}
-    for name in PLACES:
+def need_empty(settings: Settings, resumed: bool) -> None:
+    """Refuse what a server has taken something into, and folders with files, unless `resumed`."""
+    index = settings.database_url
+    if index.exists():
+        with contextlib.closing(Index(index, query_only=True)) as known:
+            if any(known.count_rows()):
+                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+    own = {"lock", "spare", "secrets.env", *(f"{index.name}{end}" for end in ("", "-wal", "-shm"))}
+    for name in () if resumed else PLACES:
         place: Path = getattr(settings, name)
         folder = place.parent if name == "database_url" else place
         if any(set(files) - own for _, _, files in os.walk(folder)):
@@ -12182,12 +12183,11 @@ def restore(settings: Settings, source: str) -> int:
     """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
     own = backup_settings(settings, find_backup(settings, parse_path(source)))
     place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
-    if not place.exists():
-        need_empty(settings)
+    need_empty(settings, resumed=place.exists())
     make_folders(settings)
-    with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
-        kept.copy_to(place)
     with writing_to(str(place)), lock_data_dir(settings):
+        with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.copy_to(place)
         with contextlib.closing(migrated(Index(place))) as index:
             progress = Progress(index.files.total_size(), silent=True)
             folders = fillable_folders(settings)

@@ -8274,7 +8274,7 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"^9 files, .*: all is as it was taken in$", ended.stdout, re.M)
     again = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
-    assert (again.returncode, again.stderr.count("is not empty")) == (1, 1)
+    assert (again.returncode, again.stderr.count("is in use")) == (1, 1)
     served = start(storage=storage, **elsewhere)
     with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
         known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
@@ -8354,10 +8354,14 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
     empty, partial = tmp_path / "empty", tmp_path / "2026-01-01T000000Z.partial"
     empty.mkdir()
     fill(partial, {".mediaserver/index.sqlite3": b""})
+    fill(filled.data, {"index.sqlite3.partial": b""})  # as a restore that was interrupted left it
+    whole = make_backup(filled, tmp_path / "backups")
     for words, told in (
         (["backup", inside, "--storage_dir", filled.storage], "of which it is to be a backup"),
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
+        (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
+        (["restore", whole, "--storage_dir", filled.storage], "is in use"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
     ):
         ended = run_program(*words, cwd=tmp_path)
