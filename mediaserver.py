@@ -713,7 +713,7 @@ def verify_password(password: str, stored: str) -> bool:
 
 
 MAX_SCRYPTS = 4  # at once, by their memory
-MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread that other requests may need
+MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
 MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
 
 
@@ -3357,13 +3357,13 @@ class Owned(Generic[Thing]):
         where, values = self._where(wanted)
         return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
 
-    def page(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> list[Thing]:
+    def each(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> Iterator[Thing]:
         """The things wanted in order; those that are equal in it are ordered by id."""
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
         sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
-        return [self._make(*row) for row in self._index.read(sql, *values, limit, offset)]
+        return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Thing | None:
         """One thing by its id, in the transaction of `db` where there is one."""
@@ -3640,6 +3640,11 @@ NO_MEDIA = ".nomedia"  # a file that says: nothing in this folder is to be shown
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PASS_FOLDER = OPEN_FOLDER | getattr(os, "O_PATH", 0)  # needs no leave to list; not on macOS
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
+
+
+REMOTE_FILE_SYSTEMS = frozenset(
+    b"9p afs ceph cifs fuse fuseblk glusterfs nfs nfs4 smb3 smbfs sshfs virtiofs".split()
+)
 
 
 class TooLarge(Exception):
@@ -4361,6 +4366,18 @@ def mounts_below(path: str) -> frozenset[tuple[str, str]]:
         escaped = re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), place)
         found.append((os.fsdecode(escaped), number.decode()))
     return frozenset((p[len(prefix) :], id) for p, id in found if p.startswith(prefix))
+
+
+@functools.lru_cache(maxsize=256)
+def is_remote(device: int) -> bool:
+    """Whether a device number is a file system's that can stop to answer: a share, or FUSE."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            about, _, rest = line.partition(b" - ")
+            major, _, minor = about.split()[2].partition(b":")
+            if os.makedev(int(major), int(minor)) == device:
+                return rest.split()[0].partition(b".")[0].lower() in REMOTE_FILE_SYSTEMS
+    return False
 
 
 def safe_name(name: str) -> str:
@@ -5473,6 +5490,7 @@ SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
+LOOK_SECONDS = 0.5  # a look at a folder that takes longer has met a disk that does not answer
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
 
@@ -5826,6 +5844,47 @@ class Scanner:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
             return self._thumbnails.preview(source, file, asset, rendition)
+
+
+class Sight(NamedTuple):
+    """How the storage folder was when it was last looked at."""
+
+    missing: bool = False
+    absent: tuple[str, ...] = ()  # mount points of disks below it that are away
+    hangs: bool = False  # a look at it has not come to an end
+
+
+class Watcher:
+    """Looks at the storage folder in a thread of its own: one that hangs holds up nobody."""
+
+    def __init__(self, folder: Folder, scanner: Scanner) -> None:
+        self._folder = folder
+        self._scanner = scanner
+        self._lock = threading.Lock()
+        self._seen = Sight()
+        self._since = 0.0  # when the latest look began, monotonic
+        self._done = threading.Event()  # set at its end
+        self._done.set()
+
+    def look(self) -> Sight:
+        """Return what is seen now; what was seen last if that takes LOOK_SECONDS."""
+        with self._lock:
+            if self._done.is_set():
+                self._done, self._since = threading.Event(), time.monotonic()
+                threading.Thread(target=self._look, args=(self._done,), daemon=True).start()
+            done, since = self._done, self._since
+        hangs = not done.wait(max(since + LOOK_SECONDS - time.monotonic(), 0))
+        return self._seen._replace(hangs=hangs)
+
+    def _look(self, done: threading.Event) -> None:
+        try:
+            missing = self._folder.is_missing()
+            absent = () if missing else tuple(self._scanner.absent_mounts(self._folder))
+            self._seen = Sight(missing, absent)
+        except (OSError, sqlite3.Error) as error:  # the index answers for itself
+            warn(f"the storage folder could not be looked at: {error}")
+        finally:
+            done.set()
 
 
 # ======================================================================================
@@ -6722,9 +6781,12 @@ MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones ar
 DEFER_SECONDS = 0.0001  # that the other is waited for
 MAX_DEFERRALS = 20  # while connections come; then all are taken
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
+PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_DESCRIPTORS = 16384  # connections and the files in them, or fewer by the limit of open files
+DEFERRED_THREADS = {"decoder": 8, "list": 2, "password": 96}  # for work of these kinds
+MAX_DEFERRED = 128  # requests that wait for one kind of work; more are answered 503
 MAX_CLIENT_BODIES = 64  # requests of one client whose bodies are on their way
 SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
 HEAD_SECONDS = 60.0  # a head must be complete by then
@@ -6843,23 +6905,33 @@ def chunk_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
     yield b"0\r\n\r\n"
 
 
+class Deferred(NamedTuple):
+    """An answer that takes a while: `work` gives it in a thread for this kind of work."""
+
+    kind: str  # of DEFERRED_THREADS
+    work: Callable[[], Any]  # a Response
+
+
+Answer = Response | Deferred
+
+
 class Exchange(Protocol):
     """A request whose head was accepted: it takes its body in pieces and is answered once.
 
-    What returns a Response has ended it. Nothing of it is called by two threads at once.
+    What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
     @property
     def client(self) -> str:
         """Whose share of the unfinished bodies this is."""
 
-    def feed(self, piece: memoryview) -> Response | None:
+    def feed(self, piece: memoryview) -> Answer | None:
         """Take in content, which is good until this returns; an answer if it is refused."""
 
-    def pause(self) -> Response | None:
+    def pause(self) -> Answer | None:
         """Let go of what is not needed while no more comes."""
 
-    def finish(self) -> Response:
+    def finish(self) -> Answer:
         """The body is complete: the answer."""
 
     def refuse(self, error: HTTPError) -> Response:
@@ -6911,9 +6983,10 @@ class Connection:
     """A client's connection, owned by the selector or by one thread, never by both."""
 
     __slots__ = (
-        "body", "collected", "counted", "credit", "deadline", "descriptor", "dropped", "exchange",
-        "failure", "head", "last", "latest", "lingering", "peer", "pending", "received",
-        "response", "scanned", "segments", "server", "share", "since", "socket", "state", "unsent",
+        "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor", "dropped",
+        "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
+        "received", "response", "scanned", "segments", "server", "share", "since", "socket",
+        "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -6931,6 +7004,7 @@ class Connection:
         self.head: RequestHead | None = None
         self.body: BodyDecoder | None = None
         self.exchange: Exchange | None = None
+        self.deferred: Deferred | None = None  # what gives the answer
         self.share = ""  # the client in whose share of unfinished bodies this one counts
         self.collected = bytearray()  # content that the exchange has not been fed yet
         self.failure: Exception | None = None  # that ended the body
@@ -6963,8 +7037,11 @@ class Connection:
         """How many descriptors it has: the socket, a file that is sent, one that arrives."""
         if self.state is State.CLOSED:
             return 0
-        sends = self.response is not None and self.response.resource is not None
-        return 1 + sends + (self.exchange is not None)
+        return 1 + self.sends_file + (self.exchange is not None)
+
+    @property
+    def sends_file(self) -> bool:
+        return self.response is not None and self.response.resource is not None
 
     @property
     def has_much(self) -> bool:
@@ -7007,10 +7084,11 @@ class Connection:
             self.received = self.body.rest
         return pieces
 
-    def send_continue(self) -> None:
-        """Ask for a body whose head is accepted (RFC 9110 §10.1.1)."""
-        if self.head is not None and self.head.expects_continue:
-            self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+    @property
+    def waits_for_continue(self) -> bool:
+        """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
+        expects = self.head is not None and self.head.expects_continue
+        return expects and not self.received and self.body is not None and not self.body.finished
 
     def skip_body(self) -> bool:
         """Pass over the rest of a body if all of it is here; whether the connection can go on."""
@@ -7109,7 +7187,7 @@ class Connection:
         """Forget the request that has been answered."""
         if self.response is not None:
             self.response.close()
-        self.response = self.head = self.body = self.exchange = None
+        self.response = self.head = self.body = self.exchange = self.deferred = None
         self.collected.clear()
         self.give_back_share()
 
@@ -7174,6 +7252,10 @@ class Workers:
 
     def has_backlog(self) -> bool:
         return not self._jobs.empty()
+
+    def is_full(self) -> bool:
+        """Whether enough jobs wait for a thread."""
+        return self._jobs.qsize() >= MAX_DEFERRED
 
     def _work(self) -> None:
         while True:
@@ -7256,13 +7338,15 @@ class Server(ThreadingHTTPServer):
     """HTTP/1.1 with keep-alive, deadlines and limits around an application.
 
     `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
-    `inline(head)` may answer a cheap one in the selector's thread, without blocking. `loads`,
-    which all workers share, tells how many connections each of them has.
+    `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
+    `is_prompt(head)` needs neither disk nor index, and waits for none that does. `loads`, which
+    all workers share, tells how many connections each of them has.
     """
 
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, str], Response | Exchange]
+    application: Callable[[RequestHead, str], Answer | Exchange]
     inline: Callable[[RequestHead], Response | None]
+    is_prompt: Callable[[RequestHead], bool]
     on_error: Callable[[HTTPError, str], Response]
     on_hangup: Callable[[], None]
 
@@ -7276,10 +7360,13 @@ class Server(ThreadingHTTPServer):
         self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
         self._bodies = Workers("body", MAX_THREADS)
         self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self._prompt = Workers("prompt", PROMPT_THREADS)
+        self._deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
         self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
         self._lock = threading.Lock()
         self._in_flight = 0  # connections that threads hold
         self._descriptors = 0  # of all connections
+        self._files = 0  # that are being sent
         self._note_load()  # in the place of one that has died
         self._stop_at: float | None = None
         self._part_at = 0.0  # until then idle connections are kept while stopping
@@ -7289,6 +7376,7 @@ class Server(ThreadingHTTPServer):
             end.setblocking(False)
         self._most_descriptors = limit_descriptors()
         self.shares = Shares(self._most_descriptors // 4)  # half of all, as each has a file, too
+        self._most_files = self._most_descriptors // 3  # two thirds of all, with their sockets
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
         super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()
@@ -7451,7 +7539,8 @@ class Server(ThreadingHTTPServer):
         elif before is State.WORKING and self._stop_at is not None:
             self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
         count = connection.count()
-        more, connection.counted = count - connection.counted, count
+        more, was, connection.counted = count - connection.counted, connection.counted, count
+        files = (count - 1) * (state is State.SENDING) - (was - 1) * (before is State.SENDING)
         if wait and (held is None or wait.event != held.event):
             # From here on it is the selector's, and no more this thread's.
             self._held[connection.descriptor] = connection
@@ -7459,8 +7548,14 @@ class Server(ThreadingHTTPServer):
             self._selector.register(connection.descriptor, wait.event, ready)
         with self._lock:
             self._descriptors += more
+            self._files += files
             self._in_flight += (state is State.WORKING) - (before is State.WORKING)
         if before is State.WORKING and self._stop_at is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        """End the selector's wait."""
+        with contextlib.suppress(BlockingIOError):  # it is awake
             self._wakeup.send(b"\0")
 
     def _on_ready(self, connection: Connection) -> None:
@@ -7509,14 +7604,21 @@ class Server(ThreadingHTTPServer):
         """Answer what has arrived, hand it to a thread, or go on waiting."""
         while connection.response is not None or self._take_request(connection):
             if connection.response is None:
-                has_body = connection.body is not None
-                self._hand_over(connection, self._bodies if has_body else self._short)
+                self._hand_over(connection, self._workers_for(connection))
                 return
             state = self._send(connection, may_wait=False)
             if state is not State.IDLE:
                 self._enter(connection, state)
                 return
         self._enter(connection, State.HEAD if connection.received else State.IDLE)
+
+    def _workers_for(self, connection: Connection) -> Workers:
+        if connection.deferred is not None:
+            return self._deferred[connection.deferred.kind]
+        if connection.body is not None:
+            return self._bodies
+        assert connection.head is not None
+        return self._prompt if self.is_prompt(connection.head) else self._short
 
     def _take_request(self, connection: Connection) -> bool:
         """Whether a request is here, or the answer to what is none, or to what is cheap."""
@@ -7526,8 +7628,8 @@ class Server(ThreadingHTTPServer):
             return True
         response = self.inline(connection.head)
         if response is not None:
-            connection.begin(response, connection.head.keep_alive and self._stop_at is None)
-        elif self._in_flight >= MAX_IN_FLIGHT:
+            self._begin(connection, response)
+        elif self._in_flight >= MAX_IN_FLIGHT and not self.is_prompt(connection.head):
             self._refuse(
                 connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
             )
@@ -7568,7 +7670,7 @@ class Server(ThreadingHTTPServer):
 
     def _hand_over(self, connection: Connection, workers: Workers) -> None:
         self._enter(connection, State.WORKING)
-        workers.submit(functools.partial(self._work, connection))
+        workers.submit(functools.partial(self._work, connection, workers))
 
     def _sweep(self, now: float) -> None:
         for connection in list(self._held.values()):
@@ -7591,71 +7693,98 @@ class Server(ThreadingHTTPServer):
 
     # -- a thread with a request
 
-    def _work(self, connection: Connection) -> None:
+    def _work(self, connection: Connection, workers: Workers) -> None:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
-            state = self._proceed(connection)
+            state = self._proceed(connection, workers)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
             state = State.CLOSED
-        self._enter(connection, state)
+        if state is State.WORKING:
+            self._hand_over(connection, self._workers_for(connection))
+            self._wake()  # to see whether the one short thread is held up
+        else:
+            self._enter(connection, state)
 
-    def _proceed(self, connection: Connection) -> State:
-        """Do what can be done; the state that the connection is in then."""
+    def _proceed(self, connection: Connection, workers: Workers) -> State:
+        """Do what can be done by these workers; the state that the connection is in then."""
         while True:
-            if connection.response is None and not self._answer(connection):
-                return State.BODY
+            if connection.response is None and (awaited := self._answer(connection)):
+                return awaited
             had_body = connection.body is not None
             state = self._send(connection, may_wait=True)
             if state is not State.IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
                 return State.HEAD if connection.received else State.IDLE
+            if connection.response is None and self._workers_for(connection) is not workers:
+                return State.WORKING
 
-    def _answer(self, connection: Connection) -> bool:
-        """Have the application answer; False while the request's body is awaited."""
-        head, exchange = connection.head, connection.exchange
-        assert head is not None
-        response: Response | None = None
+    def _answer(self, connection: Connection) -> State | None:
+        """Have the application answer; the state in which more of a body or work is awaited."""
+        answer = self._ask(connection)
+        if answer is None:
+            return State.BODY
+        if isinstance(answer, Deferred):
+            if not self._deferred[answer.kind].is_full():
+                connection.deferred = answer
+                return State.WORKING
+            answer = self._busy(connection, "Too many requests wait for this.")
+        self._begin(connection, answer, whole=connection.skip_body())
+        return None
+
+    def _ask(self, connection: Connection) -> Answer | None:
+        """The application's answer; None if nothing more comes of a body for now."""
+        if connection.deferred is not None:
+            response: Response = connection.deferred.work()
+            return response
+        exchange = connection.exchange
         if exchange is None:
-            answer = self.application(head, connection.peer)
-            if isinstance(answer, Response):
-                response = answer
-            else:
-                connection.exchange = exchange = answer
-        if exchange is not None:
-            try:
-                response = self._receive(connection, exchange)
-            except HTTPError as error:
-                response = exchange.refuse(error)
-            if response is None:
-                return False
+            assert connection.head is not None
+            accepted = self.application(connection.head, connection.peer)
+            if isinstance(accepted, Answer):
+                return accepted
+            connection.exchange = exchange = accepted
+        try:
+            answer = self._receive(connection, exchange)
+        except HTTPError as error:
+            answer = exchange.refuse(error)
+        if answer is not None:
             connection.exchange = None
-        assert response is not None
-        whole = connection.skip_body()
-        connection.begin(response, whole and head.keep_alive and self._stop_at is None, not whole)
-        return True
+        return answer
 
-    def _receive(self, connection: Connection, exchange: Exchange) -> Response | None:
+    def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
+        """Set out to send an answer to a request that is here whole, or not."""
+        if response.resource is not None and self._files >= self._most_files:
+            response.close()
+            response = self._busy(connection, "Too many files are being sent.")
+        assert connection.head is not None
+        goes_on = whole and connection.head.keep_alive and self._stop_at is None
+        connection.begin(response, goes_on, unread=not whole)
+
+    def _busy(self, connection: Connection, detail: str) -> Response:
+        assert connection.head is not None
+        origin = connection.head.headers.get("origin", "")
+        return self.on_error(HTTPError(503, f"{detail} Try again soon.", RETRY_SOON), origin)
+
+    def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
         body = connection.body
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        pieces = connection.take_pieces()
-        if not body.finished and not connection.share:
-            self.shares.take(exchange.client)
-            connection.share = exchange.client
-            if not pieces:
-                connection.send_continue()
-        for piece in pieces:
+        if connection.waits_for_continue and not connection.share:
+            self._take_share(connection, exchange)
+            connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+        for piece in connection.take_pieces():
             if response := exchange.feed(piece):
                 return response
         while not body.finished:
             patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
             data = connection.receive_more(patience)
             if data is None:
+                self._take_share(connection, exchange)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
@@ -7663,6 +7792,12 @@ class Server(ThreadingHTTPServer):
         connection.received = body.rest
         connection.give_back_share()
         return exchange.finish()
+
+    def _take_share(self, connection: Connection, exchange: Exchange) -> None:
+        """Count a body that does not come at once; 429 or 503 where too many do not."""
+        if not connection.share:
+            self.shares.take(exchange.client)
+            connection.share = exchange.client
 
     def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
         """Whether the next request's head is here, or comes at once behind one with a body.
@@ -7729,6 +7864,7 @@ HOT_BYTES = 8 << 20  # all of these together
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
+DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
@@ -7795,16 +7931,17 @@ class Route(NamedTuple):
     family: str
     summary: str
     answers: Mapping[int, str]
-    handler: Callable[..., Response]
+    handler: Callable[..., Answer]
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
     before: Callable[..., object] | None = None  # raises what goes before errors in the fields
+    prompt: bool = False  # it needs neither disk nor index
     aliases: tuple[str, ...] = ()  # other paths of the same thing
 
 
 ROUTES: list[Route] = []
-Handler = TypeVar("Handler", bound=Callable[..., "Response"])
+Handler = TypeVar("Handler", bound=Callable[..., Answer])
 
 
 def route(
@@ -7819,6 +7956,19 @@ def route(
         about = (method, path, access, family, summary, answers, handler)
         ROUTES.append(Route(*about, **more, aliases=tuple(others)))
         return handler
+
+    return declare
+
+
+def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Deferred]]:
+    """Have the decorated handler run in a thread for a kind of work that takes a while."""
+
+    def declare(handler: Callable[..., Response]) -> Callable[..., Deferred]:
+        @functools.wraps(handler)
+        def defer(*arguments: Any, **parameters: Any) -> Deferred:
+            return Deferred(kind, functools.partial(handler, *arguments, **parameters))
+
+        return defer
 
     return declare
 
@@ -7886,21 +8036,34 @@ class Listing:
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
 
-    def get(
+    def find(self, index: Index, key: str, zipped: bool) -> Content | None:
+        """The list called `key` if it is there as the index has it; the caller closes it."""
+        version, content = self._made.get((key, zipped), ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
-        """The list called `key`, made of `pieces` if need be; the caller closes its source."""
+        """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            # Before it is read: a change meanwhile makes it stale
-            version = index.files.library_version()
-            made = self._made.pop((key, zipped), None)
-            if made is None or made[0] != version:
-                made = (version, write_listing(pieces, zipped, self._folder))
-            while len(self._made) >= MAX_LISTINGS:
-                self._made.pop(next(iter(self._made)))
-            self._made[(key, zipped)] = made
-            content = made[1]
-        return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
+            content = self.find(index, key, zipped)
+            if content is None:
+                # Before it is read: a change meanwhile makes it stale
+                version = index.files.library_version()
+                self._made.pop((key, zipped), None)
+                while len(self._made) >= MAX_LISTINGS:
+                    self._made.pop(next(iter(self._made)))
+                made = write_listing(pieces, zipped, self._folder)
+                self._made[(key, zipped)] = version, made
+                content = reopened(made)
+            return content
+
+
+def reopened(content: Content) -> Content:
+    """A content whose file may be closed while the other one is used."""
+    return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
 def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Path) -> Content:
@@ -8065,6 +8228,8 @@ class App:
         previews = PreviewCache(private.folder, "previews/", limit, used)
         thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
+        self.watcher = Watcher(self.library, self.scanner)
+        self._disk_places = {name: threading.BoundedSemaphore(DISK_PLACES) for name in places}
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -8083,21 +8248,16 @@ class App:
         self.listing = Listing(settings.database_dir)
         self.started = time.monotonic()
 
-    def is_degraded(self) -> bool:
-        """Whether the storage folder, or a disk below it, is missing."""
-        return self.library.is_missing() or bool(self.scanner.absent_mounts(self.library))
-
-    def problems(self) -> list[str]:
+    def problems(self, sight: Sight) -> list[str]:
         """What is not as it should be, in sentences without paths."""
-        missing = self.library.is_missing()
-        absent = 0 if missing else len(self.scanner.absent_mounts(self.library))
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
         return [
             sentence.format(count)
             for count, sentence in (
-                (missing, "The storage folder is not there, or there is nothing in it."),
-                (absent, "Disks below the storage folder that are not mounted: {}."),
+                (sight.hangs, "The storage folder does not answer."),
+                (sight.missing, "The storage folder is not there, or there is nothing in it."),
+                (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -8111,6 +8271,18 @@ class App:
         absent = self.scanner.absent_mounts(self.library)
         return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
+    @contextlib.contextmanager
+    def disk(self, root: str) -> Iterator[None]:
+        """Take a place among those who use a root's disk; 503 where it does not answer."""
+        # One that hangs keeps no more threads than these.
+        places = self._disk_places[root]
+        if not places.acquire(timeout=LOOK_SECONDS):
+            raise HTTPError(503, "The disk does not answer.", RETRY_LATER)
+        try:
+            yield
+        finally:
+            places.release()
+
     def prepare(self, content: Content) -> Response:
         """The usual answer with a small public file, whoever asks."""
         response = Response(200, content.headers(), content.source)
@@ -8119,7 +8291,8 @@ class App:
 
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a public file at hand; when there are too many, all make room."""
-        self.hot_bytes += HOT_ENTRY_BYTES + len(hot.content.source if hot.whole else b"")  # type: ignore[arg-type]
+        size = hot.content.size if hot.whole else 0
+        self.hot_bytes += HOT_ENTRY_BYTES + len(target) + size
         if self.hot_bytes > HOT_BYTES:
             self.hot.clear()
             self.hot_bytes = 0
@@ -8536,9 +8709,10 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: int) ->
     if upload.check_name and filename:
         upload.check_name(filename)
     folder = request.app.folders[upload.folder]
-    if not folder.make and not request.app.takes_uploads():
-        raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
-    return folder.begin(limit, upload.md5)
+    with request.app.disk(upload.folder):
+        if not folder.make and not request.app.takes_uploads():
+            raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
+        return folder.begin(limit, upload.md5)
 
 
 def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
@@ -8575,10 +8749,17 @@ def format_time(seconds: float, timespec: str = "microseconds") -> str:
 
 def listing_response(
     app: App, request: Request, key: str, pieces: Callable[[], Iterator[str]]
-) -> Response:
+) -> Answer:
     """Answer with a long list, `pieces` of JSON text that are asked for only if it has changed."""
-    zipped = accepts_gzip(request.headers)
-    content = app.listing.get(app.index, key, zipped, pieces)
+    about = (app.index, key, accepts_gzip(request.headers))
+    content = app.listing.find(*about)
+    if content is not None:
+        return long_response(request, content)
+    return Deferred("list", lambda: long_response(request, app.listing.make(*about, pieces)))
+
+
+def long_response(request: Request, content: Content) -> Response:
+    """Answer with JSON that lies in a file, which is closed with the answer."""
     with contextlib.ExitStack() as on_error:
         on_error.callback(close_source, content)
         response = content_response(request.head, content)
@@ -8735,8 +8916,9 @@ class Application:
     def __init__(self, app: App, routes: Iterable[Route]) -> None:
         self.app = app
         self.routes = RouteTable(routes)
+        self._prompt = {item.path for item in routes if item.prompt}
 
-    def __call__(self, head: RequestHead, peer: str) -> Response | Exchange:
+    def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
         hot = self.answer_hot(head, may_wait=True)
         if hot is not None:
@@ -8744,7 +8926,7 @@ class Application:
         request = Request(self.app, head, peer)
         return self.attempt(request, functools.partial(self.accept, request))
 
-    def attempt(self, request: Request, step: Callable[[], T]) -> T | Response:
+    def attempt(self, request: Request, step: Callable[[], T]) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
         try:
             outcome = step()
@@ -8752,6 +8934,9 @@ class Application:
             return self.refuse(request, error)
         if isinstance(outcome, Response):
             self.finish(request.head, outcome)
+        elif isinstance(outcome, Deferred):
+            work = functools.partial(self.attempt, request, outcome.work)
+            return outcome._replace(work=work)
         return outcome
 
     def refuse(self, request: Request, error: Exception) -> Response:
@@ -8759,7 +8944,7 @@ class Application:
         self.finish(request.head, response)
         return response
 
-    def accept(self, request: Request) -> Response | Exchange:
+    def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
         head = request.head
         found = {
@@ -8860,10 +9045,16 @@ class Application:
         """The answer to a GET of a hot file, if that takes no waiting for the disk."""
         return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
 
+    def is_prompt(self, head: RequestHead) -> bool:
+        """Whether a request waits for neither disk nor index: a credential may be looked up."""
+        return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
+
     def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
         """The answer to an anonymous GET of a hot file; None for all else."""
         hot = self.app.hot.get(head.target)
         if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
+            return None
+        if not may_wait and is_remote(hot.state[0][0]):
             return None
         try:
             content = hot.content if hot.whole else open_hot(hot)
@@ -8902,24 +9093,24 @@ class Accepted:
     def client(self) -> str:
         return network_of(self._request.client)
 
-    def feed(self, piece: memoryview) -> Response | None:
+    def feed(self, piece: memoryview) -> Answer | None:
         return self._attempt(functools.partial(self._body.feed, piece))
 
-    def pause(self) -> Response | None:
+    def pause(self) -> Answer | None:
         return self._attempt(self._body.pause)
 
-    def finish(self) -> Response:
-        response = self._attempt(self._answer)
-        assert response is not None
-        return response
+    def finish(self) -> Answer:
+        answer = self._attempt(self._answer)
+        assert answer is not None
+        return answer
 
-    def _attempt(self, step: Callable[[], Response | None]) -> Response | None:
-        response = self._application.attempt(self._request, step)
-        if response is not None:
+    def _attempt(self, step: Callable[[], T]) -> T | Answer:
+        answer = self._application.attempt(self._request, step)
+        if answer is not None:
             self.abandon()  # what is left
-        return response
+        return answer
 
-    def _answer(self) -> Response:
+    def _answer(self) -> Answer:
         request, spec = self._request, self._item.body
         assert spec is not None
         request.fields = parse_form(request, spec, self._body.finish())
@@ -9148,7 +9339,8 @@ def file_response(app: App, request: Request, found: Located, rule: str) -> Resp
     about = (file.size, asset.mime_type, file.sha256, modified, caching(app, file, rule))
     name = posixpath.basename(printable(file.path))
     try:
-        source = folder.open(file.path)
+        with app.disk(file.root):
+            source = folder.open(file.path)
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
     with contextlib.ExitStack() as cleanup:
@@ -9324,7 +9516,7 @@ MEDIA_PAGING = (
 
 @route("GET", "/media", READ, "media", "All public images, newest first", {200: "count, files"},
        query=MEDIA_PAGING)  # fmt: skip
-def list_media(app: App, request: Request) -> Response:
+def list_media(app: App, request: Request) -> Answer:
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
         size = request.query.get("page_size", 100)
@@ -9362,7 +9554,7 @@ LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
 @route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
-def list_library(app: App, request: Request) -> Response:
+def list_library(app: App, request: Request) -> Answer:
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
 
@@ -9382,11 +9574,18 @@ def library_pieces(app: App) -> Iterator[str]:
 
 @route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
        {200: "image/png"})  # fmt: skip
-def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
+def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     file, asset = find_content(app, request, check_sha256(sha256))
+    work = functools.partial(thumbnail_response, app, request, file, asset)
+    return Deferred("decoder", work) if asset.thumbnail is None else work()
+
+
+def thumbnail_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+    """Answer with a thumbnail, which is made if need be."""
     try:
-        check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
-        data = app.thumbnails.read(asset.sha256, file.root != "library")
+        with app.disk(file.root):
+            check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
+            data = app.thumbnails.read(asset.sha256, file.root != "library")
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
@@ -9613,6 +9812,7 @@ def check_registration(app: App, request: Request) -> None:
 
 @route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
        body=REGISTRATION, before=check_registration)  # fmt: skip
+@deferred("password")
 def register(app: App, request: Request) -> Response:
     values = request.fields
     values["password"] = app.new_passwords.hash(values["password"])
@@ -9632,6 +9832,7 @@ def login_key(user: User | None, name: str) -> str:
 
 @route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
        {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
+@deferred("password")
 def login(app: App, request: Request) -> Response:
     name = request.fields.get("username") or request.fields["email"]
     user = app.index.users.find(name)
@@ -9761,6 +9962,7 @@ def get_profile(app: App, request: Request) -> Response:
 
 @route("POST", "/api/auth/password", USER, "accounts", "Change my password and end all sessions",
        {204: "nothing"}, body=PASSWORD_CHANGE)  # fmt: skip
+@deferred("password")
 def change_password(app: App, request: Request) -> Response:
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
@@ -9838,7 +10040,7 @@ def list_owned(
         "count": count,
         "next": page_url(request, page + 1) if page < last else None,
         "previous": page_url(request, page - 1) if page > 1 else None,
-        "results": [to_json(thing) for thing in things.page(wanted, size, (page - 1) * size)],
+        "results": [to_json(thing) for thing in things.each(wanted, size, (page - 1) * size)],
     }
     return json_response(value)
 
@@ -10141,8 +10343,15 @@ def create_collection(app: App, request: Request) -> Response:
 def get_collection(app: App, request: Request, id: str) -> Response:
     collection = find_collection(app, request, id)
     wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
-    media = [record_json(app, request, record) for record in app.index.media.page(wanted)]
-    return json_response({**collection_json(collection), "media": media})
+
+    def pieces() -> Iterator[str]:
+        yield f'{to_json(collection_json(collection))[:-1]},"media":['
+        for number, record in enumerate(app.index.media.each(wanted)):
+            yield "," * (number > 0) + to_json(record_json(app, request, record))
+        yield "]}"
+
+    content = write_listing(pieces, accepts_gzip(request.headers), app.settings.database_dir)
+    return long_response(request, content._replace(cache_control="private, no-cache"))
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
@@ -10476,10 +10685,11 @@ HTML_TYPE = "text/html; charset=utf-8"
 
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
-    scan, problems = app.scanner.progress.get()._asdict(), app.problems()
+    sight = app.watcher.look()
+    scan, problems = app.scanner.progress.get()._asdict(), app.problems(sight)
     scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
     health = {
-        "status": "degraded" if app.is_degraded() else "ok",
+        "status": "degraded" if any(sight) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -10489,7 +10699,7 @@ def health_json(app: App) -> dict[str, Any]:
 
 
 @route("GET", "/health", OPEN, "system", "How the server is",
-       {200: "status, version, uptime, scan"})  # fmt: skip
+       {200: "status, version, uptime, scan"}, prompt=True)  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app))
 
@@ -10522,18 +10732,28 @@ PREVIEW_QUERY = (
 
 @route("GET", "/preview/{sha256}", READ, "system", "A picture for browsers, within a square",
        {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
-def get_preview(app: App, request: Request, sha256: str) -> Response:
+def get_preview(app: App, request: Request, sha256: str) -> Answer:
     file, asset = find_content(app, request, check_sha256(sha256))
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
-    try:
-        made = app.scanner.ensure_preview(file, asset, rendition)
-    except FileNotFoundError:
-        raise HTTPError(404, NO_FILE) from None
-    if isinstance(made, Outcome):
-        check_outcome(made, "preview")
-    assert isinstance(made, bytes)
-    return content_response(request.head, rendered_content(app, file, made, "Accept"))
+
+    def respond(made: bytes) -> Response:
+        return content_response(request.head, rendered_content(app, file, made, "Accept"))
+
+    def make() -> Response:
+        try:
+            with app.disk(file.root):
+                made = app.scanner.ensure_preview(file, asset, rendition)
+        except FileNotFoundError:
+            raise HTTPError(404, NO_FILE) from None
+        if isinstance(made, Outcome):
+            check_outcome(made, "preview")
+        assert isinstance(made, bytes)
+        return respond(made)
+
+    with contextlib.suppress(OSError):
+        return respond(app.thumbnails.find_preview(asset.sha256, rendition))
+    return Deferred("decoder", make)
 
 
 METRICS = {
@@ -10557,7 +10777,7 @@ def read_metrics(app: App) -> list[float]:
     scan = app.scanner.progress.get()
     return [
         time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
-        app.is_degraded(), *app.index.count_rows(), len(app.hot),
+        any(app.watcher.look()), *app.index.count_rows(), len(app.hot),
     ]  # fmt: skip
 
 
@@ -12430,6 +12650,7 @@ def run_server(
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
+    server.is_prompt = application.is_prompt
     server.on_error = application.on_error
     server.lifeline = lifeline
     handle_signals(server, app)

@@ -39,6 +39,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
+import types
 import uuid
 import zlib
 from collections import Counter
@@ -4392,10 +4393,20 @@ def bare_server(monkeypatch):
         if head.path == "/wait":
             going_on.wait(DEADLINE)
         echo = Echo(head.path)
+        if head.path.startswith("/deferred"):
+            answer = echo.finish()
+            deferred = ms.Deferred("decoder", lambda: going_on.wait(DEADLINE) and answer)
+            if not head.has_body:
+                return deferred
+            echo.finish = lambda: deferred
+        if head.path == "/file":
+            source = io.FileIO(bare.path)
+            return ms.Response(200, [], [ms.FileSlice(source, 0, bare.size)], bare.size, source)
         return echo if head.has_body else echo.finish()
 
     bare.application = accept
     bare.inline = lambda head: None
+    bare.is_prompt = lambda head: False
     bare.on_error = lambda error, origin: ms.Response(
         error.status, error.headers.items(), b"refused"
     )
@@ -4410,7 +4421,7 @@ def bare_server(monkeypatch):
     assert not thread.is_alive()
     for connection in list(bare._held.values()):
         bare._enter(connection, ms.State.CLOSED)
-    assert (bare._descriptors, bare._in_flight, bare.shares._all) == (0, 0, 0)
+    assert (bare._descriptors, bare._in_flight, bare.shares._all, bare._files) == (0, 0, 0, 0)
     for item in (bare._alarm, bare._wakeup, bare._selector):
         item.close()
 
@@ -4535,6 +4546,9 @@ def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch
             assert refused.status == (429 if most == "client" else 503)
             assert int(refused.headers["Retry-After"]) > 0
         with Raw(bare_server) as raw:
+            raw.send(post("/more", 5) + b"a")  # and never the rest
+            assert raw.answer().status == refused.status
+        with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x")
             assert [raw.answer().status for _ in range(2)] == [200, 200]
         slow[0].send(b"de")
@@ -4544,6 +4558,67 @@ def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch
             wait_until(lambda: states(bare_server)[ms.State.BODY] == 3)
             raw.send(b"bcde")
             assert raw.answer().status == 200
+
+
+def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
+    bare_server, monkeypatch
+):
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 1000)
+    monkeypatch.setattr(ms, "MAX_DEFERRED", 92)
+    most = ms.MAX_DEFERRED + ms.DEFERRED_THREADS["decoder"]
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(most)]
+        for number, raw in enumerate(slow):
+            if number % 2:
+                raw.send(post(f"/deferred{number}", 1) + b"x")
+            else:
+                raw.send(get_line(f"/deferred{number}"))
+        wait_until(bare_server._deferred["decoder"].is_full)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
+            assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
+        bare_server.going_on.set()
+        assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
+    bare_server.is_prompt = lambda head: head.path == "/prompt"
+    bare_server._short._limit = bare_server._bodies._limit = 2
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
+        for number, raw in enumerate(slow):
+            raw.send(get_line("/wait") if number % 2 else post("/wait", 1) + b"x")
+        wait_until(lambda: bare_server._in_flight == 12)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/prompt") * 2)
+            assert [raw.answer().status for _ in range(2)] == [200, 200]
+            raw.send(get_line("/other"))
+            assert raw.answer().status == 503
+        bare_server.going_on.set()
+        assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_files_that_are_sent_leave_descriptors_for_others(bare_server, monkeypatch, tmp_path):
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
+    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
+    with open(bare_server.path, "wb") as file:
+        file.truncate(bare_server.size)
+    bare_server._most_files = 2
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
+        for raw in slow:
+            raw.send(get_line("/file"))
+        wait_until(lambda: bare_server._files == 2)
+        assert bare_server._descriptors == 4
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/file") + get_line("/get"))
+            assert [raw.answer().status for _ in range(2)] == [503, 200]
+        slow.pop().socket.close()
+        wait_until(lambda: bare_server._files < 2)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/file", method="HEAD"))
+            assert raw.answer("HEAD").status == 200
 
 
 def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
@@ -4560,6 +4635,14 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeyp
         assert idle[0].is_closed()
         body.send(b"b")
         assert body.answer().status == 200
+
+
+def test_what_is_remembered_of_a_file_counts_with_its_name():
+    app = types.SimpleNamespace(hot={}, hot_bytes=0)
+    hot = ms.HotFile("", ((0, 0), (0, 0, 0.0)), ms.Content(b"", 100, "", "", None, ""), None)
+    for number in range(1000):
+        ms.App.remember(app, f"/{number:060000}", hot)
+    assert len(app.hot) * 60_000 < ms.HOT_BYTES
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
@@ -5634,6 +5717,43 @@ def mount(tmp_path) -> Iterator[Callable[..., Path]]:
     yield make_mount
     for place in reversed(mounted):
         subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def hanging(place: Path) -> Iterator[None]:
+    """A file system whose server has stopped: all that looks at it waits, until this ends."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("only root may mount, and needs FUSE")
+    channel = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={channel},rootmode=40000,user_id=0,group_id=0"
+        command = ["mount", "-i", "-t", "fuse", "-o", options, "hangs", place]
+        done = subprocess.run(command, pass_fds=[channel], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(done.stderr.decode())
+        yield
+    finally:
+        os.close(channel)
+        subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
+def test_a_disk_that_hangs_holds_up_neither_health_nor_accounts(start, tmp_path):
+    running = start(database_dir=str(tmp_path / "data"))
+    sha256 = running.upload(png()).json["sha256"]
+    upload = b"".join(upload_request(png()))
+    assert running.get("/health").json["status"] == "ok"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hanging(running.storage))
+        for number in range(150):
+            raw = stack.enter_context(Raw(running))
+            kinds = (get_line(f"/image/{sha256}"), get_line(f"/thumbnail/{sha256}"), upload)
+            raw.send(kinds[number % 3])
+        for _ in range(2):
+            health = running.get("/health")
+            assert (health.status, health.json["status"]) == (200, "degraded")
+            assert "The storage folder does not answer." in health.json["problems"]
+        assert running.call("POST", "/api/auth/login", {"email": "x", "password": "y"})[0] == 401
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
 
 
 def unmount(place: Path) -> None:
@@ -7145,6 +7265,26 @@ def test_records_go_into_collections_and_outlive_them(django):
     assert django.call("DELETE", own) == (204, None)
     assert django.call("GET", path)[1]["collection"] is None
     assert django.call("GET", own)[0] == 404
+
+
+def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
+    running = start()
+    user = User(running, 1)
+    shelf, record = user.call("POST", SHELVES, {"name": "s"})[1]["id"], user.record(name="n")
+    assert user.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf})[0] == 200
+    count = 20_000
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3", timeout=30)) as db:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(media)")]
+        values = ", ".join({"id": "hex(randomblob(16))"}.get(name, name) for name in columns)
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        into = f"INSERT INTO media ({', '.join(columns)})"
+        db.execute(f"{numbers} {into} SELECT {values} FROM media, n", (count,))
+        db.commit()
+    own = f"{SHELVES}{shelf}/"
+    before = memory(running.process.pid, "VmHWM")
+    status, value = user.call("GET", own)
+    assert (status, value["name"], len(value["media"])) == (200, "s", count)
+    assert memory(running.process.pid, "VmHWM") - before < 12 * 2**20
 
 
 def test_the_settings_of_accounts_are_kept(start):
