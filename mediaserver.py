@@ -8604,7 +8604,8 @@ class Application:
             item.method: (item, parameters)
             for item, parameters in reversed(self.routes.find(head.path))
         }
-        request.family = next((item.family for item, _ in found.values()), "")
+        for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
+            request.family, request.answer_headers = item.family, item.headers
         preflight = "access-control-request-method" in head.headers
         method = head.headers.get("x-http-method-override")
         if method and request.family == "files":  # tus, for clients that cannot send PATCH
@@ -10408,7 +10409,8 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
 
 
 @route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", "What the server can do of tus 1.0",
-       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"})  # fmt: skip
+       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
+       headers=TUS_HEADERS)  # fmt: skip
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     size = max(max_size(app, target) for target in TARGETS.values())
     headers = {
@@ -10419,7 +10421,7 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
         "Accept-Patch": f"{DRAFT_CONTENT}, {TUS_CONTENT}",
         "Upload-Limit": f"max-size={size}",
     }
-    return Response(204, [*TUS_HEADERS, *headers.items()])
+    return Response(204, headers.items())
 
 
 def transferred(request: Request) -> Transfer:

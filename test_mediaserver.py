@@ -7499,6 +7499,7 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (400, metadata(target="media")),
         (422, metadata(target="entities", parent_id="x")),
         (401, NO_CREDENTIAL),
+        (401, {"Authorization": "Bearer x.y.z"}),
         (403, READER),
         (403, {**WRITER, **bearer(user_id=None, sub="x"), **about("accounts")}),
     ],
