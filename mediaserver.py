@@ -307,6 +307,14 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    user_quota_bytes: int = number(
+        10737418240, MAX_BYTES,
+        "what one account may store, deleted records included; 0: no bound", 0,
+    )  # fmt: skip
+    reserve_bytes: int | None = setting(
+        None, "free disk that uploads leave alone, for deleting, logins and the index",
+        whole_number(0, MAX_BYTES), shown="5 % of the disk, 536870912 at most",
+    )  # fmt: skip
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
@@ -2515,8 +2523,15 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
     )
 )
 
+STORED_MEDIA_SCHEMA = """
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
+"""
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA)
+MIGRATIONS = (
+    SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
+    STORED_MEDIA_SCHEMA,
+)  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -2639,6 +2654,67 @@ class TrackedConnection(sqlite3.Connection):
     """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
 
 
+SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
+SPARE_SHARE = 8  # at most this part of what is free
+SPARE_SECONDS = 10.0  # between two tries to have the space again
+
+
+class SpareSpace:
+    """Disk that a file holds for the index, which is written to on a full disk, too."""
+
+    def __init__(self, index: Path) -> None:
+        self._path = index.with_name("spare")
+        self._missed_at: float | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        return self._missed_at is not None
+
+    def hold(self) -> None:
+        """Take the space, unless it is held or there is too little."""
+        held = os.path.exists(self._path) or self._take()
+        self._missed_at = None if held else time.monotonic()
+
+    def _take(self) -> bool:
+        try:
+            disk = os.statvfs(self._path.parent)
+            size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
+            if size < SPARE_BYTES // SPARE_SHARE:
+                return False
+            with open(self._path, "xb", buffering=0) as file:
+                if allocate(file, size):
+                    return True
+            self._path.unlink()
+        except OSError:
+            pass
+        return False
+
+    def give_up(self) -> bool:
+        """Let the index have the space; whether it was held."""
+        self._missed_at = time.monotonic()
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def hold_again(self) -> None:
+        """Take the space that was given up, if that is some time ago and there is enough."""
+        if self._missed_at is not None and time.monotonic() > self._missed_at + SPARE_SECONDS:
+            self.hold()
+
+
+def allocate(file: io.FileIO, size: int) -> bool:
+    """Have the disk set so many bytes aside for a file; whether it has."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return True
+        return file.write(bytes(size)) == size  # macOS
+    except OSError:
+        return False
+
+
 class Change:
     """A write that waits for its commit."""
 
@@ -2662,6 +2738,7 @@ class Index:
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
         self._connections = weakref.WeakSet[TrackedConnection]()
+        self.spare = SpareSpace(path)
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -2711,6 +2788,23 @@ class Index:
 
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._commit(changes)
+        if unwritten := [change for change in changes if is_full(change.error)]:
+            self.spare.give_up()
+            self._fold_in()
+            self._commit(unwritten)
+        if self.spare.is_missed:
+            self._fold_in()
+            self.spare.hold_again()
+
+    def _fold_in(self) -> None:
+        """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            change.error = None
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
@@ -2759,6 +2853,11 @@ class Index:
 
     def set_meta(self, key: str, value: str) -> None:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it is the disk that had no room (SQLITE_FULL)."""
+    return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
 
 
 class Assets(Subject):
@@ -2973,6 +3072,11 @@ class Users(Subject):
         sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
         row = self._index.read(sql, issued, user_id).fetchone()
         return row is not None and not row[0]
+
+    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
+        """What a user's files take, those of softly deleted records included."""
+        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
+        return int(self._index.query(db, sql, user_id).fetchone()[0])
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
@@ -3434,7 +3538,9 @@ def open_index(path: Path) -> Index:
     the next scan. Raises SettingError where SQLite cannot use the place at all.
     """
     try:
-        return migrated(Index(path))
+        index = opened_on_any_disk(path)
+        index.spare.hold()
+        return index
     except sqlite3.OperationalError as error:
         raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
@@ -3449,6 +3555,16 @@ def open_index(path: Path) -> Index:
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
+
+
+def opened_on_any_disk(path: Path) -> Index:
+    """The index at `path`; on a full disk it needs the space that is kept for it."""
+    try:
+        return migrated(Index(path))
+    except sqlite3.OperationalError:
+        if not SpareSpace(path).give_up():
+            raise
+        return migrated(Index(path))
 
 
 def migrated(index: Index) -> Index:
@@ -3503,6 +3619,29 @@ OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO
 
 class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
+
+
+class Limit(NamedTuple):
+    """How many bytes a file may have, and what to tell who sends more."""
+
+    size: int
+    sentence: str
+
+
+RESERVE_SHARE = 20  # where nothing is set, this part of the disk is kept
+MAX_RESERVE_BYTES = 512 << 20  # or this, of a large one
+
+
+def need_room(descriptor: int, size: int, reserve: int | None) -> None:
+    """Raise ENOSPC where so many more bytes would leave less than `reserve` of the disk free.
+
+    None is a share of the disk. Disks that do not tell (some FUSE) have room until they are full.
+    """
+    disk = os.fstatvfs(descriptor)
+    if reserve is None:
+        reserve = min(disk.f_blocks * disk.f_frsize // RESERVE_SHARE, MAX_RESERVE_BYTES)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize - size < reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Incoming:
@@ -3563,6 +3702,7 @@ class Folder:
     def __init__(
         self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
         is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
+        reserve: int | None = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
@@ -3570,6 +3710,7 @@ class Folder:
         self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -3705,19 +3846,19 @@ class Folder:
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
-        """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
+    def receive(self, chunks: Iterable[Buffer], limit: Limit, md5: bool = False) -> Incoming:
+        """Write `chunks` to a fresh file while hashing them; TooLarge beyond the limit."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         incoming = Incoming(self, name, self._create(name))
         hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(incoming.discard)
             head = b""
-            blocks = self.buffers.write(incoming.file, chunks)
+            blocks = self.buffers.write(incoming.file, chunks, self.reserve)
             for block in cleanup.enter_context(contextlib.closing(blocks)):
                 incoming.size += len(block)
-                if incoming.size > limit:
-                    raise TooLarge(f"The file is larger than {limit} bytes.")
+                if incoming.size > limit.size:
+                    raise TooLarge(limit.sentence)
                 for digest in hashes:
                     digest.update(block)
                 head = head or bytes(block[:HEAD_BYTES])
@@ -3726,6 +3867,11 @@ class Folder:
         incoming.sha256, *rest = (digest.hexdigest() for digest in hashes)
         incoming.md5 = "".join(rest)
         return incoming
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
 
     def _create(self, name: str) -> io.FileIO:
         """A new file for writing and reading; the folders on the way are made."""
@@ -3813,6 +3959,7 @@ class Folder:
         """Bring a file that has arrived to another file system of this tree, durably."""
         copy, source = self._create(name), incoming.file.fileno()
         try:
+            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
@@ -3957,13 +4104,14 @@ class WriteBuffers:
         self._lock = threading.Lock()
 
     def write(
-        self, file: io.FileIO, pieces: Iterable[Buffer]
+        self, file: io.FileIO, pieces: Iterable[Buffer], reserve: int | None
     ) -> Generator[memoryview, None, None]:
         """Write pieces to a file; each block is given out, to be hashed while it is written."""
         buffer = self._take()
         try:
             for count in fill(buffer, pieces):
                 block = buffer[:count]
+                need_room(file.fileno(), count, reserve)
                 if count < WRITE_BYTES:  # a thread would take longer to begin
                     write_block(file, block)
                     yield block
@@ -7170,6 +7318,7 @@ class App:
         self.folders = {
             name: Folder(
                 name, path, make=name != "library", buffers=buffers,
+                reserve=settings.reserve_bytes,
                 is_new=functools.partial(index.files.is_empty, name),
                 excluded=apart if name == "library" else (),
             )
@@ -7270,6 +7419,7 @@ class Request:
         self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
+        self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
 
     @property
@@ -7528,9 +7678,9 @@ def unwrap(value: dict[str, Any], wrapper: str) -> dict[str, Any]:
 def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str, str]:
     """The declared text fields of a form; the file goes to `request.upload` as it arrives."""
     upload, declared = spec.upload, {item.name for item in spec.fields}
-    limit = getattr(request.app.settings, upload.limit) if upload else 0
-    if (request.body.length or 0) > limit + FORM_SLACK_BYTES:
-        raise HTTPError(413, f"The file is larger than {limit} bytes.")
+    limit = upload_limit(request, upload)
+    if (request.body.length or 0) > limit.size + FORM_SLACK_BYTES:
+        raise HTTPError(413, limit.sentence)
     values: dict[str, str] = {}
     text_bytes = 0
     events = read_events(request.body, boundary.encode("latin-1", "replace"))
@@ -7549,6 +7699,20 @@ def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str,
         if event.filename is None and event.name in declared:
             values[event.name] = decode_field(event.name, text)
     return values
+
+
+def upload_limit(request: Request, upload: Upload | None) -> Limit:
+    """What the file of a body may have, by its setting and by what there is room for."""
+    settings = request.app.settings
+    size: int = getattr(settings, upload.limit) if upload else 0
+    if request.room < size:
+        return Limit(request.room, quota_sentence(settings, request.room))
+    return Limit(size, f"The file is larger than {size} bytes.")
+
+
+def quota_sentence(settings: Settings, room: int) -> str:
+    quota = f"Your account may store {settings.user_quota_bytes} bytes (USER_QUOTA_BYTES)"
+    return f"{quota}; {room} of them are left."
 
 
 def decode_field(name: str, text: bytes) -> str:
@@ -7583,7 +7747,7 @@ def bounded_text(pieces: Iterable[memoryview], room: int) -> Iterator[bytes]:
 
 
 def receive_upload(
-    request: Request, upload: Upload, filename: str, content: Iterator[memoryview], limit: int
+    request: Request, upload: Upload, filename: str, content: Iterator[memoryview], limit: Limit
 ) -> None:
     """Take in the file of a form; an empty name and no content is a form's way to say: no file."""
     if request.upload is not None:
@@ -7594,6 +7758,7 @@ def receive_upload(
     folder = request.app.folders[upload.folder]
     if not folder.make and not request.app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
+    folder.need_room(request.body.length or 0)
     incoming = folder.receive(content, limit, upload.md5)
     incoming.filename = filename
     if filename:
@@ -7742,7 +7907,7 @@ def multirange_response(
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full."),
+    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
     errno.EDQUOT: (507, "The disk quota is used up."),
     errno.EFBIG: (507, "The file system takes no file of this size."),
     errno.EROFS: (503, "The storage folder cannot be written to."),
@@ -7992,7 +8157,7 @@ def as_http_error(error: Exception) -> HTTPError:
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
     if isinstance(error, sqlite3.OperationalError):
         warn(f"the index: {error}")
-        if "full" in str(error):
+        if is_full(error):
             return HTTPError(507, "The disk is full.")
         return HTTPError(503, "The index cannot be used now.", RETRY_LATER)
     import traceback  # only where something is wrong with the program
@@ -8916,11 +9081,24 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)
     app.index.media.put(db, record)
+    if placed and (room := find_room(app, record.user_id, db)) < 0:
+        raise HTTPError(413, quota_sentence(app.settings, room + placed[0].size))
     return record
 
 
+def find_room(app: App, user_id: int, db: Database | None = None) -> int:
+    """What a user may store yet; below 0 where it is too much already."""
+    quota = app.settings.user_quota_bytes
+    return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
+
+
+def check_room(app: App, request: Request) -> None:
+    """Bound the file that is about to come by what its user may store yet."""
+    request.room = max(0, find_room(app, caller(request)))
+
+
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
-       {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
+       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
@@ -8938,6 +9116,13 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
+def check_record(app: App, request: Request, id: str) -> None:
+    """Find the record that is about to be changed; a new file takes the place of its old one."""
+    record = find_record(app, request, id)
+    freed = record.size or 0 if record.path else 0
+    request.room = max(0, find_room(app, record.user_id) + freed)
+
+
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
        {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
@@ -8950,11 +9135,11 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change a media record; a file replaces its file", {200: "the record"}, before=find_record,
+       "Change a media record; a file replaces its file", {200: "the record"}, before=check_record,
        body=MEDIA_BODY)  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
        "Change some of a media record; a file replaces its file", {200: "the record"},
-       before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
+       before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = upload_facts(request), media_changes(request)
@@ -9696,12 +9881,13 @@ def find_user(index: Index, name: str) -> User:
     return user
 
 
-@command("user list", "list the accounts")
+@command("user list", "list the accounts, and what their files take")
 def list_users(settings: Settings) -> None:
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
-            words = (str(user.id), user.email, user.username or "-", state, user.permissions)
+            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
+            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
             print("\t".join(word if word.isprintable() else ascii(word) for word in words))
 
 
