@@ -3028,9 +3028,9 @@ class Files(Subject):
     def count_media(self) -> int:
         return int(self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0])
 
-    def media(self, limit: int, offset: int) -> Iterator[tuple[str, int, str | None, float]]:
-        """Path, size, MIME type and time added of the public images, newest first."""
-        columns = "path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
+    def media(self, limit: int, offset: int) -> Iterator[tuple[str, str, int, str | None, float]]:
+        """Path, hash, size, MIME type and time added of the public images, newest first."""
+        columns = "path, sha256, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
@@ -8272,7 +8272,9 @@ def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
         found = app.index.files.get(folder.name, path)
-        if found and not found[0].matches(folder.stat(path)):
+        # An earlier program's file may not have been scanned yet
+        unseen = found is None and folder is app.images and not path.startswith(".")
+        if unseen or (found and not found[0].matches(folder.stat(path))):
             found = app.scanner.refresh(folder, path)
     except (OSError, ValueError):
         found = None
@@ -8474,12 +8476,14 @@ def list_media(app: App, request: Request) -> Response:
 
 
 def media_json(
-    request: Request, path: str, size: int, mime_type: str | None, added: float
+    request: Request, path: str, sha256: str, size: int, mime_type: str | None, added: float
 ) -> dict[str, Any]:
-    filename = printable(path.partition("/")[2])
+    filename = path.partition("/")[2]
+    # URLs are UTF-8; where a name is not, the content's own name leads to it
+    place = f"/media/{quote(filename)}" if printable(filename) == filename else f"/image/{sha256}"
     return {
-        "filename": filename,
-        "url": request.url(f"/media/{quote(filename)}"),
+        "filename": printable(filename),
+        "url": request.url(place),
         "size": size,
         "content_type": mime_type or "application/octet-stream",
         "uploaded_at": added,
@@ -10274,4 +10278,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8":  # names of files are bytes, whatever the locale
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     sys.exit(main())

@@ -2289,6 +2289,26 @@ def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
     assert len(buffers._spare) == buffers._made == 1
 
 
+@pytest.mark.parametrize(("error", "works"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
+    tmp_path, monkeypatch, error, works
+):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(error, "no")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if works else pytest.raises(OSError):
+        incoming = folder.receive([memoryview(b"abc")], 3)
+        folder.keep(incoming, ["sub/a.png"])
+        incoming.discard(undo=False)
+        assert files_below(tmp_path) == {"sub/a.png"}
+
+
 # ======================================================================================
 # 7. Thumbnails
 # ======================================================================================
@@ -2734,6 +2754,212 @@ def test_ffmpeg_stands_in_for_pillow(tmp_path, monkeypatch, pillow, ffmpeg):
     (tmp_path / "c.jpg").write_bytes(png_header(60000, 60000))
     assert make(thumbnails, tmp_path / "c.jpg") is None
     stop_host(thumbnails, host)
+
+
+# ======================================================================================
+# 8. Scanner
+# ======================================================================================
+
+
+class Scanning(NamedTuple):
+    """A scanner of one folder that runs when told to, in this process."""
+
+    index: Any
+    folder: Any
+    thumbnails: Any
+    scanner: Any
+    path: Path
+
+    def states(self) -> dict[str, int | None]:
+        rows = self.index.read("SELECT path, thumbnail FROM file JOIN asset USING (sha256)")
+        return {os.fsdecode(path): thumbnail for path, thumbnail in rows}
+
+    def try_thumbnail(self, name: str) -> Any:
+        file, asset = self.index.files.get("library", name)
+        return self.scanner.ensure_thumbnail(file, asset)
+
+    @property
+    def unreadable(self) -> int:
+        return int(self.scanner.progress.get().unreadable)
+
+
+@pytest.fixture
+def scanning(tmp_path) -> Iterator[Scanning]:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    index = ms.open_index(tmp_path / "index.sqlite3")
+    is_new = functools.partial(index.files.is_empty, "library")
+    folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
+    thumbnails = ms.Thumbnails(1)
+    thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
+    scanner = ms.Scanner(index, [folder], thumbnails, ms.SharedProgress())
+    yield Scanning(index, folder, thumbnails, scanner, path)
+    scanner.stop()
+    index.close()
+
+
+@pytest.fixture
+def decoding(scanning, pillow) -> Iterator[Scanning]:
+    host = start_host(scanning.thumbnails)
+    fill(scanning.path, {"a.png": png(30, 20), "b.png": png(20, 30)})
+    assert scanning.scanner.scan()
+    yield scanning
+    stop_host(scanning.thumbnails, host)
+
+
+def after(call: Callable[..., Any], then: Callable[[], object]) -> Callable[..., Any]:
+    """A function that does something else, once, before it returns."""
+    todo = [then]
+
+    def both(*arguments: Any) -> Any:
+        result = call(*arguments)
+        while todo:
+            todo.pop()()
+        return result
+
+    return both
+
+
+def failing(call: Callable[..., Any], error: Exception, *when: Any) -> Callable[..., Any]:
+    """A function that fails where its first argument is one of these; once where there is none."""
+    left = [error]
+
+    def fail(first: Any, *rest: Any, **more: Any) -> Any:
+        if first in when or (not when and left):
+            left.clear()
+            raise error
+        return call(first, *rest, **more)
+
+    return fail
+
+
+@pytest.mark.parametrize("how", ["renamed", "pipe", "link", "folder"])
+def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how):
+    path = decoding.path
+    if how == "renamed":
+        (path / "b.png").rename(path / "a.png")
+    else:
+        (path / "a.png").rename(tmp_path / "outside.png")
+        if how == "pipe":
+            os.mkfifo(path / "a.png")
+        elif how == "link":
+            (path / "a.png").symlink_to(tmp_path / "outside.png")
+        else:
+            (path / "a.png").mkdir()
+    with contextlib.suppress(OSError):
+        assert decoding.try_thumbnail("a.png") is ms.Outcome.FAILED
+    assert decoding.states()["a.png"] is None
+    assert not list(path.glob(".thumbnails/*.png"))
+
+
+def test_what_is_written_while_it_is_decoded_gets_no_thumbnail(decoding, monkeypatch):
+    file = decoding.path / "a.png"
+    change = functools.partial(file.write_bytes, png(9, 9))
+    decode = after(decoding.thumbnails._decode, change)
+    monkeypatch.setattr(decoding.thumbnails, "_decode", decode)
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.FAILED
+    assert decoding.states()["a.png"] is None
+    assert decoding.scanner.scan()
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.MADE
+
+
+def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
+    fill(decoding.path, {"broken.png": png()[:60]})
+    assert decoding.scanner.scan()
+    assert decoding.try_thumbnail("broken.png") is ms.Outcome.IMPOSSIBLE
+    full = failing(ms.write_all, OSError(errno.ENOSPC, "full"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "write_all", full)
+        with pytest.raises(OSError):
+            decoding.try_thumbnail("a.png")
+    with monkeypatch.context() as patch:  # killed, as by a kernel without memory
+        patch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
+        assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
+    assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
+    assert not list((decoding.path / ".thumbnails").rglob("*.png"))
+    decoding.thumbnails._deaths.clear()
+    assert decoding.scanner._make_thumbnails()
+    assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
+
+
+def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
+    monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
+    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_DEATHS)]
+    assert outcomes[-2:] == [ms.Outcome.FAILED, ms.Outcome.IMPOSSIBLE]
+    assert decoding.states()["a.png"] == 0
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch):
+    content = png()
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    change = functools.partial((scanning.path / "a.png").write_bytes, content)
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "HASH_THREADS", 1)
+        patch.setattr(ms, "probe", after(ms.probe, change))
+        assert not scanning.scanner.scan()
+    assert (set(scanning.states()), scanning.unreadable) == ({"b.png"}, 1)
+    assert scanning.scanner.scan()
+    assert scanning.unreadable == 0
+    assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
+    scanning, monkeypatch, error
+):
+    fill(scanning.path, {"a.png": png(), "closed/b.png": png(), "z/c.png": png()})
+    assert scanning.scanner.scan()
+    (scanning.path / "z" / "c.png").unlink()
+    fill(scanning.path, {"z/d.png": png()})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing(os.open, OSError(error, "no"), "closed"))
+        assert not scanning.scanner.scan()
+    assert set(scanning.states()) == {"a.png", "closed/b.png", "z/d.png"}
+    assert scanning.unreadable == 1
+    assert scanning.scanner.scan()
+
+
+def test_a_root_that_becomes_another_one_during_a_scan_loses_nothing(
+    scanning, monkeypatch, tmp_path
+):
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    assert scanning.scanner.scan()
+    fill(tmp_path / "other", {"c.png": png()})
+
+    def swap() -> None:
+        scanning.path.rename(tmp_path / "away")
+        (tmp_path / "other").rename(scanning.path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning.index.files, "in_order", after(scanning.index.files.in_order, swap))
+        assert not scanning.scanner.scan()
+    assert {"a.png", "b.png"} <= set(scanning.states())
+    assert scanning.scanner.scan()
+    assert set(scanning.states()) == {"c.png"}
+
+
+def test_an_unfinished_scan_is_taken_up_again_by_itself(scanning, monkeypatch, capsys):
+    fill(scanning.path, {f"{i}.png": png() for i in range(5)})
+    monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(ms, "SCAN_BATCH", 2)
+    locked = failing(scanning.index.write, sqlite3.OperationalError("database is locked"))
+    monkeypatch.setattr(scanning.index, "write", locked)
+    scanning.scanner.start(0)
+    wait_until(lambda: len(scanning.states()) == 5)
+    assert "2 files are not in the index yet" in capsys.readouterr().err
+
+
+def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch):
+    fill(scanning.path, {"a.png": png(), "b.png": png(), "c.png": png()})
+    real = scanning.index.files.put
+
+    def put(db: Any, file: Any, asset: Any) -> Any:
+        return real(db, file._replace(size=1 << 70) if file.path == "b.png" else file, asset)
+
+    monkeypatch.setattr(scanning.index.files, "put", put)
+    assert not scanning.scanner.scan()
+    assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
 # ======================================================================================
@@ -4706,17 +4932,32 @@ def test_hidden_files_excluded_folders_and_links_that_lead_out_are_passed_over(s
     assert running.get(f"/image/{sha256((outside / 'secret.png').read_bytes())}").status == 404
 
 
-def test_names_that_are_no_utf_8_are_found_and_do_not_break_the_list(start, tmp_path):
-    storage, content = tmp_path / "pictures", png()
-    storage.mkdir()
+def test_names_that_are_no_utf_8_are_found_and_have_urls_that_work(start, tmp_path):
+    media, content = tmp_path / "pictures" / "media", png()
+    media.mkdir(parents=True)
     try:
-        Path(os.fsdecode(os.fsencode(storage) + b"/caf\xe9.png")).write_bytes(content)
+        Path(os.fsdecode(os.fsencode(media) + b"/caf\xe9.png")).write_bytes(content)
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     running = start()
     running.scanned()
     assert running.listed()[sha256(content)]["filename"] == "caf\ufffd.png"
     assert running.get(f"/image/{sha256(content)}").body == content
+    (shown,) = running.get("/media").json["files"]
+    assert running.get(urlsplit(shown["url"]).path).body == content
+
+
+def test_names_of_files_are_utf_8_in_any_locale(start, tmp_path):
+    fill(tmp_path / "pictures", {"日本.png": png()})
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    running = start(**locale)
+    running.scanned()
+    assert names(running) == {"日本.png"}
+    content = png()
+    answer = running.put("/image/%E6%97%A5.png", content)
+    assert (answer.status, answer.json["filename"]) == (201, "日.png")
+    assert running.store(content, "ü.png").status == 201
+    assert running.get("/image/%C3%BC.png", **READER).body == content
 
 
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
@@ -5398,6 +5639,21 @@ def test_an_upload_folder_elsewhere_is_used_and_found_again(start, tmp_path):
     assert running.get("/image/put%20by%20hand.png", **READER).status in {200, 404}
     running.rescan()
     assert running.get("/image/put%20by%20hand.png", **READER).body == content
+
+
+def test_what_an_earlier_program_left_in_the_upload_folder_is_served_and_kept(start, tmp_path):
+    box, old = tmp_path / "box", png()
+    fill(box, {"My photo.JPG": old, "ü.png": old, ".hidden.png": old})
+    running = start(upload_dir=str(box))
+    for name in ("My%20photo.JPG", "%C3%BC.png"):
+        assert running.get(f"/image/{name}", **READER).body == old
+        assert running.get(f"/image/{name}").status == 401
+    assert running.get("/image/.hidden.png", **READER).status == 404
+    new = png()
+    stored = running.store(new, "ü.png").json["stored_as"]
+    assert stored != "ü.png"
+    assert (box / "ü.png").read_bytes() == old
+    assert running.get(f"/image/{quote(stored)}", **READER).body == new
 
 
 # -- accounts: users, their media and collections -----------------------------------------
