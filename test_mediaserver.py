@@ -2255,7 +2255,7 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     content = random.Random(size).randbytes(size)
-    incoming = folder.receive(in_pieces(content), limit=size, md5=True)
+    incoming = folder.receive(in_pieces(content), limit=ms.Limit(size, ""), md5=True)
     assert (tmp_path / incoming.name).read_bytes() == content
     assert (incoming.size, incoming.sha256) == (size, sha256(content))
     assert incoming.md5 == hashlib.md5(content).hexdigest()
@@ -2284,7 +2284,7 @@ def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
     limit = size - 1 if wrong == "limit" else size
     expected = {"limit": ms.TooLarge, "disk": OSError, "client": ConnectionAbortedError}[wrong]
     with pytest.raises(expected):
-        folder.receive(pieces(), limit)
+        folder.receive(pieces(), ms.Limit(limit, ""))
     assert not files_below(tmp_path)
     assert len(buffers._spare) == buffers._made == 1
 
@@ -2303,7 +2303,7 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with contextlib.nullcontext() if works else pytest.raises(OSError):
-        incoming = folder.receive([memoryview(b"abc")], 3)
+        incoming = folder.receive([memoryview(b"abc")], ms.Limit(3, ""))
         folder.keep(incoming, ["sub/a.png"])
         incoming.discard(undo=False)
         assert files_below(tmp_path) == {"sub/a.png"}
