@@ -307,6 +307,14 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    user_quota_bytes: int = number(
+        10737418240, MAX_BYTES,
+        "what one account may store, deleted records included; 0: no bound", 0,
+    )  # fmt: skip
+    reserve_bytes: int | None = setting(
+        None, "free disk that uploads leave alone, for deleting, logins and the index",
+        whole_number(0, MAX_BYTES), shown="5 % of the disk, 536870912 at most",
+    )  # fmt: skip
     upload_expiry_seconds: int = number(
         86400, 10**9, "how long an unfinished resumable upload is kept after its last byte"
     )
@@ -2521,6 +2529,10 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
     )
 )
 
+STORED_MEDIA_SCHEMA = """
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
+"""
+
 UPLOADS_SCHEMA = """
 CREATE TABLE upload (               -- one that may be resumed, or has been completed lately
     id TEXT PRIMARY KEY,            -- random: the end of its URL, and its name in `.incoming/`
@@ -2541,7 +2553,7 @@ CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    UPLOADS_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA,
 )  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
@@ -2665,6 +2677,67 @@ class TrackedConnection(sqlite3.Connection):
     """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
 
 
+SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
+SPARE_SHARE = 8  # at most this part of what is free
+SPARE_SECONDS = 10.0  # between two tries to have the space again
+
+
+class SpareSpace:
+    """Disk that a file holds for the index, which is written to on a full disk, too."""
+
+    def __init__(self, index: Path) -> None:
+        self._path = index.with_name("spare")
+        self._missed_at: float | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        return self._missed_at is not None
+
+    def hold(self) -> None:
+        """Take the space, unless it is held or there is too little."""
+        held = os.path.exists(self._path) or self._take()
+        self._missed_at = None if held else time.monotonic()
+
+    def _take(self) -> bool:
+        try:
+            disk = os.statvfs(self._path.parent)
+            size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
+            if size < SPARE_BYTES // SPARE_SHARE:
+                return False
+            with open(self._path, "xb", buffering=0) as file:
+                if allocate(file, size):
+                    return True
+            self._path.unlink()
+        except OSError:
+            pass
+        return False
+
+    def give_up(self) -> bool:
+        """Let the index have the space; whether it was held."""
+        self._missed_at = time.monotonic()
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def hold_again(self) -> None:
+        """Take the space that was given up, if that is some time ago and there is enough."""
+        if self._missed_at is not None and time.monotonic() > self._missed_at + SPARE_SECONDS:
+            self.hold()
+
+
+def allocate(file: io.FileIO, size: int) -> bool:
+    """Have the disk set so many bytes aside for a file; whether it has."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return True
+        return file.write(bytes(size)) == size  # macOS
+    except OSError:
+        return False
+
+
 class Change:
     """A write that waits for its commit."""
 
@@ -2688,6 +2761,7 @@ class Index:
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
         self._connections = weakref.WeakSet[TrackedConnection]()
+        self.spare = SpareSpace(path)
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -2738,6 +2812,23 @@ class Index:
 
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._commit(changes)
+        if unwritten := [change for change in changes if is_full(change.error)]:
+            self.spare.give_up()
+            self._fold_in()
+            self._commit(unwritten)
+        if self.spare.is_missed:
+            self._fold_in()
+            self.spare.hold_again()
+
+    def _fold_in(self) -> None:
+        """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            change.error = None
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
@@ -2786,6 +2877,11 @@ class Index:
 
     def set_meta(self, key: str, value: str) -> None:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it is the disk that had no room (SQLITE_FULL)."""
+    return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
 
 
 class Assets(Subject):
@@ -3000,6 +3096,11 @@ class Users(Subject):
         sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
         row = self._index.read(sql, issued, user_id).fetchone()
         return row is not None and not row[0]
+
+    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
+        """What a user's files take, those of softly deleted records included."""
+        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
+        return int(self._index.query(db, sql, user_id).fetchone()[0])
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
@@ -3524,10 +3625,18 @@ class Uploads(Subject):
         rows = self._index.read("SELECT * FROM upload WHERE answer IS NULL")
         return [OpenUpload(*row) for row in rows]
 
-    def missing_bytes(self) -> int:
-        """How many bytes all uploads of a known length have still to bring."""
-        sql = "SELECT total(length - received) FROM upload WHERE answer IS NULL"
-        return int(self._index.read(sql).fetchone()[0])
+    def missing_bytes(self, root: str) -> int:
+        """How many bytes the uploads of a known length have still to bring into a folder."""
+        sql = "SELECT total(length - received) FROM upload WHERE root = ? AND answer IS NULL"
+        return int(self._index.read(sql, root).fetchone()[0])
+
+    def promised_bytes(self, owner: str, target: str, but: str) -> int:
+        """How large the uploads of an owner for a family are or will be, one left out."""
+        sql = (
+            "SELECT total(coalesce(length, received)) FROM upload"
+            " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
+        )
+        return int(self._index.read(sql, owner, target, but).fetchone()[0])
 
     def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
         return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
@@ -3540,7 +3649,9 @@ def open_index(path: Path) -> Index:
     the next scan. Raises SettingError where SQLite cannot use the place at all.
     """
     try:
-        return migrated(Index(path))
+        index = opened_on_any_disk(path)
+        index.spare.hold()
+        return index
     except sqlite3.OperationalError as error:
         raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
@@ -3555,6 +3666,16 @@ def open_index(path: Path) -> Index:
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
+
+
+def opened_on_any_disk(path: Path) -> Index:
+    """The index at `path`; on a full disk it needs the space that is kept for it."""
+    try:
+        return migrated(Index(path))
+    except sqlite3.OperationalError:
+        if not SpareSpace(path).give_up():
+            raise
+        return migrated(Index(path))
 
 
 def migrated(index: Index) -> Index:
@@ -3609,6 +3730,29 @@ OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO
 
 class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
+
+
+class Limit(NamedTuple):
+    """How many bytes a file may have, and what to tell who sends more."""
+
+    size: int
+    sentence: str
+
+
+RESERVE_SHARE = 20  # where nothing is set, this part of the disk is kept
+MAX_RESERVE_BYTES = 512 << 20  # or this, of a large one
+
+
+def need_room(descriptor: int, size: int, reserve: int | None) -> None:
+    """Raise ENOSPC where so many more bytes would leave less than `reserve` of the disk free.
+
+    None is a share of the disk. Disks that do not tell (some FUSE) have room until they are full.
+    """
+    disk = os.fstatvfs(descriptor)
+    if reserve is None:
+        reserve = min(disk.f_blocks * disk.f_frsize // RESERVE_SHARE, MAX_RESERVE_BYTES)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize - size < reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Incoming:
@@ -3683,6 +3827,7 @@ class Folder:
     def __init__(
         self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
         is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
+        reserve: int | None = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
@@ -3690,6 +3835,7 @@ class Folder:
         self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -3831,24 +3977,29 @@ class Folder:
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def begin(self, limit: int, md5: bool = False) -> Receiving:
-        """Return what takes in a fresh file of at most `limit` bytes."""
+    def begin(self, limit: Limit, md5: bool = False) -> Receiving:
+        """Return what takes in a fresh file within a limit."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         incoming = Incoming(self, name, self._create(name))
         return Receiving(incoming, self.buffers, limit, new_hashes(md5))
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
 
     def _create(self, name: str) -> io.FileIO:
         """A new file for writing and reading; the folders on the way are made."""
         with self.resolve(name, make=True) as place:
             return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
-    def reserve(self, name: str) -> None:
+    def make_file(self, name: str) -> None:
         """Make an empty file, durably."""
         self._create(name).close()
         with self.resolve(name) as place:
             sync_folder(place.folder)
 
-    def resume(self, name: str, limit: int) -> Receiving:
+    def resume(self, name: str, limit: Limit) -> Receiving:
         """Return what goes on with a file; BlockingIOError while another request does."""
         file = self.open(name, write=True)
         try:
@@ -3939,6 +4090,7 @@ class Folder:
         """Bring a file that has arrived to another file system of this tree, durably."""
         copy, source = self._create(name), incoming.file.fileno()
         try:
+            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
@@ -4096,7 +4248,7 @@ class Receiving:
     """
 
     def __init__(
-        self, incoming: Incoming, buffers: WriteBuffers, limit: int, hashes: Sequence[Hash]
+        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash]
     ) -> None:
         self.incoming = incoming
         self.hashes = hashes
@@ -4116,8 +4268,8 @@ class Receiving:
     def feed(self, piece: Buffer) -> None:
         """Take in the next bytes; TooLarge if they are too many."""
         self.incoming.size += len(piece)
-        if self.incoming.size > self._limit:
-            raise TooLarge(f"The file is larger than {self._limit} bytes.")
+        if self.incoming.size > self._limit.size:
+            raise TooLarge(self._limit.sentence)
         used = 0
         while used < len(piece):
             buffer = self._buffer = self._buffer or self._buffers.take()
@@ -4135,6 +4287,7 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:HEAD_BYTES])
+        need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
         writing = Background(write_block, self.incoming.file, block) if long else None
@@ -7643,12 +7796,10 @@ class ResumableUploads:
     def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
-        disk = os.statvfs(folder.path)
-        if self.rows.missing_bytes() + (head.length or 0) > disk.f_bavail * disk.f_frsize:
-            raise HTTPError(507, "The disk has no room for this and the uploads that are open.")
+        folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
         row = (id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry())
         opened = OpenUpload(*row)
-        folder.reserve(self._name(opened))
+        folder.make_file(self._name(opened))
         if not self.rows.add(opened, MAX_OPEN_UPLOADS):
             folder.unlink(self._name(opened))
             detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
@@ -7658,7 +7809,7 @@ class ResumableUploads:
     def _name(self, upload: OpenUpload) -> str:
         return f"{INCOMING}/{upload.id}"
 
-    def take(self, upload: OpenUpload, limit: int, *, md5: bool) -> tuple[OpenUpload, Receiving]:
+    def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Receiving]:
         """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
         folder = self._folders[upload.root]
         try:
@@ -7742,7 +7893,7 @@ class Transfer:
     """
 
     def __init__(
-        self, uploads: ResumableUploads, upload: OpenUpload, head: UploadHead, limit: int,
+        self, uploads: ResumableUploads, upload: OpenUpload, head: UploadHead, limit: Limit,
         *, md5: bool,
     ) -> None:  # fmt: skip
         self.is_tus = head.is_tus
@@ -7874,6 +8025,7 @@ class App:
         self.folders = {
             name: Folder(
                 name, path, make=name != "library", buffers=buffers,
+                reserve=settings.reserve_bytes,
                 is_new=functools.partial(index.files.is_empty, name),
                 excluded=apart if name == "library" else (),
             )
@@ -7976,6 +8128,7 @@ class Request:
         self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
+        self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
         self.transfer: Transfer | None = None  # for an upload that can be resumed
         self.interim: list[tuple[str, str]] = []  # fields of a 104
@@ -8290,9 +8443,9 @@ class FormBody:
         self._request = request
         self._upload = spec.upload
         self._declared = {item.name for item in spec.fields}
-        self._limit = getattr(request.app.settings, spec.upload.limit) if spec.upload else 0
-        if (request.head.content_length or 0) > self._limit + FORM_SLACK_BYTES:
-            raise HTTPError(413, f"The file is larger than {self._limit} bytes.")
+        self._limit = upload_limit(request, spec.upload)
+        if (request.head.content_length or 0) > self._limit.size + FORM_SLACK_BYTES:
+            raise HTTPError(413, self._limit.sentence)
         self._parser = MultipartParser(boundary.encode("latin-1", "replace"))
         self._part: Part | None = None  # that is being read
         self._receiving: Receiving | None = None  # where its content goes if it is the file
@@ -8353,6 +8506,20 @@ class FormBody:
             self._receiving = None
 
 
+def upload_limit(request: Request, upload: Upload | None) -> Limit:
+    """What the file of a body may have, by its setting and by what there is room for."""
+    settings = request.app.settings
+    size: int = getattr(settings, upload.limit) if upload else 0
+    if request.room < size:
+        return Limit(request.room, quota_sentence(settings, request.room))
+    return Limit(size, f"The file is larger than {size} bytes.")
+
+
+def quota_sentence(settings: Settings, room: int) -> str:
+    quota = f"Your account may store {settings.user_quota_bytes} bytes (USER_QUOTA_BYTES)"
+    return f"{quota}; {room} of them are left."
+
+
 def decode_field(name: str, text: bytes | bytearray) -> str:
     try:
         return text.decode()
@@ -8360,13 +8527,15 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
         raise Invalid(Problem("body", name, "is not UTF-8", "string_unicode")) from None
 
 
-def begin_upload(request: Request, upload: Upload, filename: str, limit: int) -> Receiving:
+def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Receiving:
     """Open a file for what a form holds; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
     if filename:
         check_upload(request.app, upload, filename)
-    return request.app.folders[upload.folder].begin(limit, upload.md5)
+    folder = request.app.folders[upload.folder]
+    folder.need_room(request.head.content_length or 0)
+    return folder.begin(limit, upload.md5)
 
 
 def check_upload(app: App, upload: Upload, filename: str) -> None:
@@ -8527,7 +8696,7 @@ def multirange_response(
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full."),
+    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
     errno.EDQUOT: (507, "The disk quota is used up."),
     errno.EFBIG: (507, "The file system takes no file of this size."),
     errno.EROFS: (503, "The storage folder cannot be written to."),
@@ -8861,7 +9030,7 @@ def as_http_error(error: Exception) -> HTTPError:
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
     if isinstance(error, sqlite3.OperationalError):
         warn(f"the index: {error}")
-        if "full" in str(error):
+        if is_full(error):
             return HTTPError(507, "The disk is full.")
         return HTTPError(503, "The index cannot be used now.", RETRY_LATER)
     import traceback  # only where something is wrong with the program
@@ -9790,11 +9959,24 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)
     app.index.media.put(db, record)
+    if placed and (room := find_room(app, record.user_id, db)) < 0:
+        raise HTTPError(413, quota_sentence(app.settings, room + placed[0].size))
     return record
 
 
+def find_room(app: App, user_id: int, db: Database | None = None) -> int:
+    """What a user may store yet; below 0 where it is too much already."""
+    quota = app.settings.user_quota_bytes
+    return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
+
+
+def check_room(app: App, request: Request) -> None:
+    """Bound the file that is about to come by what its user may store yet."""
+    request.room = max(0, find_room(app, caller(request)))
+
+
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
-       {201: "the record"}, body=NEW_MEDIA_BODY, is_target=True)  # fmt: skip
+       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
@@ -9812,6 +9994,13 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
+def check_record(app: App, request: Request, id: str) -> None:
+    """Find the record that is about to be changed; a new file takes the place of its old one."""
+    record = find_record(app, request, id)
+    freed = record.size or 0 if record.path else 0
+    request.room = max(0, find_room(app, record.user_id) + freed)
+
+
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
        {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
@@ -9824,11 +10013,11 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change a media record; a file replaces its file", {200: "the record"}, before=find_record,
+       "Change a media record; a file replaces its file", {200: "the record"}, before=check_record,
        body=MEDIA_BODY)  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
        "Change some of a media record; a file replaces its file", {200: "the record"},
-       before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
+       before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = upload_facts(request), media_changes(request)
@@ -10313,7 +10502,8 @@ def begin_resumable(request: Request) -> Transfer:
         if (head.length is None) != head.is_deferred:
             raise HTTPError(400, "Send either Upload-Length or Upload-Defer-Length: 1.")
     spec, file = form_of(target)
-    head = head._replace(length=find_length(request, head, None, 0), offset=None)
+    head = head._replace(length=find_length(request, head), offset=None)
+    bound_room(request, target)
     check_size(request, target, head.length, 0)
     problems: list[Problem] = []
     collect_declared(spec.fields, texts, "body", problems, has_upload=True)
@@ -10339,8 +10529,9 @@ def continue_resumable(request: Request, id: str) -> Transfer:
         raise HTTPError(400, "The upload is complete.", state)
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
-    length = find_length(request, head, upload.length, upload.received)
-    check_size(request, TARGETS[upload.target], length, upload.received)
+    target, length = TARGETS[upload.target], find_length(request, head, upload)
+    bound_room(request, target, upload.id)
+    check_size(request, target, length, upload.received)
     return open_transfer(request, upload._replace(length=length), head)
 
 
@@ -10350,8 +10541,11 @@ def check_content_type(request: Request, *types: str) -> None:
         raise HTTPError(415, f"Send the content as {types[0]}.")
 
 
-def find_length(request: Request, head: UploadHead, told: int | None, offset: int) -> int | None:
+def find_length(
+    request: Request, head: UploadHead, upload: OpenUpload | None = None
+) -> int | None:
     """Bytes of a whole upload, if they are known; 400 where the client has told two numbers."""
+    offset, told = (upload.received, upload.length) if upload else (0, None)
     rest = request.head.content_length if request.head.has_body else 0
     ends = offset + rest if head.completes and rest is not None else None
     lengths = {head.length, told, ends} - {None}
@@ -10362,21 +10556,32 @@ def find_length(request: Request, head: UploadHead, told: int | None, offset: in
 
 def check_size(request: Request, target: Route, length: int | None, offset: int) -> None:
     """Refuse an upload that is too long, and content that goes beyond its end (413)."""
-    size = max_size(request.app, target)
-    if (length or 0) > size:
-        limit = {"Upload-Limit": f"max-size={size}"}
-        raise HTTPError(413, f"The file is larger than {size} bytes.", limit)
-    end = size if length is None else length
-    if offset + (request.head.content_length or 0) > end:
-        raise HTTPError(413, f"The content goes beyond the upload's {end} bytes.")
+    limit = upload_limit(request, form_of(target)[1])
+    if (length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
+    limit = limit if length is None else whole_limit(length)
+    if offset + (request.head.content_length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence)
+
+
+def bound_room(request: Request, target: Route, id: str = "") -> None:
+    """Take from the room that the caller has what other open uploads will need."""
+    if target.before is not None:  # it says what room there is
+        target.before(request.app, request)
+        rows = request.app.uploads.rows
+        request.room -= rows.promised_bytes(owner_of(request), target.family, id)
+        request.room = max(0, request.room)
+
+
+def whole_limit(length: int) -> Limit:
+    return Limit(length, f"The content goes beyond the upload's {length} bytes.")
 
 
 def open_transfer(request: Request, upload: OpenUpload, head: UploadHead) -> Transfer:
     """What takes in the content of a request."""
-    target = TARGETS[upload.target]
-    limit = max_size(request.app, target) if upload.length is None else upload.length
-    md5, uploads = form_of(target)[1].md5, request.app.uploads
-    request.transfer = Transfer(uploads, upload, head, limit, md5=md5)
+    file, length = form_of(TARGETS[upload.target])[1], upload.length
+    limit = upload_limit(request, file) if length is None else whole_limit(length)
+    request.transfer = Transfer(request.app.uploads, upload, head, limit, md5=file.md5)
     return request.transfer
 
 
@@ -11484,12 +11689,13 @@ def find_user(index: Index, name: str) -> User:
     return user
 
 
-@command("user list", "list the accounts")
+@command("user list", "list the accounts, and what their files take")
 def list_users(settings: Settings) -> None:
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
-            words = (str(user.id), user.email, user.username or "-", state, user.permissions)
+            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
+            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
             print("\t".join(word if word.isprintable() else ascii(word) for word in words))
 
 

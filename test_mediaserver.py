@@ -528,7 +528,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
         bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
     }  # fmt: skip
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
-    special["cors_allow_origins"] = "http://x"
+    special |= {"cors_allow_origins": "http://x", "reserve_bytes": "7"}
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -2260,7 +2260,7 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     content = (png_of(200) + random.Random(size).randbytes(size))[:size]
-    receiving = folder.begin(limit=size, md5=True)
+    receiving = folder.begin(ms.Limit(size, ""), md5=True)
     for piece in in_pieces(content):
         receiving.feed(piece)
         if how == "pauses":
@@ -2289,7 +2289,7 @@ def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     limit = size - 1 if wrong == "limit" else size
-    receiving = folder.begin(limit)
+    receiving = folder.begin(ms.Limit(limit, ""))
     with pytest.raises(ms.TooLarge if wrong == "limit" else OSError):
         for piece in in_pieces(bytes(size)):
             receiving.feed(piece)
@@ -2315,7 +2315,7 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with contextlib.nullcontext() if works else pytest.raises(OSError):
-        receiving = folder.begin(3)
+        receiving = folder.begin(ms.Limit(3, ""))
         receiving.feed(memoryview(b"abc"))
         incoming = receiving.finish()
         folder.keep(incoming, ["sub/a.png"])
@@ -5281,6 +5281,76 @@ def test_a_disk_that_goes_takes_nothing_with_it_and_is_taken_up_again(start, tmp
     assert running.upload(png()).status == 201
 
 
+UPLOADS = (
+    ("POST", "/upload", "file"),
+    ("PUT", "/image/a.png", "file"),
+    ("POST", "/upload-image", "file"),
+    ("POST", "/api/media/media/", "file"),
+    ("POST", "/entity/", "image"),
+)
+
+
+def send_everywhere(running: Server, content: bytes, user: Mapping[str, str]) -> set[int]:
+    """The statuses of one file's upload to every family."""
+    found = set()
+    for method, path, field in UPLOADS:
+        body, content_type = form("a.png", content, field, name="a")
+        owner = user if path == "/api/media/media/" else OWNER
+        headers = {**owner, "Content-Type": content_type}
+        found.add(running.request(method, path, body, headers).status)
+    return found
+
+
+def fill_up(folder: Path) -> Path:
+    """Take all that is left of a disk, to the last byte."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"x" * size):
+                    pass
+    return ballast
+
+
+def test_the_reserve_keeps_uploads_from_the_last_of_the_disk(start, tmp_path, mount):
+    place = mount(tmp_path / "pictures")
+    free = shutil.disk_usage(place).free
+    running = start(reserve_bytes=str(free - 5_000_000))
+    user = User(running)
+    assert send_everywhere(running, png(), user.headers) <= {200, 201}
+    before = files_below(place)
+    assert send_everywhere(running, png_of(6_000_000), user.headers) == {507}
+    assert files_below(place) == before
+    assert b"RESERVE_BYTES" in running.upload(png_of(6_000_000)).body
+
+
+def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
+    place = mount(tmp_path / "pictures")
+    running = start(reserve_bytes="0")
+    user, stored = User(running), running.upload(png()).json
+    key = user.upload(png())[1]["id"]
+    entity = Entities(running).create()["id"]
+    running.scanned()
+    ballast = fill_up(place)
+    assert send_everywhere(running, png_of(500_000), user.headers) == {507}
+    assert {user.login()[0] for _ in range(5)} == {200}
+    for label in range(100):  # more than fits into what SQLite has already
+        Entities(running).patch(entity, label=f"{label}" * 999)
+    assert running.get("/media").json["count"] == len(running.listed()) == 1
+    assert running.get(f"/image/{stored['sha256']}").status == 200
+    assert user.call("DELETE", f"{MEDIA}{key}/")[0] == 204
+    assert running.request("DELETE", f"/entity/{entity}", headers=OWNER).status == 200
+    assert running.request("DELETE", f"/media/{stored['filename']}", headers=OWNER).status == 200
+    assert not list(place.glob("media/*.png"))
+    running.stop()
+    ballast.unlink()
+    start().stop()  # it takes its reserve again
+    fill_up(place)
+    running = start()
+    assert user.on(running).login()[0] == 200
+    assert running.get("/media").json["count"] == 0
+
+
 def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads(
     start, tmp_path, mount
 ):
@@ -5805,6 +5875,11 @@ class User:
         self.id = user_id
         self.headers = bearer(user_id=user_id)  # as good as a login's, and cheaper
         self.folder = server.data / "users" / str(user_id)
+
+    def on(self, server: Server) -> User:
+        """The same account after a restart."""
+        self.server = server
+        return self
 
     def call(self, method: str, path: str, value: Any = None) -> tuple[int, Any]:
         return self.server.call(method, path, value, self.headers)
@@ -6574,6 +6649,36 @@ def test_replacements_at_once_leave_one_file(server, django):
     record = django.call("GET", path)[1]
     assert record["storage_path"].endswith(left.name)
     assert server.get(local(record["file"])).body == left.read_bytes()
+
+
+def test_an_account_stores_no_more_than_its_quota_and_the_owner_sees_how_much(start):
+    running = start(user_quota_bytes="3000000")
+    user, other = User(running), User(running, next(SERIAL))
+    status, first = user.upload(png_of(2_000_000))
+    assert status == 201
+    for size in (1_000_001, 1_500_000, 5_000_000):
+        status, answer = user.upload(png_of(size))
+        assert status == 413
+        assert "USER_QUOTA_BYTES" in answer["detail"]
+        assert "1000000 of them are left" in answer["detail"]
+    assert user.record(size=9_000_000)["size"] == 9_000_000  # a note of what lies elsewhere
+    assert other.upload(png_of(3_000_000))[0] == 201
+    path = f"{MEDIA}{first['id']}/"
+    assert user.upload(png_of(2_900_000), method="PUT", path=path, type="image")[0] == 200
+    assert user.upload(png_of(100_001))[0] == 413
+    assert user.call("DELETE", path)[0] == 204  # softly: its file stays
+    assert user.upload(png_of(100_001))[0] == 413
+    assert user.upload(png_of(100_000))[0] == 201
+    assert len(user.files()) == 2
+    assert "\tactive\t3.0 MB" in owner_says(running, "user", "list").stdout
+
+
+def test_uploads_at_once_exceed_no_quota(start):
+    running = start("--workers", "2", user_quota_bytes="3000000")
+    user = User(running)
+    answers = together(8, lambda _: user.upload(png_of(1_000_000))[0])
+    assert sorted(answers) == [201] * 3 + [413] * 5
+    assert sum(path.stat().st_size for path in user.files()) == 3_000_000
 
 
 def test_a_signature_is_good_for_one_record_one_hour_and_nothing_else(server, django):
@@ -7784,8 +7889,7 @@ def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch):
 def test_open_uploads_have_bounds(start):
     running = start(max_media_bytes=str(1 << 50))
     fields = {**OWNER, **TUS, **about("entities"), "Upload-Length": str(1 << 49)}
-    answer = running.request("POST", "/files", headers=fields)
-    assert (answer.status, "no room" in answer.json["detail"]) == (507, True)
+    assert running.request("POST", "/files", headers=fields).status == 507
     uploads = [begin(running, 10) for _ in range(ms.MAX_OPEN_UPLOADS)]
     fields["Upload-Length"] = "10"
     answer = running.request("POST", "/files", headers=fields)
@@ -7793,6 +7897,23 @@ def test_open_uploads_have_bounds(start):
     begin(running, 10, headers=bearer(permissions=["media_store_write"]))
     running.request("DELETE", uploads[0].path, headers={**OWNER, **TUS})
     begin(running, 10)
+
+
+def test_open_uploads_count_in_the_quota_of_their_account(start):
+    running = start(user_quota_bytes="1000")
+    jane = User(running)
+    fields = {**jane.headers, **TUS, **about("accounts")}
+
+    def status(length: int) -> int:
+        more = {"Upload-Length": str(length)}
+        return running.request("POST", "/files", headers={**fields, **more}).status
+
+    upload = begin(running, 600, "accounts", jane.headers)
+    assert (status(401), status(400), status(1)) == (413, 201, 413)
+    assert upload.send(0, b"x" * 500).status == 204
+    assert status(1) == 413
+    running.request("DELETE", upload.path, headers={**jane.headers, **TUS})
+    assert (status(601), status(600)) == (413, 201)
 
 
 DRAFT = {"Upload-Draft-Interop-Version": "6"}
