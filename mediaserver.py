@@ -9597,6 +9597,7 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
     "page": ("text/html", "string"),
     "page or health": (JSON_TYPE, "Health"),
     "the OpenAPI document": (JSON_TYPE, "object"),
+    "groups, folders, or items": (JSON_TYPE, "object"),
     **{words: (JSON_TYPE, name)
        for words, name in {
         "status, version, uptime, scan": "Health",
@@ -9893,13 +9894,16 @@ class Page(NamedTuple):
     """A page as it is sent."""
 
     body: bytes
-    etag: str
+    etag: str  # weak, since it may be compressed
     policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup."""
-    names = {"style": style, "script": script}
+    """Put style and script into a page's markup, without indents and comments."""
+    names = {
+        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
+        for name, text in (("style", style), ("script", script))
+    }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for name, text in names.items()
@@ -9913,7 +9917,10 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+
+
+zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
 
 
 def page_response(request: Request, page: Page) -> Response:
@@ -9922,11 +9929,14 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Encoding"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
-    return Response(200, [("Content-Type", HTML_TYPE), *about], page.body)
+    about.append(("Content-Type", HTML_TYPE))
+    if accepts_gzip(request.headers):
+        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
+    return Response(200, about, page.body)
 
 
 PAGE_STYLE = """
@@ -10249,9 +10259,7 @@ def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Show
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(
-    app: App, query: Mapping[str, Any]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the items' JSON of each group, and what tells of all: groups and folders."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
@@ -10393,12 +10401,15 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 
 #stage { padding: 0 1rem; min-height: 70vh }
 #grid { position: relative; overflow: clip }
-#grid h2 { position: absolute; left: 0; right: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem }
-#grid h2 { font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap }
-#grid h2 { text-overflow: ellipsis }
-#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem; margin-inline-start: .5rem }
+#grid h2 {
+  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis;
+}
+#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
+#grid h2 small { margin-inline-start: .5rem }
 .tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
-.tile > a { position: absolute; inset: 0; display: block; color: var(--soft); outline-offset: -3px }
+.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
 .tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
 .tile img.ready { opacity: 1 }
 .tile img { transition: opacity .2s, transform .15s }
@@ -10435,7 +10446,7 @@ footer a { color: var(--soft) }
 #scrubber { touch-action: none; cursor: ns-resize; user-select: none }
 #scrubber span {
   position: absolute; right: .5rem; font-size: .7rem; color: var(--soft); translate: 0 -50%;
-  padding: 0 .3rem; border-radius: .5rem; opacity: 0; transition: opacity .2s; pointer-events: none;
+  padding: 0 .3rem; border-radius: .5rem; opacity: 0; pointer-events: none;
 }
 #scrubber:hover span, #scrubber.held span { opacity: 1; background: var(--glass) }
 #scrubber i { position: absolute; right: 0; width: .9rem; height: 3px; border-radius: 2px }
@@ -10448,8 +10459,9 @@ footer a { color: var(--soft) }
 #scrubber.held b { opacity: 1 }
 
 #picked, #uploads {
-  position: fixed; z-index: 4; background: var(--card); border-radius: 1rem; inset-inline-end: 1rem;
-  bottom: max(1rem, env(safe-area-inset-bottom)); box-shadow: var(--shadow);
+  position: fixed; z-index: 4; background: var(--card); border-radius: 1rem;
+  inset-inline-end: 1rem; bottom: max(1rem, env(safe-area-inset-bottom));
+  box-shadow: var(--shadow);
 }
 #picked { display: flex; align-items: center; gap: .25rem; padding: .4rem .6rem .4rem 1.2rem }
 #picked { inset-inline: 0; margin: 0 auto; width: fit-content; max-width: calc(100vw - 2rem) }
@@ -10460,7 +10472,8 @@ footer a { color: var(--soft) }
 #uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
 #uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
 #uploads li { font-size: .88rem; align-items: center }
-#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
+#uploads li > b { white-space: nowrap }
 #uploads li > span { color: var(--soft); grid-column: 1 / -1 }
 #uploads li.failed > span { color: var(--bad) }
 #uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
@@ -10488,7 +10501,7 @@ dialog { border: 0; color: inherit }
 #viewer[open] { display: flex }
 #viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
 #view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
-#view > img, #view > video, #view > audio, #view > .words { position: absolute; inset: 0; margin: auto }
+#view > :not(.over) { position: absolute; inset: 0; margin: auto }
 #view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
 #view > img { user-select: none; -webkit-user-drag: none }
 #view > audio { width: min(30rem, 90%) }
@@ -10516,7 +10529,8 @@ dialog { border: 0; color: inherit }
   h1 { flex: 1; overflow: hidden; text-overflow: ellipsis }
   #search { order: 5; flex: 1 0 40%; }
   select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
-  #bar .plain span { display: none }
+  #bar button { padding: .4rem .65rem }
+  #bar button span { display: none }
   #stage { padding: 0 .5rem }
   #grid h2 { padding-inline-start: .25rem; font-size: 1.1rem }
   .pick { opacity: 0; pointer-events: none }
@@ -10524,13 +10538,14 @@ dialog { border: 0; color: inherit }
   .over.side { display: none }
   #viewer[open] { flex-direction: column }
   #facts { width: auto; max-height: 45vh }
-  .over.top .button span, .over.top button span { display: none }
-  #scrubber { width: 2rem }
+  #places { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none }
+  #places > * { flex: none }
+  #scrubber { width: 2rem; top: 7.5rem }
 }
 """
 
 GALLERY_SCRIPT = r"""
-// -- Words ---------------------------------------------------------------------------------
+// -- Words -------------------------------------------------------------------------------
 // One table for each language; `#` stands for a number or a name.
 
 const TEXTS = {
@@ -10544,8 +10559,9 @@ const TEXTS = {
     next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
     play: "Slideshow", full: "Full screen", more: "More", photo: "Photo", film: "Video",
     sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
-    nothing: "No pictures here yet", nothingHow: "Drop pictures on this page or press Upload. Files"
-      + " that you copy into the folder appear after its next scan.",
+    nothing: "No pictures here yet",
+    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
+      + " appear after its next scan.",
     none: "Nothing matches", noneHow: "Try other words, or look at everything.",
     showAll: "Show everything", locked: "These pictures are private",
     lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
@@ -10554,14 +10570,15 @@ const TEXTS = {
     copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
     deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
     loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
-    key: "Or the owner's key, or a token", useKey: "Use a key instead", stay: "Stay signed in here",
-    cancel: "Cancel", wrong: "That did not work.", taken: "Taken", camera: "Camera", size: "Size",
+    key: "Or the owner's key, or a token", useKey: "Use a key instead",
+    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
+    camera: "Camera", size: "Size",
     length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
     waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
     failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
     tooLarge: "Larger than the # that this server takes.",
     wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
-    lost: "The connection was lost.", full2: "The server's disk is full.",
+    lost: "The connection was lost.", noRoom: "The server's disk is full.",
     progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
   },
   de: {
@@ -10575,8 +10592,9 @@ const TEXTS = {
     download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
     full: "Vollbild", more: "Mehr", photo: "Foto", film: "Video", sound: "Tonaufnahme",
     pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
-    nothing: "Noch keine Bilder", nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie"
-      + " „Hochladen“. Dateien, die Sie in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+    nothing: "Noch keine Bilder",
+    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
+      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
     none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
     showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
     lockedHow: "Melden Sie sich an, um sie zu sehen.",
@@ -10584,7 +10602,8 @@ const TEXTS = {
     degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
     scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
     copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
-    deleted: "Gelöscht: #.", denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+    deleted: "Gelöscht: #.",
+    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
     loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
     key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
     stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
@@ -10594,11 +10613,13 @@ const TEXTS = {
     failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
     tooLarge: "Größer als die #, die dieser Server annimmt.",
     wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
-    lost: "Die Verbindung ist abgebrochen.", full2: "Die Platte des Servers ist voll.",
-    progress: "# fertig", zipping: "Wird gesammelt: #", zipLarge: "Das ist zu viel für eine Zip-Datei.",
+    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
+    progress: "# fertig", zipping: "Wird gesammelt: #",
+    zipLarge: "Das ist zu viel für eine Zip-Datei.",
   },
 };
-const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each]) || "en";
+const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
+  || "en";
 const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", value);
 document.documentElement.lang = LANGUAGE;
 
@@ -10612,16 +10633,17 @@ const NUMBER = new Intl.NumberFormat(LANGUAGE);
 function bytes(count) {
   const power = count < 1000 ? 0 : Math.min(3, Math.floor(Math.log10(count) / 3));
   const options = {maximumFractionDigits: power > 1 ? 1 : 0};
-  return `${new Intl.NumberFormat(LANGUAGE, options).format(count / 1000 ** power)} ${"B kB MB GB".split(" ")[power]}`;
+  const number = new Intl.NumberFormat(LANGUAGE, options).format(count / 1000 ** power);
+  return `${number} ${["B", "kB", "MB", "GB"][power]}`;
 }
 
 function clock(seconds) {
-  const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.floor(seconds % 60)];
+  const parts = [seconds / 3600, seconds / 60 % 60, seconds % 60].map(Math.floor);
   const shown = parts[0] ? parts : parts.slice(1);
   return shown.map((each, place) => place ? String(each).padStart(2, "0") : each).join(":");
 }
 
-// -- Pieces of the page ----------------------------------------------------------------------
+// -- Pieces of the page ------------------------------------------------------------------
 
 const PATHS = {
   folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
@@ -10633,7 +10655,9 @@ const PATHS = {
   trash: "M5 7h14M10 7V4.5h4V7M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5", play: "M8 5.5v13l10.5-6.5z",
   pause: "M9 6v12M15 6v12", full: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
   picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
-  lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3", sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0z",
+  lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
+  sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
+    + " 2.5 0 0 1 5 0z",
 };
 
 function icon(name) {
@@ -10657,6 +10681,7 @@ const $ = (id) => document.getElementById(id);
 for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
 for (const each of document.querySelectorAll("[data-t]")) {
   each.append(each.dataset.icon ? h("span", {}, t(each.dataset.t)) : t(each.dataset.t));
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
 }
 for (const each of document.querySelectorAll("[data-label]")) {
   each.setAttribute("aria-label", t(each.dataset.label));
@@ -10682,7 +10707,7 @@ function notifyState(text, bad = false) {
   stateShown = Boolean(text);
 }
 
-// -- Who is signed in -------------------------------------------------------------------------
+// -- Who is signed in --------------------------------------------------------------------
 // An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
 // are asked for without a header, so a cookie that only reads goes beside: see POST /session.
 
@@ -10717,7 +10742,8 @@ const json = (method, value) => ({
 let refreshing = null;
 
 async function refresh() {
-  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, json("POST", {refresh: session.refresh}));
+  const spent = json("POST", {refresh: session.refresh});
+  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
   if (answer.ok) {
     keepSession(await answer.json());
     await startSession();
@@ -10744,16 +10770,14 @@ async function call(path, options = {}) {
 // What an answer says is wrong, in one sentence.
 async function problem(answer) {
   if (answer.status === 403) return t("denied");
-  if (answer.status === 507) return t("full2");
+  if (answer.status === 507) return t("noRoom");
   const body = await answer.json().catch(() => ({}));
   return typeof body.detail === "string" ? body.detail : t("wrong");
 }
 
 async function signOut() {
-  const headers = await bearer();
   if (session.refresh) {
-    const options = json("POST", {refresh: session.refresh});
-    await fetch(`${ROOT}/api/auth/logout/`, {...options, headers: {...options.headers, ...headers}});
+    await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
   }
   keepSession({});
   await fetch(`${ROOT}/session`, {method: "DELETE"});
@@ -10774,8 +10798,9 @@ function signIn(then = start) {
       h("button", {className: "main"}, t("signIn"))));
   form.onsubmit = async (event) => {
     event.preventDefault();
-    const value = (name) => form.elements[name].value.trim();
-    error.textContent = await enter(value("name"), form.elements.password.value, value("key"), stay.checked);
+    const {name, password, key} = form.elements;
+    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    error.textContent = said;
     if (error.textContent) return;
     $("login").close();
     then();
@@ -10802,7 +10827,7 @@ async function enter(name, password, key, stay) {
 
 $("account").onclick = () => session.access ? signOut() : signIn();
 
-// -- What is shown: the page's address ----------------------------------------------------------
+// -- What is shown: the page's address ---------------------------------------------------
 // q, kind, folder, below and order choose; group and item open one in the viewer.
 
 const CHOICES = ["q", "kind", "folder", "below", "order"];
@@ -10843,7 +10868,7 @@ function choice(changes, properties, ...children) {
   return link;
 }
 
-// -- The list: groups (months, or folders) of items ----------------------------------------------
+// -- The list: groups (months, or folders) of items --------------------------------------
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
@@ -10890,7 +10915,8 @@ async function start(again = false) {
   const tag = answer.headers.get("ETag") + query;
   const value = await answer.json();
   if (turn !== starts) return;
-  setTimeout(() => document.hidden || turn !== starts || start(true), value.scanning === null ? 30000 : 3000);
+  setTimeout(() => document.hidden || turn !== starts || start(true),
+    value.scanning === null ? 30000 : 3000);
   if (value.degraded) notifyState(t("degraded"), true);
   else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
   if (tag !== listTag || !again) takeList(value, again);
@@ -10934,7 +10960,7 @@ async function load(group) {
   return group.items || [];
 }
 
-// -- Layout: rows of one width ---------------------------------------------------------------------
+// -- Layout: rows of one width -----------------------------------------------------------
 
 let width = 0, total = 0;
 const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
@@ -10990,7 +11016,7 @@ function groupAt(top) {
   return low;
 }
 
-// -- Drawing: only what is in view is in the document --------------------------------------------------
+// -- Drawing: only what is in view is in the document ------------------------------------
 
 const tiles = new Map();  // elements by group's key and place in it
 const picked = new Map();  // items by hash
@@ -11040,7 +11066,8 @@ function drawGroup(group, from, to, fast, wanted) {
       const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
       const wide = height * item[RATIO] / 100;
       Object.assign(tile.style, {
-        insetInlineStart: `${x}px`, top: `${group.top + top}px`, width: `${wide}px`, height: `${height}px`,
+        insetInlineStart: `${x}px`, top: `${group.top + top}px`,
+        width: `${wide}px`, height: `${height}px`,
       });
       x += wide + GAP;
       if (!fast) showPicture(tile, item);
@@ -11075,7 +11102,8 @@ function describe(item) {
 }
 
 function drawTile(key, item) {
-  const open = h("a", {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+  const open = h("a",
+    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
   const act = (run, ...more) => {  // where the item is by then
     const group = groups.find((each) => each.key === key);
     run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
@@ -11165,7 +11193,7 @@ async function neighbour(group, place, step) {
 window.addEventListener("scroll", draw, {passive: true});
 new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($("grid"));
 
-// -- Above the list: search, kinds, months, folders ---------------------------------------------------
+// -- Above the list: search, kinds, months, folders --------------------------------------
 
 function fill(select, options, value) {
   select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
@@ -11175,6 +11203,7 @@ function fill(select, options, value) {
 function drawHeader() {
   $("home").textContent = document.title = list.name;
   $("home").href = location.pathname;
+  document.querySelector("footer a").href = `${ROOT}/docs`;
   const words = $("search").elements.q;
   if (words !== document.activeElement) words.value = query.get("q") || "";
   fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
@@ -11217,7 +11246,8 @@ function drawEmpty() {
   if (groups.length) return;
   if (query.size) {
     const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
-    showEmpty("picture", "none", "noneHow", choice(everything, {className: "button main"}, t("showAll")));
+    showEmpty("picture", "none", "noneHow",
+      choice(everything, {className: "button main"}, t("showAll")));
   } else {
     showEmpty("picture", "nothing", "nothingHow",
       h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
@@ -11261,7 +11291,7 @@ $("folders").onclick = () => {
   else drawPlaces();
 };
 
-// -- The scrubber: years along the right edge ------------------------------------------------------------
+// -- The scrubber: years along the right edge --------------------------------------------
 
 const handle = h("i");
 
@@ -11310,7 +11340,7 @@ $("scrubber").onlostpointercapture = () => {
   $("scrubber").classList.remove("held");
 };
 
-// -- Selecting -------------------------------------------------------------------------------------------
+// -- Selecting ---------------------------------------------------------------------------
 
 let lastPick = null;
 
@@ -11334,7 +11364,8 @@ function drawPicked() {
   }
   const items = [...picked.values()];
   $("picked").hidden = !items.length;
-  $("picked").replaceChildren(h("span", {role: "status"}, t("picked", NUMBER.format(items.length))),
+  const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
+  $("picked").replaceChildren(count,
     button("down", "download", () => downloadAll(items), {text: true}),
     items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
     button("close", "clear", clearPicks));
@@ -11388,7 +11419,8 @@ function save(url, name) {
 
 async function downloadAll(items) {
   if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
-  if (items.reduce((sum, item) => sum + item[BYTES] + 1000, 0) > 0xffff0000 || items.length > 0xffff) {
+  const size = items.reduce((sum, item) => sum + item[BYTES] + 1000, 0);
+  if (size > 0xffff0000 || items.length > 0xffff) {
     notify(t("zipLarge"), 8, true);
     return;
   }
@@ -11423,7 +11455,8 @@ class Zip {
       for (const byte of piece) crc = (crc >>> 8) ^ CRC[(crc ^ byte) & 255];
     }
     const name = new TextEncoder().encode(this.#free(path));
-    const day = Math.max(0, date.getUTCFullYear() - 1980) << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
+    const year = Math.max(0, date.getUTCFullYear() - 1980);
+    const day = year << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
     const time = date.getUTCHours() << 11 | date.getUTCMinutes() << 5 | date.getUTCSeconds() >> 1;
     const about = [[2, 20], [2, 0x800], [2, 0], [2, time], [2, day], [4, ~crc >>> 0],
       [4, blob.size], [4, blob.size], [2, name.length], [2, 0]];
@@ -11460,7 +11493,7 @@ function pack(...fields) {
   return Uint8Array.from(made);
 }
 
-// -- The viewer ----------------------------------------------------------------------------------------
+// -- The viewer --------------------------------------------------------------------------
 
 const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
@@ -11511,7 +11544,7 @@ function drawView(item) {
   const top = h("div", {className: "over top"}, button("close", "close", closeShown),
     h("h2", {}, nameOf(item)),
     button(slideshow ? "pause" : "play", "play", toggleSlideshow),
-    button("info", "info", toggleFacts, {text: true}),
+    button("info", "info", toggleFacts),
     button("link", "copy", copyLink),
     button("down", "download", () => save(original(item), nameOf(item))),
     canDelete(item) ? button("trash", "remove", deleteShown) : "",
@@ -11636,7 +11669,8 @@ $("viewer").addEventListener("cancel", (event) => {
   closeShown();
 });
 $("viewer").addEventListener("keydown", (event) => {
-  if (event.target.matches("video, audio") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const elsewhere = event.target.matches("video, audio");
+  if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
     s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
@@ -11662,12 +11696,13 @@ function zoomable(picture, item) {
 
   function apply() {
     const view = $("view");
-    const [limitX, limitY] = [view.clientWidth * (scale - 1) / 2, view.clientHeight * (scale - 1) / 2];
-    x = Math.max(-limitX, Math.min(limitX, x));
-    y = Math.max(-limitY, Math.min(limitY, y));
+    const within = (value, length) =>
+      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
+    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
     picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
     view.classList.toggle("large", scale > 1);
-    if (scale > 1.5 && BROWSERS_SHOW.test(extensionOf(nameOf(item))) && !picture.src.includes("/image/")) {
+    const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
+    if (scale > 1.5 && known && !picture.src.includes("/image/")) {
       const large = new Image();  // shown only once it is there, so that nothing flickers
       large.onload = () => { picture.src = large.src; };
       large.src = original(item);
@@ -11676,7 +11711,8 @@ function zoomable(picture, item) {
 
   function zoom(factor, clientX, clientY) {
     const box = $("view").getBoundingClientRect();
-    const [fromX, fromY] = [clientX - box.left - box.width / 2, clientY - box.top - box.height / 2];
+    const fromX = clientX - box.left - box.width / 2;
+    const fromY = clientY - box.top - box.height / 2;
     const wanted = Math.max(1, Math.min(8, scale * factor));
     x = fromX - (fromX - x) * wanted / scale;
     y = fromY - (fromY - y) * wanted / scale;
@@ -11705,7 +11741,8 @@ function zoomable(picture, item) {
       const wide = spread();
       fingers.set(event.pointerId, event);
       const [first, second] = [...fingers.values()];
-      zoom(spread() / wide, (first.clientX + second.clientX) / 2, (first.clientY + second.clientY) / 2);
+      const middle = (axis) => (first[axis] + second[axis]) / 2;
+      zoom(spread() / wide, middle("clientX"), middle("clientY"));
       return;
     }
     fingers.set(event.pointerId, event);
@@ -11725,7 +11762,7 @@ function zoomable(picture, item) {
   };
 }
 
-// -- Uploads -----------------------------------------------------------------------------------------------
+// -- Uploads -----------------------------------------------------------------------------
 
 const AT_ONCE = 3;
 const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
@@ -11739,20 +11776,21 @@ const withToken = (path) =>
 function addUploads(files) {
   for (const file of files) {
     const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
-    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"));
-    else if (file.size > list.max_upload_bytes) refuse(upload, t("tooLarge", bytes(list.max_upload_bytes)));
+    const most = list.max_upload_bytes;
+    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
+    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
     uploads.push(upload);
   }
   if (!files.length) return;
   $("uploads").hidden = false;
   drawUploads();
-  if (uploads.some((each) => each.state === "waiting") && !list.can_upload && !uploadToken) signIn(resumeUploads);
+  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
+  if (asks && !uploadToken) signIn(resumeUploads);
   else pump();
 }
 
-function refuse(upload, message) {
-  upload.state = "failed";
-  upload.message = message;
+function refuse(upload, message, final = false) {
+  Object.assign(upload, {state: "failed", message, final});
 }
 
 async function resumeUploads() {
@@ -11776,7 +11814,7 @@ async function sendUpload(upload) {
   const request = upload.request = new XMLHttpRequest();
   request.open(named ? "PUT" : "POST",
     ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
-  for (const [name, value] of Object.entries(await bearer())) request.setRequestHeader(name, value);
+  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
   request.upload.onprogress = (event) => {
     upload.sent = event.loaded / event.total;
     drawProgress(upload);
@@ -11806,7 +11844,7 @@ function endUpload(upload, request) {
     paused = true;
     signIn(() => { paused = false; resumeUploads(); });
   } else {
-    refuse(upload, sentence(request));
+    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
   }
 }
 
@@ -11814,7 +11852,7 @@ function sentence(request) {
   if (request.status === 0) return t("lost");
   if (request.status === 403) return t("denied");
   if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
-  if (request.status === 507) return t("full2");
+  if (request.status === 507) return t("noRoom");
   try {
     return String(JSON.parse(request.responseText).detail);
   } catch {
@@ -11838,7 +11876,8 @@ const isOver = (upload) => /^(stored|known|failed)$/.test(upload.state);
 function drawUploads() {
   const over = uploads.filter(isOver).length;
   const all = over === uploads.length;
-  const toggle = all ? "" : button(paused ? "play" : "pause", paused ? "resume" : "pause", () => setPaused(!paused));
+  const [symbol, label] = paused ? ["play", "resume"] : ["pause", "pause"];
+  const toggle = all ? "" : button(symbol, label, () => setPaused(!paused));
   const close = button("close", "close", () => {
     for (const each of uploads) each.request?.abort();
     uploads.length = 0;
@@ -11847,15 +11886,17 @@ function drawUploads() {
   });
   const rows = [...uploads].sort((a, b) => rank(a) - rank(b)).slice(0, 200);
   $("uploads").replaceChildren(
-    h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)), toggle, close),
+    h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
+      toggle, close),
     h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
     h("ul", {}, rows.map(drawUpload)));
 }
 
-const rank = (upload) => ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+const rank = (upload) =>
+  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
 
 function drawUpload(upload) {
-  const again = upload.state === "failed"
+  const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
   upload.bar = upload.state === "sending"
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
@@ -11894,9 +11935,9 @@ window.addEventListener("drop", async (event) => {
   event.preventDefault();
   dragged = 0;
   $("drop").hidden = true;
-  const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry()).filter(Boolean);
-  const files = entries.length ? (await Promise.all(entries.map(filesIn))).flat() : [...event.dataTransfer.files];
-  addUploads(files.filter((file) => !file.name.startsWith(".")));
+  const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
+  const files = await Promise.all(entries.filter(Boolean).map(filesIn));
+  addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
 });
 
 // The files of a dropped file or folder, however deep.
@@ -11905,16 +11946,18 @@ async function filesIn(entry) {
   if (entry.isFile) return [await ask(entry, "file")].flat();
   const reader = entry.createReader();
   const found = [];
-  for (let some = await ask(reader, "readEntries"); some.length; some = await ask(reader, "readEntries")) {
+  for (;;) {
+    const some = await ask(reader, "readEntries");  // a part of them at a time
+    if (!some.length) return found;
     for (const each of some) found.push(...await filesIn(each));
   }
-  return found;
 }
 
-// -- Beginning ---------------------------------------------------------------------------------------------
+// -- Beginning ---------------------------------------------------------------------------
 
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, select, textarea") || $("viewer").open || $("login").open) return;
+  const typing = event.target.matches("input, select");
+  if (typing || document.querySelector("dialog[open]")) return;
   if (event.key === "/") {
     event.preventDefault();
     $("search").elements.q.focus();
