@@ -58,8 +58,8 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "chromedriver", "chromium", "curl", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck", "systemd-analyze",
-    "unshare",
+    "chromedriver", "chromium", "curl", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck",
+    "systemd-analyze", "unshare",
 }  # fmt: skip
 
 
@@ -7508,6 +7508,7 @@ def browser(chromium):
     yield chromium
     assert chromium.complaints() == []
     chromium.run("sessionStorage.clear(); localStorage.clear()")
+    chromium.ask("DELETE", f"{chromium.session}/cookie")  # a cookie is every port's
     chromium.open("about:blank")
 
 
@@ -7529,7 +7530,7 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     browser.open(album.url + "/")
     assert browser.see("document.querySelectorAll('.tile').length === 4")
     headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
-    assert browser.see(headings) == "November 2023\n3,September 2001\n1"
+    assert browser.see(headings) == "November 20233,September 20011"
     browser.run("document.querySelector('.tile a').focus()")
     browser.press(ENTER)
     browser.see(TITLE_SHOWN, "Ärger.png")
@@ -7542,9 +7543,9 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     address = browser.run("return location.href")
     browser.press(ESCAPE)
     browser.see("!document.querySelector('#viewer').open")
-    assert "new.png" in browser.see("document.activeElement.ariaLabel")
+    browser.see("document.activeElement.ariaLabel?.includes('new.png')")
     browser.press(RIGHT)
-    browser.see("document.activeElement.ariaLabel.includes('old.png')")
+    browser.see("document.activeElement.ariaLabel?.includes('old.png')")
     browser.open(address)
     browser.see(TITLE_SHOWN, "new.png")
 
@@ -7614,9 +7615,8 @@ def test_names_that_look_like_markup_are_text_in_the_page(browser, start, tmp_pa
     browser.click("#folders")
     browser.click(".tile a")
     browser.see(TITLE_SHOWN, name)
-    assert (
-        browser.run("return window.hacked ?? document.querySelector('#viewer img[src=x]')") is None
-    )
+    assert browser.run("return window.hacked") is None
+    assert not browser.run("return document.querySelector('img[src=x], #places b')")
 
 
 def test_a_large_album_has_only_what_is_in_view_in_its_document(browser, start, tmp_path):
@@ -7643,9 +7643,8 @@ def under_a_path(server: Server, prefix: str) -> Iterator[str]:
     class Proxy(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             assert self.path.startswith(prefix), self.path
-            answer = server.get(
-                self.path.removeprefix(prefix) or "/", Accept=self.headers["Accept"]
-            )
+            path = self.path.removeprefix(prefix) or "/"
+            answer = server.get(path, Accept=self.headers["Accept"])
             self.send_response(answer.status)
             for name in ("Content-Type", "Content-Security-Policy", "Content-Length"):
                 if name in answer.headers:
