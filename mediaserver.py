@@ -10500,7 +10500,7 @@ dialog { border: 0; color: inherit }
 #viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
 #viewer[open] { display: flex }
 #viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
-#view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
+#view { position: relative; outline: 0; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
 #view > :not(.over) { position: absolute; inset: 0; margin: auto }
 #view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
 #view > img { user-select: none; -webkit-user-drag: none }
@@ -11526,8 +11526,11 @@ function show(group, place) {
   const item = group.items[place];
   shown = {group, place};
   opener = `${group.key}/${item[SHA]}`;
+  const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
+  const buttons = [...$("viewer").querySelectorAll("button")];
+  (buttons.find((each) => each.title === focused) || $("view")).focus();
   document.title = nameOf(item);
   for (const step of [1, -1]) {
     neighbour(group, place, step).then((there) => {
@@ -11552,7 +11555,7 @@ function drawView(item) {
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
   });
-  return h("div", {id: "view"}, drawMedium(item), top, ...sides);
+  return h("div", {id: "view", tabIndex: -1}, drawMedium(item), top, ...sides);
 }
 
 function drawMedium(item) {
@@ -11668,8 +11671,8 @@ $("viewer").addEventListener("cancel", (event) => {
   event.preventDefault();
   closeShown();
 });
-$("viewer").addEventListener("keydown", (event) => {
-  const elsewhere = event.target.matches("video, audio");
+document.addEventListener("keydown", (event) => {
+  const elsewhere = !shown || event.target.matches("video, audio");
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,

@@ -39,6 +39,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
+import urllib.error
 import urllib.request
 import uuid
 import zlib
@@ -7451,8 +7452,11 @@ class Browser:
     def ask(self, method: str, path: str, value: Any = None) -> Any:
         body = None if value is None else json.dumps(value).encode()
         request = urllib.request.Request(self.address + path, body, method=method)
-        with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
-            return json.load(answer)["value"]
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            pytest.fail(json.load(error)["value"]["message"].partition("\n")[0])
 
     def close(self) -> None:
         try:
