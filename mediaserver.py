@@ -10500,7 +10500,8 @@ dialog { border: 0; color: inherit }
 #viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
 #viewer[open] { display: flex }
 #viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
-#view { position: relative; outline: 0; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
+#view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
+#view { outline: 0 }
 #view > :not(.over) { position: absolute; inset: 0; margin: auto }
 #view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
 #view > img { user-select: none; -webkit-user-drag: none }
