@@ -3128,15 +3128,22 @@ class Files(Subject):
         rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
         return [File.from_row(row) for row in rows]
 
-    def newest_images(self, limit: int) -> list[str]:
-        """Hashes of the library's images, the latest capture or arrival first."""
+    def shown(self, folder: str, below: bool) -> Iterator[Shown]:
+        """The media of the library in a folder, and below it if wanted, the newest first."""
+        prefix = os.fsencode(f"{folder}/") if folder else b""
+        end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
+        flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         rows = self._index.read(
-            "SELECT sha256 FROM file JOIN asset USING (sha256)"
-            " WHERE root = 'library' AND kind = 'image' GROUP BY sha256"
-            " ORDER BY coalesce(created, mtime_ns / 1e9) DESC LIMIT ?",
-            limit,
-        )
-        return [row[0] for row in rows]
+            f"SELECT {', '.join(Shown._fields)} FROM ("
+            " SELECT *, CAST(strftime('%s', moment, 'unixepoch', 'localtime') AS REAL) AS taken,"
+            " strftime('%Y-%m', moment, 'unixepoch', 'localtime') AS month FROM ("
+            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
+            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256))"
+            " ORDER BY moment DESC, path",
+            prefix, end,
+        )  # fmt: skip
+        return (Shown(row[0], os.fsdecode(row[1]), *row[2:]) for row in rows)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -3151,6 +3158,25 @@ class Files(Subject):
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
+
+
+class Shown(NamedTuple):
+    """A content of the library as the gallery shows it."""
+
+    sha256: str
+    path: str
+    kind: str
+    size: int
+    width: int | None  # as stored
+    height: int | None
+    orientation: int | None
+    duration: float | None
+    make: str | None
+    model: str | None
+    latitude: float | None
+    longitude: float | None
+    taken: float | None  # this place's wall clock, as seconds; null: beyond what SQLite counts
+    month: str | None  # of that, as YYYY-MM
 
 
 class User(NamedTuple):
@@ -8305,6 +8331,8 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+MAX_CATALOGUES = 4  # choices of the gallery that are kept
+CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
@@ -8557,6 +8585,45 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
             content = Content(file, *about, encoding=coding)
         on_error.pop_all()
     return content
+
+
+class Catalogue(NamedTuple):
+    """What the gallery shows of one choice: its groups in their order, and what each has."""
+
+    version: str | None  # of the library
+    good_until: float  # on the monotonic clock, though the library has changed
+    groups: dict[str, bytes]  # compressed JSON of the items
+    summary: dict[str, Any]
+
+
+class Catalogues:
+    """Keeps the catalogues that were asked for last, made anew when the library has changed.
+
+    Each is made by one thread for all, and while a scan changes the library all the time, no
+    more than a part of the time goes into them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[Any, ...], Catalogue] = {}
+
+    def get(
+        self, index: Index, key: tuple[Any, ...],
+        make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
+    ) -> Catalogue:  # fmt: skip
+        """The catalogue of a choice, made by `make` (its groups and summary) if need be."""
+        with self._lock:
+            version, now = index.files.library_version(), time.monotonic()
+            found = self._kept.pop(key, None)
+            if found is None or (found.version != version and now > found.good_until):
+                groups, summary = make()
+                ended = time.monotonic()
+                good_until = ended + CATALOGUE_REST * (ended - now)
+                found = Catalogue(version, good_until, groups, summary)
+            while len(self._kept) >= MAX_CATALOGUES:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = found
+            return found
 
 
 def batched(pieces: Iterator[str]) -> Iterator[str]:
@@ -8933,6 +9000,7 @@ class App:
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
         self.listing = Listing(settings.database_dir)
+        self.catalogues = Catalogues()
         self.started = time.monotonic()
 
     def problems(self, sight: Sight) -> list[str]:
@@ -11884,6 +11952,7 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
     "page": ("text/html", "string"),
     "page or health": (JSON_TYPE, "Health"),
     "the OpenAPI document": (JSON_TYPE, "object"),
+    "groups, folders, or items": (JSON_TYPE, "object"),
     **{words: (JSON_TYPE, name)
        for words, name in {
         "status, version, uptime, scan": "Health",
@@ -12182,13 +12251,16 @@ class Page(NamedTuple):
     """A page as it is sent."""
 
     body: bytes
-    etag: str
+    etag: str  # weak, since it may be compressed
     policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup."""
-    names = {"style": style, "script": script}
+    """Put style and script into a page's markup, without indents and comments."""
+    names = {
+        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
+        for name, text in (("style", style), ("script", script))
+    }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for name, text in names.items()
@@ -12202,7 +12274,10 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+
+
+zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
 
 
 def page_response(request: Request, page: Page) -> Response:
@@ -12211,24 +12286,29 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Encoding"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
-    return Response(200, [("Content-Type", HTML_TYPE), *about], page.body)
+    about.append(("Content-Type", HTML_TYPE))
+    if accepts_gzip(request.headers):
+        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
+    return Response(200, about, page.body)
 
 
 PAGE_STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #faf9f7; --card: #fff; --ink: #1d1c1a; --soft: #66625c; --line: #e3dfd8;
-  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e;
+  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e; --on-bad: #fff;
+  --glass: #faf9f7e6; --shadow: 0 .5rem 2rem #0003;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #131312; --card: #1d1d1b; --ink: #edeae4; --soft: #a5a19a; --line: #33322f;
-    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80;
+    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80; --on-bad: #3b0906;
+    --glass: #131312e6; --shadow: 0 .5rem 2rem #000a;
   }
 }
 *, ::before, ::after { box-sizing: border-box }
@@ -12243,11 +12323,11 @@ button { cursor: pointer }
 }
 """
 
-PAGE_SCRIPT = """
+PAGE_SCRIPT = r"""
 "use strict";
 
 // The server's address: pages may lie under a path, with or without a slash at its end.
-const ROOT = location.pathname.replace(/\\/(gallery|docs)?\\/?$/, "");
+const ROOT = location.pathname.replace(/\/(gallery|docs)?\/?$/, "");
 
 // An element with these properties and children; text only ever becomes a text node.
 function h(name, properties = {}, ...children) {
@@ -12256,7 +12336,7 @@ function h(name, properties = {}, ...children) {
     if (key in element && key !== "list") element[key] = value;
     else if (value !== null) element.setAttribute(key, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 """
@@ -12319,7 +12399,7 @@ pre {
 .inside img { max-width: 100%; max-height: 20rem; border-radius: .5rem }
 """
 
-DOCS_SCRIPT = """
+DOCS_SCRIPT = r"""
 const MAIN = document.getElementById("main");
 const TOKEN = document.getElementById("token");
 const MAX_SHOWN = 20000;  // characters of an answer
@@ -12390,7 +12470,7 @@ function request(method, path, form) {
   const url = ROOT + path + (query.size ? `?${query}` : "");
   words.push(location.origin + url);
   const quoted = words.map((word) =>
-    /^[\\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\\\''")}'`);
+    /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
   return {url, options: {method, headers, body}, curl: quoted.join(" ")};
 }
 
@@ -12400,14 +12480,14 @@ async function send(call, out) {
   try {
     const answer = await fetch(call.url, call.options);
     const type = answer.headers.get("Content-Type") || "";
-    lines = `${answer.status} ${answer.statusText}\\n`;
-    for (const [name, value] of answer.headers) lines += `${name}: ${value}\\n`;
+    lines = `${answer.status} ${answer.statusText}\n`;
+    for (const [name, value] of answer.headers) lines += `${name}: ${value}\n`;
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
-    } else if (/^(text|application\\/json)/.test(type)) {
+    } else if (/^(text|application\/json)/.test(type)) {
       let text = await answer.text();
       if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
@@ -12477,53 +12557,1815 @@ def get_docs(app: App, request: Request) -> Response:
     return page_response(request, DOCS)
 
 
-# -- The gallery page --------------------------------------------------------------------
+# -- The gallery: its data -----------------------------------------------------------------
+# Groups (months, or folders) of items. A first answer tells each group's size and width, so that
+# a page knows its height before it has asked for what comes into view.
 
-PAGE_PICTURES = 60
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>mediaserver</title>
-<style>
- :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
- body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
- a {{ aspect-ratio: 1; display: block; overflow: hidden; border-radius: .5rem; background: #8883 }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
-</style>
-<h1>mediaserver</h1>
-<p>{message}</p>
-<main>{pictures}</main>
-"""
-PAGE_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
+MAX_SEARCH = 200  # characters
+GALLERY_QUERY = (
+    Field("group", help="a key of `groups`: the answer is its items"),
+    Field("q", longest=MAX_SEARCH, help="words of path or camera"),
+    Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("folder", help="a folder's path"),
+    Field("below", "boolean", default=True, help="what is in the folders below it, too"),
+    Field("order", choices=("date", "name"), default="date", blank="not sent"),
 )
 
 
-@route("GET", "/", OPEN, "system", "A page for browsers, health for programs",
+def measure(item: Shown) -> tuple[int | None, int | None, int]:
+    """Return width and height as seen, and their ratio in hundredths within bounds."""
+    width, height = item.width, item.height
+    if (item.orientation or 1) > 4:
+        width, height = height, width
+    ratio = 100 * width // height if width and height else 100
+    return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
+
+
+def shown_json(item: Shown) -> list[Any]:
+    """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
+    width, height, ratio = measure(item)
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    values: list[Any] = [
+        item.sha256, printable(item.path), item.kind, ratio, item.taken or 0, item.size, width,
+        height, item.duration, f"{make or ''} {model}".strip() or None, item.latitude,
+        item.longitude,
+    ]  # fmt: skip
+    while values[-1] is None:
+        values.pop()
+    return values
+
+
+def matches_search(item: Shown, words: Sequence[str]) -> bool:
+    """Tell whether an item's path and camera have all these case-folded words."""
+    text = f"{printable(item.path)} {item.make} {item.model}".casefold()
+    return all(word in text for word in words)
+
+
+def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
+    """The items of a choice, each with its group's key."""
+    words = query.get("q", "").casefold().split()
+    kind = query.get("kind")
+    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
+    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
+    if query["order"] == "date":
+        return ((item.month or "1970-01", item) for item in items)
+    named = ((posixpath.split(printable(item.path)), item) for item in items)
+    ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
+    return ((folder, item) for (folder, _), item in ordered)
+
+
+def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+    groups: dict[str, bytes] = {}
+    about: list[list[Any]] = []
+    folders: dict[str, int] = {}
+    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
+        items = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": items}).encode("utf-8", "replace")
+        groups[key] = gzip_bytes(data)
+        tag = hashlib.sha256(data).hexdigest()[:16]
+        about.append([key, len(items), sum(item[3] for item in items), tag])
+        for item in items:
+            folder = posixpath.dirname(item[1])
+            folders[folder] = folders.get(folder, 0) + 1
+    return groups, {"groups": about, "folders": sorted(folders.items())}
+
+
+@route("GET", "/gallery/items", READ, "system",
+       "What the gallery shows: its groups, or the items of one",
+       {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
+def list_items(app: App, request: Request) -> Response:
+    query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
+    group = query.pop("group", None)
+    key = tuple(sorted(query.items()))
+    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    if group is None:
+        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
+    if group not in found.groups:
+        raise HTTPError(404, "There is no such group.")
+    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+
+
+def gallery_state(app: App, request: Request) -> dict[str, Any]:
+    """Return what the page shows around the items, and what this principal may do there."""
+    scan = app.scanner.progress.get()
+    return {
+        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "degraded": app.is_degraded(),
+        "scanning": scan.done if scan.running else None,
+        "can_upload": allows(UPLOAD, request.principal, True),
+        "max_upload_bytes": app.settings.max_upload_bytes,
+    }
+
+
+def tagged_json(request: Request, text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time."""
+    body = text.encode("utf-8", "replace")
+    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
+    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
+    if not_modified(request.headers, etag, None):
+        return Response(304, about)
+    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+
+
+# -- The gallery: its page -----------------------------------------------------------------
+
+GALLERY_MARKUP = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
+<meta name="referrer" content="same-origin">
+<meta name="theme-color" media="(prefers-color-scheme: light)" content="#faf9f7">
+<meta name="theme-color" media="(prefers-color-scheme: dark)" content="#131312">
+<title>mediaserver</title>
+<link rel="icon" href="data:,">
+<style></style>
+</head>
+<body>
+<header id="bar">
+  <h1><a id="home" href="gallery">mediaserver</a></h1>
+  <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
+    data-label="search" maxlength="200" autocomplete="off"></form>
+  <select id="kind" data-label="kind"></select>
+  <select id="jump" data-label="jump"></select>
+  <button id="folders" class="plain" data-icon="folder" data-t="folders" aria-expanded="false">
+  </button>
+  <button id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <button id="upload" class="main" data-icon="up" data-t="upload"></button>
+</header>
+<nav id="places" hidden data-label="folders"></nav>
+<p id="notice" role="status" hidden></p>
+<main id="stage">
+  <div id="grid"></div>
+  <div id="empty" hidden></div>
+</main>
+<footer><a href="docs" data-t="docs"></a></footer>
+<div id="scrubber" aria-hidden="true" hidden><b></b></div>
+<div id="picked" role="toolbar" data-label="selection" hidden></div>
+<section id="uploads" data-label="uploads" hidden></section>
+<dialog id="viewer" data-label="viewer"></dialog>
+<dialog id="login" aria-labelledby="login-title"></dialog>
+<input id="files" type="file" multiple hidden accept="image/*">
+<div id="drop" hidden data-t="dropHere"></div>
+<noscript>This page needs JavaScript. Without it, the pictures are listed at /list.</noscript>
+<script></script>
+</body>
+</html>
+"""
+
+GALLERY_STYLE = """
+#bar {
+  position: sticky; top: 0; z-index: 3; display: flex; align-items: center; gap: .5rem;
+  padding: .6rem max(1rem, env(safe-area-inset-left)); background: var(--glass);
+  backdrop-filter: blur(16px) saturate(1.4);
+}
+h1 { font-size: 1.15rem; font-weight: 650; letter-spacing: -.01em; margin: 0; min-width: 0 }
+h1 a { color: inherit; text-decoration: none; white-space: nowrap }
+#search { flex: 1; display: flex; justify-content: center }
+input, select {
+  min-width: 0; padding: .45rem .8rem; border: 1px solid transparent; border-radius: 1.25rem;
+  background: var(--tile); color: inherit;
+}
+#search input { width: min(26rem, 100%) }
+select { max-width: 9.5rem; text-overflow: ellipsis; cursor: pointer }
+button, .button {
+  display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
+  min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
+  color: inherit; font-weight: 550; text-decoration: none; white-space: nowrap;
+}
+button:hover, .button:hover { background: var(--tile) }
+button:disabled { opacity: .5; cursor: default }
+.main, .main:hover { background: var(--accent); color: var(--on-accent); padding: .4rem 1.1rem }
+.main:hover { filter: brightness(1.08) }
+svg { width: 1.25rem; height: 1.25rem; flex: none; fill: none; stroke: currentColor }
+svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
+[aria-expanded=true], [aria-pressed=true] { background: var(--tile) }
+
+#places { display: flex; flex-wrap: wrap; gap: .35rem; padding: .2rem 1rem .8rem }
+#places a, #places label {
+  display: flex; align-items: center; gap: .4rem; padding: .3rem .8rem; border-radius: 1rem;
+  background: var(--tile); color: inherit; text-decoration: none; font-size: .9rem;
+}
+#places a:hover { background: var(--line) }
+#places .here { background: none; color: var(--soft); padding: .3rem .2rem }
+#places small { color: var(--soft) }
+#notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
+#notice { background: var(--tile); color: var(--ink) }
+#notice.bad { background: var(--bad); color: var(--on-bad) }
+
+#stage { padding: 0 1rem; min-height: 70vh }
+#grid { position: relative; overflow: clip }
+#grid h2 {
+  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis;
+}
+#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
+#grid h2 small { margin-inline-start: .5rem }
+.tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
+.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
+.tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
+.tile img.ready { opacity: 1 }
+.tile img { transition: opacity .2s, transform .15s }
+.tile .words {
+  position: absolute; inset: 0; display: flex; flex-direction: column; gap: .3rem; padding: .5rem;
+  align-items: center; justify-content: center; font-size: .75rem; text-align: center;
+}
+.words b { font-size: .95rem; color: var(--ink) }
+.words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
+.badge {
+  position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
+  padding: .05rem .45rem; border-radius: 1rem; background: #000a; color: #fff; font-size: .72rem;
+  font-variant-numeric: tabular-nums; pointer-events: none;
+}
+.badge svg { width: .7rem; height: .7rem; fill: currentColor }
+.pick {
+  position: absolute; left: .35rem; top: .35rem; min-height: 0; width: 1.75rem; height: 1.75rem;
+  padding: 0; border-radius: 50%; color: #fff; background: #0006; opacity: 0;
+}
+.pick:hover { background: #0009 }
+.pick svg { width: 1rem; height: 1rem; stroke-width: 3 }
+.tile:hover .pick, .pick:focus-visible, .picking .pick { opacity: 1 }
+.tile.on .pick { background: var(--accent); color: var(--on-accent) }
+.tile.on img { transform: scale(.86); border-radius: .5rem }
+
+#empty { max-width: 26rem; margin: 14vh auto 0; text-align: center; color: var(--soft) }
+#empty svg { width: 3.5rem; height: 3.5rem; stroke-width: 1.2 }
+#empty h2 { color: var(--ink); font-size: 1.5rem; letter-spacing: -.02em; margin: .8rem 0 .4rem }
+#empty p { margin: 0 0 1.2rem }
+footer { padding: 3rem 1rem 1.5rem; text-align: center; font-size: .85rem }
+footer a { color: var(--soft) }
+
+#scrubber { position: fixed; right: 0; bottom: 1rem; top: 5rem; width: 2.75rem; z-index: 2 }
+#scrubber { touch-action: none; cursor: ns-resize; user-select: none }
+#scrubber span {
+  position: absolute; right: .5rem; font-size: .7rem; color: var(--soft); translate: 0 -50%;
+  padding: 0 .3rem; border-radius: .5rem; opacity: 0; pointer-events: none;
+}
+#scrubber:hover span, #scrubber.held span { opacity: 1; background: var(--glass) }
+#scrubber i { position: absolute; right: 0; width: .9rem; height: 3px; border-radius: 2px }
+#scrubber i { background: var(--accent); translate: 0 -50%; pointer-events: none }
+#scrubber b {
+  position: absolute; right: 2.2rem; padding: .25rem .8rem; border-radius: 1rem; font-weight: 600;
+  background: var(--accent); color: var(--on-accent); white-space: nowrap; translate: 0 -50%;
+  opacity: 0; pointer-events: none; font-size: .85rem;
+}
+#scrubber.held b { opacity: 1 }
+
+#picked, #uploads {
+  position: fixed; z-index: 4; background: var(--card); border-radius: 1rem;
+  inset-inline-end: 1rem; bottom: max(1rem, env(safe-area-inset-bottom));
+  box-shadow: var(--shadow);
+}
+#picked { display: flex; align-items: center; gap: .25rem; padding: .4rem .6rem .4rem 1.2rem }
+#picked { inset-inline: 0; margin: 0 auto; width: fit-content; max-width: calc(100vw - 2rem) }
+#picked span { margin-inline-end: .5rem }
+#uploads { width: min(24rem, calc(100vw - 2rem)); padding: 1rem }
+#uploads header { display: flex; align-items: center; gap: .2rem }
+#uploads h2 { flex: 1; margin: 0; font-size: 1rem }
+#uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
+#uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
+#uploads li { font-size: .88rem; align-items: center }
+#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
+#uploads li > b { white-space: nowrap }
+#uploads li > span { color: var(--soft); grid-column: 1 / -1 }
+#uploads li.failed > span { color: var(--bad) }
+#uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
+progress { width: 100%; height: .3rem; accent-color: var(--accent); grid-column: 1 / -1 }
+#drop {
+  position: fixed; inset: .75rem; z-index: 9; display: flex; align-items: center; font-weight: 600;
+  justify-content: center; border: 3px dashed var(--accent); border-radius: 1.25rem;
+  background: var(--glass); backdrop-filter: blur(8px); font-size: 1.4rem; pointer-events: none;
+}
+
+dialog { border: 0; color: inherit }
+#login { background: var(--card); border-radius: 1.25rem; padding: 1.75rem }
+#login { width: min(24rem, calc(100vw - 2rem)); box-shadow: var(--shadow) }
+#login::backdrop { background: #0008; backdrop-filter: blur(4px) }
+#login h2 { margin: 0 0 1rem; font-size: 1.4rem; letter-spacing: -.02em }
+#login label { display: block; margin: .7rem 0; font-size: .9rem; color: var(--soft) }
+#login label input:not([type=checkbox]) { display: block; width: 100%; margin-top: .2rem }
+#login input { border-radius: .7rem; color: var(--ink); padding: .55rem .8rem }
+#login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
+#login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
+.error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
+
+#viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
+#viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
+#viewer[open] { display: flex }
+#viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
+#view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
+#view { outline: 0 }
+#view > :not(.over) { position: absolute; inset: 0; margin: auto }
+#view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
+#view > img { user-select: none; -webkit-user-drag: none }
+#view > audio { width: min(30rem, 90%) }
+#view > .words { display: flex; flex-direction: column; align-items: center; gap: .6rem }
+#view > .words { justify-content: center; color: #bbb }
+#view .words b { color: #fff; font-size: 1.4rem }
+#view.large { cursor: grab }
+.over { position: absolute; z-index: 2; display: flex; align-items: center; gap: .1rem }
+.over.top { inset: 0 0 auto; padding: .5rem; background: linear-gradient(#000a, #0000) }
+.over.top h2 { flex: 1; min-width: 0; margin: 0 .5rem; font-size: .95rem; font-weight: 500 }
+.over.top h2 { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.over.side { top: 50%; translate: 0 -50% }
+.over.side button { width: 3rem; height: 3rem; border-radius: 50%; background: #0006 }
+.over.left { left: .6rem }
+.over.right { right: .6rem }
+.idle .over { opacity: 0; transition: opacity .4s }
+#facts { width: 20rem; overflow: auto; padding: 1rem 1.25rem; background: #181817; flex: none }
+#facts h2 { margin: .2rem 0 1rem; font-size: 1.1rem }
+#facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
+#facts dd { margin: 0; overflow-wrap: anywhere }
+#facts a { color: #6fd0c2 }
+
+@media (max-width: 46rem) {
+  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
+  h1 { flex: 1; overflow: hidden; text-overflow: ellipsis }
+  #search { order: 5; flex: 1 0 40%; }
+  select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
+  #bar button { padding: .4rem .65rem }
+  #bar button span { display: none }
+  #stage { padding: 0 .5rem }
+  #grid h2 { padding-inline-start: .25rem; font-size: 1.1rem }
+  .pick { opacity: 0; pointer-events: none }
+  .picking .pick { pointer-events: auto }
+  .over.side { display: none }
+  #viewer[open] { flex-direction: column }
+  #facts { width: auto; max-height: 45vh }
+  #places { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none }
+  #places > * { flex: none }
+  #scrubber { width: 2rem; top: 7.5rem }
+}
+"""
+
+GALLERY_SCRIPT = r"""
+// -- Words -------------------------------------------------------------------------------
+// One table for each language; `#` stands for a number or a name.
+
+const TEXTS = {
+  en: {
+    search: "Search names, folders, cameras", kind: "What to show", all: "Everything",
+    image: "Photos", video: "Videos", audio: "Sound", jump: "Go to a month", months: "Month",
+    folders: "Folders", everything: "All folders", below: "with folders below",
+    byName: "by name", byDate: "by date", upload: "Upload", signIn: "Sign in", signOut: "Sign out",
+    docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
+    viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
+    next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
+    play: "Slideshow", full: "Full screen", more: "More", photo: "Photo", film: "Video",
+    sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
+    nothing: "No pictures here yet",
+    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
+      + " appear after its next scan.",
+    none: "Nothing matches", noneHow: "Try other words, or look at everything.",
+    showAll: "Show everything", locked: "These pictures are private",
+    lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
+    degraded: "The picture folder, or a disk of it, is not there at the moment.",
+    scanning: "Looking through the folder: # files so far.", gone: "This is not here any more.",
+    copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
+    deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
+    loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
+    key: "Or the owner's key, or a token", useKey: "Use a key instead",
+    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
+    camera: "Camera", size: "Size",
+    length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
+    waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
+    failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
+    tooLarge: "Larger than the # that this server takes.",
+    wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
+    lost: "The connection was lost.", noRoom: "The server's disk is full.",
+    progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
+  },
+  de: {
+    search: "Namen, Ordner, Kameras suchen", kind: "Was gezeigt wird", all: "Alles",
+    image: "Fotos", video: "Videos", audio: "Ton", jump: "Zu einem Monat", months: "Monat",
+    folders: "Ordner", everything: "Alle Ordner", below: "mit Unterordnern",
+    byName: "nach Name", byDate: "nach Datum", upload: "Hochladen", signIn: "Anmelden",
+    signOut: "Abmelden", docs: "Für Entwickler: die Schnittstelle", selection: "Auswahl",
+    uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
+    close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
+    download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
+    full: "Vollbild", more: "Mehr", photo: "Foto", film: "Video", sound: "Tonaufnahme",
+    pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
+    nothing: "Noch keine Bilder",
+    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
+      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+    none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
+    showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
+    lockedHow: "Melden Sie sich an, um sie zu sehen.",
+    offline: "Der Server ist nicht erreichbar. Neuer Versuch…",
+    degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
+    scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
+    copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
+    deleted: "Gelöscht: #.",
+    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+    loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
+    key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
+    stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
+    taken: "Aufgenommen", camera: "Kamera", size: "Größe", length: "Länge", file: "Datei",
+    folder: "Ordner", place: "Ort", map: "auf einer Karte", waiting: "wartet",
+    sending: "wird gesendet", stored: "gespeichert", known: "schon da",
+    failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
+    tooLarge: "Größer als die #, die dieser Server annimmt.",
+    wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
+    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
+    progress: "# fertig", zipping: "Wird gesammelt: #",
+    zipLarge: "Das ist zu viel für eine Zip-Datei.",
+  },
+};
+const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
+  || "en";
+const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", value);
+document.documentElement.lang = LANGUAGE;
+
+// Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
+const format = (options) => new Intl.DateTimeFormat(LANGUAGE, {timeZone: "UTC", ...options});
+const MONTH = format({month: "long", year: "numeric"});
+const DAY = format({dateStyle: "long"});
+const MOMENT = format({dateStyle: "full", timeStyle: "short"});
+const NUMBER = new Intl.NumberFormat(LANGUAGE);
+
+function bytes(count) {
+  const power = count < 1000 ? 0 : Math.min(3, Math.floor(Math.log10(count) / 3));
+  const options = {maximumFractionDigits: power > 1 ? 1 : 0};
+  const number = new Intl.NumberFormat(LANGUAGE, options).format(count / 1000 ** power);
+  return `${number} ${["B", "kB", "MB", "GB"][power]}`;
+}
+
+function clock(seconds) {
+  const parts = [seconds / 3600, seconds / 60 % 60, seconds % 60].map(Math.floor);
+  const shown = parts[0] ? parts : parts.slice(1);
+  return shown.map((each, place) => place ? String(each).padStart(2, "0") : each).join(":");
+}
+
+// -- Pieces of the page ------------------------------------------------------------------
+
+const PATHS = {
+  folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
+  person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20c1-3.6 4-5 7.5-5s6.5 1.4 7.5 5",
+  up: "M12 16V5M7.5 9.5 12 5l4.5 4.5M5 19h14", down: "M12 5v11M7.5 11.5 12 16l4.5-4.5M5 19h14",
+  close: "M6 6l12 12M18 6 6 18", check: "M5 12.5l4.5 4.5L19 7.5", left: "M15 5l-7 7 7 7",
+  right: "M9 5l7 7-7 7", info: "M12 11v5M12 8v.01M12 21a9 9 0 1 0 0-18 9 9 0 0 0 0 18z",
+  link: "M10 14a4 4 0 0 0 6 .5l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6-.5l-3 3a4 4 0 0 0 6 6l1-1",
+  trash: "M5 7h14M10 7V4.5h4V7M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5", play: "M8 5.5v13l10.5-6.5z",
+  pause: "M9 6v12M15 6v12", full: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
+  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
+  lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
+  sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
+    + " 2.5 0 0 1 5 0z",
+};
+
+function icon(name) {
+  const make = (tag) => document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const [picture, path] = [make("svg"), make("path")];
+  picture.setAttribute("viewBox", "0 0 24 24");
+  picture.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", PATHS[name]);
+  picture.append(path);
+  return picture;
+}
+
+function button(name, label, run, properties = {}) {
+  const shown = properties.text ? h("span", {}, t(label)) : null;
+  const made = h("button", {type: "button", title: t(label), onclick: run}, icon(name), shown);
+  if (!shown) made.setAttribute("aria-label", t(label));
+  return made;
+}
+
+const $ = (id) => document.getElementById(id);
+for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
+for (const each of document.querySelectorAll("[data-t]")) {
+  each.append(each.dataset.icon ? h("span", {}, t(each.dataset.t)) : t(each.dataset.t));
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
+}
+for (const each of document.querySelectorAll("[data-label]")) {
+  each.setAttribute("aria-label", t(each.dataset.label));
+  if (each.tagName === "INPUT") each.placeholder = t(each.dataset.label);
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.label);
+}
+
+let shown = null;  // {group, place} of what the viewer shows
+let noticeTimer = 0, stateShown = false;
+
+function notify(text, seconds = 0, bad = false) {
+  if (shown && text) $("view").querySelector("h2").textContent = text;
+  clearTimeout(noticeTimer);
+  $("notice").hidden = !text;
+  $("notice").textContent = text;
+  $("notice").className = bad ? "bad" : "";
+  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+}
+
+// What lasts until it is over: it takes the place of what is said for a moment.
+function notifyState(text, bad = false) {
+  if (text || stateShown) notify(text, 0, bad);
+  stateShown = Boolean(text);
+}
+
+// -- Who is signed in --------------------------------------------------------------------
+// An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
+// are asked for without a header, so a cookie that only reads goes beside: see POST /session.
+
+const stores = [sessionStorage, localStorage];
+let session = JSON.parse(stores.map((each) => each.getItem("mediaserver")).find(Boolean) || "{}");
+let uploadToken = "";
+
+function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver"))) {
+  session = value;
+  for (const each of stores) each.removeItem("mediaserver");
+  if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
+  const label = t(value.access ? "signOut" : "signIn");
+  $("account").setAttribute("aria-label", label);
+  $("account").title = label;
+  $("account").setAttribute("aria-pressed", Boolean(value.access));
+}
+
+// Seconds until a token's end; tokens that are no JWT last.
+function left(token) {
+  try {
+    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+    return claims.exp - Date.now() / 1000;
+  } catch {
+    return Infinity;
+  }
+}
+
+const json = (method, value) => ({
+  method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(value),
+});
+
+let refreshing = null;
+
+async function refresh() {
+  const spent = json("POST", {refresh: session.refresh});
+  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
+  if (answer.ok) {
+    keepSession(await answer.json());
+    await startSession();
+  } else if (answer.status < 500) {
+    keepSession({});
+  }
+}
+
+async function bearer() {
+  if (session.refresh && left(session.access) < 60) {
+    refreshing ||= refresh().finally(() => { refreshing = null; });
+    await refreshing;
+  }
+  return session.access ? {Authorization: `Bearer ${session.access}`} : {};
+}
+
+const startSession = () => fetch(`${ROOT}/session`,
+  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+
+async function call(path, options = {}) {
+  return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
+}
+
+// What an answer says is wrong, in one sentence.
+async function problem(answer) {
+  if (answer.status === 403) return t("denied");
+  if (answer.status === 507) return t("noRoom");
+  const body = await answer.json().catch(() => ({}));
+  return typeof body.detail === "string" ? body.detail : t("wrong");
+}
+
+async function signOut() {
+  if (session.refresh) {
+    await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
+  }
+  keepSession({});
+  await fetch(`${ROOT}/session`, {method: "DELETE"});
+  start();
+}
+
+function signIn(then = start) {
+  const field = (name, type, complete) => h("label", {}, t(name),
+    h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
+  const error = h("p", {className: "error", role: "alert"});
+  const stay = h("input", {type: "checkbox", name: "stay"});
+  const form = h("form", {}, h("h2", {id: "login-title"}, t("loginTitle")),
+    field("name", "text", "username"), field("password", "password", "current-password"),
+    h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
+    h("label", {}, stay, " ", t("stay")), error,
+    h("div", {className: "row"},
+      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
+      h("button", {className: "main"}, t("signIn"))));
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    const {name, password, key} = form.elements;
+    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    error.textContent = said;
+    if (error.textContent) return;
+    $("login").close();
+    then();
+  };
+  $("login").replaceChildren(form);
+  $("login").showModal();
+}
+
+// Sign in; return what is wrong.
+async function enter(name, password, key, stay) {
+  let made = {access: key};
+  if (!key) {
+    const who = name.includes("@") ? {email: name} : {username: name};
+    const answer = await fetch(`${ROOT}/api/auth/login/`, json("POST", {...who, password}));
+    if (!answer.ok) return problem(answer);
+    made = await answer.json();
+  }
+  const headers = {Authorization: `Bearer ${made.access}`};
+  const answer = await fetch(`${ROOT}/session`, {method: "POST", headers});
+  if (!answer.ok) return problem(answer);
+  keepSession(made, stay);
+  return "";
+}
+
+$("account").onclick = () => session.access ? signOut() : signIn();
+
+// -- What is shown: the page's address ---------------------------------------------------
+// q, kind, folder, below and order choose; group and item open one in the viewer.
+
+const CHOICES = ["q", "kind", "folder", "below", "order"];
+let query = new URLSearchParams();  // of those
+
+function readAddress() {
+  const address = new URLSearchParams(location.search);
+  const found = new URLSearchParams();
+  for (const name of CHOICES) if (address.get(name)) found.set(name, address.get(name));
+  const changed = String(found) !== String(query);
+  query = found;
+  return {changed, group: address.get("group"), item: address.get("item")};
+}
+
+function addressOf(changes) {
+  const made = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(changes)) {
+    if (value) made.set(name, value);
+    else made.delete(name);
+  }
+  return made.size ? `?${made}` : location.pathname;
+}
+
+function choose(changes) {
+  closeViewer();
+  history.pushState(null, "", addressOf(changes));
+  start();
+}
+
+// A link that changes what is shown, without loading the page again.
+function choice(changes, properties, ...children) {
+  const link = h("a", {href: addressOf(changes), ...properties}, ...children);
+  link.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    choose(changes);
+  };
+  return link;
+}
+
+// -- The list: groups (months, or folders) of items --------------------------------------
+// The server tells of each group how many items it has and how wide they are together, so the
+// whole page's height is known at once; its items are asked for when it comes into view.
+
+const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE]
+  = Array(12).keys();
+const GAP = 4, HEAD = 54, AHEAD = 900;
+let groups = [], list = {}, listTag = "";
+
+const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
+const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
+const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
+const original = (item) => `${ROOT}/image/${item[SHA]}`;
+const preview = (item, size) =>
+  size > 320 ? original(item) : `${ROOT}/thumbnail/${item[SHA]}`;
+
+function itemsPath(more = {}) {
+  const asked = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(more)) asked.set(name, value);
+  return `/gallery/items${asked.size ? `?${asked}` : ""}`;
+}
+
+let starts = 0;
+
+// Load the list as the address chooses it, and draw it; `again`: it may not have changed.
+async function start(again = false) {
+  const turn = ++starts;
+  const {group, item} = readAddress();
+  let answer;
+  try {
+    answer = await call(itemsPath());
+  } catch {
+    notifyState(t("offline"), true);
+    setTimeout(() => start(true), 5000);
+    return;
+  }
+  if (turn !== starts) return;
+  if (answer.status === 401 && session.access) {  // it has expired, or was never good
+    keepSession({});
+    start(again);
+    return;
+  }
+  if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
+  if (!answer.ok) { notify(await problem(answer), 10, true); return; }
+  const tag = answer.headers.get("ETag") + query;
+  const value = await answer.json();
+  if (turn !== starts) return;
+  setTimeout(() => document.hidden || turn !== starts || start(true),
+    value.scanning === null ? 30000 : 3000);
+  if (value.degraded) notifyState(t("degraded"), true);
+  else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  if (tag !== listTag || !again) takeList(value, again);
+  listTag = tag;
+  if (item) openLinked(group, item);
+  else closeViewer();
+}
+
+function takeList(value, again) {
+  const before = new Map(again ? groups.map((group) => [group.key, group]) : []);
+  list = value;
+  groups = value.groups.map(([key, count, ratio, tag]) => {
+    const known = before.get(key);
+    if (known?.tag === tag) return known;
+    return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
+  });
+  if (!again) clearTiles();
+  drawHeader();
+  layout();
+  if (!again) window.scrollTo(0, history.state?.top || 0);
+}
+
+function titleOf(group) {
+  if (query.get("order") === "name") return group.key || list.name;
+  const title = MONTH.format(new Date(`${group.key}-01T00:00:00Z`));
+  return title[0].toUpperCase() + title.slice(1);
+}
+
+// Load a group's items, once; the old ones are shown meanwhile.
+async function load(group) {
+  if (!group.fresh) {
+    group.asked ||= call(itemsPath({group: group.key})).then(async (answer) => {
+      if (!answer.ok) throw new TypeError(answer.status);
+      group.items = (await answer.json()).items;
+      group.count = group.items.length;
+      group.fresh = true;
+      settle(group);
+    }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
+    await group.asked;
+  }
+  return group.items || [];
+}
+
+// -- Layout: rows of one width -----------------------------------------------------------
+
+let width = 0, total = 0;
+const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
+
+// Rows of a group as [first item, its number of items, top, height] and its height.
+function arrange(group) {
+  const goal = target();
+  group.rows = [];
+  if (!group.items) {
+    group.height = HEAD + Math.max(1, Math.round(group.ratio * goal / width)) * (goal + GAP);
+    return;
+  }
+  let top = HEAD, first = 0, sum = 0;
+  group.items.forEach((item, place) => {
+    sum += item[RATIO] / 100;
+    const room = width - GAP * (place - first);
+    const last = place === group.items.length - 1;
+    if (sum * goal < room && !last) return;
+    const height = Math.min(room / sum, last ? goal * 1.15 : Infinity);
+    group.rows.push([first, place + 1 - first, top, height]);
+    top += height + GAP;
+    [first, sum] = [place + 1, 0];
+  });
+  group.height = top;
+}
+
+function layout() {
+  width = $("grid").clientWidth;
+  if (!width) return;
+  groups.forEach(arrange);
+  place();
+  draw();
+  drawScrubber();
+}
+
+function place() {
+  total = 0;
+  for (const group of groups) {
+    group.top = total;
+    total += group.height;
+  }
+  $("grid").style.height = `${total}px`;
+}
+
+// The group at this height of the list.
+function groupAt(top) {
+  let low = 0, high = groups.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (groups[middle].top <= top) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+// -- Drawing: only what is in view is in the document ------------------------------------
+
+const tiles = new Map();  // elements by group's key and place in it
+const picked = new Map();  // items by hash
+let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+
+function clearTiles() {
+  for (const element of tiles.values()) element.remove();
+  tiles.clear();
+}
+
+function draw() {
+  drawing ||= requestAnimationFrame(() => { drawing = 0; drawNow(); });
+}
+
+function drawNow() {
+  if (!groups.length) return;
+  const top = window.scrollY - $("grid").offsetTop;
+  const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
+  const fast = Math.abs(top - lastTop) > window.innerHeight;
+  lastTop = top;
+  clearTimeout(settling);
+  settling = fast ? setTimeout(draw, 120) : 0;
+  const wanted = new Set();
+  for (let number = groupAt(from); number < groups.length && groups[number].top < to; number++) {
+    drawGroup(groups[number], from, to, fast, wanted);
+  }
+  for (const [key, element] of tiles) {
+    if (wanted.has(key) || element.contains(document.activeElement)) continue;
+    element.querySelector("img")?.removeAttribute("src");
+    element.remove();
+    tiles.delete(key);
+  }
+  moveHandle();
+  clearTimeout(keeping);
+  keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
+}
+
+function drawGroup(group, from, to, fast, wanted) {
+  want(`${group.key} head ${group.count}`, wanted, () => h("h2", {}, titleOf(group),
+    h("small", {}, NUMBER.format(group.count)))).style.top = `${group.top}px`;
+  if (!group.fresh && !fast) load(group);
+  for (const [first, count, top, height] of group.rows) {
+    if (group.top + top + height < from || group.top + top > to) continue;
+    let x = 0;
+    for (let place = first; place < first + count; place++) {
+      const item = group.items[place];
+      const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
+      const wide = height * item[RATIO] / 100;
+      Object.assign(tile.style, {
+        insetInlineStart: `${x}px`, top: `${group.top + top}px`,
+        width: `${wide}px`, height: `${height}px`,
+      });
+      x += wide + GAP;
+      if (!fast) showPicture(tile, item);
+    }
+  }
+}
+
+// The element of this key, made if need be.
+function want(key, wanted, make) {
+  wanted.add(key);
+  if (!tiles.has(key)) {
+    tiles.set(key, make());
+    $("grid").append(tiles.get(key));
+  }
+  return tiles.get(key);
+}
+
+// A group's items have come: what is in view stays where it is.
+function settle(group) {
+  if (!groups.includes(group)) return;
+  const above = group.top + group.height < window.scrollY - $("grid").offsetTop;
+  const before = group.height;
+  arrange(group);
+  place();
+  if (above) window.scrollBy(0, group.height - before);
+  draw();
+}
+
+function describe(item) {
+  const kind = t({image: "photo", video: "film", audio: "sound"}[item[KIND]]);
+  return `${kind}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
+}
+
+function drawTile(key, item) {
+  const open = h("a",
+    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+  const act = (run, ...more) => {  // where the item is by then
+    const group = groups.find((each) => each.key === key);
+    run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
+  };
+  const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
+  pick.className = "pick";
+  pick.setAttribute("aria-pressed", picked.has(item[SHA]));
+  const tile = h("div", {className: picked.has(item[SHA]) ? "tile on" : "tile"}, open, pick);
+  tile.dataset.sha = item[SHA];
+  open.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    if (picked.size || event.shiftKey) act(togglePick, event.shiftKey);
+    else act(openItem);
+  };
+  open.onkeydown = (event) => act(moveFocus, event);
+  holdToPick(open, () => act(togglePick));
+  if (item[KIND] === "video") {
+    const length = item[SECONDS] ? clock(item[SECONDS]) : "";
+    tile.append(h("span", {className: "badge"}, icon("play"), length));
+  }
+  return tile;
+}
+
+function showPicture(tile, item) {
+  const link = tile.firstChild;
+  if (link.firstChild) return;
+  if (item[KIND] === "audio") { link.append(wordsFor(item)); return; }
+  const picture = h("img", {alt: "", decoding: "async", draggable: false});
+  picture.onload = () => picture.classList.add("ready");
+  picture.onerror = () => picture.hasAttribute("src") && picture.replaceWith(wordsFor(item));
+  picture.src = preview(item, 320);
+  link.append(picture);
+}
+
+// What stands where there is no picture to see.
+function wordsFor(item) {
+  const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
+  return h("span", {className: "words"}, icon(symbol),
+    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+}
+
+// Arrow keys go from tile to tile.
+async function moveFocus(group, place, event) {
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -rowLength(group, place),
+    ArrowDown: rowLength(group, place)}[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const there = await neighbour(group, place, step);
+  if (!there) return;
+  reveal(there.group, there.place);
+  drawNow();
+  tiles.get(`${there.group.key}/${there.group.items[there.place][SHA]}`)?.firstChild.focus();
+}
+
+const rowLength = (group, place) =>
+  group.rows.find(([first, count]) => place < first + count)?.[1] || 1;
+
+// Scroll so that an item is in view.
+function reveal(group, place) {
+  const row = group.rows.find(([first, count]) => place < first + count);
+  if (!row) return;
+  const top = $("grid").offsetTop + group.top + row[2];
+  const bar = $("bar").offsetHeight + 8;
+  if (top < window.scrollY + bar) window.scrollTo(0, top - bar - HEAD);
+  else if (top + row[3] > window.scrollY + window.innerHeight) {
+    window.scrollTo(0, top + row[3] - window.innerHeight + 24);
+  }
+}
+
+// The item some steps away, its group loaded if need be.
+async function neighbour(group, place, step) {
+  let there = place + step, number = groups.indexOf(group);
+  while (there < 0 || there >= groups[number].count) {
+    if (there < 0) {
+      if (number === 0) return null;
+      there += groups[--number].count;
+    } else {
+      there -= groups[number].count;
+      if (++number === groups.length) return null;
+    }
+  }
+  const found = groups[number];
+  return (await load(found))[there] ? {group: found, place: there} : null;
+}
+
+window.addEventListener("scroll", draw, {passive: true});
+new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($("grid"));
+
+// -- Above the list: search, kinds, months, folders --------------------------------------
+
+function fill(select, options, value) {
+  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
+  select.value = value;
+}
+
+function drawHeader() {
+  $("home").textContent = document.title = list.name;
+  $("home").href = location.pathname;
+  document.querySelector("footer a").href = `${ROOT}/docs`;
+  const words = $("search").elements.q;
+  if (words !== document.activeElement) words.value = query.get("q") || "";
+  fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
+    query.get("kind") || "");
+  $("jump").hidden = query.get("order") === "name" || groups.length < 2;
+  fill($("jump"), [["", t("months")], ...groups.map((group) => [group.key, titleOf(group)])], "");
+  drawPlaces();
+  drawEmpty();
+}
+
+function drawPlaces() {
+  const here = query.get("folder") || "";
+  const open = Boolean(here) || !$("places").hidden;
+  $("places").hidden = !open;
+  $("folders").setAttribute("aria-expanded", open);
+  const parts = here ? here.split("/") : [];
+  const path = parts.map((part, at) =>
+    choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
+  const inside = new Map();
+  for (const [folder, count] of list.folders) {
+    const rest = here ? folder.slice(here.length + 1) : folder;
+    const [name] = rest.split("/");
+    if (name) inside.set(name, (inside.get(name) || 0) + count);
+  }
+  const below = [...inside].map(([name, count]) => choice(
+    {folder: here ? `${here}/${name}` : name, below: ""}, {}, icon("folder"), name,
+    h("small", {}, NUMBER.format(count))));
+  const deep = query.get("below") !== "false";
+  const named = query.get("order") === "name";
+  const deeper = h("input", {type: "checkbox", checked: deep,
+    onchange: () => choose({below: deep ? "false" : ""})});
+  $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
+    ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
+    here ? h("label", {}, deeper, t("below")) : "",
+    choice({order: named ? "" : "name"}, {}, t(named ? "byDate" : "byName")));
+}
+
+function drawEmpty() {
+  $("empty").hidden = groups.length > 0;
+  if (groups.length) return;
+  if (query.size) {
+    const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
+    showEmpty("picture", "none", "noneHow",
+      choice(everything, {className: "button main"}, t("showAll")));
+  } else {
+    showEmpty("picture", "nothing", "nothingHow",
+      h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
+  }
+}
+
+function showEmpty(symbol, title, how, action) {
+  $("empty").hidden = false;
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, t(how)), action);
+}
+
+function showLocked() {
+  groups = [];
+  clearTiles();
+  $("grid").style.height = 0;
+  $("scrubber").hidden = true;
+  notify("");
+  showEmpty("lock", "locked", "lockedHow",
+    h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
+}
+
+$("home").onclick = (event) => {
+  event.preventDefault();
+  choose(Object.fromEntries(CHOICES.map((name) => [name, ""])));
+};
+$("search").onsubmit = (event) => {
+  event.preventDefault();
+  choose({q: $("search").elements.q.value.trim()});
+};
+$("search").elements.q.addEventListener("search", (event) => {
+  if (!event.target.value && query.get("q")) choose({q: ""});
+});
+$("kind").onchange = (event) => choose({kind: event.target.value});
+$("jump").onchange = (event) => {
+  const group = groups.find((each) => each.key === event.target.value);
+  if (group) window.scrollTo(0, $("grid").offsetTop + group.top - $("bar").offsetHeight);
+};
+$("folders").onclick = () => {
+  $("places").hidden = !$("places").hidden;
+  if ($("places").hidden && query.get("folder")) choose({folder: "", below: ""});
+  else drawPlaces();
+};
+
+// -- The scrubber: years along the right edge --------------------------------------------
+
+const handle = h("i");
+
+function drawScrubber() {
+  const bar = $("scrubber");
+  bar.hidden = total < 3 * window.innerHeight || query.get("order") === "name";
+  if (bar.hidden) return;
+  const marks = [];
+  let year = "", lowest = -30;
+  for (const group of groups) {
+    const top = group.top / total * bar.clientHeight;
+    if (group.key.slice(0, 4) === year || top < lowest + 20) continue;
+    year = group.key.slice(0, 4);
+    lowest = top;
+    marks.push(h("span", {}, year));
+    marks.at(-1).style.top = `${top}px`;
+  }
+  bar.replaceChildren(...marks, handle, bar.querySelector("b") || h("b"));
+  moveHandle();
+}
+
+function moveHandle() {
+  const bar = $("scrubber");
+  if (bar.hidden) return;
+  const scrolled = Math.max(0, window.scrollY - $("grid").offsetTop);
+  const top = scrolled / total * bar.clientHeight;
+  const bubble = bar.querySelector("b");
+  handle.style.top = bubble.style.top = `${top}px`;
+  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)]);
+}
+
+function scrub(event) {
+  const box = $("scrubber").getBoundingClientRect();
+  const share = Math.max(0, Math.min(1, (event.clientY - box.top) / box.height));
+  window.scrollTo({top: $("grid").offsetTop + share * total - 1, behavior: "instant"});
+}
+
+$("scrubber").onpointerdown = (event) => {
+  $("scrubber").setPointerCapture(event.pointerId);
+  $("scrubber").classList.add("held");
+  $("scrubber").onpointermove = scrub;
+  scrub(event);
+};
+$("scrubber").onlostpointercapture = () => {
+  $("scrubber").onpointermove = null;
+  $("scrubber").classList.remove("held");
+};
+
+// -- Selecting ---------------------------------------------------------------------------
+
+let lastPick = null;
+
+function togglePick(group, place, range) {
+  const on = !picked.has(group.items[place][SHA]);
+  const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
+  for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
+    const item = group.items[at];
+    if (on) picked.set(item[SHA], item);
+    else picked.delete(item[SHA]);
+  }
+  lastPick = {group, place};
+  drawPicked();
+}
+
+function drawPicked() {
+  document.body.classList.toggle("picking", picked.size > 0);
+  for (const tile of document.querySelectorAll(".tile")) {
+    tile.classList.toggle("on", picked.has(tile.dataset.sha));
+    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.sha));
+  }
+  const items = [...picked.values()];
+  $("picked").hidden = !items.length;
+  const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
+  $("picked").replaceChildren(count,
+    button("down", "download", () => downloadAll(items), {text: true}),
+    items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
+    button("close", "clear", clearPicks));
+}
+
+function clearPicks() {
+  picked.clear();
+  drawPicked();
+}
+
+// A long press selects, as phones have it.
+function holdToPick(link, pick) {
+  let timer = 0;
+  link.addEventListener("touchstart", () => {
+    timer = setTimeout(() => { pick(); timer = -1; }, 450);
+  }, {passive: true});
+  for (const name of ["touchmove", "touchcancel"]) {
+    link.addEventListener(name, () => clearTimeout(timer), {passive: true});
+  }
+  link.addEventListener("touchend", (event) => {
+    clearTimeout(timer);
+    if (timer === -1) event.preventDefault();
+  });
+  link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
+}
+
+// Uploads can be deleted again; what lies elsewhere in the folder is its owner's.
+const canDelete = (item) => /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+
+async function deleteAll(items) {
+  const what = items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
+  if (!window.confirm(t("sure", what))) return false;
+  for (const item of items) {
+    const path = `/media/${encodeURIComponent(nameOf(item))}`;
+    const answer = await call(withToken(path), {method: "DELETE"});
+    if (!answer.ok && answer.status !== 404) {
+      notify(await problem(answer), 8, true);
+      return false;
+    }
+    picked.delete(item[SHA]);
+  }
+  drawPicked();
+  await start(true);
+  notify(t("deleted", what), 4);
+  return true;
+}
+
+function save(url, name) {
+  h("a", {href: url, download: name}).click();
+}
+
+async function downloadAll(items) {
+  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
+  const size = items.reduce((sum, item) => sum + item[BYTES] + 1000, 0);
+  if (size > 0xffff0000 || items.length > 0xffff) {
+    notify(t("zipLarge"), 8, true);
+    return;
+  }
+  const zip = new Zip();
+  for (const [number, item] of items.entries()) {
+    notify(t("zipping", `${number + 1}/${items.length}`));
+    const answer = await call(`/image/${item[SHA]}`);
+    if (!answer.ok) { notify(await problem(answer), 8, true); return; }
+    await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
+  }
+  const url = URL.createObjectURL(zip.finish());
+  save(url, `${list.name}.zip`);
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  notify("");
+}
+
+const CRC = Uint32Array.from({length: 256}, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
+  return byte;
+});
+
+// A zip file of stored (not compressed) files, as APPNOTE.TXT has it; the browser keeps the blobs.
+class Zip {
+  #parts = [];
+  #directory = [];
+  #size = 0;
+  #names = new Set();
+
+  async add(path, blob, date) {
+    let crc = 0xffffffff;
+    for await (const piece of blob.stream()) {
+      for (const byte of piece) crc = (crc >>> 8) ^ CRC[(crc ^ byte) & 255];
+    }
+    const name = new TextEncoder().encode(this.#free(path));
+    const year = Math.max(0, date.getUTCFullYear() - 1980);
+    const day = year << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
+    const time = date.getUTCHours() << 11 | date.getUTCMinutes() << 5 | date.getUTCSeconds() >> 1;
+    const about = [[2, 20], [2, 0x800], [2, 0], [2, time], [2, day], [4, ~crc >>> 0],
+      [4, blob.size], [4, blob.size], [2, name.length], [2, 0]];
+    const head = pack([4, 0x04034b50], ...about);
+    this.#directory.push(pack([4, 0x02014b50], [2, 20], ...about, [2, 0], [2, 0], [2, 0], [4, 0],
+      [4, this.#size]), name);
+    this.#parts.push(head, name, blob);
+    this.#size += head.length + name.length + blob.size;
+  }
+
+  #free(path) {
+    let free = path;
+    for (let number = 1; this.#names.has(free); number++) {
+      free = path.replace(/(\.[^./]*)?$/, `_${number}$1`);
+    }
+    this.#names.add(free);
+    return free;
+  }
+
+  finish() {
+    const length = this.#directory.reduce((sum, part) => sum + part.length, 0);
+    const count = this.#directory.length / 2;
+    return new Blob([...this.#parts, ...this.#directory, pack([4, 0x06054b50], [4, 0], [2, count],
+      [2, count], [4, length], [4, this.#size], [2, 0])], {type: "application/zip"});
+  }
+}
+
+// Little-endian numbers, each as [bytes, value].
+function pack(...fields) {
+  const made = [];
+  for (const [size, value] of fields) {
+    for (let byte = 0; byte < size; byte++) made.push(value >>> 8 * byte & 255);
+  }
+  return Uint8Array.from(made);
+}
+
+// -- The viewer --------------------------------------------------------------------------
+
+const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
+let pushed = false;  // whether its closing goes back in the history
+let factsOpen = false, slideshow = 0, opener = "";
+
+async function openLinked(key, sha) {
+  const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
+  if (isShown() && groups.includes(shown.group)) return;
+  const group = groups.find((each) => each.key === (key || ""));
+  const found = group ? await load(group) : [];
+  const at = found.findIndex((item) => item[SHA] === sha);
+  if (at < 0) {
+    closeViewer();
+    notify(t("gone"), 5, true);
+  } else if (isShown()) {
+    shown = {group, place: at};
+  } else {
+    pushed = false;
+    show(group, at);
+  }
+}
+
+function openItem(group, place) {
+  history.pushState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  pushed = true;
+  show(group, place);
+}
+
+function show(group, place) {
+  const item = group.items[place];
+  shown = {group, place};
+  opener = `${group.key}/${item[SHA]}`;
+  const focused = document.activeElement.title;
+  $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
+  if (!$("viewer").open) $("viewer").showModal();
+  const buttons = [...$("viewer").querySelectorAll("button")];
+  (buttons.find((each) => each.title === focused) || $("view")).focus();
+  document.title = nameOf(item);
+  for (const step of [1, -1]) {
+    neighbour(group, place, step).then((there) => {
+      const near = there && there.group.items[there.place];
+      if (near && near[KIND] === "image") new Image().src = preview(near, viewSize());
+    });
+  }
+}
+
+const viewSize = () =>
+  Math.max(window.innerWidth, window.innerHeight) * devicePixelRatio > 1600 ? 2160 : 1440;
+
+function drawView(item) {
+  const top = h("div", {className: "over top"}, button("close", "close", closeShown),
+    h("h2", {}, nameOf(item)),
+    button(slideshow ? "pause" : "play", "play", toggleSlideshow),
+    button("info", "info", toggleFacts),
+    button("link", "copy", copyLink),
+    button("down", "download", () => save(original(item), nameOf(item))),
+    canDelete(item) ? button("trash", "remove", deleteShown) : "",
+    document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
+  const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
+    return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
+  });
+  return h("div", {id: "view", tabIndex: -1}, drawMedium(item), top, ...sides);
+}
+
+function drawMedium(item) {
+  const failed = () => medium.replaceWith(wordsFor(item));
+  let medium;
+  if (item[KIND] === "image") {
+    medium = h("img", {alt: describe(item), draggable: false, onerror: () => {
+      medium.onerror = failed;
+      medium.src = original(item);
+    }});
+    medium.src = preview(item, viewSize());
+    zoomable(medium, item);
+  } else {
+    medium = h(item[KIND], {controls: true, autoplay: true, playsInline: true, onerror: failed});
+    if (item[KIND] === "video") medium.poster = preview(item, 720);
+    medium.src = original(item);
+    medium.onended = () => slideshow && go(1);
+  }
+  return medium;
+}
+
+function drawFacts(item) {
+  const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
+  const where = latitude === undefined || latitude === null ? null : h("span", {},
+    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+    h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
+      + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
+  const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
+  const rows = [
+    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["size", pixels + bytes(item[BYTES])],
+    ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
+    ["file", nameOf(item)], ["folder", folderOf(item) && choice(
+      {folder: folderOf(item), q: "", kind: ""}, {}, folderOf(item))],
+  ].filter(([, value]) => value);
+  return h("aside", {id: "facts"}, h("h2", {}, t("info")), h("dl", {},
+    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])));
+}
+
+async function go(step) {
+  const from = shown;
+  const there = await neighbour(from.group, from.place, step);
+  if (shown !== from) return;
+  if (!there) { stopSlideshow(); return; }
+  const item = there.group.items[there.place];
+  history.replaceState(null, "", addressOf({group: there.group.key, item: item[SHA]}));
+  show(there.group, there.place);
+}
+
+function closeShown() {
+  if (pushed) history.back();
+  else {
+    history.replaceState(null, "", addressOf({}));
+    closeViewer();
+  }
+}
+
+function closeViewer() {
+  if (!shown) return;
+  const {group, place} = shown;
+  shown = null;
+  stopSlideshow();
+  if (document.fullscreenElement) document.exitFullscreen();
+  $("viewer").replaceChildren();
+  $("viewer").close();
+  document.title = list.name;
+  reveal(group, place);
+  drawNow();
+  tiles.get(opener)?.firstChild.focus({preventScroll: true});
+}
+
+function toggleFacts() {
+  factsOpen = !factsOpen;
+  $("facts")?.remove();
+  if (factsOpen) $("viewer").append(drawFacts(shown.group.items[shown.place]));
+}
+
+function stopSlideshow() {
+  clearInterval(slideshow);
+  slideshow = 0;
+}
+
+function toggleSlideshow() {
+  if (slideshow) stopSlideshow();
+  else {
+    slideshow = setInterval(() =>
+      shown?.group.items[shown.place][KIND] === "image" && go(1), 4000);
+  }
+  show(shown.group, shown.place);
+}
+
+const toggleFull = () =>
+  document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
+
+async function copyLink() {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(location.href);
+    notify(t("copied"), 4);
+  } else window.prompt(t("link"), location.href);
+}
+
+async function deleteShown() {
+  const {group, place} = shown;
+  const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
+  const next = there && there.group.items[there.place];
+  history.replaceState(null, "", addressOf(next ? {group: there.group.key, item: next[SHA]} : {}));
+  if (!await deleteAll([group.items[place]])) {
+    history.replaceState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  }
+}
+
+$("viewer").addEventListener("cancel", (event) => {
+  event.preventDefault();
+  closeShown();
+});
+document.addEventListener("keydown", (event) => {
+  const elsewhere = !shown || event.target.matches("video, audio");
+  if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
+  const run = {
+    ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
+    s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
+  }[event.key];
+  if (!run) return;
+  event.preventDefault();
+  run();
+});
+
+// Hide what lies over a picture while nobody moves.
+let idle = 0;
+$("viewer").addEventListener("pointermove", () => {
+  $("viewer").classList.remove("idle");
+  clearTimeout(idle);
+  idle = setTimeout(() => $("viewer").classList.add("idle"), 3000);
+});
+$("viewer").addEventListener("focusin", () => $("viewer").classList.remove("idle"));
+
+// Wheel, pinch and double click zoom; a drag moves what is large, or else goes on.
+function zoomable(picture, item) {
+  const fingers = new Map();
+  let scale = 1, x = 0, y = 0, begun = null;
+
+  function apply() {
+    const view = $("view");
+    const within = (value, length) =>
+      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
+    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
+    picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
+    view.classList.toggle("large", scale > 1);
+    const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
+    if (scale > 1.5 && known && !picture.src.includes("/image/")) {
+      const large = new Image();  // shown only once it is there, so that nothing flickers
+      large.onload = () => { picture.src = large.src; };
+      large.src = original(item);
+    }
+  }
+
+  function zoom(factor, clientX, clientY) {
+    const box = $("view").getBoundingClientRect();
+    const fromX = clientX - box.left - box.width / 2;
+    const fromY = clientY - box.top - box.height / 2;
+    const wanted = Math.max(1, Math.min(8, scale * factor));
+    x = fromX - (fromX - x) * wanted / scale;
+    y = fromY - (fromY - y) * wanted / scale;
+    scale = wanted;
+    apply();
+  }
+
+  const spread = () => {
+    const [first, second] = [...fingers.values()];
+    return Math.hypot(first.clientX - second.clientX, first.clientY - second.clientY);
+  };
+  picture.onwheel = (event) => {
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event.clientX, event.clientY);
+  };
+  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event.clientX, event.clientY);
+  picture.onpointerdown = (event) => {
+    picture.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, event);
+    begun = fingers.size === 1 ? event : null;
+  };
+  picture.onpointermove = (event) => {
+    const before = fingers.get(event.pointerId);
+    if (!before) return;
+    if (fingers.size === 2) {
+      const wide = spread();
+      fingers.set(event.pointerId, event);
+      const [first, second] = [...fingers.values()];
+      const middle = (axis) => (first[axis] + second[axis]) / 2;
+      zoom(spread() / wide, middle("clientX"), middle("clientY"));
+      return;
+    }
+    fingers.set(event.pointerId, event);
+    if (scale > 1) {
+      x += event.clientX - before.clientX;
+      y += event.clientY - before.clientY;
+      apply();
+    }
+  };
+  picture.onpointerup = picture.onpointercancel = (event) => {
+    fingers.delete(event.pointerId);
+    if (!begun || event.type === "pointercancel" || scale > 1) return;
+    const [dx, dy] = [event.clientX - begun.clientX, event.clientY - begun.clientY];
+    begun = null;
+    if (Math.abs(dx) > 50 && Math.abs(dx) > 2 * Math.abs(dy)) go(dx < 0 ? 1 : -1);
+    else if (dy > 100 && dy > 2 * Math.abs(dx)) closeShown();
+  };
+}
+
+// -- Uploads -----------------------------------------------------------------------------
+
+const AT_ONCE = 3;
+const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
+const TAKES = /^(jpe?g|png|gif|webp|bmp|svg)$/;
+const uploads = [];
+let paused = false, refreshTimer = 0;
+
+const withToken = (path) =>
+  uploadToken ? `${path}?token=${encodeURIComponent(uploadToken)}` : path;
+
+function addUploads(files) {
+  for (const file of files) {
+    const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
+    const most = list.max_upload_bytes;
+    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
+    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
+    uploads.push(upload);
+  }
+  if (!files.length) return;
+  $("uploads").hidden = false;
+  drawUploads();
+  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
+  if (asks && !uploadToken) signIn(resumeUploads);
+  else pump();
+}
+
+function refuse(upload, message, final = false) {
+  Object.assign(upload, {state: "failed", message, final});
+}
+
+async function resumeUploads() {
+  await start(true);
+  pump();
+}
+
+function pump() {
+  const active = uploads.filter((each) => each.state === "sending").length;
+  const waiting = paused ? [] : uploads.filter((each) => each.state === "waiting");
+  for (const upload of waiting.slice(0, AT_ONCE - active)) sendUpload(upload);
+  drawUploads();
+}
+
+async function sendUpload(upload) {
+  upload.state = "sending";
+  const {file} = upload;
+  const named = KEEPS_NAME.test(extensionOf(file.name));
+  const form = new FormData();
+  form.append("file", file);
+  const request = upload.request = new XMLHttpRequest();
+  request.open(named ? "PUT" : "POST",
+    ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
+  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
+  request.upload.onprogress = (event) => {
+    upload.sent = event.loaded / event.total;
+    drawProgress(upload);
+  };
+  request.onloadend = () => {
+    endUpload(upload, request);
+    pump();
+  };
+  request.send(form);
+}
+
+function endUpload(upload, request) {
+  const {status} = request;
+  upload.request = null;
+  upload.sent = 0;
+  if (paused && status === 0) {
+    upload.state = "waiting";
+  } else if (status === 200 || status === 201) {
+    upload.state = status === 201 ? "stored" : "known";
+    clearTimeout(refreshTimer);
+    refreshTimer = setTimeout(() => start(true), 700);
+  } else if ((status === 429 || status === 503) && upload.tries++ < 5) {
+    upload.state = "later";
+    setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
+  } else if (status === 401) {
+    upload.state = "waiting";
+    paused = true;
+    signIn(() => { paused = false; resumeUploads(); });
+  } else {
+    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
+  }
+}
+
+function sentence(request) {
+  if (request.status === 0) return t("lost");
+  if (request.status === 403) return t("denied");
+  if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
+  if (request.status === 507) return t("noRoom");
+  try {
+    return String(JSON.parse(request.responseText).detail);
+  } catch {
+    return t("wrong");
+  }
+}
+
+function setPaused(value) {
+  paused = value;
+  if (paused) for (const each of uploads) each.request?.abort();
+  pump();
+}
+
+function retry(upload) {
+  upload.state = "waiting";
+  pump();
+}
+
+const isOver = (upload) => /^(stored|known|failed)$/.test(upload.state);
+
+function drawUploads() {
+  const over = uploads.filter(isOver).length;
+  const all = over === uploads.length;
+  const [symbol, label] = paused ? ["play", "resume"] : ["pause", "pause"];
+  const toggle = all ? "" : button(symbol, label, () => setPaused(!paused));
+  const close = button("close", "close", () => {
+    for (const each of uploads) each.request?.abort();
+    uploads.length = 0;
+    paused = false;
+    $("uploads").hidden = true;
+  });
+  const rows = [...uploads].sort((a, b) => rank(a) - rank(b)).slice(0, 200);
+  $("uploads").replaceChildren(
+    h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
+      toggle, close),
+    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("ul", {}, rows.map(drawUpload)));
+}
+
+const rank = (upload) =>
+  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+
+function drawUpload(upload) {
+  const again = upload.state === "failed" && !upload.final
+    ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
+  upload.bar = upload.state === "sending"
+    ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
+  const state = t(upload.state === "later" ? "waiting" : upload.state);
+  return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
+    upload.bar || h("span", {}, upload.message || state));
+}
+
+function drawProgress(upload) {
+  if (upload.bar) upload.bar.value = upload.sent;
+}
+
+$("upload").onclick = () => $("files").click();
+$("files").onchange = () => {
+  addUploads([...$("files").files]);
+  $("files").value = "";
+};
+window.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) addUploads([...event.clipboardData.files]);
+});
+window.addEventListener("beforeunload", (event) => {
+  if (uploads.some((each) => each.state === "sending")) event.preventDefault();
+});
+
+let dragged = 0;
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+window.addEventListener("dragenter", (event) => {
+  if (carriesFiles(event) && ++dragged) $("drop").hidden = false;
+});
+window.addEventListener("dragleave", (event) => {
+  if (carriesFiles(event) && --dragged <= 0) $("drop").hidden = true;
+});
+window.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+window.addEventListener("drop", async (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  dragged = 0;
+  $("drop").hidden = true;
+  const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
+  const files = await Promise.all(entries.filter(Boolean).map(filesIn));
+  addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
+});
+
+// The files of a dropped file or folder, however deep.
+async function filesIn(entry) {
+  const ask = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
+  if (entry.isFile) return [await ask(entry, "file")].flat();
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await ask(reader, "readEntries");  // a part of them at a time
+    if (!some.length) return found;
+    for (const each of some) found.push(...await filesIn(each));
+  }
+}
+
+// -- Beginning ---------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input, select");
+  if (typing || document.querySelector("dialog[open]")) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    $("search").elements.q.focus();
+  } else if (event.key === "Escape" && picked.size) clearPicks();
+});
+history.scrollRestoration = "manual";  // see takeList
+window.addEventListener("popstate", () => {
+  const {changed, group, item} = readAddress();
+  if (changed || !groups.length) start();
+  else if (item) openLinked(group, item);
+  else closeViewer();
+});
+document.addEventListener("visibilitychange", () => document.hidden || start(true));
+
+// A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
+async function begin() {
+  keepSession(session);
+  const address = new URLSearchParams(location.search);
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  uploadToken = address.get("token") || "";
+  if (key || uploadToken) {
+    address.delete("token");
+    history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
+  }
+  if (key) await enter("", "", key, false);
+  else if (session.refresh || session.access) startSession().catch(() => {});
+  readAddress();
+  start();
+}
+
+begin();
+"""
+
+GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+
+
+@route("GET", "/gallery", OPEN, "system", "The gallery page", {200: "page"})
+def get_gallery(app: App, request: Request) -> Response:
+    return page_response(request, GALLERY)
+
+
+@route("GET", "/", OPEN, "system", "The gallery page for browsers, health for programs",
        {200: "page or health"})  # fmt: skip
 def get_root(app: App, request: Request) -> Response:
-    vary = ("Vary", "Accept")
-    if "text/html" not in request.headers.get("accept", ""):
-        return json_response(health_json(app), headers=[vary])
-    headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Security-Policy", PAGE_POLICY),
-        ("X-Content-Type-Options", "nosniff"),
-        NO_STORE,
-        vary,
-    ]
-    return Response(200, headers, render_page(app, request).encode())
-
-
-def render_page(app: App, request: Request) -> str:
-    if not allows(Access.READ, request.principal, app.settings.read_auth_enabled):
-        return PAGE.format(message="The pictures here need a credential.", pictures="")
-    hashes = app.index.files.newest_images(PAGE_PICTURES)
-    shown = "thumbnail" if app.thumbnails.kinds else "image"
-    picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
-    pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
-    message = "The newest pictures." if hashes else "There are no pictures yet."
-    return PAGE.format(message=message, pictures=pictures)
+    if "text/html" in request.headers.get("accept", ""):
+        return page_response(request, GALLERY)
+    return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
 # ======================================================================================
