@@ -12653,7 +12653,7 @@ def gallery_state(app: App, request: Request) -> dict[str, Any]:
     scan = app.scanner.progress.get()
     return {
         "name": printable(app.settings.storage_dir.name) or "mediaserver",
-        "degraded": app.is_degraded(),
+        "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
         "can_upload": allows(UPLOAD, request.principal, True),
         "max_upload_bytes": app.settings.max_upload_bytes,
