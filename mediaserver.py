@@ -99,6 +99,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+    from typing import TextIO
 
     from PIL import Image
 
@@ -124,6 +125,9 @@ class SettingError(Exception):
         self.name = name
 
 
+WARNING_CHARACTERS = select.PIPE_BUF // 4  # written at once: so many are at most PIPE_BUF bytes
+
+
 def printable_line(text: str) -> str:
     r"""Text as one line of a log or a table can carry it.
 
@@ -134,10 +138,25 @@ def printable_line(text: str) -> str:
 
 
 def warn(message: str) -> None:
-    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full."""
+    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full.
+
+    Strangers cause such lines: a pipe that nobody empties must cost them, and not a thread.
+    """
+    line = f"mediaserver: {message}\n"
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"mediaserver: {message}\n")
-        sys.stderr.flush()
+        for start in range(0, len(line), WARNING_CHARACTERS):
+            if not is_writable(sys.stderr):
+                return
+            sys.stderr.write(line[start : start + WARNING_CHARACTERS])
+            sys.stderr.flush()
+
+
+def is_writable(stream: TextIO) -> bool:
+    """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, ValueError):  # it has no descriptor
+        return True
 
 
 def parse_secret(text: str) -> str:
@@ -1043,14 +1062,35 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
     return principal.is_admin or access.value[1] in principal.permissions
 
 
+def describe_credential(access: Access) -> str:
+    """Say what lets in to routes of this access.
+
+    >>> describe_credential(Access.WRITE)
+    "the owner's key (AUTH_TOKEN) or a token with the permission media_store_write"
+    """
+    if access is Access.USER:
+        return "a user's access token (POST /api/auth/login/)"
+    if access is Access.BEARER:
+        return "the owner's key (AUTH_TOKEN) or an access token"
+    return f"the owner's key (AUTH_TOKEN) or a token with the permission {access.value[1]}"
+
+
+class CredentialMissing(HTTPError):
+    """A 401 that says which credential is needed and how it is sent."""
+
+    def __init__(self, access: Access) -> None:
+        other = ", or an upload token as ?token=…" if access is Access.UPLOAD else ""
+        detail = f"Send {describe_credential(access)} as Authorization: Bearer …{other}."
+        super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
 def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
     """Raise 401 for a missing credential and 403 for one that does not suffice."""
     if allows(access, principal, read_auth_enabled):
         return
     if principal == ANONYMOUS:
-        raise HTTPError(401, "A credential is needed.", {"WWW-Authenticate": "Bearer"})
-    needs = {Access.USER: "a user's access token", Access.BEARER: "a bearer token"}
-    need = needs.get(access, f"{access.value[0]} permission")
+        raise CredentialMissing(access)
+    need = describe_credential(access)
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
@@ -7741,6 +7781,23 @@ def complete_headers(response: Response) -> None:
         response.headers.append(("Cache-Control", "no-store"))
 
 
+REFUSALS = frozenset({401, 403, 429})
+MAX_LOGGED_PATH = 200  # characters
+
+
+def log_refusal(request: Request, error: HTTPError) -> None:
+    """Tell the owner of a credential or a login that is refused: README.md's filter counts them.
+
+    No credential is no attack, and what a query holds is no log's business.
+    """
+    if error.status not in REFUSALS or isinstance(error, CredentialMissing):
+        return
+    principal, path = request.principal, request.head.path[:MAX_LOGGED_PATH]
+    who = principal.kind if principal.user_id is None else f"user:{principal.user_id}"
+    about = f"{request.client} {who} {request.head.method} {path}: {error.status} {error.detail}"
+    warn(f"refused {printable_line(about)}")
+
+
 class Application:
     """Requests in, answers out."""
 
@@ -7772,7 +7829,9 @@ class Application:
         except (BodyPending, ConnectionError, TimeoutError):
             raise
         except Exception as error:
-            response = error_response(as_http_error(error), family)
+            problem = as_http_error(error)
+            log_refusal(request, problem)
+            response = error_response(problem, family)
         finally:
             if request.upload is not None:
                 request.upload.discard(undo)
@@ -9549,7 +9608,7 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
         parser.error(f"{unknown[0]} is no option; --help lists them")
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
-    if "storage_dir" not in options and len(words) == 1 and os.path.isdir(words[0]):
+    if "storage_dir" not in options and len(words) == 1 and parse_path(words[0]).is_dir():
         options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
     found = find_command(words)
     if found is None:
@@ -9622,12 +9681,17 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a")
+    file = io.FileIO(settings.database_dir / "lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        problem = f"another mediaserver is running on {settings.database_dir}"
+        process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+        stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
+        problem = f"another mediaserver is running on {settings.database_dir}{stop}"
         raise SettingError("DATABASE_DIR", problem) from None
+    with contextlib.suppress(OSError):  # of a full disk: who is refused is told less
+        file.truncate(0)
+        file.write(b"%d\n" % os.getpid())
     return file
 
 
@@ -9887,6 +9951,12 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
         os._exit(status)
 
 
+LISTEN_HINTS: Mapping[int | None, str] = {
+    errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
+    errno.EACCES: "ports below 1024 are root's: give another --port",
+}
+
+
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
@@ -9903,7 +9973,8 @@ def serve(settings: Settings) -> None:
     try:
         listener = open_listener(settings.host, settings.port)
     except OSError as error:
-        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
+        hint = LISTEN_HINTS.get(error.errno, "give an address of this machine as --host")
+        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -10016,12 +10087,34 @@ def announce(
         warn("another program's tokens are good here only with the same secret")
     if settings.auth_disabled:
         warn("AUTH_DISABLED is on: everyone may do everything")
-    folder = shlex.quote(str(settings.storage_dir))
-    program = serve.__code__.co_filename  # also where bytecode is run
-    token = f"python3 {shlex.quote(program)} token --storage_dir {folder}"
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
+    else:
+        token = token_command(settings)
+        known = "MEDIA_SERVER_SECRET" in generated or is_in_dotenv(settings.media_server_secret)
+        if not known:
+            warn("in another shell, set MEDIA_SERVER_SECRET as it is set here; then")
     warn(f'upload a picture: curl -F file=@photo.jpg "{places[0]}upload?token=$({token})"')
+
+
+def is_in_dotenv(secret: str) -> bool:
+    """Whether commands in this folder find the secret of upload tokens in its `.env`."""
+    return read_dotenv(Path(".env"), {}).get("MEDIA_SERVER_SECRET") == secret
+
+
+def token_command(settings: Settings) -> str:
+    """The command that prints an upload token, as any shell and any folder can run it."""
+    program = os.path.abspath(serve.__code__.co_filename)  # also where bytecode is run
+    words = ["python3", program, "token"]
+    usual = load_settings({"storage_dir": str(settings.storage_dir)}, {}, {})
+    for name in PLACES:
+        if name == "storage_dir" or getattr(settings, name) != getattr(usual, name):
+            scheme = "sqlite:///" if name == "database_url" else ""
+            words += [f"--{name}", f"{scheme}{getattr(settings, name)}"]
+    command = shlex.join(words)
+    if is_in_dotenv(settings.media_server_secret):
+        return f"cd {shlex.quote(os.getcwd())} && {command}"
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -644,10 +644,14 @@ def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment
     assert "Traceback" not in ended.stderr
 
 
-def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(settings_of, capsys):
+def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(
+    settings_of, capsys, monkeypatch
+):
     Path("Pictures").mkdir()
     assert settings_of("Pictures").storage_dir == Path("Pictures").absolute()
     assert settings_of("Pictures", "--port", "0").port == 0
+    monkeypatch.setenv("HOME", os.getcwd())
+    assert settings_of("~/Pictures").storage_dir == Path("Pictures").absolute()
     for words in (["Picture"], ["Pictures", "Pictures"], ["user"], ["user", "grant", "x"]):
         with pytest.raises(SystemExit) as caught:
             settings_of(*words)
@@ -788,7 +792,8 @@ def test_a_second_server_on_the_same_data_exits_2_and_a_crash_blocks_no_start(st
     first = start()
     second = run_program("--storage_dir", first.storage, "--port", 0, cwd=tmp_path, **SECRETS)
     assert second.returncode == 2
-    assert "another mediaserver" in second.stderr
+    assert f"another mediaserver is running on {first.data}" in second.stderr
+    assert f"kill {first.process.pid}\n" in second.stderr
     assert "listening" not in second.stderr
     content = png()
     url = first.upload(content).json["url"]
@@ -1468,6 +1473,37 @@ def test_the_token_command_and_curl_upload_the_first_picture(start, tmp_path):
     assert running.get(urlsplit(made["url"]).path).body == (tmp_path / "photo.jpg").read_bytes()
 
 
+@pytest.mark.parametrize("where", ["generated", "environment", "dotenv"])
+def test_the_command_that_the_start_prints_uploads_from_any_other_shell(
+    tmp_path, monkeypatch, where
+):
+    home, elsewhere = tmp_path / "it's home", tmp_path / "else where"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+    (elsewhere / "photo.jpg").write_bytes(jpeg())
+    secret = SECRETS["MEDIA_SERVER_SECRET"]
+    if where != "environment":
+        monkeypatch.delitem(SECRETS, "MEDIA_SERVER_SECRET")
+    if where == "dotenv":
+        (home / ".env").write_text(f"MEDIA_SERVER_SECRET='{secret}'\nUPLOAD_DIR=box\n")
+    options = ["--database_dir", str(home / "$data"), "--database_url", "sqlite:///of index.db"]
+    with Server(tmp_path / "pictures", *options, cwd=str(home)) as running:
+        command = running.log.partition("upload a picture: ")[2].splitlines()[0]
+        needs = [line for line in running.log.splitlines() if "another shell" in line]
+        other = dict(BARE_ENVIRONMENT)
+        if where == "environment":
+            assert "MEDIA_SERVER_SECRET" in needs.pop()
+            other["MEDIA_SERVER_SECRET"] = secret
+        assert not needs
+        need("curl")
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=elsewhere, env=other, capture_output=True, check=True
+        )
+        assert json.loads(done.stdout)["content_type"] == "image/jpeg"
+        made = {path.name for path in running.data.parent.iterdir()}
+        assert made == {"media", ".incoming"}, "the command made no folder of its own"
+
+
 def run_copy(program: Path, *arguments: str) -> str:
     """What a copy of the program prints, run as a user runs it, bytecode and all."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -1514,6 +1550,72 @@ def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, 
     with Server(storage) as running:
         made = running.send_file("POST", f"/upload?token={token}", png(), headers={})
         assert made.status == 201
+
+
+MISSING_CREDENTIALS = [
+    ("POST", "/upload", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer", "?token="]),
+    ("POST", "/upload-image", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer"]),
+    ("GET", "/metrics", ["AUTH_TOKEN", "media_store_read", "Authorization: Bearer"]),
+    ("GET", "/api/auth/profile/", ["access token", "/api/auth/login/", "Authorization: Bearer"]),
+    ("POST", "/session", ["AUTH_TOKEN", "access token", "Authorization: Bearer"]),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "words"), MISSING_CREDENTIALS)
+def test_who_has_no_credential_is_told_which_is_needed_and_how_it_is_sent(
+    server, method, path, words
+):
+    answer = server.request(method, path)
+    assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert all(word in answer.json["detail"] for word in words), answer.json
+    if "media_store" in answer.json["detail"]:
+        refused = server.request(method, path, headers=bearer())
+        assert refused.status == 403
+        assert words[1] in refused.json["detail"]
+
+
+REFUSED = [
+    ("POST", "/upload?token=1.x", {}, "127.0.0.1 anonymous POST /upload: 401 ", True),
+    ("GET", "/expired", {"Authorization": "Bearer x"}, "anonymous GET /expired: 401 ", True),
+    ("GET", "/list?x=secret", bearer(exp=1), "anonymous GET /list: 401 ", False),  # expired
+    ("GET", "/metrics", bearer(), "127.0.0.1 user:7 GET /metrics: 403 ", False),
+    ("POST", "/session?token=" + upload_token(), {}, "uploader POST /session: 403 ", False),
+    ("POST", "/api/auth/login/", {}, "anonymous POST /api/auth/login/: 401 ", True),
+    ("GET", "/%1b[2Jx", {"Authorization": "Bearer y"}, "anonymous GET /%1b[2Jx: 401", True),
+]
+
+
+def test_refused_credentials_are_lines_of_the_log_as_the_readme_s_filter_counts_them(start):
+    running, readme = start(), (HERE / "README.md").read_text("utf-8")
+    running.scanned()
+    rules = re.findall(r"^ +(failregex|ignoreregex) = (.*)$", readme, re.M)
+    count, ignore = (re.compile(rule.replace("<HOST>", r"127\.0\.0\.1")) for _, rule in rules)
+    for method, path, headers, line, counted in REFUSED:
+        length = len(running.log)
+        if "login" in path:
+            running.call(method, path, {"username": "eve", "password": "pass"})
+        else:
+            with Raw(running) as raw:
+                fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+                raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode("latin-1"))
+                raw.answer()
+        (said,) = running.log[length:].splitlines()
+        assert said.startswith("mediaserver: refused ") and line in said
+        assert said.isprintable()
+        assert bool(count.search(said) and not ignore.search(said)) == counted, said
+    length = len(running.log)
+    assert running.get("/metrics").status == 401, "none is no attack"
+    assert running.log[length:] == ""
+    for secret in ("?", "x=secret", "1.x", "eyJ", upload_token()[-64:]):
+        assert secret not in running.log.partition("upload?token=")[2]
+
+
+def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for _ in range(20):
+            ms.warn("x" * 10_000)
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
@@ -7482,6 +7584,13 @@ def test_a_restart_on_an_inherited_socket_loses_no_request(tmp_path, workers):
             over.set()
             listener.close()
     assert not lost
+
+
+def test_an_address_that_cannot_be_listened_on_is_told_what_else_to_give(server, tmp_path):
+    for option, value in (("--port", server.port), ("--host", "192.0.2.1")):
+        done = run_program("--storage_dir", tmp_path, option, value, cwd=tmp_path)
+        assert done.returncode == 2
+        assert re.search(f"cannot listen: .*{option}", done.stderr)
 
 
 def test_what_is_no_tcp_socket_is_refused(tmp_path):
