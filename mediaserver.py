@@ -86,6 +86,7 @@ import threading
 import time
 import unicodedata
 import uuid
+import weakref
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
@@ -2539,8 +2540,23 @@ ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its begi
 UPDATE session SET created_at = rotated_at;
 """
 
+# Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
+# begins anywhere, so that the index after a damaged one does not pass for it.
+LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
+    f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
+    " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
+    for number, change in enumerate(
+        (
+            "INSERT ON file WHEN new.root = 'library'",
+            "DELETE ON file WHEN old.root = 'library'",
+            "UPDATE ON file WHEN new.root = 'library'",
+            "UPDATE OF kind, mime_type, created, created_source ON asset",
+        )
+    )
+)
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA)
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA)
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -2659,6 +2675,10 @@ class Subject:
         self._index = index
 
 
+class TrackedConnection(sqlite3.Connection):
+    """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
+
+
 class Change:
     """A write that waits for its commit."""
 
@@ -2681,8 +2701,7 @@ class Index:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
-        self._lock_of_version = threading.Lock()
-        self._watcher: Database | None = None
+        self._connections = weakref.WeakSet[TrackedConnection]()
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -2696,8 +2715,10 @@ class Index:
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
-        connection: Database = sqlite3.connect(self.path, **options)
+        connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
+        self._connections.add(connection)
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
@@ -2760,20 +2781,10 @@ class Index:
             self._durable = durable
 
     def close(self) -> None:
-        """Close the writer; the last connection to go folds the WAL into the file."""
+        """Close every thread's connection: the last one of all processes folds the WAL in."""
         with self._lock:
-            connection = getattr(self._local, "connection", None)
-            if connection is not None:
+            for connection in list(self._connections):
                 connection.close()
-            self._writer.close()
-
-    def version(self) -> int:
-        """A number that changes with each commit, by whatever process (PRAGMA data_version)."""
-        with self._lock_of_version:
-            if self._watcher is None:
-                self._watcher = self._connect(cache_kib=16)
-            version: int = self._watcher.execute("PRAGMA data_version").fetchone()[0]
-        return version
 
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
@@ -2950,6 +2961,10 @@ class Files(Subject):
             limit,
         )
         return [row[0] for row in rows]
+
+    def library_version(self) -> str | None:
+        """What changes with everything that lists of the library show."""
+        return self._index.get_meta("library_version")
 
     def count_media(self) -> int:
         return int(self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0])
@@ -3172,11 +3187,12 @@ class Failures(Subject):
     def closed_for(self, limits: Mapping[str, int], now: float) -> float:
         """Seconds until a login may be tried where some key has reached its limit, else 0."""
         sql = (
-            "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ?"
+            "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ? AND failed_at < ?"
             " AND (is_certain OR failed_at < ?) ORDER BY failed_at DESC LIMIT 1 OFFSET ?"
         )
-        since, checked = now - FAILURE_SECONDS, now - CHECKING_SECONDS
-        values = [(self._digest(key), since, checked, n - 1) for key, n in limits.items()]
+        since, ahead = now - FAILURE_SECONDS, now + CHECKING_SECONDS
+        window = (since, ahead, now - CHECKING_SECONDS)
+        values = [(self._digest(key), *window, n - 1) for key, n in limits.items()]
         rows = [self._index.read(sql, *value).fetchone() for value in values]
         return max((row[0] - since for row in rows if row), default=0.0)
 
@@ -3184,7 +3200,9 @@ class Failures(Subject):
         """Count a login as failed for now, if its keys' limits leave room for one more."""
 
         def apply(db: Database) -> bool:
-            db.execute("DELETE FROM login_failure WHERE failed_at <= ?", (now - FAILURE_SECONDS,))
+            # What is far ahead was counted by a clock that was wrong.
+            sql = "DELETE FROM login_failure WHERE failed_at <= ? OR failed_at >= ?"
+            db.execute(sql, (now - FAILURE_SECONDS, now + CHECKING_SECONDS))
             for key, limit in limits.items():
                 sql = "SELECT count(*) FROM login_failure WHERE key = ?"
                 if db.execute(sql, (self._digest(key),)).fetchone()[0] >= limit:
@@ -7035,19 +7053,21 @@ class Listing:
     So it is made once a change, sent by sendfile, and never in this process's memory as a whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._lock = threading.Lock()
-        self._made: dict[tuple[str, bool], tuple[int, Content]] = {}
+        self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
 
     def get(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
         """The list called `key`, made of `pieces` if need be; the caller closes its source."""
         with self._lock:
-            version = index.version()  # before it is read: a change meanwhile makes it stale
+            # Before it is read: a change meanwhile makes it stale
+            version = index.files.library_version()
             made = self._made.pop((key, zipped), None)
             if made is None or made[0] != version:
-                made = (version, write_listing(pieces, zipped))
+                made = (version, write_listing(pieces, zipped, self._folder))
             while len(self._made) >= MAX_LISTINGS:
                 self._made.pop(next(iter(self._made)))
             self._made[(key, zipped)] = made
@@ -7055,28 +7075,47 @@ class Listing:
         return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
-def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
-    """Write JSON text to a file without a name, compressed if wanted and worth it."""
+def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Path) -> Content:
+    """Write JSON text to a nameless file, on disk or else in memory; compressed if worth it."""
     import tempfile  # 6 ms, and only where lists are asked for
 
-    file: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it is kept
-    compressor = zlib.compressobj(GZIP_LEVEL, wbits=31) if zipped else None
-    digest, plain_size = hashlib.sha256(), 0
-    for text in batched(pieces()):
-        data = text.encode("utf-8", "replace")
-        plain_size += len(data)
-        if compressor:
-            data = compressor.compress(data)
-        digest.update(data)
-        file.write(data)
-    if compressor and plain_size <= GZIP_BYTES:
-        return write_listing(pieces, False)
-    if compressor:
-        data = compressor.flush()
-        digest.update(data)
-        file.write(data)
-    name, coding = digest.hexdigest(), "gzip" if zipped else ""
-    return Content(file, file.tell(), JSON_TYPE, name, None, "no-cache", encoding=coding)
+    try:
+        return write_json(tempfile.TemporaryFile(buffering=0, dir=folder), pieces, zipped)
+    except OSError as error:  # the disk is full, or away: what is known of it can still be told
+        if not hasattr(os, "memfd_create") or error.errno not in DISK_ERRORS:
+            raise
+        file = io.FileIO(os.memfd_create("list", os.MFD_CLOEXEC), "r+b")
+        return write_json(file, pieces, zipped)
+
+
+def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: bool) -> Content:
+    """Write JSON text to an empty file, which is closed on an error."""
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(file.close)
+        digest, plain_size = hashlib.sha256(), 0
+        compressor = zlib.compressobj(GZIP_LEVEL, wbits=31) if zipped else None
+
+        def write(data: bytes) -> None:
+            digest.update(data)
+            view = memoryview(data)
+            while view:  # a disk that becomes full takes some of it
+                view = view[file.write(view) :]
+
+        for text in batched(pieces()):
+            data = text.encode("utf-8", "replace")
+            plain_size += len(data)
+            write(compressor.compress(data) if compressor else data)
+        if compressor and plain_size <= GZIP_BYTES:
+            file.seek(0)
+            file.truncate()
+            content = write_json(file, pieces, False)
+        else:
+            write(compressor.flush() if compressor else b"")
+            coding = "gzip" if compressor else ""
+            about = (file.tell(), JSON_TYPE, digest.hexdigest(), None, "no-cache")
+            content = Content(file, *about, encoding=coding)
+        on_error.pop_all()
+    return content
 
 
 def batched(pieces: Iterator[str]) -> Iterator[str]:
@@ -7200,7 +7239,7 @@ class App:
         self.logins = Logins(index.failures, room)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
-        self.listing = Listing()
+        self.listing = Listing(settings.database_dir)
         self.started = time.monotonic()
 
     def is_degraded(self) -> bool:

@@ -4115,6 +4115,75 @@ def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     assert again.get(f"/image/{sha256(private)}").status == 404
 
 
+def an_account() -> dict[str, str]:
+    return {"email": f"{unique().decode()}@example.org", "password": "long enough"}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_copy_of_the_index_of_a_stopped_server_has_everything(start, tmp_path, workers):
+    running = start("--workers", workers)
+    answers = together(8, lambda _: running.call("POST", REGISTER, an_account()))
+    assert {status for status, _ in answers} == {201}
+    running.stop()
+    assert sorted(p.name for p in running.data.glob("index.*")) == ["index.sqlite3"]
+    copy = shutil.copy(running.data / "index.sqlite3", tmp_path)
+    with contextlib.closing(sqlite3.connect(copy)) as index:
+        assert index.execute("SELECT count(*) FROM user").fetchone() == (8,)
+
+
+def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
+    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+        facts = ms.Facts("image", "image/png", "png")
+        asset = ms.Asset("0" * 64, 1, facts)
+        own = ms.File("library", "a.png", asset.sha256, 1, 2, 3.0, 4.0)
+        seen = [index.files.library_version()]
+
+        def changes(apply: Callable[[ms.Database], Any]) -> bool:
+            index.write(apply)
+            seen.append(index.files.library_version())
+            return seen[-1] != seen[-2]
+
+        assert changes(lambda db: index.files.put(db, own, asset))
+        assert changes(lambda db: index.files.put(db, own._replace(mtime_ns=9), asset))
+        assert not changes(lambda db: index.files.put(db, own._replace(root="images"), asset))
+        index.failures.begin("attempt", {"name": 5}, 0.0)
+        index.assets.set_thumbnail(asset.sha256, True)
+        assert not changes(lambda db: index.users.add(db, an_account(), 0.0))
+        assert changes(lambda db: index.files.remove(db, "library", own.path))
+
+
+def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
+    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+        failures, limits, later, now = index.failures, {"name": 2}, 2e9, 1e9
+        for number in range(2):
+            assert failures.begin(f"{number}", limits, later)
+            failures.end(f"{number}", None)
+        assert failures.closed_for(limits, later)
+        assert not failures.closed_for(limits, now)
+        assert failures.begin("now", limits, now)
+        failures.end("now", None)
+        assert not failures.closed_for(limits, now + 1)
+
+
+def test_without_a_temporary_folder_lists_lie_in_data_and_on_a_full_disk_in_memory(
+    start, tmp_path
+):
+    pieces = ["[", *(f'"{number}",' for number in range(9999)), "0]"]
+    plain = "".join(pieces).encode()
+    for folder in (tmp_path, tmp_path / "gone"):
+        for zipped in (False, True):
+            content = ms.write_listing(lambda: iter(pieces), zipped, folder)
+            with content.source as file:
+                data = os.pread(file.fileno(), content.size, 0)
+            assert (gzip.decompress(data) if zipped else data) == plain
+            assert content.sha256 == sha256(data)
+    with ms.write_listing(lambda: iter(["[]"]), True, tmp_path / "gone").source as file:
+        assert os.pread(file.fileno(), 99, 0) == b"[]"
+    running = start(tmpdir="/nowhere")
+    running.upload(png())
+    assert running.get("/media").json["count"] == len(running.listed()) == 1
+
+
 def test_a_lost_index_is_rebuilt_from_disk(start):
     running = start()
     content = png()
