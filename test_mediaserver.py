@@ -1488,7 +1488,8 @@ def test_the_command_that_the_start_prints_uploads_from_any_other_shell(
         (home / ".env").write_text(f"MEDIA_SERVER_SECRET='{secret}'\nUPLOAD_DIR=box\n")
     options = ["--database_dir", str(home / "$data"), "--database_url", "sqlite:///of index.db"]
     with Server(tmp_path / "pictures", *options, cwd=str(home)) as running:
-        command = running.log.partition("upload a picture: ")[2].splitlines()[0]
+        pattern = re.compile("^mediaserver: upload a picture: (.*)\n", re.M)
+        command = wait_until(lambda: pattern.search(running.log), "the first upload")[1]
         needs = [line for line in running.log.splitlines() if "another shell" in line]
         other = dict(BARE_ENVIRONMENT)
         if where == "environment":
