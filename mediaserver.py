@@ -193,6 +193,17 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def one_of(*words: str) -> Callable[[str], str]:
+    """A parser of one of these words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return text.strip().lower()
+
+    return parse
+
+
 def parse_seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= (seconds := float(text)) < 1e9:
@@ -299,6 +310,10 @@ class Settings(NamedTuple):
         "HMAC secret of upload tokens, shared with the app that issues them"
     )
     token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
+    upload_tokens: str = setting(
+        "all", "which upload tokens are good: all, or scoped: those of `token --scope` alone",
+        one_of("all", "scoped"),
+    )  # fmt: skip
     auth_token: str = secret("static bearer token: the owner's key, every permission")
     upload_dir: Path = folder("where the images family keeps its files", "DATA/images")
     slugify_filenames: bool = flag(False, "store images under a slug of their name")
@@ -1013,18 +1028,78 @@ def verify_jwt(
     return verify_claims(payload, algorithm, now, leeway, token_type)
 
 
+# --- Scoped tokens: JSON Web Tokens of their own key for `?token=`
+
+SCOPES = frozenset({"upload", "delete", "read"})
+SCOPED_TOKENS = "scoped tokens"  # what their key is derived for
+
+
+class Grant(NamedTuple):
+    """What a scoped token lets its bearer do, where, how much of it and until when."""
+
+    scopes: frozenset[str]
+    expires: float  # Unix seconds
+    path: str = "/"  # this path of a request, and what is below it
+    max_bytes: int | None = None  # of each file
+    uses: int | None = None  # requests that succeed
+    id: str = ""  # under which its uses are counted
+
+    def covers(self, scope: str, path: str) -> bool:
+        """Tell whether the token lets do this at a path without percent-encoding.
+
+        >>> [Grant(frozenset({"read"}), 0, "/a/").covers("read", p) for p in ("/a/b", "/a", "/ab")]
+        [True, True, False]
+        """
+        return scope in self.scopes and f"{path}/".startswith(f"{self.path.rstrip('/')}/")
+
+
+def sign_grant(grant: Grant, key: str) -> str:
+    """Return a scoped token; the key is `Keys.scoped_key`."""
+    limits = {"path": grant.path, "max_bytes": grant.max_bytes, "uses": grant.uses}
+    claims = {"token_type": "scoped", "scope": " ".join(sorted(grant.scopes))}
+    claims |= {name: value for name, value in limits.items() if value is not None}
+    return sign_jwt({**claims, "exp": int(grant.expires), "jti": grant.id}, key)
+
+
+def verify_grant(token: str, key: str, now: float) -> Grant:
+    """Return what a scoped token lets do, if it is ours and has not expired."""
+    algorithm, payload = verify_jws(token, _utf8(key), None)
+    claims = verify_claims(payload, algorithm, now, 0, "scoped")
+    scopes = frozenset(str(claims.get("scope")).split())
+    path, id = claims.get("path", "/"), claims.get("jti", "")
+    if not scopes or scopes - SCOPES:
+        raise TokenError(f"The token's scope is none of {', '.join(sorted(SCOPES))}.")
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise TokenError("The token's path is no path that begins with a slash.")
+    max_bytes, uses = (_limit_claim(claims, name) for name in ("max_bytes", "uses"))
+    if not isinstance(id, str) or (uses and not id):
+        raise TokenError("The token's jti, by which its uses are counted, is no text.")
+    return Grant(scopes, _time_claim(claims, "exp") or 0, path, max_bytes, uses, id)
+
+
+def _limit_claim(claims: Mapping[str, object], name: str) -> int | None:
+    """Return a claim that bounds something, None where it is absent."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+        raise TokenError(f"The token's {name} is no whole number above 0.")
+    return value
+
+
 # --- Principals and what they may do
 
 
 class Principal(NamedTuple):
     """Who makes a request."""
 
-    kind: str  # anonymous, uploader, token, owner, demo or view
+    kind: str  # anonymous, uploader, scoped, token, owner, demo or view
     user_id: int | None = None  # of an account, from HS256; 0 is the demo user
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
+    grant: Grant | None = None  # of a scoped token
 
 
 ANONYMOUS = Principal("anonymous")
@@ -1091,6 +1166,9 @@ def require(access: Access, principal: Principal, read_auth_enabled: bool) -> No
         return
     if principal == ANONYMOUS:
         raise CredentialMissing(access)
+    if grant := principal.grant:
+        lets = f"lets {', '.join(sorted(grant.scopes))} at {grant.path} and below"
+        raise HTTPError(403, f"The token is good, but only {lets}.")
     need = describe_credential(access)
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
@@ -1101,7 +1179,7 @@ class Keys:
     # Not a tuple: its repr would show the secrets.
     def __init__(
         self, auth_disabled: bool, auth_token: str, jwt_key: str, public_key: PublicKey | None,
-        upload_secret: str, upload_lifetime: int,
+        upload_secret: str, upload_lifetime: int, unscoped: bool = True,
     ) -> None:  # fmt: skip
         if not all(secret.strip() for secret in (auth_token, jwt_key, upload_secret)):
             raise ValueError("a secret is blank")
@@ -1111,6 +1189,8 @@ class Keys:
         self.public_key = public_key
         self.upload_secret = upload_secret
         self.upload_lifetime = upload_lifetime
+        self.unscoped = unscoped  # whether upload tokens without a scope are good
+        self.scoped_key = derive_key(upload_secret, SCOPED_TOKENS).hex()
         # Another secret, or the end of demo mode, ends what either of them let in
         self.view_key = derive_key(
             json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
@@ -1233,6 +1313,29 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     return ANONYMOUS
 
 
+def _query_token_principal(token: str, keys: Keys, now: float) -> Principal:
+    """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
+    if token.count(".") == 2:
+        return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
+    verify_upload_token(token, keys.upload_secret, now, keys.upload_lifetime)
+    if not keys.unscoped:
+        raise TokenError("Only upload tokens with a scope are good here (UPLOAD_TOKENS).")
+    return UPLOADER
+
+
+def narrow(principal: Principal, method: str, path: str) -> Principal:
+    """Return the principal with what its scoped token, if it has one, lets do with this request.
+
+    `path` is without percent-encoding.
+    """
+    grant = principal.grant
+    if grant is None:
+        return principal
+    changes = grant.covers("delete" if method == "DELETE" else "upload", path)
+    permissions = frozenset({READ_PERMISSION} if grant.covers("read", path) else ())
+    return Principal("uploader" if changes else "scoped", permissions=permissions, grant=grant)
+
+
 def find_principal(
     authorization: str | None, upload_token: str | None, keys: Keys, now: float,
     cache: TokenCache | None = None, cookies: str = "",
@@ -1248,14 +1351,15 @@ def find_principal(
         return DEMO
     try:
         bearer = parse_bearer(authorization)
+        uploader = None
         if upload_token is not None:
-            verify_upload_token(upload_token, keys.upload_secret, now, keys.upload_lifetime)
+            uploader = _query_token_principal(upload_token, keys, now)
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
         raise Unauthorized(error) from None
-    if upload_token is not None:
-        return UPLOADER
+    if uploader is not None:
+        return uploader
     return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
 
 
@@ -2555,8 +2659,17 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
     )
 )
 
+TOKENS_SCHEMA = """
+CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
+    id TEXT PRIMARY KEY,    -- the token's jti
+    used INTEGER NOT NULL,  -- requests that succeeded, and those under way
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA)
+MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
+              TOKENS_SCHEMA)  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -2709,6 +2822,7 @@ class Index:
         self.users = Users(self)
         self.sessions = Sessions(self)
         self.failures = Failures(self)
+        self.token_uses = TokenUses(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
@@ -3175,6 +3289,28 @@ class Sessions(Subject):
 
 FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
 CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
+
+
+class TokenUses(Subject):
+    """How often scoped tokens that are good for some uses were used."""
+
+    def take(self, grant: Grant, now: float) -> bool:
+        """Count a use; whether there was one left."""
+
+        def apply(db: Database) -> bool:
+            db.execute("DELETE FROM token_use WHERE expires_at < ?", (now,))
+            sql = (
+                "INSERT INTO token_use VALUES (?, 1, ?)"
+                " ON CONFLICT (id) DO UPDATE SET used = used + 1 WHERE used < ?"
+            )
+            return db.execute(sql, (grant.id, grant.expires, grant.uses)).rowcount == 1
+
+        return self._index.write(apply)
+
+    def give_back(self, grant: Grant) -> None:
+        """Count a use less: the request failed."""
+        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
+        self._index.write(lambda db: db.execute(sql, (grant.id,)))
 
 
 class Failures(Subject):
@@ -7231,6 +7367,7 @@ class App:
             public_key=read_public_key(settings),
             upload_secret=settings.media_server_secret,
             upload_lifetime=settings.token_expiry_seconds,
+            unscoped=settings.upload_tokens == "all",
         )
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
