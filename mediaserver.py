@@ -561,7 +561,7 @@ class HTTPError(Exception):
 class Problem(NamedTuple):
     """One thing that is wrong with one field; `type` is pydantic's word for it."""
 
-    where: str  # "query", "path" or "body"
+    where: str  # "query", "path" or "body"; "body/member" in the object that is a member of it
     field: str
     message: str  # ends with a full stop where it is the whole sentence for the client
     type: str = "value_error"
@@ -7512,6 +7512,9 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 # -- Reading fields ----------------------------------------------------------------------
 
 
+MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
+
+
 class Unfit(Exception):
     """A value is not what its field takes; its arguments are a Problem's from `message` on."""
 
@@ -7525,6 +7528,9 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
     if value is None and item.nullable:
         return None
     try:
+        if item.choices and value not in item.choices and value is not None:
+            shown = str(value)[:MAX_SHOWN_CHARACTERS]
+            raise Unfit(f'"{shown}" is not a valid choice', "choice")
         if item.type == "boolean":
             return parse_flag(value)
         if item.type == "integer":
@@ -7541,8 +7547,9 @@ def parse_string(value: Any, numbers: bool) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise Unfit("has a character that is not allowed", "string_unicode")
+    for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
+        if any(first <= character <= last for character in value):
+            raise Unfit(f"{name} characters are not allowed.", "string_unicode")
     return value
 
 
@@ -7550,8 +7557,6 @@ def check_text(item: Field, text: str) -> str:
     shortest, longest = item.shortest, item.longest
     if not text and item.blank == "refused":
         raise Unfit("may not be blank", "blank")
-    if item.choices and text not in item.choices:
-        raise Unfit(f'"{text}" is not a valid choice', "choice")
     if longest is not None and len(text) > longest:
         raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
     if len(text) < shortest:
@@ -7563,8 +7568,8 @@ def parse_integer(value: Any) -> int:
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
-        if re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
-            return int(value)
+        if match := re.fullmatch(r"\s*([+-]?[0-9]{1,999})(?:\.0*)?\s*", value, re.ASCII):
+            return int(match[1])
     elif isinstance(value, float):
         problem = "int_from_float"
         if value.is_integer():
@@ -7597,17 +7602,6 @@ def parse_flag(value: Any) -> bool:
     parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
     if parsed is None:
         raise Unfit("must be true or false", "bool_parsing")
-    return parsed
-
-
-def parse_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """The declared fields among `values`; raises Invalid with all that is wrong with them."""
-    problems: list[Problem] = []
-    parsed = collect_declared(declared, values, where, problems)
-    if problems:
-        raise Invalid(*problems)
     return parsed
 
 
@@ -7648,7 +7642,7 @@ def read_body(request: Request, spec: BodySpec) -> None:
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if request.body.finished:  # nothing was sent, whatever its type would have been
         if spec.wrapper:
-            raise Invalid(Problem("body", "", "is required", "missing"))
+            raise Invalid(Problem("body", spec.wrapper, "is required", "missing"))
         values: dict[str, Any] = {}
     elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
         values = read_multipart(request, spec, parameters.get("boundary", ""))
@@ -7656,7 +7650,7 @@ def read_body(request: Request, spec: BodySpec) -> None:
         text = request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape")
         values = dict(parse_query(text))
     elif is_json and "json" in spec.kinds:
-        values = unwrap(parse_json_object(request.body.read(MAX_TEXT_BYTES)), spec.wrapper)
+        values = parse_json_object(request.body.read(MAX_TEXT_BYTES))
     else:
         what = media_type or "a body without Content-Type"
         raise HTTPError(415, f"This endpoint does not read {what}.")
@@ -7670,7 +7664,10 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         message = "is required: send one file as multipart/form-data"
         problems.append(Problem("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
-    fields = collect_declared(spec.fields, values, "body", problems, has_upload)
+    where = "body"
+    if spec.wrapper and spec.wrapper in values:
+        values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
+    fields = collect_declared(spec.fields, values, where, problems, has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
         problems += [each for each in spec.check(request, fields) if each.field not in known]
@@ -7690,15 +7687,16 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
     if not isinstance(value, dict):
-        raise Invalid(Problem("body", "", "must be a JSON object", "dict_type"))
+        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        raise Invalid(Problem("body", "", message, "dict_type"))
     return value
 
 
-def unwrap(value: dict[str, Any], wrapper: str) -> dict[str, Any]:
-    """The object that a JSON object's `wrapper` holds, or the object itself."""
-    inner = value.get(wrapper, value)
+def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
+    """The object that is the member `wrapper` of a JSON object."""
+    inner = values[wrapper]
     if not isinstance(inner, dict):
-        raise Invalid(Problem("body", wrapper, "must be an object", "dict_type"))
+        raise Invalid(Problem("body", wrapper, "must be an object", "model_attributes_type"))
     return inner
 
 
@@ -8049,10 +8047,14 @@ class Application:
     def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
         app = self.app
         require(item.access, request.principal, app.settings.read_auth_enabled)
-        parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
+        problems: list[Problem] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise Invalid(*problems)
+        parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(app, request, **parameters)
-        request.query = parse_declared(item.query, dict(request.pairs), "query")
         if item.body is not None:
             read_body(request, item.body)
         return item.handler(app, request, **parameters)
@@ -8209,6 +8211,7 @@ FASTAPI_MESSAGES = {
     "string_unicode": "Input should be a valid string,"
     " unable to parse raw data as a unicode string",
     "dict_type": "Input should be a valid dictionary",
+    "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
     "greater_than_equal": "Input should be greater than or equal to {0}",
     "less_than_equal": "Input should be less than or equal to {0}",
     "value_error": "Value error, {1}",
@@ -8221,7 +8224,6 @@ DJANGO_MESSAGES = {
     "int_type": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
     "bool_type": "Must be a valid boolean.",
-    "dict_type": "Invalid data. Expected a dictionary.",
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -8250,8 +8252,8 @@ def error_response(error: HTTPError, family: str) -> Response:
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
     sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
     message = sentence.format(problem.limit, problem.message)
-    location = [problem.where, problem.field] if problem.field else [problem.where]
-    return {"loc": location, "msg": message, "type": problem.type}
+    location = [*problem.where.split("/"), problem.field]
+    return {"loc": [name for name in location if name], "msg": message, "type": problem.type}
 
 
 def django_message(problem: Problem) -> str:
@@ -8733,7 +8735,7 @@ LOGIN = BodySpec(ANY_BODY, (
     name_field("email", MAX_EMAIL_LENGTH, blank="null"),
     password_field("password"),
 ), check=check_login_form)  # fmt: skip
-REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
+REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
 PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
 
@@ -9323,7 +9325,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 # -- entities: versioned media entities --------------------------------------------------
 
-NO_ENTITY = "There is no entity {}, or not in that version."
+NO_ENTITY = "There is no entity {}."
 ENTITY_ID = (Field("id", "integer"),)
 ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
 ENTITY_TEXTS = (
@@ -9474,7 +9476,8 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
 def find_entity(
     app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
-    return existing(app.index.entities.get(id, version, db), NO_ENTITY.format(id))
+    missing = NO_ENTITY.format(id if version is None else f"{id} with a version {version}")
+    return existing(app.index.entities.get(id, version, db), missing)
 
 
 def save_entity(

@@ -5562,8 +5562,8 @@ GOOD_ACCOUNT = {"email": "good@example.org", "password": "12345678"}
         ({"email": "a@b"}, "Enter a valid email address."),
         ({"email": "a@-b.com"}, "Enter a valid email address."),
         ({"email": ["a@b.de"]}, "Not a valid string."),
-        ({"email": "a@b.de\0"}, "Has a character that is not allowed."),
-        ({"email": "\ud800@b.de"}, "Has a character that is not allowed."),
+        ({"email": "a@b.de\0"}, "Null characters are not allowed."),
+        ({"email": "\ud800@b.de"}, "Surrogate characters are not allowed."),
         ({"email": "x" * 250 + "@b.de"}, "Ensure this field has no more than 254 characters."),
         ({"password": "1234567"}, "Ensure this field has at least 8 characters."),
         ({"password": ""}, "This field may not be blank."),
@@ -5731,6 +5731,91 @@ def shape(value: Any) -> Any:
         texts = {"detail", "message"}
         return {k: "" if k in texts else shape(v) for k, v in value.items()}
     return [shape(each) for each in value] if isinstance(value, list) else value
+
+
+BAD_VALUES = [
+    None,
+    "",
+    "   ",
+    1.5,
+    True,
+    [],
+    {},
+    ["x"],
+    "x" * 11000,
+    "a\0b and so on",
+    "\u00e9" * 256,
+]
+BAD_VALUES_OF: dict[str, list[Any]] = {  # where Django says two things of one value
+    "email": [None, "", " ", 1, "x", "@", "a@", "@b.de", "a b@c.de", "a@b..de", "a@-b.de", "a@b"],
+    "type": [None, "", "film", "Image", 1.5, True, [], {}, ["x"], "a\0b"],
+    "size": [-1, "-1", "x", "1.5", 1.5, True, [], {}, "image"],
+}
+BAD_FORMS: dict[str, tuple[dict[str, Any], list[Any]]] = {  # what is right, and what is no form
+    "/api/auth/register/": (
+        {"email": "a@refused.example", "password": "longenough"},
+        [{}, [], "x", 1, {"email": "x"}, {"password": "short"}, {"email": "a@b", "password": "1"}],
+    ),
+    "/api/media/media/": (
+        {"name": "n", "type": "image"},
+        [{}, [], {"name": ""}, {"type": "film"}, {"size": -1}, {"size": "x", "type": ""}],
+    ),
+    "/api/media/collections/": ({"name": "n"}, [{}, [], {"description": []}]),
+    "/api/auth/token/refresh/": ({"refresh": "x"}, [{}, [], {"x": 1}]),
+}
+
+
+def serializers() -> dict[str, Any]:
+    """The forms of document 002 as Django REST Framework declares them."""
+    of = need("rest_framework.serializers")
+
+    def text(longest: int | None, **more: Any) -> Any:
+        return of.CharField(max_length=longest, **more)
+
+    maybe = {"required": False, "allow_blank": True}
+    null = {**maybe, "allow_null": True}
+    kinds = of.ChoiceField(choices=["image", "video", "audio"])
+    size = of.IntegerField(min_value=0, required=False, allow_null=True)
+    fields = {
+        "/api/auth/register/": {
+            "first_name": text(150, **maybe), "last_name": text(150, **maybe),
+            "email": of.EmailField(max_length=254), "username": text(150, **null),
+            "phone_number": text(32, **null),
+            "password": text(1024, min_length=8, trim_whitespace=False),
+        },
+        "/api/media/media/": {
+            "name": text(255), "type": kinds, "size": size, "storage_path": text(1024, **null),
+            "description": text(10000, **null),
+        },
+        "/api/media/collections/": {"name": text(255), "description": text(10000, **null)},
+        "/api/auth/token/refresh/": {"refresh": text(8192)},
+    }  # fmt: skip
+    return {path: type("Form", (of.Serializer,), declared) for path, declared in fields.items()}
+
+
+def test_what_django_rest_framework_refuses_is_refused_in_the_same_words(server):
+    configured_simplejwt()
+    views, count = need("rest_framework.views"), 0
+    for path, form_class in serializers().items():
+
+        class View(views.APIView):  # type: ignore[misc]
+            authentication_classes = permission_classes = ()
+            serializer = form_class
+
+            def post(self, request: Any) -> Any:
+                self.serializer(data=request.data).is_valid(raise_exception=True)
+                return need("rest_framework.response").Response({})
+
+        good, bad = BAD_FORMS[path]
+        for name in form_class().fields:
+            bad = [*bad, *({**good, name: each} for each in BAD_VALUES_OF.get(name, BAD_VALUES))]
+        for value in bad:
+            status, problems = drf_answer("POST", View.as_view(), value)
+            if status == 400:
+                count += 1
+                answer = server.call("POST", path, value, bearer())
+                assert answer == (400, problems), (path, value)
+    assert count >= 100
 
 
 def test_tokens_are_refused_with_the_members_and_codes_of_simplejwt(server, jane):
@@ -6014,7 +6099,7 @@ def test_a_record_has_the_fields_of_the_contract_and_a_note_is_never_opened(djan
         ({"name": "  "}, "This field may not be blank."),
         ({"name": None}, "This field may not be null."),
         ({"name": "x" * 256}, "Ensure this field has no more than 255 characters."),
-        ({"name": "a\0b"}, "Has a character that is not allowed."),
+        ({"name": "a\0b"}, "Null characters are not allowed."),
         ({"type": ...}, "This field is required."),
         ({"type": "IMAGE"}, '"IMAGE" is not a valid choice.'),
         ({"size": -1}, "Ensure this value is greater than or equal to 0."),
@@ -6872,6 +6957,93 @@ def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
         assert server.get(f"/entity/?page={digits}").status in {200, 422}
 
 
+# The declarations of document 004 as its own program has them
+FASTAPI_PROGRAM = """
+from fastapi import Body, FastAPI, File, Form, Query, UploadFile
+from pydantic import BaseModel
+
+class Patch(BaseModel):
+    label: str | None = None
+    description: str | None = None
+    parent_id: int | None = None
+    is_deleted: bool = False
+
+app = FastAPI()
+
+@app.get("/entity/")
+def page(page: int = Query(1, ge=1), page_size: int = Query(20, ge=1, le=100),
+         version: int | None = None): ...
+
+@app.get("/entity/{id}")
+def get(id: int, version: int | None = None): ...
+
+@app.get("/entity/{id}/versions")
+def versions(id: int): ...
+
+@app.delete("/entity/{id}")
+def delete(id: int): ...
+
+@app.patch("/entity/{id}")
+def patch(id: int, body: Patch = Body(embed=True)): ...
+
+@app.post("/entity/")
+@app.put("/entity/{id}")
+def write(id: int = 0, image: UploadFile | None = File(None), is_collection: bool = Form(False),
+          label: str | None = Form(None), parent_id: int | None = Form(None)): ...
+"""
+NO_NUMBERS = ["x", "", "1.5", "1e3", "\u0663", "0x1", "null", "true", "- 1", "1 2", "1,0"]
+NO_JSON_FIELDS: dict[str, list[Any]] = {
+    "label": [1, [], {}, True],
+    "description": [1.5],
+    "parent_id": ["x", 1.5, [], "", {}],
+    "is_deleted": ["x", None, 2, [], 1.5, ""],
+}
+NO_FORMS = [
+    "parent_id=x", "parent_id=1.5", "is_collection=maybe", "is_collection=2", "parent_id=1e3",
+    "parent_id=x&is_collection=y", "is_collection=&parent_id=x", "is_collection=-1",
+]  # fmt: skip
+
+
+def bad_entity_requests(key: int) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Method, path, body and its type of requests that FastAPI refuses with 422."""
+    for number in map(quote, NO_NUMBERS):
+        for name in ("page", "page_size", "version"):
+            yield "GET", f"/entity/?{name}={number}", None, None
+        if number:
+            yield "DELETE", f"/entity/{number}", None, None
+            yield "GET", f"/entity/{number}/versions", None, None
+            yield "GET", f"/entity/{number}?version=x", None, None
+    for query in ("page=0", "page=-1", "page_size=101", "page=0&page_size=0&version=z"):
+        yield "GET", f"/entity/?{query}", None, None
+    bodies = [{"body": {name: value}} for name, bad in NO_JSON_FIELDS.items() for value in bad]
+    everything = {name: values[0] for name, values in NO_JSON_FIELDS.items()}
+    for body in (*bodies, {"body": everything}, {"body": []}, {"body": None}, {"body": 1}):
+        yield "PATCH", f"/entity/{key}", json.dumps(body), "application/json"
+    yield "PATCH", f"/entity/{key}", None, None
+    for text in NO_FORMS:
+        yield "POST", "/entity/", text, "application/x-www-form-urlencoded"
+        yield "PUT", f"/entity/{key}", text, "application/x-www-form-urlencoded"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_fastapi_refuses_is_refused_in_the_same_words(entities):
+    need("multipart")
+    program: dict[str, Any] = {}
+    need("fastapi")
+    exec(FASTAPI_PROGRAM, program)
+    theirs = need("fastapi.testclient").TestClient(program["app"])
+    requests = list(bad_entity_requests(entities.collection()["id"]))
+    for method, path, body, content_type in requests:
+        headers = {"Content-Type": content_type} if content_type else {}
+        expected = theirs.request(method, path, content=body, headers=headers)
+        assert expected.status_code == 422, (path, body)
+        names = ("loc", "msg", "type")
+        problems = [{name: item[name] for name in names} for item in expected.json()["detail"]]
+        answer = entities.server.request(method, path, body, {**headers, **OWNER})
+        assert (answer.status, answer.json) == (422, {"detail": problems}), (path, body)
+    assert len(requests) >= 100
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -6887,11 +7059,11 @@ def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
 def test_json_that_does_not_fit_is_422(entities, text, kind):
     key = entities.collection()["id"]
     headers = {**OWNER, "Content-Type": "application/json"}
-    for body in (text, f'{{"body": {text}}}'):
+    for body, place in ((text, ["body"]), (f'{{"body": {text}}}', ["body", "body"])):
         answer = entities.server.request("PATCH", f"/entity/{key}", body, headers)
         (item,) = answer.json["detail"]
         field = text.split('"')[1]
-        assert (answer.status, item["loc"], item["type"]) == (422, ["body", field], kind)
+        assert (answer.status, item["loc"], item["type"]) == (422, [*place, field], kind)
         assert item["msg"].startswith("Input should be ") or kind == "int_parsing_size"
 
 
