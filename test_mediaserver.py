@@ -56,8 +56,8 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "chromium", "curl", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck", "systemd-analyze",
-    "unshare",
+    "aria2c", "caddy", "chromium", "curl", "ffmpeg", "haproxy", "nginx", "node", "openssl",
+    "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -8302,6 +8302,220 @@ def test_private_folders_elsewhere_are_writable_and_what_is_private_is_closed_to
     assert modes["b.png"] == modes["a"] == 0o50
     assert modes[".thumbnails"] == modes["entities"] == 0
     assert machine.mode("/etc/mediaserver/mediaserver.env") == 0o600
+
+
+# ======================================================================================
+# Clients and proxies as people have them
+# ======================================================================================
+
+NODE_UPLOAD = """
+const fs = require("fs"), [url, path] = process.argv.slice(-2), form = new FormData()
+form.set("file", new Blob([fs.readFileSync(path)]), "photo.png")
+fetch(url, {method: "POST", body: form})
+  .then(answer => answer.text()).then(text => process.stdout.write(text))
+"""
+ANDROID_BOUNDARY = "*****"  # of the snippet that half of all apps began with
+
+
+def body_pieces(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), 5000):
+        yield data[start : start + 5000]
+
+
+def multipart_type() -> dict[str, str]:
+    return {"Content-Type": form("x", b"")[1]}
+
+
+def run_client(*words: object) -> bytes:
+    done = subprocess.run(list(map(str, words)), capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return bytes(done.stdout)
+
+
+def upload_by_curl(url: str, path: Path, *options: str) -> Any:
+    return json.loads(run_client(need("curl"), "-sS", *options, "-F", f"file=@{path}", url))
+
+
+def upload_by_wget(url: str, path: Path) -> Any:
+    body = path.with_suffix(".form")
+    body.write_bytes(form(path.name, path.read_bytes())[0])
+    header = f"--header=Content-Type: {multipart_type()['Content-Type']}"
+    return json.loads(run_client(need("wget"), "-qO-", header, f"--post-file={body}", url))
+
+
+def upload_by_node(url: str, path: Path) -> Any:
+    return json.loads(run_client(need("node"), "-e", NODE_UPLOAD, url, path))
+
+
+def upload_by_requests(url: str, path: Path) -> Any:
+    with path.open("rb") as file:
+        return need("requests").post(url, files={"file": file}, timeout=60).json()
+
+
+def upload_by_requests_in_pieces(url: str, path: Path) -> Any:
+    pieces = body_pieces(form(path.name, path.read_bytes())[0])
+    return need("requests").post(url, data=pieces, headers=multipart_type(), timeout=60).json()
+
+
+def upload_by_httpx(url: str, path: Path) -> Any:
+    with path.open("rb") as file:
+        return need("httpx").post(url, files={"file": file}).json()
+
+
+def upload_by_httpx_in_pieces(url: str, path: Path) -> Any:
+    pieces = body_pieces(form(path.name, path.read_bytes())[0])
+    return need("httpx").post(url, content=pieces, headers=multipart_type()).json()
+
+
+def upload_by_http_url_connection(url: str, path: Path) -> Any:
+    """The bytes that Java's HttpURLConnection sends for the snippet, which asks for odd fields."""
+    about, mark = urlsplit(url), f"--{ANDROID_BOUNDARY}"
+    disposition = f'Content-Disposition: form-data; name="file";filename="{path.name}"'
+    body = f"{mark}\r\n{disposition}\r\n\r\n".encode() + path.read_bytes()
+    body += f"\r\n{mark}--\r\n".encode()
+    head = (
+        f"POST {about.path}?{about.query} HTTP/1.1\r\nConnection: Keep-Alive\r\n"
+        f"ENCTYPE: multipart/form-data\r\nuploaded_file: {path.name}\r\n"
+        f"Content-Type: multipart/form-data;boundary={ANDROID_BOUNDARY}\r\n"
+        f"User-Agent: Dalvik/2.1.0 (Linux; U; Android 14)\r\nHost: {about.netloc}\r\n"
+        "Accept-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection((about.hostname or "", about.port or 80), DEADLINE) as peer:
+        peer.sendall(head.encode())
+        for piece in body_pieces(body):
+            peer.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        peer.sendall(b"0\r\n\r\n")
+        response = http.client.HTTPResponse(peer)
+        response.begin()
+        return json.loads(response.read())
+
+
+UPLOADERS: dict[str, Callable[[str, Path], Any]] = {
+    "curl": upload_by_curl,
+    "curl, chunked": lambda url, path: upload_by_curl(url, path, "-HTransfer-Encoding: chunked"),
+    "curl, HTTP/1.0": lambda url, path: upload_by_curl(url, path, "--http1.0"),
+    "wget": upload_by_wget,
+    "node": upload_by_node,
+    "requests": upload_by_requests,
+    "requests, a generator": upload_by_requests_in_pieces,
+    "httpx": upload_by_httpx,
+    "httpx, a generator": upload_by_httpx_in_pieces,
+    "HttpURLConnection": upload_by_http_url_connection,
+}
+DOWNLOADERS = {  # words of a command that writes URL to FILE
+    "curl": "curl -sSfo FILE URL",
+    "curl, resumed": "curl -sSfC - -o FILE URL",
+    "wget": "wget -qO FILE URL",
+    "wget, resumed": "wget -qcO FILE URL",
+    "aria2c, in four pieces": "aria2c -q -x4 -s4 -k1M --file-allocation=none -d / -o FILE URL",
+    "aria2c, resumed": "aria2c -q -c --file-allocation=none -d / -o FILE URL",
+}
+
+
+def download(client: str, url: str, target: Path, content: bytes) -> bytes:
+    """What a client makes of a file, of which it has the beginning if it is to resume."""
+    if "resumed" in client:
+        target.write_bytes(content[: len(content) // 3])
+    program, *words = DOWNLOADERS[client].split()
+    given = {"URL": url, "FILE": str(target).lstrip("/") if "-d" in words else str(target)}
+    run_client(need(program), *(given.get(word, word) for word in words))
+    return target.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def large(server: Server) -> tuple[str, bytes]:
+    """The URL of a picture of 4 MB, and its bytes."""
+    content = png_of(4 << 20)
+    return str(server.upload(content).json["url"]), content
+
+
+@pytest.mark.parametrize("client", UPLOADERS)
+def test_clients_upload_what_is_then_there_byte_for_byte(server, tmp_path, client):
+    path = tmp_path / "photo.png"
+    path.write_bytes(png_of(30_000))
+    made = UPLOADERS[client](f"{server.url}/upload?token={upload_token()}", path)
+    assert made["sha256"] == sha256(path.read_bytes())
+    assert server.get(local(made["url"])).body == path.read_bytes()
+
+
+@pytest.mark.parametrize("client", DOWNLOADERS)
+def test_clients_download_resume_and_split_files(large, tmp_path, client):
+    url, content = large
+    assert download(client, url, tmp_path / "got.png", content) == content
+
+
+PROXIES = {  # command and configuration; LISTEN, SERVER and FOLDER stand for what is free
+    "haproxy": ("haproxy -f FOLDER/config", """
+defaults
+  mode http
+  option forwardfor
+  timeout connect 10s
+  timeout client 60s
+  timeout server 60s
+frontend in
+  bind 127.0.0.1:LISTEN
+  default_backend out
+backend out
+  server one 127.0.0.1:SERVER
+"""),
+    "varnishd": (
+        "varnishd -F -f FOLDER/config -a 127.0.0.1:LISTEN -n FOLDER/work -s malloc,32m -T none",
+        'vcl 4.1; backend one { .host = "127.0.0.1"; .port = "SERVER"; }',
+    ),
+    "caddy": ("caddy run --adapter caddyfile --config FOLDER/config", """
+{
+  admin off
+  auto_https off
+}
+http://127.0.0.1:LISTEN {
+  reverse_proxy 127.0.0.1:SERVER
+}
+"""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def proxied(
+    request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a proxy before the server."""
+    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    command, text = PROXIES[request.param]
+    need(request.param)
+    places = {"LISTEN": str(port), "SERVER": str(server.port), "FOLDER": str(folder)}
+    for name, value in places.items():
+        command, text = command.replace(name, value), text.replace(name, value)
+    (folder / "config").write_text(text)
+    environment = {**os.environ, "HOME": str(folder), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command.split(), stdout=log, stderr=log, env=environment)
+    try:
+        wait_until(lambda: accepts(port), request.param)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+
+
+def test_through_proxies_files_come_and_go_and_no_error_is_kept(server, proxied, tmp_path):
+    content = png_of(3 << 20)
+    path, url = tmp_path / "photo.png", f"{proxied}/image/{sha256(content)}"
+    path.write_bytes(content)
+    client = need("httpx").Client()
+    assert client.get(url).status_code == 404
+    put = f"{proxied}/image/photo.png?token={upload_token()}"
+    made = upload_by_curl(put, path, "-XPUT")
+    assert made["sha256"] == sha256(content)
+    assert client.get(url).content == content, "the 404 was not kept"
+    assert client.get(url, headers={"Range": "bytes=5-9"}).content == content[5:10]
+    assert download("aria2c, in four pieces", url, tmp_path / "got.png", content) == content
+    fresh = client.get(url, headers={"If-None-Match": f'"{sha256(content)}"'})
+    assert (fresh.status_code, fresh.content) == (304, b"")
+    upload = f"{proxied}/upload?token={upload_token()}"
+    assert local(upload_by_requests_in_pieces(upload, path)["url"]).startswith("/media/")
+    length = len(server.log)
+    client.get(f"{proxied}/list", headers={"Authorization": "Bearer x"})
+    assert "refused 127.0.0.1 anonymous GET /list: 401" in server.log[length:]
 
 
 # ======================================================================================
