@@ -156,7 +156,7 @@ def is_writable(stream: TextIO) -> bool:
     """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
     try:
         return bool(select.select([], [stream], [], 0)[1])
-    except (OSError, ValueError):  # it has no descriptor
+    except (OSError, TypeError, ValueError):  # it has no descriptor
         return True
 
 
@@ -1067,13 +1067,13 @@ def describe_credential(access: Access) -> str:
     """Say what lets in to routes of this access.
 
     >>> describe_credential(Access.WRITE)
-    "the owner's key (AUTH_TOKEN) or a token with the permission media_store_write"
+    'AUTH_TOKEN or a token with the permission media_store_write'
     """
     if access is Access.USER:
         return "a user's access token (POST /api/auth/login/)"
     if access is Access.BEARER:
-        return "the owner's key (AUTH_TOKEN) or an access token"
-    return f"the owner's key (AUTH_TOKEN) or a token with the permission {access.value[1]}"
+        return "AUTH_TOKEN or an access token"
+    return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
 
 
 class CredentialMissing(HTTPError):
