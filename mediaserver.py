@@ -156,7 +156,7 @@ def is_writable(stream: TextIO) -> bool:
     """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
     try:
         return bool(select.select([], [stream], [], 0)[1])
-    except (OSError, ValueError):  # it has no descriptor
+    except (OSError, TypeError, ValueError):  # it has no descriptor
         return True
 
 
@@ -1142,13 +1142,13 @@ def describe_credential(access: Access) -> str:
     """Say what lets in to routes of this access.
 
     >>> describe_credential(Access.WRITE)
-    "the owner's key (AUTH_TOKEN) or a token with the permission media_store_write"
+    'AUTH_TOKEN or a token with the permission media_store_write'
     """
     if access is Access.USER:
         return "a user's access token (POST /api/auth/login/)"
     if access is Access.BEARER:
-        return "the owner's key (AUTH_TOKEN) or an access token"
-    return f"the owner's key (AUTH_TOKEN) or a token with the permission {access.value[1]}"
+        return "AUTH_TOKEN or an access token"
+    return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
 
 
 class CredentialMissing(HTTPError):
@@ -3083,9 +3083,9 @@ class Files(Subject):
     def count_media(self) -> int:
         return int(self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0])
 
-    def media(self, limit: int, offset: int) -> Iterator[tuple[str, int, str | None, float]]:
-        """Path, size, MIME type and time added of the public images, newest first."""
-        columns = "path, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
+    def media(self, limit: int, offset: int) -> Iterator[tuple[str, str, int, str | None, float]]:
+        """Path, hash, size, MIME type and time added of the public images, newest first."""
+        columns = "path, sha256, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
@@ -8305,7 +8305,9 @@ def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
         found = app.index.files.get(folder.name, path)
-        if found and not found[0].matches(folder.stat(path)):
+        # An earlier program's file may not have been scanned yet
+        unseen = found is None and folder is app.images and not path.startswith(".")
+        if unseen or (found and not found[0].matches(folder.stat(path))):
             found = app.scanner.refresh(folder, path)
     except (OSError, ValueError):
         found = None
@@ -8507,12 +8509,14 @@ def list_media(app: App, request: Request) -> Response:
 
 
 def media_json(
-    request: Request, path: str, size: int, mime_type: str | None, added: float
+    request: Request, path: str, sha256: str, size: int, mime_type: str | None, added: float
 ) -> dict[str, Any]:
-    filename = printable(path.partition("/")[2])
+    filename = path.partition("/")[2]
+    # URLs are UTF-8; where a name is not, the content's own name leads to it
+    place = f"/media/{quote(filename)}" if printable(filename) == filename else f"/image/{sha256}"
     return {
-        "filename": filename,
-        "url": request.url(f"/media/{quote(filename)}"),
+        "filename": printable(filename),
+        "url": request.url(place),
         "size": size,
         "content_type": mime_type or "application/octet-stream",
         "uploaded_at": added,
@@ -9067,7 +9071,7 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
 
 
 @route("GET", MEDIA_PATHS, USER, "accounts", "My media records",
-       {200: "count, next, previous, results"},
+       {200: "a page of records"},
        query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
               *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
@@ -9275,7 +9279,7 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
 
 
 @route("GET", COLLECTION_PATHS, USER, "accounts", "My collections",
-       {200: "count, next, previous, results"}, query=PAGING)  # fmt: skip
+       {200: "a page of collections"}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
@@ -9578,9 +9582,10 @@ def captured(facts: Facts) -> float | None:
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
-# Health for programs, a page for people.
+# Health and metrics for programs, pages for people.
 
 NO_STORE = ("Cache-Control", "no-store")
+HTML_TYPE = "text/html; charset=utf-8"
 
 
 def health_json(app: App) -> dict[str, Any]:
@@ -9659,6 +9664,662 @@ def get_metrics(app: App, request: Request) -> Response:
     headers = [("Content-Type", "text/plain; version=0.0.4"), NO_STORE]
     return Response(200, headers, "".join(lines).encode())
 
+
+# -- OpenAPI -----------------------------------------------------------------------------
+# The document is made of the route declarations. Here is what the words of their answers
+# mean: an object's properties, each with its type after the colon (none: a string), `?` where
+# it may be null, `~` where it may be missing, `[]` for a list and `{}` for an object by key.
+
+OBJECTS: Mapping[str, str] = {
+    "Error": "detail code~",
+    "ValidationError": "detail:Problem[]",
+    "Problem": "loc:strings msg type",
+    "Session": "id created_at:date last_used_at:date address user_agent",
+    "Refusal": "error",
+    "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
+    "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
+    "PublicImage": "url:url filename size:integer content_type sha256:sha256",
+    "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
+    "PublicFiles": "count:integer files:PublicFile[]",
+    "Deleted": "deleted",
+    "Library": "LibraryFile{}",
+    "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
+    "Stored": "message sha256:sha256 filename file_path thumbnail_file:string?~",
+    "PrivateImage": "stored_as bytes:integer image_url:url",
+    "User": "id:integer first_name last_name email username:string? phone_number:string?",
+    "Tokens": "access refresh",
+    "Record": "id:uuid user:integer name type size:integer? file:url? storage_path:string?"
+    " description:string? collection:uuid? created_at:date updated_at:date",
+    "Records": "count:integer next:url? previous:url? results:Record[]",
+    "Collection": "id:uuid user:integer name description:string? created_at:date"
+    " updated_at:date media:Record[]~",
+    "Collections": "count:integer next:url? previous:url? results:Collection[]",
+    "Item": "id:integer is_collection:boolean label:string? description:string?"
+    " parent_id:integer? added_date:date updated_date:date create_date:date? file_size:integer?"
+    " height:integer? width:integer? duration:number? mime_type:string? type:string?"
+    " extension:string? md5:string? file_path:string? is_deleted:boolean"
+    " version:integer~ transaction_id:integer~",
+    "Items": "items:Item[] pagination:Pagination",
+    "Pagination": "page:integer page_size:integer total_items:integer total_pages:integer"
+    " has_next:boolean has_prev:boolean",
+}
+SCALARS: Mapping[str, dict[str, Any]] = {
+    "": {"type": "string"},
+    "string": {"type": "string"},
+    "text": {"type": "string"},
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "strings": {
+        "type": "array",
+        "items": {"type": ["string", "integer"]},
+        "examples": [["query", "page"]],
+    },
+    "url": {"type": "string", "format": "uri", "examples": ["http://localhost:8000/media/a.jpg"]},
+    "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
+    "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
+    "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
+    "file": {"type": "string", "format": "binary"},
+}
+ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
+    "the file": ("*/*", "file"),
+    "image/png": ("image/png", "file"),
+    "text": ("text/plain", "string"),
+    "page": ("text/html", "string"),
+    "page or health": (JSON_TYPE, "Health"),
+    "the OpenAPI document": (JSON_TYPE, "object"),
+    **{words: (JSON_TYPE, name)
+       for words, name in {
+        "status, version, uptime, scan": "Health",
+        "url, filename, size, content_type, sha256": "PublicImage",
+        "count, files": "PublicFiles",
+        "deleted": "Deleted",
+        "by sha256": "Library",
+        "message, sha256, filename, file_path, thumbnail_file": "Stored",
+        "it was there": "Stored",
+        "stored_as, bytes, image_url": "PrivateImage",
+        "the user": "User",
+        "a list of id, created_at, last_used_at, address, user_agent": "Session[]",
+        "access, refresh": "Tokens",
+        "error": "Refusal",
+        "too many failed logins": "Error",
+        "a page of records": "Records",
+        "the record": "Record",
+        "a page of collections": "Collections",
+        "the collection": "Collection",
+        "the collection, media": "Collection",
+        "items, pagination": "Items",
+        "the Item": "Item",
+        "the Item as it was": "Item",
+        "version, transaction_id and the Item's fields of each": "Item[]",
+    }.items()},
+}  # fmt: skip
+BODY_TYPES = {
+    "json": JSON_TYPE,
+    "form": "application/x-www-form-urlencoded",
+    "multipart": "multipart/form-data",
+}
+SECURITY_SCHEMES = {
+    "bearer": {
+        "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+        "description": "an access token, an ES256 token of your authentication service, or the"
+        " owner's key",
+    },
+    "uploadToken": {
+        "type": "apiKey", "in": "query", "name": "token",
+        "description": "TS.SIG: Unix seconds and their hex HMAC-SHA256",
+    },
+    "viewCookie": {"type": "apiKey", "in": "cookie", "name": VIEW_COOKIE},
+}  # fmt: skip
+
+
+def reference(kind: str, name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def parse_type(text: str) -> dict[str, Any]:
+    """Return the JSON schema of a type as OBJECTS spells it.
+
+    >>> parse_type("integer?"), parse_type("Item[]")["items"]
+    ({'type': ['integer', 'null']}, {'$ref': '#/components/schemas/Item'})
+    """
+    if text.endswith("?"):
+        schema = parse_type(text[:-1])
+        return {**schema, "type": [schema["type"], "null"]}
+    if text.endswith("[]"):
+        return {"type": "array", "items": parse_type(text[:-2])}
+    if text.endswith("{}"):
+        return {"type": "object", "additionalProperties": parse_type(text[:-2])}
+    if text == "object":
+        return {"type": "object"}
+    return dict(SCALARS[text]) if text in SCALARS else reference("schemas", text)
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Return the JSON schema of an object as OBJECTS spells it."""
+    if text.endswith("{}"):
+        return parse_type(text)
+    pairs = [word.partition(":") for word in text.split()]
+    properties = {name.rstrip("~"): parse_type(kind.rstrip("~")) for name, _, kind in pairs}
+    required = [name for name, _, kind in pairs if not (name + kind).endswith("~")]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def example_of(schema: Mapping[str, Any]) -> Any:
+    """Return a value that a schema of this document takes."""
+    if "$ref" in schema:
+        schema = parse_object(OBJECTS[schema["$ref"].rpartition("/")[2]])
+    if "examples" in schema:
+        return schema["examples"][0]
+    if "properties" in schema:
+        return {name: example_of(value) for name, value in schema["properties"].items()}
+    kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
+    if kind == "array":
+        return [example_of(schema["items"])]
+    if kind == "object":
+        return {"key": example_of(schema["additionalProperties"])} if len(schema) > 1 else {}
+    return {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}[kind]
+
+
+def field_schema(item: Field, in_json: bool = False) -> dict[str, Any]:
+    """Return the JSON schema of a declared field."""
+    schema = dict(SCALARS[item.type])
+    if in_json and item.nullable:
+        schema["type"] = [schema["type"], "null"]
+    bounds = {
+        "default": item.default,
+        "minimum": item.minimum,
+        "maximum": item.maximum,
+        "minLength": item.shortest or None,
+        "maxLength": item.longest,
+        "enum": list(item.choices) or None,
+        "description": item.help or None,
+    }
+    return schema | {name: value for name, value in bounds.items() if value is not None}
+
+
+def describe_parameters(item: Route) -> list[dict[str, Any]]:
+    """Return what a route reads from its path and its query."""
+    typed = {field.name: field for field in item.parameters}
+    names = re.findall(r"\{(\w+)[}:]", item.path)
+    found: list[dict[str, Any]] = []
+    for name in names:
+        about = {"name": name, "in": "path", "required": True}
+        plain = Field(name, name if name in SCALARS else "string")
+        found.append({**about, "schema": field_schema(typed.get(name, plain))})
+    for field in item.query:
+        about = {"name": field.name, "in": "query", "required": field.required}
+        found.append({**about, "schema": field_schema(field)})
+    return found
+
+
+def describe_body(spec: BodySpec) -> dict[str, Any]:
+    """Return the body of a route in each media type that it may have."""
+    content = {}
+    for kind in spec.kinds:
+        fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
+        required = [
+            field.name for field in spec.fields
+            if field.required and not (field.or_upload and kind == "multipart")
+        ]  # fmt: skip
+        if spec.upload and kind == "multipart":
+            fields[spec.upload.name] = dict(SCALARS["file"])
+            required += [spec.upload.name] if spec.upload.required else []
+        schema: dict[str, Any] = {"type": "object", "properties": fields}
+        if required:
+            schema["required"] = required
+        if spec.wrapper:
+            outer = {"type": "object", "properties": {spec.wrapper: schema}}
+            schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
+        content[BODY_TYPES[kind]] = {"schema": schema}
+    needed = bool(spec.wrapper or (spec.upload and spec.upload.required))
+    return {"required": needed, "content": content}
+
+
+def describe_answers(item: Route) -> dict[str, Any]:
+    """Return what a route answers, errors among it."""
+    answers: dict[str, Any] = {}
+    for status, words in item.answers.items():
+        about: dict[str, Any] = {"description": words}
+        answers[str(status)] = about
+        if words in ANSWERS:
+            media_type, kind = ANSWERS[words]
+            schema = parse_type(kind)
+            content: dict[str, Any] = {"schema": schema}
+            if media_type == JSON_TYPE:
+                content["example"] = example_of(schema)
+            about["content"] = {media_type: content}
+            if words == "page or health":
+                about["content"]["text/html"] = {"schema": {"type": "string"}}
+            if words == "the file":
+                answers["206"] = {**about, "description": "the ranges asked for"}
+                answers["304"] = {"description": "it has not changed"}
+    answers["401"] = reference("responses", "Unauthorized")
+    if item.access is not OPEN:
+        answers["403"] = reference("responses", "Forbidden")
+    if "{" in item.path:
+        answers["404"] = reference("responses", "NotFound")
+    if item.body or item.query or item.parameters:
+        fields = "BadFields" if item.family == "accounts" else "BadRequest"
+        answers["400"] = reference("responses", fields)
+        if item.family == "entities":
+            answers["422"] = reference("responses", "Unprocessable")
+    answers["default"] = reference("responses", "Error")
+    return answers
+
+
+def describe_security(item: Route, settings: Settings) -> list[dict[str, list[str]]]:
+    """Return the credentials of which one is needed; an empty one is none."""
+    anyone = item.access is OPEN or (item.access is READ and not settings.read_auth_enabled)
+    schemes = ["bearer"] if item.access is not OPEN else []
+    if item.method == "GET" and item.access is not OPEN:
+        schemes.append("viewCookie")
+    if item.access is UPLOAD:
+        schemes.append("uploadToken")
+    none: list[dict[str, list[str]]] = [{}] if anyone or settings.auth_disabled else []
+    return none + [{name: []} for name in schemes]
+
+
+def shown_path(item: Route) -> str:
+    """Return a route's path as the documents spell it: Django's paths end with a slash."""
+    path = re.sub(r":\w+\}", "}", item.path)
+    return f"{path}/" if item.family == "accounts" else path
+
+
+def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "tags": [item.family],
+        "summary": item.summary,
+        "description": f"Access: {item.access.value[0]}.",
+        "operationId": f"{item.method.lower()}_{item.handler.__name__}",
+        "security": describe_security(item, settings),
+        "responses": describe_answers(item),
+    }
+    if parameters := describe_parameters(item):
+        operation["parameters"] = parameters
+    if item.body:
+        operation["requestBody"] = describe_body(item.body)
+    return operation
+
+
+def merge_operations(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return one operation for two routes that differ in how a parameter looks, as /image/{…}."""
+    security = [each for each in second["security"] if each not in first["security"]]
+    return {
+        **first,
+        "tags": [*first["tags"], *second["tags"]],
+        "summary": f"{first['summary']}. Or: {second['summary']}",
+        "description": f"{first['description']} Or: {second['description']}",
+        "security": [*security, *first["security"]],
+    }
+
+
+def describe_paths(settings: Settings) -> dict[str, Any]:
+    """Return the operations of all routes by path and method."""
+    paths: dict[str, dict[str, Any]] = {}
+    spelt: dict[str, str] = {}  # paths that differ in their parameters' names alone are one
+    for item in ROUTES:
+        path = shown_path(item)
+        path = spelt.setdefault(re.sub(r"\{\w+\}", "{}", path), path)
+        operation = describe_route(item, settings)
+        names = re.findall(r"\{(\w+)\}", path)
+        for parameter, name in zip(operation.get("parameters", []), names, strict=False):
+            parameter["name"] = name
+        operations, method = paths.setdefault(path, {}), item.method.lower()
+        if method in operations:
+            operation = merge_operations(operations[method], operation)
+        operations[method] = operation
+    return paths
+
+
+def error_answer(words: str, *names: str) -> dict[str, Any]:
+    schemas = [reference("schemas", name) for name in names]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"description": words, "content": {JSON_TYPE: {"schema": schema}}}
+
+
+def openapi_json(request: Request) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of this server as the client reaches it."""
+    schemas: dict[str, Any] = {name: parse_object(text) for name, text in OBJECTS.items()}
+    texts = {"type": "array", "items": {"type": "string"}}
+    schemas["FieldErrors"] = {"type": "object", "additionalProperties": texts}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "mediaserver",
+            "version": __version__,
+            "description": "A trailing slash is optional on every path, HEAD answers like GET.",
+        },
+        "servers": [{"url": request.url("")}],
+        "tags": [{"name": name} for name in dict.fromkeys(item.family for item in ROUTES)],
+        "paths": describe_paths(request.app.settings),
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": SECURITY_SCHEMES,
+            "responses": {
+                "Unauthorized": error_answer("a credential is missing or wrong", "Error"),
+                "Forbidden": error_answer("the credential does not suffice", "Error"),
+                "NotFound": error_answer("there is no such thing", "Error"),
+                "BadRequest": error_answer("a field does not parse", "Error"),
+                "BadFields": error_answer("a field is wrong", "FieldErrors", "Error", "Refusal"),
+                "Unprocessable": error_answer("a field does not parse", "ValidationError"),
+                "Error": error_answer("anything else that is wrong", "Error"),
+            },
+        },
+    }
+
+
+@route("GET", "/openapi.json", OPEN, "system", "This interface as OpenAPI 3.1",
+       {200: "the OpenAPI document"})  # fmt: skip
+def get_openapi(app: App, request: Request) -> Response:
+    return json_response(openapi_json(request))
+
+
+# -- Pages: what they share --------------------------------------------------------------
+# A page is one text with its style and script inside: one request, and a policy that lets just
+# these two run, by their hashes. What users can influence is only ever set as text.
+
+
+class Page(NamedTuple):
+    """A page as it is sent."""
+
+    body: bytes
+    etag: str
+    policy: str  # its Content-Security-Policy
+
+
+def build_page(markup: str, style: str, script: str) -> Page:
+    """Put style and script into a page's markup."""
+    names = {"style": style, "script": script}
+    digests = {
+        name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for name, text in names.items()
+    }
+    for name, text in names.items():
+        markup = markup.replace(f"<{name}></{name}>", f"<{name}>{text}</{name}>")
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digests['script']}';"
+        f" style-src 'sha256-{digests['style']}'; img-src 'self' blob: data:;"
+        " media-src 'self' blob:; connect-src 'self'; manifest-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    body = markup.encode()
+    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+
+
+def page_response(request: Request, page: Page) -> Response:
+    """Answer with a page, which a browser keeps and asks about each time."""
+    about = [
+        ("Content-Security-Policy", page.policy),
+        ("ETag", page.etag),
+        ("Cache-Control", "no-cache"),
+        ("Vary", "Accept"),
+    ]
+    if not_modified(request.headers, page.etag, None):
+        return Response(304, about)
+    return Response(200, [("Content-Type", HTML_TYPE), *about], page.body)
+
+
+PAGE_STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #faf9f7; --card: #fff; --ink: #1d1c1a; --soft: #66625c; --line: #e3dfd8;
+  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #131312; --card: #1d1d1b; --ink: #edeae4; --soft: #a5a19a; --line: #33322f;
+    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80;
+  }
+}
+*, ::before, ::after { box-sizing: border-box }
+[hidden] { display: none !important }
+body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100% }
+a { color: var(--accent) }
+button, input, select, textarea { font: inherit; color: inherit }
+button { cursor: pointer }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
+@media (prefers-reduced-motion: reduce) {
+  * { animation: none !important; transition: none !important; scroll-behavior: auto !important }
+}
+"""
+
+PAGE_SCRIPT = """
+"use strict";
+
+// The server's address: pages may lie under a path, with or without a slash at its end.
+const ROOT = location.pathname.replace(/\\/(gallery|docs)?\\/?$/, "");
+
+// An element with these properties and children; text only ever becomes a text node.
+function h(name, properties = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key in element && key !== "list") element[key] = value;
+    else if (value !== null) element.setAttribute(key, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+"""
+
+# -- The docs page -----------------------------------------------------------------------
+
+DOCS_MARKUP = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>mediaserver: its interface</title>
+<link rel="icon" href="data:,">
+<style></style>
+</head>
+<body>
+<header>
+  <h1>mediaserver</h1>
+  <p id="about">Loading the interface…</p>
+  <label>Bearer token, for the calls below
+    <input id="token" type="password" autocomplete="off" spellcheck="false"></label>
+</header>
+<main id="main"></main>
+<script></script>
+</body>
+</html>
+"""
+
+DOCS_STYLE = """
+header, main { max-width: 60rem; margin: 0 auto; padding: 0 1rem }
+h1 { font-size: 2rem; font-weight: 650; letter-spacing: -.02em; margin: 2rem 0 0 }
+h2 { margin: 2.5rem 0 .5rem; font-size: 1.1rem; text-transform: capitalize }
+header p { color: var(--soft); margin: .25rem 0 1rem }
+label { display: block; font-size: .9rem; color: var(--soft) }
+input, textarea, select {
+  display: block; width: 100%; margin: .15rem 0 .6rem; padding: .45rem .6rem; color: var(--ink);
+  background: var(--card); border: 1px solid var(--soft); border-radius: .5rem;
+}
+textarea { min-height: 7rem; font-family: ui-monospace, monospace; font-size: .85rem }
+details { background: var(--card); border: 1px solid var(--line); border-radius: .75rem }
+details { margin: .5rem 0 }
+summary { padding: .6rem .9rem; display: flex; flex-wrap: wrap; gap: .1rem .75rem }
+summary { cursor: pointer }
+summary span { color: var(--soft) }
+summary code { font-weight: 600; overflow-wrap: anywhere }
+.method { font: 700 .75rem/1.5rem ui-monospace, monospace; width: 4rem; color: var(--accent) }
+.method.DELETE { color: var(--bad) }
+.inside { padding: 0 .9rem .9rem }
+.answers { border-collapse: collapse; width: 100%; font-size: .9rem; margin: .5rem 0 }
+.answers td { border-top: 1px solid var(--line); padding: .3rem .5rem .3rem 0 }
+.answers td { vertical-align: top }
+pre {
+  background: var(--tile); padding: .7rem; border-radius: .5rem; font-size: .8rem; margin: .5rem 0;
+  overflow: auto; max-height: 24rem; white-space: pre-wrap; overflow-wrap: anywhere;
+}
+.inside button {
+  background: var(--accent); color: var(--on-accent); border: 0; border-radius: .5rem;
+  padding: .5rem 1.2rem; font-weight: 600;
+}
+.inside img { max-width: 100%; max-height: 20rem; border-radius: .5rem }
+"""
+
+DOCS_SCRIPT = """
+const MAIN = document.getElementById("main");
+const TOKEN = document.getElementById("token");
+const MAX_SHOWN = 20000;  // characters of an answer
+
+function resolve(api, thing) {
+  return thing.$ref ? thing.$ref.slice(2).split("/").reduce((at, key) => at[key], api) : thing;
+}
+
+const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
+
+// A field of a form for one parameter, or one property of a body.
+function field(name, schema, required) {
+  const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
+  const choices = schema.enum || (schema.type === "boolean" ? ["true", "false"] : null);
+  const input = choices
+    ? h("select", {}, h("option", {value: ""}, "–"), choices.map((c) => h("option", {}, c)))
+    : h("input", {type: schema.format === "binary" ? "file" : "text"});
+  input.name = name;
+  if (schema.default !== undefined) input.placeholder = String(schema.default);
+  return h("label", {}, `${name} · ${hints.filter(Boolean).join(", ")}`, input);
+}
+
+// The fields of a body: a form's, or one text for JSON.
+function bodyFields(operation, form) {
+  const content = operation.requestBody ? operation.requestBody.content : {};
+  const type = ["multipart/form-data", "application/json"].find((each) => content[each]);
+  if (!type) return [];
+  form.dataset.type = type;
+  const {schema} = content[type];
+  if (type === "application/json") {
+    const {properties = {}} = schema.anyOf ? schema.anyOf[1] : schema;
+    const draft = Object.fromEntries(Object.entries(properties).map(([name, each]) =>
+      [name, typeOf(each) === "boolean" ? false : typeOf(each) === "integer" ? null : ""]));
+    const text = JSON.stringify(schema.anyOf ? {body: draft} : draft, null, 2);
+    return [h("label", {}, "body, as JSON", h("textarea", {name: "body", value: text}))];
+  }
+  return Object.entries(schema.properties).map(([name, each]) => {
+    const label = field(name, each, (schema.required || []).includes(name));
+    label.querySelector("[name]").dataset.part = "yes";
+    return label;
+  });
+}
+
+// What a filled form asks for: fetch's arguments, and the same as a curl command.
+function request(method, path, form) {
+  const query = new URLSearchParams();
+  const headers = TOKEN.value ? {Authorization: `Bearer ${TOKEN.value}`} : {};
+  const parts = form.dataset.type === "multipart/form-data" ? new FormData() : null;
+  const words = ["curl", "-X", method];
+  let body = parts || undefined;
+  if (TOKEN.value) words.push("-H", "Authorization: Bearer TOKEN");
+  for (const input of form.querySelectorAll("[name]")) {
+    const {name, value} = input;
+    if (name === "body" && input.tagName === "TEXTAREA") {
+      headers["Content-Type"] = "application/json";
+      words.push("-H", "Content-Type: application/json", "-d", value);
+      body = value;
+    } else if (input.dataset.part && value) {
+      const file = input.files && input.files[0];
+      parts.append(name, file || value);
+      words.push("-F", file ? `${name}=@${file.name}` : `${name}=${value}`);
+    } else if (path.includes(`{${name}}`)) {
+      path = path.replace(`{${name}}`, encodeURIComponent(value));
+    } else if (!input.dataset.part && value) {
+      query.append(name, value);
+    }
+  }
+  const url = ROOT + path + (query.size ? `?${query}` : "");
+  words.push(location.origin + url);
+  const quoted = words.map((word) =>
+    /^[\\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\\\''")}'`);
+  return {url, options: {method, headers, body}, curl: quoted.join(" ")};
+}
+
+async function send(call, out) {
+  let lines = "The server cannot be reached.";
+  let picture = null;
+  try {
+    const answer = await fetch(call.url, call.options);
+    const type = answer.headers.get("Content-Type") || "";
+    lines = `${answer.status} ${answer.statusText}\\n`;
+    for (const [name, value] of answer.headers) lines += `${name}: ${value}\\n`;
+    if (type.startsWith("image/")) {
+      picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
+    } else if (/^(text|application\\/json)/.test(type)) {
+      let text = await answer.text();
+      if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
+      lines += `\\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+    }
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+  }
+  out.replaceChildren(h("pre", {}, lines), ...(picture ? [picture] : []));
+}
+
+function drawAnswers(api, operation) {
+  const rows = Object.entries(operation.responses).map(([status, answer]) => {
+    const about = resolve(api, answer);
+    const shown = Object.values(about.content || {}).find((each) => each.example !== undefined);
+    const sample = shown ? h("pre", {}, JSON.stringify(shown.example, null, 2)) : null;
+    return h("tr", {}, h("td", {}, status), h("td", {}, about.description, sample));
+  });
+  return h("table", {className: "answers"}, rows);
+}
+
+function drawOperation(api, path, method, operation) {
+  const form = h("form");
+  const out = h("div", {role: "status"});
+  const curl = h("pre");
+  const parameters = (operation.parameters || []).map((each) =>
+    field(each.name, each.schema, each.required));
+  form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
+  const current = () => request(method, path, form);
+  const update = () => { curl.textContent = current().curl; };
+  form.addEventListener("input", update);
+  TOKEN.addEventListener("input", update);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send(current(), out);
+  });
+  update();
+  return h("div", {className: "inside"}, h("p", {}, operation.description), form,
+    drawAnswers(api, operation));
+}
+
+function draw(api) {
+  document.getElementById("about").replaceChildren(
+    `Version ${api.info.version}. ${api.info.description} The document behind this page: `,
+    h("a", {href: `${ROOT}/openapi.json`}, "openapi.json"), ".");
+  for (const {name} of api.tags) {
+    MAIN.append(h("h2", {}, name));
+    for (const [path, operations] of Object.entries(api.paths)) {
+      for (const [key, operation] of Object.entries(operations)) {
+        if (operation.tags[0] !== name) continue;
+        const method = key.toUpperCase();
+        const box = h("details", {}, h("summary", {},
+          h("b", {className: `method ${method}`}, method), h("code", {}, path),
+          h("span", {}, operation.summary)));
+        box.addEventListener("toggle", () =>
+          box.append(drawOperation(api, path, method, operation)), {once: true});
+        MAIN.append(box);
+      }
+    }
+  }
+}
+
+fetch(`${ROOT}/openapi.json`).then((answer) => answer.json()).then(draw);
+"""
+
+DOCS = build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIPT)
+
+
+@route("GET", "/docs", OPEN, "system", "This interface, to read and to try", {200: "page"})
+def get_docs(app: App, request: Request) -> Response:
+    return page_response(request, DOCS)
+
+
+# -- The gallery page --------------------------------------------------------------------
 
 PAGE_PICTURES = 60
 PAGE = """<!doctype html>
@@ -10321,4 +10982,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8":  # names of files are bytes, whatever the locale
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     sys.exit(main())

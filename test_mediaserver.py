@@ -2392,6 +2392,26 @@ def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
     assert len(buffers._spare) == buffers._made == 1
 
 
+@pytest.mark.parametrize(("error", "works"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
+    tmp_path, monkeypatch, error, works
+):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(error, "no")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if works else pytest.raises(OSError):
+        incoming = folder.receive([memoryview(b"abc")], 3)
+        folder.keep(incoming, ["sub/a.png"])
+        incoming.discard(undo=False)
+        assert files_below(tmp_path) == {"sub/a.png"}
+
+
 # ======================================================================================
 # 7. Thumbnails
 # ======================================================================================
@@ -2837,6 +2857,212 @@ def test_ffmpeg_stands_in_for_pillow(tmp_path, monkeypatch, pillow, ffmpeg):
     (tmp_path / "c.jpg").write_bytes(png_header(60000, 60000))
     assert make(thumbnails, tmp_path / "c.jpg") is None
     stop_host(thumbnails, host)
+
+
+# ======================================================================================
+# 8. Scanner
+# ======================================================================================
+
+
+class Scanning(NamedTuple):
+    """A scanner of one folder that runs when told to, in this process."""
+
+    index: Any
+    folder: Any
+    thumbnails: Any
+    scanner: Any
+    path: Path
+
+    def states(self) -> dict[str, int | None]:
+        rows = self.index.read("SELECT path, thumbnail FROM file JOIN asset USING (sha256)")
+        return {os.fsdecode(path): thumbnail for path, thumbnail in rows}
+
+    def try_thumbnail(self, name: str) -> Any:
+        file, asset = self.index.files.get("library", name)
+        return self.scanner.ensure_thumbnail(file, asset)
+
+    @property
+    def unreadable(self) -> int:
+        return int(self.scanner.progress.get().unreadable)
+
+
+@pytest.fixture
+def scanning(tmp_path) -> Iterator[Scanning]:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    index = ms.open_index(tmp_path / "index.sqlite3")
+    is_new = functools.partial(index.files.is_empty, "library")
+    folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
+    thumbnails = ms.Thumbnails(1)
+    thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
+    scanner = ms.Scanner(index, [folder], thumbnails, ms.SharedProgress())
+    yield Scanning(index, folder, thumbnails, scanner, path)
+    scanner.stop()
+    index.close()
+
+
+@pytest.fixture
+def decoding(scanning, pillow) -> Iterator[Scanning]:
+    host = start_host(scanning.thumbnails)
+    fill(scanning.path, {"a.png": png(30, 20), "b.png": png(20, 30)})
+    assert scanning.scanner.scan()
+    yield scanning
+    stop_host(scanning.thumbnails, host)
+
+
+def after(call: Callable[..., Any], then: Callable[[], object]) -> Callable[..., Any]:
+    """A function that does something else, once, before it returns."""
+    todo = [then]
+
+    def both(*arguments: Any) -> Any:
+        result = call(*arguments)
+        while todo:
+            todo.pop()()
+        return result
+
+    return both
+
+
+def failing(call: Callable[..., Any], error: Exception, *when: Any) -> Callable[..., Any]:
+    """A function that fails where its first argument is one of these; once where there is none."""
+    left = [error]
+
+    def fail(first: Any, *rest: Any, **more: Any) -> Any:
+        if first in when or (not when and left):
+            left.clear()
+            raise error
+        return call(first, *rest, **more)
+
+    return fail
+
+
+@pytest.mark.parametrize("how", ["renamed", "pipe", "link", "folder"])
+def test_no_file_gets_the_thumbnail_of_what_took_its_place(decoding, tmp_path, how):
+    path = decoding.path
+    if how == "renamed":
+        (path / "b.png").rename(path / "a.png")
+    else:
+        (path / "a.png").rename(tmp_path / "outside.png")
+        if how == "pipe":
+            os.mkfifo(path / "a.png")
+        elif how == "link":
+            (path / "a.png").symlink_to(tmp_path / "outside.png")
+        else:
+            (path / "a.png").mkdir()
+    with contextlib.suppress(OSError):
+        assert decoding.try_thumbnail("a.png") is ms.Outcome.FAILED
+    assert decoding.states()["a.png"] is None
+    assert not list(path.glob(".thumbnails/*.png"))
+
+
+def test_what_is_written_while_it_is_decoded_gets_no_thumbnail(decoding, monkeypatch):
+    file = decoding.path / "a.png"
+    change = functools.partial(file.write_bytes, png(9, 9))
+    decode = after(decoding.thumbnails._decode, change)
+    monkeypatch.setattr(decoding.thumbnails, "_decode", decode)
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.FAILED
+    assert decoding.states()["a.png"] is None
+    assert decoding.scanner.scan()
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.MADE
+
+
+def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
+    fill(decoding.path, {"broken.png": png()[:60]})
+    assert decoding.scanner.scan()
+    assert decoding.try_thumbnail("broken.png") is ms.Outcome.IMPOSSIBLE
+    full = failing(ms.write_all, OSError(errno.ENOSPC, "full"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "write_all", full)
+        with pytest.raises(OSError):
+            decoding.try_thumbnail("a.png")
+    with monkeypatch.context() as patch:  # killed, as by a kernel without memory
+        patch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
+        assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
+    assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
+    assert not list((decoding.path / ".thumbnails").rglob("*.png"))
+    decoding.thumbnails._deaths.clear()
+    assert decoding.scanner._make_thumbnails()
+    assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
+
+
+def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decoding, monkeypatch):
+    monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(decoding.thumbnails, "_decode", lambda *_: None)
+    outcomes = [decoding.try_thumbnail("a.png") for _ in range(ms.MAX_DECODER_DEATHS)]
+    assert outcomes[-2:] == [ms.Outcome.FAILED, ms.Outcome.IMPOSSIBLE]
+    assert decoding.states()["a.png"] == 0
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch):
+    content = png()
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    change = functools.partial((scanning.path / "a.png").write_bytes, content)
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "HASH_THREADS", 1)
+        patch.setattr(ms, "probe", after(ms.probe, change))
+        assert not scanning.scanner.scan()
+    assert (set(scanning.states()), scanning.unreadable) == ({"b.png"}, 1)
+    assert scanning.scanner.scan()
+    assert scanning.unreadable == 0
+    assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
+    scanning, monkeypatch, error
+):
+    fill(scanning.path, {"a.png": png(), "closed/b.png": png(), "z/c.png": png()})
+    assert scanning.scanner.scan()
+    (scanning.path / "z" / "c.png").unlink()
+    fill(scanning.path, {"z/d.png": png()})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing(os.open, OSError(error, "no"), "closed"))
+        assert not scanning.scanner.scan()
+    assert set(scanning.states()) == {"a.png", "closed/b.png", "z/d.png"}
+    assert scanning.unreadable == 1
+    assert scanning.scanner.scan()
+
+
+def test_a_root_that_becomes_another_one_during_a_scan_loses_nothing(
+    scanning, monkeypatch, tmp_path
+):
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    assert scanning.scanner.scan()
+    fill(tmp_path / "other", {"c.png": png()})
+
+    def swap() -> None:
+        scanning.path.rename(tmp_path / "away")
+        (tmp_path / "other").rename(scanning.path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning.index.files, "in_order", after(scanning.index.files.in_order, swap))
+        assert not scanning.scanner.scan()
+    assert {"a.png", "b.png"} <= set(scanning.states())
+    assert scanning.scanner.scan()
+    assert set(scanning.states()) == {"c.png"}
+
+
+def test_an_unfinished_scan_is_taken_up_again_by_itself(scanning, monkeypatch, capsys):
+    fill(scanning.path, {f"{i}.png": png() for i in range(5)})
+    monkeypatch.setattr(ms, "TRY_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(ms, "SCAN_BATCH", 2)
+    locked = failing(scanning.index.write, sqlite3.OperationalError("database is locked"))
+    monkeypatch.setattr(scanning.index, "write", locked)
+    scanning.scanner.start(0)
+    wait_until(lambda: len(scanning.states()) == 5)
+    assert "2 files are not in the index yet" in capsys.readouterr().err
+
+
+def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch):
+    fill(scanning.path, {"a.png": png(), "b.png": png(), "c.png": png()})
+    real = scanning.index.files.put
+
+    def put(db: Any, file: Any, asset: Any) -> Any:
+        return real(db, file._replace(size=1 << 70) if file.path == "b.png" else file, asset)
+
+    monkeypatch.setattr(scanning.index.files, "put", put)
+    assert not scanning.scanner.scan()
+    assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
 # ======================================================================================
@@ -4665,20 +4891,21 @@ def test_an_svg_is_served_so_that_no_script_in_it_runs(server):
         assert "allow-scripts" not in policy
 
 
+def dump_page(url: str, home: Path) -> str:
+    """The document that Chromium has when a page's scripts have run."""
+    command = [
+        need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+        "--virtual-time-budget=5000", f"--user-data-dir={home}/profile", url,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
 def test_chromium_runs_no_script_of_an_svg(server, tmp_path):
-    chromium = need("chromium")
     script = "<script>document.documentElement.setAttribute('ran', 'yes')</script>"
     control = tmp_path / "control.svg"
     control.write_bytes(svg(script))
     made = server.upload(svg(script), "a.svg").json
-    seen = [
-        subprocess.run(
-            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-             f"--user-data-dir={tmp_path}/profile", url],
-            capture_output=True, text=True, check=True, timeout=60,
-        ).stdout
-        for url in (control.as_uri(), made["url"])
-    ]  # fmt: skip
+    seen = [dump_page(url, tmp_path) for url in (control.as_uri(), made["url"])]
     assert ['ran="yes"' in page for page in seen] == [True, False]
     assert "<svg" in seen[1]
 
@@ -4809,17 +5036,32 @@ def test_hidden_files_excluded_folders_and_links_that_lead_out_are_passed_over(s
     assert running.get(f"/image/{sha256((outside / 'secret.png').read_bytes())}").status == 404
 
 
-def test_names_that_are_no_utf_8_are_found_and_do_not_break_the_list(start, tmp_path):
-    storage, content = tmp_path / "pictures", png()
-    storage.mkdir()
+def test_names_that_are_no_utf_8_are_found_and_have_urls_that_work(start, tmp_path):
+    media, content = tmp_path / "pictures" / "media", png()
+    media.mkdir(parents=True)
     try:
-        Path(os.fsdecode(os.fsencode(storage) + b"/caf\xe9.png")).write_bytes(content)
+        Path(os.fsdecode(os.fsencode(media) + b"/caf\xe9.png")).write_bytes(content)
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     running = start()
     running.scanned()
     assert running.listed()[sha256(content)]["filename"] == "caf\ufffd.png"
     assert running.get(f"/image/{sha256(content)}").body == content
+    (shown,) = running.get("/media").json["files"]
+    assert running.get(urlsplit(shown["url"]).path).body == content
+
+
+def test_names_of_files_are_utf_8_in_any_locale(start, tmp_path):
+    fill(tmp_path / "pictures", {"日本.png": png()})
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    running = start(**locale)
+    running.scanned()
+    assert names(running) == {"日本.png"}
+    content = png()
+    answer = running.put("/image/%E6%97%A5.png", content)
+    assert (answer.status, answer.json["filename"]) == (201, "日.png")
+    assert running.store(content, "ü.png").status == 201
+    assert running.get("/image/%C3%BC.png", **READER).body == content
 
 
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
@@ -5431,6 +5673,21 @@ def test_an_upload_folder_elsewhere_is_used_and_found_again(start, tmp_path):
     assert running.get("/image/put%20by%20hand.png", **READER).status in {200, 404}
     running.rescan()
     assert running.get("/image/put%20by%20hand.png", **READER).body == content
+
+
+def test_what_an_earlier_program_left_in_the_upload_folder_is_served_and_kept(start, tmp_path):
+    box, old = tmp_path / "box", png()
+    fill(box, {"My photo.JPG": old, "ü.png": old, ".hidden.png": old})
+    running = start(upload_dir=str(box))
+    for name in ("My%20photo.JPG", "%C3%BC.png"):
+        assert running.get(f"/image/{name}", **READER).body == old
+        assert running.get(f"/image/{name}").status == 401
+    assert running.get("/image/.hidden.png", **READER).status == 404
+    new = png()
+    stored = running.store(new, "ü.png").json["stored_as"]
+    assert stored != "ü.png"
+    assert (box / "ü.png").read_bytes() == old
+    assert running.get(f"/image/{quote(stored)}", **READER).body == new
 
 
 # -- accounts: users, their media and collections -----------------------------------------
@@ -7235,7 +7492,7 @@ def test_a_session_is_for_bearers_and_its_cookie_for_this_server_alone(server):
     assert name == "mediaserver_view"
     rules = rules.split("; ")[1:]
     assert rules == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict"]
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert "no-store" in answer.headers["Cache-Control"]
     secure = open_session(server, **{"X-Forwarded-Proto": "https"})
     assert secure.headers["Set-Cookie"].endswith("; Secure")
     ended = server.request("DELETE", "/session")
@@ -7251,12 +7508,8 @@ def test_a_view_cookie_shows_an_account_its_own_records_until_it_is_disabled(ser
     record = user.call("POST", MEDIA, {"name": "a", "type": "image", "size": 1})[1]
     cookie = cookie_of(open_session(server, user.headers))
     assert server.get(f"{MEDIA}{record['id']}/", **cookie).json["name"] == "a"
-    assert (
-        server.get(
-            f"{MEDIA}{record['id']}/", **cookie_of(open_session(server, other.headers))
-        ).status
-        == 404
-    )
+    foreign = cookie_of(open_session(server, other.headers))
+    assert server.get(f"{MEDIA}{record['id']}/", **foreign).status == 404
     assert owner_says(server, "user", "disable", user.name).returncode == 0
     assert server.get(MEDIA, **cookie).status == 401
     assert server.get("/health", **cookie).status == 200
@@ -7295,6 +7548,73 @@ def test_a_browser_gets_a_page_that_needs_nothing_from_outside(server):
     assert "Accept" in answer.headers["Vary"]
     assert answer.headers["Content-Security-Policy"]
     assert not re.search(rb"""(src|href)=["']?(https?:)?//""", answer.body)
+
+
+def operations_of(document: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {
+        (method.upper(), re.sub(r"\{\w+\}", "{}", path.rstrip("/")))
+        for path, operations in document["paths"].items()
+        for method in operations
+    }
+
+
+def test_the_openapi_document_is_valid_and_has_every_route(server):
+    need("openapi_spec_validator").validate(document := server.get("/openapi.json").json)
+    assert document["openapi"].startswith("3.1.")
+    paths = {(item.method, re.sub(r"\{.*?\}", "{}", item.path.rstrip("/"))) for item in ms.ROUTES}
+    assert operations_of(document) == paths
+    identifiers = [
+        operation["operationId"]
+        for operations in document["paths"].values()
+        for operation in operations.values()
+    ]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_answers_are_as_the_openapi_document_has_them(server, django):
+    jsonschema = need("jsonschema")
+    document = server.get("/openapi.json").json
+
+    def check(method: str, path: str, template: str, **more: Any) -> Any:
+        answer = server.request(method, path, **more)
+        responses = document["paths"][template][method.lower()]["responses"]
+        about = responses.get(str(answer.status), responses["default"])
+        if "$ref" in about:
+            about = document["components"]["responses"][about["$ref"].rpartition("/")[2]]
+        schema = about["content"]["application/json"]["schema"]
+        jsonschema.validate(answer.json, {**schema, "components": document["components"]})
+        return answer.json
+
+    def send(method: str, path: str, template: str, field: str = "file") -> Any:
+        body, content_type = form("a.png", png(), field)
+        headers = {"Content-Type": content_type, **OWNER}
+        return check(method, path, template, body=body, headers=headers)
+
+    send("POST", "/upload", "/upload")
+    stored = send("PUT", "/image/a.png", "/image/{filename}")
+    send("POST", "/upload-image", "/upload-image")
+    item = send("POST", "/entity/", "/entity/", "image")
+    record = django.upload(png(), "a.png")[1]
+    for path, template in (
+        ("/", "/"), ("/health", "/health"), ("/media", "/media"), ("/list", "/list"),
+        ("/media?page=x", "/media"), (f"/entity/{item['id']}", "/entity/{id}"),
+        ("/entity/", "/entity/"), ("/entity/?page=x", "/entity/"),
+        ("/entity/9999", "/entity/{id}"), (f"{MEDIA}{record['id']}/", MEDIA + "{id}/"),
+        (f"/entity/{item['id']}/versions", "/entity/{id}/versions"),
+        ("/api/auth/profile/", "/api/auth/profile/"), (MEDIA, MEDIA), ("/metrics", "/metrics"),
+        ("/api/auth/sessions/", "/api/auth/sessions/"),
+        (f"/thumbnail/{'0' * 64}", "/thumbnail/{sha256}"),
+    ):  # fmt: skip
+        check("GET", path, template, headers=django.headers)
+    assert stored["sha256"] in server.get("/list").json
+
+
+def test_the_docs_page_draws_every_operation_in_a_browser(server, tmp_path):
+    answer = server.get("/docs")
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
+    page = dump_page(server.url + "/docs", tmp_path)
+    assert page.count("<details>") == len(operations_of(server.get("/openapi.json").json))
 
 
 def test_the_server_answers_while_it_scans(start, tmp_path):
@@ -8459,8 +8779,7 @@ backend out
   server one 127.0.0.1:SERVER
 """),
     "varnishd": (
-        "varnishd -F -f FOLDER/config -a 127.0.0.1:LISTEN -n FOLDER/work -s malloc,32m -T none",
-        'vcl 4.1; backend one { .host = "127.0.0.1"; .port = "SERVER"; }',
+        "varnishd -j none -F -a 127.0.0.1:LISTEN -b 127.0.0.1:SERVER -n FOLDER/work -T none", ""
     ),
     "caddy": ("caddy run --adapter caddyfile --config FOLDER/config", """
 {
