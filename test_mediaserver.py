@@ -8820,21 +8820,21 @@ def test_through_proxies_files_come_and_go_and_no_error_is_kept(server, proxied,
     content = png_of(3 << 20)
     path, url = tmp_path / "photo.png", f"{proxied}/image/{sha256(content)}"
     path.write_bytes(content)
-    client = need("httpx").Client()
-    assert client.get(url).status_code == 404
-    put = f"{proxied}/image/photo.png?token={upload_token()}"
-    made = upload_by_curl(put, path, "-XPUT")
-    assert made["sha256"] == sha256(content)
-    assert client.get(url).content == content, "the 404 was not kept"
-    assert client.get(url, headers={"Range": "bytes=5-9"}).content == content[5:10]
-    assert download("aria2c, in four pieces", url, tmp_path / "got.png", content) == content
-    fresh = client.get(url, headers={"If-None-Match": f'"{sha256(content)}"'})
-    assert (fresh.status_code, fresh.content) == (304, b"")
-    upload = f"{proxied}/upload?token={upload_token()}"
-    assert local(upload_by_requests_in_pieces(upload, path)["url"]).startswith("/media/")
-    length = len(server.log)
-    client.get(f"{proxied}/list", headers={"Authorization": "Bearer x"})
-    assert "refused 127.0.0.1 anonymous GET /list: 401" in server.log[length:]
+    with need("httpx").Client() as client:
+        assert client.get(url).status_code == 404
+        put = f"{proxied}/image/photo.png?token={upload_token()}"
+        made = upload_by_curl(put, path, "-XPUT")
+        assert made["sha256"] == sha256(content)
+        assert client.get(url).content == content, "the 404 was not kept"
+        assert client.get(url, headers={"Range": "bytes=5-9"}).content == content[5:10]
+        assert download("aria2c, in four pieces", url, tmp_path / "got.png", content) == content
+        fresh = client.get(url, headers={"If-None-Match": f'"{sha256(content)}"'})
+        assert (fresh.status_code, fresh.content) == (304, b"")
+        upload = f"{proxied}/upload?token={upload_token()}"
+        assert local(upload_by_requests_in_pieces(upload, path)["url"]).startswith("/media/")
+        length = len(server.log)
+        client.get(f"{proxied}/list", headers={"Authorization": "Bearer x"})
+        assert "refused 127.0.0.1 anonymous GET /list: 401" in server.log[length:]
 
 
 # ======================================================================================
