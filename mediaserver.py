@@ -89,7 +89,7 @@ import uuid
 import weakref
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -311,7 +311,7 @@ class Settings(NamedTuple):
     )
     token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
     upload_tokens: str = setting(
-        "all", "which upload tokens are good: all, or scoped: those of `token --scope` alone",
+        "all", "which upload tokens are good: all, or scoped: those of token --scope alone",
         one_of("all", "scoped"),
     )  # fmt: skip
     auth_token: str = secret("static bearer token: the owner's key, every permission")
@@ -1055,10 +1055,11 @@ class Grant(NamedTuple):
 
 def sign_grant(grant: Grant, key: str) -> str:
     """Return a scoped token; the key is `Keys.scoped_key`."""
-    limits = {"path": grant.path, "max_bytes": grant.max_bytes, "uses": grant.uses}
-    claims = {"token_type": "scoped", "scope": " ".join(sorted(grant.scopes))}
-    claims |= {name: value for name, value in limits.items() if value is not None}
-    return sign_jwt({**claims, "exp": int(grant.expires), "jti": grant.id}, key)
+    scopes = " ".join(sorted(grant.scopes))
+    limits = {"max_bytes": grant.max_bytes, "uses": grant.uses}
+    given = {name: value for name, value in limits.items() if value is not None}
+    about = {"scope": scopes, "path": grant.path, "exp": int(grant.expires), "jti": grant.id}
+    return sign_jwt({"token_type": "scoped", **about, **given}, key)
 
 
 def verify_grant(token: str, key: str, now: float) -> Grant:
@@ -2717,16 +2718,16 @@ class File(NamedTuple):
 
 
 SERVER_ONLY = frozenset({"users", "entities"})  # roots that nobody else writes to
-State = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
+FileState = tuple[int, int, float]  # of a file: size, mtime_ns, ctime
 MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centuries
 
 
-def state_of(status: os.stat_result) -> State:
+def state_of(status: os.stat_result) -> FileState:
     """Size, mtime_ns and ctime of a file; another state is another content."""
     return status.st_size, max(-MAX_NS, min(MAX_NS, status.st_mtime_ns)), status.st_ctime
 
 
-def is_same(root: str, known: State, status: os.stat_result) -> bool:
+def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
     """Whether a file is as it was.
 
     Some edits keep size and mtime (`exiftool -P`): ctime, which nobody can set, tells those. It
@@ -3021,7 +3022,7 @@ class Files(Subject):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def in_order(self, root: str) -> Iterator[tuple[bytes, State]]:
+    def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
         # It reads page by page, so that no long read keeps the WAL from being folded in.
         rows = "SELECT path, size, mtime_ns, ctime FROM file"
@@ -3681,6 +3682,13 @@ class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
 
 
+class Limit(NamedTuple):
+    """How many bytes a file may have, and what to tell who sends more."""
+
+    size: int
+    sentence: str
+
+
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
@@ -3881,27 +3889,11 @@ class Folder:
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def receive(self, chunks: Iterable[Buffer], limit: int, md5: bool = False) -> Incoming:
-        """Write `chunks` to a fresh file while hashing them; TooLarge beyond `limit` bytes."""
+    def begin(self, limit: Limit, md5: bool = False) -> Receiving:
+        """Return what takes in a fresh file of at most `limit` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         incoming = Incoming(self, name, self._create(name))
-        hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
-        with contextlib.ExitStack() as cleanup:
-            cleanup.callback(incoming.discard)
-            head = b""
-            blocks = self.buffers.write(incoming.file, chunks)
-            for block in cleanup.enter_context(contextlib.closing(blocks)):
-                incoming.size += len(block)
-                if incoming.size > limit:
-                    raise TooLarge(f"The file is larger than {limit} bytes.")
-                for digest in hashes:
-                    digest.update(block)
-                head = head or bytes(block[:HEAD_BYTES])
-            incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
-            cleanup.pop_all()
-        incoming.sha256, *rest = (digest.hexdigest() for digest in hashes)
-        incoming.md5 = "".join(rest)
-        return incoming
+        return Receiving(incoming, self.buffers, limit, md5)
 
     def _create(self, name: str) -> io.FileIO:
         """A new file for writing and reading; the folders on the way are made."""
@@ -4124,6 +4116,83 @@ class Folder:
         return found
 
 
+class Receiving:
+    """A file while it arrives: written and hashed in large blocks of the pieces it is fed.
+
+    Whoever begins one ends it with `finish` or `discard`. After `pause` it holds a descriptor
+    and no memory to speak of, until it is fed again.
+    """
+
+    def __init__(self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, md5: bool) -> None:
+        self._incoming = incoming
+        self._buffers = buffers
+        self._limit = limit
+        self._hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
+        self._buffer: memoryview | None = None
+        self._filled = 0  # bytes of it
+        self._head: bytes | None = None  # of the file; b"" where it has to be read again
+
+    def feed(self, piece: Buffer) -> None:
+        """Take in the next bytes; TooLarge if they are too many."""
+        self._incoming.size += len(piece)
+        if self._incoming.size > self._limit.size:
+            raise TooLarge(self._limit.sentence)
+        used = 0
+        while used < len(piece):
+            buffer = self._buffer = self._buffer or self._buffers.take()
+            filled = self._filled
+            count = min(len(piece) - used, len(buffer) - filled)
+            buffer[filled : filled + count] = piece[used : used + count]
+            self._filled, used = filled + count, used + count
+            if self._filled == len(buffer):
+                self._write()
+
+    def _write(self) -> None:
+        """Write what is in the buffer, and hash it meanwhile."""
+        if self._buffer is None:
+            return
+        block, self._filled = self._buffer[: self._filled], 0
+        if self._head is None:
+            self._head = bytes(block[:HEAD_BYTES])
+        # For a short one a thread would take longer to begin.
+        long = len(block) == WRITE_BYTES
+        writing = Background(write_block, self._incoming.file, block) if long else None
+        try:
+            for digest in self._hashes:
+                digest.update(block)
+        finally:
+            if writing:
+                writing.finish()
+        if not long:
+            write_block(self._incoming.file, block)
+
+    def pause(self) -> None:
+        """Let go of memory while no more comes."""
+        self._write()
+        self._head = b""
+        self._release()
+
+    def _release(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._buffers.give_back(buffer)
+
+    def finish(self) -> Incoming:
+        """Return the file, which is complete, with its facts and hashes."""
+        self._write()
+        self._release()
+        incoming = self._incoming
+        head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
+        incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
+        incoming.sha256, *rest = (digest.hexdigest() for digest in self._hashes)
+        incoming.md5 = "".join(rest)
+        return incoming
+
+    def discard(self) -> None:
+        self._release()
+        self._incoming.discard()
+
+
 class WriteBuffers:
     """Memory in which pieces of files become large blocks; each begins at a page for O_DIRECT."""
 
@@ -4132,27 +4201,7 @@ class WriteBuffers:
         self._made = 0
         self._lock = threading.Lock()
 
-    def write(
-        self, file: io.FileIO, pieces: Iterable[Buffer]
-    ) -> Generator[memoryview, None, None]:
-        """Write pieces to a file; each block is given out, to be hashed while it is written."""
-        buffer = self._take()
-        try:
-            for count in fill(buffer, pieces):
-                block = buffer[:count]
-                if count < WRITE_BYTES:  # a thread would take longer to begin
-                    write_block(file, block)
-                    yield block
-                    continue
-                writing = Background(write_block, file, block)
-                try:
-                    yield block
-                finally:
-                    writing.finish()
-        finally:
-            self._give_back(buffer)
-
-    def _take(self) -> memoryview:
+    def take(self) -> memoryview:
         with self._lock:
             if self._spare:
                 return self._spare.pop()
@@ -4161,26 +4210,10 @@ class WriteBuffers:
             self._made += size == WRITE_BYTES
         return buffer
 
-    def _give_back(self, buffer: memoryview) -> None:
+    def give_back(self, buffer: memoryview) -> None:
         if len(buffer) == WRITE_BYTES:
             with self._lock:
                 self._spare.append(buffer)
-
-
-def fill(buffer: memoryview, pieces: Iterable[Buffer]) -> Iterator[int]:
-    """Copy pieces into a buffer; yields how many bytes are in it when it is full, and at last."""
-    filled = 0
-    for piece in pieces:
-        used = 0
-        while used < len(piece):
-            count = min(len(piece) - used, len(buffer) - filled)
-            buffer[filled : filled + count] = piece[used : used + count]
-            filled, used = filled + count, used + count
-            if filled == len(buffer):
-                yield filled
-                filled = 0
-    if filled:
-        yield filled
 
 
 class Background:
@@ -5440,8 +5473,11 @@ class RequestHead(NamedTuple):
     is_plain: bool  # nothing in it asks for other than the whole, public thing
 
     @property
-    def has_no_body(self) -> bool:
-        return not (self.content_length or self.chunked)
+    def has_body(self) -> bool:
+        return self.chunked or bool(self.content_length)
+
+    def body_decoder(self) -> BodyDecoder:
+        return ChunkedDecoder() if self.chunked else LengthDecoder(self.content_length or 0)
 
 
 def parse_request_head(head: bytes) -> RequestHead:
@@ -5597,7 +5633,26 @@ def _parse_transfer_encoding(headers: Headers, version: tuple[int, int]) -> bool
     return True
 
 
-# -- Chunked bodies --------------------------------------------------------------------
+# -- Bodies, by length or in chunks ----------------------------------------------------
+
+
+class LengthDecoder:
+    """Takes a body of a known length off what arrives (RFC 9112 §6.2), as ChunkedDecoder does."""
+
+    def __init__(self, length: int) -> None:
+        self.finished = not length
+        self.rest = b""
+        self._left = length
+
+    def feed(self, data: bytes | memoryview) -> list[memoryview]:
+        """Return the content in what has arrived, as slices of it."""
+        content = memoryview(data)[: self._left]
+        self._left -= len(content)
+        self.finished = not self._left
+        if len(content) < len(data):
+            self.rest += data[len(content) :]
+        return [content] if content else []
+
 
 # The CRLF that ends the chunk before, then chunk-size [ chunk-ext ] CRLF (RFC 9112 §7.1).
 _CHUNK_LINE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
@@ -5670,6 +5725,9 @@ class ChunkedDecoder:
         parse_fields(block[2:end])
         self.finished = True
         return position + end + 4 - len(self._held)
+
+
+BodyDecoder = LengthDecoder | ChunkedDecoder
 
 
 # -- Multipart bodies ------------------------------------------------------------------
@@ -6128,15 +6186,16 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # 10. Server
 # ======================================================================================
 # `ThreadingHTTPServer`, but with a thread only while there is work for one. The selector of
-# `serve_forever` holds idle connections, heads and short bodies that are still arriving, and
-# answers that wait for a slow reader; cheap hot GETs it answers where it stands (passing the
-# GIL to a thread costs more than such an answer), everything else goes to a thread for that
-# one request, or for several with bodies that follow each other at once. Ten thousand slow
-# clients thus cost memory, not threads. Media are unknown here.
+# `serve_forever` holds idle connections, heads and bodies that are still arriving, and answers
+# that wait for a slow reader; cheap hot GETs it answers where it stands (passing the GIL to a
+# thread costs more than such an answer), everything else goes to a thread. A head is accepted
+# once; then its body is fed to the request, by a thread while bytes come, and it is answered.
+# So ten thousand slow clients cost memory and descriptors, not threads. A connection is always
+# in one state of a table, and one method changes it. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
-SHORT_BODY_BYTES = 64 * 1024  # a body up to this size is collected before a thread is spent on it
+COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
 SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads ahead
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
@@ -6145,12 +6204,16 @@ PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
 MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones are left to that
 DEFER_SECONDS = 0.0001  # that the other is waited for
 MAX_DEFERRALS = 20  # while connections come; then all are taken
-MAX_THREADS = 128  # requests worked on at once
+BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
+MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
-MAX_CONNECTIONS = 8192  # or fewer, by the limit of open files
+MAX_DESCRIPTORS = 16384  # connections and the files in them, or fewer by the limit of open files
+MAX_CLIENT_BODIES = 64  # requests of one client whose bodies are on their way
 SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
 HEAD_SECONDS = 60.0  # a head must be complete by then
 STALL_SECONDS = 30.0  # a head or body without a byte
+GRACE_SECONDS = 30.0  # after which a head or body has come at MIN_RATE on average
+MIN_RATE = 1024  # bytes a second
 UNREAD_SECONDS = 120.0  # an answer of which the client's side acknowledges nothing
 IDLE_SECONDS = 75.0  # a kept connection without a request, as nginx has it
 LISTEN_BACKLOG = 1024  # connections that wait for accept
@@ -6160,14 +6223,7 @@ STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class BodyPending(Exception):
-    """A short body has not arrived yet; the request is run again when it has."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__(length)
-        self.length = length
+RETRY_SOON = {"Retry-After": "1"}
 
 
 class FileSlice:
@@ -6270,85 +6326,30 @@ def chunk_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
     yield b"0\r\n\r\n"
 
 
-class Body:
-    """The body of a request, read off its connection as it is asked for.
+class Exchange(Protocol):
+    """A request whose head was accepted: it takes its body in pieces and is answered once.
 
-    `100 Continue` is sent when the first byte is asked for: the head is accepted by then.
+    What returns a Response has ended it. Nothing of it is called by two threads at once.
     """
 
-    def __init__(self, connection: Connection, head: RequestHead) -> None:
-        self._connection = connection
-        self._head = head
-        self.length = (
-            0 if head.content_length is None and not head.chunked else head.content_length
-        )
-        self.finished = self.length == 0
+    @property
+    def client(self) -> str:
+        """Whose share of the unfinished bodies this is."""
 
-    def __iter__(self) -> Iterator[memoryview]:
-        """The content in pieces, each good until the next is asked for.
+    def feed(self, piece: memoryview) -> Response | None:
+        """Take in content, which is good until this returns; an answer if it is refused."""
 
-        Raises HTTPError for malformed chunks, ConnectionError or TimeoutError when it ends early.
-        """
-        if self.finished:
-            return
-        if not self._connection.received:
-            self._connection.send_continue(self._head)
-        self._await_short_body(self._connection.received)
-        yield from self._read_chunked() if self.length is None else self._read_plain(self.length)
-        self.finished = True
+    def pause(self) -> Response | None:
+        """Let go of what is not needed while no more comes."""
 
-    def _await_short_body(self, received: bytes) -> None:
-        """Let the selector collect a short body: a client that sends it slowly costs no thread."""
-        if self.length is not None and len(received) < self.length <= SHORT_BODY_BYTES:
-            raise BodyPending(self.length)
-        if self.length is None and len(received) < SHORT_BODY_BYTES:
-            decoder = ChunkedDecoder()
-            decoder.feed(received)
-            if not decoder.finished:
-                raise BodyPending(len(received) + 1)
+    def finish(self) -> Response:
+        """The body is complete: the answer."""
 
-    def read(self, limit: int) -> bytes:
-        """The whole content; 413 if it has more than `limit` bytes."""
-        if (self.length or 0) > limit:
-            raise HTTPError(413, f"The body is larger than {limit} bytes.")
-        content = bytearray()
-        for piece in self:
-            content += piece
-            if len(content) > limit:
-                raise HTTPError(413, f"The body is larger than {limit} bytes.")
-        return bytes(content)
+    def refuse(self, error: HTTPError) -> Response:
+        """The body is none, or too slow: the answer."""
 
-    def _read_plain(self, left: int) -> Iterator[memoryview]:
-        connection = self._connection
-        early = connection.received[:left]
-        connection.received = connection.received[left:]
-        left -= len(early)
-        if early:
-            yield memoryview(early)
-        while left:
-            piece = connection.receive_more(left)
-            left -= len(piece)
-            yield piece
-
-    def _read_chunked(self) -> Iterator[memoryview]:
-        connection = self._connection
-        decoder = ChunkedDecoder()
-        early, connection.received = connection.received, b""
-        yield from decoder.feed(early)
-        while not decoder.finished:
-            yield from decoder.feed(connection.receive_more(BODY_BUFFER_BYTES))
-        connection.received = decoder.rest
-
-    def skip(self) -> bool:
-        """Pass over an unread body if all of it is here; whether the connection can go on."""
-        if (
-            not self.finished
-            and self.length is not None
-            and len(self._connection.received) >= self.length
-        ):
-            self._connection.received = self._connection.received[self.length :]
-            self.finished = True
-        return self.finished
+    def abandon(self) -> None:
+        """The client has gone away."""
 
 
 class Buffers(threading.local):
@@ -6358,24 +6359,64 @@ class Buffers(threading.local):
         self.body = memoryview(bytearray(BODY_BUFFER_BYTES))
 
 
+class State(enum.Enum):
+    """Where a connection is; see WAITS."""
+
+    IDLE = enum.auto()  # no request has begun
+    HEAD = enum.auto()  # some of a head is here
+    BODY = enum.auto()  # the head is accepted, some of the body is not here
+    WORKING = enum.auto()  # a thread has the connection, or it waits for one
+    SENDING = enum.auto()  # some of an answer is not sent
+    LINGERING = enum.auto()  # the answer is sent, the rest of a refused body is read and dropped
+    CLOSED = enum.auto()
+
+
+class Wait(NamedTuple):
+    """What the selector waits for on a connection, and what happens if it does not come."""
+
+    event: int
+    seconds: float
+    expired: int = 0  # the status that is answered; 0: the connection is closed
+
+
+WAITS: dict[State, Wait] = {
+    State.IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
+    State.HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    State.BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    State.SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    State.LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
+}
+# Who gives way first when descriptors run out; an answer that is being sent does not.
+GIVING_WAY = (State.LINGERING, State.IDLE, State.HEAD, State.BODY)
+
+
 class Connection:
     """A client's connection, owned by the selector or by one thread, never by both."""
 
     __slots__ = (
-        "continued", "deadline", "dropped", "head", "in_flight", "last", "lingering", "peer",
-        "pending", "received", "response", "scanned", "segments", "server", "socket", "started",
-        "unsent", "wanted",
+        "body", "collected", "counted", "credit", "deadline", "descriptor", "dropped", "exchange",
+        "failure", "head", "last", "latest", "lingering", "peer", "pending", "received",
+        "response", "scanned", "segments", "server", "share", "since", "socket", "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
         self.socket = sock
+        self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
+        self.state = State.CLOSED
+        self.since = self.deadline = 0.0  # of the state; monotonic seconds
+        self.latest = 0.0  # when a head must be complete
+        self.credit = 0.0  # seconds that a head or body may wait: more for each byte that comes
+        self.counted = 0  # descriptors
         self.received = b""  # and not used yet
         self.scanned = 0  # bytes of it in which no head ends
         self.head: RequestHead | None = None
-        self.wanted = 0  # bytes of the body that must be here before the request is run
-        self.continued = False  # 100 Continue has been sent
+        self.body: BodyDecoder | None = None
+        self.exchange: Exchange | None = None
+        self.share = ""  # the client in whose share of unfinished bodies this one counts
+        self.collected = bytearray()  # content that the exchange has not been fed yet
+        self.failure: Exception | None = None  # that ended the body
         self.response: Response | None = None
         self.segments: Iterator[Segment] = iter(())
         self.pending: Segment | None = None  # the segment that is being sent
@@ -6383,13 +6424,36 @@ class Connection:
         self.lingering = False  # and what the client still sends is read and dropped
         self.dropped = 0  # bytes of it
         self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
-        self.in_flight = False  # counted as a request that is worked on
-        self.started = self.deadline = 0.0  # of the head; of the wait; monotonic seconds
+
+    def enter(self, state: State) -> None:
+        """Note a state and how long it may last."""
+        begins, self.state = state is not self.state, state
+        self.since = now = time.monotonic()
+        if state is State.HEAD and begins:
+            self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
+        if state in WAITS:
+            self.deadline = now + WAITS[state].seconds
+        if state is State.HEAD:
+            self.deadline = min(self.deadline, now + self.credit, self.latest)
+        elif state is State.BODY:
+            self.deadline = min(self.deadline, now + self.credit)
+
+    def earn(self, count: int) -> None:
+        """Balance the time that a head or body has waited with the bytes that have come."""
+        self.credit += count / MIN_RATE - (time.monotonic() - self.since)
+
+    def count(self) -> int:
+        """How many descriptors it has: the socket, a file that is sent, one that arrives."""
+        if self.state is State.CLOSED:
+            return 0
+        sends = self.response is not None and self.response.resource is not None
+        return 1 + sends + (self.exchange is not None)
 
     @property
-    def has_body(self) -> bool:
-        """Whether the request that is being answered has one."""
-        return self.head is not None and not self.head.has_no_body
+    def has_much(self) -> bool:
+        """Whether there is enough of a body for a thread."""
+        finished = self.body is not None and self.body.finished
+        return finished or len(self.collected) >= COLLECT_BYTES
 
     # -- reading
 
@@ -6406,27 +6470,57 @@ class Connection:
         self.head = parse_request_head(self.received[:end])
         self.received = self.received[end + 4 :]
         self.scanned = 0
-        self.continued = False
+        self.body = self.head.body_decoder() if self.head.has_body else None
         return True
 
-    def send_continue(self, head: RequestHead) -> None:
-        if head.expects_continue and not self.continued:
-            self.continued = True
+    def take_body(self) -> None:
+        """Decode and keep what has been received. Raises HTTPError for what is malformed."""
+        for piece in self.take_pieces():
+            self.collected += piece
+
+    def take_pieces(self) -> list[memoryview]:
+        """What there is of a body's content. Raises HTTPError for what is malformed."""
+        pieces = []
+        if self.collected:
+            pieces.append(memoryview(self.collected))
+            self.collected = bytearray()
+        if self.body is not None and not self.body.finished:
+            data, self.received = self.received, b""
+            pieces += self.body.feed(data)
+            self.received = self.body.rest
+        return pieces
+
+    def send_continue(self) -> None:
+        """Ask for a body whose head is accepted (RFC 9110 §10.1.1)."""
+        if self.head is not None and self.head.expects_continue:
             self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
 
-    def receive_more(self, most: int) -> memoryview:
-        """Wait for at most `most` bytes of the body; good until this thread's next call."""
+    def skip_body(self) -> bool:
+        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
+        try:
+            self.take_body()
+        except HTTPError:
+            return False
+        return self.body is None or self.body.finished
+
+    def receive_more(self, seconds: float) -> memoryview | None:
+        """What comes within so short a time; good until this thread's next call.
+
+        Raises ConnectionAbortedError if the client closes the connection.
+        """
         buffer = self.server.buffers.body
-        while True:
+        for may_wait in (True, False):
             try:
-                count = self.socket.recv_into(buffer, min(most, len(buffer)))
+                count = self.socket.recv_into(buffer)
             except BlockingIOError:
-                if not self.wait_readable(STALL_SECONDS):
-                    raise TimeoutError("the client sends no more of a body") from None
-                continue
+                if may_wait and self.wait_readable(seconds):
+                    continue
+                return None
             if not count:
                 raise ConnectionAbortedError("the client closed the connection within a body")
+            self.credit += count / MIN_RATE
             return buffer[:count]
+        return None
 
     def receive_soon(self, seconds: float) -> None:
         """Take in what comes within so short a time."""
@@ -6489,14 +6583,22 @@ class Connection:
         before, self.unsent = self.unsent, count_unsent(self.socket)
         return self.unsent < before
 
+    def give_back_share(self) -> None:
+        share, self.share = self.share, ""
+        if share:
+            self.server.shares.give_back(share)
+
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
             self.response.close()
-        self.response = self.head = None
-        self.wanted = 0
+        self.response = self.head = self.body = self.exchange = None
+        self.collected.clear()
+        self.give_back_share()
 
     def close(self) -> None:
+        if self.exchange is not None:
+            self.exchange.abandon()
         self.finish()
         self.socket.close()
 
@@ -6528,75 +6630,121 @@ def count_unsent(sock: socket.socket) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
-class Pool:
-    """Threads that come with the work and stay for more, at most `limit`.
+class Workers:
+    """Threads for one kind of work: they come with it and stay for more, at most `limit`."""
 
-    Threads that pass the GIL around slow each other down (measured, short GETs a second on 16
-    connections: one thread 6,100, two 4,100, many 2,500). So short jobs go to one of their own,
-    and to the others only while that one is held up, by a disk or a decoder.
-    """
-
-    def __init__(self, limit: int) -> None:
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
         self._limit = limit
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads = 0
-        self._short: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._short_began: float | None = None  # the job of the thread for short ones
+        self._lock = threading.Lock()
 
-    def start(self) -> None:
-        threading.Thread(target=self._work_short, daemon=True, name="short requests").start()
-
-    def submit(self, job: Callable[[], None], short: bool) -> None:
-        """Run `job` in some thread; called from one thread only, as `relieve` is."""
-        if short and not self._is_held_up():
-            self._short.put(job)
-            return
-        if not self._idle.acquire(blocking=False) and self._threads < self._limit:
-            self._threads += 1
-            name = f"request-{self._threads}"
-            threading.Thread(target=self._work, daemon=True, name=name).start()
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job` in some thread."""
+        if not self._idle.acquire(blocking=False):
+            self._add_thread()
         self._jobs.put(job)
 
-    def is_waiting(self) -> bool:
-        return not self._short.empty()
+    def _add_thread(self) -> None:
+        with self._lock:
+            if self._threads == self._limit:
+                return
+            self._threads += 1
+            name = f"{self._name}-{self._threads}"
+        threading.Thread(target=self._work, daemon=True, name=name).start()
 
     def has_backlog(self) -> bool:
         return not self._jobs.empty()
-
-    def relieve(self) -> None:
-        """Have the other threads do what waits behind a short job that is held up."""
-        with contextlib.suppress(queue.Empty):
-            while self._is_held_up():
-                self.submit(self._short.get_nowait(), short=False)
-
-    def _is_held_up(self) -> bool:
-        began = self._short_began
-        return began is not None and time.monotonic() - began > PATIENCE_SECONDS
 
     def _work(self) -> None:
         while True:
             self._jobs.get()()
             self._idle.release()
 
+
+class ShortWorkers(Workers):
+    """One thread for short jobs, and others only while that one is held up by a disk.
+
+    Threads that pass the GIL around slow each other down (measured, short GETs a second on 16
+    connections: one thread 6,100, two 4,100, many 2,500).
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        super().__init__(name, limit)
+        self._short: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._began: float | None = None  # the job of the one thread
+
+    def start(self) -> None:
+        threading.Thread(target=self._work_short, daemon=True, name=self._name).start()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        if self._is_held_up():
+            super().submit(job)
+        else:
+            self._short.put(job)
+
+    def is_waiting(self) -> bool:
+        return not self._short.empty()
+
+    def relieve(self) -> None:
+        """Have the other threads do what waits behind a short job that is held up."""
+        with contextlib.suppress(queue.Empty):
+            while self._is_held_up():
+                super().submit(self._short.get_nowait())
+
+    def _is_held_up(self) -> bool:
+        began = self._began
+        return began is not None and time.monotonic() - began > PATIENCE_SECONDS
+
     def _work_short(self) -> None:
         while True:
             job = self._short.get()
-            self._short_began = time.monotonic()
+            self._began = time.monotonic()
             job()
-            self._short_began = None
+            self._began = None
+
+
+class Shares:
+    """Bounds the requests whose bodies are on their way: of one client, and of all together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._all = 0
+        self._clients: dict[str, int] = {}
+
+    def take(self, client: str) -> None:
+        """Count one more; 429 or 503 where there are too many."""
+        with self._lock:
+            count = self._clients.get(client, 0)
+            if count >= MAX_CLIENT_BODIES:
+                detail = f"More than {MAX_CLIENT_BODIES} of your requests have not arrived yet."
+                raise HTTPError(429, detail, RETRY_SOON)
+            if self._all >= self._most:
+                raise HTTPError(503, "Too many requests have not arrived yet.", RETRY_SOON)
+            self._clients[client] = count + 1
+            self._all += 1
+
+    def give_back(self, client: str) -> None:
+        with self._lock:
+            self._all -= 1
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
 
 
 class Server(ThreadingHTTPServer):
     """HTTP/1.1 with keep-alive, deadlines and limits around an application.
 
-    `application(head, body, peer)` answers a request in a thread and raises nothing but what
-    `Body` raises; `inline(head)` may answer a cheap one in the selector's thread, without
-    blocking. `loads`, which all workers share, tells how many connections each of them has.
+    `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
+    `inline(head)` may answer a cheap one in the selector's thread, without blocking. `loads`,
+    which all workers share, tells how many connections each of them has.
     """
 
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, Body, str], Response]
+    application: Callable[[RequestHead, str], Response | Exchange]
     inline: Callable[[RequestHead], Response | None]
     on_error: Callable[[HTTPError, str], Response]
     on_hangup: Callable[[], None]
@@ -6608,10 +6756,13 @@ class Server(ThreadingHTTPServer):
         self._deferrals = 0
         self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
-        self._pool = Pool(MAX_THREADS)
-        self._waiting: dict[int, Connection] = {}  # by descriptor: what the selector holds
+        self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
+        self._bodies = Workers("body", MAX_THREADS)
+        self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
         self._lock = threading.Lock()
-        self._in_flight = 0
+        self._in_flight = 0  # connections that threads hold
+        self._descriptors = 0  # of all connections
         self._note_load()  # in the place of one that has died
         self._stop_at: float | None = None
         self._part_at = 0.0  # until then idle connections are kept while stopping
@@ -6619,7 +6770,8 @@ class Server(ThreadingHTTPServer):
         self._alarm, self._wakeup = socket.socketpair()
         for end in (self._alarm, self._wakeup):
             end.setblocking(False)
-        self._most_connections = limit_connections()
+        self._most_descriptors = limit_descriptors()
+        self.shares = Shares(self._most_descriptors // 4)  # half of all, as each has a file, too
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
         super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()
@@ -6630,7 +6782,7 @@ class Server(ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
-        self._pool.start()
+        self._short.start()
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
         if self.lifeline is not None:
@@ -6638,7 +6790,7 @@ class Server(ThreadingHTTPServer):
         while not self._is_over():
             for key, _ in self._selector.select(self._patience(poll_interval)):
                 self._turn(key.data)
-            self._pool.relieve()
+            self._short.relieve()
             self._note_load()
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
@@ -6646,7 +6798,7 @@ class Server(ThreadingHTTPServer):
                 self._sweep(now)
 
     def _patience(self, poll_interval: float) -> float:
-        if self._pool.is_waiting():
+        if self._short.is_waiting():
             return PATIENCE_SECONDS
         return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
 
@@ -6657,7 +6809,7 @@ class Server(ThreadingHTTPServer):
         except Exception as error:
             warn(f"a connection was dropped: {type(error).__name__}: {error}")
             for connection in getattr(ready, "args", ()):
-                self._drop(connection)
+                self._enter(connection, State.CLOSED)
 
     @property
     def date(self) -> str:
@@ -6690,18 +6842,18 @@ class Server(ThreadingHTTPServer):
                     break
             self._selector.unregister(self.socket)
             self.socket.close()
-            if self._in_flight or self._waiting:
+            if self._in_flight or self._held:
                 self._part_at = time.monotonic() + FAREWELL_SECONDS
         # In this order: a thread first puts `_part_at` off, then gives back, then counts down.
-        in_flight, held = self._in_flight, list(self._waiting.values())
+        in_flight, held = self._in_flight, list(self._held.values())
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
         if time.monotonic() < self._part_at:
             return False
         for connection in held:
-            if connection.head is None and not connection.lingering:
-                self._drop(connection)
-        busy = in_flight or any(connection.head for connection in held)
+            if connection.state in {State.IDLE, State.HEAD}:
+                self._enter(connection, State.CLOSED)
+        busy = in_flight or any(c.state in {State.BODY, State.SENDING} for c in held)
         return not busy or time.monotonic() > self._stop_at
 
     def _drain_alarm(self) -> None:
@@ -6725,14 +6877,13 @@ class Server(ThreadingHTTPServer):
             self._make_room()
             return False
         sock.setblocking(False)
-        if self._note_load() >= self._most_connections:
-            self._make_room()
+        self._note_load()
         self.process_request(sock, address)
         return True
 
     def _note_load(self) -> int:
         """Tell the other workers how many connections this one has."""
-        load = self._loads[self._number] = len(self._waiting) + self._in_flight
+        load = self._loads[self._number] = len(self._held) + self._in_flight
         return load
 
     def _defers(self) -> bool:
@@ -6747,206 +6898,254 @@ class Server(ThreadingHTTPServer):
         time.sleep(DEFER_SECONDS)
         return True
 
-    def _make_room(self) -> None:
-        """Close the connection that has idled longest."""
-        idle = [c for c in list(self._waiting.values()) if c.response is None]
-        if idle:
-            self._drop(min(idle, key=lambda connection: connection.deadline))
-
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Hold a new connection until a request has arrived on it."""
+        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
         connection = Connection(request, client_address[0], self)
-        self._wait(connection, selectors.EVENT_READ, STALL_SECONDS)
+        full = self._descriptors >= self._most_descriptors and not self._make_room()
+        self._enter(connection, State.HEAD)
+        if full:
+            self._refuse(connection, HTTPError(503, "Too many connections are open.", RETRY_SOON))
+            self._advance(connection)
 
-    def _wait(self, connection: Connection, event: int, seconds: float) -> None:
-        """Give a connection to the selector. Any thread may; epoll and kqueue allow it."""
-        descriptor = connection.socket.fileno()
-        connection.deadline = time.monotonic() + seconds
-        self._waiting[descriptor] = connection
-        ready = self._on_readable if event == selectors.EVENT_READ else self._on_writable
-        self._selector.register(descriptor, event, functools.partial(ready, connection))
+    def _make_room(self) -> bool:
+        """Close the connection that can be missed best; whether there was one."""
+        for state in GIVING_WAY:
+            held = [c for c in list(self._held.values()) if c.state is state]
+            if held:
+                self._enter(min(held, key=lambda connection: connection.deadline), State.CLOSED)
+                return True
+        return False
 
-    def _unwait(self, connection: Connection) -> None:
-        descriptor = connection.socket.fileno()
-        if self._waiting.pop(descriptor, None) is not None:
-            self._selector.unregister(descriptor)
+    def _enter(self, connection: Connection, state: State) -> None:
+        """Put a connection into a state: the only writer of states, selector and counters.
 
-    def _drop(self, connection: Connection) -> None:
-        self._unwait(connection)
-        self._end_flight(connection)
-        connection.close()
+        Any thread may, for a connection that it owns; epoll and kqueue allow it.
+        """
+        before, wait = connection.state, WAITS.get(state)
+        connection.enter(state)
+        if before is state:
+            return
+        held = WAITS.get(before)
+        if held and (wait is None or wait.event != held.event):
+            self._selector.unregister(connection.descriptor)
+            del self._held[connection.descriptor]
+        if state is State.CLOSED:
+            connection.close()
+        elif before is State.WORKING and self._stop_at is not None:
+            self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
+        count = connection.count()
+        more, connection.counted = count - connection.counted, count
+        if wait and (held is None or wait.event != held.event):
+            # From here on it is the selector's, and no more this thread's.
+            self._held[connection.descriptor] = connection
+            ready = functools.partial(self._on_ready, connection)
+            self._selector.register(connection.descriptor, wait.event, ready)
+        with self._lock:
+            self._descriptors += more
+            self._in_flight += (state is State.WORKING) - (before is State.WORKING)
+        if before is State.WORKING and self._stop_at is not None:
+            self._wakeup.send(b"\0")
 
-    def _on_readable(self, connection: Connection) -> None:
+    def _on_ready(self, connection: Connection) -> None:
+        if connection.state is State.SENDING:
+            if connection.pending is None or not is_at_hand(connection.pending):
+                self._hand_over(connection, self._answers)
+            else:
+                self._advance(connection)
+            return
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if connection.lingering:
+        if connection.state is State.BODY:
+            self._collect(connection, data)
+        elif connection.state is State.LINGERING:
             connection.dropped += len(data)
-        if not data or connection.dropped > LINGER_BYTES:
-            self._drop(connection)
-        elif not connection.lingering:
-            connection.deadline = time.monotonic() + STALL_SECONDS
+            if not data or connection.dropped > LINGER_BYTES:
+                self._enter(connection, State.CLOSED)
+        elif data:
+            if connection.state is State.HEAD:
+                connection.earn(len(data))
             connection.received += data
             self._advance(connection)
+        else:
+            self._enter(connection, State.CLOSED)
 
-    def _on_writable(self, connection: Connection) -> None:
-        """Go on with an answer, here if its bytes are at hand."""
-        if connection.pending is None or not is_at_hand(connection.pending):
-            self._hand_over(connection)
-        elif self._flush(connection):
-            self._unwait(connection)
-            self._wait(connection, selectors.EVENT_READ, IDLE_SECONDS)
-            self._advance(connection)
+    def _collect(self, connection: Connection, data: bytes) -> None:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
+        connection.received = data
+        if not data:
+            connection.failure = ConnectionAbortedError("the client closed within a body")
+        connection.earn(len(data))
+        try:
+            connection.take_body()
+        except HTTPError as error:
+            connection.failure = error
+        if connection.failure or connection.has_much:
+            self._hand_over(connection, self._bodies)
+        else:
+            self._enter(connection, State.BODY)
 
     def _advance(self, connection: Connection) -> None:
         """Answer what has arrived, hand it to a thread, or go on waiting."""
-        while connection.head is not None or self._take_head(connection):
-            head = connection.head
-            if head is None or len(connection.received) < connection.wanted:
+        while connection.response is not None or self._take_request(connection):
+            if connection.response is None:
+                has_body = connection.body is not None
+                self._hand_over(connection, self._bodies if has_body else self._short)
                 return
-            response = self.inline(head)
-            if response is None:
-                self._hand_over(connection)
+            state = self._send(connection, may_wait=False)
+            if state is not State.IDLE:
+                self._enter(connection, state)
                 return
-            connection.begin(response, head.keep_alive and self._stop_at is None)
-            if not self._flush(connection):
-                return
+        self._enter(connection, State.HEAD if connection.received else State.IDLE)
+
+    def _take_request(self, connection: Connection) -> bool:
+        """Whether a request is here, or the answer to what is none, or to what is cheap."""
+        if not self._take_head(connection):
+            return False
+        if connection.head is None or connection.response is not None:
+            return True
+        response = self.inline(connection.head)
+        if response is not None:
+            connection.begin(response, connection.head.keep_alive and self._stop_at is None)
+        elif self._in_flight >= MAX_IN_FLIGHT:
+            self._refuse(
+                connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
+            )
+        return True
 
     def _take_head(self, connection: Connection) -> bool:
-        """Whether a whole head is here; a malformed one is refused at once."""
-        if not connection.received:
-            connection.started = 0.0
-            return False
-        connection.started = connection.started or time.monotonic()
-        connection.deadline = min(connection.deadline, connection.started + HEAD_SECONDS)
+        """Whether a whole head is here, or the answer to a malformed one."""
         try:
-            complete = connection.take_head()
+            return connection.take_head()
         except HTTPError as error:
             self._refuse(connection, error)
-            return False
-        if complete:
-            connection.started = 0.0
-        return complete
+            return True
 
     def _refuse(self, connection: Connection, error: HTTPError) -> None:
-        """Answer an error that concerns the connection, and end it."""
+        """Set out to answer an error that concerns the connection, and to end it."""
         head = connection.head
         origin = head.headers.get("origin", "") if head else find_origin(connection.received)
         connection.begin(self.on_error(error, origin), keep_alive=False, unread=True)
-        self._flush(connection)
 
-    def _flush(self, connection: Connection) -> bool:
-        """Send in the selector's thread; whether the connection is ready for the next request."""
+    def _send(self, connection: Connection, may_wait: bool) -> State:
+        """Send what the client takes; the state that the connection is in then."""
         try:
-            if connection.flush(may_wait=False):
-                return self._after_answer(connection)
-        except OSError:
-            self._drop(connection)
-            return False
-        self._unwait(connection)
-        self._wait_for_reader(connection)
-        return False
-
-    def _wait_for_reader(self, connection: Connection) -> None:
-        connection.unsent = count_unsent(connection.socket)
-        self._land(connection, selectors.EVENT_WRITE, UNREAD_SECONDS)
-
-    def _after_answer(self, connection: Connection) -> bool:
-        """Tidy up behind a whole answer; whether the connection may carry another."""
-        connection.finish()
-        if not connection.last:
-            connection.deadline = time.monotonic() + IDLE_SECONDS
-            return True
-        self._unwait(connection)
-        self._end_flight(connection)
-        if connection.lingering:
-            self._linger(connection)
-        else:
-            connection.close()
-        return False
-
-    def _linger(self, connection: Connection) -> None:
-        """Half-close, and read and drop the rest of what the client sends.
-
-        RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before the
-        client has read the answer.
-        """
-        connection.received = b""
-        try:
+            if not connection.flush(may_wait):
+                connection.unsent = count_unsent(connection.socket)
+                return State.SENDING
+            connection.finish()
+            if not connection.last:
+                return State.IDLE
+            if not connection.lingering:
+                return State.CLOSED
+            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
+            # the client has read the answer.
+            connection.received = b""
             connection.socket.shutdown(socket.SHUT_WR)
         except OSError:
-            connection.close()
-        else:
-            self._wait(connection, selectors.EVENT_READ, LINGER_SECONDS)
+            return State.CLOSED
+        return State.LINGERING
 
-    def _hand_over(self, connection: Connection) -> None:
-        """Give a connection to a thread, unless too many requests are in flight."""
-        if connection.response is None and self._in_flight >= MAX_IN_FLIGHT:
-            self._refuse(
-                connection,
-                HTTPError(503, "Too many requests are in flight.", {"Retry-After": "1"}),
-            )
-            return
-        self._unwait(connection)
-        connection.in_flight = True
-        with self._lock:
-            self._in_flight += 1
-        short = connection.response is None and not connection.has_body
-        self._pool.submit(functools.partial(self._work, connection), short)
+    def _hand_over(self, connection: Connection, workers: Workers) -> None:
+        self._enter(connection, State.WORKING)
+        workers.submit(functools.partial(self._work, connection))
 
     def _sweep(self, now: float) -> None:
-        for connection in list(self._waiting.values()):
+        for connection in list(self._held.values()):
             if connection.deadline < now:
                 self._expire(connection)
 
     def _expire(self, connection: Connection) -> None:
         """End a connection that made no progress; 408 if a request had begun."""
-        if connection.response is not None and connection.moves():
+        late = HTTPError(408, "The request took too long to arrive.")
+        if connection.state is State.SENDING and connection.moves():
             connection.deadline += UNREAD_SECONDS
-        elif connection.response is None and (connection.received or connection.head):
-            self._refuse(connection, HTTPError(408, "The request took too long to arrive."))
+        elif connection.state is State.BODY:
+            connection.failure = late
+            self._hand_over(connection, self._bodies)
+        elif connection.state is State.HEAD and connection.received:
+            self._refuse(connection, late)
+            self._advance(connection)
         else:
-            self._drop(connection)
+            self._enter(connection, State.CLOSED)
 
     # -- a thread with a request
 
     def _work(self, connection: Connection) -> None:
-        """Run a request, or go on with its answer, and give the connection back."""
+        """Run a request, or go on with it or its answer, and give the connection back."""
         try:
-            while connection.response is not None or self._respond(connection):
-                if not connection.flush(may_wait=True):
-                    self._wait_for_reader(connection)
-                    return
-                had_body = connection.has_body
-                if not self._after_answer(connection):
-                    break
-                if not self._take_next_head(connection, had_body):
-                    break
-            if not connection.last:
-                self._give_back(connection)
+            state = self._proceed(connection)
         except Exception as error:  # a thread outlives whatever happens to a request
-            if not isinstance(error, OSError):  # the client is gone, or does not move
+            if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            self._end_flight(connection)
-            connection.close()
+            state = State.CLOSED
+        self._enter(connection, state)
 
-    def _respond(self, connection: Connection) -> bool:
+    def _proceed(self, connection: Connection) -> State:
+        """Do what can be done; the state that the connection is in then."""
+        while True:
+            if connection.response is None and not self._answer(connection):
+                return State.BODY
+            had_body = connection.body is not None
+            state = self._send(connection, may_wait=True)
+            if state is not State.IDLE:
+                return state
+            if not self._take_next_head(connection, had_body):
+                return State.HEAD if connection.received else State.IDLE
+
+    def _answer(self, connection: Connection) -> bool:
         """Have the application answer; False while the request's body is awaited."""
-        head = connection.head
-        if head is None:
-            return False
-        body = Body(connection, head)
-        try:
-            response = self.application(head, body, connection.peer)
-        except BodyPending as pending:
-            connection.wanted = pending.length
-            return False
-        whole = body.skip()
+        head, exchange = connection.head, connection.exchange
+        assert head is not None
+        response: Response | None = None
+        if exchange is None:
+            answer = self.application(head, connection.peer)
+            if isinstance(answer, Response):
+                response = answer
+            else:
+                connection.exchange = exchange = answer
+        if exchange is not None:
+            try:
+                response = self._receive(connection, exchange)
+            except HTTPError as error:
+                response = exchange.refuse(error)
+            if response is None:
+                return False
+            connection.exchange = None
+        assert response is not None
+        whole = connection.skip_body()
         connection.begin(response, whole and head.keep_alive and self._stop_at is None, not whole)
         return True
+
+    def _receive(self, connection: Connection, exchange: Exchange) -> Response | None:
+        """Feed what has come of a body; the answer, None if nothing more comes for now."""
+        body = connection.body
+        assert body is not None
+        if connection.failure is not None:
+            raise connection.failure
+        pieces = connection.take_pieces()
+        if not body.finished and not connection.share:
+            self.shares.take(exchange.client)
+            connection.share = exchange.client
+            if not pieces:
+                connection.send_continue()
+        for piece in pieces:
+            if response := exchange.feed(piece):
+                return response
+        while not body.finished:
+            patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
+            data = connection.receive_more(patience)
+            if data is None:
+                return exchange.pause()
+            for piece in body.feed(data):
+                if response := exchange.feed(piece):
+                    return response
+        connection.received = body.rest
+        connection.give_back_share()
+        return exchange.finish()
 
     def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
         """Whether the next request's head is here, or comes at once behind one with a body.
@@ -6955,39 +7154,15 @@ class Server(ThreadingHTTPServer):
         one: to give the connection back and take it again is a tenth of a small upload's time.
         """
         waits = had_body and not connection.received and self._stop_at is None
-        if waits and not self._pool.has_backlog():
+        if waits and not self._bodies.has_backlog():
             connection.receive_soon(SOON_SECONDS)
         return self._take_head(connection)
 
-    def _give_back(self, connection: Connection) -> None:
-        """Have the selector wait for the next request, or for the rest of this one's body."""
-        if self._stop_at is not None:  # its answer said that there may be another request
-            self._part_at = time.monotonic() + FAREWELL_SECONDS
-        begun = connection.head or connection.received
-        self._land(connection, selectors.EVENT_READ, STALL_SECONDS if begun else IDLE_SECONDS)
 
-    def _land(self, connection: Connection, event: int, seconds: float) -> None:
-        """Give a connection to the selector, and only then count it as in flight no more."""
-        counted, connection.in_flight = connection.in_flight, False
-        self._wait(connection, event, seconds)
-        self._count_down(counted)
-
-    def _end_flight(self, connection: Connection) -> None:
-        counted, connection.in_flight = connection.in_flight, False
-        self._count_down(counted)
-
-    def _count_down(self, counted: bool) -> None:
-        if counted:
-            with self._lock:
-                self._in_flight -= 1
-            if self._stop_at is not None:
-                self._wakeup.send(b"\0")
-
-
-def limit_connections() -> int:
-    """Raise the limit of open files as far as it goes; how many connections that allows."""
+def limit_descriptors() -> int:
+    """Raise the limit of open files as far as it goes; how many that leaves for connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_CONNECTIONS + SPARE_DESCRIPTORS
+    most = MAX_DESCRIPTORS + SPARE_DESCRIPTORS
     wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
     if soft < wanted:
         with contextlib.suppress(ValueError, OSError):
@@ -7087,7 +7262,7 @@ class Upload(NamedTuple):
 class BodySpec(NamedTuple):
     """What a body may be and carry."""
 
-    kinds: tuple[str, ...]  # of "json", "form", "multipart"
+    kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
@@ -7266,7 +7441,7 @@ class HotFile(NamedTuple):
     """
 
     path: str
-    state: tuple[tuple[int, int], State]  # a link on the way would lead to another file
+    state: tuple[tuple[int, int], FileState]  # a link on the way would lead to another file
     content: Content
     whole: Response | None
 
@@ -7437,17 +7612,18 @@ def read_public_key(settings: Settings) -> PublicKey | None:
 class Request:
     """A request on its way to its handler; all of it has been checked when it gets there."""
 
-    def __init__(self, app: App, head: RequestHead, body: Body, peer: str) -> None:
+    def __init__(self, app: App, head: RequestHead, peer: str) -> None:
         self.app = app
         self.head = head
         self.headers = head.headers
-        self.body = body
         self.peer = peer
+        self.family = ""  # whose shape errors have
         self.principal = ANONYMOUS
         self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.upload: Incoming | None = None
+        self.counted: Grant | None = None  # the scoped token of which a use was taken
 
     @property
     def behind_proxy(self) -> bool:
@@ -7627,41 +7803,105 @@ def collect_declared(
     return parsed
 
 
+BODY_TYPES = {
+    "json": JSON_TYPE,
+    "form": "application/x-www-form-urlencoded",
+    "multipart": "multipart/form-data",
+}
+# What clients say of a body that is a file: nothing (`curl -T`), or a type, which is not believed
+FILE_TYPES = re.compile(r"|(application|binary)/octet-stream|(image|video|audio)/.*")
 UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
 
 
-def read_body(request: Request, spec: BodySpec) -> None:
-    """Read a request's body into `request.fields` and `request.upload`; 400, 411, 413 or 415."""
-    unsized = request.head.content_length is None and not request.head.chunked
-    if unsized and (spec.upload or "content-type" in request.headers):
-        raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
-    if request.headers.get("content-encoding", "").lower() not in UNCODED:
+class BodyReader(Protocol):
+    """Takes in the content of a body, piece by piece, whatever the pieces."""
+
+    def feed(self, piece: memoryview) -> None:
+        """Take in what comes next; raises HTTPError or TooLarge if it is refused."""
+
+    def pause(self) -> None:
+        """Let go of what is not needed while no more comes."""
+
+    def finish(self) -> Mapping[str, Any]:
+        """The values of the fields in a body that is complete; 400 if it is malformed."""
+
+    def discard(self) -> None:
+        """Forget what has come."""
+
+
+def open_body(request: Request, spec: BodySpec) -> BodyReader | None:
+    """What reads the body that a head declares; None if it has none. 400, 411, 413 or 415."""
+    head, headers = request.head, request.headers
+    unsized = head.content_length is None and not head.chunked
+    if unsized and (spec.upload or "content-type" in headers):
+        how = "with Content-Length or Transfer-Encoding: chunked"
+        raise HTTPError(411, f"Send {body_in_words(spec)}, {how}.")
+    if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
-    media_type, parameters = parse_content_type(request.headers.get("content-type", ""))
+    media_type, parameters = parse_content_type(headers.get("content-type", ""))
     is_json = media_type == "application/json" or media_type.endswith("+json")
-    if request.body.finished:  # nothing was sent, whatever its type would have been
-        if spec.wrapper:
-            raise Invalid(Problem("body", spec.wrapper, "is required", "missing"))
-        values: dict[str, Any] = {}
-    elif media_type == "multipart/form-data" and "multipart" in spec.kinds:
-        values = read_multipart(request, spec, parameters.get("boundary", ""))
-    elif media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
-        text = request.body.read(MAX_TEXT_BYTES).decode("utf-8", "surrogateescape")
-        values = dict(parse_query(text))
-    elif is_json and "json" in spec.kinds:
-        values = parse_json_object(request.body.read(MAX_TEXT_BYTES))
-    else:
-        what = media_type or "a body without Content-Type"
-        raise HTTPError(415, f"This endpoint does not read {what}.")
-    request.fields = parse_form(request, spec, values)
+    if not head.has_body:  # whatever its type would have been
+        return None
+    if media_type == "multipart/form-data" and "multipart" in spec.kinds:
+        return FormBody(request, spec, parameters.get("boundary", ""))
+    if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
+        return TextBody(head, parse_urlencoded)
+    if is_json and "json" in spec.kinds:
+        return TextBody(head, parse_json_object)
+    if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
+        return FileBody(request, spec.upload)
+    what = media_type or "a body without Content-Type"
+    raise HTTPError(415, f"This endpoint does not read {what}. Send {body_in_words(spec)}.")
+
+
+def body_in_words(spec: BodySpec) -> str:
+    """What an endpoint reads, in words.
+
+    >>> body_in_words(BodySpec(("multipart", "file"), upload=Upload("library", "")))
+    'multipart/form-data with the file in its field "file" or the file itself as the body'
+    """
+    kinds = [BODY_TYPES.get(kind, "the file itself as the body") for kind in spec.kinds]
+    if spec.upload:
+        kinds[spec.kinds.index("multipart")] += f' with the file in its field "{spec.upload.name}"'
+    return " or ".join(kinds)
+
+
+class TextBody:
+    """A body that is parsed when all of it is here."""
+
+    def __init__(self, head: RequestHead, parse: Callable[[bytes], Mapping[str, Any]]) -> None:
+        self._parse = parse
+        self._content = bytearray()
+        self._check(head.content_length or 0)
+
+    def _check(self, length: int) -> None:
+        if length > MAX_TEXT_BYTES:
+            raise HTTPError(413, f"The body is larger than {format_size(MAX_TEXT_BYTES)}.")
+
+    def feed(self, piece: memoryview) -> None:
+        self._content += piece
+        self._check(len(self._content))
+
+    def pause(self) -> None:
+        """Do nothing: all of it is needed."""
+
+    def finish(self) -> Mapping[str, Any]:
+        return self._parse(bytes(self._content))
+
+    def discard(self) -> None:
+        self._content.clear()
+
+
+def parse_urlencoded(text: bytes) -> dict[str, Any]:
+    return dict(parse_query(text.decode("utf-8", "surrogateescape")))
 
 
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[Problem] = []
     if spec.upload and spec.upload.required and request.upload is None:
-        message = "is required: send one file as multipart/form-data"
+        message = f"is required: send {body_in_words(spec)}"
         problems.append(Problem("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
     where = "body"
@@ -7700,67 +7940,138 @@ def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
     return inner
 
 
-def read_multipart(request: Request, spec: BodySpec, boundary: str) -> dict[str, str]:
-    """The declared text fields of a form; the file goes to `request.upload` as it arrives."""
-    upload, declared = spec.upload, {item.name for item in spec.fields}
-    limit = getattr(request.app.settings, upload.limit) if upload else 0
-    if (request.body.length or 0) > limit + FORM_SLACK_BYTES:
-        raise HTTPError(413, f"The file is larger than {limit} bytes.")
-    values: dict[str, str] = {}
-    text_bytes = 0
-    events = read_events(request.body, boundary.encode("latin-1", "replace"))
-    for event in events:
-        if not isinstance(event, Part):
-            continue
-        if upload and event.name == upload.name and event.filename is not None:
-            receive_upload(request, upload, event.filename, part_content(events), limit)
-            continue
-        if event.filename and event.name in declared:
-            raise Invalid(Problem("body", event.name, "must be a text", "string_type"))
-        text = b"".join(bounded_text(part_content(events), MAX_TEXT_BYTES - text_bytes))
-        text_bytes += len(text)
-        if upload and event.name == upload.name and text:
-            raise Invalid(Problem("body", upload.name, "must be a file, not a text", "file"))
-        if event.filename is None and event.name in declared:
-            values[event.name] = decode_field(event.name, text)
-    return values
+class FormBody:
+    """A multipart form: its declared text fields are kept, its file goes to its folder.
+
+    The file is in `request.upload` when its part is complete.
+    """
+
+    def __init__(self, request: Request, spec: BodySpec, boundary: str) -> None:
+        self._request = request
+        self._upload = spec.upload
+        self._declared = {item.name for item in spec.fields}
+        self._limit = upload_limit(request, spec.upload)
+        if (request.head.content_length or 0) > self._limit.size + FORM_SLACK_BYTES:
+            raise HTTPError(413, self._limit.sentence)
+        self._parser = MultipartParser(boundary.encode("latin-1", "replace"))
+        self._part: Part | None = None  # that is being read
+        self._receiving: Receiving | None = None  # where its content goes if it is the file
+        self._text = bytearray()  # its content if it is not
+        self._text_bytes = 0  # of all parts
+        self._values: dict[str, str] = {}
+
+    def feed(self, piece: memoryview) -> None:
+        for event in self._parser.feed(piece):
+            if isinstance(event, Data):
+                self._take(event.data)
+            elif isinstance(event, Part):
+                self._begin(event)
+            else:
+                self._end()
+
+    def _begin(self, part: Part) -> None:
+        self._part = part
+        if self._upload and part.name == self._upload.name and part.filename is not None:
+            self._receiving = begin_upload(self._request, self._upload, part.filename, self._limit)
+        elif part.filename and part.name in self._declared:
+            raise Invalid(Problem("body", part.name, "must be a text", "string_type"))
+
+    def _take(self, data: memoryview) -> None:
+        if self._receiving is not None:
+            self._receiving.feed(data)
+            return
+        self._text_bytes += len(data)
+        if self._text_bytes > MAX_TEXT_BYTES:
+            detail = f"The text fields are larger than {format_size(MAX_TEXT_BYTES)} together."
+            raise HTTPError(413, detail)
+        self._text += data
+
+    def _end(self) -> None:
+        part, self._part = self._part, None
+        assert part is not None
+        if self._receiving is not None:
+            end_upload(self._request, self._receiving, part.filename or "")
+            self._receiving = None
+            return
+        text, self._text = self._text, bytearray()
+        if self._upload and part.name == self._upload.name and text:
+            raise Invalid(Problem("body", part.name, "must be a file, not a text", "file"))
+        if part.filename is None and part.name in self._declared:
+            self._values[part.name] = decode_field(part.name, text)
+
+    def pause(self) -> None:
+        if self._receiving is not None:
+            self._receiving.pause()
+
+    def finish(self) -> Mapping[str, Any]:
+        self._parser.finish()
+        return self._values
+
+    def discard(self) -> None:
+        if self._receiving is not None:
+            self._receiving.discard()
+            self._receiving = None
 
 
-def decode_field(name: str, text: bytes) -> str:
+class FileBody:
+    """A body that is the file itself, as `curl -T` sends it.
+
+    Its name is the last of the URL's path, with the extension of its content.
+    """
+
+    def __init__(self, request: Request, upload: Upload) -> None:
+        limit = upload_limit(request, upload)
+        if (request.head.content_length or 0) > limit.size:
+            raise HTTPError(413, limit.sentence)
+        self._request = request
+        self._receiving = begin_upload(request, upload, "", limit)
+
+    def feed(self, piece: memoryview) -> None:
+        self._receiving.feed(piece)
+
+    def pause(self) -> None:
+        self._receiving.pause()
+
+    def finish(self) -> Mapping[str, Any]:
+        path, incoming = self._request.head.path, self._receiving.finish()
+        extension = incoming.facts.extension if incoming.facts else "bin"
+        incoming.filename = f"{posixpath.basename(unquote(path.rstrip('/')))}.{extension}"
+        self._request.upload = incoming
+        return {}
+
+    def discard(self) -> None:
+        self._receiving.discard()
+
+
+def upload_limit(request: Request, upload: Upload | None) -> Limit:
+    """What the file of a body may have, by its setting and by the token that it comes with."""
+    size: int = getattr(request.app.settings, upload.limit) if upload else 0
+    grant = request.principal.grant
+    if grant and grant.max_bytes and grant.max_bytes < size:
+        lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
+        return Limit(grant.max_bytes, f"The file is larger than {lets}.")
+    setting = upload.limit.upper() if upload else ""
+    return Limit(size, f"The file is larger than {format_size(size)} ({setting}).")
+
+
+def format_size(size: int) -> str:
+    """Bytes for a person.
+
+    >>> format_size(10485760), format_size(1000)
+    ('10 MB', '1000 bytes')
+    """
+    return f"{size / 2**20:.4g} MB" if size >= 2**20 else f"{size} bytes"
+
+
+def decode_field(name: str, text: bytes | bytearray) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError:
         raise Invalid(Problem("body", name, "is not UTF-8", "string_unicode")) from None
 
 
-def read_events(body: Body, boundary: bytes) -> Iterator[Event]:
-    parser = MultipartParser(boundary)
-    for piece in body:
-        yield from parser.feed(piece)
-    parser.finish()
-
-
-def part_content(events: Iterator[Event]) -> Iterator[memoryview]:
-    """The content of the part that has just begun."""
-    for event in events:
-        if not isinstance(event, Data):
-            return
-        yield event.data
-
-
-def bounded_text(pieces: Iterable[memoryview], room: int) -> Iterator[bytes]:
-    for piece in pieces:
-        room -= len(piece)
-        if room < 0:
-            detail = f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
-            raise HTTPError(413, detail)
-        yield bytes(piece)
-
-
-def receive_upload(
-    request: Request, upload: Upload, filename: str, content: Iterator[memoryview], limit: int
-) -> None:
-    """Take in the file of a form; an empty name and no content is a form's way to say: no file."""
+def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Receiving:
+    """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
     parse_value(Field(upload.name), filename, "body")
@@ -7769,12 +8080,16 @@ def receive_upload(
     folder = request.app.folders[upload.folder]
     if not folder.make and not request.app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
-    incoming = folder.receive(content, limit, upload.md5)
-    incoming.filename = filename
-    if filename:
-        request.upload = incoming
-    else:
-        incoming.discard()
+    return folder.begin(limit, upload.md5)
+
+
+def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
+    """Hand over a complete file; an empty name is a form's way to say: no file."""
+    if not filename:
+        receiving.discard()
+        return
+    request.upload = receiving.finish()
+    request.upload.filename = filename
 
 
 # -- Answers -----------------------------------------------------------------------------
@@ -7979,38 +8294,79 @@ class Application:
         self.app = app
         self.routes = RouteTable(routes)
 
-    def __call__(self, head: RequestHead, body: Body, peer: str) -> Response:
+    def __call__(self, head: RequestHead, peer: str) -> Response | Exchange:
+        """Answer a request, or accept it and say what takes in its body."""
         hot = self.answer_hot(head, may_wait=True)
         if hot is not None:
             return hot
-        request = Request(self.app, head, body, peer)
-        family, undo = "", True
+        request = Request(self.app, head, peer)
+        return self.attempt(request, functools.partial(self.accept, request))
+
+    def attempt(self, request: Request, step: Callable[[], T]) -> T | Response:
+        """Take a step towards an answer, and complete it; what the step raises is answered."""
         try:
-            found = {
-                item.method: (item, parameters)
-                for item, parameters in reversed(self.routes.find(head.path))
-            }
-            family = next((item.family for item, _ in found.values()), "")
-            preflight = "access-control-request-method" in head.headers
-            if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
-                response = self.answer_options(head, found)
-            else:
-                self.identify(request)  # a wrong credential is refused on every path
-                item, parameters = self.choose(head, found)
-                family = item.family
-                response = self.run(request, item, parameters)
-                undo = False
-        except (BodyPending, ConnectionError, TimeoutError):
-            raise
+            outcome = step()
         except Exception as error:
-            problem = as_http_error(error)
-            log_refusal(request, problem)
-            response = error_response(problem, family)
-        finally:
-            if request.upload is not None:
-                request.upload.discard(undo)
-        self.finish(head, response)
+            return self.refuse(request, error)
+        if isinstance(outcome, Response):
+            self.finish(request.head, outcome)
+        return outcome
+
+    def refuse(self, request: Request, error: Exception) -> Response:
+        problem = as_http_error(error)
+        log_refusal(request, problem)
+        self.give_back_use(request)
+        response = error_response(problem, request.family)
+        self.finish(request.head, response)
         return response
+
+    def take_use(self, request: Request, item: Route) -> None:
+        """Count a use of a scoped token that is good for so many requests; 401 after them."""
+        grant = request.principal.grant
+        if grant and grant.uses and item.access is not Access.OPEN:
+            if not self.app.index.token_uses.take(grant, time.time()):
+                raise Unauthorized(TokenError("The token was used as often as it may be."))
+            request.counted = grant
+
+    def give_back_use(self, request: Request) -> None:
+        """Count no use of a scoped token for a request that comes to nothing."""
+        if request.counted:
+            with contextlib.suppress(sqlite3.Error):
+                self.app.index.token_uses.give_back(request.counted)
+            request.counted = None
+
+    def accept(self, request: Request) -> Response | Exchange:
+        """Judge a request by its head alone; if it has no body to be read, answer it, too."""
+        head = request.head
+        found = {
+            item.method: (item, parameters)
+            for item, parameters in reversed(self.routes.find(head.path))
+        }
+        request.family = next((item.family for item, _ in found.values()), "")
+        preflight = "access-control-request-method" in head.headers
+        if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
+            return self.answer_options(head, found)
+        self.identify(request)  # a wrong credential is refused on every path
+        item, parameters = self.choose(head, found)
+        request.family = item.family
+        require(item.access, request.principal, self.app.settings.read_auth_enabled)
+        self.take_use(request, item)
+        problems: list[Problem] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise Invalid(*problems)
+        parameters = {**parameters, **parsed}
+        if item.before is not None:
+            item.before(self.app, request, **parameters)
+        if item.body is not None:
+            body = open_body(request, item.body)
+            if body is not None:
+                return Accepted(self, request, item, parameters, body)
+            if item.body.wrapper:
+                raise Invalid(Problem("body", item.body.wrapper, "is required", "missing"))
+            request.fields = parse_form(request, item.body, {})
+        return item.handler(self.app, request, **parameters)
 
     def choose(
         self, head: RequestHead, found: Mapping[str, tuple[Route, dict[str, str]]]
@@ -8042,22 +8398,7 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
-        request.principal = principal
-
-    def run(self, request: Request, item: Route, parameters: Mapping[str, str]) -> Response:
-        app = self.app
-        require(item.access, request.principal, app.settings.read_auth_enabled)
-        problems: list[Problem] = []
-        parsed = collect_declared(item.parameters, parameters, "path", problems)
-        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-        if problems:
-            raise Invalid(*problems)
-        parameters = {**parameters, **parsed}
-        if item.before is not None:
-            item.before(app, request, **parameters)
-        if item.body is not None:
-            read_body(request, item.body)
-        return item.handler(app, request, **parameters)
+        request.principal = narrow(principal, request.head.method, unquote(request.head.path))
 
     def answer_options(self, head: RequestHead, found: Mapping[str, Any]) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
@@ -8123,6 +8464,64 @@ class Application:
             return None
         self.finish(head, response)
         return response
+
+
+class Accepted:
+    """A request of which only the body is to come: the application's Exchange."""
+
+    def __init__(
+        self, application: Application, request: Request, item: Route,
+        parameters: Mapping[str, Any], body: BodyReader,
+    ) -> None:  # fmt: skip
+        self._application = application
+        self._request = request
+        self._item = item
+        self._parameters = parameters
+        self._body = body
+
+    @property
+    def client(self) -> str:
+        return network_of(self._request.client)
+
+    def feed(self, piece: memoryview) -> Response | None:
+        return self._attempt(functools.partial(self._body.feed, piece))
+
+    def pause(self) -> Response | None:
+        return self._attempt(self._body.pause)
+
+    def finish(self) -> Response:
+        response = self._attempt(self._answer)
+        assert response is not None
+        return response
+
+    def _attempt(self, step: Callable[[], Response | None]) -> Response | None:
+        response = self._application.attempt(self._request, step)
+        if response is not None:
+            self.abandon()  # what is left
+        return response
+
+    def _answer(self) -> Response:
+        request, spec = self._request, self._item.body
+        assert spec is not None
+        request.fields = parse_form(request, spec, self._body.finish())
+        response = self._item.handler(request.app, request, **self._parameters)
+        upload, request.upload = request.upload, None
+        if upload is not None:
+            with contextlib.suppress(OSError):  # its place is another one by now
+                upload.discard(undo=False)
+        request.counted = None  # it was worth its use
+        return response
+
+    def refuse(self, error: HTTPError) -> Response:
+        self.abandon()
+        return self._application.refuse(self._request, error)
+
+    def abandon(self) -> None:
+        self._application.give_back_use(self._request)
+        with contextlib.suppress(OSError):  # what stays in `.incoming/` goes at the next start
+            self._body.discard()
+            if self._request.upload is not None:
+                self._request.upload.discard()
 
 
 def is_anonymous(head: RequestHead) -> bool:
@@ -8401,6 +8800,7 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
 
 
+NO_MEDIA = "The file is no image, video or audio."
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
@@ -8408,6 +8808,8 @@ def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
     allowed = ", ".join(sorted(extensions))
+    if not incoming.size:
+        raise HTTPError(400, "The file is empty.")
     if facts is None:
         raise HTTPError(400, f"The file's content is none of: {allowed}.")
     if facts.extension not in extensions:
@@ -8440,17 +8842,20 @@ MEDIA_TYPES = frozenset({"jpg", "png", "gif", "webp", "svg", "bmp"})
 MEDIA_FOLDER = "media"
 
 
-MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
+FILE_BODY = ("multipart", "file")
+MEDIA_UPLOAD = BodySpec(FILE_BODY, upload=Upload(
     "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_NAMES)
 ))  # fmt: skip
 
 
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
        {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
+@route("PUT", "/upload", UPLOAD, "media", "Upload a public image, as curl -T does",
+       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     incoming = uploaded(request)
-    extension = check_extension(incoming.filename, MEDIA_NAMES)
     facts = check_type(incoming, MEDIA_TYPES)
+    extension = check_extension(incoming.filename, MEDIA_NAMES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
@@ -8581,7 +8986,7 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
+LIBRARY_UPLOAD = BodySpec(FILE_BODY, upload=Upload("library", "max_upload_bytes"))
 
 
 def library_name(wanted: str, filename: str) -> str:
@@ -8593,13 +8998,14 @@ def library_name(wanted: str, filename: str) -> str:
     raise HTTPError(400, "The file needs a name.")
 
 
-@route("PUT", "/image/{filename}", UPLOAD, "library", "Upload an image into the folder",
+@route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
+       "Upload an image into the folder",
        {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
        body=LIBRARY_UPLOAD)  # fmt: skip
-def put_image(app: App, request: Request, filename: str) -> Response:
+def put_image(app: App, request: Request, filename: str = "") -> Response:
     incoming = uploaded(request)
-    name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
+    name = library_name(filename, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     twin = find_twin(app, incoming.sha256, "library") if readable else None
     known = twin and twin[0].path
@@ -8638,7 +9044,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "bmp"})
 IMAGE_TYPES = frozenset({"jpg", "png", "gif", "webp", "bmp"})
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
-IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
+IMAGE_UPLOAD = BodySpec(FILE_BODY, upload=Upload("images", "max_upload_bytes"))
 
 
 def private_names(name: str) -> Iterator[str]:
@@ -9019,7 +9425,7 @@ MEDIA_FIELDS = (
 def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
     if request.upload and request.upload.facts is None:
-        yield Problem("body", "file", "The file is no image, video or audio.")
+        yield Problem("body", "file", NO_MEDIA if request.upload.size else "The file is empty.")
     elif request.upload and request.upload.facts:
         yield from kind_problems(values, request.upload.facts.kind)
 
@@ -9520,7 +9926,7 @@ def check_entity(
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
-        raise HTTPError(400, "The file's content is no image, video or audio.")
+        raise HTTPError(400, NO_MEDIA if upload.size else "The file is empty.")
     if entity.parent_id is not None:
         check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
@@ -9754,11 +10160,6 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "version, transaction_id and the Item's fields of each": "Item[]",
     }.items()},
 }  # fmt: skip
-BODY_TYPES = {
-    "json": JSON_TYPE,
-    "form": "application/x-www-form-urlencoded",
-    "multipart": "multipart/form-data",
-}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -9855,8 +10256,11 @@ def describe_parameters(item: Route) -> list[dict[str, Any]]:
 
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
-    content = {}
+    content: dict[str, Any] = {}
     for kind in spec.kinds:
+        if kind == "file":
+            content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
+            continue
         fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
         required = [
             field.name for field in spec.fields

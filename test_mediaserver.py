@@ -25,6 +25,7 @@ import os
 import random
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -40,6 +41,7 @@ import time
 import tracemalloc
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -523,7 +525,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
         bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
     }  # fmt: skip
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
-    special["cors_allow_origins"] = "http://x"
+    special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped"}
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -582,7 +584,7 @@ def test_python_dotenv_reads_dotenv_like_us(text):
     ("name", "value"),
     [
         ("PORT", "x"), ("PORT", "65536"), ("PORT", "-1"), ("RESCAN_INTERVAL", "-1"),
-        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("TOKEN_EXPIRY_SECONDS", "1.5"),
+        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("UPLOAD_TOKENS", "none"), ("TOKEN_EXPIRY_SECONDS", "1.5"),
         ("TOKEN_EXPIRY_SECONDS", "0"), ("MAX_UPLOAD_BYTES", "10 MB"), ("MAX_MEDIA_BYTES", "-5"),
         ("MAX_MEDIA_BYTES", "9" * 5000), ("JWT_ACCESS_TOKEN_LIFETIME_MINUTES", "\u0663"),
         ("JWT_REFRESH_TOKEN_LIFETIME_DAYS", "one"), ("SLUGIFY_FILENAMES", "maybe"),
@@ -2348,20 +2350,27 @@ def refuse_direct(error: int) -> Callable[..., Any]:
     return Refusing
 
 
-@pytest.mark.parametrize("how", ["", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("how", ["", "pauses", "short buffers", errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, how):
     if how == "short buffers":
         monkeypatch.setattr(ms, "MAX_WRITE_BUFFERS", 0)
-    elif how:
+    elif how and how != "pauses":
         monkeypatch.setattr(ms.io, "FileIO", refuse_direct(how))
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
-    content = random.Random(size).randbytes(size)
-    incoming = folder.receive(in_pieces(content), limit=size, md5=True)
+    content = (png_of(200) + random.Random(size).randbytes(size))[:size]
+    receiving = folder.begin(ms.Limit(size, ""), md5=True)
+    for piece in in_pieces(content):
+        receiving.feed(piece)
+        if how == "pauses":
+            receiving.pause()
+            assert len(buffers._spare) == buffers._made
+    incoming = receiving.finish()
     assert (tmp_path / incoming.name).read_bytes() == content
     assert (incoming.size, incoming.sha256) == (size, sha256(content))
     assert incoming.md5 == hashlib.md5(content).hexdigest()
+    assert (incoming.facts is not None) == (size >= 200)
     assert len(buffers._spare) == buffers._made
     incoming.discard()
     assert not files_below(tmp_path)
@@ -2375,19 +2384,19 @@ def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    def pieces() -> Iterator[memoryview]:
-        yield from in_pieces(bytes(size))
-        if wrong == "client":
-            raise ConnectionAbortedError
-
     if wrong == "disk":
         monkeypatch.setattr(ms, "write_block", fail)
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     limit = size - 1 if wrong == "limit" else size
-    expected = {"limit": ms.TooLarge, "disk": OSError, "client": ConnectionAbortedError}[wrong]
-    with pytest.raises(expected):
-        folder.receive(pieces(), limit)
+    receiving = folder.begin(ms.Limit(limit, ""))
+    with pytest.raises(ms.TooLarge if wrong == "limit" else OSError):
+        for piece in in_pieces(bytes(size)):
+            receiving.feed(piece)
+        if wrong == "client":
+            raise ConnectionAbortedError
+        receiving.finish()
+    receiving.discard()
     assert not files_below(tmp_path)
     assert len(buffers._spare) == buffers._made == 1
 
@@ -2406,7 +2415,9 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with contextlib.nullcontext() if works else pytest.raises(OSError):
-        incoming = folder.receive([memoryview(b"abc")], 3)
+        receiving = folder.begin(ms.Limit(3, ""))
+        receiving.feed(memoryview(b"abc"))
+        incoming = receiving.finish()
         folder.keep(incoming, ["sub/a.png"])
         incoming.discard(undo=False)
         assert files_below(tmp_path) == {"sub/a.png"}
@@ -4053,26 +4064,53 @@ def test_a_client_that_reads_slowly_gets_all_of_it(server):
         assert raw.answer().body == content
 
 
+class Echo:
+    """An Exchange that answers with the path and the body."""
+
+    client = "somebody"
+
+    def __init__(self, path: str) -> None:
+        self.content = path.encode()
+
+    def feed(self, piece):
+        self.content += piece
+
+    def pause(self):
+        return None
+
+    def finish(self):
+        return ms.Response(200, [], self.content)
+
+    def refuse(self, error):
+        return ms.Response(error.status, error.headers.items(), b"refused")
+
+    def abandon(self):
+        pass
+
+
 @pytest.fixture
 def bare_server(monkeypatch):
-    """A Server with short patience, in this process; it answers with the path."""
-    limits = {"STALL_SECONDS": 0.3, "HEAD_SECONDS": 0.6, "IDLE_SECONDS": 0.3, "MAX_IN_FLIGHT": 2}
-    for name, value in {**limits, "FAREWELL_SECONDS": 0.1, "LINGER_SECONDS": 0.2}.items():
+    """A Server with short patience, in this process; it answers with the path and the body."""
+    seconds = {"IDLE": 0.3, "HEAD": 0.3, "BODY": 0.3, "LINGERING": 0.2}
+    for name, value in seconds.items():
+        state = ms.State[name]
+        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=value))
+    for name, value in {"HEAD_SECONDS": 0.6, "MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     going_on = threading.Event()
     loads = memoryview(bytearray(4)).cast("i")
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0)
     bare.port = bare.server_port
+    bare.accepted = []
 
-    def answer(head, body, peer):
+    def accept(head, peer):
+        bare.accepted.append(head.path)
         if head.path == "/wait":
             going_on.wait(DEADLINE)
-        try:
-            return ms.Response(200, [], head.path.encode() + body.read(1000))
-        except TimeoutError as error:
-            raise ConnectionAbortedError from error
+        echo = Echo(head.path)
+        return echo if head.has_body else echo.finish()
 
-    bare.application = answer
+    bare.application = accept
     bare.inline = lambda head: None
     bare.on_error = lambda error, origin: ms.Response(
         error.status, error.headers.items(), b"refused"
@@ -4086,8 +4124,9 @@ def bare_server(monkeypatch):
     bare._wakeup.send(b"\0")
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    for connection in list(bare._waiting.values()):
-        bare._drop(connection)
+    for connection in list(bare._held.values()):
+        bare._enter(connection, ms.State.CLOSED)
+    assert (bare._descriptors, bare._in_flight, bare.shares._all) == (0, 0, 0)
     for item in (bare._alarm, bare._wakeup, bare._selector):
         item.close()
 
@@ -4111,22 +4150,176 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
         connection = ms.Connection(ours, "peer", Stub())
         connection.receive_soon(1)
         assert connection.received == b""
-        assert bytes(connection.receive_more(10)) == b"abc"
+        assert connection.receive_more(1) is None
+        assert bytes(connection.receive_more(1)) == b"abc"
     assert next(wakeups) == 3
 
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server._pool._limit = 1
+    bare_server._bodies._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
         wait_until(lambda: bare_server._in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server._pool.has_backlog)
+        wait_until(bare_server._bodies.has_backlog)
         bare_server.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
+
+
+def post(path: str, length: int, *fields: str) -> bytes:
+    return get_line(path, f"Content-Length: {length}", *fields, method="POST")
+
+
+def states(server: ms.Server) -> Counter[ms.State]:
+    return Counter(connection.state for connection in list(server._held.values()))
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+@pytest.mark.parametrize("size", [1, 3, 10_000])
+def test_a_request_is_accepted_once_however_its_body_comes(bare_server, size, coding):
+    body = bytes(range(256)) * 4
+    head = post("/a", len(body))
+    if coding == "chunked":
+        head = get_line("/a", "Transfer-Encoding: chunked", method="POST")
+    sent = head + (chunked(body, 7) if coding == "chunked" else body) + get_line("/b")
+    with Raw(bare_server) as raw:
+        raw.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), size):
+            raw.send(sent[start : start + size])
+        assert raw.answer().body == b"/a" + body
+        assert raw.answer().body == b"/b"
+    assert bare_server.accepted == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("split", [0, 1, 70_000])
+def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server, split):
+    body = random.Random(1).randbytes(200_000)
+    with Raw(bare_server) as raw, Raw(bare_server) as other:
+        raw.send(post("/a", len(body)) + body[:split])
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+        assert bare_server._in_flight == 0
+        other.send(post("/b", 1) + b"x")
+        assert other.answer().body == b"/bx"
+        raw.send(body[split : split + 10])  # stays with the selector
+        raw.send(body[split + 10 :])
+        assert raw.answer().body == b"/a" + body
+    assert bare_server.accepted == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
+def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
+    for name, value in {"GRACE_SECONDS": 0.2, "HEAD_SECONDS": DEADLINE, "MIN_RATE": 1000}.items():
+        monkeypatch.setattr(ms, name, value)
+    for state, wait in ms.WAITS.items():
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    with Raw(bare_server) as raw:
+        raw.send(data)
+        while not select.select([raw.socket], [], [], 0.02)[0]:
+            raw.send(b"a")
+        assert raw.answer().status == 408
+
+
+def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ms, "MIN_RATE", 10)
+    with Raw(bare_server) as raw:
+        raw.send(post("/a", 100))
+        for _ in range(10):  # each earns a second
+            raw.send(bytes(10))
+            time.sleep(0.05)
+        assert raw.answer().status == 200
+
+
+@pytest.mark.parametrize("most", ["client", "all"])
+def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch, most):
+    for state, wait in ms.WAITS.items():
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
+    monkeypatch.setattr(ms, "MAX_CLIENT_BODIES", 3 if most == "client" else 100)
+    bare_server.shares._most = 3 if most == "all" else 100
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(3)]
+        for raw in slow:
+            raw.send(post("/slow", 5) + b"abc")
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 3)
+        with Raw(bare_server) as raw:
+            raw.send(post("/more", 5, "Expect: 100-continue"))
+            refused = raw.answer()  # before the body, and without 100 Continue
+            assert refused.status == (429 if most == "client" else 503)
+            assert int(refused.headers["Retry-After"]) > 0
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/get") + post("/whole", 1) + b"x")
+            assert [raw.answer().status for _ in range(2)] == [200, 200]
+        slow[0].send(b"de")
+        assert slow[0].answer().body == b"/slowabcde"
+        with Raw(bare_server) as raw:
+            raw.send(post("/more", 5) + b"a")
+            wait_until(lambda: states(bare_server)[ms.State.BODY] == 3)
+            raw.send(b"bcde")
+            assert raw.answer().status == 200
+
+
+def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
+    for state, wait in ms.WAITS.items():
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    bare_server._most_descriptors = 3
+    with contextlib.ExitStack() as stack:
+        body, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
+        body.send(post("/slow", 2) + b"a")  # it counts twice, for a file
+        wait_until(lambda: bare_server._descriptors == 3)
+        new = stack.enter_context(Raw(bare_server))
+        new.send(get_line("/new"))
+        assert new.answer().status == 200
+        assert idle[0].is_closed()
+        body.send(b"b")
+        assert body.answer().status == 200
+
+
+def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
+    bare_server._most_descriptors = 0
+    with Raw(bare_server) as raw:
+        assert raw.answer().status == 503
+        assert raw.is_closed()
+
+
+def test_hundreds_of_slow_bodies_hold_up_nobody(server):
+    """Uploads, forms and logins that stop in the middle: none of them keeps a thread."""
+    body, content_type = form("a.png", png_of(300_000))
+    upload, login = f"Content-Type: {content_type}", "Content-Type: application/json"
+    with contextlib.ExitStack() as stack:
+        for number in range(240):
+            raw = stack.enter_context(Raw(server))
+            client = f"X-Forwarded-For: 10.0.0.{number % 8}"
+            if number % 2:
+                raw.send(post("/api/auth/login", 100_000, login, client) + b'{"email":')
+            else:
+                owner = f"Authorization: {OWNER['Authorization']}"
+                raw.send(post("/upload", len(body), upload, client, owner) + body[:100_000])
+        assert server.upload(png()).status == 201
+        assert server.get("/health").status == 200
+        assert server.call("POST", "/api/auth/login", {"email": "x", "password": "y"})[0] == 401
+
+
+def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(server):
+    login = "Content-Type: application/json"
+    with contextlib.ExitStack() as stack:
+
+        def begin(client: str) -> Raw:
+            raw = stack.enter_context(Raw(server))
+            fields = (login, f"X-Forwarded-For: {client}", "Expect: 100-continue")
+            raw.send(post("/api/auth/login", 50, *fields))
+            return raw
+
+        clients = [f"2001:db8:0:1::{number:x}" for number in range(64)]
+        assert {begin(client).answer().status for client in clients} == {100}
+        refused = begin("2001:db8:0:1:f::1").answer()  # a /64 is one client
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        assert "64" in refused.json["detail"]
+        assert begin("2001:db8:0:2::1").answer().status == 100
+        assert begin("192.0.2.1").answer().status == 100
 
 
 def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
@@ -4154,8 +4347,9 @@ def test_a_head_that_drips_for_too_long_ends(bare_server):
 
 
 def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server, monkeypatch):
-    for name in ("IDLE_SECONDS", "HEAD_SECONDS", "STALL_SECONDS"):
-        monkeypatch.setattr(ms, name, DEADLINE)  # a busy machine may need long to begin
+    for state, wait in ms.WAITS.items():  # a busy machine may need long to begin
+        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "HEAD_SECONDS", DEADLINE)
     waiting = [Raw(bare_server) for _ in range(3)]
     for raw in waiting:
         raw.send(get_line("/wait"))
