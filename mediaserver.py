@@ -8800,7 +8800,7 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
 
 
-NO_MEDIA = "The file is no image, video or audio."
+NOT_MEDIA = "The file is no image, video or audio."
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
@@ -8842,8 +8842,7 @@ MEDIA_TYPES = frozenset({"jpg", "png", "gif", "webp", "svg", "bmp"})
 MEDIA_FOLDER = "media"
 
 
-FILE_BODY = ("multipart", "file")
-MEDIA_UPLOAD = BodySpec(FILE_BODY, upload=Upload(
+MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
     "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_NAMES)
 ))  # fmt: skip
 
@@ -8851,7 +8850,8 @@ MEDIA_UPLOAD = BodySpec(FILE_BODY, upload=Upload(
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
        {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
 @route("PUT", "/upload", UPLOAD, "media", "Upload a public image, as curl -T does",
-       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
+       {201: "url, filename, size, content_type, sha256"},
+       body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, MEDIA_TYPES)
@@ -8986,7 +8986,7 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(FILE_BODY, upload=Upload("library", "max_upload_bytes"))
+LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_upload_bytes"))
 
 
 def library_name(wanted: str, filename: str) -> str:
@@ -9044,7 +9044,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "bmp"})
 IMAGE_TYPES = frozenset({"jpg", "png", "gif", "webp", "bmp"})
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
-IMAGE_UPLOAD = BodySpec(FILE_BODY, upload=Upload("images", "max_upload_bytes"))
+IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
 
 
 def private_names(name: str) -> Iterator[str]:
@@ -9425,7 +9425,7 @@ MEDIA_FIELDS = (
 def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
     if request.upload and request.upload.facts is None:
-        yield Problem("body", "file", NO_MEDIA if request.upload.size else "The file is empty.")
+        yield Problem("body", "file", NOT_MEDIA if request.upload.size else "The file is empty.")
     elif request.upload and request.upload.facts:
         yield from kind_problems(values, request.upload.facts.kind)
 
@@ -9926,7 +9926,7 @@ def check_entity(
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
-        raise HTTPError(400, NO_MEDIA if upload.size else "The file is empty.")
+        raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
     if entity.parent_id is not None:
         check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None

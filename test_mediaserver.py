@@ -584,7 +584,8 @@ def test_python_dotenv_reads_dotenv_like_us(text):
     ("name", "value"),
     [
         ("PORT", "x"), ("PORT", "65536"), ("PORT", "-1"), ("RESCAN_INTERVAL", "-1"),
-        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("UPLOAD_TOKENS", "none"), ("TOKEN_EXPIRY_SECONDS", "1.5"),
+        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("UPLOAD_TOKENS", "none"),
+        ("TOKEN_EXPIRY_SECONDS", "1.5"),
         ("TOKEN_EXPIRY_SECONDS", "0"), ("MAX_UPLOAD_BYTES", "10 MB"), ("MAX_MEDIA_BYTES", "-5"),
         ("MAX_MEDIA_BYTES", "9" * 5000), ("JWT_ACCESS_TOKEN_LIFETIME_MINUTES", "\u0663"),
         ("JWT_REFRESH_TOKEN_LIFETIME_DAYS", "one"), ("SLUGIFY_FILENAMES", "maybe"),
@@ -4660,7 +4661,7 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start):
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("GET", "/upload", "OPTIONS, POST"),
+        ("GET", "/upload", "OPTIONS, POST, PUT"),
         ("PUT", "/media", "GET, HEAD, OPTIONS"),
         ("POST", "/media/a.png", "DELETE, GET, HEAD, OPTIONS"),
         ("DELETE", "/image/a.png", "GET, HEAD, OPTIONS, PUT"),
@@ -4735,6 +4736,90 @@ def test_a_body_that_is_no_upload_is_refused_and_leaves_nothing(
     assert answer.status in statuses, answer.body
     assert set(answer.json) == {"detail"}
     assert files_below(server.storage) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "stored"),
+    [
+        ("/image/", "photo of you.png"),  # to which curl adds the file's name
+        ("/image/named.png", "named.png"), ("/image/named", "named.png"),
+        ("/image/named.tiff", "named.tiff.png"), ("/image?x=/y", "image.png"), ("/upload", None),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_the_file_itself_is_stored_as_curl_sends_it(server, tmp_path, path, stored):
+    photo = tmp_path / "photo of you.png"
+    photo.write_bytes(png_of(20_000))
+    url = f"{server.url}{path}{'&' if '?' in path else '?'}token={upload_token()}"
+    for options in ([], ["-HTransfer-Encoding: chunked"], ["-HContent-Type: image/png"]):
+        photo.write_bytes(photo.read_bytes() + b"\0")  # or it would be known
+        command = [need("curl"), "-sS", *options, "-T", photo, url]
+        made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        if stored:
+            stem, extension = os.path.splitext(stored)
+            assert re.fullmatch(rf"{stem}(_\d+)?\{extension}", made["filename"])
+        else:
+            assert re.fullmatch(r"[0-9a-f]{32}\.png", made["filename"])
+        assert made["sha256"] == sha256(photo.read_bytes())
+
+
+def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(start):
+    running = start(max_upload_bytes="30000")
+    before = files_below(running.storage)
+    token = upload_token()
+    for path in ("/image/a.png", "/upload"):
+        for content, status, words in (
+            (b"", 400, "field \"file\" or the file itself"),
+            (b"no picture", 400, "none of: "), (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
+        ):  # fmt: skip
+            for body in (content, iter([content])):  # with a length, and chunked
+                answer = running.request("PUT", f"{path}?token={token}", body)
+                assert answer.status == status, answer.json
+                assert words in answer.json["detail"] or body is not content
+    assert running.request("PUT", "/image/a.png", png()).status == 401
+    assert files_below(running.storage) == before
+
+
+MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
+    ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
+    ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
+    ("PUT", "/upload", "text/plain", b"x", 415, ["multipart/form-data", "itself as the body"]),
+    ("POST", "/upload", None, None, 411, ['field "file"', "Content-Length"]),
+    ("POST", "/upload-image", "multipart/form-data; boundary=frontier", form("x", None)[0], 400,
+     ["file", "is required", "multipart/form-data"]),
+    ("POST", "/upload", "multipart/form-data; boundary=frontier", form("a.png", b"")[0], 400,
+     ["is empty"]),
+    ("POST", "/upload", "multipart/form-data; boundary=frontier", form("a.heic", b"x")[0], 400,
+     ["must end in one of", "/api/media/media/"]),
+    ("POST", "/entity/", "multipart/form-data; boundary=frontier",
+     form("a.png", b"", "image")[0], 400, ["is empty"]),
+    ("GET", "/entity/999", None, None, 404, ["There is no entity 999."]),
+    ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "kind", "body", "status", "words"), MESSAGES)
+def test_what_is_refused_is_told_what_to_do(server, method, path, kind, body, status, words):
+    headers = {**OWNER, **({"Content-Type": kind} if kind else {})}
+    with Raw(server) as raw:
+        length = {} if body is None else {"Content-Length": str(len(body))}
+        fields = "".join(f"{k}: {v}\r\n" for k, v in {**headers, **length}.items())
+        raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode() + (body or b""))
+        answer = raw.answer()
+    assert answer.status == status
+    assert all(word in answer.json["detail"] for word in words), answer.json
+
+
+def test_what_is_too_large_is_told_the_bound_in_megabytes_and_its_setting(start):
+    running = start(max_upload_bytes=str(3 << 20), max_media_bytes=str(5 << 19))
+    for path, field, bound in (
+        ("/upload", "file", "3 MB (MAX_UPLOAD_BYTES)"),
+        ("/entity/", "image", "2.5 MB (MAX_MEDIA_BYTES)"),
+    ):
+        body, content_type = form("a.png", png_of(4 << 20), field)
+        for sent in (body, iter([body])):
+            headers = {**OWNER, "Content-Type": content_type}
+            answer = running.request("POST", path, sent, headers)
+            assert (answer.status, bound in answer.json["detail"]) == (413, True), answer.json
 
 
 def test_other_fields_beside_the_file_are_passed_over(server):
