@@ -341,6 +341,17 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    user_quota_bytes: int = number(
+        10737418240, MAX_BYTES,
+        "what one account may store, deleted records included; 0: no bound", 0,
+    )  # fmt: skip
+    reserve_bytes: int | None = setting(
+        None, "free disk that uploads leave alone, for deleting, logins and the index",
+        whole_number(0, MAX_BYTES), shown="5 % of the disk, 536870912 at most",
+    )  # fmt: skip
+    upload_expiry_seconds: int = number(
+        86400, 10**9, "how long an unfinished resumable upload is kept after its last byte"
+    )
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
@@ -1121,9 +1132,10 @@ class Access(enum.Enum):
     WRITE = "write", WRITE_PERMISSION
     USER = "user", None
     BEARER = "bearer", None  # whoever has a bearer token, whatever else it lets do
+    TARGET = "as the target's upload", None  # what the credential lets do is seen later
 
 
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER = Access
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
@@ -1132,6 +1144,8 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
         return True
     if access is Access.USER:
         return principal.user_id is not None
+    if access is Access.TARGET:
+        return principal != ANONYMOUS
     if access is Access.BEARER:
         return principal.kind in {"token", "owner", "demo"}
     if access is Access.UPLOAD and principal.kind == "uploader":
@@ -2668,9 +2682,32 @@ CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
 ) WITHOUT ROWID;
 """
 
+STORED_MEDIA_SCHEMA = """
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
+"""
+
+UPLOADS_SCHEMA = """
+CREATE TABLE upload (               -- one that may be resumed, or has been completed lately
+    id TEXT PRIMARY KEY,            -- random: the end of its URL, and its name in `.incoming/`
+    owner TEXT NOT NULL,            -- who may go on with it, and in whose number it counts
+    target TEXT NOT NULL,           -- the family that gets the file
+    root TEXT NOT NULL,             -- the folder where it arrives
+    metadata TEXT NOT NULL,         -- Upload-Metadata, as sent
+    length INTEGER,                 -- bytes; null: not known yet
+    received INTEGER NOT NULL,      -- bytes that are on disk for good
+    writer TEXT NOT NULL,           -- the request that may add more
+    expires_at REAL NOT NULL,
+    answer TEXT                     -- the family's, as JSON; null: it is not complete
+) WITHOUT ROWID;
+CREATE INDEX upload_by_expiry ON upload (expires_at);
+CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
+"""
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-              TOKENS_SCHEMA)  # fmt: skip
+MIGRATIONS = (
+    SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA,
+)  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -2793,6 +2830,67 @@ class TrackedConnection(sqlite3.Connection):
     """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
 
 
+SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
+SPARE_SHARE = 8  # at most this part of what is free
+SPARE_SECONDS = 10.0  # between two tries to have the space again
+
+
+class SpareSpace:
+    """Disk that a file holds for the index, which is written to on a full disk, too."""
+
+    def __init__(self, index: Path) -> None:
+        self._path = index.with_name("spare")
+        self._missed_at: float | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        return self._missed_at is not None
+
+    def hold(self) -> None:
+        """Take the space, unless it is held or there is too little."""
+        held = os.path.exists(self._path) or self._take()
+        self._missed_at = None if held else time.monotonic()
+
+    def _take(self) -> bool:
+        try:
+            disk = os.statvfs(self._path.parent)
+            size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
+            if size < SPARE_BYTES // SPARE_SHARE:
+                return False
+            with open(self._path, "xb", buffering=0) as file:
+                if allocate(file, size):
+                    return True
+            self._path.unlink()
+        except OSError:
+            pass
+        return False
+
+    def give_up(self) -> bool:
+        """Let the index have the space; whether it was held."""
+        self._missed_at = time.monotonic()
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def hold_again(self) -> None:
+        """Take the space that was given up, if that is some time ago and there is enough."""
+        if self._missed_at is not None and time.monotonic() > self._missed_at + SPARE_SECONDS:
+            self.hold()
+
+
+def allocate(file: io.FileIO, size: int) -> bool:
+    """Have the disk set so many bytes aside for a file; whether it has."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return True
+        return file.write(bytes(size)) == size  # macOS
+    except OSError:
+        return False
+
+
 class Change:
     """A write that waits for its commit."""
 
@@ -2816,6 +2914,7 @@ class Index:
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
         self._connections = weakref.WeakSet[TrackedConnection]()
+        self.spare = SpareSpace(path)
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -2827,6 +2926,7 @@ class Index:
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
+        self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
@@ -2866,6 +2966,23 @@ class Index:
 
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._commit(changes)
+        if unwritten := [change for change in changes if is_full(change.error)]:
+            self.spare.give_up()
+            self._fold_in()
+            self._commit(unwritten)
+        if self.spare.is_missed:
+            self._fold_in()
+            self.spare.hold_again()
+
+    def _fold_in(self) -> None:
+        """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            change.error = None
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
@@ -2914,6 +3031,11 @@ class Index:
 
     def set_meta(self, key: str, value: str) -> None:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it is the disk that had no room (SQLITE_FULL)."""
+    return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
 
 
 class Assets(Subject):
@@ -3128,6 +3250,11 @@ class Users(Subject):
         sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
         row = self._index.read(sql, issued, user_id).fetchone()
         return row is not None and not row[0]
+
+    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
+        """What a user's files take, those of softly deleted records included."""
+        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
+        return int(self._index.query(db, sql, user_id).fetchone()[0])
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
@@ -3604,6 +3731,93 @@ class Entities(Subject):
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
 
 
+class OpenUpload(NamedTuple):
+    """An upload that comes in several requests, as it was when it was read."""
+
+    id: str
+    owner: str
+    target: str
+    root: str
+    metadata: str
+    length: int | None
+    received: int
+    writer: str
+    expires_at: float
+    answer: str | None = None
+
+
+class Uploads(Subject):
+    """Uploads that may be resumed; whoever takes one is the only one who can add to it."""
+
+    def add(self, upload: OpenUpload, most: int) -> bool:
+        """Record a new upload, unless its owner has `most` that are not complete."""
+
+        def apply(db: Database) -> bool:
+            sql = "SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL"
+            if db.execute(sql, (upload.owner,)).fetchone()[0] >= most:
+                return False
+            db.execute(f"INSERT INTO upload VALUES ({placeholders(upload)})", upload)
+            return True
+
+        return self._index.write(apply)
+
+    def get(self, id: str, now: float) -> OpenUpload | None:
+        sql = "SELECT * FROM upload WHERE id = ? AND expires_at > ?"
+        row = self._index.read(sql, id, now).fetchone()
+        return OpenUpload(*row) if row else None
+
+    def take(self, id: str, writer: str) -> OpenUpload | None:
+        """Make `writer` the only one who may go on; None if it is complete or gone."""
+        sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
+        row = self._write(sql, writer, id, durable=False)
+        return OpenUpload(*row) if row else None
+
+    def is_writer(self, id: str, writer: str) -> bool:
+        sql = "SELECT 1 FROM upload WHERE id = ? AND writer = ?"
+        return self._index.read(sql, id, writer).fetchone() is not None
+
+    def advance(self, upload: OpenUpload) -> bool:
+        """Record how far an upload has come; whether its writer is still the one."""
+        sql = (
+            "UPDATE upload SET length = ?, received = ?, expires_at = ?"
+            " WHERE id = ? AND writer = ? RETURNING 1"
+        )
+        values = (upload.length, upload.received, upload.expires_at, upload.id, upload.writer)
+        return self._write(sql, *values) is not None
+
+    def complete(self, upload: OpenUpload) -> None:
+        """Record the answer of an upload, which is complete."""
+        sql = "UPDATE upload SET length = ?, received = ?, answer = ? WHERE id = ?"
+        self._write(sql, upload.length, upload.received, upload.answer, upload.id)
+
+    def remove(self, id: str) -> None:
+        self._write("DELETE FROM upload WHERE id = ?", id)
+
+    def expired(self, now: float) -> list[OpenUpload]:
+        rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
+        return [OpenUpload(*row) for row in rows]
+
+    def unfinished(self) -> list[OpenUpload]:
+        rows = self._index.read("SELECT * FROM upload WHERE answer IS NULL")
+        return [OpenUpload(*row) for row in rows]
+
+    def missing_bytes(self, root: str) -> int:
+        """How many bytes the uploads of a known length have still to bring into a folder."""
+        sql = "SELECT total(length - received) FROM upload WHERE root = ? AND answer IS NULL"
+        return int(self._index.read(sql, root).fetchone()[0])
+
+    def promised_bytes(self, owner: str, target: str, but: str) -> int:
+        """How large the uploads of an owner for a family are or will be, one left out."""
+        sql = (
+            "SELECT total(coalesce(length, received)) FROM upload"
+            " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
+        )
+        return int(self._index.read(sql, owner, target, but).fetchone()[0])
+
+    def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
+        return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
+
+
 def open_index(path: Path) -> Index:
     """The index at `path`, made or migrated where needed.
 
@@ -3611,7 +3825,9 @@ def open_index(path: Path) -> Index:
     the next scan. Raises SettingError where SQLite cannot use the place at all.
     """
     try:
-        return migrated(Index(path))
+        index = opened_on_any_disk(path)
+        index.spare.hold()
+        return index
     except sqlite3.OperationalError as error:
         raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
@@ -3626,6 +3842,16 @@ def open_index(path: Path) -> Index:
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
+
+
+def opened_on_any_disk(path: Path) -> Index:
+    """The index at `path`; on a full disk it needs the space that is kept for it."""
+    try:
+        return migrated(Index(path))
+    except sqlite3.OperationalError:
+        if not SpareSpace(path).give_up():
+            raise
+        return migrated(Index(path))
 
 
 def migrated(index: Index) -> Index:
@@ -3689,6 +3915,22 @@ class Limit(NamedTuple):
     sentence: str
 
 
+RESERVE_SHARE = 20  # where nothing is set, this part of the disk is kept
+MAX_RESERVE_BYTES = 512 << 20  # or this, of a large one
+
+
+def need_room(descriptor: int, size: int, reserve: int | None) -> None:
+    """Raise ENOSPC where so many more bytes would leave less than `reserve` of the disk free.
+
+    None is a share of the disk. Disks that do not tell (some FUSE) have room until they are full.
+    """
+    disk = os.fstatvfs(descriptor)
+    if reserve is None:
+        reserve = min(disk.f_blocks * disk.f_frsize // RESERVE_SHARE, MAX_RESERVE_BYTES)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize - size < reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
@@ -3708,6 +3950,20 @@ class Incoming:
         self.file.close()
         for name in filter(None, (self.kept if undo else None, self.name)):
             self.folder.unlink(name)
+
+    def put_back(self, name: str) -> bool:
+        """Take back its place, and give the file in `.incoming/` the name that it had there.
+
+        That cannot be done once it has become the link of an equal file.
+        """
+        self.file.close()
+        if self.kept:
+            self.folder.unlink(self.kept)
+        with self.folder.resolve(self.name) as source, self.folder.resolve(name) as target:
+            if source.stat().st_nlink > 1:
+                return False
+            source.replace(target)
+        return True
 
 
 class Place(NamedTuple):
@@ -3747,6 +4003,7 @@ class Folder:
     def __init__(
         self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
         is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
+        reserve: int | None = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
@@ -3754,6 +4011,7 @@ class Folder:
         self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -3824,10 +4082,11 @@ class Folder:
         finally:
             os.close(descriptor)
 
-    def open(self, name: str) -> io.FileIO:
+    def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
         with self.resolve(name) as place:
-            file = io.FileIO(place.open(OPEN_FILE), "rb")
+            flags, mode = (OPEN_FILE | os.O_RDWR, "r+b") if write else (OPEN_FILE, "rb")
+            file = io.FileIO(place.open(flags), mode)
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise FileNotFoundError(errno.ENOENT, "no regular file")
@@ -3862,8 +4121,11 @@ class Folder:
 
     # Files on their way in and out
 
-    def recover(self, is_known: Callable[[str], object]) -> None:
-        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names."""
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
+
+        What may be `resumed` stays, by its name there.
+        """
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
         if not self.is_there():
@@ -3873,10 +4135,12 @@ class Folder:
         for prefix in ("", *inner):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known)
+                    self._recover(prefix + INCOMING, is_known, resumed)
 
-    def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
-        left = self.files_in(incoming)
+    def _recover(
+        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
+    ) -> None:
+        left = [item for item in self.files_in(incoming) if item[0] not in resumed]
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
@@ -3890,15 +4154,36 @@ class Folder:
             self.unlink(f"{incoming}/{name}")
 
     def begin(self, limit: Limit, md5: bool = False) -> Receiving:
-        """Return what takes in a fresh file of at most `limit` bytes."""
+        """Return what takes in a fresh file within a limit."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         incoming = Incoming(self, name, self._create(name))
-        return Receiving(incoming, self.buffers, limit, md5)
+        return Receiving(incoming, self.buffers, limit, new_hashes(md5))
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
 
     def _create(self, name: str) -> io.FileIO:
         """A new file for writing and reading; the folders on the way are made."""
         with self.resolve(name, make=True) as place:
             return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+
+    def make_file(self, name: str) -> None:
+        """Make an empty file, durably."""
+        self._create(name).close()
+        with self.resolve(name) as place:
+            sync_folder(place.folder)
+
+    def resume(self, name: str, limit: Limit) -> Receiving:
+        """Return what goes on with a file; BlockingIOError while another request does."""
+        file = self.open(name, write=True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            file.close()
+            raise
+        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
@@ -3981,6 +4266,7 @@ class Folder:
         """Bring a file that has arrived to another file system of this tree, durably."""
         copy, source = self._create(name), incoming.file.fileno()
         try:
+            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
@@ -4116,26 +4402,49 @@ class Folder:
         return found
 
 
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: Buffer, /) -> None: ...
+    def copy(self) -> Hash: ...
+    def digest(self) -> bytes: ...
+    def hexdigest(self) -> str: ...
+
+
+def new_hashes(md5: bool) -> Sequence[Hash]:
+    """Return SHA-256 and, if it is wanted, MD5, of nothing yet."""
+    return [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
+
+
 class Receiving:
     """A file while it arrives: written and hashed in large blocks of the pieces it is fed.
 
-    Whoever begins one ends it with `finish` or `discard`. After `pause` it holds a descriptor
-    and no memory to speak of, until it is fed again.
+    Whoever begins one ends it with `finish`, `discard` or `close`. After `pause` it holds a
+    descriptor and no memory to speak of, until it is fed again.
     """
 
-    def __init__(self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, md5: bool) -> None:
-        self._incoming = incoming
+    def __init__(
+        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash]
+    ) -> None:
+        self.incoming = incoming
+        self.hashes = hashes
         self._buffers = buffers
         self._limit = limit
-        self._hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
         self._buffer: memoryview | None = None
         self._filled = 0  # bytes of it
         self._head: bytes | None = None  # of the file; b"" where it has to be read again
 
+    def go_on(self, size: int, hashes: Sequence[Hash]) -> None:
+        """Forget all of the file but its first `size` bytes, which have `hashes`."""
+        self.incoming.file.truncate(size)
+        self.incoming.file.seek(size)
+        self.incoming.size, self.hashes = size, hashes
+        self._head = b"" if size else None
+
     def feed(self, piece: Buffer) -> None:
         """Take in the next bytes; TooLarge if they are too many."""
-        self._incoming.size += len(piece)
-        if self._incoming.size > self._limit.size:
+        self.incoming.size += len(piece)
+        if self.incoming.size > self._limit.size:
             raise TooLarge(self._limit.sentence)
         used = 0
         while used < len(piece):
@@ -4154,17 +4463,18 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:HEAD_BYTES])
+        need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
-        writing = Background(write_block, self._incoming.file, block) if long else None
+        writing = Background(write_block, self.incoming.file, block) if long else None
         try:
-            for digest in self._hashes:
+            for digest in self.hashes:
                 digest.update(block)
         finally:
             if writing:
                 writing.finish()
         if not long:
-            write_block(self._incoming.file, block)
+            write_block(self.incoming.file, block)
 
     def pause(self) -> None:
         """Let go of memory while no more comes."""
@@ -4177,20 +4487,41 @@ class Receiving:
         if buffer is not None:
             self._buffers.give_back(buffer)
 
+    def sync(self) -> int:
+        """Make what has come durable; return how many bytes of the file are."""
+        self._write()
+        os.fsync(self.incoming.file.fileno())
+        return self.incoming.file.tell()
+
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
         self._release()
-        incoming = self._incoming
+        incoming = self.incoming
         head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
         incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
-        incoming.sha256, *rest = (digest.hexdigest() for digest in self._hashes)
+        incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
         incoming.md5 = "".join(rest)
         return incoming
 
+    def hash_again(self, hashes: Sequence[Hash]) -> None:
+        """Hash the file from its beginning, which other requests have brought."""
+        self._write()
+        position = 0
+        while piece := os.pread(self.incoming.file.fileno(), BUFFER_BYTES, position):
+            position += len(piece)
+            for digest in hashes:
+                digest.update(piece)
+        self.hashes = hashes
+
+    def close(self) -> None:
+        """Let go of the file, which stays."""
+        self._release()
+        self.incoming.file.close()
+
     def discard(self) -> None:
         self._release()
-        self._incoming.discard()
+        self.incoming.discard()
 
 
 class WriteBuffers:
@@ -5356,6 +5687,7 @@ MAX_QUERY_FIELDS = 1000  # as MAX_PARTS
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+_REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 
 # -- Header fields ---------------------------------------------------------------------
 
@@ -6120,6 +6452,102 @@ def accepts_gzip(headers: Headers) -> bool:
     return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
 
 
+# -- Resumable uploads -----------------------------------------------------------------
+# tus 1.0 (https://tus.io/protocols/resumable-upload), and draft-ietf-httpbis-resumable-upload,
+# whose requests are told by `Upload-Complete`.
+
+TUS_VERSION = "1.0.0"
+DRAFT_VERSIONS = frozenset("45678")  # Upload-Draft-Interop-Version, with Upload-Complete
+CHECKSUMS = ("sha1", "md5", "sha256")  # the first one is a must
+_METADATA_KEY = re.compile(r"[!-+\--~]+")  # neither spaces nor commas
+_UPLOAD_BYTES = re.compile(r"[0-9]{1,15}")  # an Integer of RFC 9651 is not larger
+
+
+class UploadHead(NamedTuple):
+    """What the header of a request says about an upload that can be resumed."""
+
+    is_tus: bool
+    metadata: str  # as sent
+    length: int | None  # bytes of the whole; None: not told
+    is_deferred: bool  # tus: the length is told later
+    offset: int | None  # where the content begins
+    completes: bool  # draft: the content is the rest
+    checksum: tuple[str, bytes] | None  # tus: algorithm and digest of the content
+    draft: str  # the version of it that the client speaks, if it is one we do
+
+
+def check_tus_version(headers: Headers, *, needed: bool) -> None:
+    """Raise 412 for another version of tus than ours, or none where one is `needed`."""
+    if headers.get("tus-resumable", "" if needed else TUS_VERSION) != TUS_VERSION:
+        detail = f"Send Tus-Resumable: {TUS_VERSION}, or Upload-Complete as the IETF draft has it."
+        raise HTTPError(412, detail, {"Tus-Version": TUS_VERSION})
+
+
+def parse_upload_head(headers: Headers) -> UploadHead:
+    """Read the fields of both protocols; 400 for what is malformed, 412 where it is neither."""
+    completes = {"?1": True, "?0": False}.get(headers.get("upload-complete", ""))
+    is_tus = "tus-resumable" in headers or completes is None
+    check_tus_version(headers, needed=is_tus)
+    if "upload-concat" in headers:  # an extension that is not offered
+        raise HTTPError(501, "Uploads cannot be put together of others.")
+    defers = headers.get("upload-defer-length")
+    if defers not in {None, "1"}:
+        raise HTTPError(400, "Upload-Defer-Length can only be 1.")
+    draft = headers.get("upload-draft-interop-version", "")
+    return UploadHead(
+        is_tus=is_tus,
+        metadata=headers.get("upload-metadata", ""),
+        length=_parse_bytes(headers, "upload-length"),
+        is_deferred=defers is not None,
+        offset=_parse_bytes(headers, "upload-offset"),
+        completes=not is_tus and bool(completes),
+        checksum=_parse_checksum(headers.get("upload-checksum")) if is_tus else None,
+        draft=draft if draft in DRAFT_VERSIONS and not is_tus else "",
+    )
+
+
+def _parse_bytes(headers: Headers, name: str) -> int | None:
+    value = headers.get(name)
+    if value is not None and not _UPLOAD_BYTES.fullmatch(value):
+        raise HTTPError(400, f"{name.title()} is not a number of bytes.")
+    return int(value) if value else None
+
+
+def _parse_checksum(value: str | None) -> tuple[str, bytes] | None:
+    if value is None:
+        return None
+    algorithm, _, text = value.partition(" ")
+    if algorithm not in CHECKSUMS:
+        known = ", ".join(CHECKSUMS)
+        raise HTTPError(400, f"Upload-Checksum must be one of {known}, and a digest.")
+    return algorithm, _decode_base64(text, "Upload-Checksum")
+
+
+def parse_upload_metadata(value: str) -> dict[str, str]:
+    """Return the texts of Upload-Metadata: `key base64` with commas; 400 if it is malformed.
+
+    >>> parse_upload_metadata("target bWVkaWE=, is_public")
+    {'target': 'media', 'is_public': ''}
+    """
+    texts: dict[str, str] = {}
+    for pair in value.split(",") if value else ():
+        key, _, text = pair.strip(" ").partition(" ")
+        if not _METADATA_KEY.fullmatch(key) or key in texts:
+            raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
+        try:
+            texts[key] = _decode_base64(text, "Upload-Metadata").decode()
+        except UnicodeDecodeError:
+            raise HTTPError(400, f"{key} in Upload-Metadata is not UTF-8.") from None
+    return texts
+
+
+def _decode_base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise HTTPError(400, f"{where} has a value that is not base64.") from None
+
+
 # -- Dates and answers -----------------------------------------------------------------
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -6336,6 +6764,10 @@ class Exchange(Protocol):
     def client(self) -> str:
         """Whose share of the unfinished bodies this is."""
 
+    @property
+    def interim(self) -> Sequence[tuple[str, str]]:
+        """The fields of a 104 that is sent before the body is read; none: no 104."""
+
     def feed(self, piece: memoryview) -> Response | None:
         """Take in content, which is good until this returns; an answer if it is refused."""
 
@@ -6494,6 +6926,11 @@ class Connection:
         """Ask for a body whose head is accepted (RFC 9110 §10.1.1)."""
         if self.head is not None and self.head.expects_continue:
             self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+
+    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
+        if headers and self.head is not None and self.head.version > (1, 0):
+            self.socket.send(format_head(104, headers))  # as short as it is alone
 
     def skip_body(self) -> bool:
         """Pass over the rest of a body if all of it is here; whether the connection can go on."""
@@ -7107,6 +7544,7 @@ class Server(ThreadingHTTPServer):
                 response = answer
             else:
                 connection.exchange = exchange = answer
+                connection.send_interim(exchange.interim)
         if exchange is not None:
             try:
                 response = self._receive(connection, exchange)
@@ -7214,7 +7652,10 @@ LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
-    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
+    " WWW-Authenticate, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
+    " Tus-Version, Upload-Complete, Upload-Defer-Length, Upload-Expires, Upload-Length,"
+    " Upload-Limit, Upload-Metadata, Upload-Offset"
 )
 CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
 RETRY_LATER = {"Retry-After": "60"}  # for what the owner has to mend
@@ -7267,6 +7708,7 @@ class BodySpec(NamedTuple):
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
+    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
 
 
 class Route(NamedTuple):
@@ -7284,6 +7726,8 @@ class Route(NamedTuple):
     body: BodySpec | None = None
     before: Callable[..., object] | None = None  # raises what goes before errors in the fields
     aliases: tuple[str, ...] = ()  # other paths of the same thing
+    headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
+    is_target: bool = False  # of resumable uploads for its family
 
 
 ROUTES: list[Route] = []
@@ -7501,6 +7945,242 @@ class Logins:
                 self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
+CHECKPOINT_BYTES = 16 << 20  # of an upload, after which it is made durable how far it has come
+PAUSE_BYTES = 1 << 20  # the same where the client makes a pause, perhaps for ever
+MAX_OPEN_UPLOADS = 100  # of one account or address that are not complete
+MAX_KNOWN_HASHES = 1000  # of uploads between two requests; others are read again at their end
+EXPIRY_SECONDS = 60.0  # between two looks for what has expired
+
+
+class ResumableUploads:
+    """Uploads that come in several requests: files in `.incoming/` that the index knows."""
+
+    def __init__(self, index: Index, folders: Mapping[str, Folder], lifetime: int) -> None:
+        self.rows = index.uploads
+        self._folders = folders
+        self._lifetime = lifetime  # seconds behind the last byte
+        self._hashes: dict[str, tuple[int, Sequence[Hash]]] = {}  # of so many bytes
+        self._stopping = threading.Event()
+
+    def expiry(self) -> float:
+        """When what comes now will have expired."""
+        return time.time() + self._lifetime
+
+    def get(self, id: str) -> OpenUpload | None:
+        return self.rows.get(id, time.time())
+
+    def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
+        """Make an empty upload for a family; 429 or 507 where there is no room for it."""
+        folder, id = self._folders[upload.folder], secrets.token_hex(16)
+        folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
+        row = (id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry())
+        opened = OpenUpload(*row)
+        folder.make_file(self._name(opened))
+        if not self.rows.add(opened, MAX_OPEN_UPLOADS):
+            folder.unlink(self._name(opened))
+            detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
+            raise HTTPError(429, detail, RETRY_LATER)
+        return opened
+
+    def _name(self, upload: OpenUpload) -> str:
+        return f"{INCOMING}/{upload.id}"
+
+    def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Receiving]:
+        """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
+        folder = self._folders[upload.root]
+        try:
+            receiving = folder.resume(self._name(upload), limit)
+        except FileNotFoundError:
+            if not folder.is_there():
+                raise
+            raise HTTPError(404, NO_UPLOAD) from None
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(receiving.close)
+            taken = self.rows.take(upload.id, secrets.token_hex(8))
+            if taken is None or taken.received != upload.received:
+                raise HTTPError(409, BUSY_UPLOAD)
+            start: Sequence[Hash] = () if taken.received else new_hashes(md5)
+            size, hashes = self._hashes.pop(upload.id, (0, start))
+            receiving.go_on(taken.received, hashes if size == taken.received else start)
+            on_error.pop_all()
+        return taken._replace(length=upload.length), receiving
+
+    def leave(self, upload: OpenUpload, receiving: Receiving) -> None:
+        """Let go of an upload until another request goes on with it."""
+        while len(self._hashes) >= MAX_KNOWN_HASHES:
+            self._hashes.pop(next(iter(self._hashes)), None)
+        if receiving.hashes and receiving.incoming.size == upload.received:
+            self._hashes[upload.id] = (upload.received, receiving.hashes)
+
+    def refuse(self, upload: OpenUpload, incoming: Incoming, *, passing: bool) -> None:
+        """End an upload that its family does not take; keep it if that is `passing`."""
+        if not (passing and incoming.put_back(self._name(upload))):
+            incoming.discard()
+            self.rows.remove(upload.id)
+
+    def complete(self, upload: OpenUpload, answer: bytes) -> OpenUpload:
+        """Keep the answer for a client that has lost it; the upload as it is then."""
+        done = upload._replace(received=upload.length or 0, answer=answer.decode())
+        with contextlib.suppress(sqlite3.Error):  # the file is stored: that is what counts
+            self.rows.complete(done)
+        return done
+
+    def remove(self, upload: OpenUpload) -> None:
+        """Forget an upload, and what has come of one that is not complete."""
+        self._hashes.pop(upload.id, None)
+        self._folders[upload.root].unlink(self._name(upload))
+        self.rows.remove(upload.id)
+
+    def recover(self) -> frozenset[str]:
+        """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
+        self.remove_expired()
+        kept = []
+        for upload in self.rows.unfinished():
+            folder = self._folders[upload.root]
+            if folder.is_there() and folder.is_gone(self._name(upload)):
+                self.rows.remove(upload.id)
+            else:
+                kept.append(upload.id)
+        return frozenset(kept)
+
+    def remove_expired(self) -> None:
+        for upload in self.rows.expired(time.time()):
+            with contextlib.suppress(OSError):  # its disk is away: the next time
+                self.remove(upload)
+
+    def watch(self) -> None:
+        """Remove what expires, until `stop`."""
+        while not self._stopping.wait(EXPIRY_SECONDS):
+            with contextlib.suppress(sqlite3.Error):
+                self.remove_expired()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+
+NO_UPLOAD = "There is no such upload, or it has expired."
+
+
+class Transfer:
+    """The content of one request on its way into an upload: a BodyReader.
+
+    It holds the upload's file only while content comes. So a client whose connection has died
+    unnoticed can go on with another request, after which this one adds nothing more.
+    """
+
+    def __init__(
+        self, uploads: ResumableUploads, upload: OpenUpload, head: UploadHead, limit: Limit,
+        *, md5: bool,
+    ) -> None:  # fmt: skip
+        self.is_tus = head.is_tus
+        self._uploads = uploads
+        self._head = head
+        self._md5 = md5
+        self._digest: Any = None  # of the content, where it has a checksum
+        if head.checksum:
+            self._digest = hashlib.new(head.checksum[0], usedforsecurity=False)
+        self.is_known = head.offset is not None or bool(head.draft)  # to the client, by its URL
+        try:
+            self.upload, self._receiving = uploads.take(upload, limit, md5=md5)
+        except BlockingIOError:
+            raise HTTPError(423, BUSY_UPLOAD, RETRY_SOON) from None
+        self._is_held = True
+        self._saved = self.upload.received
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, these among them."""
+        return self._receiving.incoming.size
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing, once this content is here."""
+        return self._head.completes or (self.is_tus and self.size == self.upload.length)
+
+    def feed(self, piece: memoryview) -> None:
+        self._hold()
+        self._receiving.feed(piece)
+        if self._digest:
+            self._digest.update(piece)
+        self._save_beyond(CHECKPOINT_BYTES)
+
+    def pause(self) -> None:
+        self._receiving.pause()
+        self._save_beyond(PAUSE_BYTES)
+        self._is_held = False
+        fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
+
+    def _hold(self) -> None:
+        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        if self._is_held:
+            return
+        try:
+            fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HTTPError(409, BUSY_UPLOAD) from None
+        if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
+            raise HTTPError(409, BUSY_UPLOAD)
+        self._is_held = True
+
+    def _save_beyond(self, count: int) -> None:
+        """Save once so many bytes have come; but what has a checksum is saved whole or not."""
+        if self._digest is None and self.size - self._saved >= count:
+            self._save()
+
+    def _save(self) -> None:
+        """Make what has come durable, and note how far that is."""
+        self._saved = received = self._receiving.sync()
+        if self.is_tus and received == self.upload.length:
+            received -= received > 0  # clients of tus take an offset at the end for a stored file
+        expiry = self._uploads.expiry()
+        self.upload = self.upload._replace(received=received, expires_at=expiry)
+        if not self._uploads.rows.advance(self.upload):
+            raise HTTPError(409, BUSY_UPLOAD)
+
+    def finish(self) -> Mapping[str, Any]:
+        """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
+        if self._digest and self._head.checksum != (self._digest.name, self._digest.digest()):
+            raise HTTPError(460, "The content has another checksum.")
+        self._hold()
+        self._digest = None
+        self._save()
+        if not self.is_whole:
+            self.close()
+        elif self.upload.length not in {None, self.size}:
+            raise HTTPError(400, f"The upload ends before its {self.upload.length} bytes.")
+        else:
+            self.upload = self.upload._replace(length=self.size)
+        return {}
+
+    def whole(self) -> Incoming:
+        """The file, which is complete."""
+        if not self._receiving.hashes:
+            self._receiving.hash_again(new_hashes(self._md5))
+        return self._receiving.finish()
+
+    def close(self) -> None:
+        """Let go of the upload, which another request may go on with."""
+        if not self._receiving.incoming.file.closed:
+            self._uploads.leave(self.upload, self._receiving)
+            self._receiving.close()
+
+    def discard(self) -> None:
+        """Keep what has come, unless nobody can know of it."""
+        if self._receiving.incoming.file.closed:
+            return
+        try:
+            with contextlib.suppress(HTTPError):
+                self._hold()
+                self._save_beyond(1)
+        finally:
+            self.close()
+        if not self.is_known:
+            self._uploads.remove(self.upload)
+
+
+BUSY_UPLOAD = "Another request is going on with this upload."
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -7521,6 +8201,7 @@ class App:
         self.folders = {
             name: Folder(
                 name, path, make=name != "library", buffers=buffers,
+                reserve=settings.reserve_bytes,
                 is_new=functools.partial(index.files.is_empty, name),
                 excluded=apart if name == "library" else (),
             )
@@ -7549,6 +8230,8 @@ class App:
         self.new_passwords = ScryptRoom(1, MAX_NEW_PASSWORDS)
         room = ScryptRoom(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
         self.logins = Logins(index.failures, room)
+        lifetime = settings.upload_expiry_seconds
+        self.uploads = ResumableUploads(index, self.folders, lifetime)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
         self.listing = Listing(settings.database_dir)
@@ -7622,8 +8305,12 @@ class Request:
         self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
+        self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
         self.counted: Grant | None = None  # the scoped token of which a use was taken
+        self.transfer: Transfer | None = None  # for an upload that can be resumed
+        self.interim: list[tuple[str, str]] = []  # fields of a 104
+        self.answer_headers: tuple[tuple[str, str], ...] = ()  # whatever the answer is
 
     @property
     def behind_proxy(self) -> bool:
@@ -7829,16 +8516,20 @@ class BodyReader(Protocol):
         """Forget what has come."""
 
 
-def open_body(request: Request, spec: BodySpec) -> BodyReader | None:
+def open_body(
+    request: Request, spec: BodySpec, parameters: Mapping[str, Any]
+) -> BodyReader | None:
     """What reads the body that a head declares; None if it has none. 400, 411, 413 or 415."""
     head, headers = request.head, request.headers
     unsized = head.content_length is None and not head.chunked
-    if unsized and (spec.upload or "content-type" in headers):
+    if unsized and not spec.reader and (spec.upload or "content-type" in headers):
         how = "with Content-Length or Transfer-Encoding: chunked"
         raise HTTPError(411, f"Send {body_in_words(spec)}, {how}.")
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
+    if spec.reader is not None:  # an empty body says something, too
+        return spec.reader(request, **parameters)
     media_type, parameters = parse_content_type(headers.get("content-type", ""))
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if not head.has_body:  # whatever its type would have been
@@ -8044,14 +8735,22 @@ class FileBody:
 
 
 def upload_limit(request: Request, upload: Upload | None) -> Limit:
-    """What the file of a body may have, by its setting and by the token that it comes with."""
-    size: int = getattr(request.app.settings, upload.limit) if upload else 0
-    grant = request.principal.grant
-    if grant and grant.max_bytes and grant.max_bytes < size:
-        lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
-        return Limit(grant.max_bytes, f"The file is larger than {lets}.")
+    """What the file of a body may have: by its setting, its token and what there is room for."""
+    settings, grant = request.app.settings, request.principal.grant
+    size: int = getattr(settings, upload.limit) if upload else 0
     setting = upload.limit.upper() if upload else ""
-    return Limit(size, f"The file is larger than {format_size(size)} ({setting}).")
+    limits = [Limit(size, f"The file is larger than {format_size(size)} ({setting}).")]
+    if grant and grant.max_bytes:
+        lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
+        limits.append(Limit(grant.max_bytes, f"The file is larger than {lets}."))
+    if request.room < size:
+        limits.append(Limit(request.room, quota_sentence(settings, request.room)))
+    return min(limits)
+
+
+def quota_sentence(settings: Settings, room: int) -> str:
+    quota = f"Your account may store {settings.user_quota_bytes} bytes (USER_QUOTA_BYTES)"
+    return f"{quota}; {room} of them are left."
 
 
 def format_size(size: int) -> str:
@@ -8074,13 +8773,20 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    parse_value(Field(upload.name), filename, "body")
-    if upload.check_name and filename:
-        upload.check_name(filename)
+    if filename:
+        check_upload(request.app, upload, filename)
     folder = request.app.folders[upload.folder]
-    if not folder.make and not request.app.takes_uploads():
-        raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
+    folder.need_room(request.head.content_length or 0)
     return folder.begin(limit, upload.md5)
+
+
+def check_upload(app: App, upload: Upload, filename: str) -> None:
+    """Refuse a file whose name, or place, refuses it."""
+    parse_value(Field(upload.name), filename, "body")
+    if upload.check_name:
+        upload.check_name(filename)
+    if not app.folders[upload.folder].make and not app.takes_uploads():
+        raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
 
 
 def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
@@ -8232,7 +8938,7 @@ def multirange_response(
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full."),
+    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
     errno.EDQUOT: (507, "The disk quota is used up."),
     errno.EFBIG: (507, "The file system takes no file of this size."),
     errno.EROFS: (503, "The storage folder cannot be written to."),
@@ -8300,7 +9006,9 @@ class Application:
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        return self.attempt(request, functools.partial(self.accept, request))
+        answer = self.attempt(request, functools.partial(self.accept, request))
+        # What reads an empty body, too, has it whole.
+        return answer if isinstance(answer, Response) or head.has_body else answer.finish()
 
     def attempt(self, request: Request, step: Callable[[], T]) -> T | Response:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
@@ -8309,7 +9017,7 @@ class Application:
         except Exception as error:
             return self.refuse(request, error)
         if isinstance(outcome, Response):
-            self.finish(request.head, outcome)
+            self.finish(request.head, outcome, request.answer_headers)
         return outcome
 
     def refuse(self, request: Request, error: Exception) -> Response:
@@ -8317,7 +9025,7 @@ class Application:
         log_refusal(request, problem)
         self.give_back_use(request)
         response = error_response(problem, request.family)
-        self.finish(request.head, response)
+        self.finish(request.head, response, request.answer_headers)
         return response
 
     def take_use(self, request: Request, item: Route) -> None:
@@ -8342,13 +9050,17 @@ class Application:
             item.method: (item, parameters)
             for item, parameters in reversed(self.routes.find(head.path))
         }
-        request.family = next((item.family for item, _ in found.values()), "")
+        for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
+            request.family, request.answer_headers = item.family, item.headers
         preflight = "access-control-request-method" in head.headers
+        method = head.headers.get("x-http-method-override")
+        if method and request.family == "files":  # tus, for clients that cannot send PATCH
+            request.head = head = head._replace(method=method)
         if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
-            return self.answer_options(head, found)
+            return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
-        request.family = item.family
+        request.family, request.answer_headers = item.family, item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         self.take_use(request, item)
         problems: list[Problem] = []
@@ -8360,7 +9072,7 @@ class Application:
         if item.before is not None:
             item.before(self.app, request, **parameters)
         if item.body is not None:
-            body = open_body(request, item.body)
+            body = open_body(request, item.body, parameters)
             if body is not None:
                 return Accepted(self, request, item, parameters, body)
             if item.body.wrapper:
@@ -8400,8 +9112,11 @@ class Application:
             principal = ANONYMOUS
         request.principal = narrow(principal, request.head.method, unquote(request.head.path))
 
-    def answer_options(self, head: RequestHead, found: Mapping[str, Any]) -> Response:
+    def answer_options(
+        self, request: Request, found: Mapping[str, tuple[Route, dict[str, str]]]
+    ) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
+        head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
         headers = [("Allow", allow)]
         asked = "access-control-request-method" in head.headers
@@ -8412,10 +9127,16 @@ class Application:
                 ("Access-Control-Allow-Headers", wanted or "Authorization, Content-Type"),
                 ("Access-Control-Max-Age", CORS_MAX_AGE),
             ]
+        if "OPTIONS" in found:  # what a protocol of its own has to say
+            item, parameters = found["OPTIONS"]
+            headers += item.handler(self.app, request, **parameters).headers
         return Response(204, headers)
 
-    def finish(self, head: RequestHead, response: Response) -> None:
+    def finish(
+        self, head: RequestHead, response: Response, more: Iterable[tuple[str, str]] = ()
+    ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
+        response.headers += more
         origin = head.headers.get("origin", "")
         response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
         complete_headers(response)
@@ -8482,6 +9203,10 @@ class Accepted:
     @property
     def client(self) -> str:
         return network_of(self._request.client)
+
+    @property
+    def interim(self) -> Sequence[tuple[str, str]]:
+        return self._request.interim
 
     def feed(self, piece: memoryview) -> Response | None:
         return self._attempt(functools.partial(self._body.feed, piece))
@@ -8589,7 +9314,7 @@ def as_http_error(error: Exception) -> HTTPError:
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
     if isinstance(error, sqlite3.OperationalError):
         warn(f"the index: {error}")
-        if "full" in str(error):
+        if is_full(error):
             return HTTPError(507, "The disk is full.")
         return HTTPError(503, "The index cannot be used now.", RETRY_LATER)
     import traceback  # only where something is wrong with the program
@@ -8848,7 +9573,8 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 
 
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
-       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
+       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
+       is_target=True)  # fmt: skip
 @route("PUT", "/upload", UPLOAD, "media", "Upload a public image, as curl -T does",
        {201: "url, filename, size, content_type, sha256"},
        body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
@@ -9001,7 +9727,7 @@ def library_name(wanted: str, filename: str) -> str:
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
        "Upload an image into the folder",
        {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
-       body=LIBRARY_UPLOAD)  # fmt: skip
+       body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, LIBRARY_TYPES)
@@ -9067,7 +9793,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
 
 
 @route("POST", "/upload-image", WRITE, "images", "Store a private image",
-       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD)  # fmt: skip
+       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, IMAGE_TYPES)
@@ -9524,11 +10250,24 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)
     app.index.media.put(db, record)
+    if placed and (room := find_room(app, record.user_id, db)) < 0:
+        raise HTTPError(413, quota_sentence(app.settings, room + placed[0].size))
     return record
 
 
+def find_room(app: App, user_id: int, db: Database | None = None) -> int:
+    """What a user may store yet; below 0 where it is too much already."""
+    quota = app.settings.user_quota_bytes
+    return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
+
+
+def check_room(app: App, request: Request) -> None:
+    """Bound the file that is about to come by what its user may store yet."""
+    request.room = max(0, find_room(app, caller(request)))
+
+
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
-       {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
+       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
@@ -9546,6 +10285,13 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
+def check_record(app: App, request: Request, id: str) -> None:
+    """Find the record that is about to be changed; a new file takes the place of its old one."""
+    record = find_record(app, request, id)
+    freed = record.size or 0 if record.path else 0
+    request.room = max(0, find_room(app, record.user_id) + freed)
+
+
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
        {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
@@ -9558,11 +10304,11 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change a media record; a file replaces its file", {200: "the record"}, before=find_record,
+       "Change a media record; a file replaces its file", {200: "the record"}, before=check_record,
        body=MEDIA_BODY)  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
        "Change some of a media record; a file replaces its file", {200: "the record"},
-       before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
+       before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = upload_facts(request), media_changes(request)
@@ -9810,7 +10556,7 @@ def parse_filters(text: str) -> dict[str, Any]:
 
 
 @route("POST", "/entity/", WRITE, "entities", "Create an entity", {201: "the Item"},
-       body=ENTITY_CREATE)  # fmt: skip
+       body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
@@ -9983,6 +10729,277 @@ def captured(facts: Facts) -> float | None:
     """When a picture was taken, by its EXIF, or when a film or sound was made."""
     trusted = facts.kind != "image" or facts.created_source == "exif"
     return facts.created if trusted else None
+
+
+# -- files: uploads that can be resumed --------------------------------------------------
+# Each family's `is_target` route takes files that come in parts, too: its checks are made at the
+# beginning, as far as they need no content, and its handler gets the whole. Both protocols work
+# on one kind of upload.
+
+TUS_HEADERS = (("Tus-Resumable", TUS_VERSION),)
+TUS_EXTENSIONS = (
+    "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
+)
+TUS_CONTENT, DRAFT_CONTENT = "application/offset+octet-stream", "application/partial-upload"
+TARGETS = {item.family: item for item in ROUTES if item.is_target}
+
+
+def find_target(request: Request, family: str) -> Route:
+    """The route that a file is for; 403 as there, 400 where there is none."""
+    target = TARGETS.get(family)
+    if target is None:
+        raise HTTPError(400, f"Upload-Metadata must have a target: {', '.join(TARGETS)}.")
+    request.family = family
+    require(target.access, request.principal, request.app.settings.read_auth_enabled)
+    return target
+
+
+def form_of(target: Route) -> tuple[BodySpec, Upload]:
+    assert target.body is not None and target.body.upload is not None
+    return target.body, target.body.upload
+
+
+def max_size(app: App, target: Route) -> int:
+    size: int = getattr(app.settings, form_of(target)[1].limit)
+    return size
+
+
+def owner_of(request: Request) -> str:
+    """Who may go on with what the caller begins, and in whose number it counts."""
+    principal = request.principal
+    if principal.user_id is not None:
+        return f"user {principal.user_id}"
+    if principal.subject is not None:
+        return f"subject {principal.subject}"
+    return f"address {network_of(request.client)}"
+
+
+def find_upload(app: App, request: Request, id: str) -> OpenUpload:
+    """An upload that is the caller's; 404 for another's as for none, 412 for another tus."""
+    check_tus_version(request.headers, needed=False)
+    upload = existing(app.uploads.get(id), NO_UPLOAD)
+    find_target(request, upload.target)
+    anybody = upload.owner.startswith("address ")  # who knows its URL, from wherever
+    is_mine = anybody or upload.owner == owner_of(request)
+    return existing(upload if is_mine else None, NO_UPLOAD)
+
+
+def begin_resumable(request: Request) -> Transfer:
+    """Accept a new upload; 400, 401, 403, 412, 413, 415, 429 or 507."""
+    app, head = request.app, parse_upload_head(request.headers)
+    texts = parse_upload_metadata(head.metadata)
+    target = find_target(request, texts.get("target", ""))
+    if head.is_tus:
+        check_content_type(request, TUS_CONTENT)
+        if (head.length is None) != head.is_deferred:
+            raise HTTPError(400, "Send either Upload-Length or Upload-Defer-Length: 1.")
+    spec, file = form_of(target)
+    head = head._replace(length=find_length(request, head), offset=None)
+    bound_room(request, target)
+    check_size(request, target, head.length, 0)
+    problems: list[Problem] = []
+    collect_declared(spec.fields, texts, "body", problems, has_upload=True)
+    if problems:
+        raise Invalid(*problems)
+    check_upload(app, file, texts.get("filename", ""))
+    upload = app.uploads.add(owner_of(request), target.family, file, head)
+    if head.draft:
+        version = ("Upload-Draft-Interop-Version", head.draft)
+        request.interim = [("Location", upload_url(request, upload)), limits(app, upload), version]
+    return open_transfer(request, upload, head)
+
+
+def continue_resumable(request: Request, id: str) -> Transfer:
+    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+    app, head = request.app, parse_upload_head(request.headers)
+    upload = find_upload(app, request, id)
+    check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
+    if head.offset is None:
+        raise HTTPError(400, "Upload-Offset must say where the content begins.")
+    state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
+    if upload.answer is not None and not head.is_tus:
+        raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None or head.offset != upload.received:
+        raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
+    target, length = TARGETS[upload.target], find_length(request, head, upload)
+    bound_room(request, target, upload.id)
+    check_size(request, target, length, upload.received)
+    return open_transfer(request, upload._replace(length=length), head)
+
+
+def check_content_type(request: Request, *types: str) -> None:
+    media_type, _ = parse_content_type(request.headers.get("content-type", ""))
+    if request.head.has_body and media_type not in types:
+        raise HTTPError(415, f"Send the content as {types[0]}.")
+
+
+def find_length(
+    request: Request, head: UploadHead, upload: OpenUpload | None = None
+) -> int | None:
+    """Bytes of a whole upload, if they are known; 400 where the client has told two numbers."""
+    offset, told = (upload.received, upload.length) if upload else (0, None)
+    rest = request.head.content_length if request.head.has_body else 0
+    ends = offset + rest if head.completes and rest is not None else None
+    lengths = {head.length, told, ends} - {None}
+    if len(lengths) > 1:
+        raise HTTPError(400, "The upload has another length than the request says.")
+    return next(iter(lengths), None)
+
+
+def check_size(request: Request, target: Route, length: int | None, offset: int) -> None:
+    """Refuse an upload that is too long, and content that goes beyond its end (413)."""
+    limit = upload_limit(request, form_of(target)[1])
+    if (length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
+    limit = limit if length is None else whole_limit(length)
+    if offset + (request.head.content_length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence)
+
+
+def bound_room(request: Request, target: Route, id: str = "") -> None:
+    """Take from the room that the caller has what other open uploads will need."""
+    if target.before is not None:  # it says what room there is
+        target.before(request.app, request)
+        rows = request.app.uploads.rows
+        request.room -= rows.promised_bytes(owner_of(request), target.family, id)
+        request.room = max(0, request.room)
+
+
+def whole_limit(length: int) -> Limit:
+    return Limit(length, f"The content goes beyond the upload's {length} bytes.")
+
+
+def open_transfer(request: Request, upload: OpenUpload, head: UploadHead) -> Transfer:
+    """What takes in the content of a request."""
+    file, length = form_of(TARGETS[upload.target])[1], upload.length
+    limit = upload_limit(request, file) if length is None else whole_limit(length)
+    request.transfer = Transfer(request.app.uploads, upload, head, limit, md5=file.md5)
+    return request.transfer
+
+
+def upload_url(request: Request, upload: OpenUpload) -> str:
+    """Where an upload is gone on with: with the token, too, that the caller has in the query."""
+    token = [pair for pair in request.pairs if pair[0] == "token"]
+    return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
+
+
+def completeness(upload: OpenUpload) -> str:
+    return "?0" if upload.answer is None else "?1"
+
+
+def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
+    size, age = max_size(app, TARGETS[upload.target]), upload.expires_at - time.time()
+    return "Upload-Limit", f"max-size={size}, max-age={max(0, int(age))}"
+
+
+def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
+    """How far an upload is, in the words of both protocols."""
+    length = ("Upload-Length", str(upload.length))
+    return [
+        ("Upload-Offset", str(upload.received)),
+        ("Upload-Complete", completeness(upload)),
+        ("Upload-Defer-Length", "1") if upload.length is None else length,
+        ("Upload-Expires", format_date(upload.expires_at)),
+        limits(app, upload),
+        ("Cache-Control", "no-store"),
+    ]
+
+
+@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", "What the server can do of tus 1.0",
+       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
+       headers=TUS_HEADERS)  # fmt: skip
+def describe_uploads(app: App, request: Request, id: str = "") -> Response:
+    size = max(max_size(app, target) for target in TARGETS.values())
+    headers = {
+        "Tus-Version": TUS_VERSION,
+        "Tus-Extension": TUS_EXTENSIONS,
+        "Tus-Max-Size": str(size),
+        "Tus-Checksum-Algorithm": ",".join(CHECKSUMS),
+        "Accept-Patch": f"{DRAFT_CONTENT}, {TUS_CONTENT}",
+        "Upload-Limit": f"max-size={size}",
+    }
+    return Response(204, headers.items())
+
+
+def transferred(request: Request) -> Transfer:
+    """The content of a route whose reader takes it in."""
+    assert request.transfer is not None
+    return request.transfer
+
+
+@route("POST", "/files", TARGET, "files", "Begin an upload that can be resumed",
+       {201: "where it goes on; the family's answer if it is complete"},
+       body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
+def create_upload(app: App, request: Request) -> Response:
+    transfer = transferred(request)
+    location = ("Location", upload_url(request, transfer.upload))
+    if not transfer.is_whole:
+        return Response(201, [location, *upload_headers(app, transfer.upload)])
+    answer = complete_upload(app, request, transfer)
+    if transfer.is_tus:
+        answer.status = 201
+        answer.headers = [field for field in answer.headers if field[0] != "Location"]
+        answer.headers.append(location)
+    return answer
+
+
+@route("PATCH", "/files/{id}", TARGET, "files", "Go on with an upload",
+       {204: "how far it is", 201: "the family's answer, at the end of one of the IETF draft"},
+       before=find_upload, body=BodySpec((), reader=continue_resumable),
+       headers=TUS_HEADERS)  # fmt: skip
+def continue_upload(app: App, request: Request, id: str) -> Response:
+    transfer = transferred(request)
+    if not transfer.is_whole:
+        return Response(204, upload_headers(app, transfer.upload))
+    answer = complete_upload(app, request, transfer)
+    return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+
+
+@route("GET", "/files/{id}", TARGET, "files", "How far an upload is",
+       {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
+def get_upload(app: App, request: Request, id: str) -> Response:
+    upload = find_upload(app, request, id)
+    headers = upload_headers(app, upload)
+    if upload.metadata:
+        headers.append(("Upload-Metadata", upload.metadata))
+    answer = None if upload.answer is None else json.loads(upload.answer)
+    value = {"target": upload.target, "offset": upload.received, "length": upload.length}
+    return json_response({**value, "answer": answer}, 200, headers)
+
+
+@route("DELETE", "/files/{id}", TARGET, "files", "End an upload; what is complete stays stored",
+       {204: "nothing"}, headers=TUS_HEADERS)  # fmt: skip
+def delete_upload(app: App, request: Request, id: str) -> Response:
+    app.uploads.remove(find_upload(app, request, id))
+    return Response(204)
+
+
+def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
+    """Have its family take in a file that is whole, as if it had come in one request."""
+    upload = transfer.upload
+    target, texts = TARGETS[upload.target], parse_upload_metadata(upload.metadata)
+    spec, _ = form_of(target)
+    inner = Request(app, request.head._replace(method=target.method), request.peer)
+    inner.principal, inner.family = request.principal, target.family
+    inner.upload = incoming = transfer.whole()
+    incoming.filename = texts.get("filename", "")
+    names = re.findall(r"{(\w+)", target.path)
+    try:
+        inner.fields = parse_form(inner, spec, texts)
+        answer = target.handler(app, inner, **{name: texts.get(name, "") for name in names})
+    except Exception as error:
+        for_good = isinstance(error, HTTPError) and error.status < 500
+        passing = transfer.is_known and not for_good
+        app.uploads.refuse(upload, incoming, passing=passing)
+        if for_good:  # the draft: the end of the upload itself has been reached
+            request.answer_headers += (("Upload-Complete", "?1"),)
+        raise
+    with contextlib.suppress(OSError):
+        incoming.discard(undo=False)
+    assert isinstance(answer.body, bytes)
+    done = app.uploads.complete(upload, answer.body)
+    answer.headers += [field for field in upload_headers(app, done) if field[0] != "Cache-Control"]
+    return answer
 
 
 # ======================================================================================
@@ -10257,6 +11274,8 @@ def describe_parameters(item: Route) -> list[dict[str, Any]]:
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
     content: dict[str, Any] = {}
+    if spec.reader:
+        content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
         if kind == "file":
             content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
@@ -10318,7 +11337,7 @@ def describe_security(item: Route, settings: Settings) -> list[dict[str, list[st
     schemes = ["bearer"] if item.access is not OPEN else []
     if item.method == "GET" and item.access is not OPEN:
         schemes.append("viewCookie")
-    if item.access is UPLOAD:
+    if item.access in {UPLOAD, TARGET}:
         schemes.append("uploadToken")
     none: list[dict[str, list[str]]] = [{}] if anyone or settings.auth_disabled else []
     return none + [{name: []} for name in schemes]
@@ -10965,12 +11984,13 @@ def find_user(index: Index, name: str) -> User:
     return user
 
 
-@command("user list", "list the accounts")
+@command("user list", "list the accounts, and what their files take")
 def list_users(settings: Settings) -> None:
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
-            words = (str(user.id), user.email, user.username or "-", state, user.permissions)
+            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
+            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
             print("\t".join(word if word.isprintable() else ascii(word) for word in words))
 
 
@@ -11241,8 +12261,9 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
+    resumed = app.uploads.recover()
     for folder in app.folders.values():
-        folder.recover(functools.partial(app.index.files.get, folder.name))
+        folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
     app.index.close()
 
 
@@ -11267,8 +12288,10 @@ def run_server(
         threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
     if number == 0:
         app.scanner.start(settings.rescan_interval)
+        threading.Thread(target=app.uploads.watch, daemon=True, name="expiry").start()
     server.serve_forever()
     app.scanner.stop()
+    app.uploads.stop()
     thumbnails.stop()
     app.index.close()
 

@@ -72,11 +72,14 @@ def need(tool: str) -> Any:
             found = importlib.import_module(tool)
         except ImportError:
             found = None
-    if found is None and os.environ.get("CI"):
+    return miss(tool) if found is None else found
+
+
+def miss(tool: str) -> None:
+    """Skip a test without its tool; fail where CI is set."""
+    if os.environ.get("CI"):
         pytest.fail(f"{tool} is not installed")
-    elif found is None:
-        pytest.skip(f"{tool} is not installed")
-    return found
+    pytest.skip(f"{tool} is not installed")
 
 
 def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
@@ -525,7 +528,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
         bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
     }  # fmt: skip
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
-    special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped"}
+    special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -5466,6 +5469,76 @@ def test_a_disk_that_goes_takes_nothing_with_it_and_is_taken_up_again(start, tmp
     assert running.upload(png()).status == 201
 
 
+UPLOADS = (
+    ("POST", "/upload", "file"),
+    ("PUT", "/image/a.png", "file"),
+    ("POST", "/upload-image", "file"),
+    ("POST", "/api/media/media/", "file"),
+    ("POST", "/entity/", "image"),
+)
+
+
+def send_everywhere(running: Server, content: bytes, user: Mapping[str, str]) -> set[int]:
+    """The statuses of one file's upload to every family."""
+    found = set()
+    for method, path, field in UPLOADS:
+        body, content_type = form("a.png", content, field, name="a")
+        owner = user if path == "/api/media/media/" else OWNER
+        headers = {**owner, "Content-Type": content_type}
+        found.add(running.request(method, path, body, headers).status)
+    return found
+
+
+def fill_up(folder: Path) -> Path:
+    """Take all that is left of a disk, to the last byte."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"x" * size):
+                    pass
+    return ballast
+
+
+def test_the_reserve_keeps_uploads_from_the_last_of_the_disk(start, tmp_path, mount):
+    place = mount(tmp_path / "pictures")
+    free = shutil.disk_usage(place).free
+    running = start(reserve_bytes=str(free - 5_000_000))
+    user = User(running)
+    assert send_everywhere(running, png(), user.headers) <= {200, 201}
+    before = files_below(place)
+    assert send_everywhere(running, png_of(6_000_000), user.headers) == {507}
+    assert files_below(place) == before
+    assert b"RESERVE_BYTES" in running.upload(png_of(6_000_000)).body
+
+
+def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
+    place = mount(tmp_path / "pictures")
+    running = start(reserve_bytes="0")
+    user, stored = User(running), running.upload(png()).json
+    key = user.upload(png())[1]["id"]
+    entity = Entities(running).create()["id"]
+    running.scanned()
+    ballast = fill_up(place)
+    assert send_everywhere(running, png_of(500_000), user.headers) == {507}
+    assert {user.login()[0] for _ in range(5)} == {200}
+    for label in range(100):  # more than fits into what SQLite has already
+        Entities(running).patch(entity, label=f"{label}" * 999)
+    assert running.get("/media").json["count"] == len(running.listed()) == 1
+    assert running.get(f"/image/{stored['sha256']}").status == 200
+    assert user.call("DELETE", f"{MEDIA}{key}/")[0] == 204
+    assert running.request("DELETE", f"/entity/{entity}", headers=OWNER).status == 200
+    assert running.request("DELETE", f"/media/{stored['filename']}", headers=OWNER).status == 200
+    assert not list(place.glob("media/*.png"))
+    running.stop()
+    ballast.unlink()
+    start().stop()  # it takes its reserve again
+    fill_up(place)
+    running = start()
+    assert user.on(running).login()[0] == 200
+    assert running.get("/media").json["count"] == 0
+
+
 def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads(
     start, tmp_path, mount
 ):
@@ -5990,6 +6063,11 @@ class User:
         self.id = user_id
         self.headers = bearer(user_id=user_id)  # as good as a login's, and cheaper
         self.folder = server.data / "users" / str(user_id)
+
+    def on(self, server: Server) -> User:
+        """The same account after a restart."""
+        self.server = server
+        return self
 
     def call(self, method: str, path: str, value: Any = None) -> tuple[int, Any]:
         return self.server.call(method, path, value, self.headers)
@@ -6844,6 +6922,36 @@ def test_replacements_at_once_leave_one_file(server, django):
     record = django.call("GET", path)[1]
     assert record["storage_path"].endswith(left.name)
     assert server.get(local(record["file"])).body == left.read_bytes()
+
+
+def test_an_account_stores_no_more_than_its_quota_and_the_owner_sees_how_much(start):
+    running = start(user_quota_bytes="3000000")
+    user, other = User(running), User(running, next(SERIAL))
+    status, first = user.upload(png_of(2_000_000))
+    assert status == 201
+    for size in (1_000_001, 1_500_000, 5_000_000):
+        status, answer = user.upload(png_of(size))
+        assert status == 413
+        assert "USER_QUOTA_BYTES" in answer["detail"]
+        assert "1000000 of them are left" in answer["detail"]
+    assert user.record(size=9_000_000)["size"] == 9_000_000  # a note of what lies elsewhere
+    assert other.upload(png_of(3_000_000))[0] == 201
+    path = f"{MEDIA}{first['id']}/"
+    assert user.upload(png_of(2_900_000), method="PUT", path=path, type="image")[0] == 200
+    assert user.upload(png_of(100_001))[0] == 413
+    assert user.call("DELETE", path)[0] == 204  # softly: its file stays
+    assert user.upload(png_of(100_001))[0] == 413
+    assert user.upload(png_of(100_000))[0] == 201
+    assert len(user.files()) == 2
+    assert "\tactive\t3.0 MB" in owner_says(running, "user", "list").stdout
+
+
+def test_uploads_at_once_exceed_no_quota(start):
+    running = start("--workers", "2", user_quota_bytes="3000000")
+    user = User(running)
+    answers = together(8, lambda _: user.upload(png_of(1_000_000))[0])
+    assert sorted(answers) == [201] * 3 + [413] * 5
+    assert sum(path.stat().st_size for path in user.files()) == 3_000_000
 
 
 def test_a_signature_is_good_for_one_record_one_hour_and_nothing_else(server, django):
@@ -7723,6 +7831,569 @@ def test_lists_of_entities_go_by_indexes(stock):
         found = plan(stock.server, f"SELECT * FROM entity WHERE {condition} ORDER BY id LIMIT 1")
         assert index in found
         assert "TEMP B-TREE" not in found
+
+
+# -- files: uploads that can be resumed ---------------------------------------------------
+
+TUS = {"Tus-Resumable": "1.0.0"}
+TUS_CONTENT = {**TUS, "Content-Type": "application/offset+octet-stream"}
+
+
+def metadata(**texts: str) -> dict[str, str]:
+    pairs = [f"{key} {base64.b64encode(text.encode()).decode()}" for key, text in texts.items()]
+    return {"Upload-Metadata": ",".join(pairs)}
+
+
+def about(target: str) -> dict[str, str]:
+    filename = f"{unique().decode()}.png"
+    return metadata(target=target, filename=filename, name="a picture", label="x")
+
+
+class Resumable:
+    """An upload that is sent in parts with tus 1.0."""
+
+    def __init__(self, server: Server, url: str, headers: Mapping[str, str]) -> None:
+        self.server, self.path, self.headers = server, local(url), headers
+        self.name = urlsplit(url).path.rpartition("/")[2]
+
+    def send(self, offset: int, content: bytes, **fields: str) -> Answer:
+        fields = {**self.headers, **TUS_CONTENT, "Upload-Offset": str(offset), **fields}
+        return self.server.request("PATCH", self.path, content, fields)
+
+    def head(self) -> Answer:
+        return self.server.request("HEAD", self.path, headers={**self.headers, **TUS})
+
+    def offset(self) -> int:
+        return int(self.head().headers["Upload-Offset"])
+
+    def get(self) -> Any:
+        return self.server.get(self.path, **self.headers).json
+
+    def begin_to_send(self, offset: int, length: int, content: bytes) -> Raw:
+        """A connection on which the beginning of some content has been sent."""
+        raw = Raw(self.server)
+        fields = {**self.headers, **TUS_CONTENT, "Upload-Offset": str(offset)}
+        lines = [f"PATCH {self.path} HTTP/1.1", "Host: x", f"Content-Length: {length}"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        raw.send("\r\n".join([*lines, "", ""]).encode() + content)
+        return raw
+
+
+def begin(
+    server: Server, length: int, target: str = "entities", headers: Mapping[str, str] = OWNER,
+) -> Resumable:  # fmt: skip
+    fields = {**headers, **TUS, **about(target), "Upload-Length": str(length)}
+    answer = server.request("POST", "/files/", headers=fields)
+    assert answer.status == 201, answer.body
+    return Resumable(server, answer.headers["Location"], headers)
+
+
+@pytest.mark.parametrize("family", ["media", "library", "images", "accounts", "entities"])
+def test_every_family_takes_a_file_in_parts_as_it_takes_a_whole_one(server, jane, family):
+    fields = {"name": "a picture", "label": "x"}  # each family takes its own
+    name, who = ("image", "file")[family != "entities"], OWNER
+    method, path = {
+        "media": ("POST", "/upload"), "library": ("PUT", f"/image/{unique().decode()}.png"),
+        "images": ("POST", "/upload-image"), "accounts": ("POST", MEDIA),
+        "entities": ("POST", "/entity/"),
+    }[family]  # fmt: skip
+    if family == "accounts":
+        who = jane.headers
+    body, content_type = form(f"{unique().decode()}.png", png(), name, **fields)
+    whole = server.request(method, path, body, {**who, "Content-Type": content_type})
+    assert whole.status == 201
+    content = png(padding=5000)
+    upload = begin(server, len(content), family, headers=who)
+    for start, end in ((0, 1000), (1000, 1000), (1000, 4097), (4097, len(content))):
+        answer = upload.send(start, content[start:end])
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.headers["Upload-Offset"] == str(end)
+        assert upload.offset() == end
+    assert answer.headers["Upload-Complete"] == "?1"
+    stored = upload.get()
+    assert (stored["target"], stored["length"]) == (family, len(content))
+    assert kinds(stored["answer"]) == kinds(whole.json)
+    folder = {"media": "media", "library": "uploads"}.get(family, f".mediaserver/{family}")
+    folder = folder.replace("accounts", "users")
+    found = [path.read_bytes() for path in (server.storage / folder).rglob("*") if path.is_file()]
+    assert content in found
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] == []
+
+
+def kinds(value: Mapping[str, Any]) -> dict[str, type]:
+    return {name: type(member) for name, member in value.items()}
+
+
+def test_options_say_what_is_possible(server):
+    for path in ("/files", "/files/", "/files/0"):
+        answer = server.request("OPTIONS", path)
+        assert (answer.status, answer.headers["Tus-Resumable"]) == (204, "1.0.0")
+        assert answer.headers["Tus-Version"] == "1.0.0"
+        assert set(answer.headers["Tus-Extension"].split(",")) == {
+            "creation", "creation-defer-length", "creation-with-upload", "expiration", "checksum",
+            "termination",
+        }  # fmt: skip
+        assert "sha1" in answer.headers["Tus-Checksum-Algorithm"].split(",")
+        assert answer.headers["Tus-Max-Size"] == "1073741824"
+        assert "application/partial-upload" in answer.headers["Accept-Patch"]
+
+
+NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
+
+
+@pytest.mark.parametrize(
+    ("status", "changes"),
+    [
+        (412, {"Tus-Resumable": None}),
+        (412, {"Tus-Resumable": "0.2.2"}),
+        (400, {"Upload-Length": None}),
+        (400, {"Upload-Length": "-1"}),
+        (400, {"Upload-Length": "1e3"}),
+        (400, {"Upload-Defer-Length": "1"}),
+        (400, {"Upload-Length": None, "Upload-Defer-Length": "2"}),
+        (501, {"Upload-Concat": "partial"}),
+        (413, {"Upload-Length": "10485761"}),
+        (413, {"Upload-Length": "2000000000", **about("entities")}),
+        (400, {"Upload-Metadata": None}),
+        (400, {"Upload-Metadata": "target"}),
+        (400, {"Upload-Metadata": "target bWVkaWE"}),
+        (400, {"Upload-Metadata": "target bWVkaWE=,,"}),
+        (400, {"Upload-Metadata": "target bWVkaWE=,target bWVkaWE="}),
+        (400, metadata(target="videos", filename="a.png")),
+        (400, metadata(target="media", filename="a.txt")),
+        (400, metadata(target="media")),
+        (422, metadata(target="entities", parent_id="x")),
+        (401, NO_CREDENTIAL),
+        (401, {"Authorization": "Bearer x.y.z"}),
+        (403, READER),
+        (403, about("accounts")),
+    ],
+)
+def test_a_beginning_that_is_refused_leaves_nothing(server, status, changes):
+    before = {*server.storage.rglob(".incoming/*")}
+    fields = {**OWNER, **TUS, "Upload-Length": "10", **about("media"), **changes}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    answer = server.request("POST", "/files/", headers=fields)
+    assert answer.status == status, answer.body
+    assert answer.headers["Tus-Resumable"] == "1.0.0"
+    assert answer.headers["Location"] is None
+    if status == 412:
+        assert answer.headers["Tus-Version"] == "1.0.0"
+    assert {*server.storage.rglob(".incoming/*")} <= before
+
+
+@pytest.mark.parametrize(
+    ("status", "changes"),
+    [
+        (412, {"Tus-Resumable": None}),
+        (412, {"Tus-Resumable": "2"}),
+        (415, {"Content-Type": "image/png"}),
+        (400, {"Upload-Offset": None}),
+        (400, {"Upload-Offset": "-5"}),
+        (409, {"Upload-Offset": "4"}),
+        (409, {"Upload-Offset": "6"}),
+        (400, {"Upload-Length": "11"}),
+        (400, {"Upload-Checksum": "crc99 AAAA"}),
+        (400, {"Upload-Checksum": "sha1 ?"}),
+        (460, {"Upload-Checksum": "sha1 AAAA"}),
+        (413, {"content": b"x" * 6}),
+        (413, {"content": iter([b"x" * 6])}),
+        (401, NO_CREDENTIAL),
+        (403, READER),
+    ],
+)
+def test_content_that_is_refused_changes_nothing(server, status, changes):
+    upload = begin(server, 10)
+    assert upload.send(0, b"01234").status == 204
+    fields = {**OWNER, **TUS_CONTENT, "Upload-Offset": "5", **changes}
+    content = fields.pop("content", b"56")
+    fields = {name: value for name, value in fields.items() if value is not None}
+    answer = server.request("PATCH", upload.path, content, fields)
+    assert answer.status == status, answer.body
+    assert answer.headers["Tus-Resumable"] == "1.0.0"
+    if status == 409:
+        assert answer.headers["Upload-Offset"] == "5"
+    assert upload.offset() == 5
+
+
+def test_an_upload_is_its_beginner_s_alone(server, jane, django):
+    upload = begin(server, 10, "accounts", headers=jane.headers)
+    for who, status in ((django.headers, 404), (NO_CREDENTIAL, 401), (OWNER, 403)):
+        for method in ("HEAD", "PATCH", "DELETE"):
+            fields = {**TUS_CONTENT, "Upload-Offset": "0", **who}
+            assert server.request(method, upload.path, b"", fields).status == status
+    assert upload.offset() == 0
+    for path in ("/files/0", f"/files/{uuid.uuid4().hex}"):
+        assert server.request("HEAD", path, headers={**OWNER, **TUS}).status == 404
+        assert server.request("HEAD", path, headers=TUS).status == 401
+
+
+def test_an_upload_goes_on_with_the_token_that_began_it(server):
+    fields = {**TUS, **about("media"), "Upload-Length": str(len(png()))}
+    path = f"/files?token={upload_token()}"
+    assert server.request("POST", "/files", headers=fields).status == 401
+    begun = server.request("POST", path, headers=fields)
+    assert begun.status == 201
+    upload = Resumable(server, begun.headers["Location"], {})
+    assert upload.send(0, png()[:10]).status == 204
+    upload.path = upload.path.partition("?")[0]
+    assert upload.send(10, png()[10:]).status == 401
+
+
+def test_creation_tells_all_that_a_client_needs_to_go_on(server):
+    fields = {**OWNER, **TUS, **about("media"), "Upload-Length": "100"}
+    begun = server.request("POST", "/files", headers=fields)
+    assert begun.headers["Location"].startswith(f"{server.url}/files/")
+    expires = ms.parse_date(begun.headers["Upload-Expires"])
+    assert abs(expires - time.time() - 86400) < 60
+    head = server.request("HEAD", local(begun.headers["Location"]), headers={**OWNER, **TUS})
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Upload-Metadata"] == fields["Upload-Metadata"]
+    assert (head.headers["Upload-Length"], head.headers["Upload-Offset"]) == ("100", "0")
+    assert head.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("size", [1000, 3000], ids=["some", "all"])
+def test_creation_takes_content_along(server, size):
+    content = png(padding=3000)[:size] if size == 1000 else png(padding=3000)
+    whole = png(padding=3000) if size == 3000 else content + b"x" * 10
+    fields = {**OWNER, **TUS_CONTENT, **about("media"), "Upload-Length": str(len(whole))}
+    answer = server.request("POST", "/files", content, fields)
+    assert answer.status == 201
+    assert answer.headers["Upload-Offset"] == str(len(content))
+    if size == 3000:
+        assert server.get(local(answer.json["url"])).body == content
+    head = server.request("HEAD", local(answer.headers["Location"]), headers={**OWNER, **TUS})
+    assert head.headers["Upload-Complete"] == f"?{int(size == 3000)}"
+    bad = {**fields, "Content-Type": "image/png"}
+    assert server.request("POST", "/files", content, bad).status == 415
+
+
+@pytest.mark.parametrize("algorithm", ms.CHECKSUMS)
+def test_content_with_a_wrong_checksum_is_dropped(server, algorithm):
+    content = png(padding=300_000)
+    upload = begin(server, len(content), "media")
+    digest = hashlib.new(algorithm, content[:200_000]).digest()
+    checksum = {"Upload-Checksum": f"{algorithm} {base64.b64encode(digest).decode()}"}
+    assert upload.send(0, content[:199_999] + b"?", **checksum).status == 460
+    assert upload.offset() == 0
+    assert upload.send(0, content[:200_000], **checksum).status == 204
+    assert upload.send(200_000, content[200_000:]).status == 204
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_a_length_may_be_told_later(server):
+    fields = {**OWNER, **TUS, **about("media"), "Upload-Defer-Length": "1"}
+    begun = server.request("POST", "/files", headers=fields)
+    upload = Resumable(server, begun.headers["Location"], OWNER)
+    content = png()
+    assert upload.send(0, content[:20]).status == 204
+    assert upload.head().headers["Upload-Defer-Length"] == "1"
+    assert upload.send(20, content[20:]).status == 204
+    assert upload.head().headers["Upload-Complete"] == "?0"
+    assert upload.send(len(content), b"", **{"Upload-Length": str(len(content))}).status == 204
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_an_upload_can_be_ended(server):
+    upload = begin(server, 1000)
+    assert upload.send(0, b"x" * 500).status == 204
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] != []
+    assert server.request("DELETE", upload.path, headers={**OWNER, **TUS}).status == 204
+    assert upload.head().status == upload.send(500, b"x").status == 404
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] == []
+
+
+def test_ending_a_complete_upload_leaves_its_file(server):
+    content = png()
+    upload = begin(server, len(content), "media")
+    assert upload.send(0, content).status == 204
+    path = local(upload.get()["answer"]["url"])
+    assert server.request("DELETE", upload.path, headers={**OWNER, **TUS}).status == 204
+    assert server.get(path).body == content
+
+
+def test_the_method_may_be_in_a_header(server):
+    content = png()
+    upload = begin(server, len(content), "media")
+    for method, status in (("OPTIONS", 204), ("HEAD", 200), ("PATCH", 204), ("DELETE", 204)):
+        fields = {**OWNER, **TUS_CONTENT, "Upload-Offset": "0", "X-HTTP-Method-Override": method}
+        body = content if method == "PATCH" else b""
+        assert server.request("POST", upload.path, body, fields).status == status
+    assert upload.head().status == 404
+
+
+def test_what_the_family_refuses_ends_the_upload(server):
+    upload = begin(server, 1000)
+    refused = upload.send(0, b"no picture" * 100)
+    assert refused.status == 400
+    assert "no image, video or audio" in refused.json["detail"]
+    assert upload.head().status == 404
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] == []
+
+
+def test_what_fails_for_a_while_can_be_ended_later(start):
+    running, content = start(), png(padding=5000)
+    upload = begin(running, len(content), "media")
+    (running.storage / "media").touch()  # no folder can be made there
+    failed = upload.send(0, content)
+    assert (failed.status, failed.headers["Retry-After"]) == (503, "60")
+    (running.storage / "media").unlink()
+    offset = upload.offset()
+    assert offset == len(content) - 1  # clients take the end for a file that is stored
+    assert upload.send(offset, content[offset:]).status == 204
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_what_came_before_the_connection_broke_stays(server):
+    content = png(padding=3_000_000)
+    upload = begin(server, len(content))
+    with upload.begin_to_send(0, len(content), content[:2_500_000]):
+        pass
+    offset = wait_until(upload.offset, "what has come")
+    wait_until(lambda: upload.offset() == 2_500_000)
+    assert upload.send(offset - 1, content[offset - 1 :]).status == 409
+    offset = upload.offset()
+    assert upload.send(offset, content[offset:]).status == 204
+    assert upload.get()["answer"]["md5"] == md5(content)
+
+
+def test_a_dead_connection_stands_in_nobody_s_way(server):
+    content = png(padding=3_000_000)
+    upload = begin(server, len(content))
+    with upload.begin_to_send(0, len(content), content[:2_000_000]) as dead:
+        offset = wait_until(upload.offset, "a pause in what comes")
+        half = offset + 100_000
+        answer = wait_until(lambda: busy(upload.send(offset, content[offset:half])))
+        assert answer.status == 204
+        dead.send(b"?" * 900_000)
+        late = dead.answer()
+        assert (late.status, "Another request" in late.json["detail"]) == (409, True)
+        assert upload.send(half, content[half:]).status == 204
+    assert upload.get()["answer"]["md5"] == md5(content)
+
+
+def busy(answer: Answer) -> Answer | None:
+    """None where another request is just adding to an upload."""
+    return None if answer.status == 423 else answer
+
+
+def test_one_request_at_a_time_adds_to_an_upload(server):
+    content = png(padding=400_000)
+    upload = begin(server, len(content))
+    answers = together(8, lambda _: upload.send(0, content))
+    statuses = Counter(answer.status for answer in answers)
+    assert statuses[204] == 1
+    assert statuses.keys() <= {204, 409, 423}
+    assert upload.get()["answer"]["md5"] == md5(content)
+
+
+def test_an_upload_goes_on_after_a_kill(start):
+    running, content = start(), png_of(40 << 20)
+    upload = begin(running, len(content))
+    with upload.begin_to_send(0, len(content), content[: 30 << 20]):
+        offset = wait_until(lambda: max(0, upload.offset() - (16 << 20) + 1), "a checkpoint")
+        running.kill()
+    upload.server = running = start()
+    offset = upload.offset()
+    assert 16 << 20 <= offset <= 30 << 20
+    assert upload.send(offset, content[offset:]).status == 204
+    answer = upload.get()["answer"]
+    assert (answer["md5"], answer["file_size"]) == (md5(content), len(content))
+    assert Entities(running).content(answer["id"]) == content
+    assert list(running.storage.rglob(".incoming/*")) == []
+
+
+def test_an_upload_whose_file_was_lost_is_none(start):
+    running = start()
+    upload, other = begin(running, 1000), begin(running, 1000)
+    assert other.send(0, b"x" * 10).status == 204
+    running.kill()
+    for path in running.storage.rglob(f".incoming/{upload.name}"):
+        path.unlink()
+    upload.server = other.server = start()
+    assert upload.head().status == 404
+    assert other.offset() == 10
+    for path in running.storage.rglob(f".incoming/{other.name}"):
+        path.unlink()
+    assert other.send(10, b"x").status == 404
+
+
+def test_expired_uploads_leave_nothing(start):
+    running = start(upload_expiry_seconds="1")
+    upload = begin(running, 1000)
+    wait_until(lambda: upload.head().status == 404, "the end of a second")
+    assert upload.send(0, b"x").status == 404
+    running.stop()
+    start()
+    assert list(running.storage.rglob(".incoming/*")) == []
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+        assert db.execute("SELECT count(*) FROM upload").fetchone() == (0,)
+
+
+def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(ms, "EXPIRY_SECONDS", 0.01)
+    index = ms.open_index(tmp_path / "index")
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    uploads = ms.ResumableUploads(index, {"images": folder}, 0)
+    head = ms.parse_upload_head(headers(tus_resumable="1.0.0", upload_length="5"))
+    uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    watching = threading.Thread(target=uploads.watch)
+    watching.start()
+    wait_until(lambda: not list(tmp_path.rglob(".incoming/*")), "the end of the upload")
+    uploads.stop()
+    watching.join(DEADLINE)
+    assert uploads.rows.unfinished() == []
+
+
+def test_open_uploads_have_bounds(start):
+    running = start(max_media_bytes=str(1 << 50))
+    fields = {**OWNER, **TUS, **about("entities"), "Upload-Length": str(1 << 49)}
+    assert running.request("POST", "/files", headers=fields).status == 507
+    uploads = [begin(running, 10) for _ in range(ms.MAX_OPEN_UPLOADS)]
+    fields["Upload-Length"] = "10"
+    answer = running.request("POST", "/files", headers=fields)
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+    begin(running, 10, headers=bearer(permissions=["media_store_write"]))
+    running.request("DELETE", uploads[0].path, headers={**OWNER, **TUS})
+    begin(running, 10)
+
+
+def test_open_uploads_count_in_the_quota_of_their_account(start):
+    running = start(user_quota_bytes="1000")
+    jane = User(running)
+    fields = {**jane.headers, **TUS, **about("accounts")}
+
+    def status(length: int) -> int:
+        more = {"Upload-Length": str(length)}
+        return running.request("POST", "/files", headers={**fields, **more}).status
+
+    upload = begin(running, 600, "accounts", jane.headers)
+    assert (status(401), status(400), status(1)) == (413, 201, 413)
+    assert upload.send(0, b"x" * 500).status == 204
+    assert status(1) == 413
+    running.request("DELETE", upload.path, headers={**jane.headers, **TUS})
+    assert (status(601), status(600)) == (413, 201)
+
+
+DRAFT = {"Upload-Draft-Interop-Version": "6"}
+PARTIAL = {**DRAFT, "Content-Type": "application/partial-upload"}
+
+
+def send_raw(raw: Raw, method: str, path: str, content: bytes, **fields: str) -> None:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(content)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in {**OWNER, **fields}.items()]
+    raw.send("\r\n".join([*lines, "", ""]).encode() + content)
+
+
+def test_the_ietf_draft_s_client_learns_early_where_it_can_go_on(server):
+    content = png(padding=2000)
+    with Raw(server) as raw:
+        fields = {**DRAFT, **about("entities"), "Upload-Complete": "?1"}
+        send_raw(raw, "POST", "/files/", content, **fields)
+        early, answer = raw.answer(), raw.answer()
+    assert early.status == 104
+    assert early.headers["Upload-Draft-Interop-Version"] == "6"
+    assert re.match(r"max-size=1073741824, max-age=\d+$", early.headers["Upload-Limit"])
+    assert (answer.status, answer.headers["Upload-Complete"]) == (201, "?1")
+    assert answer.json["md5"] == md5(content)
+    head = server.request("HEAD", local(early.headers["Location"]), headers=OWNER)
+    assert (head.headers["Upload-Complete"], head.headers["Upload-Length"]) == (
+        "?1",
+        str(len(content)),
+    )
+
+
+def test_the_ietf_draft_s_client_goes_on_where_it_was_cut(server):
+    content = png(padding=2_000_000)
+    with Raw(server) as raw:
+        fields = {**OWNER, **DRAFT, **about("entities"), "Upload-Complete": "?1"}
+        lines = [f"{name}: {value}" for name, value in fields.items()]
+        start = f"POST /files HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+        raw.send((start + "\r\n".join(lines) + "\r\n\r\n").encode() + content[:1_500_000])
+        path = local(raw.answer().headers["Location"])
+    head = wait_until(lambda: offset_at(server, path, 1_500_000), "what has come")
+    assert (head.headers["Upload-Complete"], head.headers["Upload-Length"]) == (
+        "?0", str(len(content)),
+    )  # fmt: skip
+    fields = {**OWNER, **PARTIAL, "Upload-Complete": "?1", "Upload-Offset": "1500000"}
+    answer = server.request("PATCH", path, content[1_500_000:], fields)
+    assert (answer.status, answer.headers["Upload-Complete"]) == (201, "?1")
+    assert answer.json["md5"] == md5(content)
+
+
+def offset_at(server: Server, path: str, offset: int) -> Answer | None:
+    head = server.request("HEAD", path, headers=OWNER)
+    return head if head.headers["Upload-Offset"] == str(offset) else None
+
+
+def test_the_ietf_draft_s_client_may_send_parts(server):
+    content = png(padding=2000)
+    fields = {**OWNER, **about("entities"), "Upload-Complete": "?0"}
+    begun = server.request("POST", "/files", content[:100], fields)
+    assert (begun.status, begun.headers["Upload-Complete"]) == (201, "?0")
+    assert begun.headers["Upload-Offset"] == "100"
+    path = local(begun.headers["Location"])
+
+    def send(offset: int, content: bytes, complete: str, **more: str) -> Answer:
+        fields = {**OWNER, **PARTIAL, "Upload-Offset": f"{offset}", "Upload-Complete": complete}
+        return server.request("PATCH", path, content, {**fields, **more})
+
+    answer = send(50, b"x", "?0")
+    assert (answer.status, answer.headers["Upload-Offset"]) == (409, "100")
+    assert send(100, b"x", "?0", **{"Content-Type": "image/png"}).status == 415
+    answer = send(100, content[100:], "?0")
+    assert (answer.status, answer.headers["Upload-Complete"]) == (204, "?0")
+    assert send(len(content), b"x", "?1", **{"Upload-Length": "5"}).status == 400
+    answer = send(len(content), b"", "?1")
+    assert (answer.status, answer.headers["Upload-Complete"]) == (201, "?1")
+    assert answer.json["md5"] == md5(content)
+    again = send(len(content), b"", "?1")
+    assert (again.status, again.headers["Upload-Complete"]) == (400, "?1")
+
+
+def test_an_error_at_the_end_of_the_ietf_draft_s_upload_is_told_as_the_end(server):
+    fields = {**OWNER, **about("entities"), "Upload-Complete": "?1"}
+    answer = server.request("POST", "/files", b"no picture", fields)
+    assert (answer.status, answer.headers["Upload-Complete"]) == (400, "?1")
+
+
+TUS_CLIENT = """
+const tus = require('tus-js-client'), fs = require('fs')
+const [endpoint, file, key] = process.argv.slice(2)
+const upload = new tus.Upload(fs.createReadStream(file), {
+  endpoint, uploadSize: fs.statSync(file).size, chunkSize: 4 << 20,
+  headers: {Authorization: `Bearer ${key}`}, retryDelays: Array(50).fill(100),
+  metadata: {target: 'entities', filename: 'a.png', label: 'by tus-js-client'},
+  onError: error => { console.error(String(error)); process.exit(1) },
+  onProgress: sent => console.log('sent', sent),
+  onSuccess: () => console.log('done', upload.url),
+})
+upload.start()
+"""
+
+
+def test_tus_js_client_gets_through_a_kill(start, tmp_path):
+    modules = os.environ.get("NODE_PATH") or "/usr/lib/node_modules:/usr/local/lib/node_modules"
+    if not any((Path(place) / "tus-js-client").is_dir() for place in modules.split(":")):
+        miss("tus-js-client")
+    content, port = png_of(24 << 20), free_port()
+    (tmp_path / "a.png").write_bytes(content)
+    running = start("--port", f"{port}")
+    endpoint = f"http://127.0.0.1:{port}/files/"
+    client = subprocess.Popen(
+        [need("node"), "-e", TUS_CLIENT, "x", endpoint, tmp_path / "a.png", OWNER_KEY],
+        env={**os.environ, "NODE_PATH": modules}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with client:
+        assert client.stdout
+        next(line for line in client.stdout if int(line.split()[1]) > 9 << 20)
+        running.kill()
+        running = start("--port", f"{port}")
+        said = client.stdout.read()
+    assert client.returncode == 0
+    assert re.search(r"^done http", said, re.M)
+    assert Entities(running).listed()["items"][0]["md5"] == md5(content)
 
 
 # ======================================================================================
