@@ -1163,6 +1163,8 @@ def describe_credential(access: Access) -> str:
         return "a user's access token (POST /api/auth/login/)"
     if access is Access.BEARER:
         return "AUTH_TOKEN or an access token"
+    if access is Access.TARGET:
+        return "AUTH_TOKEN or a token that may upload"
     return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
 
 
@@ -1170,7 +1172,8 @@ class CredentialMissing(HTTPError):
     """A 401 that says which credential is needed and how it is sent."""
 
     def __init__(self, access: Access) -> None:
-        other = ", or an upload token as ?token=…" if access is Access.UPLOAD else ""
+        uploads = access in {Access.UPLOAD, Access.TARGET}
+        other = ", or an upload token as ?token=…" if uploads else ""
         detail = f"Send {describe_credential(access)} as Authorization: Bearer …{other}."
         super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
 
@@ -9031,7 +9034,8 @@ class Application:
     def take_use(self, request: Request, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         grant = request.principal.grant
-        if grant and grant.uses and item.access is not Access.OPEN:
+        goes_on = item.access is Access.TARGET and item.method != "POST"
+        if grant and grant.uses and item.access is not Access.OPEN and not goes_on:
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant

@@ -1638,6 +1638,108 @@ def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, p
         assert set(answer.json) == {"detail"}
 
 
+SCOPED_KEY = ms.derive_key(UPLOAD_SECRET, "scoped tokens").hex()
+
+
+def scoped(*scopes: str, seconds: float = 900, key: str = SCOPED_KEY, **limits: Any) -> str:
+    """The query of a scoped token, as another program with the secret makes it, too."""
+    limits = {"jti": "" if "uses" not in limits else uuid.uuid4().hex, **limits}
+    exp = int(time.time() + seconds)
+    claims = {"token_type": "scoped", "scope": " ".join(scopes), "exp": exp, **limits}
+    return f"?token={ms.sign_jwt(claims, key)}"
+
+
+def test_a_scoped_token_lets_do_what_it_says_where_it_says_and_nothing_else(start, server):
+    running = start(read_auth_enabled="true")
+    url = running.upload(png()).json["url"]
+    path = local(url)
+
+    def status(method: str, path: str, token: str, content: bytes | None = None) -> int:
+        if content is None:
+            return running.request(method, path + token).status
+        return running.send_file(method, path + token, content, headers={}).status
+
+    assert status("POST", "/upload", scoped("upload"), png()) == 201
+    assert status("POST", "/upload", scoped("upload", path="/upload"), png()) == 201
+    assert status("PUT", "/image/a.png", scoped("upload", path="/image"), png()) == 201
+    assert status("POST", "/upload", scoped("upload", path="/image"), png()) == 403
+    assert status("POST", "/upload", scoped("upload", path="/up"), png()) == 403
+    assert status("POST", "/upload", scoped("read", "delete"), png()) == 403
+    assert status("POST", "/upload-image", scoped("upload", "read", "delete"), png()) == 403
+    for allowed in (scoped("read"), scoped("read", path="/media"), scoped("read", path=path)):
+        assert status("GET", path, allowed) == 200
+    for refused in (scoped("upload"), scoped("read", path=f"{path}x"), scoped("delete")):
+        assert status("GET", path, refused) == 403
+        assert status("HEAD", path, refused) == 403
+    assert (
+        running.get(f"/{scoped('read', path='/media')}", accept="text/html").body.count(b"<img")
+        == 0
+    )
+    assert status("GET", "/list", scoped("read", path="/media")) == 403
+    assert status("GET", "/metrics", scoped("read")) == 200
+    assert status("POST", "/session", scoped("read")) == 403
+    assert status("GET", "/api/media/media/", scoped("read")) == 403
+    assert status("DELETE", path, scoped("upload", "read")) == 403
+    assert status("DELETE", path, scoped("delete", path="/upload")) == 403
+    detail = running.request("DELETE", path + scoped("upload", path="/x")).json["detail"]
+    assert "only lets upload at /x and below" in detail
+    assert status("DELETE", path, scoped("delete", path="/media")) == 200
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        scoped("upload", seconds=-1), scoped("upload", key="x"), scoped("upload", key=JWT_KEY),
+        scoped("upload", key=UPLOAD_SECRET), scoped("fly"), scoped(), scoped("upload", path="x"),
+        scoped("upload", path=1), scoped("upload", max_bytes=0), scoped("upload", max_bytes="9"),
+        scoped("upload", uses=True), scoped("upload", uses=1, jti=""), scoped("upload", exp=None),
+        scoped("upload", token_type="access"), scoped("upload", uses=1, jti=5), "?token=a.b.c",
+        scoped("upload") + "&token=" + upload_token(), scoped("upload")[:-2],
+    ],
+)  # fmt: skip
+def test_a_scoped_token_that_is_none_is_401_everywhere(server, token):
+    for method, path in (("POST", "/upload"), ("GET", "/health")):
+        answer = server.send_file(method, f"{path}{token}", png(), headers={})
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_a_scoped_token_bounds_the_size_and_the_number_of_uploads(start):
+    running = start()
+    few, small = scoped("upload", uses=2), scoped("upload", max_bytes=2000)
+
+    def send(token: str, content: bytes, name: str = "a.png") -> Answer:
+        return running.send_file("POST", f"/upload{token}", content, name, headers={})
+
+    assert send(small, png_of(2000)).status == 201
+    answer = send(small, png_of(2001))
+    assert (answer.status, "2000 bytes that its token" in answer.json["detail"]) == (413, True)
+    assert [send(few, b"no picture").status for _ in range(3)] == [400] * 3, "none was used"
+    with Raw(running) as raw:  # one that ends in the middle is not used either
+        head = f"POST /upload{few} HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n"
+        raw.send(f"{head}Content-Type: multipart/form-data; boundary=frontier\r\n\r\n".encode())
+        raw.send(form("a.png", png())[0][:50])
+    assert send(few, png()).status == 201
+    wait_until(lambda: send(few, png()).status == 201, "the use that was given back")
+    assert send(few, png()).status == 401
+    running.kill()
+    running = start()
+    assert send(few, png()).status == 401, "uses are counted for good"
+    once = scoped("upload", uses=1)
+    statuses = together(6, lambda number: send(once, png_of(300 + number)).status)
+    assert sorted(statuses) == [201, *[401] * 5]
+    assert running.get(f"/health{once}").status == 200, "what is open takes no use"
+
+
+def test_tokens_without_a_scope_can_be_turned_off(start, tmp_path):
+    running = start(upload_tokens="scoped")
+    plain = f"/upload?token={upload_token()}"
+    answer = running.send_file("POST", plain, png(), headers={})
+    assert (answer.status, "UPLOAD_TOKENS" in answer.json["detail"]) == (401, True)
+    path = f"/upload{scoped('upload')}"
+    assert running.send_file("POST", path, png(), headers={}).status == 201
+
+
 def test_an_upload_token_is_good_for_as_long_as_the_setting_says(start):
     running = start(token_expiry_seconds="100")
     for age, status in ((95, 201), (105, 401)):
