@@ -352,6 +352,9 @@ class Settings(NamedTuple):
     upload_expiry_seconds: int = number(
         86400, 10**9, "how long an unfinished resumable upload is kept after its last byte"
     )
+    preview_cache_bytes: int = number(
+        2147483648, MAX_BYTES, "disk for previews, of which the least recently used go", 0
+    )
     public_url: str = setting(
         "", "base of the absolute URLs in answers", parse_public_url, shown="from the request"
     )
@@ -1388,14 +1391,17 @@ def find_principal(
 # follows the structure to size, length, orientation and time of making. Nearly every format is a
 # row of labelled spans, often with such rows inside, so one walker serves them all, with a short
 # function for each way to write a label and one for each format, which picks what it knows. All
-# reading goes through `_Span`, which checks every position, and is paid from one purse, which
-# bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser, and
-# `probe` returns what was found until then.
+# reading goes through `_Span`, which checks every position and charges it to the file's budget,
+# which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
+# and `probe` returns what was found until then.
 
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
-READ_COST = 128  # what a read costs beside its bytes
+READ_COST = 256  # what a read costs beside its bytes
+STEP_COST = 20  # of a loop over what was read
 MAX_GIF_BYTES = 1 << 20  # of an animation: its length is told only by walking all frames
+MAX_IFD_ENTRIES = 1000
+MAX_TRIES = 64  # written times looked at in one file, occurrences of a name in a packet
 MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpacks to more
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
@@ -1461,21 +1467,27 @@ class Seekable(Protocol):
 class _Span:
     """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
-    __slots__ = ("_file", "_purse", "_start", "size")
+    __slots__ = ("_budget", "_file", "_start", "size")
 
-    def __init__(self, file: Seekable, start: int, size: int, purse: list[int]) -> None:
+    def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
         self._file, self._start, self.size = file, start, size
-        self._purse = purse  # a list of one number, which all spans of a file share
+        self._budget = budget  # a list of one number, which all spans of a file share
 
     def read(self, at: int, length: int) -> bytes:
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
-        self._purse[0] -= READ_COST + length
+        self.charge(READ_COST + length)
         self._file.seek(self._start + at)
-        data = self._file.read(length) if self._purse[0] >= 0 else b""
-        if len(data) < length:  # or the file was cut meanwhile
+        data = self._file.read(length)
+        if len(data) < length:  # the file was cut meanwhile
             raise EOFError
         return data
+
+    def charge(self, cost: int) -> None:
+        """Take from the file's budget; EOFError when it is spent."""
+        self._budget[0] -= cost
+        if self._budget[0] < 0:
+            raise EOFError
 
     def some(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1497,12 +1509,17 @@ class _Span:
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self._start + start, max(0, end - start), self._purse)
+        return _Span(self._file, self._start + start, max(0, end - start), self._budget)
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        self._purse[0] -= len(data)
-        return _Span(io.BytesIO(data), 0, len(data), self._purse)
+        return _Span(io.BytesIO(data), 0, len(data), self._budget)
+
+    def inflate(self, data: bytes) -> bytes:
+        """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
+        data = zlib.decompressobj().decompress(data, MAX_BLOCK_BYTES)
+        self.charge(len(data))
+        return data
 
 
 # A label, where in the span that it labels starts and ends, and where the next label stands.
@@ -1550,6 +1567,7 @@ class _Draft:
         self.extension = extension
         self.found: dict[str, Any] = {}
         self._time_rank = 99
+        self._tries = MAX_TRIES
 
     def note(self, **numbers: float) -> None:
         """Keep what was read together, if all of it is possible."""
@@ -1574,6 +1592,12 @@ class _Draft:
         if rank < self._time_rank:
             self._time_rank = rank
             self.found |= {"created": float(seconds), "created_source": source}
+
+    def note_written_time(self, rank: int, source: str, *texts: bytes) -> None:
+        """What `parse_time` makes of the texts, unless a better time is known."""
+        if rank < self._time_rank and self._tries:
+            self._tries -= 1
+            self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
 
 
 _WRITTEN_TIME = re.compile(
@@ -1641,8 +1665,9 @@ class _Ifd:
             return
         with contextlib.suppress(*_BROKEN):
             (count,) = tiff.unpack(order + "H", start)
-            table = tiff.some(start + 2, min(12 * count, MAX_BLOCK_BYTES))
+            table = tiff.some(start + 2, 12 * min(count, MAX_IFD_ENTRIES))
             entries = [*struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])]
+            tiff.charge(STEP_COST * len(entries))
             self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
             (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
 
@@ -1683,8 +1708,7 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.below(_EXIF_IFD)
     for rank, tags in enumerate(_EXIF_TIMES):
-        written, zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
-        draft.note_time(rank, "exif", parse_time(written, zone, fraction))
+        draft.note_written_time(rank, "exif", *(detail.raw(tag) or main.raw(tag) for tag in tags))
     _exif_place(main.below(_GPS_IFD), draft)
     return main
 
@@ -1716,12 +1740,14 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
 
 
 _XMP_TIMES = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
-_XMP_TIME = re.compile(rb"\b(%b)\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})" % b"|".join(_XMP_TIMES))
+_XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attribute or element
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    for name, written in _XMP_TIME.findall(packet):
-        draft.note_time(10 + _XMP_TIMES.index(name), "xmp", parse_time(written))
+    for rank, name in enumerate(_XMP_TIMES, 10):
+        for rest in packet.split(name, MAX_TRIES)[1:]:
+            if value := _XMP_VALUE.match(rest):
+                draft.note_written_time(rank, "xmp", value[1])
 
 
 def _metadata(block: _Span, draft: _Draft) -> None:
@@ -1779,7 +1805,7 @@ def _png(png: _Span, draft: _Draft) -> None:
             _metadata(chunk, draft)
         elif kind == b"tIME":
             written = b"%d-%d-%d %02d:%02d:%02dZ" % chunk.unpack(">HBBBBB", 0)
-            draft.note_time(21, "png", parse_time(written))
+            draft.note_written_time(21, "png", written)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             with contextlib.suppress(*_BROKEN):
                 _png_text(kind, chunk, draft)
@@ -1800,9 +1826,9 @@ def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
     elif kind == b"zTXt":
         value = value[1:]
     if deflated:
-        value = zlib.decompressobj().decompress(value, MAX_BLOCK_BYTES)
+        value = chunk.inflate(value)
     if keyword in _PNG_TIMES:
-        return draft.note_time(20, "png", parse_time(value))
+        return draft.note_written_time(20, "png", value)
     if keyword.startswith(b"Raw"):  # ImageMagick's: name, length, hex
         value = bytes.fromhex(b"".join(value.split()[2:]).decode())
     _metadata(chunk.inner(value), draft)
@@ -1824,7 +1850,9 @@ def _gif(gif: _Span, draft: _Draft) -> None:
             frames += 1
             at += 11 + _gif_colours(data[at + 9])
         while data[at]:  # sub-blocks, each behind its length
+            gif.charge(STEP_COST)
             at += 1 + data[at]
+        gif.charge(STEP_COST)
         at += 1
     if frames > 1:
         draft.note(duration=delays / 100)
@@ -1853,7 +1881,9 @@ _SVG_PROLOG = re.compile(
     rb"\s+|<\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+(?:[\w.-]+:)?svg\b[^\[>]*(?:\[.*?\]\s*)?>",
     re.DOTALL | re.IGNORECASE,
 )
-_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])((?:[^>\"']|\"[^\"]*\"|'[^']*')*)")
+_SVG_ROOT = re.compile(rb"<(?:[\w.-]+:)?svg(?=[\s/>])")
+_SVG_ATTRIBUTE = re.compile(rb"\s*([\w.:-]+)\s*=\s*(?:\"([^\"<]*)\"|'([^'<]*)')")
+_SVG_SIDES = (b"width", b"height", b"viewBox")
 _SVG_LENGTH = re.compile(rb"\s*(\d{1,9}(?:\.\d*)?|\.\d+)([a-z]*)\s*")
 
 
@@ -1869,8 +1899,12 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 
 def _svg(svg: _Span, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
-    root = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
-    attributes = dict(re.findall(rb"([\w:-]+)\s*=\s*[\"']([^\"']*)", root[1] if root else b""))
+    attributes: dict[bytes, bytes] = {}
+    attribute = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
+    while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
+        name, double, single = attribute.groups(b"")
+        if name in _SVG_SIDES:
+            attributes.setdefault(name, double or single)
     box = attributes.get(b"viewBox", b"").replace(b",", b" ").split()
     sides = []
     for written in ((attributes.get(b"width"), *box[2:3]), (attributes.get(b"height"), *box[3:4])):
@@ -2045,7 +2079,7 @@ _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.
 def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
-        draft.note_time(5, "container", parse_time(value))
+        draft.note_written_time(5, "container", value)
     elif subject == "place" and (match := _ISO6709.match(value)):
         draft.note(latitude=float(match[1]), longitude=float(match[2]))
         draft.note(altitude=float(match[3] or "nan"))
@@ -2092,7 +2126,8 @@ def _run_units(trun: _Span, usual: int) -> int:
         return int(count * usual)
     start = 8 + 4 * (flags & 1) + (flags & 4)
     width = bin(flags >> 8 & 15).count("1")  # numbers a sample, of which the first one is wanted
-    return sum(trun.unpack(f">{count * width}I", start)[::width])
+    samples = struct.iter_unpack(f">I{4 * width - 4}x", trun.read(start, 4 * width * count))
+    return sum(units for (units,) in samples)
 
 
 def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
@@ -2249,7 +2284,7 @@ def _avi(avi: _Span, draft: _Draft) -> None:
             scale, rate, _, length = chunk.unpack("<IIII", 32)
             draft.note(duration=length * scale / rate)
         elif kind == b"IDIT":
-            draft.note_time(6, "container", parse_time(chunk.some(0, MAX_NOTE_BYTES)))
+            draft.note_written_time(6, "container", chunk.some(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
 
 
@@ -2263,7 +2298,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
             (real_length,) = chunk.unpack("<Q", 8)
         elif kind == b"bext":
             day, clock = chunk.unpack("10s8s", 320)
-            draft.note_time(6, "container", parse_time(day + b" " + clock))
+            draft.note_written_time(6, "container", day + b" " + clock)
         elif kind == b"_PMX":  # XMP, by its letters from the back
             _metadata(chunk, draft)
         elif kind == b"data":
@@ -4793,12 +4828,19 @@ def read_syllable(character: str) -> str:
 # Both decoders are optional: Pillow for images, ffmpeg for videos and what Pillow cannot open.
 
 THUMBNAIL_SIZE = 256  # pixels, the longer side at most
-MAX_JPEG_PIXELS = 200_000_000  # a baseline JPEG is scaled while it is decoded, row by row
-MAX_PIXELS = 100_000_000  # every other format is held in full: 4 bytes a pixel
-MAX_THUMBNAIL_BYTES = 1 << 20  # 256 KiB of RGBA, compressed
+PREVIEW_SIZES = (320, 720, 1440, 2160)  # pixels, likewise
+PREVIEW_QUALITY = 80  # of WebP and JPEG, up to 100
+MAX_RESULT_BYTES = 16 << 20  # of one job; the largest preview of noise has 7 MB
+FRAME_LENGTH = struct.Struct(">I")  # stands before each rendition
 DECODE_WALL_SECONDS = 60  # a disk that spins up, a card that is slow
 DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
+STRIP_PIXELS = 4_000_000  # are converted at once
+MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
+MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
+MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
+MAX_EMBEDDED = 4  # of which are tried, the largest first
+MAX_JPEG_SEGMENTS = 64  # before its size
 JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
 REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
@@ -4830,14 +4872,71 @@ PILLOW_FORMATS = {
 # and no HEIF as an image: older versions show one of its tiles.
 FFMPEG_DEMUXERS = {
     "image": "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif,jpegxl_pipe,j2k_pipe,qoi_pipe",
+    "raw": "tiff_pipe",
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
+GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
+FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
+HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
+# Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
+# brighter, up to five times as much, is squeezed in above. `agamma` would leave HLG too colourful.
+HDR_FILTERS = (
+    ",zscale=t=linear:npl=203:agamma=0,format=gbrpf32le,zscale=p=bt709"
+    ",tonemap=mobius:param=0.9:peak=5:desat=0,zscale=t=iec61966-2-1,format=rgb24"
+)
+# Code points of ITU-T H.273 in an AVIF's or HEIC's `colr` (ISO 14496-12 §12.1.5) and a PNG's cICP.
+CODED_COLOURS = re.compile(rb"(?:colrnclx\0(.)\0|\0{3}\x04cICP(.))(.)", re.DOTALL)
+COLOUR_BYTES = 1 << 15  # of a file's head, in which they are
+COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to D50 as ICC has it
+    1: (0.4361, 0.2225, 0.0139, 0.3851, 0.7169, 0.0971, 0.1431, 0.0606, 0.7141),
+    9: (0.6735, 0.2790, -0.0019, 0.1657, 0.6753, 0.0300, 0.1251, 0.0456, 0.7972),
+    12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
+}
+RAW_EXTENSIONS = ("arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "rw2")
+RAW_TYPES = frozenset(map(MIME_TYPES.__getitem__, RAW_EXTENSIONS))
+JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
+TIFF_PHOTOMETRIC = 262
 EXIF_ORIENTATION = 0x0112
 # EXIF 2.32 §4.6.4: what the camera's orientation asks for, in Pillow's names.
 TRANSPOSE = dict(enumerate((
     "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE",
     "ROTATE_270", "TRANSVERSE", "ROTATE_90",
 ), start=2))  # fmt: skip
+FFMPEG_TURNS = dict(enumerate((
+    ",hflip", ",hflip,vflip", ",vflip", ",transpose=0",
+    ",transpose=1", ",transpose=3", ",transpose=2",
+), start=2))  # fmt: skip
+
+
+class Rendition(NamedTuple):
+    """A form that a picture is given out in: at most `size` pixels wide and high."""
+
+    format: str  # PNG, WEBP or JPEG
+    size: int
+
+
+THUMBNAIL = Rendition("PNG", THUMBNAIL_SIZE)
+PREVIEWS = [*itertools.starmap(Rendition, itertools.product(("WEBP", "JPEG"), PREVIEW_SIZES))]
+FIRST_PREVIEW = PREVIEWS[0]  # is made together with the thumbnail
+
+
+class Job(NamedTuple):
+    """What a decoder is to make of which kind of picture."""
+
+    kind: str  # image, raw or video
+    renditions: tuple[Rendition, ...]
+    seconds: float = 0.0  # of the frame of a video
+    orientation: int = 1  # EXIF's, for where the decoder finds none
+    width: int = 0  # as stored
+    height: int = 0
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self).encode()
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Job:
+        kind, renditions, *rest = json.loads(message)
+        return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
 
 class Outcome(enum.Enum):
@@ -4848,14 +4947,105 @@ class Outcome(enum.Enum):
     FAILED = -1  # for another reason: it is to be tried again
 
 
-class Shelf(NamedTuple):
-    """Where thumbnails lie: a folder, and what their names begin with."""
+class Shelf:
+    """A folder of renditions, which are named by their source's sha256."""
 
-    folder: Folder
-    prefix: str
+    def __init__(self, folder: Folder, prefix: str) -> None:
+        """`prefix` is what their names in `folder` begin with."""
+        self.folder = folder
+        self.prefix = prefix
 
-    def name(self, sha256: str) -> str:
-        return f"{self.prefix}{sha256}.png"
+    def name(self, sha256: str, rendition: Rendition = THUMBNAIL) -> str:
+        if rendition == THUMBNAIL:
+            return f"{self.prefix}{sha256}.png"
+        return f"{self.prefix}{sha256}-{rendition.size}.{rendition.format.lower()}"
+
+    def exists(self, sha256: str) -> bool:
+        """Whether there is a thumbnail. An empty file is none: they are not synced to disk."""
+        try:
+            status = self.folder.stat(self.name(sha256))
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+    def read(self, sha256: str, rendition: Rendition = THUMBNAIL) -> bytes:
+        """The rendition; OSError where there is none."""
+        with self.folder.open(self.name(sha256, rendition)) as file:
+            return file.read(MAX_RESULT_BYTES)
+
+    def store(self, sha256: str, rendition: Rendition, data: bytes) -> None:
+        """Put a rendition in place; OSError where it cannot be."""
+        name = self.name(sha256, rendition)
+        last = posixpath.basename(name)
+        incoming = f"{self.prefix}{INCOMING}/{os.getpid()}.{threading.get_ident()}.{last}"
+        with self.folder.resolve(incoming, make=True) as source:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+                with io.FileIO(source.open(flags, 0o600), "w") as file:
+                    write_all(file, memoryview(data))
+                with self.folder.resolve(name) as target:
+                    source.replace(target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    source.unlink()
+                raise
+
+    def remove(self, sha256: str, *renditions: Rendition) -> None:
+        """Delete those renditions that there are and that can be deleted."""
+        for rendition in renditions:
+            with contextlib.suppress(OSError):  # nobody is given what the index has forgotten
+                self.folder.unlink(self.name(sha256, rendition))
+
+    def recover(self) -> None:
+        """Delete what a crash left half-written; only while no other process makes any."""
+        with contextlib.suppress(OSError):
+            for name, _ in self.folder.files_in(self.prefix + INCOMING):
+                self.folder.unlink(f"{self.prefix}{INCOMING}/{name}")
+
+
+class PreviewCache(Shelf):
+    """Previews in a folder of at most `limit` bytes: the least recently used ones go."""
+
+    def __init__(self, folder: Folder, prefix: str, limit: int, used: memoryview) -> None:
+        """`used` is shared by all processes: how many bytes lie there, at most."""
+        super().__init__(folder, prefix)
+        self._limit = limit
+        self._used = used
+        self._lock = threading.Lock()
+
+    def read(self, sha256: str, rendition: Rendition = FIRST_PREVIEW) -> bytes:
+        """The preview, whose time of modification is that of its last use; OSError if none."""
+        with self.folder.open(self.name(sha256, rendition)) as file:
+            with contextlib.suppress(OSError):  # a disk that can only be read
+                os.utime(file.fileno())
+            return file.read(MAX_RESULT_BYTES)
+
+    def store(self, sha256: str, rendition: Rendition, data: bytes) -> None:
+        """Keep a preview, if it can be: it can be made again."""
+        if len(data) > self._limit:
+            return
+        with contextlib.suppress(OSError):
+            with self._lock:
+                if self._used[0] + len(data) > self._limit:
+                    self._make_room(len(data))
+                self._used[0] += len(data)
+            super().store(sha256, rendition, data)
+
+    def _make_room(self, size: int) -> None:
+        """Count what lies there, and delete of it what leaves an eighth free, and `size` bytes."""
+        folder, files = self.prefix.rstrip("/"), []
+        with contextlib.suppress(FileNotFoundError):  # it is made with the first preview
+            for name, status in self.folder.files_in(folder):
+                files.append((status.st_mtime_ns, name, status.st_size))
+        used = sum(length for _, _, length in files)
+        allowed = min(self._limit * 7 // 8, self._limit - size)
+        for _, name, length in sorted(files) if used + size > self._limit else ():
+            if used <= allowed:
+                break
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                self.folder.unlink(f"{folder}/{name}")
+            used -= length
+        self._used[0] = used
 
 
 class Thumbnails:
@@ -4871,7 +5061,10 @@ class Thumbnails:
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
+        self.preview_bytes[0] = MAX_BYTES  # nobody has counted
         self._shelves: tuple[Shelf, ...] = ()  # public, private
+        self._previews: PreviewCache | None = None
         self._host: socket.socket | None = None
         self._host_id = 0
         self._sockets: list[socket.socket] = []
@@ -4880,9 +5073,10 @@ class Thumbnails:
         self._making: dict[str, threading.Event] = {}
         self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
 
-    def place(self, public: Shelf, private: Shelf) -> None:
-        """Say where thumbnails lie."""
+    def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
+        """Say where thumbnails and previews lie."""
         self._shelves = (public, private)
+        self._previews = previews
 
     @property
     def description(self) -> str:
@@ -4959,33 +5153,26 @@ class Thumbnails:
             self._sockets.pop().close()
 
     def exists(self, sha256: str, private: bool = False) -> bool:
-        """Whether there is one. An empty file is none: thumbnails are not synced to disk."""
-        shelf = self._shelves[private]
-        try:
-            status = shelf.folder.stat(shelf.name(sha256))
-        except OSError:
-            return False
-        return stat.S_ISREG(status.st_mode) and status.st_size > 0
+        """Whether there is a thumbnail."""
+        return self._shelves[private].exists(sha256)
 
     def read(self, sha256: str, private: bool = False) -> bytes:
         """The PNG; OSError where there is none."""
-        shelf = self._shelves[private]
-        with shelf.folder.open(shelf.name(sha256)) as file:
-            return file.read(MAX_THUMBNAIL_BYTES)
+        return self._shelves[private].read(sha256)
 
     def remove(self, *hashes: str, public_only: bool = False) -> None:
-        """Delete those thumbnails that there are and that can be deleted."""
+        """Delete those thumbnails and previews that there are and that can be deleted."""
         for sha256 in hashes:
             for shelf in self._shelves[: 1 if public_only else 2]:
-                with contextlib.suppress(OSError):  # nobody is given what the index has forgotten
-                    shelf.folder.unlink(shelf.name(sha256))
+                shelf.remove(sha256, THUMBNAIL)
+            if self._previews and not public_only:
+                self._previews.remove(sha256, *PREVIEWS)
 
     def recover(self) -> None:
         """Delete what a crash left half-written; only while no other process makes any."""
-        for folder, prefix in self._shelves:
-            with contextlib.suppress(OSError):
-                for name, _ in folder.files_in(prefix + INCOMING):
-                    folder.unlink(f"{prefix}{INCOMING}/{name}")
+        for shelf in (*self._shelves, self._previews):
+            if shelf:
+                shelf.recover()
 
     def make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
         """Make the thumbnail of an image or video from its open file, unless there is one.
@@ -4994,35 +5181,83 @@ class Thumbnails:
         OSError if the thumbnail cannot be stored.
         """
         sha256, private = asset.sha256, file.root != "library"
-        with self._lock:
-            other = self._making.get(sha256)
-            done = other or self._making.setdefault(sha256, threading.Event())
-        if other:
-            other.wait()
-            return Outcome.MADE if self.exists(sha256, private) else Outcome.FAILED
-        try:
+
+        def make() -> Outcome:
             if self.exists(sha256, private):
                 return Outcome.MADE
-            return self._make(source, file, asset)
+            made = self._render(source, file, asset, (THUMBNAIL, FIRST_PREVIEW))
+            if isinstance(made, Outcome):
+                return made
+            self._shelves[private].store(sha256, THUMBNAIL, made[0])
+            for preview in made[1:]:  # there is none without Pillow
+                self._keep(sha256, FIRST_PREVIEW, preview)
+            return Outcome.MADE
+
+        outcome = self._once(sha256, make)
+        if outcome is None:
+            return Outcome.MADE if self.exists(sha256, private) else Outcome.FAILED
+        return outcome
+
+    def preview(
+        self, source: io.FileIO, file: File, asset: Asset, rendition: Rendition
+    ) -> bytes | Outcome:
+        """The preview of an image or video, made from its open file unless it is at hand."""
+        sha256 = asset.sha256
+
+        def make() -> bytes | Outcome:
+            with contextlib.suppress(OSError):
+                return self.find_preview(sha256, rendition)
+            made = self._render(source, file, asset, (rendition,))
+            if isinstance(made, Outcome):
+                return made
+            self._keep(sha256, rendition, made[0])
+            return made[0]
+
+        while (made := self._once(f"{sha256} {rendition}", make)) is None:
+            pass  # another thread has made it, which may not have been kept
+        return made
+
+    def find_preview(self, sha256: str, rendition: Rendition) -> bytes:
+        """A preview that is at hand; OSError where it is not."""
+        if self._previews is None:
+            raise FileNotFoundError(errno.ENOENT, "no previews are kept")
+        return self._previews.read(sha256, rendition)
+
+    def _keep(self, sha256: str, rendition: Rendition, data: bytes) -> None:
+        if self._previews:
+            self._previews.store(sha256, rendition, data)
+
+    def _once(self, key: str, make: Callable[[], T]) -> T | None:
+        """What `make` returns; None after waiting for another thread that made it meanwhile."""
+        with self._lock:
+            other = self._making.get(key)
+            done = other or self._making.setdefault(key, threading.Event())
+        if other:
+            other.wait()
+            return None
+        try:
+            return make()
         finally:
             with self._lock:
-                del self._making[sha256]
+                del self._making[key]
             done.set()
 
-    def _make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
+    def _render(
+        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...]
+    ) -> list[bytes] | Outcome:
+        """The renditions of an open file, or why there are none."""
         facts = asset.facts
         if facts is None or not self._may_try(asset.sha256):
             return Outcome.FAILED
-        at = min(FRAME_SECONDS, (facts.duration or 0) / 3) if facts.kind == "video" else 0
-        png = self._decode(source, f"{facts.kind} {at:.3f}")
+        kind = "raw" if facts.mime_type in RAW_TYPES else facts.kind
+        seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
+        size = (facts.width or 0, facts.height or 0)
+        made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
         if not file.matches(os.fstat(source.fileno())):  # it may have been written meanwhile
             return Outcome.FAILED
-        if png is None:
+        if made is None:
             return self._count_death(asset.sha256)
-        if not png:
-            return Outcome.IMPOSSIBLE
-        self._store(self._shelves[file.root != "library"], asset.sha256, png)
-        return Outcome.MADE
+        return made or Outcome.IMPOSSIBLE
 
     def _may_try(self, sha256: str) -> bool:
         """Whether enough time has passed since a decoder died of this picture."""
@@ -5041,35 +5276,32 @@ class Thumbnails:
             self._deaths[sha256] = deaths, time.monotonic()
         return Outcome.FAILED
 
-    def _store(self, shelf: Shelf, sha256: str, png: bytes) -> None:
-        folder, prefix = shelf
-        name = f"{prefix}{INCOMING}/{sha256}.{os.getpid()}.png"
-        with folder.resolve(name, make=True) as incoming:
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-                with io.FileIO(incoming.open(flags, 0o600), "w") as file:
-                    write_all(file, memoryview(png))
-                with folder.resolve(shelf.name(sha256)) as target:
-                    incoming.replace(target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    incoming.unlink()
-                raise
-
-    def _decode(self, source: io.FileIO, job: str) -> bytes | None:
-        """The PNG; empty where the decoder says that it can make none, None where it died."""
+    def _decode(self, source: io.FileIO, job: Job) -> list[bytes] | None:
+        """The renditions; none where the decoder says that it can make none, None if it died."""
         host = self._host
         end, result = os.pipe()
         with open(end, "rb") as pipe:
             with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
                 if host is not None:
-                    socket.send_fds(host, [job.encode()], [source.fileno(), result])
+                    socket.send_fds(host, [job.to_bytes()], [source.fileno(), result])
             os.close(result)
-            data = pipe.read(MAX_THUMBNAIL_BYTES + 1)
-        png = data.removesuffix(DECODER_DONE)
-        if png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82"):
-            return png
-        return b"" if png != data or len(data) > MAX_THUMBNAIL_BYTES else None
+            data = pipe.read(MAX_RESULT_BYTES + 1)
+        if len(data) > MAX_RESULT_BYTES:
+            return []
+        frames = data.removesuffix(DECODER_DONE)
+        return split_frames(frames) if frames != data else None
+
+
+def split_frames(data: bytes) -> list[bytes]:
+    """What a decoder has written, each after its length; nothing where the last one is cut."""
+    frames = []
+    while data:
+        end = FRAME_LENGTH.size + int.from_bytes(data[: FRAME_LENGTH.size], "big")
+        if len(data) < end:
+            return []
+        frames.append(data[FRAME_LENGTH.size : end])
+        data = data[end:]
+    return frames
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
@@ -5154,7 +5386,7 @@ def load_pillow() -> list[str]:
         from PIL import Image
     except ImportError:
         return []
-    for module in PILLOW_FORMATS.values():
+    for module in (*PILLOW_FORMATS.values(), "PIL.ImageCms"):
         with contextlib.suppress(ImportError):
             plugin: Any = importlib.import_module(module)
             if module == "pillow_heif":
@@ -5180,16 +5412,13 @@ def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> 
             message, descriptors, _, _ = socket.recv_fds(host, 1024, 2)
             if not message:
                 break
-            kind, at = message.decode().split()
-            run_job(kind, at, descriptors, formats, ffmpeg)
+            run_job(Job.from_bytes(message), descriptors, formats, ffmpeg)
     finally:
         os._exit(0)
 
 
-def run_job(
-    kind: str, at: str, descriptors: list[int], formats: list[str], ffmpeg: str | None
-) -> None:
-    """Be the filter from picture (standard input) to PNG (standard output)."""
+def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | None) -> None:
+    """Be the filter from picture (standard input) to its renditions (standard output)."""
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -5197,31 +5426,13 @@ def run_job(
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + DECODE_CPU_SECONDS, hard))
-    opened = False
     try:
-        with open(0, "rb", closefd=False) as picture, open(1, "wb", closefd=False) as target:
-            opened = kind == "image" and write_thumbnail(picture, target, formats)
-        if ffmpeg and not opened:
-            run_ffmpeg(ffmpeg, kind, at)
+        with open(0, "rb", closefd=False) as source, open(1, "wb", closefd=False) as target:
+            write_renditions(source, target, job, formats, ffmpeg)
     finally:  # what a decoder raises is its verdict, too
         os.write(1, DECODER_DONE)
         for standard in (0, 1):
             os.dup2(2, standard)  # which is the null device: the pipe's end is the job's end
-
-
-def run_ffmpeg(ffmpeg: str, kind: str, at: str) -> None:
-    """Run ffmpeg in a child, to know of its end; one that was killed takes us with it."""
-    os.lseek(0, 0, os.SEEK_SET)
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(DECODE_WALL_SECONDS)
-            os.execv(ffmpeg, ffmpeg_command(kind, at))
-        finally:  # there is no ffmpeg any more
-            os.kill(os.getpid(), signal.SIGKILL)
-    signal.alarm(0)  # its own bounds it
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
-        os._exit(0)
 
 
 def limit_process() -> None:
@@ -5238,70 +5449,384 @@ def limit_process() -> None:
         resource.setrlimit(name, (limit, limit))
 
 
-def write_thumbnail(source: BinaryIO, target: BinaryIO, formats: list[str]) -> bool:
-    """Write the PNG thumbnail of an image; false if Pillow cannot tell what it is."""
-    # Raises what Pillow raises. Writes no metadata: no EXIF, no place, no colour profile.
-    if not formats:
-        return False
-    from PIL import Image, UnidentifiedImageError
+def write_renditions(
+    source: BinaryIO, target: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
+) -> None:
+    """Write what the job wants, each after its length; nothing where no decoder can.
 
-    Image.MAX_IMAGE_PIXELS = None  # the limits below stand for it
-    try:
-        picture = Image.open(source, formats=formats)
-    except UnidentifiedImageError:
-        return False
-    is_jpeg = picture.format in ("JPEG", "MPO")
-    if picture.width * picture.height <= (MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS):
-        small = shrink(picture)
-        small.info.clear()
-        # 3 ms and 6 % more bytes than level 6's 15 ms
-        small.save(target, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return True
+    Nothing but pixels is written: no EXIF, no place, no colour profile.
+    """
+    results = []
+    if formats:
+        if picture := decode(source, job, formats, ffmpeg):
+            results = [encode(picture, rendition) for rendition in job.renditions]
+    elif ffmpeg and job.renditions[0].format == "PNG":
+        results = list(filter(None, [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]))
+    for data in results:
+        target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
-def shrink(picture: Image.Image) -> Image.Image:
-    """The picture within 256 by 256 pixels, upright, in a mode that PNG and browsers have."""
-    from PIL import Image
+def decode(
+    source: BinaryIO, job: Job, formats: list[str], ffmpeg: str | None
+) -> Image.Image | None:
+    """The picture in the largest size wanted, upright and in sRGB, by the first way that works.
 
-    turn = TRANSPOSE.get(read_orientation(picture))
+    One that is too large may have a small form in it, as HEIC has. One that is cut short is shown
+    as far as it goes. Of a raw one, and of what cannot be decoded otherwise, the largest JPEG in
+    it is the best that there is.
+    """
+    size = max(rendition.size for rendition in job.renditions)
+    whole = functools.partial(open_picture, source, formats, size)
+    small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
+    cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
+    embedded = functools.partial(open_embedded, source, job, size)
+    frame = functools.partial(open_frame, ffmpeg, job, size)
+    ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
+        "image": (whole, small, cut_short, frame, embedded),
+        "raw": (embedded, whole, cut_short),
+        "video": (frame,),
+    }
+    for way in ways[job.kind]:
+        with contextlib.suppress(Exception):  # Pillow's plugins raise anything
+            if picture := way():
+                return picture
+    return None
+
+
+# --- Pillow ---
+
+
+def open_picture(
+    source: BinaryIO, formats: list[str], size: int, orientation: int = 1, cut_short: bool = False
+) -> Image.Image | None:
+    """Decode an image within `size` by `size` pixels; `orientation` is for one without its own.
+
+    Raises what Pillow raises. None where it is cut short before its first pixel.
+    """
+    from PIL import Image, ImageFile, PngImagePlugin
+
+    Image.MAX_IMAGE_PIXELS = None  # the memory of the process is the limit, also for texts
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
+    ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
+    source.seek(0)
+    picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if profile := find_profile(picture, source):
+        picture.info["icc_profile"] = profile
+    orientation = read_orientation(picture) or orientation
     if picture.format == "TIFF":  # Pillow turns these as it loads them
-        turn = None
         picture.load()
-    transparent = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBa")
-    small = picture
-    if picture.mode in ("1", "P", "PA") or transparent:  # palettes cannot be averaged
-        small = picture.convert("RGBA" if transparent else "RGB")
-    elif picture.mode.startswith("I;"):
-        small = picture.convert("I")
-    # A JPEG is scaled while it is decoded, down to the next size above: half the time of the
-    # default gap, and no difference to the eye.
-    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), reducing_gap=1.0)
-    if small.mode in ("I", "F"):  # PNG and TIFF with 16 bits; TIFF of floats, from 0 to 1
-        scale = 255 / 65535 if small.mode == "I" else 255.0
-        small = small.point(lambda value: value * scale).convert("L")
-    elif small.mode not in ("L", "RGB", "RGBA"):
-        small = small.convert("RGB")
+        orientation = 1
+    small = shrink(picture, size)
+    if cut_short and not small.getbbox():
+        return None
     names = getattr(Image, "Transpose", Image)  # Pillow before 9.1 has them in the module
+    turn = TRANSPOSE.get(orientation)
     return small.transpose(getattr(names, turn)) if turn else small
 
 
+def fill_up(source: BinaryIO) -> BinaryIO:
+    """A WebP that is cut short in its full length, which libwebp wants; others as they are."""
+    magic, length = struct.unpack("<4sI", source.read(8).ljust(8, b"\0"))
+    source.seek(0)
+    if magic != b"RIFF" or length > MAX_FILLED_BYTES:
+        return source
+    return io.BytesIO(source.read(MAX_FILLED_BYTES).ljust(length + 8, b"\0"))
+
+
 def read_orientation(picture: Image.Image) -> int:
-    """EXIF's orientation of a picture, from 1 to 8; 1, which is upright, where it has none."""
+    """EXIF's orientation of a picture, from 1 to 8; 0 where it has none."""
     with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
-        return int(picture.getexif().get(EXIF_ORIENTATION, 1))
-    return 1
+        return int(picture.getexif().get(EXIF_ORIENTATION, 0))
+    return 0
 
 
-def ffmpeg_command(kind: str, at: str) -> list[str]:
+def fit(width: int, height: int, size: int) -> tuple[int, int]:
+    """The largest width and height of this shape within `size` by `size`, never enlarged."""
+    scale = min(1.0, size / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def shrink(picture: Image.Image, size: int) -> Image.Image:
+    """The picture within `size` by `size` pixels in sRGB, as L, RGB or RGBA.
+
+    It is averaged in its own colours and then converted, which is for few pixels; strip by
+    strip, so that one picture as large as memory is enough.
+    """
+    from PIL import Image
+
+    # A JPEG is scaled while it is decoded, down to the next size above: half the time of the
+    # default gap, and no difference to the eye.
+    picture.draft(None, fit(*picture.size, size))
+    profile = picture.info.get("icc_profile")
+    prepare = find_preparation(picture)
+    width, height = picture.size
+    fitted = fit(width, height, size)
+    factor = max(1, min(width // fitted[0], height // fitted[1]))
+    rows = max(1, STRIP_PIXELS // width // factor) * factor
+    reduced: Image.Image | None = None
+    for top in range(0, height, rows):
+        strip = prepare(picture.crop((0, top, width, min(top + rows, height)))).reduce(factor)
+        if reduced is None:
+            reduced = Image.new(strip.mode, (strip.width, -(-height // factor)))
+        reduced.paste(strip, (0, top // factor))
+    assert reduced is not None
+    resampling = getattr(Image, "Resampling", Image)  # Pillow before 9.1, as above
+    exact = (0, 0, width / factor, height / factor)
+    small = reduced.resize(fitted, resampling.BICUBIC, exact)
+    return convert_to_srgb(small.convert("RGBA") if small.mode == "RGBa" else small, profile)
+
+
+def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What makes of a part of the picture one whose values can be averaged.
+
+    Palettes become colours, transparency is multiplied in, 16 bits are scaled to 8.
+    """
+    mode, key = picture.mode, picture.info.get("transparency")
+    if mode.startswith("I"):
+        levels = [value * 255 // 65535 for value in range(65536)]
+        if getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:  # white is zero
+            levels.reverse()
+        shown = [255 * (value != key) for value in range(65536)]
+
+        def scale(part: Image.Image) -> Image.Image:
+            part = part.convert("I")
+            grey = part.point(levels, "L")
+            if key is None:
+                return grey
+            grey.putalpha(part.point(shown, "L"))
+            return grey.convert("RGBA").convert("RGBa")
+
+        return scale
+    if mode == "F":  # TIFF of floats, from 0 to 1
+        return lambda part: part.point(lambda value: value * 255.0).convert("L")
+    if isinstance(key, tuple) and any(
+        "16" in str(tile[3]) for tile in getattr(picture, "tile", ())
+    ):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as the pixels
+    if key is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return lambda part: part.convert("RGBA").convert("RGBa")
+    plain = {"1": "L", "P": "RGB", "RGBX": "RGB"}.get(mode, mode)
+    return lambda part: part.convert(plain)
+
+
+def encode(picture: Image.Image, rendition: Rendition) -> bytes:
+    """The rendition of a picture that is at least as large, or whole."""
+    from PIL import Image
+
+    fitted = fit(*picture.size, rendition.size)
+    if fitted != picture.size:
+        resampling = getattr(Image, "Resampling", Image)
+        picture = picture.resize(fitted, resampling.BICUBIC, reducing_gap=1.0)
+    picture.info.clear()
+    written = io.BytesIO()
+    if rendition.format == "PNG":
+        # 3 ms and 6 % more bytes than level 6's 15 ms
+        picture.save(written, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    elif rendition.format in Image.SAVE and rendition.format == "WEBP":
+        picture.save(written, "WEBP", quality=PREVIEW_QUALITY, method=2)
+    else:
+        if picture.mode == "RGBA":
+            paper = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(paper, picture).convert("RGB")
+        picture.save(written, "JPEG", quality=PREVIEW_QUALITY, optimize=True)
+    return written.getvalue()
+
+
+# --- what values of pictures mean ---
+
+
+def linear_of_srgb(value: float) -> float:
+    """IEC 61966-2-1."""
+    return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+
+
+def linear_of_pq(value: float) -> float:
+    """SMPTE ST 2084 in units of graphics white, tone-mapped."""
+    power = value ** (1 / 78.84375)
+    light = max(0.0, power - 0.8359375) / (18.8515625 - 18.6875 * power)
+    return tone_map(light ** (1 / 0.1593017578125) * 10000 / GRAPHICS_WHITE)
+
+
+def linear_of_hlg(value: float) -> float:
+    """ITU-R BT.2100's hybrid log-gamma on a display of 1,000 cd/m², likewise."""
+    scene = (
+        value**2 / 3 if value <= 0.5 else (math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12
+    )
+    return tone_map(scene**1.2 * 1000 / GRAPHICS_WHITE)
+
+
+def tone_map(light: float, knee: float = 0.9) -> float:
+    """Leave what is darker than `knee`, and squeeze in below 1 what is brighter."""
+    if light <= knee:
+        return light
+    return 1 - (1 - knee) ** 2 / (1 - knee + light - knee)
+
+
+# By the transfer characteristics of ITU-T H.273; all others are near sRGB's.
+CURVES: dict[int, Callable[[float], float]] = {8: float, 16: linear_of_pq, 18: linear_of_hlg}
+
+
+def find_profile(picture: Image.Image, source: BinaryIO) -> bytes | None:
+    """The ICC profile that says what the values of a picture mean, if it is not sRGB."""
+    given: bytes | None = picture.info.get("icc_profile")
+    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
+        return given
+    at = source.tell()
+    source.seek(0)
+    coded = CODED_COLOURS.search(source.read(COLOUR_BYTES))
+    source.seek(at)
+    if coded:
+        primaries, transfer = (code[0] for code in coded.groups() if code)
+        if primaries in COLORANTS and (primaries != 1 or transfer in CURVES):
+            return make_profile(COLORANTS[primaries], CURVES.get(transfer, linear_of_srgb))
+        return None
+    gamma = picture.info.get("gamma")
+    if gamma and "srgb" not in picture.info and abs(gamma * 2.2 - 1) > 0.05:  # as libpng has it
+        return make_profile(COLORANTS[1], lambda value: value ** (1 / gamma))
+    return None
+
+
+def make_profile(colorants: Sequence[float], curve: Callable[[float], float]) -> bytes:
+    """An ICC profile of RGB values whose light is their `curve` (ICC.1:2001-04, §6.3.1.2)."""
+
+    def xyz(*values: float) -> bytes:
+        return struct.pack(">4s4x3i", b"XYZ ", *(round(value * 65536) for value in values))
+
+    table = (round(65535 * min(1.0, curve(value / 255))) for value in range(256))
+    light = struct.pack(">4s4xI256H", b"curv", 256, *table)
+    white = xyz(0.9642, 1.0, 0.8249)
+    names = (b"wtpt", b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC")
+    values = [white, *(xyz(*colorants[at : at + 3]) for at in (0, 3, 6)), light, light, light]
+    start = 128 + 4 + 12 * len(names)
+    places = itertools.accumulate(map(len, values), initial=start)
+    tags = [
+        struct.pack(">4s2I", *tag) for tag in zip(names, places, map(len, values), strict=False)
+    ]
+    size = start + sum(map(len, values))
+    head = struct.pack(">I4x4s4s4s4s", size, b"\2\x40\0\0", b"mntr", b"RGB ", b"XYZ ")
+    head = head.ljust(36, b"\0") + b"acsp"
+    head = head.ljust(68, b"\0") + white[8:]
+    return head.ljust(128, b"\0") + struct.pack(">I", len(names)) + b"".join(tags + values)
+
+
+def convert_to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture in sRGB; as if it were that already where its profile is bad."""
+    if profile:
+        if picture.mode == "L" and profile[16:20] == b"RGB ":
+            picture = picture.convert("RGB")
+        with contextlib.suppress(Exception):  # ImageCms raises anything, or is not there
+            converted: Image.Image = find_transform(profile, picture.mode).apply(picture)
+            return converted
+    return picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=8)
+def find_transform(profile: bytes, mode: str) -> Any:
+    """The transform of littleCMS from a profile to sRGB; phones use the same for all pictures."""
+    from PIL import ImageCms
+
+    srgb = ImageCms.createProfile("sRGB")
+    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    target = "RGBA" if mode == "RGBA" else "RGB"
+    return ImageCms.buildTransform(given, srgb, mode, target)
+
+
+# --- JPEGs within pictures ---
+
+
+def open_embedded(source: BinaryIO, job: Job, size: int) -> Image.Image | None:
+    """The largest JPEG within a picture; of one that is not raw, only if it has its shape."""
+    source.seek(0)
+    data = source.read(MAX_SEARCHED_BYTES)
+    found = []
+    starts = JPEG_START.finditer(data, 0 if job.kind == "raw" else 1)
+    for match in itertools.islice(starts, MAX_JPEG_STARTS):
+        width, height = read_jpeg_size(data, match.start())
+        alike = abs(width * job.height - height * job.width) <= 0.03 * width * job.height
+        if width and (alike or job.kind == "raw"):
+            found.append((width * height, match.start()))
+    for _, start in sorted(found, reverse=True)[:MAX_EMBEDDED]:
+        with contextlib.suppress(Exception):  # as in decode: it only looks like one
+            return open_picture(io.BytesIO(data[start:]), ["JPEG"], size, job.orientation)
+    return None
+
+
+def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
+    """Width and height of the JPEG that begins there; zeros if it is none that browsers show."""
+    at += 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        if len(data) < at + 9 or data[at] != 0xFF:
+            break
+        marker, length = struct.unpack_from(">xBH", data, at)
+        if 0xC0 <= marker <= 0xC2:  # baseline, extended or progressive (ITU-T T.81, table B.1)
+            bits, height, width = struct.unpack_from(">BHH", data, at + 4)
+            return (width, height) if bits == 8 else (0, 0)
+        at += 2 + length
+    return 0, 0
+
+
+# --- ffmpeg ---
+
+
+def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
+    """The picture as ffmpeg decodes standard input."""
+    png = run_ffmpeg(ffmpeg, job, size) if ffmpeg else b""
+    return open_picture(io.BytesIO(png), ["PNG"], size) if png else None
+
+
+def run_ffmpeg(ffmpeg: str, job: Job, size: int) -> bytes:
+    """The frame at the wanted second, else the first one, as PNG; empty if there is none."""
+    for seconds in dict.fromkeys((job.seconds, 0.0)):
+        plain = [ffmpeg, *ffmpeg_arguments(job, size, seconds)]
+        png = ask_ffmpeg(plain, HDR_TRANSFER)
+        if png is None:
+            mapped = [ffmpeg, *ffmpeg_arguments(job, size, seconds, HDR_FILTERS)]
+            png = ask_ffmpeg(mapped) or ask_ffmpeg(plain)  # it may lack the filters
+        if png:
+            return png
+    return b""
+
+
+def ask_ffmpeg(command: Sequence[str], unless: re.Pattern[bytes] | None = None) -> bytes | None:
+    """Its standard output; None where what it says of its input is what it was not to be asked.
+
+    It never outlives this process, and what kills it ends this process, too.
+    """
+    import subprocess  # only where there are videos
+
+    os.lseek(0, 0, os.SEEK_SET)
+    left = signal.getitimer(signal.ITIMER_REAL)[0] - 1.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ffmpeg:
+        watch = threading.Timer(max(0.1, left), ffmpeg.kill)
+        watch.start()
+        assert ffmpeg.stderr
+        said = itertools.takewhile(lambda line: not line.startswith(FFMPEG_BEGINS), ffmpeg.stderr)
+        refused = unless is not None and any(map(unless.search, said))
+        if refused:
+            ffmpeg.kill()
+        output = ffmpeg.communicate()[0]
+        watch.cancel()
+    if refused:
+        return None
+    if ffmpeg.returncode == -signal.SIGKILL:  # for time or memory: no verdict on the picture
+        os._exit(1)
+    return output
+
+
+def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> list[str]:
     """The command that makes standard input's frame at so many seconds a PNG, its output."""
     # ffmpeg sees no file name, so that no extension and no `%d` in one can choose its demuxer.
-    fit = f"min(1,{THUMBNAIL_SIZE}/max(iw*sar,ih))"  # sar: the shape of a pixel
-    scale = f"scale=w='max(1,round(iw*sar*{fit}))':h='max(1,round(ih*{fit}))',setsar=1"
-    source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[kind]} -threads 1"
+    # Browsers take the curve of BT.709 for sRGB's; ffmpeg would write it into the PNG.
+    fitted = f"min(1,{size}/max(iw*sar,ih))"  # sar: the shape of a pixel
+    scale = f"scale=w='max(1,round(iw*sar*{fitted}))':h='max(1,round(ih*{fitted}))',setsar=1"
+    filters += ",setparams=color_trc=iec61966-2-1"
+    turn = FFMPEG_TURNS.get(job.orientation, "") if job.kind == "image" else ""
+    turned = "-noautorotate" if job.kind == "image" else ""  # not by some versions only
+    source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[job.kind]} -threads 1"
     target = "-map_metadata -1 -map_chapters -1 -threads 1 -f image2pipe -c:v png pipe:1"
     return [
-        *f"ffmpeg -nostdin -v quiet -filter_threads 1 {source} -ss {at} -i file:/dev/fd/0".split(),
-        *f"-map 0:V:0 -frames:v 1 -vf {scale} {target}".split(),
+        *f"-nostdin -hide_banner -filter_threads 1 {source} {turned} -ss {seconds:.3f}".split(),
+        *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters}{turn} {target}".split(),
     ]
 
 
@@ -5661,6 +6186,21 @@ class Scanner:
         if outcome is not Outcome.FAILED:  # which is not the picture's fault
             self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
         return outcome
+
+    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
+        """The preview of a content, which is made now if it is not at hand.
+
+        OSError where the file cannot be opened.
+        """
+        with contextlib.suppress(OSError):
+            return self._thumbnails.find_preview(asset.sha256, rendition)
+        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
+        if outcome is not Outcome.MADE or not self._thumbnails.pillow:
+            return outcome if outcome is not Outcome.MADE else Outcome.IMPOSSIBLE
+        with self._folders[file.root].open(file.path) as source:
+            if not file.matches(os.fstat(source.fileno())):
+                return Outcome.FAILED
+            return self._thumbnails.preview(source, file, asset, rendition)
 
 
 # ======================================================================================
@@ -6357,6 +6897,7 @@ def parse_query(text: str) -> list[tuple[str, str]]:
 
 _RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
+_WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 _ZERO_WEIGHT = re.compile(r"[ \t]*q=0(?:\.0{0,3})?[ \t]*")  # "not acceptable" (RFC 9110 §12.4.2)
 
 
@@ -6549,6 +7090,23 @@ def _decode_base64(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError:
         raise HTTPError(400, f"{where} has a value that is not base64.") from None
+
+
+def prefers(headers: Headers, media_type: str, usual: str) -> bool:
+    """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
+
+    >>> prefers({"accept": "image/webp, */*;q=0.8"}, "image/webp", "image/jpeg")
+    True
+    >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
+    False
+    """
+    weights: dict[str, float] = {}
+    for element in headers.get("accept", "").lower().split(","):
+        named, *parameters = element.replace("\t", "").replace(" ", "").split(";")
+        found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
+        weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
+    general = (weights[name] for name in (usual, "image/*", "*/*") if name in weights)
+    return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
 # -- Dates and answers -----------------------------------------------------------------
@@ -8214,7 +8772,9 @@ class App:
         data = Folder("data", settings.database_dir, make=True, buffers=buffers)
         beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
         public = Shelf(self.library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
-        thumbnails.place(public, Shelf(data, "thumbnails/private/"))
+        limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
+        previews = PreviewCache(data, "previews/", limit, used)
+        thumbnails.place(public, Shelf(data, "thumbnails/private/"), previews)
         if index.get_meta("decoders") != thumbnails.description:
             index.assets.retry_thumbnails()
             index.set_meta("decoders", thumbnails.description)
@@ -8854,6 +9414,7 @@ class Content(NamedTuple):
     filename: str = ""  # under which a browser saves it
     internal: str = ""  # where the proxy finds the file itself
     encoding: str = ""  # what its bytes are in, where that is a choice
+    vary: str = ""  # the request's field that it depends on
 
     @property
     def etag(self) -> str:
@@ -8869,9 +9430,9 @@ class Content(NamedTuple):
         ]
         if self.last_modified is not None:
             headers.append(("Last-Modified", format_date(self.last_modified)))
-        if self.mime_type == JSON_TYPE:
-            headers.append(("Vary", "Accept-Encoding"))
-        elif self.mime_type == "image/svg+xml":
+        if self.vary or self.mime_type == JSON_TYPE:
+            headers.append(("Vary", self.vary or "Accept-Encoding"))
+        if self.mime_type == "image/svg+xml":
             headers.append(("Content-Security-Policy", SVG_POLICY))
         elif self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
             headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
@@ -9686,22 +10247,32 @@ def library_pieces(app: App) -> Iterator[str]:
 @route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
        {200: "image/png"})  # fmt: skip
 def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
-    sha256 = check_sha256(sha256)
-    file, asset = find_content(app, request, sha256)
+    file, asset = find_content(app, request, check_sha256(sha256))
     try:
-        outcome = app.scanner.ensure_thumbnail(file, asset)
-        if outcome is Outcome.FAILED:
-            raise HTTPError(503, "The thumbnail cannot be made now.", RETRY_LATER)
-        if outcome is Outcome.IMPOSSIBLE:
-            raise HTTPError(404, "There is no thumbnail of this file.")
-        data = app.thumbnails.read(sha256, file.root != "library")
+        check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
+        data = app.thumbnails.read(asset.sha256, file.root != "library")
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
-    digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
-    rule = caching(app, file, FOREVER)
-    content = Content(data, len(data), "image/png", digest, modified, rule)
+    content = rendered_content(app, file, data)
     remember_hot(app, request, file, content)
     return content_response(request.head, content)
+
+
+def check_outcome(outcome: Outcome, thing: str) -> None:
+    """Raise what tells that there is none: 404, or 503 where that may change."""
+    if outcome is Outcome.FAILED:
+        raise HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
+    if outcome is Outcome.IMPOSSIBLE:
+        raise HTTPError(404, f"There is no {thing} of this file.")
+
+
+def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Content:
+    """What is answered with a rendition of a file, whose type its first bytes tell."""
+    types = {b"\x89": "image/png", b"R": "image/webp"}
+    mime_type = types.get(data[:1], "image/jpeg")
+    digest, modified = hashlib.sha256(data).hexdigest(), file.mtime_ns / 1e9
+    rule = caching(app, file, FOREVER)
+    return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
 @route("GET", "/image/{filename:image}", PRIVATE_READ, "images", "A private image",
@@ -11054,6 +11625,27 @@ def start_session(app: App, request: Request) -> Response:
        {204: "ends the view cookie"})  # fmt: skip
 def end_session(app: App, request: Request) -> Response:
     return Response(204, [view_cookie(request, "", 0), NO_STORE])
+
+
+PREVIEW_QUERY = (
+    Field("size", required=True, choices=tuple(map(str, PREVIEW_SIZES)), help="pixels a side"),
+)
+
+
+@route("GET", "/preview/{sha256}", READ, "system", "A picture for browsers, within a square",
+       {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
+def get_preview(app: App, request: Request, sha256: str) -> Response:
+    file, asset = find_content(app, request, check_sha256(sha256))
+    webp = prefers(request.headers, "image/webp", "image/jpeg")
+    rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
+    try:
+        made = app.scanner.ensure_preview(file, asset, rendition)
+    except FileNotFoundError:
+        raise HTTPError(404, NO_FILE) from None
+    if isinstance(made, Outcome):
+        check_outcome(made, "preview")
+    assert isinstance(made, bytes)
+    return content_response(request.head, rendered_content(app, file, made, "Accept"))
 
 
 METRICS = {
