@@ -1187,9 +1187,9 @@ def require(access: Access, principal: Principal, read_auth_enabled: bool) -> No
         return
     if principal == ANONYMOUS:
         raise CredentialMissing(access)
-    if grant := principal.grant:
-        lets = f"lets {', '.join(sorted(grant.scopes))} at {grant.path} and below"
-        raise HTTPError(403, f"The token is good, but only {lets}.")
+    if principal.grant:
+        scopes, path = ", ".join(sorted(principal.grant.scopes)), principal.grant.path
+        raise HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
     need = describe_credential(access)
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
@@ -5847,6 +5847,7 @@ SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
+MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
 
@@ -5979,8 +5980,11 @@ class Scanner:
             return True
         start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
         self.progress.set(start)
+        began = time.monotonic()
         whole = [self._scan_folder(folder) for folder in self._folders.values()]
         now = self.progress.get()
+        problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
+        warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
         self.progress.set(now._replace(running=False, finished_at=time.time()))
         return all(whole)
 
@@ -5994,17 +5998,19 @@ class Scanner:
         unreadable: list[bytes] = []
         new, gone, unchanged = self._compare(folder, unreadable)
         self._advance(unchanged, unchanged + len(new), len(unreadable))
-        failed = 0
+        failed, names = 0, [os.fsdecode(path) for path in unreadable]
         for start in range(0, len(new), SCAN_BATCH):
             if self._stopping:
                 return True
             batch = new[start : start + SCAN_BATCH]
-            missed = self._add([os.fsdecode(path) for path in batch], folder)
+            missed = self._add([os.fsdecode(path) for path in batch], folder, names)
             failed += missed
             self._advance(len(batch), 0, missed)
             self._fresh.set()
-        if unreadable or failed:
-            warn(f"{len(unreadable) + failed} files or folders in {folder.path} cannot be read")
+        if names:
+            more = ["…"] if len(names) > MAX_NAMED else []
+            listed = ", ".join([*names[:MAX_NAMED], *more])
+            warn(f"cannot read in {folder.path}: {printable_line(listed)[:MAX_NAMES_LENGTH]}")
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
@@ -6059,11 +6065,11 @@ class Scanner:
         gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, gone, unchanged
 
-    def _add(self, paths: Sequence[str], folder: Folder) -> int:
-        """Read files and put them into the index; how many could not be."""
+    def _add(self, paths: Sequence[str], folder: Folder, unreadable: list[str]) -> int:
+        """Read files and put them into the index; how many could not be, which are named."""
         from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
-        now, failed = time.time(), []
+        now, failed = time.time(), list[str]()
 
         def read(path: str) -> Located | None:
             try:
@@ -6074,6 +6080,7 @@ class Scanner:
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             found = list(filter(None, pool.map(read, paths)))
+        unreadable += failed
         return len(failed) + self._put_each(found)
 
     def _put_each(self, found: Sequence[Located]) -> int:

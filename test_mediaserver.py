@@ -3497,7 +3497,7 @@ def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decodi
     assert decoding.states()["a.png"] == 0
 
 
-def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch):
+def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch, capsys):
     content = png()
     fill(scanning.path, {"a.png": png(), "b.png": png()})
     change = functools.partial((scanning.path / "a.png").write_bytes, content)
@@ -3506,14 +3506,18 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeyp
         patch.setattr(ms, "probe", after(ms.probe, change))
         assert not scanning.scanner.scan()
     assert (set(scanning.states()), scanning.unreadable) == ({"b.png"}, 1)
+    said = capsys.readouterr().err
+    assert f"cannot read in {scanning.path}: a.png\n" in said
+    assert re.search(r"scanned 2 files in [\d.]+ s, 1 files or folders cannot be read\n", said)
     assert scanning.scanner.scan()
     assert scanning.unreadable == 0
+    assert re.search(r"scanned 2 files in [\d.]+ s\n$", capsys.readouterr().err)
     assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
-    scanning, monkeypatch, error
+    scanning, monkeypatch, error, capsys
 ):
     fill(scanning.path, {"a.png": png(), "closed/b.png": png(), "z/c.png": png()})
     assert scanning.scanner.scan()
@@ -3524,6 +3528,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
         assert not scanning.scanner.scan()
     assert set(scanning.states()) == {"a.png", "closed/b.png", "z/d.png"}
     assert scanning.unreadable == 1
+    assert f"cannot read in {scanning.path}: closed/\n" in capsys.readouterr().err
     assert scanning.scanner.scan()
 
 
