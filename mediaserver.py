@@ -12607,12 +12607,12 @@ def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[s
 
 
 @command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
-def grant(settings: Settings, name: str, *words: str) -> None:
+def grant_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(words), set())
 
 
 @command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
-def revoke(settings: Settings, name: str, *words: str) -> None:
+def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(), set(words))
 
 
