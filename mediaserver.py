@@ -11569,7 +11569,7 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
     try:
         inner.fields = parse_form(inner, spec, texts)
         answer = target.handler(app, inner, **{name: texts.get(name, "") for name in names})
-    except Exception as error:
+    except BaseException as error:
         for_good = isinstance(error, HTTPError) and error.status < 500
         passing = transfer.is_known and not for_good
         app.uploads.refuse(upload, incoming, passing=passing)
