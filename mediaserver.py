@@ -1045,7 +1045,6 @@ def verify_jwt(
 # --- Scoped tokens: JSON Web Tokens of their own key for `?token=`
 
 SCOPES = frozenset({"upload", "delete", "read"})
-SCOPED_TOKENS = "scoped tokens"  # what their key is derived for
 
 
 class Grant(NamedTuple):
@@ -1067,8 +1066,13 @@ class Grant(NamedTuple):
         return scope in self.scopes and f"{path}/".startswith(f"{self.path.rstrip('/')}/")
 
 
+def scoped_key(secret: str) -> str:
+    """Return the HS256 key of scoped tokens: one that no other token is signed with."""
+    return derive_key(secret, "scoped tokens").hex()
+
+
 def sign_grant(grant: Grant, key: str) -> str:
-    """Return a scoped token; the key is `Keys.scoped_key`."""
+    """Return a scoped token; the key is what `scoped_key` makes of MEDIA_SERVER_SECRET."""
     scopes = " ".join(sorted(grant.scopes))
     limits = {"max_bytes": grant.max_bytes, "uses": grant.uses}
     given = {name: value for name, value in limits.items() if value is not None}
@@ -1211,7 +1215,7 @@ class Keys:
         self.upload_secret = upload_secret
         self.upload_lifetime = upload_lifetime
         self.unscoped = unscoped  # whether upload tokens without a scope are good
-        self.scoped_key = derive_key(upload_secret, SCOPED_TOKENS).hex()
+        self.scoped_key = scoped_key(upload_secret)
         # Another secret, or the end of demo mode, ends what either of them let in
         self.view_key = derive_key(
             json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
@@ -12401,13 +12405,30 @@ def render_page(app: App, request: Request) -> str:
 # that names the setting, and exit status 2.
 
 
+class Option(NamedTuple):
+    """An option of a command, which is given its value under its name."""
+
+    name: str  # with _
+    takes: str = ""  # the value as the usage shows it: DAYS; a flag takes none
+    parse: Callable[[str], Any] = str
+    parameter: str = ""  # where that cannot have the option's name
+
+    def __str__(self) -> str:
+        return f"[{f'--{self.name} {self.takes}'.strip().replace('_', '-')}]"
+
+
 class Command(NamedTuple):
-    """Something that the program does by `run(settings, *words)`."""
+    """Something that the program does by `run(settings, *words, **options)`."""
 
     name: str  # one word or two
     takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
     help: str
-    run: Callable[..., None]
+    run: Callable[..., int | None]  # an exit status other than 0
+    options: tuple[Option, ...] = ()
+
+    @property
+    def usage(self) -> str:
+        return " ".join(filter(None, (self.name, self.takes, *map(str, self.options))))
 
     def fits(self, words: Sequence[str]) -> bool:
         """Whether these words can follow: each that it takes, and more of a last one with dots."""
@@ -12415,13 +12436,22 @@ class Command(NamedTuple):
         return len(self.takes.split()) <= len(words) <= most
 
 
+class Call(NamedTuple):
+    """A command as it was called."""
+
+    command: Command
+    settings: Settings
+    words: Sequence[str]
+    options: Mapping[str, Any]
+
+
 COMMANDS: dict[str, Command] = {}
-Run = TypeVar("Run", bound=Callable[..., None])
+Run = TypeVar("Run", bound=Callable[..., int | None])
 
 
-def command(name: str, help: str, takes: str = "") -> Callable[[Run], Run]:
+def command(name: str, help: str, takes: str = "", *options: Option) -> Callable[[Run], Run]:
     def declare(run: Run) -> Run:
-        COMMANDS[name] = Command(name, takes, help, run)
+        COMMANDS[name] = Command(name, takes, help, run, options)
         return run
 
     return declare
@@ -12440,7 +12470,8 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
 def build_parser() -> argparse.ArgumentParser:
     """`--help` comes from the table of settings and from the commands."""
     commands = "\n".join(
-        f"  {f'{item.name} {item.takes}':32} {item.help}" for item in COMMANDS.values()
+        f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
+        for item in COMMANDS.values()
     )
     hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
     parser = argparse.ArgumentParser(
@@ -12461,11 +12492,31 @@ def build_parser() -> argparse.ArgumentParser:
         if not how.secret:
             text = f"{how.help} ({how.shown or str(default).lower()})"
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+    for option in {option for item in COMMANDS.values() for option in item.options}:
+        action = "store" if option.takes else "store_true"
+        hidden_help: Any = {"help": argparse.SUPPRESS, "default": None}
+        parser.add_argument(f"--{option.name}", action=action, **hidden_help)
     return parser
 
 
-def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
-    """The command, its settings and its words; SystemExit(2) with usage for what is none."""
+def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
+    """Take the command's own options out of what was given; SettingError for a bad value."""
+    values = {}
+    for option in found.options:
+        value = given.pop(option.name, None)
+        try:
+            parsed = option.parse(value) if isinstance(value, str) else value
+            values[option.parameter or option.name] = parsed
+        except ValueError as error:
+            raise SettingError(f"--{option.name}", str(error)) from None
+    known = {name for name, _, _ in Settings.table()}
+    for name in sorted(given.keys() - known):
+        raise SettingError(f"--{name}", f"is no option of {found.name}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_command_line(arguments: Sequence[str]) -> Call:
+    """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
     option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
@@ -12474,9 +12525,10 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
         parser.error(f"{unknown[0]} is no option; --help lists them")
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
-    if "storage_dir" not in options and len(words) == 1 and parse_path(words[0]).is_dir():
-        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
     found = find_command(words)
+    if not found and "storage_dir" not in options and words and parse_path(words[-1]).is_dir():
+        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
+        found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
         parser.error(
@@ -12484,13 +12536,14 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
             f" that it takes; commands: {names}"
         )
     try:
+        chosen = parse_options(found[0], options)
         dotenv = read_dotenv(Path(".env"), os.environ)
         settings = load_settings(options, os.environ, dotenv)
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
     warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
-    return found[0], settings, found[1]
+    return Call(found[0], settings, found[1], chosen)
 
 
 def make_folders(settings: Settings) -> None:
@@ -12561,12 +12614,53 @@ def lock_data_dir(settings: Settings) -> io.FileIO:
     return file
 
 
-@command("token", "print a fresh upload token")
-def print_token(settings: Settings) -> None:
+def parse_scopes(text: str) -> frozenset[str]:
+    scopes = frozenset(re.split(r"[\s,]+", text.strip()))
+    if scopes - SCOPES:
+        raise ValueError(f"{text!r} is none of {', '.join(sorted(SCOPES))}, or some with commas")
+    return scopes
+
+
+def parse_url_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is no path of a URL: it begins with a slash")
+    return text
+
+
+def parse_duration(text: str) -> int:
+    """Seconds, or minutes, hours, days or weeks with their letter.
+
+    >>> parse_duration("90"), parse_duration("2h")
+    (90, 7200)
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no time such as 90 (seconds), 30m, 12h, 7d or 2w")
+    return int(match[1]) * units[match[2] or "s"]
+
+
+@command(
+    "token", "print a fresh upload token, or one for less", "",
+    Option("scope", "upload|delete|read", parse_scopes), Option("path", "PATH", parse_url_path),
+    Option("max_bytes", "N", whole_number(1, MAX_BYTES)),
+    Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
+)  # fmt: skip
+def print_token(
+    settings: Settings, scope: Set[str] | None = None, expires: int | None = None,
+    **limits: Any,
+) -> None:  # fmt: skip
+    """Print `TS.SIG` of the document; with any option, or if that is off, a scoped token."""
     if not settings.media_server_secret:
         need_folders(settings)
         settings, _ = with_secrets(settings)
-    print(sign_upload_token(settings.media_server_secret, time.time()))
+    secret, now = settings.media_server_secret, time.time()
+    if settings.upload_tokens == "all" and not (scope or expires or limits):
+        print(sign_upload_token(secret, now))
+        return
+    end, id = now + (expires or settings.token_expiry_seconds), secrets.token_urlsafe(12)
+    grant = Grant(frozenset(scope or {"upload"}), end, id=id, **limits)
+    print(sign_grant(grant, scoped_key(secret)))
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
@@ -12976,6 +13070,7 @@ def token_command(settings: Settings) -> str:
     """The command that prints an upload token, as any shell and any folder can run it."""
     program = os.path.abspath(serve.__code__.co_filename)  # also where bytecode is run
     words = ["python3", program, "token"]
+    words += ["--scope", "upload"] if settings.upload_tokens == "scoped" else []
     usual = load_settings({"storage_dir": str(settings.storage_dir)}, {}, {})
     for name in PLACES:
         if name == "storage_dir" or getattr(settings, name) != getattr(usual, name):
@@ -12995,12 +13090,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_decoder_host(host, int(given[2]), given[3] or None)
         return 0
     try:
-        found, settings, words = parse_command_line(given)
-        if found.run is not serve:
+        call = parse_command_line(given)
+        run = call.command.run
+        if run is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        with usable_places(settings):
-            found.run(settings, *words)
-        return 0
+        with usable_places(call.settings):
+            return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:
         warn(str(error))
         return 2

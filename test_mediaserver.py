@@ -1731,8 +1731,44 @@ def test_a_scoped_token_bounds_the_size_and_the_number_of_uploads(start):
     assert running.get(f"/health{once}").status == 200, "what is open takes no use"
 
 
+SCOPED_COMMANDS = [
+    (["--scope", "upload", "--path", "/upload", "--max-bytes", "500", "--uses", "1"],
+     {"scope": "upload", "path": "/upload", "max_bytes": 500, "uses": 1}, 900),
+    (["--scope", "read,delete", "--expires", "7d"], {"scope": "delete read", "path": "/"}, 604800),
+    (["--expires=30m"], {"scope": "upload", "path": "/"}, 1800),
+    (["--upload_tokens", "scoped"], {"scope": "upload", "path": "/"}, 900),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "claims", "seconds"), SCOPED_COMMANDS)
+def test_the_token_command_makes_scoped_tokens(server, tmp_path, options, claims, seconds):
+    command = ["token", *options, "--storage_dir", server.storage]
+    token = run_program(*command, cwd=tmp_path, **SECRETS).stdout.strip()
+    made = claims_of(token)
+    assert 0 <= time.time() + seconds - made.pop("exp") < 60
+    assert len(made.pop("jti")) == 16
+    assert made == {"token_type": "scoped", **claims}
+    assert server.get(f"/health?token={token}").status == 200
+    derived = hmac.new(UPLOAD_SECRET.encode(), b"mediaserver key: scoped tokens", hashlib.sha256)
+    decoded = need("jwt").decode(token, derived.hexdigest(), algorithms=["HS256"])
+    assert decoded["scope"] == claims["scope"], "as the README says"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("scope", "fly"), ("scope", ""), ("path", "upload"), ("max-bytes", "0"), ("uses", "x"),
+     ("expires", "0"), ("expires", "1y"), ("json", None)],
+)  # fmt: skip
+def test_what_no_token_can_be_limited_to_exits_2(tmp_path, option, value):
+    words = [f"--{option}"] + ([value] if value is not None else [])
+    done = run_program("token", *words, "--storage_dir", tmp_path, cwd=tmp_path, **SECRETS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert option.replace("-", "_") in done.stderr.splitlines()[-1]
+
+
 def test_tokens_without_a_scope_can_be_turned_off(start, tmp_path):
     running = start(upload_tokens="scoped")
+    wait_until(lambda: " token --scope upload " in running.log, "the first upload")
     plain = f"/upload?token={upload_token()}"
     answer = running.send_file("POST", plain, png(), headers={})
     assert (answer.status, "UPLOAD_TOKENS" in answer.json["detail"]) == (401, True)
