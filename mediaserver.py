@@ -349,6 +349,10 @@ class Settings(NamedTuple):
         None, "free disk that uploads leave alone, for deleting, logins and the index",
         whole_number(0, MAX_BYTES), shown="5 % of the disk, 536870912 at most",
     )  # fmt: skip
+    trash_days: int = number(
+        0, 10**5,
+        "soft-deleted records and entities go for good after so many days; 0: never", 0,
+    )  # fmt: skip
     upload_expiry_seconds: int = number(
         86400, 10**9, "how long an unfinished resumable upload is kept after its last byte"
     )
@@ -754,7 +758,7 @@ def verify_password(password: str, stored: str) -> bool:
 
 
 MAX_SCRYPTS = 4  # at once, by their memory
-MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread that other requests may need
+MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
 MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
 
 
@@ -2949,9 +2953,11 @@ class Change:
 class Index:
     """The SQLite file and the subjects in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, query_only: bool = False) -> None:
         self.path = path
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        self._query_only = query_only
+        if not query_only:  # SQLite would let others read it
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
@@ -2968,12 +2974,14 @@ class Index:
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
+        self.trash = Trash(self)
         self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
         connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
         self._connections.add(connection)
+        connection.execute(f"PRAGMA query_only = {self._query_only:d}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
@@ -3060,6 +3068,18 @@ class Index:
             for connection in list(self._connections):
                 connection.close()
 
+    def copy_to(self, path: Path) -> None:
+        """Write the whole index as it is at this moment to a file, or leave what is there."""
+        aside = path.with_name(f"{path.name}.new")
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
+        with contextlib.closing(sqlite3.connect(aside)) as copy:
+            self._writer.backup(copy)
+        with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
+            os.unlink(f"{path}-wal")
+        os.replace(aside, path)
+
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
         tables = ("asset", "file", "user", "media", "entity")
@@ -3091,6 +3111,10 @@ class Assets(Subject):
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
             row,
         )
+
+    def is_known(self, sha256: str) -> bool:
+        sql = "SELECT 1 FROM asset WHERE sha256 = ?"
+        return self._index.read(sql, sha256).fetchone() is not None
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
@@ -3188,12 +3212,41 @@ class Files(Subject):
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
-        # It reads page by page, so that no long read keeps the WAL from being folded in.
-        rows = "SELECT path, size, mtime_ns, ctime FROM file"
-        sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
+        rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
+        return ((path, tuple(state)) for path, *state in rows)
+
+    def of_root(self, root: str) -> Iterator[File]:
+        """Every file of a folder in the order of the paths' bytes."""
+        return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
+            ", ".join(File._fields[1:]), root))  # fmt: skip
+
+    def _rows_in_order(self, columns: str, root: str) -> Iterator[Sequence[Any]]:
+        """Columns, the path first; page by page: a long read would keep the WAL from folding."""
+        rows = f"SELECT {columns} FROM file WHERE root = ? AND path > ?"
+        sql, last = f"{rows} ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
-            yield from ((path, tuple(state)) for path, *state in page)
+            yield from page
             last = page[-1][0]
+
+    def duplicates(self) -> list[list[str]]:
+        """The paths in the library that have the same content, by content."""
+        several = "SELECT sha256 FROM file WHERE root = 'library' GROUP BY sha256"
+        rows = self._index.read(
+            "SELECT sha256, path FROM file WHERE root = 'library' AND sha256 IN"
+            f" ({several} HAVING count(*) > 1) ORDER BY sha256, path"
+        )
+        groups = itertools.groupby(rows, lambda row: row[0])
+        return [[os.fsdecode(path) for _, path in group] for _, group in groups]
+
+    def total_size(self, since: float = 0.0) -> int:
+        """How many bytes the files have that came in or changed `since`."""
+        sql = "SELECT coalesce(sum(size), 0) FROM file WHERE max(added, ctime, mtime_ns / 1e9) >="
+        return int(self._index.read(f"{sql} ?", since).fetchone()[0])
+
+    def set_times(self, db: Database, file: File, mtime_ns: int, ctime: float) -> None:
+        """Note the times of a file that was copied."""
+        sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
+        db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
     def set_ctime(self, file: File, ctime: float) -> None:
         """Note the ctime of a file that was given or has lost a name."""
@@ -3218,6 +3271,11 @@ class Files(Subject):
             " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
+
+    def holding(self, sha256: str) -> list[File]:
+        """The files with a content."""
+        rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
+        return [File.from_row(row) for row in rows]
 
     def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
@@ -3610,13 +3668,13 @@ class Owned(Generic[Thing]):
         where, values = self._where(wanted)
         return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
 
-    def page(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> list[Thing]:
+    def each(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> Iterator[Thing]:
         """The things wanted in order; those that are equal in it are ordered by id."""
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
         sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
-        return [self._make(*row) for row in self._index.read(sql, *values, limit, offset)]
+        return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Thing | None:
         """One thing by its id, in the transaction of `db` where there is one."""
@@ -3768,6 +3826,54 @@ class Entities(Subject):
         db.execute(f"INSERT INTO entity_version ({columns}) {rows}", values)
         settings = ", ".join(f"{name} = {value}" for name, value in changes.items())
         db.execute(f"UPDATE entity SET {settings} WHERE parent_id = :id", values)
+
+
+class Trashed(NamedTuple):
+    """A media record or an entity that is softly deleted."""
+
+    kind: str  # media, entity
+    id: str
+    name: str
+    size: int  # bytes of its file
+    deleted_at: float
+    user_id: int | None  # of a media record
+
+
+TRASHED = """
+    SELECT 'media' AS kind, id, name, CASE WHEN path IS NULL THEN 0 ELSE size END AS size,
+        updated_at AS deleted_at, user_id
+    FROM media WHERE is_deleted = 1
+    UNION ALL
+    SELECT 'entity', CAST(id AS TEXT), coalesce(label, ''), coalesce(asset.size, 0),
+        (SELECT min(updated) FROM entity_version AS own WHERE own.id = entity.id AND version >
+            (SELECT coalesce(max(version), 0) FROM entity_version AS other
+             WHERE other.id = entity.id AND NOT other.is_deleted)),
+        NULL
+    FROM entity LEFT JOIN asset USING (sha256) WHERE is_deleted = 1
+"""  # an entity may have been changed since it was deleted
+
+
+class Trash(Subject):
+    """What is softly deleted, of users and among the entities."""
+
+    def all(self, until: float = math.inf) -> list[Trashed]:
+        """What was deleted before a time, in that order."""
+        sql = f"SELECT * FROM ({TRASHED}) WHERE deleted_at < ? ORDER BY deleted_at, kind, id"
+        return [Trashed(*row) for row in self._index.read(sql, until)]
+
+    def get(self, id: str, db: Database | None = None) -> Trashed | None:
+        """What has an id, which is a UUID for a media record and a number for an entity."""
+        row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
+        return Trashed(*row) if row else None
+
+    def restore_media(self, id: str, now: float) -> bool:
+        sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
+        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+
+    def remove_media(self, db: Database, id: str) -> list[str]:
+        """Forget a media record; the path of its file, if it had one."""
+        row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
+        return [row[0]] if row and row[0] else []
 
 
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
@@ -3944,6 +4050,11 @@ NO_MEDIA = ".nomedia"  # a file that says: nothing in this folder is to be shown
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PASS_FOLDER = OPEN_FOLDER | getattr(os, "O_PATH", 0)  # needs no leave to list; not on macOS
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
+
+
+REMOTE_FILE_SYSTEMS = frozenset(
+    b"9p afs ceph cifs fuse fuseblk glusterfs nfs nfs4 smb3 smbfs sshfs virtiofs".split()
+)
 
 
 class TooLarge(Exception):
@@ -4342,6 +4453,37 @@ class Folder:
             error = self._try_link(name, mark)
         return "" if error else mark
 
+    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
+        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
+
+        It is on disk for good after `os.sync`: many are written at once.
+        """
+        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
+        try:
+            with self._create(incoming) as file:
+                for block in blocks:
+                    write_all(file, block)
+                os.fchmod(file.fileno(), status.st_mode & 0o777)
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            with self.resolve(incoming) as place, self.resolve(name, make=True) as target:
+                place.replace(target)
+        except BaseException:
+            self.unlink(incoming)
+            raise
+
+    def link_in(self, name: str, folder: Folder, other: str) -> bool:
+        """Give another folder's file a name here, too; whether that can be."""
+        try:
+            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
+                source.link(target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return False
+            raise
+        return True
+
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Delete files once the block, which has the index forget them, is left without error."""
@@ -4448,8 +4590,6 @@ class Hash(Protocol):
     """What hashlib makes."""
 
     def update(self, data: Buffer, /) -> None: ...
-    def copy(self) -> Hash: ...
-    def digest(self) -> bytes: ...
     def hexdigest(self) -> str: ...
 
 
@@ -4721,6 +4861,13 @@ def sync_folder(folder: int) -> None:
                 raise
 
 
+def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+    """The bytes of a file of about this size, in blocks that are good until the next one."""
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
+    while count := file.readinto(buffer):
+        yield buffer[:count]
+
+
 def write_all(file: io.FileIO, data: memoryview) -> None:
     written = 0
     while written < len(data):
@@ -4739,6 +4886,18 @@ def mounts_below(path: str) -> frozenset[tuple[str, str]]:
         escaped = re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), place)
         found.append((os.fsdecode(escaped), number.decode()))
     return frozenset((p[len(prefix) :], id) for p, id in found if p.startswith(prefix))
+
+
+@functools.lru_cache(maxsize=256)
+def is_remote(device: int) -> bool:
+    """Whether a device number is a file system's that can stop to answer: a share, or FUSE."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            about, _, rest = line.partition(b" - ")
+            major, _, minor = about.split()[2].partition(b":")
+            if os.makedev(int(major), int(minor)) == device:
+                return rest.split()[0].partition(b".")[0].lower() in REMOTE_FILE_SYSTEMS
+    return False
 
 
 def safe_name(name: str) -> str:
@@ -5852,6 +6011,7 @@ HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
 MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
+LOOK_SECONDS = 0.5  # a look at a folder that takes longer has met a disk that does not answer
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
 
@@ -5866,9 +6026,8 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
         with folder.open(path) as file:
             before = os.fstat(file.fileno())
             digest = hashlib.sha256()
-            buffer = memoryview(bytearray(min(BUFFER_BYTES, before.st_size + 1)))
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+            for block in read_blocks(file, before.st_size):
+                digest.update(block)
             facts = probe(file)
             after = os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
@@ -6212,6 +6371,47 @@ class Scanner:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
             return self._thumbnails.preview(source, file, asset, rendition)
+
+
+class Sight(NamedTuple):
+    """How the storage folder was when it was last looked at."""
+
+    missing: bool = False
+    absent: tuple[str, ...] = ()  # mount points of disks below it that are away
+    hangs: bool = False  # a look at it has not come to an end
+
+
+class Watcher:
+    """Looks at the storage folder in a thread of its own: one that hangs holds up nobody."""
+
+    def __init__(self, folder: Folder, scanner: Scanner) -> None:
+        self._folder = folder
+        self._scanner = scanner
+        self._lock = threading.Lock()
+        self._seen = Sight()
+        self._since = 0.0  # when the latest look began, monotonic
+        self._done = threading.Event()  # set at its end
+        self._done.set()
+
+    def look(self) -> Sight:
+        """Return what is seen now; what was seen last if that takes LOOK_SECONDS."""
+        with self._lock:
+            if self._done.is_set():
+                self._done, self._since = threading.Event(), time.monotonic()
+                threading.Thread(target=self._look, args=(self._done,), daemon=True).start()
+            done, since = self._done, self._since
+        hangs = not done.wait(max(since + LOOK_SECONDS - time.monotonic(), 0))
+        return self._seen._replace(hangs=hangs)
+
+    def _look(self, done: threading.Event) -> None:
+        try:
+            missing = self._folder.is_missing()
+            absent = () if missing else tuple(self._scanner.absent_mounts(self._folder))
+            self._seen = Sight(missing, absent)
+        except (OSError, sqlite3.Error) as error:  # the index answers for itself
+            warn(f"the storage folder could not be looked at: {error}")
+        finally:
+            done.set()
 
 
 # ======================================================================================
@@ -7205,9 +7405,12 @@ MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones ar
 DEFER_SECONDS = 0.0001  # that the other is waited for
 MAX_DEFERRALS = 20  # while connections come; then all are taken
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
+PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_DESCRIPTORS = 16384  # connections and the files in them, or fewer by the limit of open files
+DEFERRED_THREADS = {"decoder": 8, "list": 2, "password": 96}  # for work of these kinds
+MAX_DEFERRED = 128  # requests that wait for one kind of work; more are answered 503
 MAX_CLIENT_BODIES = 64  # requests of one client whose bodies are on their way
 SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
 HEAD_SECONDS = 60.0  # a head must be complete by then
@@ -7326,10 +7529,20 @@ def chunk_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
     yield b"0\r\n\r\n"
 
 
+class Deferred(NamedTuple):
+    """An answer that takes a while: `work` gives it in a thread for this kind of work."""
+
+    kind: str  # of DEFERRED_THREADS
+    work: Callable[[], Any]  # a Response
+
+
+Answer = Response | Deferred
+
+
 class Exchange(Protocol):
     """A request whose head was accepted: it takes its body in pieces and is answered once.
 
-    What returns a Response has ended it. Nothing of it is called by two threads at once.
+    What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
     @property
@@ -7340,13 +7553,13 @@ class Exchange(Protocol):
     def interim(self) -> Sequence[tuple[str, str]]:
         """The fields of a 104 that is sent before the body is read; none: no 104."""
 
-    def feed(self, piece: memoryview) -> Response | None:
+    def feed(self, piece: memoryview) -> Answer | None:
         """Take in content, which is good until this returns; an answer if it is refused."""
 
-    def pause(self) -> Response | None:
+    def pause(self) -> Answer | None:
         """Let go of what is not needed while no more comes."""
 
-    def finish(self) -> Response:
+    def finish(self) -> Answer:
         """The body is complete: the answer."""
 
     def refuse(self, error: HTTPError) -> Response:
@@ -7398,9 +7611,10 @@ class Connection:
     """A client's connection, owned by the selector or by one thread, never by both."""
 
     __slots__ = (
-        "body", "collected", "counted", "credit", "deadline", "descriptor", "dropped", "exchange",
-        "failure", "head", "last", "latest", "lingering", "peer", "pending", "received",
-        "response", "scanned", "segments", "server", "share", "since", "socket", "state", "unsent",
+        "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor", "dropped",
+        "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
+        "received", "response", "scanned", "segments", "server", "share", "since", "socket",
+        "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -7418,6 +7632,7 @@ class Connection:
         self.head: RequestHead | None = None
         self.body: BodyDecoder | None = None
         self.exchange: Exchange | None = None
+        self.deferred: Deferred | None = None  # what gives the answer
         self.share = ""  # the client in whose share of unfinished bodies this one counts
         self.collected = bytearray()  # content that the exchange has not been fed yet
         self.failure: Exception | None = None  # that ended the body
@@ -7450,8 +7665,11 @@ class Connection:
         """How many descriptors it has: the socket, a file that is sent, one that arrives."""
         if self.state is State.CLOSED:
             return 0
-        sends = self.response is not None and self.response.resource is not None
-        return 1 + sends + (self.exchange is not None)
+        return 1 + self.sends_file + (self.exchange is not None)
+
+    @property
+    def sends_file(self) -> bool:
+        return self.response is not None and self.response.resource is not None
 
     @property
     def has_much(self) -> bool:
@@ -7494,10 +7712,11 @@ class Connection:
             self.received = self.body.rest
         return pieces
 
-    def send_continue(self) -> None:
-        """Ask for a body whose head is accepted (RFC 9110 §10.1.1)."""
-        if self.head is not None and self.head.expects_continue:
-            self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+    @property
+    def waits_for_continue(self) -> bool:
+        """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
+        expects = self.head is not None and self.head.expects_continue
+        return expects and not self.received and self.body is not None and not self.body.finished
 
     def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
         """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
@@ -7601,7 +7820,7 @@ class Connection:
         """Forget the request that has been answered."""
         if self.response is not None:
             self.response.close()
-        self.response = self.head = self.body = self.exchange = None
+        self.response = self.head = self.body = self.exchange = self.deferred = None
         self.collected.clear()
         self.give_back_share()
 
@@ -7666,6 +7885,10 @@ class Workers:
 
     def has_backlog(self) -> bool:
         return not self._jobs.empty()
+
+    def is_full(self) -> bool:
+        """Whether enough jobs wait for a thread."""
+        return self._jobs.qsize() >= MAX_DEFERRED
 
     def _work(self) -> None:
         while True:
@@ -7748,13 +7971,15 @@ class Server(ThreadingHTTPServer):
     """HTTP/1.1 with keep-alive, deadlines and limits around an application.
 
     `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
-    `inline(head)` may answer a cheap one in the selector's thread, without blocking. `loads`,
-    which all workers share, tells how many connections each of them has.
+    `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
+    `is_prompt(head)` needs neither disk nor index, and waits for none that does. `loads`, which
+    all workers share, tells how many connections each of them has.
     """
 
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, str], Response | Exchange]
+    application: Callable[[RequestHead, str], Answer | Exchange]
     inline: Callable[[RequestHead], Response | None]
+    is_prompt: Callable[[RequestHead], bool]
     on_error: Callable[[HTTPError, str], Response]
     on_hangup: Callable[[], None]
 
@@ -7768,10 +7993,13 @@ class Server(ThreadingHTTPServer):
         self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
         self._bodies = Workers("body", MAX_THREADS)
         self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self._prompt = Workers("prompt", PROMPT_THREADS)
+        self._deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
         self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
         self._lock = threading.Lock()
         self._in_flight = 0  # connections that threads hold
         self._descriptors = 0  # of all connections
+        self._files = 0  # that are being sent
         self._note_load()  # in the place of one that has died
         self._stop_at: float | None = None
         self._part_at = 0.0  # until then idle connections are kept while stopping
@@ -7781,6 +8009,7 @@ class Server(ThreadingHTTPServer):
             end.setblocking(False)
         self._most_descriptors = limit_descriptors()
         self.shares = Shares(self._most_descriptors // 4)  # half of all, as each has a file, too
+        self._most_files = self._most_descriptors // 3  # two thirds of all, with their sockets
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
         super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()
@@ -7943,7 +8172,8 @@ class Server(ThreadingHTTPServer):
         elif before is State.WORKING and self._stop_at is not None:
             self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
         count = connection.count()
-        more, connection.counted = count - connection.counted, count
+        more, was, connection.counted = count - connection.counted, connection.counted, count
+        files = (count - 1) * (state is State.SENDING) - (was - 1) * (before is State.SENDING)
         if wait and (held is None or wait.event != held.event):
             # From here on it is the selector's, and no more this thread's.
             self._held[connection.descriptor] = connection
@@ -7951,8 +8181,14 @@ class Server(ThreadingHTTPServer):
             self._selector.register(connection.descriptor, wait.event, ready)
         with self._lock:
             self._descriptors += more
+            self._files += files
             self._in_flight += (state is State.WORKING) - (before is State.WORKING)
         if before is State.WORKING and self._stop_at is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        """End the selector's wait."""
+        with contextlib.suppress(BlockingIOError):  # it is awake
             self._wakeup.send(b"\0")
 
     def _on_ready(self, connection: Connection) -> None:
@@ -8001,14 +8237,21 @@ class Server(ThreadingHTTPServer):
         """Answer what has arrived, hand it to a thread, or go on waiting."""
         while connection.response is not None or self._take_request(connection):
             if connection.response is None:
-                has_body = connection.body is not None
-                self._hand_over(connection, self._bodies if has_body else self._short)
+                self._hand_over(connection, self._workers_for(connection))
                 return
             state = self._send(connection, may_wait=False)
             if state is not State.IDLE:
                 self._enter(connection, state)
                 return
         self._enter(connection, State.HEAD if connection.received else State.IDLE)
+
+    def _workers_for(self, connection: Connection) -> Workers:
+        if connection.deferred is not None:
+            return self._deferred[connection.deferred.kind]
+        if connection.body is not None:
+            return self._bodies
+        assert connection.head is not None
+        return self._prompt if self.is_prompt(connection.head) else self._short
 
     def _take_request(self, connection: Connection) -> bool:
         """Whether a request is here, or the answer to what is none, or to what is cheap."""
@@ -8018,8 +8261,8 @@ class Server(ThreadingHTTPServer):
             return True
         response = self.inline(connection.head)
         if response is not None:
-            connection.begin(response, connection.head.keep_alive and self._stop_at is None)
-        elif self._in_flight >= MAX_IN_FLIGHT:
+            self._begin(connection, response)
+        elif self._in_flight >= MAX_IN_FLIGHT and not self.is_prompt(connection.head):
             self._refuse(
                 connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
             )
@@ -8060,7 +8303,7 @@ class Server(ThreadingHTTPServer):
 
     def _hand_over(self, connection: Connection, workers: Workers) -> None:
         self._enter(connection, State.WORKING)
-        workers.submit(functools.partial(self._work, connection))
+        workers.submit(functools.partial(self._work, connection, workers))
 
     def _sweep(self, now: float) -> None:
         for connection in list(self._held.values()):
@@ -8083,72 +8326,99 @@ class Server(ThreadingHTTPServer):
 
     # -- a thread with a request
 
-    def _work(self, connection: Connection) -> None:
+    def _work(self, connection: Connection, workers: Workers) -> None:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
-            state = self._proceed(connection)
+            state = self._proceed(connection, workers)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
             state = State.CLOSED
-        self._enter(connection, state)
+        if state is State.WORKING:
+            self._hand_over(connection, self._workers_for(connection))
+            self._wake()  # to see whether the one short thread is held up
+        else:
+            self._enter(connection, state)
 
-    def _proceed(self, connection: Connection) -> State:
-        """Do what can be done; the state that the connection is in then."""
+    def _proceed(self, connection: Connection, workers: Workers) -> State:
+        """Do what can be done by these workers; the state that the connection is in then."""
         while True:
-            if connection.response is None and not self._answer(connection):
-                return State.BODY
+            if connection.response is None and (awaited := self._answer(connection)):
+                return awaited
             had_body = connection.body is not None
             state = self._send(connection, may_wait=True)
             if state is not State.IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
                 return State.HEAD if connection.received else State.IDLE
+            if connection.response is None and self._workers_for(connection) is not workers:
+                return State.WORKING
 
-    def _answer(self, connection: Connection) -> bool:
-        """Have the application answer; False while the request's body is awaited."""
-        head, exchange = connection.head, connection.exchange
-        assert head is not None
-        response: Response | None = None
+    def _answer(self, connection: Connection) -> State | None:
+        """Have the application answer; the state in which more of a body or work is awaited."""
+        answer = self._ask(connection)
+        if answer is None:
+            return State.BODY
+        if isinstance(answer, Deferred):
+            if not self._deferred[answer.kind].is_full():
+                connection.deferred = answer
+                return State.WORKING
+            answer = self._busy(connection, "Too many requests wait for this.")
+        self._begin(connection, answer, whole=connection.skip_body())
+        return None
+
+    def _ask(self, connection: Connection) -> Answer | None:
+        """The application's answer; None if nothing more comes of a body for now."""
+        if connection.deferred is not None:
+            response: Response = connection.deferred.work()
+            return response
+        exchange = connection.exchange
         if exchange is None:
-            answer = self.application(head, connection.peer)
-            if isinstance(answer, Response):
-                response = answer
-            else:
-                connection.exchange = exchange = answer
-                connection.send_interim(exchange.interim)
-        if exchange is not None:
-            try:
-                response = self._receive(connection, exchange)
-            except HTTPError as error:
-                response = exchange.refuse(error)
-            if response is None:
-                return False
+            assert connection.head is not None
+            accepted = self.application(connection.head, connection.peer)
+            if isinstance(accepted, Answer):
+                return accepted
+            connection.exchange = exchange = accepted
+            connection.send_interim(exchange.interim)
+        try:
+            answer = self._receive(connection, exchange)
+        except HTTPError as error:
+            answer = exchange.refuse(error)
+        if answer is not None:
             connection.exchange = None
-        assert response is not None
-        whole = connection.skip_body()
-        connection.begin(response, whole and head.keep_alive and self._stop_at is None, not whole)
-        return True
+        return answer
 
-    def _receive(self, connection: Connection, exchange: Exchange) -> Response | None:
+    def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
+        """Set out to send an answer to a request that is here whole, or not."""
+        if response.resource is not None and self._files >= self._most_files:
+            response.close()
+            response = self._busy(connection, "Too many files are being sent.")
+        assert connection.head is not None
+        goes_on = whole and connection.head.keep_alive and self._stop_at is None
+        connection.begin(response, goes_on, unread=not whole)
+
+    def _busy(self, connection: Connection, detail: str) -> Response:
+        assert connection.head is not None
+        origin = connection.head.headers.get("origin", "")
+        return self.on_error(HTTPError(503, f"{detail} Try again soon.", RETRY_SOON), origin)
+
+    def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
         body = connection.body
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        pieces = connection.take_pieces()
-        if not body.finished and not connection.share:
-            self.shares.take(exchange.client)
-            connection.share = exchange.client
-            if not pieces:
-                connection.send_continue()
-        for piece in pieces:
+        if connection.waits_for_continue and not connection.share:
+            self._take_share(connection, exchange)
+            connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+        for piece in connection.take_pieces():
             if response := exchange.feed(piece):
                 return response
         while not body.finished:
             patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
             data = connection.receive_more(patience)
             if data is None:
+                self._take_share(connection, exchange)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
@@ -8156,6 +8426,12 @@ class Server(ThreadingHTTPServer):
         connection.received = body.rest
         connection.give_back_share()
         return exchange.finish()
+
+    def _take_share(self, connection: Connection, exchange: Exchange) -> None:
+        """Count a body that does not come at once; 429 or 503 where too many do not."""
+        if not connection.share:
+            self.shares.take(exchange.client)
+            connection.share = exchange.client
 
     def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
         """Whether the next request's head is here, or comes at once behind one with a body.
@@ -8222,6 +8498,7 @@ HOT_BYTES = 8 << 20  # all of these together
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
+DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
@@ -8292,18 +8569,19 @@ class Route(NamedTuple):
     family: str
     summary: str
     answers: Mapping[int, str]
-    handler: Callable[..., Response]
+    handler: Callable[..., Answer]
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
     before: Callable[..., object] | None = None  # raises what goes before errors in the fields
+    prompt: bool = False  # it needs neither disk nor index
     aliases: tuple[str, ...] = ()  # other paths of the same thing
     headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
 
 
 ROUTES: list[Route] = []
-Handler = TypeVar("Handler", bound=Callable[..., "Response"])
+Handler = TypeVar("Handler", bound=Callable[..., Answer])
 
 
 def route(
@@ -8318,6 +8596,19 @@ def route(
         about = (method, path, access, family, summary, answers, handler)
         ROUTES.append(Route(*about, **more, aliases=tuple(others)))
         return handler
+
+    return declare
+
+
+def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Deferred]]:
+    """Have the decorated handler run in a thread for a kind of work that takes a while."""
+
+    def declare(handler: Callable[..., Response]) -> Callable[..., Deferred]:
+        @functools.wraps(handler)
+        def defer(*arguments: Any, **parameters: Any) -> Deferred:
+            return Deferred(kind, functools.partial(handler, *arguments, **parameters))
+
+        return defer
 
     return declare
 
@@ -8385,21 +8676,34 @@ class Listing:
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
 
-    def get(
+    def find(self, index: Index, key: str, zipped: bool) -> Content | None:
+        """The list called `key` if it is there as the index has it; the caller closes it."""
+        version, content = self._made.get((key, zipped), ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
-        """The list called `key`, made of `pieces` if need be; the caller closes its source."""
+        """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            # Before it is read: a change meanwhile makes it stale
-            version = index.files.library_version()
-            made = self._made.pop((key, zipped), None)
-            if made is None or made[0] != version:
-                made = (version, write_listing(pieces, zipped, self._folder))
-            while len(self._made) >= MAX_LISTINGS:
-                self._made.pop(next(iter(self._made)))
-            self._made[(key, zipped)] = made
-            content = made[1]
-        return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
+            content = self.find(index, key, zipped)
+            if content is None:
+                # Before it is read: a change meanwhile makes it stale
+                version = index.files.library_version()
+                self._made.pop((key, zipped), None)
+                while len(self._made) >= MAX_LISTINGS:
+                    self._made.pop(next(iter(self._made)))
+                made = write_listing(pieces, zipped, self._folder)
+                self._made[(key, zipped)] = version, made
+                content = reopened(made)
+            return content
+
+
+def reopened(content: Content) -> Content:
+    """A content whose file may be closed while the other one is used."""
+    return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
 def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Path) -> Content:
@@ -8517,6 +8821,38 @@ class Logins:
                 self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
+def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
+    """The roots that files lie in, by the names that the index has for them.
+
+    Without an index nothing is known to be there: they are about to be filled.
+    """
+    places = {
+        "library": settings.storage_dir,
+        "images": settings.upload_dir,
+        "users": settings.database_dir / "users",
+        "entities": settings.media_storage_dir,
+    }
+    apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+    buffers = WriteBuffers()
+    return {
+        name: Folder(
+            name, path, make=name != "library", buffers=buffers,
+            reserve=settings.reserve_bytes,
+            is_new=functools.partial(index.files.is_empty, name) if index else lambda: True,
+            excluded=apart if name == "library" else (),
+        )
+        for name, path in places.items()
+    }  # fmt: skip
+
+
+def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
+    """Where thumbnails lie: public ones beside the pictures where that can be, private ones."""
+    data = Folder("data", settings.database_dir, make=True, buffers=library.buffers)
+    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+    public = Shelf(library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+    return public, Shelf(data, "thumbnails/private/")
+
+
 CHECKPOINT_BYTES = 16 << 20  # of an upload, after which it is made durable how far it has come
 PAUSE_BYTES = 1 << 20  # the same where the client makes a pause, perhaps for ever
 MAX_OPEN_UPLOADS = 100  # of one account or address that are not complete
@@ -8532,7 +8868,6 @@ class ResumableUploads:
         self._folders = folders
         self._lifetime = lifetime  # seconds behind the last byte
         self._hashes: dict[str, tuple[int, Sequence[Hash]]] = {}  # of so many bytes
-        self._stopping = threading.Event()
 
     def expiry(self) -> float:
         """When what comes now will have expired."""
@@ -8620,14 +8955,11 @@ class ResumableUploads:
             with contextlib.suppress(OSError):  # its disk is away: the next time
                 self.remove(upload)
 
-    def watch(self) -> None:
-        """Remove what expires, until `stop`."""
-        while not self._stopping.wait(EXPIRY_SECONDS):
+    def watch(self, stopping: threading.Event) -> None:
+        """Remove what expires, until `stopping`."""
+        while not stopping.wait(EXPIRY_SECONDS):
             with contextlib.suppress(sqlite3.Error):
                 self.remove_expired()
-
-    def stop(self) -> None:
-        self._stopping.set()
 
 
 NO_UPLOAD = "There is no such upload, or it has expired."
@@ -8762,34 +9094,17 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        places = {
-            "library": settings.storage_dir,
-            "images": settings.upload_dir,
-            "users": settings.database_dir / "users",
-            "entities": settings.media_storage_dir,
-        }
-        apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-        buffers = WriteBuffers()
-        self.folders = {
-            name: Folder(
-                name, path, make=name != "library", buffers=buffers,
-                reserve=settings.reserve_bytes,
-                is_new=functools.partial(index.files.is_empty, name),
-                excluded=apart if name == "library" else (),
-            )
-            for name, path in places.items()
-        }  # fmt: skip
+        self.folders = open_folders(settings, index)
         self.library, self.images, self.users, self.entities = self.folders.values()
-        data = Folder("data", settings.database_dir, make=True, buffers=buffers)
-        beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-        public = Shelf(self.library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+        public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
-        previews = PreviewCache(data, "previews/", limit, used)
-        thumbnails.place(public, Shelf(data, "thumbnails/private/"), previews)
-        if index.get_meta("decoders") != thumbnails.description:
-            index.assets.retry_thumbnails()
-            index.set_meta("decoders", thumbnails.description)
+        previews = PreviewCache(private.folder, "previews/", limit, used)
+        thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
+        self.watcher = Watcher(self.library, self.scanner)
+        self._disk_places = {
+            name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
+        }
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -8811,21 +9126,16 @@ class App:
         self.listing = Listing(settings.database_dir)
         self.started = time.monotonic()
 
-    def is_degraded(self) -> bool:
-        """Whether the storage folder, or a disk below it, is missing."""
-        return self.library.is_missing() or bool(self.scanner.absent_mounts(self.library))
-
-    def problems(self) -> list[str]:
+    def problems(self, sight: Sight) -> list[str]:
         """What is not as it should be, in sentences without paths."""
-        missing = self.library.is_missing()
-        absent = 0 if missing else len(self.scanner.absent_mounts(self.library))
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
         return [
             sentence.format(count)
             for count, sentence in (
-                (missing, "The storage folder is not there, or there is nothing in it."),
-                (absent, "Disks below the storage folder that are not mounted: {}."),
+                (sight.hangs, "The storage folder does not answer."),
+                (sight.missing, "The storage folder is not there, or there is nothing in it."),
+                (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -8839,6 +9149,18 @@ class App:
         absent = self.scanner.absent_mounts(self.library)
         return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
+    @contextlib.contextmanager
+    def disk(self, root: str) -> Iterator[None]:
+        """Take a place among those who use a root's disk; 503 where it does not answer."""
+        # One that hangs keeps no more threads than these.
+        places = self._disk_places[root]
+        if not places.acquire(timeout=LOOK_SECONDS):
+            raise HTTPError(503, "The disk does not answer.", RETRY_LATER)
+        try:
+            yield
+        finally:
+            places.release()
+
     def prepare(self, content: Content) -> Response:
         """The usual answer with a small public file, whoever asks."""
         response = Response(200, content.headers(), content.source)
@@ -8847,7 +9169,8 @@ class App:
 
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a public file at hand; when there are too many, all make room."""
-        self.hot_bytes += HOT_ENTRY_BYTES + len(hot.content.source if hot.whole else b"")  # type: ignore[arg-type]
+        size = hot.content.size if hot.whole else 0
+        self.hot_bytes += HOT_ENTRY_BYTES + len(target) + size
         if self.hot_bytes > HOT_BYTES:
             self.hot.clear()
             self.hot_bytes = 0
@@ -9350,8 +9673,9 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     if filename:
         check_upload(request.app, upload, filename)
     folder = request.app.folders[upload.folder]
-    folder.need_room(request.head.content_length or 0)
-    return folder.begin(limit, upload.md5)
+    with request.app.disk(upload.folder):
+        folder.need_room(request.head.content_length or 0)
+        return folder.begin(limit, upload.md5)
 
 
 def check_upload(app: App, upload: Upload, filename: str) -> None:
@@ -9397,10 +9721,17 @@ def format_time(seconds: float, timespec: str = "microseconds") -> str:
 
 def listing_response(
     app: App, request: Request, key: str, pieces: Callable[[], Iterator[str]]
-) -> Response:
+) -> Answer:
     """Answer with a long list, `pieces` of JSON text that are asked for only if it has changed."""
-    zipped = accepts_gzip(request.headers)
-    content = app.listing.get(app.index, key, zipped, pieces)
+    about = (app.index, key, accepts_gzip(request.headers))
+    content = app.listing.find(*about)
+    if content is not None:
+        return long_response(request, content)
+    return Deferred("list", lambda: long_response(request, app.listing.make(*about, pieces)))
+
+
+def long_response(request: Request, content: Content) -> Response:
+    """Answer with JSON that lies in a file, which is closed with the answer."""
     with contextlib.ExitStack() as on_error:
         on_error.callback(close_source, content)
         response = content_response(request.head, content)
@@ -9574,8 +9905,9 @@ class Application:
     def __init__(self, app: App, routes: Iterable[Route]) -> None:
         self.app = app
         self.routes = RouteTable(routes)
+        self._prompt = {item.path for item in routes if item.prompt}
 
-    def __call__(self, head: RequestHead, peer: str) -> Response | Exchange:
+    def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
         hot = self.answer_hot(head, may_wait=True)
         if hot is not None:
@@ -9583,9 +9915,9 @@ class Application:
         request = Request(self.app, head, peer)
         answer = self.attempt(request, functools.partial(self.accept, request))
         # What reads an empty body, too, has it whole.
-        return answer if isinstance(answer, Response) or head.has_body else answer.finish()
+        return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
-    def attempt(self, request: Request, step: Callable[[], T]) -> T | Response:
+    def attempt(self, request: Request, step: Callable[[], T]) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
         try:
             outcome = step()
@@ -9593,6 +9925,9 @@ class Application:
             return self.refuse(request, error)
         if isinstance(outcome, Response):
             self.finish(request.head, outcome, request.answer_headers)
+        elif isinstance(outcome, Deferred):
+            work = functools.partial(self.attempt, request, outcome.work)
+            return outcome._replace(work=work)
         return outcome
 
     def refuse(self, request: Request, error: Exception) -> Response:
@@ -9619,7 +9954,7 @@ class Application:
                 self.app.index.token_uses.give_back(request.counted)
             request.counted = None
 
-    def accept(self, request: Request) -> Response | Exchange:
+    def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
         head = request.head
         found = {
@@ -9705,7 +10040,9 @@ class Application:
             ]
         if "OPTIONS" in found:  # what a protocol of its own has to say
             item, parameters = found["OPTIONS"]
-            headers += item.handler(self.app, request, **parameters).headers
+            said = item.handler(self.app, request, **parameters)
+            assert isinstance(said, Response)
+            headers += said.headers
         return Response(204, headers)
 
     def finish(
@@ -9738,10 +10075,16 @@ class Application:
         """The answer to a GET of a hot file, if that takes no waiting for the disk."""
         return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
 
+    def is_prompt(self, head: RequestHead) -> bool:
+        """Whether a request waits for neither disk nor index: a credential may be looked up."""
+        return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
+
     def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
         """The answer to an anonymous GET of a hot file; None for all else."""
         hot = self.app.hot.get(head.target)
         if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
+            return None
+        if not may_wait and is_remote(hot.state[0][0]):
             return None
         try:
             content = hot.content if hot.whole else open_hot(hot)
@@ -9784,24 +10127,24 @@ class Accepted:
     def interim(self) -> Sequence[tuple[str, str]]:
         return self._request.interim
 
-    def feed(self, piece: memoryview) -> Response | None:
+    def feed(self, piece: memoryview) -> Answer | None:
         return self._attempt(functools.partial(self._body.feed, piece))
 
-    def pause(self) -> Response | None:
+    def pause(self) -> Answer | None:
         return self._attempt(self._body.pause)
 
-    def finish(self) -> Response:
-        response = self._attempt(self._answer)
-        assert response is not None
-        return response
+    def finish(self) -> Answer:
+        answer = self._attempt(self._answer)
+        assert answer is not None
+        return answer
 
-    def _attempt(self, step: Callable[[], Response | None]) -> Response | None:
-        response = self._application.attempt(self._request, step)
-        if response is not None:
+    def _attempt(self, step: Callable[[], T]) -> T | Answer:
+        answer = self._application.attempt(self._request, step)
+        if answer is not None:
             self.abandon()  # what is left
-        return response
+        return answer
 
-    def _answer(self) -> Response:
+    def _answer(self) -> Answer:
         request, spec = self._request, self._item.body
         assert spec is not None
         request.fields = parse_form(request, spec, self._body.finish())
@@ -10032,7 +10375,8 @@ def file_response(app: App, request: Request, found: Located, rule: str) -> Resp
     about = (file.size, asset.mime_type, file.sha256, modified, caching(app, file, rule))
     name = posixpath.basename(printable(file.path))
     try:
-        source = folder.open(file.path)
+        with app.disk(file.root):
+            source = folder.open(file.path)
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
     with contextlib.ExitStack() as cleanup:
@@ -10099,6 +10443,22 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
     incoming.discard(undo=False)
     with contextlib.suppress(OSError, sqlite3.Error):  # it is stored: the next scan reads it again
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
+
+
+def remove_for_good(
+    app: App, folder: Folder, forget: Callable[[Database], tuple[T, list[str]]]
+) -> T:
+    """Have the index forget something, and delete the files at the paths that `forget` tells."""
+    with contextlib.ExitStack() as files:
+
+        def remove(db: Database) -> tuple[T, list[str]]:
+            result, paths = forget(db)
+            files.enter_context(folder.removing(paths))  # once this is committed
+            return result, app.index.files.remove_all(db, folder.name, paths)
+
+        result, gone = app.index.write(remove)
+    app.thumbnails.remove(*gone)
+    return result
 
 
 NOT_MEDIA = "The file is no image, video or audio."
@@ -10199,7 +10559,7 @@ MEDIA_PAGING = (
 
 @route("GET", "/media", READ, "media", "All public images, newest first", {200: "count, files"},
        query=MEDIA_PAGING)  # fmt: skip
-def list_media(app: App, request: Request) -> Response:
+def list_media(app: App, request: Request) -> Answer:
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
         size = request.query.get("page_size", 100)
@@ -10237,7 +10597,7 @@ LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
 @route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
-def list_library(app: App, request: Request) -> Response:
+def list_library(app: App, request: Request) -> Answer:
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
 
@@ -10257,11 +10617,18 @@ def library_pieces(app: App) -> Iterator[str]:
 
 @route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
        {200: "image/png"})  # fmt: skip
-def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
+def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     file, asset = find_content(app, request, check_sha256(sha256))
+    work = functools.partial(thumbnail_response, app, request, file, asset)
+    return Deferred("decoder", work) if asset.thumbnail is None else work()
+
+
+def thumbnail_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+    """Answer with a thumbnail, which is made if need be."""
     try:
-        check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
-        data = app.thumbnails.read(asset.sha256, file.root != "library")
+        with app.disk(file.root):
+            check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
+            data = app.thumbnails.read(asset.sha256, file.root != "library")
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
@@ -10489,6 +10856,7 @@ def check_registration(app: App, request: Request) -> None:
 
 @route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
        body=REGISTRATION, before=check_registration)  # fmt: skip
+@deferred("password")
 def register(app: App, request: Request) -> Response:
     values = request.fields
     values["password"] = app.new_passwords.hash(values["password"])
@@ -10508,6 +10876,7 @@ def login_key(user: User | None, name: str) -> str:
 
 @route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
        {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
+@deferred("password")
 def login(app: App, request: Request) -> Response:
     name = request.fields.get("username") or request.fields["email"]
     user = app.index.users.find(name)
@@ -10637,6 +11006,7 @@ def get_profile(app: App, request: Request) -> Response:
 
 @route("POST", "/api/auth/password", USER, "accounts", "Change my password and end all sessions",
        {204: "nothing"}, body=PASSWORD_CHANGE)  # fmt: skip
+@deferred("password")
 def change_password(app: App, request: Request) -> Response:
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
@@ -10714,7 +11084,7 @@ def list_owned(
         "count": count,
         "next": page_url(request, page + 1) if page < last else None,
         "previous": page_url(request, page - 1) if page > 1 else None,
-        "results": [to_json(thing) for thing in things.page(wanted, size, (page - 1) * size)],
+        "results": [to_json(thing) for thing in things.each(wanted, size, (page - 1) * size)],
     }
     return json_response(value)
 
@@ -11037,8 +11407,15 @@ def create_collection(app: App, request: Request) -> Response:
 def get_collection(app: App, request: Request, id: str) -> Response:
     collection = find_collection(app, request, id)
     wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
-    media = [record_json(app, request, record) for record in app.index.media.page(wanted)]
-    return json_response({**collection_json(collection), "media": media})
+
+    def pieces() -> Iterator[str]:
+        yield f'{to_json(collection_json(collection))[:-1]},"media":['
+        for number, record in enumerate(app.index.media.each(wanted)):
+            yield "," * (number > 0) + to_json(record_json(app, request, record))
+        yield "]}"
+
+    content = write_listing(pieces, accepts_gzip(request.headers), app.settings.database_dir)
+    return long_response(request, content._replace(cache_control="private, no-cache"))
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
@@ -11185,17 +11562,10 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
 @route("DELETE", "/entity/{id}", WRITE, "entities", "Delete an entity for good",
        {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
-    with contextlib.ExitStack() as files:
+    def forget(db: Database) -> tuple[Entity, list[str]]:
+        return find_entity(app, id, db=db), app.index.entities.remove(db, id, time.time())
 
-        def remove(db: Database) -> tuple[Entity, list[str]]:
-            entity = find_entity(app, id, db=db)
-            paths = app.index.entities.remove(db, id, time.time())
-            files.enter_context(app.entities.removing(paths))  # once this is committed
-            return entity, app.index.files.remove_all(db, "entities", paths)
-
-        entity, gone = app.index.write(remove)
-    app.thumbnails.remove(*gone)
-    return json_response(entity_json(entity))
+    return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
 @route("GET", "/entity/{id}/versions", READ, "entities", "All versions, the oldest first",
@@ -11315,6 +11685,58 @@ def captured(facts: Facts) -> float | None:
     """When a picture was taken, by its EXIF, or when a film or sound was made."""
     trusted = facts.kind != "image" or facts.created_source == "exif"
     return facts.created if trusted else None
+
+
+# -- trash ---------------------------------------------------------------------------------
+# What is softly deleted comes back, or goes for good: by the owner's commands, and after
+# TRASH_DAYS by itself.
+
+TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
+
+
+def restore_trashed(app: App, id: str) -> bool:
+    """Bring a media record or an entity back as it was; whether it was in the trash."""
+    trashed = app.index.trash.get(id)
+    if trashed is None or trashed.kind == "media":
+        return trashed is not None and app.index.trash.restore_media(id, time.time())
+
+    def draft(db: Database | None) -> Entity:
+        return find_entity(app, int(id), db=db)._replace(is_deleted=False)
+
+    save_entity(app, None, draft)
+    return True
+
+
+def empty_trash(app: App, until: float = math.inf) -> list[Trashed]:
+    """Remove for good what was deleted before a time; what went."""
+    removed = [remove_trashed(app, trashed, until) for trashed in app.index.trash.all(until)]
+    return list(filter(None, removed))
+
+
+def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
+    """Remove what is still in the trash, with the files that nothing else needs."""
+
+    def forget(db: Database) -> tuple[Trashed | None, list[str]]:
+        now = app.index.trash.get(trashed.id, db)
+        if now is None or now.deleted_at >= until:
+            return None, []  # it was restored meanwhile
+        if now.kind == "media":
+            return now, app.index.trash.remove_media(db, now.id)
+        return now, app.index.entities.remove(db, int(now.id), time.time())
+
+    folder = app.users if trashed.kind == "media" else app.entities
+    return remove_for_good(app, folder, forget)
+
+
+def empty_trash_daily(app: App, stopping: threading.Event) -> None:
+    """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
+    while True:
+        try:
+            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+        except (OSError, sqlite3.Error) as error:
+            warn(f"the trash is not emptied yet: {error}")
+        if stopping.wait(TRASH_SECONDS):
+            return
 
 
 # -- files: uploads that can be resumed --------------------------------------------------
@@ -11582,7 +12004,7 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
         raise
     with contextlib.suppress(OSError):
         incoming.discard(undo=False)
-    assert isinstance(answer.body, bytes)
+    assert isinstance(answer, Response) and isinstance(answer.body, bytes)  # none is deferred
     done = app.uploads.complete(upload, answer.body)
     answer.headers += [field for field in upload_headers(app, done) if field[0] != "Cache-Control"]
     return answer
@@ -11599,10 +12021,11 @@ HTML_TYPE = "text/html; charset=utf-8"
 
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
-    scan, problems = app.scanner.progress.get()._asdict(), app.problems()
+    sight = app.watcher.look()
+    scan, problems = app.scanner.progress.get()._asdict(), app.problems(sight)
     scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
     health = {
-        "status": "degraded" if app.is_degraded() else "ok",
+        "status": "degraded" if any(sight) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -11612,7 +12035,7 @@ def health_json(app: App) -> dict[str, Any]:
 
 
 @route("GET", "/health", OPEN, "system", "How the server is",
-       {200: "status, version, uptime, scan"})  # fmt: skip
+       {200: "status, version, uptime, scan"}, prompt=True)  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app))
 
@@ -11645,18 +12068,28 @@ PREVIEW_QUERY = (
 
 @route("GET", "/preview/{sha256}", READ, "system", "A picture for browsers, within a square",
        {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
-def get_preview(app: App, request: Request, sha256: str) -> Response:
+def get_preview(app: App, request: Request, sha256: str) -> Answer:
     file, asset = find_content(app, request, check_sha256(sha256))
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
-    try:
-        made = app.scanner.ensure_preview(file, asset, rendition)
-    except FileNotFoundError:
-        raise HTTPError(404, NO_FILE) from None
-    if isinstance(made, Outcome):
-        check_outcome(made, "preview")
-    assert isinstance(made, bytes)
-    return content_response(request.head, rendered_content(app, file, made, "Accept"))
+
+    def respond(made: bytes) -> Response:
+        return content_response(request.head, rendered_content(app, file, made, "Accept"))
+
+    def make() -> Response:
+        try:
+            with app.disk(file.root):
+                made = app.scanner.ensure_preview(file, asset, rendition)
+        except FileNotFoundError:
+            raise HTTPError(404, NO_FILE) from None
+        if isinstance(made, Outcome):
+            check_outcome(made, "preview")
+        assert isinstance(made, bytes)
+        return respond(made)
+
+    with contextlib.suppress(OSError):
+        return respond(app.thumbnails.find_preview(asset.sha256, rendition))
+    return Deferred("decoder", make)
 
 
 METRICS = {
@@ -11680,7 +12113,7 @@ def read_metrics(app: App) -> list[float]:
     scan = app.scanner.progress.get()
     return [
         time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
-        app.is_degraded(), *app.index.count_rows(), len(app.hot),
+        any(app.watcher.look()), *app.index.count_rows(), len(app.hot),
     ]  # fmt: skip
 
 
@@ -12436,6 +12869,9 @@ class Command(NamedTuple):
         return len(self.takes.split()) <= len(words) <= most
 
 
+AS_JSON = Option("json", parameter="as_json")
+
+
 class Call(NamedTuple):
     """A command as it was called."""
 
@@ -12571,11 +13007,16 @@ def make_folder(setting: str, path: Path, mode: int) -> bool:
     return made
 
 
-def need_folders(settings: Settings) -> None:
+def need_storage(settings: Settings) -> None:
     """Refuse to work for a server whose folder is not there; a command makes none."""
     if not settings.storage_dir.is_dir():
         problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
+
+
+def need_folders(settings: Settings) -> None:
+    """Refuse to work where STORAGE_DIR is not there; make the server's own folders."""
+    need_storage(settings)
     make_folders(settings)
 
 
@@ -12667,6 +13108,18 @@ def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
     need_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
+
+
+def index_to_read(settings: Settings) -> contextlib.closing[Index]:
+    """The index for a command that changes nothing: it is neither made nor migrated."""
+    need_storage(settings)
+    if not settings.database_url.exists():
+        raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
+    index = Index(settings.database_url, query_only=True)
+    if index.read("PRAGMA user_version").fetchone()[0] != len(MIGRATIONS):
+        index.close()
+        raise Refusal("another version of mediaserver made the index: start this one once")
+    return contextlib.closing(index)
 
 
 class Refusal(Exception):
@@ -12770,6 +13223,616 @@ def disable_user(settings: Settings, name: str) -> None:
 @command("user enable", "let a disabled account in again", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     set_active(settings, name, True)
+
+
+# -- verify --------------------------------------------------------------------------------
+
+PROGRESS_SECONDS = 0.5  # between two looks at a terminal
+LINE_SECONDS = 60.0  # and between two lines elsewhere
+
+
+def parse_days(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (days := float(text)) < 1e6:
+            return days
+    raise ValueError(f"{text!r} is no number of days")
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second, with K, M or G for powers of 1024, as curl and rsync read it.
+
+    >>> parse_rate("20M")
+    20971520
+    """
+    match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no number of bytes a second, such as 20M")
+    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
+
+
+def format_bytes(count: float) -> str:
+    """
+    >>> format_bytes(999), format_bytes(5.24e9)
+    ('999 bytes', '5.2 GB')
+    """
+    power = min(int(math.log10(max(count, 1)) / 3), 4)
+    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B" if power else f"{count:.0f} bytes"
+
+
+class Progress:
+    """Says on standard error how far a long command is, and keeps it to a rate."""
+
+    def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
+        """`total` in bytes, `rate` in bytes a second; `silent` prints no results."""
+        self.done = 0
+        self._silent = silent
+        self._total = total
+        self._rate = rate
+        self._began = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._pause = PROGRESS_SECONDS if self._terminal else LINE_SECONDS
+        self._next = self._began + self._pause
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._began, 1e-6)
+
+    @property
+    def speed(self) -> str:
+        return f"{format_bytes(self.done / self.seconds)}/s"
+
+    def advance(self, count: int) -> None:
+        """Note that so many bytes are done; returns when the rate allows more."""
+        self.done += count
+        time.sleep(max(self.done / self._rate - self.seconds, 0))
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._pause
+            self._show()
+
+    def _show(self) -> None:
+        left = (self._total - self.done) / self.done * self.seconds if self.done else 0
+        share = min(100 * self.done // max(self._total, 1), 100)
+        text = f"{share} % of {format_bytes(self._total)}, {self.speed}, {left:.0f} s left"
+        if self._terminal:
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
+        else:
+            warn(text)
+
+    def say(self, text: str) -> None:
+        """Print a line of the result, not behind the line that shows the progress."""
+        if self._silent:
+            return
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        print(printable_line(text), flush=True)
+
+
+# What verify finds; the exit status is 1 for the first four
+PROBLEMS = {
+    "damaged": "the bytes are others, though size and time are not",
+    "changed": "it was written to by something else than the server",
+    "missing": "it is gone",
+    "unreadable": "it cannot be read",
+}
+NOTES = {
+    "edited": "it was edited since the last scan",
+    "unknown": "no scan has seen it yet",
+    "orphaned": "nothing in the index needs it",
+}
+
+
+class Unreadable(OSError):
+    """It is the file that is read which makes trouble, not the one that is written."""
+
+
+class Verifier:
+    """Reads every file again and compares it with the index; changes nothing.
+
+    The server may run meanwhile: what seems to be wrong is looked up once more.
+    """
+
+    def __init__(
+        self, index: Index, folders: Mapping[str, Folder], progress: Progress, since: float = 0.0
+    ) -> None:
+        """Files that have neither come in nor changed `since` are not read, only looked at."""
+        self._index = index
+        self._folders = folders
+        self._progress = progress
+        self._since = since
+        self.late = 0  # files that were deleted or changed since they were looked up
+        self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.files = 0
+
+    @property
+    def ok(self) -> bool:
+        return not any(self.found[word] for word in PROBLEMS)
+
+    def summary(self) -> str:
+        counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
+        return ", ".join(counts) or "all is as it was taken in"
+
+    def run(self, shelves: Sequence[Shelf]) -> None:
+        """Check all that is known, and name what is not."""
+        problem = self._index.read("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            self._note("damaged", str(self._index.path), problem)
+        for folder in self._folders.values():
+            if folder.is_missing():
+                if not folder.is_new():
+                    self._note("missing", folder.path, "it is not there or empty: a disk?")
+                continue
+            unknown = self._unknown(folder)
+            self.check(self._index.files.of_root(folder.name))
+            word = "orphaned" if folder.name in SERVER_ONLY else "unknown"
+            for path in unknown:
+                if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
+                    self._note(word, f"{folder.path}/{path}")
+        for shelf in shelves:
+            self._check_shelf(shelf)
+
+    def _note(self, word: str, path: str, reason: str = "") -> None:
+        if path not in self.found[word]:
+            self.found[word].append(path)
+            self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
+
+    def _unknown(self, folder: Folder) -> list[str]:
+        """Paths on disk that the index does not know, of what a scan would take in."""
+        unreadable: list[bytes] = []
+        wanted = is_media_name if folder.name not in SERVER_ONLY else bool
+        paths = [os.fsdecode(path) for path, _ in folder.walk(wanted, unreadable)]
+        for path in unreadable:
+            self._note("unreadable", f"{folder.path}/{os.fsdecode(path)}")
+        return [path for path in paths if not self._index.files.get(folder.name, path)]
+
+    def check(self, files: Iterable[File]) -> None:
+        """Compare files with the index, and where they differ with what it says now."""
+        for file in files:
+            self.files += 1
+            self._check(file)
+
+    def _check(self, file: File) -> None:
+        while (verdict := self._judge(file)) is not None:
+            now = self._index.files.get(file.root, file.path)
+            if now is not None and now[0] == file:
+                path = f"{self._folders[file.root].path}/{file.path}"
+                self._note(verdict[0], path, verdict[1])
+                break
+            self.late += 1
+            if now is None:
+                break
+            file = now[0]
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        """What is wrong with a file, and why; None if nothing is."""
+        try:
+            with self._folders[file.root].open(file.path) as source:
+                status = os.fstat(source.fileno())
+                sha256 = self._read(source, file, status)
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing", ""
+        except OSError as error:
+            return "unreadable", error.strerror or ""
+        if sha256 == file.sha256:
+            return None
+        if state_of(status)[:2] == (file.size, file.mtime_ns):
+            return "damaged", ""
+        return ("changed" if file.root in SERVER_ONLY else "edited"), ""
+
+    def _read(self, source: io.FileIO, file: File, status: os.stat_result) -> str:
+        """The sha256 of a file, which is taken for known where it is not due."""
+        is_due = max(file.added, file.ctime, file.mtime_ns / 1e9) >= self._since
+        if not is_due and file.matches(status):
+            return file.sha256
+        digest = hashlib.sha256()
+        for block in self._blocks(source, status):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self, source: io.FileIO, status: os.stat_result) -> Iterator[memoryview]:
+        """What the disk has of a file: memory may hold what was there before."""
+        forget_cached(source)
+        try:
+            for block in read_blocks(source, status.st_size):
+                yield block
+                self._progress.advance(len(block))
+        except OSError as error:
+            raise Unreadable(*error.args) from None
+        forget_cached(source)  # others need the memory
+
+    def _check_shelf(self, shelf: Shelf) -> None:
+        """Name the thumbnails of what is not known any more."""
+        with contextlib.suppress(FileNotFoundError):
+            place = shelf.prefix.rstrip("/")
+            for name, _ in shelf.folder.files_in(place):
+                if not self._index.assets.is_known(name[:64]):
+                    self._note("orphaned", f"{shelf.folder.path}/{place}/{name}")
+
+
+def forget_cached(file: io.FileIO) -> None:
+    """Let the page cache drop what it has of a file (posix_fadvise(2))."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@command(
+    "verify", "read all files again and compare them with the index", "",
+    AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
+)  # fmt: skip
+def verify(
+    settings: Settings, as_json: bool = False, since: float = math.inf,
+    limit_rate: float = math.inf,
+) -> int:  # fmt: skip
+    """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
+    with index_to_read(settings) as index:
+        folders, from_time = open_folders(settings, index), time.time() - since * 86400
+        progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
+        verifier = Verifier(index, folders, progress, from_time)
+        verifier.run(thumbnail_shelves(settings, folders["library"]))
+        duplicates = index.files.duplicates()
+    for paths in duplicates:
+        progress.say(f"duplicate: {' = '.join(paths)}")
+    read = f"{format_bytes(progress.done)} read at {progress.speed}"
+    progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
+    if as_json:
+        figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
+        value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
+        print(to_json(value))
+    return 0 if verifier.ok else 1
+
+
+# -- backup and restore --------------------------------------------------------------------
+# A backup is a folder that can be served, with everything in its default place. Its name ends
+# with PARTIAL until it is whole, and so does that of an index whose files are being restored:
+# one that was interrupted is found by it, and goes on.
+
+PARTIAL = ".partial"
+BACKUP_TIME = "%Y-%m-%dT%H%M%SZ"  # no colons: Windows' file systems have none
+MANIFEST = "manifest.sha256"  # in DATA, as sha256sum writes and reads it
+MAX_ROUNDS = 10  # of a backup beside a server that goes on deleting
+SAME_TIME_NS = 2 * 10**9  # what FAT's times are exact to
+
+
+def backup_settings(settings: Settings, folder: Path) -> Settings:
+    """The settings with which a backup is served."""
+    data = folder / ".mediaserver"
+    return settings._replace(
+        storage_dir=folder, database_dir=data, database_url=data / "index.sqlite3",
+        upload_dir=data / "images", media_storage_dir=data / "entities", public_key_path=None,
+    )  # fmt: skip
+
+
+class Copier(Verifier):
+    """Copies files to other folders while it verifies them; what is there already stays."""
+
+    def __init__(
+        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        super().__init__(index, sources, progress)
+        self.targets = targets
+        self.copied = 0  # bytes
+        self.others: dict[tuple[str, str], str] = {}  # hashes of copies that differ from the index
+
+    def copy_all(self, moment: Index) -> bool:
+        """Copy all that an index names; whether nothing of it was deleted or changed meanwhile."""
+        self.files = self.late = 0
+        for root in self.targets:
+            self.check(moment.files.of_root(root))
+        return not self.late
+
+    def _read(self, source: io.FileIO, file: File, status: os.stat_result) -> str:
+        self.others.pop((file.root, file.path), None)
+        if self._keep(file, status):
+            self._progress.advance(file.size)
+            return file.sha256
+        digest, target = hashlib.sha256(), self.targets[file.root]
+
+        def blocks() -> Iterator[memoryview]:
+            for block in self._blocks(source, status):
+                digest.update(block)
+                self.copied += len(block)
+                yield block
+
+        with writing_to(f"{target.path}/{file.path}"):
+            target.copy_in(file.path, status, blocks())
+        sha256 = digest.hexdigest()
+        if sha256 != file.sha256:
+            self.others[file.root, file.path] = sha256
+        return sha256
+
+    def _keep(self, file: File, status: os.stat_result) -> bool:
+        """Whether the target has the file, byte for byte."""
+        target = self.targets[file.root]
+        if target.is_gone(file.path):
+            return False
+        try:
+            found = describe(target, file.path, file.added)
+        except (OSError, ValueError):
+            return False
+        return found is not None and found[1].sha256 == file.sha256
+
+    def note_times(self, db: Database, index: Index) -> None:
+        """Have an index know the times of the copies, so that the next scan reads none of them."""
+        for root, folder in self.targets.items():
+            for file in index.files.of_root(root):
+                with contextlib.suppress(OSError):
+                    _, mtime_ns, ctime = state_of(folder.stat(file.path))
+                    index.files.set_times(db, file, mtime_ns, ctime)
+        self.disown(db, index)
+
+    def disown(self, db: Database, index: Index) -> None:
+        """Have an index know that some copies are not what it says: nothing is served for it."""
+        for root, path in self.others:
+            if found := index.files.get(root, path):
+                index.files.set_times(db, found[0], 0, 0.0)
+
+
+@contextlib.contextmanager
+def writing_to(place: str) -> Iterator[None]:
+    """Tell what a disk refuses while a copy is made; what has been copied stays."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        problem = f"{place} cannot be written: {error}"
+        raise Refusal(f"{problem}; another try goes on from here") from None
+
+
+class BackupCopier(Copier):
+    """Copies files beside a server that may run, and links those that an earlier backup has."""
+
+    def __init__(
+        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
+        progress: Progress, earlier: tuple[Index, Mapping[str, Folder]] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(index, sources, targets, progress)
+        self._earlier = earlier
+        self._is_first = True  # what the targets have may be from a run that was interrupted
+
+    def copy_all(self, moment: Index) -> bool:
+        whole = super().copy_all(moment)
+        self._is_first = False
+        return whole
+
+    def _keep(self, file: File, status: os.stat_result) -> bool:
+        """Whether the target has the file or was given a link to it; not where it was edited."""
+        if not file.matches(status):
+            return False
+        has = super()._keep(file, status) if self._is_first else self.targets[file.root].has(file)
+        return has or self._link(file)
+
+    def _link(self, file: File) -> bool:
+        if self._earlier is None:
+            return False
+        (index, folders), target = self._earlier, self.targets[file.root]
+        with contextlib.suppress(OSError, ValueError, sqlite3.Error):
+            for other in index.files.holding(file.sha256):
+                found = folders[other.root].stat(other.path)
+                times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
+                if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
+                    target.unlink(file.path)
+                    return target.link_in(file.path, folders[other.root], other.path)
+        return False
+
+
+@contextlib.contextmanager
+def held_folder(path: Path) -> Iterator[None]:
+    """A folder, made if it is not there, that no other backup is made in meanwhile."""
+    try:
+        path.mkdir(0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise Refusal(f"{path} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refusal(f"another backup to {path} is under way") from None
+    finally:
+        os.close(descriptor)
+
+
+def backups_in(folder: Path, suffix: str = "") -> list[Path]:
+    """The whole backups in a folder, or those with PARTIAL as suffix, the oldest first."""
+    pattern = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z" + re.escape(suffix))
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def new_backup(folder: Path) -> Path:
+    """The name of a backup made now."""
+    while (path := folder / time.strftime(BACKUP_TIME, time.gmtime())).exists():
+        time.sleep(0.1)
+    return path
+
+
+def check_destination(destination: Path, sources: Mapping[str, Folder]) -> None:
+    """Refuse a place that would itself be backed up, and to back up what is not there."""
+    for folder in sources.values():
+        if destination.is_relative_to(folder.path):
+            raise Refusal(f"{destination} is in {folder.path}, of which it is to be a backup")
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+
+
+def fillable_folders(settings: Settings) -> dict[str, Folder]:
+    """The folders that files are copied to, without what an interrupted copy left half done."""
+    folders = open_folders(settings, None)
+    for folder in folders.values():
+        folder.recover(lambda name: True)
+    return folders
+
+
+def copy_secrets(settings: Settings, target: Settings) -> None:
+    data = Folder("data", target.database_dir, make=True, buffers=WriteBuffers())
+    key = settings.public_key_path or settings.database_dir / "public_key.pem"
+    for path, name in ((settings.secrets_file, "secrets.env"), (key, "public_key.pem")):
+        with contextlib.suppress(FileNotFoundError), io.FileIO(path) as file:
+            status = os.fstat(file.fileno())
+            data.copy_in(name, status, read_blocks(file, status.st_size))
+
+
+@command("backup", "copy everything into a dated folder in DEST, while the server runs", "DEST")
+def backup(settings: Settings, dest: str) -> int:
+    """Make a backup; returns 1 if some file is not as it was taken in."""
+    destination = Path(os.path.realpath(parse_path(dest)))
+    with index_to_read(settings) as index, contextlib.ExitStack() as cleanup:
+        sources = open_folders(settings, index)
+        check_destination(destination, sources)
+        cleanup.enter_context(held_folder(destination))
+        fresh = Path(f"{new_backup(destination)}{PARTIAL}")
+        begun = next(iter(backups_in(destination, PARTIAL)), fresh)
+        own = backup_settings(settings, begun)
+        own.storage_dir.mkdir(0o700, exist_ok=True)
+        own.database_dir.mkdir(0o700, exist_ok=True)
+        earlier = None
+        for last in backups_in(destination)[-1:]:
+            before = backup_settings(settings, last)
+            kept = contextlib.closing(Index(before.database_url, query_only=True))
+            earlier = cleanup.enter_context(kept), open_folders(before, None)
+        progress = Progress(index.files.total_size())
+        copier = BackupCopier(index, sources, fillable_folders(own), progress, earlier)
+        with writing_to(str(begun)):
+            copy_in_rounds(index, copier, own)
+            copy_secrets(settings, own)
+            os.sync()
+            place = begun.rename(new_backup(destination))
+            os.sync()
+    copied = f"{format_bytes(copier.copied)} copied in {progress.seconds:.0f} s"
+    progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
+    return 0 if copier.ok else 1
+
+
+def copy_in_rounds(index: Index, copier: BackupCopier, own: Settings) -> None:
+    """Copy until one moment's index names nothing that was deleted or changed meanwhile."""
+    for _ in range(MAX_ROUNDS):
+        index.copy_to(own.database_url)
+        with contextlib.closing(Index(own.database_url, query_only=True)) as moment:
+            if copier.copy_all(moment):
+                write_manifest(own, moment, copier)
+                break
+    else:
+        raise Refusal("files are deleted faster than they are copied: try again later")
+    with contextlib.closing(Index(own.database_url)) as copy:
+        copy.write(lambda db: copier.disown(db, copy))
+
+
+def write_manifest(own: Settings, moment: Index, copier: Copier) -> None:
+    """Write the hashes of a backup as `sha256sum -c` reads them; remove what has none."""
+    with open(own.database_dir / MANIFEST, "wb") as manifest:
+        for folder in copier.targets.values():
+            for path, _ in folder.walk(bool, []):
+                name = os.fsdecode(path)
+                found = moment.files.get(folder.name, name)
+                if found is None:  # left by a run that was interrupted
+                    folder.unlink(name)
+                    continue
+                sha256 = copier.others.get((folder.name, name), found[0].sha256)
+                place = os.path.relpath(f"{folder.path}/{name}", own.storage_dir)
+                manifest.write(format_hash(sha256, os.fsencode(place)))
+
+
+def format_hash(sha256: str, name: bytes) -> bytes:
+    r"""A line of sha256sum.
+
+    >>> format_hash("0a", b"a\nb")
+    b'\\0a  a\\nb\n'
+    """
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    mark = b"\\" if escaped != name else b""
+    return mark + sha256.encode() + b"  " + escaped + b"\n"
+
+
+def find_backup(settings: Settings, path: Path) -> Path:
+    """A backup, or the last one in a folder of them."""
+    if path.name.endswith(PARTIAL):
+        raise Refusal(f"{path} is not whole: its backup was interrupted")
+    if backup_settings(settings, path).database_url.exists():
+        return path
+    found = backups_in(path) if path.is_dir() else []
+    if not found:
+        raise Refusal(f"there is no backup in {path}")
+    return found[-1]
+
+
+def need_empty(settings: Settings) -> None:
+    for name in PLACES:
+        place: Path = getattr(settings, name)
+        folder = place.parent if name == "database_url" else place
+        if any(files for _, _, files in os.walk(folder)):
+            raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
+
+
+@command("restore", "bring a backup back into an empty STORAGE_DIR and verify it", "SOURCE")
+def restore(settings: Settings, source: str) -> int:
+    """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
+    own = backup_settings(settings, find_backup(settings, parse_path(source)))
+    place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
+    if not place.exists():
+        need_empty(settings)
+    make_folders(settings)
+    with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+        kept.copy_to(place)
+    with (
+        writing_to(str(place)), lock_data_dir(settings),
+        contextlib.closing(migrated(Index(place))) as index,
+    ):  # fmt: skip
+        progress = Progress(index.files.total_size(), silent=True)
+        folders = fillable_folders(settings)
+        copier = Copier(index, open_folders(own, index), folders, progress)
+        copier.copy_all(index)
+        copy_secrets(own, settings)
+        index.write(lambda db: copier.note_times(db, index))
+    os.sync()
+    place.rename(settings.database_url)
+    return verify(settings)
+
+
+# -- trash
+
+
+@contextlib.contextmanager
+def opened_app(settings: Settings) -> Iterator[App]:
+    """What handlers need, for a command that does what they do and signs nothing."""
+    names = [name for name, _, how in Settings.table() if how.secret]
+    blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
+    with opened_index(settings) as index:
+        yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
+
+
+@command("trash list", "list what is softly deleted", "", AS_JSON)
+def list_trash(settings: Settings, as_json: bool = False) -> None:
+    """The oldest first: kind, id, time, bytes, owner, name."""
+    with index_to_read(settings) as index:
+        found = index.trash.all()
+    values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
+    if as_json:
+        print(to_json(values))
+    for value in () if as_json else values:
+        order = ("kind", "id", "deleted_at", "size", "user_id", "name")
+        words = ["-" if value[name] is None else str(value[name]) for name in order]
+        print("\t".join(map(printable_line, words)))
+
+
+@command("trash restore", "bring back what is softly deleted, by the ids of the list", "ID...")
+def restore_trash(settings: Settings, *ids: str) -> None:
+    with opened_app(settings) as app:
+        unknown = [id for id in ids if not restore_trashed(app, id.lower())]
+    if unknown:
+        raise Refusal(f"not in the trash: {', '.join(unknown)}")
+
+
+@command(
+    "trash empty", "remove for good what is softly deleted", "",
+    Option("older_than", "DAYS", parse_days),
+)  # fmt: skip
+def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+    until = math.inf if older_than is None else time.time() - older_than * 86400
+    with opened_app(settings) as app:
+        removed = empty_trash(app, until)
+    print(f"{len(removed)} removed, {format_bytes(sum(item.size for item in removed))}")
 
 
 # -- The server's processes --------------------------------------------------------------
@@ -12956,6 +14019,9 @@ def serve(settings: Settings) -> None:
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    if app.index.get_meta("decoders") != thumbnails.description:
+        app.index.assets.retry_thumbnails()
+        app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     resumed = app.uploads.recover()
@@ -12975,6 +14041,7 @@ def run_server(
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
+    server.is_prompt = application.is_prompt
     server.on_error = application.on_error
     server.lifeline = lifeline
     handle_signals(server, app)
@@ -12983,12 +14050,18 @@ def run_server(
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
+    stopping = threading.Event()
+    emptying = threading.Thread(target=empty_trash_daily, args=(app, stopping), daemon=True)
     if number == 0:
         app.scanner.start(settings.rescan_interval)
-        threading.Thread(target=app.uploads.watch, daemon=True, name="expiry").start()
+        threading.Thread(target=app.uploads.watch, args=(stopping,), daemon=True).start()
+        if settings.trash_days:
+            emptying.start()
     server.serve_forever()
+    stopping.set()
     app.scanner.stop()
-    app.uploads.stop()
+    if emptying.is_alive():
+        emptying.join(SCANNER_STOP_SECONDS)
     thumbnails.stop()
     app.index.close()
 
