@@ -100,6 +100,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+    from typing import TextIO
 
     from PIL import Image
 
@@ -125,6 +126,9 @@ class SettingError(Exception):
         self.name = name
 
 
+WARNING_CHARACTERS = select.PIPE_BUF // 4  # written at once: so many are at most PIPE_BUF bytes
+
+
 def printable_line(text: str) -> str:
     r"""Text as one line of a log or a table can carry it.
 
@@ -135,10 +139,25 @@ def printable_line(text: str) -> str:
 
 
 def warn(message: str) -> None:
-    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full."""
+    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full.
+
+    Strangers cause such lines: a pipe that nobody empties must cost them, and not a thread.
+    """
+    line = f"mediaserver: {message}\n"
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"mediaserver: {message}\n")
-        sys.stderr.flush()
+        for start in range(0, len(line), WARNING_CHARACTERS):
+            if not is_writable(sys.stderr):
+                return
+            sys.stderr.write(line[start : start + WARNING_CHARACTERS])
+            sys.stderr.flush()
+
+
+def is_writable(stream: TextIO) -> bool:
+    """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, TypeError, ValueError):  # it has no descriptor
+        return True
 
 
 def parse_secret(text: str) -> str:
@@ -170,6 +189,17 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
         if not re.fullmatch(r"-?[0-9]{1,19}", digits) or not low <= int(digits) <= high:
             raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
         return int(digits)
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A parser of one of these words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return text.strip().lower()
 
     return parse
 
@@ -280,6 +310,10 @@ class Settings(NamedTuple):
         "HMAC secret of upload tokens, shared with the app that issues them"
     )
     token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
+    upload_tokens: str = setting(
+        "all", "which upload tokens are good: all, or scoped: those of token --scope alone",
+        one_of("all", "scoped"),
+    )  # fmt: skip
     auth_token: str = secret("static bearer token: the owner's key, every permission")
     upload_dir: Path = folder("where the images family keeps its files", "DATA/images")
     slugify_filenames: bool = flag(False, "store images under a slug of their name")
@@ -545,7 +579,7 @@ class HTTPError(Exception):
 class Problem(NamedTuple):
     """One thing that is wrong with one field; `type` is pydantic's word for it."""
 
-    where: str  # "query", "path" or "body"
+    where: str  # "query", "path" or "body"; "body/member" in the object that is a member of it
     field: str
     message: str  # ends with a full stop where it is the whole sentence for the client
     type: str = "value_error"
@@ -1012,18 +1046,83 @@ def verify_jwt(
     return verify_claims(payload, algorithm, now, leeway, token_type)
 
 
+# --- Scoped tokens: JSON Web Tokens of their own key for `?token=`
+
+SCOPES = frozenset({"upload", "delete", "read"})
+
+
+class Grant(NamedTuple):
+    """What a scoped token lets its bearer do, where, how much of it and until when."""
+
+    scopes: frozenset[str]
+    expires: float  # Unix seconds
+    path: str = "/"  # this path of a request, and what is below it
+    max_bytes: int | None = None  # of each file
+    uses: int | None = None  # requests that succeed
+    id: str = ""  # under which its uses are counted
+
+    def covers(self, scope: str, path: str) -> bool:
+        """Tell whether the token lets do this at a path without percent-encoding.
+
+        >>> [Grant(frozenset({"read"}), 0, "/a/").covers("read", p) for p in ("/a/b", "/a", "/ab")]
+        [True, True, False]
+        """
+        return scope in self.scopes and f"{path}/".startswith(f"{self.path.rstrip('/')}/")
+
+
+def scoped_key(secret: str) -> str:
+    """Return the HS256 key of scoped tokens: one that no other token is signed with."""
+    return derive_key(secret, "scoped tokens").hex()
+
+
+def sign_grant(grant: Grant, key: str) -> str:
+    """Return a scoped token; the key is what `scoped_key` makes of MEDIA_SERVER_SECRET."""
+    scopes = " ".join(sorted(grant.scopes))
+    limits = {"max_bytes": grant.max_bytes, "uses": grant.uses}
+    given = {name: value for name, value in limits.items() if value is not None}
+    about = {"scope": scopes, "path": grant.path, "exp": int(grant.expires), "jti": grant.id}
+    return sign_jwt({"token_type": "scoped", **about, **given}, key)
+
+
+def verify_grant(token: str, key: str, now: float) -> Grant:
+    """Return what a scoped token lets do, if it is ours and has not expired."""
+    algorithm, payload = verify_jws(token, _utf8(key), None)
+    claims = verify_claims(payload, algorithm, now, 0, "scoped")
+    scopes = frozenset(str(claims.get("scope")).split())
+    path, id = claims.get("path", "/"), claims.get("jti", "")
+    if not scopes or scopes - SCOPES:
+        raise TokenError(f"The token's scope is none of {', '.join(sorted(SCOPES))}.")
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise TokenError("The token's path is no path that begins with a slash.")
+    max_bytes, uses = (_limit_claim(claims, name) for name in ("max_bytes", "uses"))
+    if not isinstance(id, str) or (uses and not id):
+        raise TokenError("The token's jti, by which its uses are counted, is no text.")
+    return Grant(scopes, _time_claim(claims, "exp") or 0, path, max_bytes, uses, id)
+
+
+def _limit_claim(claims: Mapping[str, object], name: str) -> int | None:
+    """Return a claim that bounds something, None where it is absent."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+        raise TokenError(f"The token's {name} is no whole number above 0.")
+    return value
+
+
 # --- Principals and what they may do
 
 
 class Principal(NamedTuple):
     """Who makes a request."""
 
-    kind: str  # anonymous, uploader, token, owner, demo or view
+    kind: str  # anonymous, uploader, scoped, token, owner, demo or view
     user_id: int | None = None  # of an account, from HS256; 0 is the demo user
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
+    grant: Grant | None = None  # of a scoped token
 
 
 ANONYMOUS = Principal("anonymous")
@@ -1065,14 +1164,41 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
     return principal.is_admin or access.value[1] in principal.permissions
 
 
+def describe_credential(access: Access) -> str:
+    """Say what lets in to routes of this access.
+
+    >>> describe_credential(Access.WRITE)
+    'AUTH_TOKEN or a token with the permission media_store_write'
+    """
+    if access is Access.USER:
+        return "a user's access token (POST /api/auth/login/)"
+    if access is Access.BEARER:
+        return "AUTH_TOKEN or an access token"
+    if access is Access.TARGET:
+        return "AUTH_TOKEN or a token that may upload"
+    return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
+
+
+class CredentialMissing(HTTPError):
+    """A 401 that says which credential is needed and how it is sent."""
+
+    def __init__(self, access: Access) -> None:
+        uploads = access in {Access.UPLOAD, Access.TARGET}
+        other = ", or an upload token as ?token=…" if uploads else ""
+        detail = f"Send {describe_credential(access)} as Authorization: Bearer …{other}."
+        super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
 def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
     """Raise 401 for a missing credential and 403 for one that does not suffice."""
     if allows(access, principal, read_auth_enabled):
         return
     if principal == ANONYMOUS:
-        raise HTTPError(401, "A credential is needed.", {"WWW-Authenticate": "Bearer"})
-    needs = {Access.USER: "a user's access token", Access.BEARER: "a bearer token"}
-    need = needs.get(access, f"{access.value[0]} permission")
+        raise CredentialMissing(access)
+    if principal.grant:
+        scopes, path = ", ".join(sorted(principal.grant.scopes)), principal.grant.path
+        raise HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
+    need = describe_credential(access)
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
@@ -1082,7 +1208,7 @@ class Keys:
     # Not a tuple: its repr would show the secrets.
     def __init__(
         self, auth_disabled: bool, auth_token: str, jwt_key: str, public_key: PublicKey | None,
-        upload_secret: str, upload_lifetime: int,
+        upload_secret: str, upload_lifetime: int, unscoped: bool = True,
     ) -> None:  # fmt: skip
         if not all(secret.strip() for secret in (auth_token, jwt_key, upload_secret)):
             raise ValueError("a secret is blank")
@@ -1092,6 +1218,8 @@ class Keys:
         self.public_key = public_key
         self.upload_secret = upload_secret
         self.upload_lifetime = upload_lifetime
+        self.unscoped = unscoped  # whether upload tokens without a scope are good
+        self.scoped_key = scoped_key(upload_secret)
         # Another secret, or the end of demo mode, ends what either of them let in
         self.view_key = derive_key(
             json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
@@ -1214,6 +1342,29 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     return ANONYMOUS
 
 
+def _query_token_principal(token: str, keys: Keys, now: float) -> Principal:
+    """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
+    if token.count(".") == 2:
+        return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
+    verify_upload_token(token, keys.upload_secret, now, keys.upload_lifetime)
+    if not keys.unscoped:
+        raise TokenError("Only upload tokens with a scope are good here (UPLOAD_TOKENS).")
+    return UPLOADER
+
+
+def narrow(principal: Principal, method: str, path: str) -> Principal:
+    """Return the principal with what its scoped token, if it has one, lets do with this request.
+
+    `path` is without percent-encoding.
+    """
+    grant = principal.grant
+    if grant is None:
+        return principal
+    changes = grant.covers("delete" if method == "DELETE" else "upload", path)
+    permissions = frozenset({READ_PERMISSION} if grant.covers("read", path) else ())
+    return Principal("uploader" if changes else "scoped", permissions=permissions, grant=grant)
+
+
 def find_principal(
     authorization: str | None, upload_token: str | None, keys: Keys, now: float,
     cache: TokenCache | None = None, cookies: str = "",
@@ -1229,14 +1380,15 @@ def find_principal(
         return DEMO
     try:
         bearer = parse_bearer(authorization)
+        uploader = None
         if upload_token is not None:
-            verify_upload_token(upload_token, keys.upload_secret, now, keys.upload_lifetime)
+            uploader = _query_token_principal(upload_token, keys, now)
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
         raise Unauthorized(error) from None
-    if upload_token is not None:
-        return UPLOADER
+    if uploader is not None:
+        return uploader
     return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
 
 
@@ -2568,6 +2720,14 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
     )
 )
 
+TOKENS_SCHEMA = """
+CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
+    id TEXT PRIMARY KEY,    -- the token's jti
+    used INTEGER NOT NULL,  -- requests that succeeded, and those under way
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
 STORED_MEDIA_SCHEMA = """
 CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
 """
@@ -2592,7 +2752,7 @@ CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA,
 )  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
@@ -2810,6 +2970,7 @@ class Index:
         self.users = Users(self)
         self.sessions = Sessions(self)
         self.failures = Failures(self)
+        self.token_uses = TokenUses(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
@@ -3382,6 +3543,28 @@ class Sessions(Subject):
 
 FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
 CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
+
+
+class TokenUses(Subject):
+    """How often scoped tokens that are good for some uses were used."""
+
+    def take(self, grant: Grant, now: float) -> bool:
+        """Count a use; whether there was one left."""
+
+        def apply(db: Database) -> bool:
+            db.execute("DELETE FROM token_use WHERE expires_at < ?", (now,))
+            sql = (
+                "INSERT INTO token_use VALUES (?, 1, ?)"
+                " ON CONFLICT (id) DO UPDATE SET used = used + 1 WHERE used < ?"
+            )
+            return db.execute(sql, (grant.id, grant.expires, grant.uses)).rowcount == 1
+
+        return self._index.write(apply)
+
+    def give_back(self, grant: Grant) -> None:
+        """Count a use less: the request failed."""
+        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
+        self._index.write(lambda db: db.execute(sql, (grant.id,)))
 
 
 class Failures(Subject):
@@ -5853,6 +6036,7 @@ SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
+MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
 LOOK_SECONDS = 0.5  # a look at a folder that takes longer has met a disk that does not answer
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
@@ -5985,8 +6169,11 @@ class Scanner:
             return True
         start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
         self.progress.set(start)
+        began = time.monotonic()
         whole = [self._scan_folder(folder) for folder in self._folders.values()]
         now = self.progress.get()
+        problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
+        warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
         self.progress.set(now._replace(running=False, finished_at=time.time()))
         return all(whole)
 
@@ -6000,17 +6187,19 @@ class Scanner:
         unreadable: list[bytes] = []
         new, gone, unchanged = self._compare(folder, unreadable)
         self._advance(unchanged, unchanged + len(new), len(unreadable))
-        failed = 0
+        failed, names = 0, [os.fsdecode(path) for path in unreadable]
         for start in range(0, len(new), SCAN_BATCH):
             if self._stopping:
                 return True
             batch = new[start : start + SCAN_BATCH]
-            missed = self._add([os.fsdecode(path) for path in batch], folder)
+            missed = self._add([os.fsdecode(path) for path in batch], folder, names)
             failed += missed
             self._advance(len(batch), 0, missed)
             self._fresh.set()
-        if unreadable or failed:
-            warn(f"{len(unreadable) + failed} files or folders in {folder.path} cannot be read")
+        if names:
+            more = ["…"] if len(names) > MAX_NAMED else []
+            listed = ", ".join([*names[:MAX_NAMED], *more])
+            warn(f"cannot read in {folder.path}: {printable_line(listed)[:MAX_NAMES_LENGTH]}")
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
@@ -6065,11 +6254,11 @@ class Scanner:
         gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, gone, unchanged
 
-    def _add(self, paths: Sequence[str], folder: Folder) -> int:
-        """Read files and put them into the index; how many could not be."""
+    def _add(self, paths: Sequence[str], folder: Folder, unreadable: list[str]) -> int:
+        """Read files and put them into the index; how many could not be, which are named."""
         from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
-        now, failed = time.time(), []
+        now, failed = time.time(), list[str]()
 
         def read(path: str) -> Located | None:
             try:
@@ -6080,6 +6269,7 @@ class Scanner:
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             found = list(filter(None, pool.map(read, paths)))
+        unreadable += failed
         return len(failed) + self._put_each(found)
 
     def _put_each(self, found: Sequence[Located]) -> int:
@@ -8390,7 +8580,7 @@ class Upload(NamedTuple):
 class BodySpec(NamedTuple):
     """What a body may be and carry."""
 
-    kinds: tuple[str, ...]  # of "json", "form", "multipart"
+    kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
@@ -8989,6 +9179,7 @@ class App:
             public_key=read_public_key(settings),
             upload_secret=settings.media_server_secret,
             upload_lifetime=settings.token_expiry_seconds,
+            unscoped=settings.upload_tokens == "all",
         )
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
@@ -9081,6 +9272,7 @@ class Request:
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
+        self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
         self.interim: list[tuple[str, str]] = []  # fields of a 104
         self.answer_headers: tuple[tuple[str, str], ...] = ()  # whatever the answer is
@@ -9148,6 +9340,9 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 # -- Reading fields ----------------------------------------------------------------------
 
 
+MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
+
+
 class Unfit(Exception):
     """A value is not what its field takes; its arguments are a Problem's from `message` on."""
 
@@ -9161,6 +9356,9 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
     if value is None and item.nullable:
         return None
     try:
+        if item.choices and value not in item.choices and value is not None:
+            shown = str(value)[:MAX_SHOWN_CHARACTERS]
+            raise Unfit(f'"{shown}" is not a valid choice', "choice")
         if item.type == "boolean":
             return parse_flag(value)
         if item.type == "integer":
@@ -9177,8 +9375,9 @@ def parse_string(value: Any, numbers: bool) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise Unfit("has a character that is not allowed", "string_unicode")
+    for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
+        if any(first <= character <= last for character in value):
+            raise Unfit(f"{name} characters are not allowed.", "string_unicode")
     return value
 
 
@@ -9186,8 +9385,6 @@ def check_text(item: Field, text: str) -> str:
     shortest, longest = item.shortest, item.longest
     if not text and item.blank == "refused":
         raise Unfit("may not be blank", "blank")
-    if item.choices and text not in item.choices:
-        raise Unfit(f'"{text}" is not a valid choice', "choice")
     if longest is not None and len(text) > longest:
         raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
     if len(text) < shortest:
@@ -9199,8 +9396,8 @@ def parse_integer(value: Any) -> int:
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
-        if re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
-            return int(value)
+        if match := re.fullmatch(r"\s*([+-]?[0-9]{1,999})(?:\.0*)?\s*", value, re.ASCII):
+            return int(match[1])
     elif isinstance(value, float):
         problem = "int_from_float"
         if value.is_integer():
@@ -9236,17 +9433,6 @@ def parse_flag(value: Any) -> bool:
     return parsed
 
 
-def parse_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """The declared fields among `values`; raises Invalid with all that is wrong with them."""
-    problems: list[Problem] = []
-    parsed = collect_declared(declared, values, where, problems)
-    if problems:
-        raise Invalid(*problems)
-    return parsed
-
-
 def collect_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[Problem],
     has_upload: bool = False,
@@ -9269,6 +9455,13 @@ def collect_declared(
     return parsed
 
 
+BODY_TYPES = {
+    "json": JSON_TYPE,
+    "form": "application/x-www-form-urlencoded",
+    "multipart": "multipart/form-data",
+}
+# What clients say of a body that is a file: nothing (`curl -T`), or a type, which is not believed
+FILE_TYPES = re.compile(r"|(application|binary)/octet-stream|(image|video|audio)/.*")
 UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
 
 
@@ -9295,7 +9488,8 @@ def open_body(
     head, headers = request.head, request.headers
     unsized = head.content_length is None and not head.chunked
     if unsized and not spec.reader and (spec.upload or "content-type" in headers):
-        raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
+        how = "with Content-Length or Transfer-Encoding: chunked"
+        raise HTTPError(411, f"Send {body_in_words(spec)}, {how}.")
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
@@ -9310,9 +9504,23 @@ def open_body(
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         return TextBody(head, parse_urlencoded)
     if is_json and "json" in spec.kinds:
-        return TextBody(head, lambda text: unwrap(parse_json_object(text), spec.wrapper))
+        return TextBody(head, parse_json_object)
+    if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
+        return FileBody(request, spec.upload)
     what = media_type or "a body without Content-Type"
-    raise HTTPError(415, f"This endpoint does not read {what}.")
+    raise HTTPError(415, f"This endpoint does not read {what}. Send {body_in_words(spec)}.")
+
+
+def body_in_words(spec: BodySpec) -> str:
+    """What an endpoint reads, in words.
+
+    >>> body_in_words(BodySpec(("multipart", "file"), upload=Upload("library", "")))
+    'multipart/form-data with the file in its field "file" or the file itself as the body'
+    """
+    kinds = [BODY_TYPES.get(kind, "the file itself as the body") for kind in spec.kinds]
+    if spec.upload:
+        kinds[spec.kinds.index("multipart")] += f' with the file in its field "{spec.upload.name}"'
+    return " or ".join(kinds)
 
 
 class TextBody:
@@ -9325,7 +9533,7 @@ class TextBody:
 
     def _check(self, length: int) -> None:
         if length > MAX_TEXT_BYTES:
-            raise HTTPError(413, f"The body is larger than {MAX_TEXT_BYTES} bytes.")
+            raise HTTPError(413, f"The body is larger than {format_size(MAX_TEXT_BYTES)}.")
 
     def feed(self, piece: memoryview) -> None:
         self._content += piece
@@ -9349,10 +9557,13 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     """The fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[Problem] = []
     if spec.upload and spec.upload.required and request.upload is None:
-        message = "is required: send one file as multipart/form-data"
+        message = f"is required: send {body_in_words(spec)}"
         problems.append(Problem("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
-    fields = collect_declared(spec.fields, values, "body", problems, has_upload)
+    where = "body"
+    if spec.wrapper and spec.wrapper in values:
+        values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
+    fields = collect_declared(spec.fields, values, where, problems, has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
         problems += [each for each in spec.check(request, fields) if each.field not in known]
@@ -9372,15 +9583,16 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
     if not isinstance(value, dict):
-        raise Invalid(Problem("body", "", "must be a JSON object", "dict_type"))
+        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        raise Invalid(Problem("body", "", message, "dict_type"))
     return value
 
 
-def unwrap(value: dict[str, Any], wrapper: str) -> dict[str, Any]:
-    """The object that a JSON object's `wrapper` holds, or the object itself."""
-    inner = value.get(wrapper, value)
+def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
+    """The object that is the member `wrapper` of a JSON object."""
+    inner = values[wrapper]
     if not isinstance(inner, dict):
-        raise Invalid(Problem("body", wrapper, "must be an object", "dict_type"))
+        raise Invalid(Problem("body", wrapper, "must be an object", "model_attributes_type"))
     return inner
 
 
@@ -9426,7 +9638,7 @@ class FormBody:
             return
         self._text_bytes += len(data)
         if self._text_bytes > MAX_TEXT_BYTES:
-            detail = f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
+            detail = f"The text fields are larger than {format_size(MAX_TEXT_BYTES)} together."
             raise HTTPError(413, detail)
         self._text += data
 
@@ -9457,18 +9669,62 @@ class FormBody:
             self._receiving = None
 
 
+class FileBody:
+    """A body that is the file itself, as `curl -T` sends it.
+
+    Its name is the last of the URL's path, with the extension of its content.
+    """
+
+    def __init__(self, request: Request, upload: Upload) -> None:
+        limit = upload_limit(request, upload)
+        if (request.head.content_length or 0) > limit.size:
+            raise HTTPError(413, limit.sentence)
+        self._request = request
+        self._receiving = begin_upload(request, upload, "", limit)
+
+    def feed(self, piece: memoryview) -> None:
+        self._receiving.feed(piece)
+
+    def pause(self) -> None:
+        self._receiving.pause()
+
+    def finish(self) -> Mapping[str, Any]:
+        path, incoming = self._request.head.path, self._receiving.finish()
+        extension = incoming.facts.extension if incoming.facts else "bin"
+        incoming.filename = f"{posixpath.basename(unquote(path.rstrip('/')))}.{extension}"
+        self._request.upload = incoming
+        return {}
+
+    def discard(self) -> None:
+        self._receiving.discard()
+
+
 def upload_limit(request: Request, upload: Upload | None) -> Limit:
-    """What the file of a body may have, by its setting and by what there is room for."""
-    settings = request.app.settings
+    """What the file of a body may have: by its setting, its token and what there is room for."""
+    settings, grant = request.app.settings, request.principal.grant
     size: int = getattr(settings, upload.limit) if upload else 0
+    setting = upload.limit.upper() if upload else ""
+    limits = [Limit(size, f"The file is larger than {format_size(size)} ({setting}).")]
+    if grant and grant.max_bytes:
+        lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
+        limits.append(Limit(grant.max_bytes, f"The file is larger than {lets}."))
     if request.room < size:
-        return Limit(request.room, quota_sentence(settings, request.room))
-    return Limit(size, f"The file is larger than {size} bytes.")
+        limits.append(Limit(request.room, quota_sentence(settings, request.room)))
+    return min(limits)
 
 
 def quota_sentence(settings: Settings, room: int) -> str:
     quota = f"Your account may store {settings.user_quota_bytes} bytes (USER_QUOTA_BYTES)"
     return f"{quota}; {room} of them are left."
+
+
+def format_size(size: int) -> str:
+    """Bytes for a person.
+
+    >>> format_size(10485760), format_size(1000)
+    ('10 MB', '1000 bytes')
+    """
+    return f"{size / 2**20:.4g} MB" if size >= 2**20 else f"{size} bytes"
 
 
 def decode_field(name: str, text: bytes | bytearray) -> str:
@@ -9479,7 +9735,7 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
 
 
 def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Receiving:
-    """Open a file for what a form holds; an error if the file's name alone refuses it."""
+    """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
     if filename:
@@ -9694,6 +9950,23 @@ def complete_headers(response: Response) -> None:
         response.headers.append(("Cache-Control", "no-store"))
 
 
+REFUSALS = frozenset({401, 403, 429})
+MAX_LOGGED_PATH = 200  # characters
+
+
+def log_refusal(request: Request, error: HTTPError) -> None:
+    """Tell the owner of a credential or a login that is refused: README.md's filter counts them.
+
+    No credential is no attack, and what a query holds is no log's business.
+    """
+    if error.status not in REFUSALS or isinstance(error, CredentialMissing):
+        return
+    principal, path = request.principal, request.head.path[:MAX_LOGGED_PATH]
+    who = principal.kind if principal.user_id is None else f"user:{principal.user_id}"
+    about = f"{request.client} {who} {request.head.method} {path}: {error.status} {error.detail}"
+    warn(f"refused {printable_line(about)}")
+
+
 class Application:
     """Requests in, answers out."""
 
@@ -9726,9 +9999,28 @@ class Application:
         return outcome
 
     def refuse(self, request: Request, error: Exception) -> Response:
-        response = error_response(as_http_error(error), request.family)
+        problem = as_http_error(error)
+        log_refusal(request, problem)
+        self.give_back_use(request)
+        response = error_response(problem, request.family)
         self.finish(request.head, response, request.answer_headers)
         return response
+
+    def take_use(self, request: Request, item: Route) -> None:
+        """Count a use of a scoped token that is good for so many requests; 401 after them."""
+        grant = request.principal.grant
+        goes_on = item.access is Access.TARGET and item.method != "POST"
+        if grant and grant.uses and item.access is not Access.OPEN and not goes_on:
+            if not self.app.index.token_uses.take(grant, time.time()):
+                raise Unauthorized(TokenError("The token was used as often as it may be."))
+            request.counted = grant
+
+    def give_back_use(self, request: Request) -> None:
+        """Count no use of a scoped token for a request that comes to nothing."""
+        if request.counted:
+            with contextlib.suppress(sqlite3.Error):
+                self.app.index.token_uses.give_back(request.counted)
+            request.counted = None
 
     def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
@@ -9749,16 +10041,21 @@ class Application:
         item, parameters = self.choose(head, found)
         request.family, request.answer_headers = item.family, item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
-        parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
+        self.take_use(request, item)
+        problems: list[Problem] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise Invalid(*problems)
+        parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
-        request.query = parse_declared(item.query, dict(request.pairs), "query")
         if item.body is not None:
             body = open_body(request, item.body, parameters)
             if body is not None:
                 return Accepted(self, request, item, parameters, body)
             if item.body.wrapper:
-                raise Invalid(Problem("body", "", "is required", "missing"))
+                raise Invalid(Problem("body", item.body.wrapper, "is required", "missing"))
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
@@ -9792,7 +10089,7 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
-        request.principal = principal
+        request.principal = narrow(principal, request.head.method, unquote(request.head.path))
 
     def answer_options(
         self, request: Request, found: Mapping[str, tuple[Route, dict[str, str]]]
@@ -9924,6 +10221,7 @@ class Accepted:
         if upload is not None:
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
+        request.counted = None  # it was worth its use
         return response
 
     def refuse(self, error: HTTPError) -> Response:
@@ -9931,6 +10229,7 @@ class Accepted:
         return self._application.refuse(self._request, error)
 
     def abandon(self) -> None:
+        self._application.give_back_use(self._request)
         with contextlib.suppress(OSError):  # what stays in `.incoming/` goes at the next start
             self._body.discard()
             if self._request.upload is not None:
@@ -10023,6 +10322,7 @@ FASTAPI_MESSAGES = {
     "string_unicode": "Input should be a valid string,"
     " unable to parse raw data as a unicode string",
     "dict_type": "Input should be a valid dictionary",
+    "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
     "greater_than_equal": "Input should be greater than or equal to {0}",
     "less_than_equal": "Input should be less than or equal to {0}",
     "value_error": "Value error, {1}",
@@ -10035,7 +10335,6 @@ DJANGO_MESSAGES = {
     "int_type": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
     "bool_type": "Must be a valid boolean.",
-    "dict_type": "Invalid data. Expected a dictionary.",
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -10064,8 +10363,8 @@ def error_response(error: HTTPError, family: str) -> Response:
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
     sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
     message = sentence.format(problem.limit, problem.message)
-    location = [problem.where, problem.field] if problem.field else [problem.where]
-    return {"loc": location, "msg": message, "type": problem.type}
+    location = [*problem.where.split("/"), problem.field]
+    return {"loc": [name for name in location if name], "msg": message, "type": problem.type}
 
 
 def django_message(problem: Problem) -> str:
@@ -10230,6 +10529,7 @@ def remove_for_good(
     return result
 
 
+NOT_MEDIA = "The file is no image, video or audio."
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
@@ -10237,6 +10537,8 @@ def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
     allowed = ", ".join(sorted(extensions))
+    if not incoming.size:
+        raise HTTPError(400, "The file is empty.")
     if facts is None:
         raise HTTPError(400, f"The file's content is none of: {allowed}.")
     if facts.extension not in extensions:
@@ -10277,10 +10579,13 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
        {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
        is_target=True)  # fmt: skip
+@route("PUT", "/upload", UPLOAD, "media", "Upload a public image, as curl -T does",
+       {201: "url, filename, size, content_type, sha256"},
+       body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     incoming = uploaded(request)
-    extension = check_extension(incoming.filename, MEDIA_NAMES)
     facts = check_type(incoming, MEDIA_TYPES)
+    extension = check_extension(incoming.filename, MEDIA_NAMES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
@@ -10428,7 +10733,7 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
+LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_upload_bytes"))
 
 
 def library_name(wanted: str, filename: str) -> str:
@@ -10440,13 +10745,14 @@ def library_name(wanted: str, filename: str) -> str:
     raise HTTPError(400, "The file needs a name.")
 
 
-@route("PUT", "/image/{filename}", UPLOAD, "library", "Upload an image into the folder",
+@route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
+       "Upload an image into the folder",
        {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
        body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
-def put_image(app: App, request: Request, filename: str) -> Response:
+def put_image(app: App, request: Request, filename: str = "") -> Response:
     incoming = uploaded(request)
-    name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
+    name = library_name(filename, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     twin = find_twin(app, incoming.sha256, "library") if readable else None
     known = twin and twin[0].path
@@ -10586,7 +10892,7 @@ LOGIN = BodySpec(ANY_BODY, (
     name_field("email", MAX_EMAIL_LENGTH, blank="null"),
     password_field("password"),
 ), check=check_login_form)  # fmt: skip
-REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
+REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
 PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
 
@@ -10869,7 +11175,7 @@ MEDIA_FIELDS = (
 def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
     if request.upload and request.upload.facts is None:
-        yield Problem("body", "file", "The file is no image, video or audio.")
+        yield Problem("body", "file", NOT_MEDIA if request.upload.size else "The file is empty.")
     elif request.upload and request.upload.facts:
         yield from kind_problems(values, request.upload.facts.kind)
 
@@ -11206,7 +11512,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 # -- entities: versioned media entities --------------------------------------------------
 
-NO_ENTITY = "There is no entity {}, or not in that version."
+NO_ENTITY = "There is no entity {}."
 ENTITY_ID = (Field("id", "integer"),)
 ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
 ENTITY_TEXTS = (
@@ -11350,7 +11656,8 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
 def find_entity(
     app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
-    return existing(app.index.entities.get(id, version, db), NO_ENTITY.format(id))
+    missing = NO_ENTITY.format(id if version is None else f"{id} with a version {version}")
+    return existing(app.index.entities.get(id, version, db), missing)
 
 
 def save_entity(
@@ -11389,7 +11696,7 @@ def check_entity(
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
-        raise HTTPError(400, "The file's content is no image, video or audio.")
+        raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
     if entity.parent_id is not None:
         check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
@@ -11979,11 +12286,6 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "version, transaction_id and the Item's fields of each": "Item[]",
     }.items()},
 }  # fmt: skip
-BODY_TYPES = {
-    "json": JSON_TYPE,
-    "form": "application/x-www-form-urlencoded",
-    "multipart": "multipart/form-data",
-}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -12084,6 +12386,9 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
     if spec.reader:
         content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
+        if kind == "file":
+            content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
+            continue
         fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
         required = [
             field.name for field in spec.fields
@@ -14499,7 +14804,7 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
     found = find_command(words)
-    if not found and "storage_dir" not in options and words and os.path.isdir(words[-1]):
+    if not found and "storage_dir" not in options and words and parse_path(words[-1]).is_dir():
         options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
         found = find_command(words)
     if found is None:
@@ -14578,21 +14883,67 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a")
+    file = io.FileIO(settings.database_dir / "lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        problem = f"another mediaserver is running on {settings.database_dir}"
+        process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+        stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
+        problem = f"another mediaserver is running on {settings.database_dir}{stop}"
         raise SettingError("DATABASE_DIR", problem) from None
+    with contextlib.suppress(OSError):  # of a full disk: who is refused is told less
+        file.truncate(0)
+        file.write(b"%d\n" % os.getpid())
     return file
 
 
-@command("token", "print a fresh upload token")
-def print_token(settings: Settings) -> None:
+def parse_scopes(text: str) -> frozenset[str]:
+    scopes = frozenset(re.split(r"[\s,]+", text.strip()))
+    if scopes - SCOPES:
+        raise ValueError(f"{text!r} is none of {', '.join(sorted(SCOPES))}, or some with commas")
+    return scopes
+
+
+def parse_url_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is no path of a URL: it begins with a slash")
+    return text
+
+
+def parse_duration(text: str) -> int:
+    """Seconds, or minutes, hours, days or weeks with their letter.
+
+    >>> parse_duration("90"), parse_duration("2h")
+    (90, 7200)
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no time such as 90 (seconds), 30m, 12h, 7d or 2w")
+    return int(match[1]) * units[match[2] or "s"]
+
+
+@command(
+    "token", "print a fresh upload token, or one for less", "",
+    Option("scope", "upload|delete|read", parse_scopes), Option("path", "PATH", parse_url_path),
+    Option("max_bytes", "N", whole_number(1, MAX_BYTES)),
+    Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
+)  # fmt: skip
+def print_token(
+    settings: Settings, scope: Set[str] | None = None, expires: int | None = None,
+    **limits: Any,
+) -> None:  # fmt: skip
+    """Print `TS.SIG` of the document; with any option, or if that is off, a scoped token."""
     if not settings.media_server_secret:
         need_folders(settings)
         settings, _ = with_secrets(settings)
-    print(sign_upload_token(settings.media_server_secret, time.time()))
+    secret, now = settings.media_server_secret, time.time()
+    if settings.upload_tokens == "all" and not (scope or expires or limits):
+        print(sign_upload_token(secret, now))
+        return
+    end, id = now + (expires or settings.token_expiry_seconds), secrets.token_urlsafe(12)
+    grant = Grant(frozenset(scope or {"upload"}), end, id=id, **limits)
+    print(sign_grant(grant, scoped_key(secret)))
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
@@ -14645,12 +14996,12 @@ def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[s
 
 
 @command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
-def grant(settings: Settings, name: str, *words: str) -> None:
+def grant_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(words), set())
 
 
 @command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
-def revoke(settings: Settings, name: str, *words: str) -> None:
+def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(), set(words))
 
 
@@ -15466,6 +15817,12 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
         os._exit(status)
 
 
+LISTEN_HINTS: Mapping[int | None, str] = {
+    errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
+    errno.EACCES: "ports below 1024 are root's: give another --port",
+}
+
+
 @command("serve", "run the server (the default)")
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
@@ -15482,7 +15839,8 @@ def serve(settings: Settings) -> None:
     try:
         listener = open_listener(settings.host, settings.port)
     except OSError as error:
-        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
+        hint = LISTEN_HINTS.get(error.errno, "give an address of this machine as --host")
+        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -15608,12 +15966,35 @@ def announce(
         warn("another program's tokens are good here only with the same secret")
     if settings.auth_disabled:
         warn("AUTH_DISABLED is on: everyone may do everything")
-    folder = shlex.quote(str(settings.storage_dir))
-    program = serve.__code__.co_filename  # also where bytecode is run
-    token = f"python3 {shlex.quote(program)} token --storage_dir {folder}"
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
+    else:
+        token = token_command(settings)
+        known = "MEDIA_SERVER_SECRET" in generated or is_in_dotenv(settings.media_server_secret)
+        if not known:
+            warn("in another shell, set MEDIA_SERVER_SECRET as it is set here; then")
     warn(f'upload a picture: curl -F file=@photo.jpg "{places[0]}upload?token=$({token})"')
+
+
+def is_in_dotenv(secret: str) -> bool:
+    """Whether commands in this folder find the secret of upload tokens in its `.env`."""
+    return read_dotenv(Path(".env"), {}).get("MEDIA_SERVER_SECRET") == secret
+
+
+def token_command(settings: Settings) -> str:
+    """The command that prints an upload token, as any shell and any folder can run it."""
+    program = os.path.abspath(serve.__code__.co_filename)  # also where bytecode is run
+    words = ["python3", program, "token"]
+    words += ["--scope", "upload"] if settings.upload_tokens == "scoped" else []
+    usual = load_settings({"storage_dir": str(settings.storage_dir)}, {}, {})
+    for name in PLACES:
+        if name == "storage_dir" or getattr(settings, name) != getattr(usual, name):
+            scheme = "sqlite:///" if name == "database_url" else ""
+            words += [f"--{name}", f"{scheme}{getattr(settings, name)}"]
+    command = shlex.join(words)
+    if is_in_dotenv(settings.media_server_secret):
+        return f"cd {shlex.quote(os.getcwd())} && {command}"
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -62,8 +62,8 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "chromedriver", "chromium", "curl", "ffmpeg", "nginx", "node", "openssl", "setfacl",
-    "shellcheck", "systemd-analyze", "unshare",
+    "aria2c", "caddy", "chromedriver", "chromium", "curl", "ffmpeg", "haproxy", "nginx", "node",
+    "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -532,7 +532,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
         bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
     }  # fmt: skip
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
-    special |= {"cors_allow_origins": "http://x", "reserve_bytes": "7"}
+    special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -591,7 +591,8 @@ def test_python_dotenv_reads_dotenv_like_us(text):
     ("name", "value"),
     [
         ("PORT", "x"), ("PORT", "65536"), ("PORT", "-1"), ("RESCAN_INTERVAL", "-1"),
-        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("TOKEN_EXPIRY_SECONDS", "1.5"),
+        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("UPLOAD_TOKENS", "none"),
+        ("TOKEN_EXPIRY_SECONDS", "1.5"),
         ("TOKEN_EXPIRY_SECONDS", "0"), ("MAX_UPLOAD_BYTES", "10 MB"), ("MAX_MEDIA_BYTES", "-5"),
         ("MAX_MEDIA_BYTES", "9" * 5000), ("JWT_ACCESS_TOKEN_LIFETIME_MINUTES", "\u0663"),
         ("JWT_REFRESH_TOKEN_LIFETIME_DAYS", "one"), ("SLUGIFY_FILENAMES", "maybe"),
@@ -653,10 +654,14 @@ def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment
     assert "Traceback" not in ended.stderr
 
 
-def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(settings_of, capsys):
+def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(
+    settings_of, capsys, monkeypatch
+):
     Path("Pictures").mkdir()
     assert settings_of("Pictures").storage_dir == Path("Pictures").absolute()
     assert settings_of("Pictures", "--port", "0").port == 0
+    monkeypatch.setenv("HOME", os.getcwd())
+    assert settings_of("~/Pictures").storage_dir == Path("Pictures").absolute()
     for words in (["Picture"], ["Pictures", "Pictures"], ["user"], ["user", "grant", "x"]):
         with pytest.raises(SystemExit) as caught:
             settings_of(*words)
@@ -797,7 +802,8 @@ def test_a_second_server_on_the_same_data_exits_2_and_a_crash_blocks_no_start(st
     first = start()
     second = run_program("--storage_dir", first.storage, "--port", 0, cwd=tmp_path, **SECRETS)
     assert second.returncode == 2
-    assert "another mediaserver" in second.stderr
+    assert f"another mediaserver is running on {first.data}" in second.stderr
+    assert f"kill {first.process.pid}\n" in second.stderr
     assert "listening" not in second.stderr
     content = png()
     url = first.upload(content).json["url"]
@@ -1477,6 +1483,38 @@ def test_the_token_command_and_curl_upload_the_first_picture(start, tmp_path):
     assert running.get(urlsplit(made["url"]).path).body == (tmp_path / "photo.jpg").read_bytes()
 
 
+@pytest.mark.parametrize("where", ["generated", "environment", "dotenv"])
+def test_the_command_that_the_start_prints_uploads_from_any_other_shell(
+    tmp_path, monkeypatch, where
+):
+    home, elsewhere = tmp_path / "it's home", tmp_path / "else where"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+    (elsewhere / "photo.jpg").write_bytes(jpeg())
+    secret = SECRETS["MEDIA_SERVER_SECRET"]
+    if where != "environment":
+        monkeypatch.delitem(SECRETS, "MEDIA_SERVER_SECRET")
+    if where == "dotenv":
+        (home / ".env").write_text(f"MEDIA_SERVER_SECRET='{secret}'\nUPLOAD_DIR=box\n")
+    options = ["--database_dir", str(home / "$data"), "--database_url", "sqlite:///of index.db"]
+    with Server(tmp_path / "pictures", *options, cwd=str(home)) as running:
+        pattern = re.compile("^mediaserver: upload a picture: (.*)\n", re.M)
+        command = wait_until(lambda: pattern.search(running.log), "the first upload")[1]
+        needs = [line for line in running.log.splitlines() if "another shell" in line]
+        other = dict(BARE_ENVIRONMENT)
+        if where == "environment":
+            assert "MEDIA_SERVER_SECRET" in needs.pop()
+            other["MEDIA_SERVER_SECRET"] = secret
+        assert not needs
+        need("curl")
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=elsewhere, env=other, capture_output=True, check=True
+        )
+        assert json.loads(done.stdout)["content_type"] == "image/jpeg"
+        made = {path.name for path in running.data.parent.iterdir()}
+        assert made == {"media", ".incoming"}, "the command made no folder of its own"
+
+
 def run_copy(program: Path, *arguments: str) -> str:
     """What a copy of the program prints, run as a user runs it, bytecode and all."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -1525,6 +1563,72 @@ def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, 
         assert made.status == 201
 
 
+MISSING_CREDENTIALS = [
+    ("POST", "/upload", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer", "?token="]),
+    ("POST", "/upload-image", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer"]),
+    ("GET", "/metrics", ["AUTH_TOKEN", "media_store_read", "Authorization: Bearer"]),
+    ("GET", "/api/auth/profile/", ["access token", "/api/auth/login/", "Authorization: Bearer"]),
+    ("POST", "/session", ["AUTH_TOKEN", "access token", "Authorization: Bearer"]),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "words"), MISSING_CREDENTIALS)
+def test_who_has_no_credential_is_told_which_is_needed_and_how_it_is_sent(
+    server, method, path, words
+):
+    answer = server.request(method, path)
+    assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert all(word in answer.json["detail"] for word in words), answer.json
+    if "media_store" in answer.json["detail"]:
+        refused = server.request(method, path, headers=bearer())
+        assert refused.status == 403
+        assert words[1] in refused.json["detail"]
+
+
+REFUSED = [
+    ("POST", "/upload?token=1.x", {}, "127.0.0.1 anonymous POST /upload: 401 ", True),
+    ("GET", "/expired", {"Authorization": "Bearer x"}, "anonymous GET /expired: 401 ", True),
+    ("GET", "/list?x=secret", bearer(exp=1), "anonymous GET /list: 401 ", False),  # expired
+    ("GET", "/metrics", bearer(), "127.0.0.1 user:7 GET /metrics: 403 ", False),
+    ("POST", "/session?token=" + upload_token(), {}, "uploader POST /session: 403 ", False),
+    ("POST", "/api/auth/login/", {}, "anonymous POST /api/auth/login/: 401 ", True),
+    ("GET", "/%1b[2Jx", {"Authorization": "Bearer y"}, "anonymous GET /%1b[2Jx: 401", True),
+]
+
+
+def test_refused_credentials_are_lines_of_the_log_as_the_readme_s_filter_counts_them(start):
+    running, readme = start(), (HERE / "README.md").read_text("utf-8")
+    running.scanned()
+    rules = re.findall(r"^ +(failregex|ignoreregex) = (.*)$", readme, re.M)
+    count, ignore = (re.compile(rule.replace("<HOST>", r"127\.0\.0\.1")) for _, rule in rules)
+    for method, path, headers, line, counted in REFUSED:
+        length = len(running.log)
+        if "login" in path:
+            running.call(method, path, {"username": "eve", "password": "pass"})
+        else:
+            with Raw(running) as raw:
+                fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+                raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode("latin-1"))
+                raw.answer()
+        (said,) = running.log[length:].splitlines()
+        assert said.startswith("mediaserver: refused ") and line in said
+        assert said.isprintable()
+        assert bool(count.search(said) and not ignore.search(said)) == counted, said
+    length = len(running.log)
+    assert running.get("/metrics").status == 401, "none is no attack"
+    assert running.log[length:] == ""
+    for secret in ("?", "x=secret", "1.x", "eyJ", upload_token()[-64:]):
+        assert secret not in running.log.partition("upload?token=")[2]
+
+
+def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for _ in range(20):
+            ms.warn("x" * 10_000)
+
+
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
 def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path):
     for token in (
@@ -1536,6 +1640,144 @@ def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, p
         if answer.status == 401:
             assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         assert set(answer.json) == {"detail"}
+
+
+SCOPED_KEY = ms.derive_key(UPLOAD_SECRET, "scoped tokens").hex()
+
+
+def scoped(*scopes: str, seconds: float = 900, key: str = SCOPED_KEY, **limits: Any) -> str:
+    """The query of a scoped token, as another program with the secret makes it, too."""
+    limits = {"jti": "" if "uses" not in limits else uuid.uuid4().hex, **limits}
+    exp = int(time.time() + seconds)
+    claims = {"token_type": "scoped", "scope": " ".join(scopes), "exp": exp, **limits}
+    return f"?token={ms.sign_jwt(claims, key)}"
+
+
+def test_a_scoped_token_lets_do_what_it_says_where_it_says_and_nothing_else(start, server):
+    running = start(read_auth_enabled="true")
+    url = running.upload(png()).json["url"]
+    path = local(url)
+
+    def status(method: str, path: str, token: str, content: bytes | None = None) -> int:
+        if content is None:
+            return running.request(method, path + token).status
+        return running.send_file(method, path + token, content, headers={}).status
+
+    assert status("POST", "/upload", scoped("upload"), png()) == 201
+    assert status("POST", "/upload", scoped("upload", path="/upload"), png()) == 201
+    assert status("PUT", "/image/a.png", scoped("upload", path="/image"), png()) == 201
+    assert status("POST", "/upload", scoped("upload", path="/image"), png()) == 403
+    assert status("POST", "/upload", scoped("upload", path="/up"), png()) == 403
+    assert status("POST", "/upload", scoped("read", "delete"), png()) == 403
+    assert status("POST", "/upload-image", scoped("upload", "read", "delete"), png()) == 403
+    for allowed in (scoped("read"), scoped("read", path="/media"), scoped("read", path=path)):
+        assert status("GET", path, allowed) == 200
+    for refused in (scoped("upload"), scoped("read", path=f"{path}x"), scoped("delete")):
+        assert status("GET", path, refused) == 403
+        assert status("HEAD", path, refused) == 403
+    assert (
+        running.get(f"/{scoped('read', path='/media')}", accept="text/html").body.count(b"<img")
+        == 0
+    )
+    assert status("GET", "/list", scoped("read", path="/media")) == 403
+    assert status("GET", "/metrics", scoped("read")) == 200
+    assert status("POST", "/session", scoped("read")) == 403
+    assert status("GET", "/api/media/media/", scoped("read")) == 403
+    assert status("DELETE", path, scoped("upload", "read")) == 403
+    assert status("DELETE", path, scoped("delete", path="/upload")) == 403
+    detail = running.request("DELETE", path + scoped("upload", path="/x")).json["detail"]
+    assert "only lets upload at /x and below" in detail
+    assert status("DELETE", path, scoped("delete", path="/media")) == 200
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        scoped("upload", seconds=-1), scoped("upload", key="x"), scoped("upload", key=JWT_KEY),
+        scoped("upload", key=UPLOAD_SECRET), scoped("fly"), scoped(), scoped("upload", path="x"),
+        scoped("upload", path=1), scoped("upload", max_bytes=0), scoped("upload", max_bytes="9"),
+        scoped("upload", uses=True), scoped("upload", uses=1, jti=""), scoped("upload", exp=None),
+        scoped("upload", token_type="access"), scoped("upload", uses=1, jti=5), "?token=a.b.c",
+        scoped("upload") + "&token=" + upload_token(), scoped("upload")[:-2],
+    ],
+)  # fmt: skip
+def test_a_scoped_token_that_is_none_is_401_everywhere(server, token):
+    for method, path in (("POST", "/upload"), ("GET", "/health")):
+        answer = server.send_file(method, f"{path}{token}", png(), headers={})
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_a_scoped_token_bounds_the_size_and_the_number_of_uploads(start):
+    running = start()
+    few, small = scoped("upload", uses=2), scoped("upload", max_bytes=2000)
+
+    def send(token: str, content: bytes, name: str = "a.png") -> Answer:
+        return running.send_file("POST", f"/upload{token}", content, name, headers={})
+
+    assert send(small, png_of(2000)).status == 201
+    answer = send(small, png_of(2001))
+    assert (answer.status, "2000 bytes that its token" in answer.json["detail"]) == (413, True)
+    assert [send(few, b"no picture").status for _ in range(3)] == [400] * 3, "none was used"
+    with Raw(running) as raw:  # one that ends in the middle is not used either
+        head = f"POST /upload{few} HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n"
+        raw.send(f"{head}Content-Type: multipart/form-data; boundary=frontier\r\n\r\n".encode())
+        raw.send(form("a.png", png())[0][:50])
+    assert send(few, png()).status == 201
+    wait_until(lambda: send(few, png()).status == 201, "the use that was given back")
+    assert send(few, png()).status == 401
+    running.kill()
+    running = start()
+    assert send(few, png()).status == 401, "uses are counted for good"
+    once = scoped("upload", uses=1)
+    statuses = together(6, lambda number: send(once, png_of(300 + number)).status)
+    assert sorted(statuses) == [201, *[401] * 5]
+    assert running.get(f"/health{once}").status == 200, "what is open takes no use"
+
+
+SCOPED_COMMANDS = [
+    (["--scope", "upload", "--path", "/upload", "--max-bytes", "500", "--uses", "1"],
+     {"scope": "upload", "path": "/upload", "max_bytes": 500, "uses": 1}, 900),
+    (["--scope", "read,delete", "--expires", "7d"], {"scope": "delete read", "path": "/"}, 604800),
+    (["--expires=30m"], {"scope": "upload", "path": "/"}, 1800),
+    (["--upload_tokens", "scoped"], {"scope": "upload", "path": "/"}, 900),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "claims", "seconds"), SCOPED_COMMANDS)
+def test_the_token_command_makes_scoped_tokens(server, tmp_path, options, claims, seconds):
+    command = ["token", *options, "--storage_dir", server.storage]
+    token = run_program(*command, cwd=tmp_path, **SECRETS).stdout.strip()
+    made = claims_of(token)
+    assert 0 <= time.time() + seconds - made.pop("exp") < 60
+    assert len(made.pop("jti")) == 16
+    assert made == {"token_type": "scoped", **claims}
+    assert server.get(f"/health?token={token}").status == 200
+    derived = hmac.new(UPLOAD_SECRET.encode(), b"mediaserver key: scoped tokens", hashlib.sha256)
+    decoded = need("jwt").decode(token, derived.hexdigest(), algorithms=["HS256"])
+    assert decoded["scope"] == claims["scope"], "as the README says"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("scope", "fly"), ("scope", ""), ("path", "upload"), ("max-bytes", "0"), ("uses", "x"),
+     ("expires", "0"), ("expires", "1y"), ("json", None)],
+)  # fmt: skip
+def test_what_no_token_can_be_limited_to_exits_2(tmp_path, option, value):
+    words = [f"--{option}"] + ([value] if value is not None else [])
+    done = run_program("token", *words, "--storage_dir", tmp_path, cwd=tmp_path, **SECRETS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert option.replace("-", "_") in done.stderr.splitlines()[-1]
+
+
+def test_tokens_without_a_scope_can_be_turned_off(start, tmp_path):
+    running = start(upload_tokens="scoped")
+    wait_until(lambda: " token --scope upload " in running.log, "the first upload")
+    plain = f"/upload?token={upload_token()}"
+    answer = running.send_file("POST", plain, png(), headers={})
+    assert (answer.status, "UPLOAD_TOKENS" in answer.json["detail"]) == (401, True)
+    path = f"/upload{scoped('upload')}"
+    assert running.send_file("POST", path, png(), headers={}).status == 201
 
 
 def test_an_upload_token_is_good_for_as_long_as_the_setting_says(start):
@@ -3295,7 +3537,7 @@ def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decodi
     assert decoding.states()["a.png"] == 0
 
 
-def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch):
+def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch, capsys):
     content = png()
     fill(scanning.path, {"a.png": png(), "b.png": png()})
     change = functools.partial((scanning.path / "a.png").write_bytes, content)
@@ -3304,14 +3546,18 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeyp
         patch.setattr(ms, "probe", after(ms.probe, change))
         assert not scanning.scanner.scan()
     assert (set(scanning.states()), scanning.unreadable) == ({"b.png"}, 1)
+    said = capsys.readouterr().err
+    assert f"cannot read in {scanning.path}: a.png\n" in said
+    assert re.search(r"scanned 2 files in [\d.]+ s, 1 files or folders cannot be read\n", said)
     assert scanning.scanner.scan()
     assert scanning.unreadable == 0
+    assert re.search(r"scanned 2 files in [\d.]+ s\n$", capsys.readouterr().err)
     assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
-    scanning, monkeypatch, error
+    scanning, monkeypatch, error, capsys
 ):
     fill(scanning.path, {"a.png": png(), "closed/b.png": png(), "z/c.png": png()})
     assert scanning.scanner.scan()
@@ -3322,6 +3568,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
         assert not scanning.scanner.scan()
     assert set(scanning.states()) == {"a.png", "closed/b.png", "z/d.png"}
     assert scanning.unreadable == 1
+    assert f"cannot read in {scanning.path}: closed/\n" in capsys.readouterr().err
     assert scanning.scanner.scan()
 
 
@@ -5033,7 +5280,7 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start):
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("GET", "/upload", "OPTIONS, POST"),
+        ("GET", "/upload", "OPTIONS, POST, PUT"),
         ("PUT", "/media", "GET, HEAD, OPTIONS"),
         ("POST", "/media/a.png", "DELETE, GET, HEAD, OPTIONS"),
         ("DELETE", "/image/a.png", "GET, HEAD, OPTIONS, PUT"),
@@ -5108,6 +5355,90 @@ def test_a_body_that_is_no_upload_is_refused_and_leaves_nothing(
     assert answer.status in statuses, answer.body
     assert set(answer.json) == {"detail"}
     assert files_below(server.storage) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "stored"),
+    [
+        ("/image/", "photo of you.png"),  # to which curl adds the file's name
+        ("/image/named.png", "named.png"), ("/image/named", "named.png"),
+        ("/image/named.tiff", "named.tiff.png"), ("/image?x=/y", "image.png"), ("/upload", None),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_the_file_itself_is_stored_as_curl_sends_it(server, tmp_path, path, stored):
+    photo = tmp_path / "photo of you.png"
+    photo.write_bytes(png_of(20_000))
+    url = f"{server.url}{path}{'&' if '?' in path else '?'}token={upload_token()}"
+    for options in ([], ["-HTransfer-Encoding: chunked"], ["-HContent-Type: image/png"]):
+        photo.write_bytes(photo.read_bytes() + b"\0")  # or it would be known
+        command = [need("curl"), "-sS", *options, "-T", photo, url]
+        made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        if stored:
+            stem, extension = os.path.splitext(stored)
+            assert re.fullmatch(rf"{stem}(_\d+)?\{extension}", made["filename"])
+        else:
+            assert re.fullmatch(r"[0-9a-f]{32}\.png", made["filename"])
+        assert made["sha256"] == sha256(photo.read_bytes())
+
+
+def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(start):
+    running = start(max_upload_bytes="30000")
+    before = files_below(running.storage)
+    token = upload_token()
+    for path in ("/image/a.png", "/upload"):
+        for content, status, words in (
+            (b"", 400, "field \"file\" or the file itself"),
+            (b"no picture", 400, "none of: "), (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
+        ):  # fmt: skip
+            for body in (content, iter([content])):  # with a length, and chunked
+                answer = running.request("PUT", f"{path}?token={token}", body)
+                assert answer.status == status, answer.json
+                assert words in answer.json["detail"] or body is not content
+    assert running.request("PUT", "/image/a.png", png()).status == 401
+    assert files_below(running.storage) == before
+
+
+MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
+    ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
+    ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
+    ("PUT", "/upload", "text/plain", b"x", 415, ["multipart/form-data", "itself as the body"]),
+    ("POST", "/upload", None, None, 411, ['field "file"', "Content-Length"]),
+    ("POST", "/upload-image", "multipart/form-data; boundary=frontier", form("x", None)[0], 400,
+     ["file", "is required", "multipart/form-data"]),
+    ("POST", "/upload", "multipart/form-data; boundary=frontier", form("a.png", b"")[0], 400,
+     ["is empty"]),
+    ("POST", "/upload", "multipart/form-data; boundary=frontier", form("a.heic", b"x")[0], 400,
+     ["must end in one of", "/api/media/media/"]),
+    ("POST", "/entity/", "multipart/form-data; boundary=frontier",
+     form("a.png", b"", "image")[0], 400, ["is empty"]),
+    ("GET", "/entity/999", None, None, 404, ["There is no entity 999."]),
+    ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "kind", "body", "status", "words"), MESSAGES)
+def test_what_is_refused_is_told_what_to_do(server, method, path, kind, body, status, words):
+    headers = {**OWNER, **({"Content-Type": kind} if kind else {})}
+    with Raw(server) as raw:
+        length = {} if body is None else {"Content-Length": str(len(body))}
+        fields = "".join(f"{k}: {v}\r\n" for k, v in {**headers, **length}.items())
+        raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode() + (body or b""))
+        answer = raw.answer()
+    assert answer.status == status
+    assert all(word in answer.json["detail"] for word in words), answer.json
+
+
+def test_what_is_too_large_is_told_the_bound_in_megabytes_and_its_setting(start):
+    running = start(max_upload_bytes=str(3 << 20), max_media_bytes=str(5 << 19))
+    for path, field, bound in (
+        ("/upload", "file", "3 MB (MAX_UPLOAD_BYTES)"),
+        ("/entity/", "image", "2.5 MB (MAX_MEDIA_BYTES)"),
+    ):
+        body, content_type = form("a.png", png_of(4 << 20), field)
+        for sent in (body, iter([body])):
+            headers = {**OWNER, "Content-Type": content_type}
+            answer = running.request("POST", path, sent, headers)
+            assert (answer.status, bound in answer.json["detail"]) == (413, True), answer.json
 
 
 def test_other_fields_beside_the_file_are_passed_over(server):
@@ -6579,8 +6910,8 @@ GOOD_ACCOUNT = {"email": "good@example.org", "password": "12345678"}
         ({"email": "a@b"}, "Enter a valid email address."),
         ({"email": "a@-b.com"}, "Enter a valid email address."),
         ({"email": ["a@b.de"]}, "Not a valid string."),
-        ({"email": "a@b.de\0"}, "Has a character that is not allowed."),
-        ({"email": "\ud800@b.de"}, "Has a character that is not allowed."),
+        ({"email": "a@b.de\0"}, "Null characters are not allowed."),
+        ({"email": "\ud800@b.de"}, "Surrogate characters are not allowed."),
         ({"email": "x" * 250 + "@b.de"}, "Ensure this field has no more than 254 characters."),
         ({"password": "1234567"}, "Ensure this field has at least 8 characters."),
         ({"password": ""}, "This field may not be blank."),
@@ -6748,6 +7079,91 @@ def shape(value: Any) -> Any:
         texts = {"detail", "message"}
         return {k: "" if k in texts else shape(v) for k, v in value.items()}
     return [shape(each) for each in value] if isinstance(value, list) else value
+
+
+BAD_VALUES = [
+    None,
+    "",
+    "   ",
+    1.5,
+    True,
+    [],
+    {},
+    ["x"],
+    "x" * 11000,
+    "a\0b and so on",
+    "\u00e9" * 256,
+]
+BAD_VALUES_OF: dict[str, list[Any]] = {  # where Django says two things of one value
+    "email": [None, "", " ", 1, "x", "@", "a@", "@b.de", "a b@c.de", "a@b..de", "a@-b.de", "a@b"],
+    "type": [None, "", "film", "Image", 1.5, True, [], {}, ["x"], "a\0b"],
+    "size": [-1, "-1", "x", "1.5", 1.5, True, [], {}, "image"],
+}
+BAD_FORMS: dict[str, tuple[dict[str, Any], list[Any]]] = {  # what is right, and what is no form
+    "/api/auth/register/": (
+        {"email": "a@refused.example", "password": "longenough"},
+        [{}, [], "x", 1, {"email": "x"}, {"password": "short"}, {"email": "a@b", "password": "1"}],
+    ),
+    "/api/media/media/": (
+        {"name": "n", "type": "image"},
+        [{}, [], {"name": ""}, {"type": "film"}, {"size": -1}, {"size": "x", "type": ""}],
+    ),
+    "/api/media/collections/": ({"name": "n"}, [{}, [], {"description": []}]),
+    "/api/auth/token/refresh/": ({"refresh": "x"}, [{}, [], {"x": 1}]),
+}
+
+
+def serializers() -> dict[str, Any]:
+    """The forms of document 002 as Django REST Framework declares them."""
+    of = need("rest_framework.serializers")
+
+    def text(longest: int | None, **more: Any) -> Any:
+        return of.CharField(max_length=longest, **more)
+
+    maybe = {"required": False, "allow_blank": True}
+    null = {**maybe, "allow_null": True}
+    kinds = of.ChoiceField(choices=["image", "video", "audio"])
+    size = of.IntegerField(min_value=0, required=False, allow_null=True)
+    fields = {
+        "/api/auth/register/": {
+            "first_name": text(150, **maybe), "last_name": text(150, **maybe),
+            "email": of.EmailField(max_length=254), "username": text(150, **null),
+            "phone_number": text(32, **null),
+            "password": text(1024, min_length=8, trim_whitespace=False),
+        },
+        "/api/media/media/": {
+            "name": text(255), "type": kinds, "size": size, "storage_path": text(1024, **null),
+            "description": text(10000, **null),
+        },
+        "/api/media/collections/": {"name": text(255), "description": text(10000, **null)},
+        "/api/auth/token/refresh/": {"refresh": text(8192)},
+    }  # fmt: skip
+    return {path: type("Form", (of.Serializer,), declared) for path, declared in fields.items()}
+
+
+def test_what_django_rest_framework_refuses_is_refused_in_the_same_words(server):
+    configured_simplejwt()
+    views, count = need("rest_framework.views"), 0
+    for path, form_class in serializers().items():
+
+        class View(views.APIView):  # type: ignore[misc]
+            authentication_classes = permission_classes = ()
+            serializer = form_class
+
+            def post(self, request: Any) -> Any:
+                self.serializer(data=request.data).is_valid(raise_exception=True)
+                return need("rest_framework.response").Response({})
+
+        good, bad = BAD_FORMS[path]
+        for name in form_class().fields:
+            bad = [*bad, *({**good, name: each} for each in BAD_VALUES_OF.get(name, BAD_VALUES))]
+        for value in bad:
+            status, problems = drf_answer("POST", View.as_view(), value)
+            if status == 400:
+                count += 1
+                answer = server.call("POST", path, value, bearer())
+                assert answer == (400, problems), (path, value)
+    assert count >= 100
 
 
 def test_tokens_are_refused_with_the_members_and_codes_of_simplejwt(server, jane):
@@ -7031,7 +7447,7 @@ def test_a_record_has_the_fields_of_the_contract_and_a_note_is_never_opened(djan
         ({"name": "  "}, "This field may not be blank."),
         ({"name": None}, "This field may not be null."),
         ({"name": "x" * 256}, "Ensure this field has no more than 255 characters."),
-        ({"name": "a\0b"}, "Has a character that is not allowed."),
+        ({"name": "a\0b"}, "Null characters are not allowed."),
         ({"type": ...}, "This field is required."),
         ({"type": "IMAGE"}, '"IMAGE" is not a valid choice.'),
         ({"size": -1}, "Ensure this value is greater than or equal to 0."),
@@ -7940,6 +8356,93 @@ def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
         assert server.get(f"/entity/?page={digits}").status in {200, 422}
 
 
+# The declarations of document 004 as its own program has them
+FASTAPI_PROGRAM = """
+from fastapi import Body, FastAPI, File, Form, Query, UploadFile
+from pydantic import BaseModel
+
+class Patch(BaseModel):
+    label: str | None = None
+    description: str | None = None
+    parent_id: int | None = None
+    is_deleted: bool = False
+
+app = FastAPI()
+
+@app.get("/entity/")
+def page(page: int = Query(1, ge=1), page_size: int = Query(20, ge=1, le=100),
+         version: int | None = None): ...
+
+@app.get("/entity/{id}")
+def get(id: int, version: int | None = None): ...
+
+@app.get("/entity/{id}/versions")
+def versions(id: int): ...
+
+@app.delete("/entity/{id}")
+def delete(id: int): ...
+
+@app.patch("/entity/{id}")
+def patch(id: int, body: Patch = Body(embed=True)): ...
+
+@app.post("/entity/")
+@app.put("/entity/{id}")
+def write(id: int = 0, image: UploadFile | None = File(None), is_collection: bool = Form(False),
+          label: str | None = Form(None), parent_id: int | None = Form(None)): ...
+"""
+NO_NUMBERS = ["x", "", "1.5", "1e3", "\u0663", "0x1", "null", "true", "- 1", "1 2", "1,0"]
+NO_JSON_FIELDS: dict[str, list[Any]] = {
+    "label": [1, [], {}, True],
+    "description": [1.5],
+    "parent_id": ["x", 1.5, [], "", {}],
+    "is_deleted": ["x", None, 2, [], 1.5, ""],
+}
+NO_FORMS = [
+    "parent_id=x", "parent_id=1.5", "is_collection=maybe", "is_collection=2", "parent_id=1e3",
+    "parent_id=x&is_collection=y", "is_collection=&parent_id=x", "is_collection=-1",
+]  # fmt: skip
+
+
+def bad_entity_requests(key: int) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Method, path, body and its type of requests that FastAPI refuses with 422."""
+    for number in map(quote, NO_NUMBERS):
+        for name in ("page", "page_size", "version"):
+            yield "GET", f"/entity/?{name}={number}", None, None
+        if number:
+            yield "DELETE", f"/entity/{number}", None, None
+            yield "GET", f"/entity/{number}/versions", None, None
+            yield "GET", f"/entity/{number}?version=x", None, None
+    for query in ("page=0", "page=-1", "page_size=101", "page=0&page_size=0&version=z"):
+        yield "GET", f"/entity/?{query}", None, None
+    bodies = [{"body": {name: value}} for name, bad in NO_JSON_FIELDS.items() for value in bad]
+    everything = {name: values[0] for name, values in NO_JSON_FIELDS.items()}
+    for body in (*bodies, {"body": everything}, {"body": []}, {"body": None}, {"body": 1}):
+        yield "PATCH", f"/entity/{key}", json.dumps(body), "application/json"
+    yield "PATCH", f"/entity/{key}", None, None
+    for text in NO_FORMS:
+        yield "POST", "/entity/", text, "application/x-www-form-urlencoded"
+        yield "PUT", f"/entity/{key}", text, "application/x-www-form-urlencoded"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_fastapi_refuses_is_refused_in_the_same_words(entities):
+    need("multipart")
+    program: dict[str, Any] = {}
+    need("fastapi")
+    exec(FASTAPI_PROGRAM, program)
+    theirs = need("fastapi.testclient").TestClient(program["app"])
+    requests = list(bad_entity_requests(entities.collection()["id"]))
+    for method, path, body, content_type in requests:
+        headers = {"Content-Type": content_type} if content_type else {}
+        expected = theirs.request(method, path, content=body, headers=headers)
+        assert expected.status_code == 422, (path, body)
+        names = ("loc", "msg", "type")
+        problems = [{name: item[name] for name in names} for item in expected.json()["detail"]]
+        answer = entities.server.request(method, path, body, {**headers, **OWNER})
+        assert (answer.status, answer.json) == (422, {"detail": problems}), (path, body)
+    assert len(requests) >= 100
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -7955,11 +8458,11 @@ def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
 def test_json_that_does_not_fit_is_422(entities, text, kind):
     key = entities.collection()["id"]
     headers = {**OWNER, "Content-Type": "application/json"}
-    for body in (text, f'{{"body": {text}}}'):
+    for body, place in ((text, ["body"]), (f'{{"body": {text}}}', ["body", "body"])):
         answer = entities.server.request("PATCH", f"/entity/{key}", body, headers)
         (item,) = answer.json["detail"]
         field = text.split('"')[1]
-        assert (answer.status, item["loc"], item["type"]) == (422, ["body", field], kind)
+        assert (answer.status, item["loc"], item["type"]) == (422, [*place, field], kind)
         assert item["msg"].startswith("Input should be ") or kind == "int_parsing_size"
 
 
@@ -10114,6 +10617,13 @@ def test_a_restart_on_an_inherited_socket_loses_no_request(tmp_path, workers):
     assert not lost
 
 
+def test_an_address_that_cannot_be_listened_on_is_told_what_else_to_give(server, tmp_path):
+    for option, value in (("--port", server.port), ("--host", "192.0.2.1")):
+        done = run_program("--storage_dir", tmp_path, option, value, cwd=tmp_path)
+        assert done.returncode == 2
+        assert re.search(f"cannot listen: .*{option}", done.stderr)
+
+
 def test_what_is_no_tcp_socket_is_refused(tmp_path):
     command = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3</dev/null'
     shell = ["sh", "-c", command, "sh", sys.executable, PROGRAM, "--storage_dir", tmp_path]
@@ -10634,6 +11144,219 @@ def test_private_folders_elsewhere_are_writable_and_what_is_private_is_closed_to
     assert (modes["b.png"], modes["a"]) == (0o40, 0o50)
     assert modes[".thumbnails"] == modes["entities"] == 0
     assert machine.mode("/etc/mediaserver/mediaserver.env") == 0o600
+
+
+# ======================================================================================
+# Clients and proxies as people have them
+# ======================================================================================
+
+NODE_UPLOAD = """
+const fs = require("fs"), [url, path] = process.argv.slice(-2), form = new FormData()
+form.set("file", new Blob([fs.readFileSync(path)]), "photo.png")
+fetch(url, {method: "POST", body: form})
+  .then(answer => answer.text()).then(text => process.stdout.write(text))
+"""
+ANDROID_BOUNDARY = "*****"  # of the snippet that half of all apps began with
+
+
+def body_pieces(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), 5000):
+        yield data[start : start + 5000]
+
+
+def multipart_type() -> dict[str, str]:
+    return {"Content-Type": form("x", b"")[1]}
+
+
+def run_client(*words: object) -> bytes:
+    done = subprocess.run(list(map(str, words)), capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return bytes(done.stdout)
+
+
+def upload_by_curl(url: str, path: Path, *options: str) -> Any:
+    return json.loads(run_client(need("curl"), "-sS", *options, "-F", f"file=@{path}", url))
+
+
+def upload_by_wget(url: str, path: Path) -> Any:
+    body = path.with_suffix(".form")
+    body.write_bytes(form(path.name, path.read_bytes())[0])
+    header = f"--header=Content-Type: {multipart_type()['Content-Type']}"
+    return json.loads(run_client(need("wget"), "-qO-", header, f"--post-file={body}", url))
+
+
+def upload_by_node(url: str, path: Path) -> Any:
+    return json.loads(run_client(need("node"), "-e", NODE_UPLOAD, url, path))
+
+
+def upload_by_requests(url: str, path: Path) -> Any:
+    with path.open("rb") as file:
+        return need("requests").post(url, files={"file": file}, timeout=60).json()
+
+
+def upload_by_requests_in_pieces(url: str, path: Path) -> Any:
+    pieces = body_pieces(form(path.name, path.read_bytes())[0])
+    return need("requests").post(url, data=pieces, headers=multipart_type(), timeout=60).json()
+
+
+def upload_by_httpx(url: str, path: Path) -> Any:
+    with path.open("rb") as file:
+        return need("httpx").post(url, files={"file": file}).json()
+
+
+def upload_by_httpx_in_pieces(url: str, path: Path) -> Any:
+    pieces = body_pieces(form(path.name, path.read_bytes())[0])
+    return need("httpx").post(url, content=pieces, headers=multipart_type()).json()
+
+
+def upload_by_http_url_connection(url: str, path: Path) -> Any:
+    """The bytes that Java's HttpURLConnection sends for the snippet, which asks for odd fields."""
+    about, mark = urlsplit(url), f"--{ANDROID_BOUNDARY}"
+    disposition = f'Content-Disposition: form-data; name="file";filename="{path.name}"'
+    body = f"{mark}\r\n{disposition}\r\n\r\n".encode() + path.read_bytes()
+    body += f"\r\n{mark}--\r\n".encode()
+    head = (
+        f"POST {about.path}?{about.query} HTTP/1.1\r\nConnection: Keep-Alive\r\n"
+        f"ENCTYPE: multipart/form-data\r\nuploaded_file: {path.name}\r\n"
+        f"Content-Type: multipart/form-data;boundary={ANDROID_BOUNDARY}\r\n"
+        f"User-Agent: Dalvik/2.1.0 (Linux; U; Android 14)\r\nHost: {about.netloc}\r\n"
+        "Accept-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection((about.hostname or "", about.port or 80), DEADLINE) as peer:
+        peer.sendall(head.encode())
+        for piece in body_pieces(body):
+            peer.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        peer.sendall(b"0\r\n\r\n")
+        response = http.client.HTTPResponse(peer)
+        response.begin()
+        return json.loads(response.read())
+
+
+UPLOADERS: dict[str, Callable[[str, Path], Any]] = {
+    "curl": upload_by_curl,
+    "curl, chunked": lambda url, path: upload_by_curl(url, path, "-HTransfer-Encoding: chunked"),
+    "curl, HTTP/1.0": lambda url, path: upload_by_curl(url, path, "--http1.0"),
+    "wget": upload_by_wget,
+    "node": upload_by_node,
+    "requests": upload_by_requests,
+    "requests, a generator": upload_by_requests_in_pieces,
+    "httpx": upload_by_httpx,
+    "httpx, a generator": upload_by_httpx_in_pieces,
+    "HttpURLConnection": upload_by_http_url_connection,
+}
+DOWNLOADERS = {  # words of a command that writes URL to FILE
+    "curl": "curl -sSfo FILE URL",
+    "curl, resumed": "curl -sSfC - -o FILE URL",
+    "wget": "wget -qO FILE URL",
+    "wget, resumed": "wget -qcO FILE URL",
+    "aria2c, in four pieces": "aria2c -q -x4 -s4 -k1M --file-allocation=none -d / -o FILE URL",
+    "aria2c, resumed": "aria2c -q -c --file-allocation=none -d / -o FILE URL",
+}
+
+
+def download(client: str, url: str, target: Path, content: bytes) -> bytes:
+    """What a client makes of a file, of which it has the beginning if it is to resume."""
+    if "resumed" in client:
+        target.write_bytes(content[: len(content) // 3])
+    program, *words = DOWNLOADERS[client].split()
+    given = {"URL": url, "FILE": str(target).lstrip("/") if "-d" in words else str(target)}
+    run_client(need(program), *(given.get(word, word) for word in words))
+    return target.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def large(server: Server) -> tuple[str, bytes]:
+    """The URL of a picture of 4 MB, and its bytes."""
+    content = png_of(4 << 20)
+    return str(server.upload(content).json["url"]), content
+
+
+@pytest.mark.parametrize("client", UPLOADERS)
+def test_clients_upload_what_is_then_there_byte_for_byte(server, tmp_path, client):
+    path = tmp_path / "photo.png"
+    path.write_bytes(png_of(30_000))
+    made = UPLOADERS[client](f"{server.url}/upload?token={upload_token()}", path)
+    assert made["sha256"] == sha256(path.read_bytes())
+    assert server.get(local(made["url"])).body == path.read_bytes()
+
+
+@pytest.mark.parametrize("client", DOWNLOADERS)
+def test_clients_download_resume_and_split_files(large, tmp_path, client):
+    url, content = large
+    assert download(client, url, tmp_path / "got.png", content) == content
+
+
+PROXIES = {  # command and configuration; LISTEN, SERVER and FOLDER stand for what is free
+    "haproxy": ("haproxy -f FOLDER/config", """
+defaults
+  mode http
+  option forwardfor
+  timeout connect 10s
+  timeout client 60s
+  timeout server 60s
+frontend in
+  bind 127.0.0.1:LISTEN
+  default_backend out
+backend out
+  server one 127.0.0.1:SERVER
+"""),
+    "varnishd": (
+        "varnishd -j none -F -a 127.0.0.1:LISTEN -b 127.0.0.1:SERVER -n FOLDER/work -T none", ""
+    ),
+    "caddy": ("caddy run --adapter caddyfile --config FOLDER/config", """
+{
+  admin off
+  auto_https off
+}
+http://127.0.0.1:LISTEN {
+  reverse_proxy 127.0.0.1:SERVER
+}
+"""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def proxied(
+    request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a proxy before the server."""
+    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    command, text = PROXIES[request.param]
+    need(request.param)
+    places = {"LISTEN": str(port), "SERVER": str(server.port), "FOLDER": str(folder)}
+    for name, value in places.items():
+        command, text = command.replace(name, value), text.replace(name, value)
+    (folder / "config").write_text(text)
+    environment = {**os.environ, "HOME": str(folder), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command.split(), stdout=log, stderr=log, env=environment)
+    try:
+        wait_until(lambda: accepts(port), request.param)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+
+
+def test_through_proxies_files_come_and_go_and_no_error_is_kept(server, proxied, tmp_path):
+    content = png_of(3 << 20)
+    path, url = tmp_path / "photo.png", f"{proxied}/image/{sha256(content)}"
+    path.write_bytes(content)
+    with need("httpx").Client() as client:
+        assert client.get(url).status_code == 404
+        put = f"{proxied}/image/photo.png?token={upload_token()}"
+        made = upload_by_curl(put, path, "-XPUT")
+        assert made["sha256"] == sha256(content)
+        assert client.get(url).content == content, "the 404 was not kept"
+        assert client.get(url, headers={"Range": "bytes=5-9"}).content == content[5:10]
+        assert download("aria2c, in four pieces", url, tmp_path / "got.png", content) == content
+        fresh = client.get(url, headers={"If-None-Match": f'"{sha256(content)}"'})
+        assert (fresh.status_code, fresh.content) == (304, b"")
+        upload = f"{proxied}/upload?token={upload_token()}"
+        assert local(upload_by_requests_in_pieces(upload, path)["url"]).startswith("/media/")
+        length = len(server.log)
+        client.get(f"{proxied}/list", headers={"Authorization": "Bearer x"})
+        assert "refused 127.0.0.1 anonymous GET /list: 401" in server.log[length:]
 
 
 # ======================================================================================
