@@ -1263,7 +1263,7 @@ class Facts(NamedTuple):
     orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
     duration: float | None = None  # seconds
     created: float | None = None  # Unix seconds, UTC
-    created_source: str | None = None  # "exif", "xmp", "png", "container"
+    created_source: str | None = None  # "exif", "xmp", "iptc", "png", "container"
     make: str | None = None
     model: str | None = None
     latitude: float | None = None  # degrees, north and east positive
@@ -1271,23 +1271,64 @@ class Facts(NamedTuple):
     altitude: float | None = None  # metres
 
 
-MIME_TYPES = {
-    "3g2": "video/3gpp2", "3gp": "video/3gpp", "aac": "audio/aac", "aiff": "audio/x-aiff",
-    "amr": "audio/amr", "apng": "image/apng", "arw": "image/x-sony-arw", "avi": "video/x-msvideo",
-    "avif": "image/avif", "bmp": "image/bmp", "cr2": "image/x-canon-cr2",
-    "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng", "flac": "audio/flac",
-    "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic", "heics": "image/heic-sequence",
-    "heif": "image/heif", "heifs": "image/heif-sequence", "ico": "image/x-icon",
-    "j2c": "image/x-j2c", "jp2": "image/jp2", "jpg": "image/jpeg", "jpx": "image/jpx",
-    "jxl": "image/jxl", "m2ts": "video/mp2t", "m4a": "audio/mp4", "m4b": "audio/mp4",
-    "m4v": "video/x-m4v", "mka": "audio/x-matroska", "mkv": "video/x-matroska",
-    "mov": "video/quicktime", "mp3": "audio/mpeg", "mp4": "video/mp4", "mpg": "video/mpeg",
-    "nef": "image/x-nikon-nef", "ogg": "audio/ogg", "ogv": "video/ogg", "opus": "audio/ogg",
-    "orf": "image/x-olympus-orf", "pef": "image/x-pentax-pef", "png": "image/png",
-    "raf": "image/x-fujifilm-raf", "rw2": "image/x-panasonic-rw2", "svg": "image/svg+xml",
-    "tiff": "image/tiff", "ts": "video/mp2t", "wav": "audio/x-wav", "webm": "video/webm",
-    "webp": "image/webp", "wma": "audio/x-ms-wma", "wmv": "video/x-ms-wmv",
-}  # fmt: skip
+_MEDIA_TYPES = """
+    3g2   video/3gpp2
+    3gp   video/3gpp
+    aac   audio/aac
+    aiff  audio/x-aiff         aif aifc
+    amr   audio/amr            awb
+    apng  image/apng
+    arw   image/x-sony-arw     srf sr2
+    avi   video/x-msvideo
+    avif  image/avif           avifs
+    bmp   image/bmp            dib
+    cr2   image/x-canon-cr2
+    cr3   image/x-canon-cr3
+    dng   image/x-adobe-dng
+    flac  audio/flac
+    flv   video/x-flv
+    gif   image/gif
+    heic  image/heic
+    heics image/heic-sequence
+    heif  image/heif           hif
+    heifs image/heif-sequence
+    ico   image/x-icon
+    j2c   image/x-j2c          j2k jpc
+    jp2   image/jp2
+    jpg   image/jpeg           jpeg jpe jfif insp
+    jpx   image/jpx            jpf
+    jxl   image/jxl
+    m2ts  video/mp2t           mts
+    m4a   audio/mp4
+    m4b   audio/mp4
+    m4v   video/x-m4v
+    mka   audio/x-matroska
+    mkv   video/x-matroska
+    mov   video/quicktime      qt
+    mp3   audio/mpeg
+    mp4   video/mp4            insv
+    mpg   video/mpeg           mpeg m2v vob
+    nef   image/x-nikon-nef
+    ogg   audio/ogg            oga
+    ogv   video/ogg
+    opus  audio/ogg
+    orf   image/x-olympus-orf
+    pef   image/x-pentax-pef
+    png   image/png
+    raf   image/x-fujifilm-raf
+    rw2   image/x-panasonic-rw2
+    srw   image/x-samsung-srw
+    svg   image/svg+xml
+    tiff  image/tiff           tif
+    ts    video/mp2t
+    wav   audio/x-wav
+    webm  video/webm           weba
+    webp  image/webp
+    wma   audio/x-ms-wma
+    wmv   video/x-ms-wmv       asf
+"""  # extension, MIME type, other extensions that such files have
+MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines())
+MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
 class Seekable(Protocol):
@@ -1399,6 +1440,7 @@ class _Draft:
 
     def __init__(self, extension: str) -> None:
         self.extension = extension
+        self.mime_type: str | None = None  # where it is not the extension's
         self.found: dict[str, Any] = {}
         self._time_rank = 99
         self._tries = MAX_TRIES
@@ -1423,6 +1465,8 @@ class _Draft:
         """A time of making, if it is a possible one; the lowest rank is the best."""
         if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
             return
+        if source == "container" and seconds in (0, _QUICKTIME_EPOCH):  # a clock never set
+            return
         if rank < self._time_rank:
             self._time_rank = rank
             self.found |= {"created": float(seconds), "created_source": source}
@@ -1434,16 +1478,34 @@ class _Draft:
             self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
 
 
+_ZONE = rb"Z|UTC|GMT|[-+]\d\d?(?::?\d\d)?"
 _WRITTEN_TIME = re.compile(
-    rb"(\d{4})[-:./](\d\d?)[-:./](\d\d?)"  # date: EXIF's colons, ISO 8601's hyphens
-    rb"(?:[T /]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"  # time: optional seconds, fraction
-    rb"\s*(Z|[-+]\d\d:?\d\d)?"
+    rb"(\d{4})[-:./ ] ?(\d\d?)[-:./ ] ?(\d\d?)(?!\d)"  # date: EXIF's colons, ISO 8601's hyphens
+    rb"(?:[T /]{1,2}(\d\d?): ?(\d\d?)(?:: ?(\d\d?)(?:[.,](\d+))?)? ?([AP]M)?)?"  # time of day
+    rb" ?(%b)?" % _ZONE,
+    re.IGNORECASE,
 )
-_TIME_ZONE = re.compile(rb"Z|[-+]\d\d:?\d\d")
+_TIME_ZONE = re.compile(_ZONE, re.IGNORECASE)
+MAX_ZONE_SECONDS = 15 * 3600  # the farthest zones are 14 hours ahead
+
+
+def parse_zone(text: bytes) -> int | None:
+    """Parse an offset from UTC into seconds, east positive; `None` for what is none.
+
+    >>> parse_zone(b"+2:00\0"), parse_zone(b"-0330"), parse_zone(b"Z"), parse_zone(b"-99:59")
+    (7200, -12600, 0, None)
+    """
+    text = text.strip(b"\0 ")
+    if not _TIME_ZONE.fullmatch(text):
+        return None
+    digits = text[1:].replace(b":", b"") if text[:1] in b"+-" else b"0"
+    hours, minutes = divmod(int(digits), 100) if len(digits) > 2 else (int(digits), 0)
+    seconds = hours * 3600 + minutes * 60
+    return (-seconds if text[:1] == b"-" else seconds) if seconds <= MAX_ZONE_SECONDS else None
 
 
 def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
-    """A written time is its Unix seconds; without a zone it is the machine's local time.
+    """Parse a written time into Unix seconds; without a zone it is the machine's local time.
 
     EXIF keeps the zone (`OffsetTime`) and the fraction (`SubSecTime`) apart: those are the other
     arguments. `None` for what is no possible time. EXIF 2.32 section 4.6.5, ISO 8601, XMP part 1.
@@ -1455,20 +1517,33 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     >>> parse_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
     1047308683.0
     """
-    match = _WRITTEN_TIME.match(text.strip())
+    text = b" ".join(text.lstrip(b"\0 ").partition(b"\0")[0].split())
     try:
-        if match is None:  # with a month's name: C's `asctime` in films, RFC 1123's in PNG
-            return parsedate_to_datetime(text.decode("latin-1")).timestamp()
-        *parts, own_fraction, own_zone = match.groups()
-        zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip(b" \0")) or [b""])[0]
-        moment = datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type]
-        seconds = (moment.replace(tzinfo=timezone.utc) if zone else moment).timestamp()
+        if match := _WRITTEN_TIME.match(text):
+            *digits, own_fraction, half, own_zone = match.groups(b"")
+            year, month, day, hour, minute, second = (int(each or 0) for each in digits)
+            if half:
+                hour = hour % 12 + (12 if half.upper() == b"PM" else 0)
+            moment = datetime(year, month, day, hour, minute, second)
+        else:  # with a month's name: C's `asctime` in videos, RFC 1123's in PNG
+            moment, own_fraction, own_zone = _parse_named_time(text.decode("latin-1"))
+        offsets = (parse_zone(each) for each in (own_zone, zone))
+        offset = next((each for each in offsets if each is not None), None)
+        if offset is None:
+            seconds = moment.timestamp()
+        else:
+            seconds = moment.replace(tzinfo=timezone.utc).timestamp() - offset
     except (ArithmeticError, LookupError, TypeError, ValueError):  # no such day, no time at all
         return None
-    if zone[1:]:
-        seconds -= int(zone[:3]) * 3600 + int(zone[:1] + zone[-2:]) * 60
     fraction = own_fraction or fraction.strip(b" \0")
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
+
+
+def _parse_named_time(text: str) -> tuple[datetime, bytes, bytes]:
+    """Parse a time with a month's name into the moment, no fraction, and the zone as written."""
+    moment = parsedate_to_datetime(text)
+    zone = moment.strftime("%z").encode()
+    return moment.replace(tzinfo=None), b"", zone[:5]
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -1479,12 +1554,13 @@ _TIFF_VALUES = {
 }  # fmt: skip
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
+_IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized, changed
+_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
     (0x9003, 0x9011, 0x9291),
     (0x9004, 0x9012, 0x9292),
-    (0x0132, 0x9010, 0x9290),
 )
+_OFFSET_TIME = 0x9010  # of DateTime, which is that of the last edit
 _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
@@ -1541,8 +1617,11 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.below(_EXIF_IFD)
+    zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
-        draft.note_written_time(rank, "exif", *(detail.raw(tag) or main.raw(tag) for tag in tags))
+        written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
+        draft.note_written_time(rank, "exif", written, zone, fraction)
     _exif_place(main.below(_GPS_IFD), draft)
     return main
 
@@ -1566,6 +1645,8 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
     full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
     draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
     _xmp(main.raw(_XMP_PACKET), draft)
+    _iptc(tiff.inner(main.raw(_IPTC_RECORD)), draft)
+    _metadata(tiff.inner(main.raw(_PHOTOSHOP_BLOCK)), draft)
     if _DNG_VERSION in main.entries:
         draft.extension = "dng"
     elif draft.extension == "tiff" and main.number(_SUBFILE_TYPE) == 1:
@@ -1573,21 +1654,68 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
         draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
 
 
-_XMP_TIMES = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+_XMP_TIMES = (  # namespace, its usual prefix, name; best first (XMP parts 1 and 2)
+    (b"http://ns.adobe.com/exif/1.0/", b"exif", b"DateTimeOriginal"),
+    (b"http://ns.adobe.com/photoshop/1.0/", b"photoshop", b"DateCreated"),
+    (b"http://ns.adobe.com/xap/1.0/", b"xmp", b"CreateDate"),
+)
+_XMP_PREFIX = re.compile(rb"([\w.-]+)\s*=\s*(?:\"([^\"]{,99})\"|'([^']{,99})')")
 _XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attribute or element
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    for rank, name in enumerate(_XMP_TIMES, 10):
-        for rest in packet.split(name, MAX_TRIES)[1:]:
+    """Times of capture in an XMP packet, under whatever prefixes it gives their namespaces."""
+    names = [_XMP_PREFIX.match(rest) for rest in packet.split(b"xmlns:", MAX_TRIES)[1:]]
+    prefixes = {name[2] or name[3]: name[1] for name in names if name}
+    for rank, (namespace, usual, name) in enumerate(_XMP_TIMES, 10):
+        full_name = prefixes.get(namespace, usual) + b":" + name
+        for rest in packet.split(full_name, MAX_TRIES)[1:]:
             if value := _XMP_VALUE.match(rest):
                 draft.note_written_time(rank, "xmp", value[1])
 
 
+_IPTC_DATE, _IPTC_TIME = b"\x1c\2\x37", b"\x1c\2\x3c"  # date and time created: 2:55 and 2:60
+
+
+def _resource_label(block: _Span, at: int) -> _Label:
+    """An image resource of Photoshop: `8BIM`, a number, a name and the size, padded to even."""
+    signature, number, name_size = block.unpack(">4s2sB", at)
+    if signature != b"8BIM":
+        raise EOFError
+    at += 6 + (name_size + 2 & ~1)
+    (size,) = block.unpack(">I", at)
+    return number, at + 4, at + 4 + size, at + 4 + (size + 1 & ~1)
+
+
+_resources = functools.partial(_Parts, _resource_label)
+
+
+def _dataset_label(iptc: _Span, at: int) -> _Label:
+    """A data set of IPTC's record: its number and size (IIM 4.2, section 1.5)."""
+    name, size = iptc.unpack(">3sH", at)
+    return name, at + 5, at + 5 + size, at + 5 + size
+
+
+_datasets = functools.partial(_Parts, _dataset_label)
+
+
+def _iptc(record: _Span, draft: _Draft) -> None:
+    """The date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
+    date = _datasets(record)[_IPTC_DATE].some(0, 8)
+    clock = _datasets(record)[_IPTC_TIME].some(0, 11)
+    written = b"%b-%b-%b " % (date[:4], date[4:6], date[6:])
+    written += b"%b:%b:%b" % (clock[:2], clock[2:4], clock[4:6]) if len(clock) >= 6 else b""
+    draft.note_written_time(15, "iptc", written, clock[6:])
+
+
 def _metadata(block: _Span, draft: _Draft) -> None:
-    """EXIF or XMP, with whatever prefix its container gives it."""
-    start = re.search(rb"II\*\0|MM\0\*|<", block.some(0, 64))
-    if start and start[0] == b"<":
+    """EXIF, XMP or IPTC, with whatever prefix its container gives it."""
+    start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.some(0, 64))
+    if start and start[0] == b"8BIM":
+        _iptc(_resources(block.part(start.start()))[b"\4\4"], draft)
+    elif start and start[0] == b"\x1c\2":
+        _iptc(block.part(start.start()), draft)
+    elif start and start[0] == b"<":
         _xmp(block.some(0, MAX_BLOCK_BYTES), draft)
     elif start:
         with contextlib.suppress(*_BROKEN):  # broken EXIF leaves the picture's size to be read
@@ -1611,9 +1739,9 @@ def _jpeg_label(jpeg: _Span, at: int) -> _Label:
 
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
-    """Segments up to the frame header; EXIF and XMP are in APP1."""
+    """Segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
     for marker, segment in _Parts(_jpeg_label, jpeg.part(2)):
-        if marker == b"\xe1":
+        if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
         elif marker[0] in _JPEG_FRAMES:
             height, width = segment.unpack(">HH", 1)
@@ -1637,20 +1765,20 @@ def _png(png: _Span, draft: _Draft) -> None:
             draft.extension = "apng"
         elif kind == b"eXIf":
             _metadata(chunk, draft)
-        elif kind == b"tIME":
-            written = b"%d-%d-%d %02d:%02d:%02dZ" % chunk.unpack(">HBBBBB", 0)
-            draft.note_written_time(21, "png", written)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             with contextlib.suppress(*_BROKEN):
                 _png_text(kind, chunk, draft)
 
 
-_PNG_TIMES = (b"Creation Time", b"date:create", b"create-date")
-_PNG_PROFILES = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
+_PNG_TIMES = (b"Creation Time", b"create-date")
+_PNG_PROFILES = (
+    b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1",
+    b"Raw profile type xmp", b"Raw profile type iptc", b"Raw profile type 8bim",
+)  # fmt: skip
 
 
 def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
-    """Times and packed EXIF or XMP among the texts (PNG third edition, section 11.3.3)."""
+    """Times and packed EXIF, XMP or IPTC among the texts (PNG third edition, section 11.3.3)."""
     keyword, _, value = chunk.some(0, MAX_BLOCK_BYTES).partition(b"\0")
     if keyword not in _PNG_TIMES + _PNG_PROFILES:
         return
@@ -1679,6 +1807,8 @@ def _gif(gif: _Span, draft: _Draft) -> None:
             delays += (
                 int.from_bytes(data[at + 4 : at + 6], "little") if data[at + 1] == 0xF9 else 0
             )
+            if data[at + 2 : at + 14] == b"\x0bXMP DataXMP":  # as it is, not in sub-blocks
+                _xmp(gif.some(at + 14, MAX_BLOCK_BYTES), draft)
             at += 2
         else:
             frames += 1
@@ -1860,15 +1990,14 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
     for kind, box in _boxes(moov):
         if kind == b"mvhd":
             made, scale, units = _clock(box)
-            # since 1904; but some writers put Unix time, which would be before 1970
-            epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
-            draft.note_time(6, "container", made + epoch if made else None)
+            _note_clock(6, made, draft)
             draft.note(duration=units / scale)
         elif kind == b"trak":
             handlers.add(_track(box, draft))
         elif kind == b"udta":
-            for name, note in _boxes(box):  # length, language, text
-                _quicktime_note(name, note.some(4, MAX_NOTE_BYTES), draft)
+            for name, note in _boxes(box):  # length, language, text; but of `date` the text only
+                _quicktime_note(name, note.some(4 * (name != b"date"), MAX_NOTE_BYTES), draft)
+            _metadata(_boxes(box)[b"XMP_"], draft)
             _quicktime_keys(_boxes(box)[b"meta"], draft)
         elif kind == b"meta":
             _quicktime_keys(box, draft)
@@ -1886,6 +2015,16 @@ def _clock(box: _Span) -> tuple[int, int, int]:
     return made, scale, 0 if units == (1 << (64 if wide else 32)) - 1 else units
 
 
+def _note_clock(rank: int, made: int, draft: _Draft) -> None:
+    """Note a time since 1904; but some writers put Unix time, which would be before 1970.
+
+    Not of an image: that tells the time of capture, and this is only when its file was made.
+    """
+    if not MIME_TYPES[draft.extension].startswith("image"):
+        epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
+        draft.note_time(rank, "container", made + epoch)
+
+
 def _track(trak: _Span, draft: _Draft) -> bytes:
     boxes = _boxes(trak)
     media = _boxes(boxes[b"mdia"])
@@ -1896,13 +2035,15 @@ def _track(trak: _Span, draft: _Draft) -> bytes:
         draft.note_size(width >> 16, height >> 16)  # 16.16 fixed point
         a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
         draft.note(orientation=_ORIENTATION_OF.get((a, b, c, d), 1))
-    _, scale, units = _clock(media[b"mdhd"])
+    made, scale, units = _clock(media[b"mdhd"])
+    for track_made in [_clock(header)[0] for header in boxes.all(b"tkhd")] + [made]:
+        _note_clock(7, track_made, draft)
     draft.note(duration=units / scale)  # where the movie's is unknown
     return handler
 
 
 _QUICKTIME_NOTES = {
-    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created",
+    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created", b"date": "created",
     b"com.apple.quicktime.location.ISO6709": "place", b"\xa9xyz": "place",
     b"com.apple.quicktime.make": "make", b"\xa9mak": "make", b"com.android.manufacturer": "make",
     b"com.apple.quicktime.model": "model", b"\xa9mod": "model", b"com.android.model": "model",
@@ -1913,7 +2054,7 @@ _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.
 def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
-        draft.note_written_time(5, "container", value)
+        draft.note_written_time(4 if len(name) == 4 else 3, "container", value)
     elif subject == "place" and (match := _ISO6709.match(value)):
         draft.note(latitude=float(match[1]), longitude=float(match[2]))
         draft.note(altitude=float(match[3] or "nan"))
@@ -1922,15 +2063,16 @@ def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
 
 
 def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
-    """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
+    """Values in `ilst` by a name of four letters, or a number in `keys` (QuickTime, Metadata)."""
     bare = meta.some(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
     names = [key.some(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
-    for number, item in _boxes(boxes[b"ilst"]):
+    for label, item in _boxes(boxes[b"ilst"]):
         value = _boxes(item)[b"data"].some(8, MAX_NOTE_BYTES)
-        for name in names[int.from_bytes(number, "big") - 1 :][:1]:
-            _quicktime_note(name, value, draft)
+        number = int.from_bytes(label, "big")
+        name = names[number - 1] if 0 < number <= len(names) else label
+        _quicktime_note(name, value, draft)
 
 
 def _fragments_end(moov: _Span, moof: _Span) -> float:
@@ -2027,6 +2169,8 @@ _INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = map(bytes.fromhex, (
     "1549A966", "2AD7B1", "4489", "4461"))  # fmt: skip
 _TRACKS, _TRACK_ENTRY, _TRACK_TYPE, _VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = map(bytes.fromhex, (
     "1654AE6B", "AE", "83", "E0", "B0", "BA"))  # fmt: skip
+_TAGS, _TAG, _SIMPLE_TAG, _TAG_NAME, _TAG_STRING = map(bytes.fromhex, (
+    "1254C367", "7373", "67C8", "45A3", "4487"))  # fmt: skip
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
@@ -2055,7 +2199,12 @@ def _matroska(file: _Span, draft: _Draft) -> None:
         video = _elements(track[_VIDEO])
         draft.note_size(video[_PIXEL_WIDTH].number(), video[_PIXEL_HEIGHT].number())
     if tracks and all(track[_TRACK_TYPE].number() != 1 for track in tracks):
-        draft.extension = "mka"
+        draft.extension, draft.mime_type = ("webm", "audio/webm") if webm else ("mka", None)
+    for tag in map(_elements, _elements(_master(top, _TAGS)).all(_TAG)):
+        for simple in map(_elements, tag.all(_SIMPLE_TAG)):
+            if simple[_TAG_NAME].some(0, 16) == b"DATE_RECORDED":
+                value = simple[_TAG_STRING].some(0, MAX_NOTE_BYTES)
+                draft.note_written_time(5, "container", value)
     info = _elements(_master(top, _INFO))
     if made := info[_DATE_UTC].some(0, 8):
         nanoseconds = int.from_bytes(made, "big", signed=True)
@@ -2120,6 +2269,7 @@ def _avi(avi: _Span, draft: _Draft) -> None:
         elif kind == b"IDIT":
             draft.note_written_time(6, "container", chunk.some(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
+    _metadata(_chunks(avi.part(12))[b"_PMX"], draft)  # XMP, by its letters from the back
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
@@ -2133,7 +2283,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
         elif kind == b"bext":
             day, clock = chunk.unpack("10s8s", 320)
             draft.note_written_time(6, "container", day + b" " + clock)
-        elif kind == b"_PMX":  # XMP, by its letters from the back
+        elif kind == b"_PMX":
             _metadata(chunk, draft)
         elif kind == b"data":
             draft.note(duration=min(real_length or chunk.size, wav.size) / rate)
@@ -2347,7 +2497,7 @@ def probe(file: Seekable) -> Facts | None:
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
         if parse:
             parse(span, draft)
-    mime_type = MIME_TYPES[draft.extension]
+    mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
 
@@ -2912,11 +3062,11 @@ class Files(Subject):
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
 
-        The time is EXIF's for an image that has one, else the file's ctime.
+        The time is that of capture for an image that tells one, else the file's ctime.
         """
         rows = self._index.read(
-            "SELECT sha256, min(path), mtime_ns, CASE WHEN kind = 'image'"
-            " AND created_source = 'exif' THEN created ELSE ctime END"
+            "SELECT sha256, min(path), mtime_ns,"
+            " coalesce(CASE WHEN kind = 'image' THEN created END, ctime)"
             " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
@@ -4783,12 +4933,6 @@ def ffmpeg_command(kind: str, at: str) -> list[str]:
 # is a merge: memory stays flat and an unchanged file costs one lstat. Only new and changed
 # files are read. A second thread makes thumbnails for what has none.
 
-MEDIA_EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k"
-    b" dng nef cr2 cr3 arw orf rw2 raf pef srw"
-    b" mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
-    b" flv wmv asf wav flac mp3 m4a m4b aac ogg oga opus aif aiff aifc mka wma".split()
-)
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
@@ -9340,7 +9484,7 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
 def entity_json(entity: Entity) -> dict[str, Any]:
     """The Item of document 004."""
     asset, facts = entity.asset, entity.asset.facts if entity.asset else None
-    created = captured(facts) if facts else None
+    created = facts.created if facts else None
     return {
         "id": entity.id,
         "is_collection": entity.is_collection,
@@ -9361,12 +9505,6 @@ def entity_json(entity: Entity) -> dict[str, Any]:
         "file_path": entity.path,
         "is_deleted": entity.is_deleted,
     }
-
-
-def captured(facts: Facts) -> float | None:
-    """When a picture was taken, by its EXIF, or when a film or sound was made."""
-    trusted = facts.kind != "image" or facts.created_source == "exif"
-    return facts.created if trusted else None
 
 
 # ======================================================================================

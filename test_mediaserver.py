@@ -1950,8 +1950,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "JPEG, broken EXIF": (jpeg_of((0xE1, b"Exif\0\0II*\0\xff\xff\0\0")), "image/jpeg", SMALL),
     "JPEG, stray bytes": (jpeg_of((0xE0, b"")).replace(b"\xff\xc0", b"zz\xff\xff\xff\xc0"),
                           "image/jpeg", SMALL),
-    "PNG": (png_with((b"tIME", b"\x07\xe3\5\4\3\2\1")), "image/png",
-            SMALL | {"created": MADE, "created_source": "png"}),
+    "PNG, edited": (png_with((b"tIME", b"\x07\xe3\5\4\3\2\1")), "image/png",
+                    SMALL | {"created": None}),
     "PNG, eXIf after the pixels":
         (png_with((b"IDAT", b""), (b"eXIf", exif_tiff())), "image/png", SMALL | CAMERA),
     "PNG, raw profile":
@@ -1960,7 +1960,7 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "PNG, packed XMP": (png_with((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP))),
                         "image/png", SMALL | XMP_MADE),
     "PNG, wordy time": (png_with((b"tEXt", b"Creation Time\0Sat, 04 May 2019 03:02:01 GMT")),
-                        "image/png", {"created": MADE}),
+                        "image/png", {"created": MADE, "created_source": "png"}),
     "APNG": (png_with((b"acTL", bytes(8))), "image/apng", SMALL),
     "GIF": (b"GIF89a" + struct.pack("<HHBBB", 40, 30, 0, 0, 0) + b";", "image/gif", SMALL),
     "GIF, animated": (
@@ -2013,7 +2013,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "Matroska": (matroska(b"matroska"), "video/x-matroska", FILMED),
     "WebM": (matroska(b"webm"), "video/webm", FILMED),
     "Matroska, tracks behind the clusters": (matroska_from_behind(), "video/x-matroska", FILMED),
-    "Matroska, sound": (matroska(b"webm", 2), "audio/x-matroska", {"duration": 3.0}),
+    "Matroska, sound": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
+    "WebM, sound": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
     "AVI": (avi(), "video/x-msvideo",
             FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
     "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
@@ -2078,6 +2079,12 @@ def test_what_is_no_picture_film_or_sound_is_nothing(head: bytes) -> None:
         (b"2019-05-04T05:02:01+0200", b"", MADE), (b"2019:05:03 22:02:01", b"-05:00", MADE),
         (b"2019:05:04 05:02:01", b"", "local"), (b"2019:05:04 05:02:01\0", b"   :  ", "local"),
         (b"0000:00:00 00:00:00", b"", None), (b"    :  :     :  :  ", b"", None),
+        (b"\0 2019:05:04 05:02:01\0junk", b"+2:00\0", MADE),
+        (b"2019/ 5/ 4  5:02:01AM", b"+02", MADE), (b"2019/5/4 3:02:01 UTC", b"+02:00", MADE),
+        (b"2019-05-04 05:02:01+99:00", b"+02:00", MADE),
+        (b"Sat May 04 03:02:01 2019\n\0", b"Z", MADE),
+        (b"2019:05:04 05:02:01", b"-18:00", "local"), (b"2019:05:04 5:02:01AM", b"", "local"),
+        (b"Sat May  4 05:02:01 2019\0\0", b"", "local"),
         (b"2019:13:04 05:02:01", b"Z", None), (b"2019:02:30 05:02:01", b"Z", None),
         (b"2019:05:04 25:02:01", b"Z", None), (b"yesterday", b"", None), (b"", b"", None),
     ],
@@ -2090,16 +2097,83 @@ def test_a_time_without_a_zone_is_local_and_an_impossible_one_none(
     assert ms.parse_time(text, zone) == seconds
 
 
-def test_the_best_time_wins_and_those_before_photography_are_ignored() -> None:
-    def made(**changes: bytes) -> float | None:
-        got = probe(jpeg_of((0xE1, b"Exif\0\0" + exif_tiff(**changes))))
-        return got.created if got else None
+EDITED = b'<x xmlns:e="http://ns.adobe.com/exif/1.0/" xmp:CreateDate="2020-01-01T00:00:00Z"'
+IPTC = b"\x1c\2\x37\0\x0820190504\x1c\2\x3c\0\x0b050201+0200"
+RESOURCES = b"8BIM\4\2\0\0\0\0\0\1x\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(IPTC)) + IPTC
+PACKET = EDITED + b"><e:DateTimeOriginal>\n2019-05-04T03:02:01Z</e:DateTimeOriginal></x>"
+NO_TIME = {"x9003": b"0000:00:00 00:00:00"}
 
-    digitized = {"x9004": b"2019:05:04 05:02:01", "x9012": b"+02:00"}
-    assert made() == MADE + 0.25
-    assert made(x9003=b"0000:00:00 00:00:00", **digitized) == MADE
-    assert made(x9003=b"1815:06:18 11:00:00", **digitized) == MADE
-    assert made(x9003=b"    :  :     :  :  ") == time.mktime((2020, 1, 1, 0, 0, 0, 0, 0, -1))
+
+@pytest.mark.parametrize(
+    ("tags", "others", "source"),
+    [
+        ({"x9011": b"+02:00"}, b"", "exif"),
+        ({"x9011": b"", "x9010": b"+02:00"}, b"", "exif"),  # the offset of another time
+        ({"x9011": b"+77:00", "x9012": b"+2:00"}, b"", "exif"),
+        ({"x9003": b"    :  :     :  :  ", "x9004": b"2019:05:04 03:02:01", "x9012": b"Z"},
+         b"", "exif"),
+        ({"x9003": b"1815:06:18 11:00:00", "x9004": b"2019:05:04 03:02:01", "x9012": b"Z"},
+         PACKET, "exif"),
+        (NO_TIME, PACKET, "xmp"),  # its original, not its making; nor EXIF's edit
+        (NO_TIME, b"Photoshop 3.0\0" + RESOURCES, "iptc"),
+        (NO_TIME, b"", None),
+    ],
+)  # fmt: skip
+def test_a_picture_was_taken_when_its_best_time_says_and_never_when_it_was_edited(
+    tags: dict[str, bytes], others: bytes, source: str | None
+) -> None:
+    block = b"Exif\0\0" + exif_tiff(**{"x9291": b"", **tags})
+    got = probe(jpeg_of((0xED if b"8BIM" in others else 0xE1, others), (0xE1, block)))
+    assert got and (got.created, got.created_source) == (MADE if source else None, source)
+
+
+def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> bytes:
+    """A film with times in its three kinds of headers, in seconds since 1904."""
+    name = struct.pack(">I", seconds)
+    movie_head, media_head = (
+        box(kind, full(0, name * flag or bytes(4), bytes(4), struct.pack(">II", 1000, 3000)))
+        for kind, flag in ((b"mvhd", movie), (b"mdhd", media))
+    )
+    track_head = box(b"tkhd", full(0, name * track or bytes(4), bytes(76)))
+    handler = box(b"hdlr", full(0, bytes(4), b"vide"))
+    return movie_head + box(b"trak", track_head, box(b"mdia", media_head, handler))
+
+
+def noted(kind: bytes, text: bytes, seconds: int = 1 << 31) -> bytes:
+    """A film with a note in its user data, and another time in its header."""
+    return made_at(seconds, 1) + box(b"udta", box(kind, text))
+
+
+WHEN, ZERO_1970 = int(MADE) + 2082844800, 2082844800
+ITEM = box(b"\xa9day", box(b"data", bytes(8), b"2019-05-04T05:02:01+0200"))
+RECORDED = b"2019-05-04 05:02:01+02:00"
+TAGS = element(0x1254C367, element(0x7373, element(
+    0x67C8, element(0x45A3, b"DATE_RECORDED"), element(0x4487, RECORDED))))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 0, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(0))), None),
+        (mp4_of(movie=box(b"moov", made_at(ZERO_1970, 1, 1, 1))), None),
+        (mp4_of(movie=box(b"moov", noted(b"date", RECORDED))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"\xa9day", b"\0\x19\0\0" + RECORDED))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"meta", bytes(4) + box(b"ilst", ITEM)))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"XMP_", PACKET, 0))), MADE),
+        (element(0x1A45DFA3, element(0x4282, b"matroska")) + element(0x18538067, TAGS), MADE),
+        (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl", chunk(b"IDIT", b"2019/ 5/ 4  5:02AM\0"))),
+         "local"),
+        (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl"), chunk(b"_PMX", PACKET)), MADE),
+    ],
+)  # fmt: skip
+def test_a_video_was_made_when_its_best_time_says(video: bytes, expected: Any) -> None:
+    if expected == "local":
+        expected = time.mktime((2019, 5, 4, 5, 2, 0, 0, 0, -1))
+    got = probe(video)
+    assert got and got.kind == "video" and got.created == expected
 
 
 class Film(io.RawIOBase):
@@ -4661,11 +4735,14 @@ def test_the_list_has_the_documents_fields(start, tmp_path):
     storage = tmp_path / "pictures"
     dated, plain = jpeg(date="2020:05:17 10:20:30"), jpeg()
     fill(storage, {"a.jpg": dated, "sub/ü b.jpg": plain, "film.mp4": mp4(), "notes.txt": b"x"})
+    described = jpeg_of((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PACKET))
+    fill(storage, {"xmp.insp": described})  # Insta360's name for a JPEG
     os.utime(storage / "a.jpg", (1e9, 1e9 + 0.25))
     running = start(tz="EST5")  # EXIF has the local time
     running.scanned()
     listed = running.listed()
-    assert len(listed) == 3
+    assert len(listed) == 4
+    assert listed[sha256(described)]["original_creation_date"] == MADE
     assert listed[sha256(dated)] == {
         "filename": "a.jpg",
         "last_modified": 1e9 + 0.25,
@@ -6457,11 +6534,15 @@ def test_a_created_entity_has_every_field_of_the_document(entities):
             {"create_date": None, "width": 16, "height": 8},  # as stored, before rotation
         ),
         (
+            lambda: png_with((b"tEXt", b"Creation Time\0" + RECORDED), (b"tEXt", unique())),
+            {"create_date": "2019-05-04T03:02:01Z", "type": "image"},
+        ),
+        (
             lambda: mp4_of() + box(b"free", unique()),
             {"create_date": "2019-05-04T03:02:01Z", "type": "video", "duration": 3.0},
         ),
     ],
-    ids=["local time", "with an offset", "no time", "film"],
+    ids=["local time", "with an offset", "no time", "no EXIF", "film"],
 )
 def test_facts_are_taken_from_the_content(entities, make, fields):
     if fields["create_date"] == "local":
