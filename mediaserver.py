@@ -1240,6 +1240,8 @@ MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpa
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
+FRAME_SAMPLES = 60  # stretches of sound whose frames are counted where nothing tells their number
+FRAME_SAMPLE_BYTES = 1 << 14
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
 
@@ -1363,6 +1365,9 @@ class _Span:
         self._budget[0] -= cost
         if self._budget[0] < 0:
             raise EOFError
+
+    def is_half_spent(self) -> bool:
+        return self._budget[0] < MAX_PROBE_COST // 2
 
     def some(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1567,22 +1572,26 @@ _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 class _Ifd:
     """One TIFF directory: values by tag. What is missing or cannot be read is empty."""
 
-    def __init__(self, tiff: _Span, order: str, start: int) -> None:
-        self._tiff, self._order = tiff, order
+    def __init__(self, tiff: _Span, order: str, start: int, wide: bool = False) -> None:
+        self._tiff, self._order, self._wide = tiff, order, wide  # wide: BigTIFF
         self.entries: dict[int, tuple[int, int, bytes]] = {}
         self.next = 0
         if start < 8:  # in the header: there is none
             return
+        counter, entry, self._offset = (
+            order + each for each in (("Q", "HHQ8s", "Q") if wide else ("H", "HHI4s", "I"))
+        )
+        first, size = start + struct.calcsize(counter), struct.calcsize(entry)
         with contextlib.suppress(*_BROKEN):
-            (count,) = tiff.unpack(order + "H", start)
-            table = tiff.some(start + 2, 12 * min(count, MAX_IFD_ENTRIES))
-            entries = [*struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])]
+            (count,) = tiff.unpack(counter, start)
+            table = tiff.some(first, size * min(count, MAX_IFD_ENTRIES))
+            entries = [*struct.iter_unpack(entry, table[: len(table) // size * size])]
             tiff.charge(STEP_COST * len(entries))
             self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
-            (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
+            (self.next,) = tiff.unpack(self._offset, first + size * count)
 
     def at(self, start: int) -> _Ifd:
-        return _Ifd(self._tiff, self._order, start)
+        return _Ifd(self._tiff, self._order, start, self._wide)
 
     def below(self, tag: int) -> _Ifd:
         """The directory that a tag points to, or this one: Canon's films have no tags for it."""
@@ -1593,7 +1602,7 @@ class _Ifd:
         length = count * struct.calcsize("=" + _TIFF_VALUES.get(kind, ""))
         if length <= len(inline):
             return inline[:length]
-        (start,) = struct.unpack(self._order + "I", inline)
+        (start,) = struct.unpack(self._offset, inline)
         return self._tiff.part(start, start + length).some(0, MAX_BLOCK_BYTES)
 
     def numbers(self, tag: int) -> list[float]:
@@ -1612,7 +1621,9 @@ class _Ifd:
 def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     """Time, maker, place and orientation; the main directory returns."""
     order = "<" if tiff.read(0, 2) == b"II" else ">"
-    main = _Ifd(tiff, order, tiff.unpack(order + "I", 4)[0])
+    wide = tiff.unpack(order + "H", 2) == (43,)
+    (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
+    main = _Ifd(tiff, order, start, wide)
     draft.note(orientation=main.number(_ORIENTATION))
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
@@ -1641,6 +1652,9 @@ def _exif_place(gps: _Ifd, draft: _Draft) -> None:
 def _tiff(tiff: _Span, draft: _Draft) -> None:
     """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
     main = _exif(tiff, draft)
+    if draft.extension == "rw2":  # the sensor within its borders
+        top, left, bottom, right = map(main.number, (4, 5, 6, 7))
+        draft.note_size(right - left, bottom - top)
     pictures = [main, *map(main.at, map(int, main.numbers(_SUB_IFDS))), main.at(main.next)]
     full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
     draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
@@ -1923,6 +1937,12 @@ def _jp2(jp2: _Span, draft: _Draft) -> None:
             _metadata(box, draft)
 
 
+def _j2c(j2c: _Span, draft: _Draft) -> None:
+    """A bare JPEG 2000 codestream: SIZ has the grid and where the picture begins on it."""
+    right, bottom, left, top = j2c.unpack(">IIII", 8)
+    draft.note_size(right - left, bottom - top)
+
+
 def _raf(raf: _Span, draft: _Draft) -> None:
     """Fujifilm's raw file carries a JPEG with everything that is known."""
     start, length = raf.unpack(">II", 84)
@@ -1966,7 +1986,7 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
         brand = film.read(8, 4)
         draft.extension = _BRANDS.get(brand) or _BRANDS.get(brand[:3], "mp4")
     image = MIME_TYPES[draft.extension].startswith("image")
-    movie = fragment = _NOTHING
+    movie, fragments, ends = _NOTHING, list[_Span](), [0.0]
     for kind, box in _boxes(film):
         if kind == b"moov":
             movie = box
@@ -1977,11 +1997,19 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
             _heif(film, box, draft)
         elif kind == b"uuid":
             _metadata(box, draft)
+        elif kind == b"sidx":
+            ends.append(_segment_index_end(box))
         elif kind == b"moof":
-            fragment = box
-    if fragment.size:  # the movie's own length may be that of its first fragment
+            indexed: list[_Span] = []
+            with contextlib.suppress(*_BROKEN):
+                indexed = [] if fragments else _last_fragments(film)
+            fragments = indexed or [box]
+            if indexed or film.is_half_spent():  # there may be thousands
+                break
+    if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
-        draft.note(duration=max(known, _fragments_end(movie, fragment)))
+        ends += [_fragments_end(movie, fragment) for fragment in fragments]
+        draft.note(duration=max(known, *ends))
 
 
 def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
@@ -2093,6 +2121,37 @@ def _fragments_end(moov: _Span, moof: _Span) -> float:
         units = start + sum(_run_units(run, units) for run in track.all(b"trun"))
         ends.append(units / scales[number])
     return max(ends)
+
+
+def _last_fragments(film: _Span) -> list[_Span]:
+    """Find each track's last `moof` by the index at the file's end (ISO 14496-12, 8.8.9 to 11)."""
+    kind, size = film.unpack(">4s4xI", film.size - 12)
+    index = _boxes(film.part(film.size - size))[b"mfra"] if kind == b"mfro" else _NOTHING
+    starts = set()
+    for table in _boxes(index).all(b"tfra"):
+        sizes, count = table.unpack(">II", 8)
+        wide = 8 if table.read(0, 1) == b"\1" else 4
+        entry = 2 * wide + sum((sizes >> shift & 3) + 1 for shift in (0, 2, 4))
+        if count:
+            starts.add(table.part(16 + entry * (count - 1) + wide).take(wide))
+    if not starts:  # no index, but the last fragment may be short
+        before = max(0, film.size - STREAM_SAMPLE_BYTES)
+        start = before + film.some(before, STREAM_SAMPLE_BYTES).rfind(b"moof") - 4
+        label, _, _, after = _box_label(film, start)
+        _, _, _, end = _box_label(film, after)
+        starts = {start} if label == b"moof" and end == film.size else starts
+    boxes = (next(iter(_boxes(film.part(start))), (b"", _NOTHING)) for start in starts)
+    return [box for kind, box in boxes if kind == b"moof"]
+
+
+def _segment_index_end(sidx: _Span) -> float:
+    """Find when the segments that an index names end, in seconds (ISO 14496-12, 8.16.3)."""
+    wide = sidx.read(0, 1) == b"\1"
+    scale, start = sidx.unpack(">IQ" if wide else ">II", 8)
+    entries = 28 if wide else 20
+    (count,) = sidx.unpack(">H", entries + 2)
+    segments = struct.iter_unpack(">4xI4x", sidx.read(entries + 4, 12 * count))
+    return float((start + sum(units for (units,) in segments)) / scale)
 
 
 def _run_units(trun: _Span, usual: int) -> int:
@@ -2273,11 +2332,17 @@ def _avi(avi: _Span, draft: _Draft) -> None:
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
-    """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
-    rate = real_length = 0
+    """Bytes over bytes a second, or samples over their rate where packed sound tells these.
+
+    In RF64 the real length is in `ds64` (EBU Tech 3306).
+    """
+    packed, rate, samples, samples_rate, real_length = False, 0, 0, 0, 0
     for kind, chunk in _chunks(wav.part(12)):
         if kind == b"fmt ":
-            (rate,) = chunk.unpack("<I", 8)
+            packed = chunk.unpack("<H", 0)[0] not in (1, 3, 0xFFFE)  # PCM, floats, either
+            samples_rate, rate = chunk.unpack("<II", 4)
+        elif kind == b"fact":
+            (samples,) = chunk.unpack("<I", 0)
         elif kind == b"ds64":
             (real_length,) = chunk.unpack("<Q", 8)
         elif kind == b"bext":
@@ -2285,6 +2350,8 @@ def _wav(wav: _Span, draft: _Draft) -> None:
             draft.note_written_time(6, "container", day + b" " + clock)
         elif kind == b"_PMX":
             _metadata(chunk, draft)
+        elif kind == b"data" and packed and samples:
+            draft.note(duration=samples / samples_rate)
         elif kind == b"data":
             draft.note(duration=min(real_length or chunk.size, wav.size) / rate)
 
@@ -2325,6 +2392,8 @@ def _ogg_clock(head: bytes, draft: _Draft) -> tuple[float, int, int]:
     if head.startswith(b"OpusHead"):
         draft.extension = "opus" if draft.extension == "ogg" else draft.extension
         return 48000, struct.unpack_from("<H", head, 10)[0], 0
+    if head.startswith(b"Speex   "):
+        return struct.unpack_from("<I", head, 36)[0], 0, 0
     if head.startswith(b"\x7fFLAC"):
         return int.from_bytes(head[27:30], "big") >> 4, 0, 0
     if head.startswith(b"\x80theora"):
@@ -2413,12 +2482,33 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     counted = _FRAME_COUNT.search(data[at : at + frame.length])
     frames: float = int.from_bytes(counted[1] or counted[2], "big") if counted else 0
     if not frames:
-        tag = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0  # ID3v1's
-        end, count = at, 0
-        while following := _frame(data, end):
-            end, count = end + following.length, count + 1
-        frames = (sound.size - at - tag) * count / (end - at)
+        frames = _count_frames(sound.part(at, sound.size - _tags_behind(file)))
     draft.note(duration=frames * frame.samples / frame.rate)
+
+
+def _count_frames(sound: _Span) -> float:
+    """Count all frames, or those of FRAME_SAMPLES stretches and infer the others."""
+    walked = count = 0
+    step = max(FRAME_SAMPLE_BYTES, sound.size // FRAME_SAMPLES)
+    with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
+        for start in range((step - FRAME_SAMPLE_BYTES) // 2, sound.size, step):
+            data = sound.some(start, FRAME_SAMPLE_BYTES)
+            found = _first_frame(data)
+            at = found[0] if found else len(data)
+            while frame := _frame(data, at):
+                sound.charge(2 * STEP_COST)
+                at, count, walked = at + frame.length, count + 1, walked + frame.length
+    return sound.size * count / walked
+
+
+def _tags_behind(file: _Span) -> int:
+    """The bytes that an ID3v1 tag and an APEv2 one before it take at the end."""
+    size = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0
+    footer = file.part(file.size - size - 32, file.size - size).some(0, 32)
+    if footer[:8] == b"APETAGEX":
+        length, _, flags = struct.unpack_from("<III", footer, 12)
+        size += length + (32 if flags >> 31 else 0)
+    return size
 
 
 def _behind_id3(file: _Span) -> _Span:
@@ -2430,13 +2520,234 @@ def _behind_id3(file: _Span) -> _Span:
     return file
 
 
+_AMR_FRAMES = (13, 14, 16, 18, 20, 21, 27, 32, 6) + 7 * (1,)  # bytes, by the frame's type
+_AMR_WIDE_FRAMES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6) + 6 * (1,)
+
+
+def _amr(amr: _Span, draft: _Draft) -> None:
+    """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
+    wide = amr.read(5, 1) == b"-"
+    sound, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
+    data, at, count = sound.some(0, MAX_BLOCK_BYTES), 0, 0
+    amr.charge(STEP_COST * len(data) // min(sizes[:1]))
+    while at < len(data):
+        at, count = at + sizes[data[at] >> 3 & 15], count + 1
+    draft.note(duration=sound.size / at * count / 50)
+
+
+# -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
+
+_PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
+    rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
+    rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
+    re.DOTALL,
+)
+_MPEG_SEQUENCE, _H264_PARAMETERS = rb"\0\0\x01\xb3", rb"\0\0\x01[\x27\x47\x67]"
+_VIDEO_START = re.compile(b"(?:%b|%b)" % (_MPEG_SEQUENCE, _H264_PARAMETERS))
+_AVCHD_NOTES = bytes.fromhex("17EE8C60F84D11D98CD60800200C9A66") + b"MDPM"
+_AVCHD_TIME = re.compile(rb"(?s)\x18(.)(..)(.)\x19(.)(.)(.)(.)")  # zone, BCD year to second
+_TS_PACKET = 188
+
+
+def _mpeg_ps(file: _Span, draft: _Draft) -> None:
+    _mpeg_streams(
+        file.some(0, MAX_BLOCK_BYTES),
+        file.part(file.size - MAX_BLOCK_BYTES).some(0, MAX_BLOCK_BYTES),
+        draft,
+    )
+
+
+def _mpeg_ts(file: _Span, draft: _Draft) -> None:
+    size = _TS_PACKET + 4 * (draft.extension == "m2ts")  # a time code before each packet
+    length = MAX_BLOCK_BYTES // size * size
+    last = max(0, file.size - length) // size * size
+    head, tail = (_ts_payload(file, start, length, size) for start in (0, last))
+    _mpeg_streams(head, tail, draft)
+
+
+def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
+    """The payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
+    data = file.some(start, length)
+    file.charge(STEP_COST * len(data) // size)
+    streams: dict[int, bytearray] = {}
+    for at in range(size - _TS_PACKET, len(data) - _TS_PACKET + 1, size):
+        flags, skipped = data[at + 3], 1 + data[at + 4]
+        if data[at] == 0x47 and flags & 0x10:
+            payload = data[at + 4 + (skipped if flags & 0x20 else 0) : at + _TS_PACKET]
+            number = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
+            streams.setdefault(number, bytearray()).extend(payload)
+    return b"".join(streams.values())
+
+
+def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
+    """Size and date from the start, the length from the times at both ends."""
+    if start := _VIDEO_START.search(head):
+        _mpeg_video(head[start.start() : start.start() + 256], draft)
+    _avchd_time(head, draft)
+    times = [_pes_times(data) for data in (head, tail)]
+    starts = [min(clocks) for clocks in times[0].values()]
+    videos = {stream for stream in times[1] if stream >= b"\xe0"}
+    ends = [  # a packet of sound has many frames, so its gap says nothing where video does
+        max(clocks) + (_frame_gap(clocks) if stream in videos or not videos else 0)
+        for stream, clocks in times[1].items()
+    ]
+    draft.note(duration=((max(ends) - min(starts)) % (1 << 33)) / 90_000)
+
+
+def _pes_times(data: bytes) -> dict[bytes, list[int]]:
+    """Presentation times in units of 1/90,000 s, by stream."""
+    times: dict[bytes, list[int]] = {}
+    for stream, new, old in _PES_TIME.findall(data):
+        a, b, c = struct.unpack(">BHH", new or old)
+        times.setdefault(stream, []).append((a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1)
+    return times
+
+
+def _frame_gap(clocks: list[int]) -> int:
+    """How long the last frame stays: as long as the shortest one before it."""
+    clocks = sorted(clocks)
+    return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
+
+
+def _mpeg_video(data: bytes, draft: _Draft) -> None:
+    """Size from MPEG-2's sequence header or H.264's sequence parameter set."""
+    if data[3] == 0xB3:
+        sides = int.from_bytes(data[4:7], "big")
+        return draft.note_size(sides >> 12, sides & 0xFFF)
+    draft.note_size(*_h264_size(data[4:].replace(b"\0\0\3", b"\0\0")))
+
+
+class _Bits:
+    """Bits from the highest on, as H.264 writes them (section 7.2)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left, self._bits = 8 * len(data), int.from_bytes(data, "big")
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise EOFError
+        return self._bits >> self._left & (1 << count) - 1
+
+    def golomb(self) -> int:
+        """An Exp-Golomb number (section 9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed(self) -> int:
+        number = self.golomb()
+        return number // 2 + 1 if number & 1 else -(number // 2)
+
+
+def _h264_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
+    profile, bits = data[0], _Bits(data[3:])
+    bits.golomb()
+    chroma, separate = 1, 0
+    if profile in (100, 110, 122, 244, 44, 83, 86, 118, 128):
+        chroma = bits.golomb()
+        separate = bits.take(1) if chroma == 3 else 0
+        bits.golomb(), bits.golomb(), bits.take(1)
+        if bits.take(1):
+            for i in range(12 if chroma == 3 else 8):
+                _skip_scaling_list(bits, 16 if i < 6 else 64)
+    bits.golomb()
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.take(1), bits.golomb(), bits.golomb()
+        for _ in range(bits.golomb() & 0xFF):
+            bits.golomb()
+    bits.golomb(), bits.take(1)
+    width, height = 16 * (1 + bits.golomb()), 1 + bits.golomb()
+    frames = bits.take(1)
+    if not frames:
+        bits.take(1)
+    bits.take(1)
+    height *= 16 * (2 - frames)
+    if bits.take(1):  # cropped, in units of the coarser chroma samples
+        across = 1 if separate or chroma in (0, 3) else 2
+        down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
+        left, right, top, bottom = (bits.golomb() for _ in range(4))
+        width, height = width - across * (left + right), height - down * (top + bottom)
+    return width, height
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size * bits.take(1)):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _avchd_time(head: bytes, draft: _Draft) -> None:
+    """The time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
+    _, found, notes = head.replace(b"\0\0\3", b"\0\0").partition(_AVCHD_NOTES)
+    if found and (match := _AVCHD_TIME.search(notes[:MAX_NOTE_BYTES])):
+        zone = match[1][0]
+        offset = b"%b%02d:%02d" % (b"-" if zone & 32 else b"+", zone >> 1 & 15, zone % 2 * 30)
+        parts = (part.hex().encode() for part in match.groups()[1:])
+        draft.note_written_time(5, "container", b"%b-%b-%b %b:%b:%b" % (*parts,), offset)
+
+
+# -- ASF and Flash video
+
+_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+_ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
+_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
+_ASF_EPOCH = -11_644_473_600  # 1601, in Unix seconds
+
+
+def _asf_label(asf: _Span, at: int) -> _Label:
+    """An object: a GUID and the size of all of it (ASF specification 1.20, section 2.1)."""
+    name, size = asf.unpack("<16sQ", at)
+    return name, at + 24, at + size, at + size
+
+
+def _asf(asf: _Span, draft: _Draft) -> None:
+    """The header object's parts: a file with a video stream is WMV, else WMA."""
+    _, start, end, _ = _asf_label(asf, 0)
+    header = asf.part(start, end)
+    for name, part in _Parts(_asf_label, header.part(6)):
+        if name == _ASF_FILE:
+            made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
+            draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
+            draft.note(duration=units / 1e7 - preroll / 1e3)
+        elif name == _ASF_STREAM and part.some(0, 16) == _ASF_VIDEO:
+            draft.extension = "wmv"
+            draft.note_size(*part.unpack("<II", 54))
+
+
+_FLV_NUMBER = re.compile(rb"(?s)\0[\x05\x06\x08](width|height|duration)\0(.{8})")
+_FLV_DATE = re.compile(rb"(?s)\0\x0ccreationdate\x02\0.(.{10,40})")
+
+
+def _flv(flv: _Span, draft: _Draft) -> None:
+    """Numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
+    notes = flv.some(0, STREAM_SAMPLE_BYTES)
+    found = {
+        name.decode(): struct.unpack(">d", raw)[0] for name, raw in _FLV_NUMBER.findall(notes)
+    }
+    for date in _FLV_DATE.findall(notes)[:1]:
+        draft.note_written_time(6, "container", date)
+    if {"width", "height"} <= found.keys():
+        draft.note_size(int(found["width"]), int(found["height"]))
+    draft.note(duration=found.get("duration", 0.0))
+    (size,) = flv.unpack(">I", flv.size - 4)
+    low, high = flv.unpack(">3sB", flv.size - size)  # 4 bytes into the tag before that number
+    draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
+
+
 # -- What starts how
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
-_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
-_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _FactParser = Callable[[_Span, _Draft], None]
-_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
+_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
     ("jpg", rb"\xff\xd8\xff", _jpeg),
     ("png", rb"\x89PNG\r\n\x1a\n", _png),
     ("gif", rb"GIF8[79]a", _gif),
@@ -2444,34 +2755,33 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
     ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
     ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
     ("tiff", rb"II\*\0|MM\0\*", _tiff),
-    ("tiff", rb"II\+\0\x08\0|MM\0\+\0\x08", None),  # BigTIFF
+    ("tiff", rb"II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),  # BigTIFF
     ("orf", rb"IIR[OS]|MMOR", _tiff),
     ("rw2", rb"IIU\0", _tiff),
     ("raf", rb"FUJIFILMCCD-RAW ", _raf),
     ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
     ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
     ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
-    ("j2c", rb"\xff\x4f\xff\x51\0", None),
+    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
     ("mp4", rb"\0...ftyp", _isobmff),
     ("mov", rb"\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
     ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
     ("avi", rb"RIFF....AVI ", _avi),
     ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
     ("aiff", rb"FORM....AIF[FC]", _aiff),
-    ("wmv", re.escape(_ASF) + rb"(?=.*" + re.escape(_ASF_VIDEO) + rb")", None),
-    ("wma", re.escape(_ASF), None),
-    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", None),
-    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", None),
-    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", None),
-    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", None),
+    ("wma", re.escape(_ASF), _asf),
+    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
+    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_ps),
+    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
+    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
     ("ogg", rb"OggS\0", _ogg),
     ("flac", rb"fLaC", _flac),
-    ("amr", rb"#!AMR(?:-WB)?\n", None),
+    ("amr", rb"#!AMR(?:-WB)?\n", _amr),
     ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
 ]
 
 
-def _identify(head: bytes) -> tuple[str, _FactParser | None] | None:
+def _identify(head: bytes) -> tuple[str, _FactParser] | None:
     """Extension and parser of the file that starts so."""
     for extension, magic, parse in _MEDIA_FORMATS:
         if re.match(magic, head, re.DOTALL):
@@ -2495,8 +2805,7 @@ def probe(file: Seekable) -> Facts | None:
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        if parse:
-            parse(span, draft)
+        parse(span, draft)
     mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 

@@ -1921,13 +1921,100 @@ THEORA = (
     + b"\0\xc0"
 )  # keyframe shift 6
 FLAC = b"fLaC\0\0\0\x22" + bytes(10) + (44100 << 44 | 132300).to_bytes(8, "big") + bytes(16)
+APE = bytes(32 + 9000) + b"APETAGEX" + struct.pack("<IIII", 2000, 9032, 0, 1 << 31) + bytes(8)
 ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
-TS = b"".join(
-    b"\x47\1\0" + b"\x30\x07\x10" + (clock << 15).to_bytes(6, "big") + bytes(176)
-    for clock in (0, 90000, 180000, 270000)
-)
-ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+
+
+def pes(clock: int, payload: bytes = b"", stream: int = 0xE0) -> bytes:
+    """A packet of a video with its presentation time (ISO 13818-1, section 2.4.3.6)."""
+    time = bytes([0x21 | clock >> 29 & 14]) + struct.pack(
+        ">HH", clock >> 14 & 0xFFFE | 1, clock << 1 & 0xFFFE | 1
+    )
+    return b"\0\0\1" + bytes([stream]) + b"\0\0\x80\x80\5" + time + payload
+
+
+def ts_packet(payload: bytes) -> bytes:
+    filling = 183 - len(payload)
+    return b"\x47\1\0\x30" + bytes([filling]) + bytes(filling) + payload
+
+
+def transport(first: bytes = b"", prefix: bytes = b"") -> bytes:
+    """Four frames of a second each behind an hour, the last two in the wrong order."""
+    clocks = [3600 * 90_000 + 90_000 * n for n in (0, 1, 3, 2)]
+    frames = [first, b"", b"", b""]
+    return b"".join(prefix + ts_packet(pes(*each)) for each in zip(clocks, frames, strict=True))
+
+
+H264_SIZE = bytes.fromhex("0000000167640028acd940780227e5c044")  # 1920 x 1080, cropped from 1088
+AVCHD_TIME = (
+    b"\0\0\1\6\5\x27" + bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM\2"
+    + bytes.fromhex("1804201905" "1904050201")
+)  # fmt: skip  # +02:00, 2019-05, the 4th at 05:02:01
+MPEG2_SIZE = b"\0\0\1\xb3\x28\x01\x68"  # 640 x 360
+PS = b"\0\0\1\xba\x44\0\4\0\4" + bytes(5)
+
+
+def asf_object(name: str, *body: bytes) -> bytes:
+    content = b"".join(body)
+    return bytes.fromhex(name) + struct.pack("<Q", 24 + len(content)) + content
+
+
+def asf(*objects: bytes, comment: int = 9) -> bytes:
+    """A header with a comment, the length of 3 s behind a preroll of 1 s, and more."""
+    made = (int(MADE) + 11_644_473_600) * 10**7
+    length = struct.pack("<QQQQQQ", 0, made, 0, 40_000_000, 0, 1000)
+    note = asf_object("3326b2758e66cf11a6d900aa0062ce6c", bytes(comment))
+    file = asf_object("a1dcab8c47a9cf118ee400c00c205365", bytes(16), length)
+    header = struct.pack("<IH", 2 + len(objects), 0x201) + note + file + b"".join(objects)
+    return asf_object("3026b2758e66cf11a6d900aa0062ce6c", header)
+
+
+ASF_VIDEO = asf_object(
+    "9107dcb7b7a9cf118ee600c00c205365", bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b"),
+    bytes(38), struct.pack("<II", 640, 360))  # fmt: skip
+
+
+def flv(**numbers: float) -> bytes:
+    notes = b"".join(
+        struct.pack(">H", len(name)) + name.encode() + b"\0" + struct.pack(">d", number)
+        for name, number in numbers.items()
+    )
+    body = b"\2\0\x0aonMetaData\x08" + struct.pack(">I", len(numbers)) + notes + b"\0\0\x09"
+    tag = b"\x12" + len(body).to_bytes(3, "big") + bytes(7) + body
+    last = b"\x09\0\0\1\0\x0b\xb8\0\0\0\0x"  # a picture at 3,000 ms
+    sized = b"".join(each + struct.pack(">I", len(each)) for each in (tag, last))
+    return b"FLV\1\5\0\0\0\x09" + bytes(4) + sized
+
+
+def big_tiff(order: str) -> bytes:
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HHHQQ", 43, 8, 0, 16, 2)
+    sides = ((256, 40), (257, 30))
+    entries = [struct.pack(order + "HHQQ", tag, 16, 1, side) for tag, side in sides]
+    return head + b"".join(entries) + bytes(8)
+
+
+def many_fragments(index: str = "") -> bytes:
+    """8,000 fragments of a second each."""
+
+    def fragment(second: int) -> bytes:
+        header = box(b"tfhd", full(0, struct.pack(">I", 1)))
+        run = box(b"trun", full(0, struct.pack(">I", 1)))
+        time = box(b"tfdt", full(1, struct.pack(">Q", 1000 * second)))
+        return box(b"moof", box(b"traf", header, time, run)) + box(b"mdat", b"x" * 9)
+
+    usual = box(b"mvex", box(b"trex", full(0, struct.pack(">IIIII", 1, 1, 1000, 0, 0))))
+    start, pieces = mp4_of(b"iso5", moov(1, 0, 0, usual)), [fragment(n) for n in range(8000)]
+    if index == "sidx":
+        entries = struct.pack(">III", len(pieces[0]), 1000, 0) * 8000
+        start += box(b"sidx", full(0, struct.pack(">IIIIHH", 1, 1000, 0, 0, 0, 8000), entries))
+    video = start + b"".join(pieces)
+    if index == "mfra":
+        entry = struct.pack(">IIBBB", 0, len(video) - len(pieces[-1]), 1, 1, 1)
+        table = box(b"tfra", full(0, struct.pack(">III", 1, 0, 1), entry))
+        video += box(b"mfra", table, box(b"mfro", full(0, struct.pack(">I", len(table) + 24))))
+    return video + (b"" if index != "none" else box(b"free", bytes(99)))
+
+
 CAMERA = {
     "created": MADE + 0.25, "created_source": "exif", "orientation": 6, "make": "Acme",
     "model": "Box 1", "latitude": -33.5, "longitude": 151.25, "altitude": 58.0,
@@ -1985,7 +2072,12 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "DNG": (tiff({0xC612: 1, 0x100: 40, 0x101: 30}), "image/x-adobe-dng", SMALL),
     "NEF": (tiff({0xFE: 1, 0x10F: b"NIKON CORPORATION", 0x14A: 8 + 2 + 36 + 4 + 18},
                  {0xFE: 0, 0x100: 40, 0x101: 30}), "image/x-nikon-nef", SMALL),
-    "BigTIFF": (b"II+\0\x08\0\0\0" + bytes(99), "image/tiff", {}),
+    "BigTIFF": (big_tiff("<"), "image/tiff", SMALL),
+    "BigTIFF, big-endian": (big_tiff(">"), "image/tiff", SMALL),
+    "RW2": (tiff({4: 2, 5: 4, 6: 32, 7: 44}).replace(b"II*", b"IIU"), "image/x-panasonic-rw2",
+            SMALL),
+    "JPEG 2000, bare": (b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">IIII", 44, 32, 4, 2),
+                        "image/x-j2c", SMALL),
     "HEIC": (heif(), "image/heic", SMALL | CAMERA | {"orientation": 1}),
     "HEIC, turned left": (heif(b"irot\1"), "image/heic", SMALL | {"orientation": 8}),
     "HEIC, turned and told by EXIF": (heif(b"irot\2"), "image/heic", {"orientation": 3}),
@@ -2018,11 +2110,26 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "AVI": (avi(), "video/x-msvideo",
             FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
     "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
-    "MPEG-TS": (TS, "video/mp2t", {}),
-    "MPEG-PS": (b"\0\0\1\xba\x44\0\4\0\4" + bytes(5), "video/mpeg", {}),
-    "WMV": (ASF + bytes(99) + ASF_VIDEO, "video/x-ms-wmv", {"kind": "video"}),
-    "WMA": (ASF + bytes(99), "audio/x-ms-wma", {"kind": "audio"}),
+    "MPEG-TS": (transport(MPEG2_SIZE), "video/mp2t", FILM | {"duration": 4.0, "created": None}),
+    "AVCHD": (transport(AVCHD_TIME + H264_SIZE, bytes(4)), "video/mp2t",
+              FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
+    "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
+                FILM),
+    "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", FILMED),
+    "WMA": (asf(), "audio/x-ms-wma", {"duration": 3.0, "kind": "audio"}),
+    "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", FILM),
+    "FLV, live": (flv(), "video/x-flv", {"duration": 3.0}),
+    "MP4, indexed fragments": (many_fragments("mfra"), "video/mp4", FILM | {"duration": 8000.0}),
+    "MP4, listed fragments": (many_fragments("sidx"), "video/mp4", FILM | {"duration": 8000.0}),
+    "MP4, many fragments": (many_fragments(), "video/mp4", FILM | {"duration": 8000.0}),
+    "AMR": (b"#!AMR\n" + (b"\x3c" + bytes(31)) * 150, "audio/amr", {"duration": 3.0}),
+    "AMR, wideband": (b"#!AMR-WB\n" + (b"\x44" + bytes(60)) * 150, "audio/amr",
+                      {"duration": 3.0}),
     "WAV": (wav(), "audio/x-wav", {"duration": 3.0}),
+    "WAV, packed": (chunk(b"RIFF", b"WAVE",
+                          chunk(b"fmt ", struct.pack("<HHIIHH", 85, 1, 8000, 0, 1, 0)),
+                          chunk(b"fact", struct.pack("<I", 24000)), chunk(b"LIST", b"INFO"),
+                          chunk(b"data", bytes(99))), "audio/x-wav", {"duration": 3.0}),
     "RF64": (wav(b"RF64"), "audio/x-wav", {"duration": 3.0}),
     "AIFF": (chunk(b"FORM", b"AIFF", chunk(b"COMM", b"\0\1" + struct.pack(">IHHQ", 24000, 16, 16383
              + 12, 8000 << 51), order=">"), order=">"), "audio/x-aiff", {"duration": 3.0}),
@@ -2033,6 +2140,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
     "MP3, VBRI": (MP3_FRAME[:36] + b"VBRI" + bytes(10) + struct.pack(">I", 1000) + MP3_FRAME[54:]
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
+    "MP3, tags behind": (MP3_FRAME * 115 + APE + b"TAG" + bytes(125), "audio/mpeg",
+                         {"duration": pytest.approx(3.0, abs=0.01)}),
     "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
     "Vorbis": (ogg(VORBIS, 132300), "audio/ogg", {"duration": 3.0}),
     "Opus": (ogg(b"OpusHead\1\2" + struct.pack("<HI", 312, 44100), 144312), "audio/ogg",
@@ -2203,6 +2312,22 @@ def test_a_film_of_four_gigabytes_costs_kilobytes() -> None:
     assert film.bytes_read < 20_000
 
 
+def test_of_fragments_without_an_index_the_last_one_within_reach_counts() -> None:
+    got = probe(many_fragments("none"))
+    assert got is not None and got.duration is not None and 1000 < got.duration < 8000
+
+
+def test_a_long_comment_makes_no_sound_of_a_video() -> None:
+    got = probe(asf(ASF_VIDEO, comment=50_000))
+    assert got is not None and (got.kind, got.width) == ("video", 640)
+
+
+def test_frames_of_changing_size_are_counted_all_over_the_file() -> None:
+    quiet = b"\xff\xfb\x10\x00" + bytes(100)  # 32 kbit/s
+    got = probe(quiet * 20_000 + MP3_FRAME * 20_000)
+    assert got is not None and got.duration == pytest.approx(40_000 * 1152 / 44100, rel=0.02)
+
+
 def test_what_a_broken_file_still_says_is_kept() -> None:
     data = jpeg_of((0xE1, b"Exif\0\0" + exif_tiff()))
     got = probe(data[:-30])
@@ -2249,6 +2374,13 @@ HOSTILE = {
         box(b"trun", struct.pack(">III", 0x100, 480_000, 1), bytes(1_920_000)))),
     "notes without end": box(b"ftyp", b"qt  ", bytes(4)) + box(b"moov", box(
         b"udta", box(b"\xa9day", bytes(4), b"2019:00:00:00 aaaa:") * 30_000)),
+    "times of packets": PS + pes(0) * 40_000,
+    "a transport stream of times": ts_packet(pes(0) * 13) * 4000,
+    "resources of Photoshop": jpeg_of(*[(0xED, b"8BIM\1\1\0\0\0\0\0\0" * 5000)] * 9),
+    "data sets of IPTC": jpeg_of(
+        *[(0xED, b"8BIM\4\4\0\0\0\0\xea\x60" + b"\x1c\2\5\0\0" * 12_000)] * 9),
+    "speech of one byte": b"#!AMR\n" + b"\x7c" * 400_000,
+    "objects of a video without end": asf()[:16] + struct.pack("<QIH", 1 << 30, 9, 9) + ASF_VIDEO * 9000,
     "segments without end": b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000,
 }  # fmt: skip
 
