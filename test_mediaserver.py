@@ -2382,7 +2382,7 @@ HOSTILE = {
     "data sets of IPTC": jpeg_of(*[
         (0xED, b"8BIM\4\4\0\0\0\0\xea\x60" + b"\x1c\2\5\0\0" * 12_000)] * 9),
     "speech of one byte": b"#!AMR\n" + b"\x7c" * 400_000,
-    "objects of a video without end": asf()[:16] + struct.pack("<QIH", 1 << 30, 9, 9) + ASF_VIDEO * 9000,
+    "objects without end": asf()[:16] + struct.pack("<QIH", 1 << 30, 9, 9) + ASF_VIDEO * 9000,
     "segments without end": b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000,
 }  # fmt: skip
 
