@@ -3361,6 +3361,16 @@ class Files(Subject):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
+    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+        """The files with a content in some folders or of a user's own records."""
+        own = (
+            "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+        )
+        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        return [located(row) for row in rows]
+
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
         # It reads page by page, so that no long read keeps the WAL from being folded in.
@@ -8036,6 +8046,7 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
@@ -8059,7 +8070,7 @@ class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, text (a string or a number), integer, boolean
+    type: str = "string"  # string, text (a string or a number), integer, boolean, hashes
     required: bool = False
     or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
@@ -8093,6 +8104,7 @@ class BodySpec(NamedTuple):
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
+    list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
 
 
@@ -8532,10 +8544,22 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
             return parse_flag(value)
         if item.type == "integer":
             return check_bounds(item, parse_integer(value), where)
+        if item.type == "hashes":
+            return parse_hashes(value)
         return check_text(item, parse_string(value, numbers=item.type == "text"))
     except Unfit as error:
         problem = Problem(where, item.name, *error.args)
         raise Invalid(problem._replace(is_null=value is None)) from None
+
+
+def parse_hashes(value: Any) -> list[str]:
+    """Parse a list of hashes; they come out in lower case, each once, in their order."""
+    if not isinstance(value, list) or len(value) > MAX_HASHES:
+        raise Unfit(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
+    for each in value:
+        if not isinstance(each, str) or not SHA256.fullmatch(each):
+            raise Unfit("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
+    return list(dict.fromkeys(each.lower() for each in value))
 
 
 def parse_string(value: Any, numbers: bool) -> str:
@@ -8673,7 +8697,7 @@ def open_body(request: Request, spec: BodySpec) -> BodyReader | None:
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         return TextBody(head, parse_urlencoded)
     if is_json and "json" in spec.kinds:
-        return TextBody(head, lambda text: unwrap(parse_json_object(text), spec.wrapper))
+        return TextBody(head, lambda text: unwrap(parse_json(text, spec), spec.wrapper))
     what = media_type or "a body without Content-Type"
     raise HTTPError(415, f"This endpoint does not read {what}.")
 
@@ -8724,8 +8748,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     return fields
 
 
-def parse_json_object(text: bytes) -> dict[str, Any]:
-    """The members of a JSON object (RFC 8259); 400 for anything else."""
+def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
+    """The members of a JSON object (RFC 8259), or the one field that a list is; 400 else."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -8734,6 +8758,8 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
+    if isinstance(value, list) and spec.list_field:
+        return {spec.list_field: value}
     if not isinstance(value, dict):
         raise Invalid(Problem("body", "", "must be a JSON object", "dict_type"))
     return value
@@ -10768,6 +10794,31 @@ def get_preview(app: App, request: Request, sha256: str) -> Response:
     return content_response(request.head, rendered_content(app, file, made, "Accept"))
 
 
+def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
+    """Which contents are on disk in a file that the principal may read."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    return {"stored": [
+        sha256 for sha256 in hashes
+        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
+    ]}  # fmt: skip
+
+
+@route("GET", "/exists", READ, "system", "Whether a content is stored", {200: "stored"},
+       query=(Field("sha256", "sha256", required=True),))  # fmt: skip
+def get_exists(app: App, request: Request) -> Response:
+    return json_response(stored_json(app, request, [check_sha256(request.query["sha256"])]))
+
+
+@route("POST", "/exists", READ, "system", "Which of up to 1,000 contents are stored",
+       {200: "stored"}, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
+           list_field="sha256"))  # fmt: skip
+def post_exists(app: App, request: Request) -> Response:
+    """Tell it of each hash in the list that is the body, in its order."""
+    return json_response(stored_json(app, request, request.fields["sha256"]))
+
+
 METRICS = {
     "uptime_seconds": "since the start of this worker",
     "scan_running": "1 while the folder is scanned",
@@ -10817,6 +10868,7 @@ OBJECTS: Mapping[str, str] = {
     "Refusal": "error",
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
+    "StoredContents": "stored:hashes",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -10858,6 +10910,12 @@ SCALARS: Mapping[str, dict[str, Any]] = {
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
     "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
+    "hashes": {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
+        "maxItems": MAX_HASHES,
+        "examples": [["5e" * 32]],
+    },
     "file": {"type": "string", "format": "binary"},
 }
 ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
@@ -10873,6 +10931,7 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "url, filename, size, content_type, sha256": "PublicImage",
         "count, files": "PublicFiles",
         "deleted": "Deleted",
+        "stored": "StoredContents",
         "by sha256": "Library",
         "message, sha256, filename, file_path, thumbnail_file": "Stored",
         "it was there": "Stored",
@@ -11010,8 +11069,10 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
         if spec.wrapper:
             outer = {"type": "object", "properties": {spec.wrapper: schema}}
             schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
+        if spec.list_field:
+            schema = fields[spec.list_field]
         content[BODY_TYPES[kind]] = {"schema": schema}
-    needed = bool(spec.wrapper or (spec.upload and spec.upload.required))
+    needed = bool(spec.wrapper or spec.list_field or (spec.upload and spec.upload.required))
     return {"required": needed, "content": content}
 
 

@@ -6122,6 +6122,69 @@ def test_previews_are_private_where_their_pictures_are(start):
         assert running.get(path).status in {401, 404}
 
 
+def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
+    public, private, own, entity, unknown = png(), png(), png(), png(), sha256(unique())
+    server.upload(public)
+    server.store(private, f"{unique().decode()}.png")
+    record = jane.upload(own)[1]
+    entities.create(entity)
+    asked = [*map(sha256, (entity, public, private, own)), unknown, sha256(public).upper()]
+
+    def stored(headers: dict[str, str]) -> set[bytes]:
+        answer = server.request("POST", "/exists", json.dumps(asked).encode(), {
+            **headers, "Content-Type": "application/json"})  # fmt: skip
+        assert answer.status == 200 and list(answer.json) == ["stored"], answer.body
+        found = answer.json["stored"]
+        assert found == [each for each in asked if each in found]  # once, in their order
+        one_by_one = [server.get(f"/exists?sha256={each}", **headers) for each in asked[:5]]
+        assert [each.json["stored"] for each in one_by_one] == [
+            [each] if each in found else [] for each in asked[:5]]  # fmt: skip
+        return {content for content in (public, private, own, entity) if sha256(content) in found}
+
+    assert stored({}) == stored(django.headers) == {public, entity}
+    assert stored(READER) == stored(OWNER) == {public, private, entity}
+    assert stored(jane.headers) == {public, entity, own}
+    jane.call("DELETE", f"{MEDIA}{record['id']}/")
+    assert stored(jane.headers) == {public, entity}
+
+
+def test_a_content_that_was_changed_on_disk_is_not_stored(start, tmp_path):
+    running, content = start(), png()
+    fill(tmp_path / "pictures", {"a.png": content})
+    running.rescan()
+    path = f"/exists?sha256={sha256(content).upper()}"
+    assert running.get(path).json == {"stored": [sha256(content)]}
+    (tmp_path / "pictures/a.png").write_bytes(png())
+    assert running.get(path).json == {"stored": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[]", 200), (b"{}", 400), (b"null", 400), (b'"x"', 400), (b"[1]", 400), (b"[null]", 400),
+        (b'["x"]', 400), (b"[", 400), (b'[["a"]]', 400), (b"", 400),
+        (json.dumps(["5e" * 32] * 1000).encode(), 200),
+        (json.dumps(["5e" * 32] * 1001).encode(), 400),
+        (json.dumps([b"\0".hex() * 31 + "\u0660\u0660"]).encode(), 400),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_hashes_is_refused(server, body, status):
+    headers = {"Content-Type": "application/json"}
+    answer = server.request("POST", "/exists", body, headers)
+    assert answer.status == status, answer.body
+    assert status == 200 or answer.json["detail"]
+
+
+def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start):
+    running = start(read_auth_enabled="true")
+    path = f"/exists?sha256={'5e' * 32}"
+    assert running.get(path).status == 401
+    assert running.get(path, **WRITER).status == 403
+    assert running.get(path, **READER).json == {"stored": []}
+    assert [running.get(f"/exists{query}", **READER).status for query in ("", "?sha256=x")] == [
+        400, 400]  # fmt: skip
+
+
 def test_the_scanner_makes_previews_ahead_and_they_go_with_their_file(start, tmp_path):
     need("PIL")
     storage, content = tmp_path / "pictures", png(1600, 300)
