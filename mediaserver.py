@@ -1414,6 +1414,8 @@ MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpa
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
+FRAME_SAMPLES = 60  # stretches of sound whose frames are counted where nothing tells their number
+FRAME_SAMPLE_BYTES = 1 << 14
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
 
@@ -1437,7 +1439,7 @@ class Facts(NamedTuple):
     orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
     duration: float | None = None  # seconds
     created: float | None = None  # Unix seconds, UTC
-    created_source: str | None = None  # "exif", "xmp", "png", "container"
+    created_source: str | None = None  # "exif", "xmp", "iptc", "png", "container"
     make: str | None = None
     model: str | None = None
     latitude: float | None = None  # degrees, north and east positive
@@ -1445,23 +1447,64 @@ class Facts(NamedTuple):
     altitude: float | None = None  # metres
 
 
-MIME_TYPES = {
-    "3g2": "video/3gpp2", "3gp": "video/3gpp", "aac": "audio/aac", "aiff": "audio/x-aiff",
-    "amr": "audio/amr", "apng": "image/apng", "arw": "image/x-sony-arw", "avi": "video/x-msvideo",
-    "avif": "image/avif", "bmp": "image/bmp", "cr2": "image/x-canon-cr2",
-    "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng", "flac": "audio/flac",
-    "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic", "heics": "image/heic-sequence",
-    "heif": "image/heif", "heifs": "image/heif-sequence", "ico": "image/x-icon",
-    "j2c": "image/x-j2c", "jp2": "image/jp2", "jpg": "image/jpeg", "jpx": "image/jpx",
-    "jxl": "image/jxl", "m2ts": "video/mp2t", "m4a": "audio/mp4", "m4b": "audio/mp4",
-    "m4v": "video/x-m4v", "mka": "audio/x-matroska", "mkv": "video/x-matroska",
-    "mov": "video/quicktime", "mp3": "audio/mpeg", "mp4": "video/mp4", "mpg": "video/mpeg",
-    "nef": "image/x-nikon-nef", "ogg": "audio/ogg", "ogv": "video/ogg", "opus": "audio/ogg",
-    "orf": "image/x-olympus-orf", "pef": "image/x-pentax-pef", "png": "image/png",
-    "raf": "image/x-fujifilm-raf", "rw2": "image/x-panasonic-rw2", "svg": "image/svg+xml",
-    "tiff": "image/tiff", "ts": "video/mp2t", "wav": "audio/x-wav", "webm": "video/webm",
-    "webp": "image/webp", "wma": "audio/x-ms-wma", "wmv": "video/x-ms-wmv",
-}  # fmt: skip
+_MEDIA_TYPES = """
+    3g2   video/3gpp2
+    3gp   video/3gpp
+    aac   audio/aac
+    aiff  audio/x-aiff         aif aifc
+    amr   audio/amr            awb
+    apng  image/apng
+    arw   image/x-sony-arw     srf sr2
+    avi   video/x-msvideo
+    avif  image/avif           avifs
+    bmp   image/bmp            dib
+    cr2   image/x-canon-cr2
+    cr3   image/x-canon-cr3
+    dng   image/x-adobe-dng
+    flac  audio/flac
+    flv   video/x-flv
+    gif   image/gif
+    heic  image/heic
+    heics image/heic-sequence
+    heif  image/heif           hif
+    heifs image/heif-sequence
+    ico   image/x-icon
+    j2c   image/x-j2c          j2k jpc
+    jp2   image/jp2
+    jpg   image/jpeg           jpeg jpe jfif insp
+    jpx   image/jpx            jpf
+    jxl   image/jxl
+    m2ts  video/mp2t           mts
+    m4a   audio/mp4
+    m4b   audio/mp4
+    m4v   video/x-m4v
+    mka   audio/x-matroska
+    mkv   video/x-matroska
+    mov   video/quicktime      qt
+    mp3   audio/mpeg
+    mp4   video/mp4            insv
+    mpg   video/mpeg           mpeg m2v vob
+    nef   image/x-nikon-nef
+    ogg   audio/ogg            oga
+    ogv   video/ogg
+    opus  audio/ogg
+    orf   image/x-olympus-orf
+    pef   image/x-pentax-pef
+    png   image/png
+    raf   image/x-fujifilm-raf
+    rw2   image/x-panasonic-rw2
+    srw   image/x-samsung-srw
+    svg   image/svg+xml
+    tiff  image/tiff           tif
+    ts    video/mp2t
+    wav   audio/x-wav
+    webm  video/webm           weba
+    webp  image/webp
+    wma   audio/x-ms-wma
+    wmv   video/x-ms-wmv       asf
+"""  # extension, MIME type, other extensions that such files have
+MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines())
+MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
 class Seekable(Protocol):
@@ -1496,6 +1539,9 @@ class _Span:
         self._budget[0] -= cost
         if self._budget[0] < 0:
             raise EOFError
+
+    def is_half_spent(self) -> bool:
+        return self._budget[0] < MAX_PROBE_COST // 2
 
     def some(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1573,6 +1619,7 @@ class _Draft:
 
     def __init__(self, extension: str) -> None:
         self.extension = extension
+        self.mime_type: str | None = None  # where it is not the extension's
         self.found: dict[str, Any] = {}
         self._time_rank = 99
         self._tries = MAX_TRIES
@@ -1597,6 +1644,8 @@ class _Draft:
         """A time of making, if it is a possible one; the lowest rank is the best."""
         if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
             return
+        if source == "container" and seconds in (0, _QUICKTIME_EPOCH):  # a clock never set
+            return
         if rank < self._time_rank:
             self._time_rank = rank
             self.found |= {"created": float(seconds), "created_source": source}
@@ -1608,16 +1657,34 @@ class _Draft:
             self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
 
 
+_ZONE = rb"Z|UTC|GMT|[-+]\d\d?(?::?\d\d)?"
 _WRITTEN_TIME = re.compile(
-    rb"(\d{4})[-:./](\d\d?)[-:./](\d\d?)"  # date: EXIF's colons, ISO 8601's hyphens
-    rb"(?:[T /]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"  # time: optional seconds, fraction
-    rb"\s*(Z|[-+]\d\d:?\d\d)?"
+    rb"(\d{4})[-:./ ] ?(\d\d?)[-:./ ] ?(\d\d?)(?!\d)"  # date: EXIF's colons, ISO 8601's hyphens
+    rb"(?:[T /]{1,2}(\d\d?): ?(\d\d?)(?:: ?(\d\d?)(?:[.,](\d+))?)? ?([AP]M)?)?"  # time of day
+    rb" ?(%b)?" % _ZONE,
+    re.IGNORECASE,
 )
-_TIME_ZONE = re.compile(rb"Z|[-+]\d\d:?\d\d")
+_TIME_ZONE = re.compile(_ZONE, re.IGNORECASE)
+MAX_ZONE_SECONDS = 15 * 3600  # the farthest zones are 14 hours ahead
+
+
+def parse_zone(text: bytes) -> int | None:
+    """Parse an offset from UTC into seconds, east positive; `None` for what is none.
+
+    >>> parse_zone(b"+2:00\0"), parse_zone(b"-0330"), parse_zone(b"Z"), parse_zone(b"-99:59")
+    (7200, -12600, 0, None)
+    """
+    text = text.strip(b"\0 ")
+    if not _TIME_ZONE.fullmatch(text):
+        return None
+    digits = text[1:].replace(b":", b"") if text[:1] in b"+-" else b"0"
+    hours, minutes = divmod(int(digits), 100) if len(digits) > 2 else (int(digits), 0)
+    seconds = hours * 3600 + minutes * 60
+    return (-seconds if text[:1] == b"-" else seconds) if seconds <= MAX_ZONE_SECONDS else None
 
 
 def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
-    """A written time is its Unix seconds; without a zone it is the machine's local time.
+    """Parse a written time into Unix seconds; without a zone it is the machine's local time.
 
     EXIF keeps the zone (`OffsetTime`) and the fraction (`SubSecTime`) apart: those are the other
     arguments. `None` for what is no possible time. EXIF 2.32 section 4.6.5, ISO 8601, XMP part 1.
@@ -1629,20 +1696,33 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     >>> parse_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
     1047308683.0
     """
-    match = _WRITTEN_TIME.match(text.strip())
+    text = b" ".join(text.lstrip(b"\0 ").partition(b"\0")[0].split())
     try:
-        if match is None:  # with a month's name: C's `asctime` in films, RFC 1123's in PNG
-            return parsedate_to_datetime(text.decode("latin-1")).timestamp()
-        *parts, own_fraction, own_zone = match.groups()
-        zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip(b" \0")) or [b""])[0]
-        moment = datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type]
-        seconds = (moment.replace(tzinfo=timezone.utc) if zone else moment).timestamp()
+        if match := _WRITTEN_TIME.match(text):
+            *digits, own_fraction, half, own_zone = match.groups(b"")
+            year, month, day, hour, minute, second = (int(each or 0) for each in digits)
+            if half:
+                hour = hour % 12 + (12 if half.upper() == b"PM" else 0)
+            moment = datetime(year, month, day, hour, minute, second)
+        else:  # with a month's name: C's `asctime` in videos, RFC 1123's in PNG
+            moment, own_fraction, own_zone = _parse_named_time(text.decode("latin-1"))
+        offsets = (parse_zone(each) for each in (own_zone, zone))
+        offset = next((each for each in offsets if each is not None), None)
+        if offset is None:
+            seconds = moment.timestamp()
+        else:
+            seconds = moment.replace(tzinfo=timezone.utc).timestamp() - offset
     except (ArithmeticError, LookupError, TypeError, ValueError):  # no such day, no time at all
         return None
-    if zone[1:]:
-        seconds -= int(zone[:3]) * 3600 + int(zone[:1] + zone[-2:]) * 60
     fraction = own_fraction or fraction.strip(b" \0")
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
+
+
+def _parse_named_time(text: str) -> tuple[datetime, bytes, bytes]:
+    """Parse a time with a month's name into the moment, no fraction, and the zone as written."""
+    moment = parsedate_to_datetime(text)
+    zone = moment.strftime("%z").encode()
+    return moment.replace(tzinfo=None), b"", zone[:5]
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -1653,34 +1733,39 @@ _TIFF_VALUES = {
 }  # fmt: skip
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
+_IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized, changed
+_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
     (0x9003, 0x9011, 0x9291),
     (0x9004, 0x9012, 0x9292),
-    (0x0132, 0x9010, 0x9290),
 )
+_OFFSET_TIME = 0x9010  # of DateTime, which is that of the last edit
 _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
 class _Ifd:
     """One TIFF directory: values by tag. What is missing or cannot be read is empty."""
 
-    def __init__(self, tiff: _Span, order: str, start: int) -> None:
-        self._tiff, self._order = tiff, order
+    def __init__(self, tiff: _Span, order: str, start: int, wide: bool = False) -> None:
+        self._tiff, self._order, self._wide = tiff, order, wide  # wide: BigTIFF
         self.entries: dict[int, tuple[int, int, bytes]] = {}
         self.next = 0
         if start < 8:  # in the header: there is none
             return
+        counter, entry, self._offset = (
+            order + each for each in (("Q", "HHQ8s", "Q") if wide else ("H", "HHI4s", "I"))
+        )
+        first, size = start + struct.calcsize(counter), struct.calcsize(entry)
         with contextlib.suppress(*_BROKEN):
-            (count,) = tiff.unpack(order + "H", start)
-            table = tiff.some(start + 2, 12 * min(count, MAX_IFD_ENTRIES))
-            entries = [*struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])]
+            (count,) = tiff.unpack(counter, start)
+            table = tiff.some(first, size * min(count, MAX_IFD_ENTRIES))
+            entries = [*struct.iter_unpack(entry, table[: len(table) // size * size])]
             tiff.charge(STEP_COST * len(entries))
             self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
-            (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
+            (self.next,) = tiff.unpack(self._offset, first + size * count)
 
     def at(self, start: int) -> _Ifd:
-        return _Ifd(self._tiff, self._order, start)
+        return _Ifd(self._tiff, self._order, start, self._wide)
 
     def below(self, tag: int) -> _Ifd:
         """The directory that a tag points to, or this one: Canon's films have no tags for it."""
@@ -1691,7 +1776,7 @@ class _Ifd:
         length = count * struct.calcsize("=" + _TIFF_VALUES.get(kind, ""))
         if length <= len(inline):
             return inline[:length]
-        (start,) = struct.unpack(self._order + "I", inline)
+        (start,) = struct.unpack(self._offset, inline)
         return self._tiff.part(start, start + length).some(0, MAX_BLOCK_BYTES)
 
     def numbers(self, tag: int) -> list[float]:
@@ -1710,13 +1795,18 @@ class _Ifd:
 def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     """Time, maker, place and orientation; the main directory returns."""
     order = "<" if tiff.read(0, 2) == b"II" else ">"
-    main = _Ifd(tiff, order, tiff.unpack(order + "I", 4)[0])
+    wide = tiff.unpack(order + "H", 2) == (43,)
+    (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
+    main = _Ifd(tiff, order, start, wide)
     draft.note(orientation=main.number(_ORIENTATION))
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.below(_EXIF_IFD)
+    zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
-        draft.note_written_time(rank, "exif", *(detail.raw(tag) or main.raw(tag) for tag in tags))
+        written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
+        draft.note_written_time(rank, "exif", written, zone, fraction)
     _exif_place(main.below(_GPS_IFD), draft)
     return main
 
@@ -1736,10 +1826,15 @@ def _exif_place(gps: _Ifd, draft: _Draft) -> None:
 def _tiff(tiff: _Span, draft: _Draft) -> None:
     """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
     main = _exif(tiff, draft)
+    if draft.extension == "rw2":  # the sensor within its borders
+        top, left, bottom, right = map(main.number, (4, 5, 6, 7))
+        draft.note_size(right - left, bottom - top)
     pictures = [main, *map(main.at, map(int, main.numbers(_SUB_IFDS))), main.at(main.next)]
     full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
     draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
     _xmp(main.raw(_XMP_PACKET), draft)
+    _iptc(tiff.inner(main.raw(_IPTC_RECORD)), draft)
+    _metadata(tiff.inner(main.raw(_PHOTOSHOP_BLOCK)), draft)
     if _DNG_VERSION in main.entries:
         draft.extension = "dng"
     elif draft.extension == "tiff" and main.number(_SUBFILE_TYPE) == 1:
@@ -1747,21 +1842,68 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
         draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
 
 
-_XMP_TIMES = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+_XMP_TIMES = (  # namespace, its usual prefix, name; best first (XMP parts 1 and 2)
+    (b"http://ns.adobe.com/exif/1.0/", b"exif", b"DateTimeOriginal"),
+    (b"http://ns.adobe.com/photoshop/1.0/", b"photoshop", b"DateCreated"),
+    (b"http://ns.adobe.com/xap/1.0/", b"xmp", b"CreateDate"),
+)
+_XMP_PREFIX = re.compile(rb"([\w.-]+)\s*=\s*(?:\"([^\"]{,99})\"|'([^']{,99})')")
 _XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attribute or element
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    for rank, name in enumerate(_XMP_TIMES, 10):
-        for rest in packet.split(name, MAX_TRIES)[1:]:
+    """Times of capture in an XMP packet, under whatever prefixes it gives their namespaces."""
+    names = [_XMP_PREFIX.match(rest) for rest in packet.split(b"xmlns:", MAX_TRIES)[1:]]
+    prefixes = {name[2] or name[3]: name[1] for name in names if name}
+    for rank, (namespace, usual, name) in enumerate(_XMP_TIMES, 10):
+        full_name = prefixes.get(namespace, usual) + b":" + name
+        for rest in packet.split(full_name, MAX_TRIES)[1:]:
             if value := _XMP_VALUE.match(rest):
                 draft.note_written_time(rank, "xmp", value[1])
 
 
+_IPTC_DATE, _IPTC_TIME = b"\x1c\2\x37", b"\x1c\2\x3c"  # date and time created: 2:55 and 2:60
+
+
+def _resource_label(block: _Span, at: int) -> _Label:
+    """An image resource of Photoshop: `8BIM`, a number, a name and the size, padded to even."""
+    signature, number, name_size = block.unpack(">4s2sB", at)
+    if signature != b"8BIM":
+        raise EOFError
+    at += 6 + (name_size + 2 & ~1)
+    (size,) = block.unpack(">I", at)
+    return number, at + 4, at + 4 + size, at + 4 + (size + 1 & ~1)
+
+
+_resources = functools.partial(_Parts, _resource_label)
+
+
+def _dataset_label(iptc: _Span, at: int) -> _Label:
+    """A data set of IPTC's record: its number and size (IIM 4.2, section 1.5)."""
+    name, size = iptc.unpack(">3sH", at)
+    return name, at + 5, at + 5 + size, at + 5 + size
+
+
+_datasets = functools.partial(_Parts, _dataset_label)
+
+
+def _iptc(record: _Span, draft: _Draft) -> None:
+    """The date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
+    date = _datasets(record)[_IPTC_DATE].some(0, 8)
+    clock = _datasets(record)[_IPTC_TIME].some(0, 11)
+    written = b"%b-%b-%b " % (date[:4], date[4:6], date[6:])
+    written += b"%b:%b:%b" % (clock[:2], clock[2:4], clock[4:6]) if len(clock) >= 6 else b""
+    draft.note_written_time(15, "iptc", written, clock[6:])
+
+
 def _metadata(block: _Span, draft: _Draft) -> None:
-    """EXIF or XMP, with whatever prefix its container gives it."""
-    start = re.search(rb"II\*\0|MM\0\*|<", block.some(0, 64))
-    if start and start[0] == b"<":
+    """EXIF, XMP or IPTC, with whatever prefix its container gives it."""
+    start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.some(0, 64))
+    if start and start[0] == b"8BIM":
+        _iptc(_resources(block.part(start.start()))[b"\4\4"], draft)
+    elif start and start[0] == b"\x1c\2":
+        _iptc(block.part(start.start()), draft)
+    elif start and start[0] == b"<":
         _xmp(block.some(0, MAX_BLOCK_BYTES), draft)
     elif start:
         with contextlib.suppress(*_BROKEN):  # broken EXIF leaves the picture's size to be read
@@ -1785,9 +1927,9 @@ def _jpeg_label(jpeg: _Span, at: int) -> _Label:
 
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
-    """Segments up to the frame header; EXIF and XMP are in APP1."""
+    """Segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
     for marker, segment in _Parts(_jpeg_label, jpeg.part(2)):
-        if marker == b"\xe1":
+        if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
         elif marker[0] in _JPEG_FRAMES:
             height, width = segment.unpack(">HH", 1)
@@ -1811,20 +1953,20 @@ def _png(png: _Span, draft: _Draft) -> None:
             draft.extension = "apng"
         elif kind == b"eXIf":
             _metadata(chunk, draft)
-        elif kind == b"tIME":
-            written = b"%d-%d-%d %02d:%02d:%02dZ" % chunk.unpack(">HBBBBB", 0)
-            draft.note_written_time(21, "png", written)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             with contextlib.suppress(*_BROKEN):
                 _png_text(kind, chunk, draft)
 
 
-_PNG_TIMES = (b"Creation Time", b"date:create", b"create-date")
-_PNG_PROFILES = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
+_PNG_TIMES = (b"Creation Time", b"create-date")
+_PNG_PROFILES = (
+    b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1",
+    b"Raw profile type xmp", b"Raw profile type iptc", b"Raw profile type 8bim",
+)  # fmt: skip
 
 
 def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
-    """Times and packed EXIF or XMP among the texts (PNG third edition, section 11.3.3)."""
+    """Times and packed EXIF, XMP or IPTC among the texts (PNG third edition, section 11.3.3)."""
     keyword, _, value = chunk.some(0, MAX_BLOCK_BYTES).partition(b"\0")
     if keyword not in _PNG_TIMES + _PNG_PROFILES:
         return
@@ -1853,6 +1995,8 @@ def _gif(gif: _Span, draft: _Draft) -> None:
             delays += (
                 int.from_bytes(data[at + 4 : at + 6], "little") if data[at + 1] == 0xF9 else 0
             )
+            if data[at + 2 : at + 14] == b"\x0bXMP DataXMP":  # as it is, not in sub-blocks
+                _xmp(gif.some(at + 14, MAX_BLOCK_BYTES), draft)
             at += 2
         else:
             frames += 1
@@ -1967,6 +2111,12 @@ def _jp2(jp2: _Span, draft: _Draft) -> None:
             _metadata(box, draft)
 
 
+def _j2c(j2c: _Span, draft: _Draft) -> None:
+    """A bare JPEG 2000 codestream: SIZ has the grid and where the picture begins on it."""
+    right, bottom, left, top = j2c.unpack(">IIII", 8)
+    draft.note_size(right - left, bottom - top)
+
+
 def _raf(raf: _Span, draft: _Draft) -> None:
     """Fujifilm's raw file carries a JPEG with everything that is known."""
     start, length = raf.unpack(">II", 84)
@@ -2010,7 +2160,7 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
         brand = film.read(8, 4)
         draft.extension = _BRANDS.get(brand) or _BRANDS.get(brand[:3], "mp4")
     image = MIME_TYPES[draft.extension].startswith("image")
-    movie = fragment = _NOTHING
+    movie, fragments, ends = _NOTHING, list[_Span](), [0.0]
     for kind, box in _boxes(film):
         if kind == b"moov":
             movie = box
@@ -2021,11 +2171,19 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
             _heif(film, box, draft)
         elif kind == b"uuid":
             _metadata(box, draft)
+        elif kind == b"sidx":
+            ends.append(_segment_index_end(box))
         elif kind == b"moof":
-            fragment = box
-    if fragment.size:  # the movie's own length may be that of its first fragment
+            indexed: list[_Span] = []
+            with contextlib.suppress(*_BROKEN):
+                indexed = [] if fragments else _last_fragments(film)
+            fragments = indexed or [box]
+            if indexed or film.is_half_spent():  # there may be thousands
+                break
+    if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
-        draft.note(duration=max(known, _fragments_end(movie, fragment)))
+        ends += [_fragments_end(movie, fragment) for fragment in fragments]
+        draft.note(duration=max(known, *ends))
 
 
 def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
@@ -2034,15 +2192,14 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
     for kind, box in _boxes(moov):
         if kind == b"mvhd":
             made, scale, units = _clock(box)
-            # since 1904; but some writers put Unix time, which would be before 1970
-            epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
-            draft.note_time(6, "container", made + epoch if made else None)
+            _note_clock(6, made, draft)
             draft.note(duration=units / scale)
         elif kind == b"trak":
             handlers.add(_track(box, draft))
         elif kind == b"udta":
-            for name, note in _boxes(box):  # length, language, text
-                _quicktime_note(name, note.some(4, MAX_NOTE_BYTES), draft)
+            for name, note in _boxes(box):  # length, language, text; but of `date` the text only
+                _quicktime_note(name, note.some(4 * (name != b"date"), MAX_NOTE_BYTES), draft)
+            _metadata(_boxes(box)[b"XMP_"], draft)
             _quicktime_keys(_boxes(box)[b"meta"], draft)
         elif kind == b"meta":
             _quicktime_keys(box, draft)
@@ -2060,6 +2217,16 @@ def _clock(box: _Span) -> tuple[int, int, int]:
     return made, scale, 0 if units == (1 << (64 if wide else 32)) - 1 else units
 
 
+def _note_clock(rank: int, made: int, draft: _Draft) -> None:
+    """Note a time since 1904; but some writers put Unix time, which would be before 1970.
+
+    Not of an image: that tells the time of capture, and this is only when its file was made.
+    """
+    if not MIME_TYPES[draft.extension].startswith("image"):
+        epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
+        draft.note_time(rank, "container", made + epoch)
+
+
 def _track(trak: _Span, draft: _Draft) -> bytes:
     boxes = _boxes(trak)
     media = _boxes(boxes[b"mdia"])
@@ -2070,13 +2237,15 @@ def _track(trak: _Span, draft: _Draft) -> bytes:
         draft.note_size(width >> 16, height >> 16)  # 16.16 fixed point
         a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
         draft.note(orientation=_ORIENTATION_OF.get((a, b, c, d), 1))
-    _, scale, units = _clock(media[b"mdhd"])
+    made, scale, units = _clock(media[b"mdhd"])
+    for track_made in [_clock(header)[0] for header in boxes.all(b"tkhd")] + [made]:
+        _note_clock(7, track_made, draft)
     draft.note(duration=units / scale)  # where the movie's is unknown
     return handler
 
 
 _QUICKTIME_NOTES = {
-    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created",
+    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created", b"date": "created",
     b"com.apple.quicktime.location.ISO6709": "place", b"\xa9xyz": "place",
     b"com.apple.quicktime.make": "make", b"\xa9mak": "make", b"com.android.manufacturer": "make",
     b"com.apple.quicktime.model": "model", b"\xa9mod": "model", b"com.android.model": "model",
@@ -2087,7 +2256,7 @@ _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.
 def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
-        draft.note_written_time(5, "container", value)
+        draft.note_written_time(4 if len(name) == 4 else 3, "container", value)
     elif subject == "place" and (match := _ISO6709.match(value)):
         draft.note(latitude=float(match[1]), longitude=float(match[2]))
         draft.note(altitude=float(match[3] or "nan"))
@@ -2096,15 +2265,16 @@ def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
 
 
 def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
-    """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
+    """Values in `ilst` by a name of four letters, or a number in `keys` (QuickTime, Metadata)."""
     bare = meta.some(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
     names = [key.some(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
-    for number, item in _boxes(boxes[b"ilst"]):
+    for label, item in _boxes(boxes[b"ilst"]):
         value = _boxes(item)[b"data"].some(8, MAX_NOTE_BYTES)
-        for name in names[int.from_bytes(number, "big") - 1 :][:1]:
-            _quicktime_note(name, value, draft)
+        number = int.from_bytes(label, "big")
+        name = names[number - 1] if 0 < number <= len(names) else label
+        _quicktime_note(name, value, draft)
 
 
 def _fragments_end(moov: _Span, moof: _Span) -> float:
@@ -2125,6 +2295,37 @@ def _fragments_end(moov: _Span, moof: _Span) -> float:
         units = start + sum(_run_units(run, units) for run in track.all(b"trun"))
         ends.append(units / scales[number])
     return max(ends)
+
+
+def _last_fragments(film: _Span) -> list[_Span]:
+    """Find each track's last `moof` by the index at the file's end (ISO 14496-12, 8.8.9 to 11)."""
+    kind, size = film.unpack(">4s4xI", film.size - 12)
+    index = _boxes(film.part(film.size - size))[b"mfra"] if kind == b"mfro" else _NOTHING
+    starts = set()
+    for table in _boxes(index).all(b"tfra"):
+        sizes, count = table.unpack(">II", 8)
+        wide = 8 if table.read(0, 1) == b"\1" else 4
+        entry = 2 * wide + sum((sizes >> shift & 3) + 1 for shift in (0, 2, 4))
+        if count:
+            starts.add(table.part(16 + entry * (count - 1) + wide).take(wide))
+    if not starts:  # no index, but the last fragment may be short
+        before = max(0, film.size - STREAM_SAMPLE_BYTES)
+        start = before + film.some(before, STREAM_SAMPLE_BYTES).rfind(b"moof") - 4
+        label, _, _, after = _box_label(film, start)
+        _, _, _, end = _box_label(film, after)
+        starts = {start} if label == b"moof" and end == film.size else starts
+    boxes = (next(iter(_boxes(film.part(start))), (b"", _NOTHING)) for start in starts)
+    return [box for kind, box in boxes if kind == b"moof"]
+
+
+def _segment_index_end(sidx: _Span) -> float:
+    """Find when the segments that an index names end, in seconds (ISO 14496-12, 8.16.3)."""
+    wide = sidx.read(0, 1) == b"\1"
+    scale, start = sidx.unpack(">IQ" if wide else ">II", 8)
+    entries = 28 if wide else 20
+    (count,) = sidx.unpack(">H", entries + 2)
+    segments = struct.iter_unpack(">4xI4x", sidx.read(entries + 4, 12 * count))
+    return float((start + sum(units for (units,) in segments)) / scale)
 
 
 def _run_units(trun: _Span, usual: int) -> int:
@@ -2201,6 +2402,8 @@ _INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = map(bytes.fromhex, (
     "1549A966", "2AD7B1", "4489", "4461"))  # fmt: skip
 _TRACKS, _TRACK_ENTRY, _TRACK_TYPE, _VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = map(bytes.fromhex, (
     "1654AE6B", "AE", "83", "E0", "B0", "BA"))  # fmt: skip
+_TAGS, _TAG, _SIMPLE_TAG, _TAG_NAME, _TAG_STRING = map(bytes.fromhex, (
+    "1254C367", "7373", "67C8", "45A3", "4487"))  # fmt: skip
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
@@ -2229,7 +2432,12 @@ def _matroska(file: _Span, draft: _Draft) -> None:
         video = _elements(track[_VIDEO])
         draft.note_size(video[_PIXEL_WIDTH].number(), video[_PIXEL_HEIGHT].number())
     if tracks and all(track[_TRACK_TYPE].number() != 1 for track in tracks):
-        draft.extension = "mka"
+        draft.extension, draft.mime_type = ("webm", "audio/webm") if webm else ("mka", None)
+    for tag in map(_elements, _elements(_master(top, _TAGS)).all(_TAG)):
+        for simple in map(_elements, tag.all(_SIMPLE_TAG)):
+            if simple[_TAG_NAME].some(0, 16) == b"DATE_RECORDED":
+                value = simple[_TAG_STRING].some(0, MAX_NOTE_BYTES)
+                draft.note_written_time(5, "container", value)
     info = _elements(_master(top, _INFO))
     if made := info[_DATE_UTC].some(0, 8):
         nanoseconds = int.from_bytes(made, "big", signed=True)
@@ -2294,21 +2502,30 @@ def _avi(avi: _Span, draft: _Draft) -> None:
         elif kind == b"IDIT":
             draft.note_written_time(6, "container", chunk.some(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
+    _metadata(_chunks(avi.part(12))[b"_PMX"], draft)  # XMP, by its letters from the back
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
-    """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
-    rate = real_length = 0
+    """Bytes over bytes a second, or samples over their rate where packed sound tells these.
+
+    In RF64 the real length is in `ds64` (EBU Tech 3306).
+    """
+    packed, rate, samples, samples_rate, real_length = False, 0, 0, 0, 0
     for kind, chunk in _chunks(wav.part(12)):
         if kind == b"fmt ":
-            (rate,) = chunk.unpack("<I", 8)
+            packed = chunk.unpack("<H", 0)[0] not in (1, 3, 0xFFFE)  # PCM, floats, either
+            samples_rate, rate = chunk.unpack("<II", 4)
+        elif kind == b"fact":
+            (samples,) = chunk.unpack("<I", 0)
         elif kind == b"ds64":
             (real_length,) = chunk.unpack("<Q", 8)
         elif kind == b"bext":
             day, clock = chunk.unpack("10s8s", 320)
             draft.note_written_time(6, "container", day + b" " + clock)
-        elif kind == b"_PMX":  # XMP, by its letters from the back
+        elif kind == b"_PMX":
             _metadata(chunk, draft)
+        elif kind == b"data" and packed and samples:
+            draft.note(duration=samples / samples_rate)
         elif kind == b"data":
             draft.note(duration=min(real_length or chunk.size, wav.size) / rate)
 
@@ -2349,6 +2566,8 @@ def _ogg_clock(head: bytes, draft: _Draft) -> tuple[float, int, int]:
     if head.startswith(b"OpusHead"):
         draft.extension = "opus" if draft.extension == "ogg" else draft.extension
         return 48000, struct.unpack_from("<H", head, 10)[0], 0
+    if head.startswith(b"Speex   "):
+        return struct.unpack_from("<I", head, 36)[0], 0, 0
     if head.startswith(b"\x7fFLAC"):
         return int.from_bytes(head[27:30], "big") >> 4, 0, 0
     if head.startswith(b"\x80theora"):
@@ -2437,12 +2656,33 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     counted = _FRAME_COUNT.search(data[at : at + frame.length])
     frames: float = int.from_bytes(counted[1] or counted[2], "big") if counted else 0
     if not frames:
-        tag = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0  # ID3v1's
-        end, count = at, 0
-        while following := _frame(data, end):
-            end, count = end + following.length, count + 1
-        frames = (sound.size - at - tag) * count / (end - at)
+        frames = _count_frames(sound.part(at, sound.size - _tags_behind(file)))
     draft.note(duration=frames * frame.samples / frame.rate)
+
+
+def _count_frames(sound: _Span) -> float:
+    """Count all frames, or those of FRAME_SAMPLES stretches and infer the others."""
+    walked = count = 0
+    step = max(FRAME_SAMPLE_BYTES, sound.size // FRAME_SAMPLES)
+    with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
+        for start in range((step - FRAME_SAMPLE_BYTES) // 2, sound.size, step):
+            data = sound.some(start, FRAME_SAMPLE_BYTES)
+            found = _first_frame(data)
+            at = found[0] if found else len(data)
+            while frame := _frame(data, at):
+                sound.charge(2 * STEP_COST)
+                at, count, walked = at + frame.length, count + 1, walked + frame.length
+    return sound.size * count / walked
+
+
+def _tags_behind(file: _Span) -> int:
+    """The bytes that an ID3v1 tag and an APEv2 one before it take at the end."""
+    size = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0
+    footer = file.part(file.size - size - 32, file.size - size).some(0, 32)
+    if footer[:8] == b"APETAGEX":
+        length, _, flags = struct.unpack_from("<III", footer, 12)
+        size += length + (32 if flags >> 31 else 0)
+    return size
 
 
 def _behind_id3(file: _Span) -> _Span:
@@ -2454,13 +2694,234 @@ def _behind_id3(file: _Span) -> _Span:
     return file
 
 
+_AMR_FRAMES = (13, 14, 16, 18, 20, 21, 27, 32, 6) + 7 * (1,)  # bytes, by the frame's type
+_AMR_WIDE_FRAMES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6) + 6 * (1,)
+
+
+def _amr(amr: _Span, draft: _Draft) -> None:
+    """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
+    wide = amr.read(5, 1) == b"-"
+    sound, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
+    data, at, count = sound.some(0, MAX_BLOCK_BYTES), 0, 0
+    amr.charge(STEP_COST * len(data) // min(sizes[:1]))
+    while at < len(data):
+        at, count = at + sizes[data[at] >> 3 & 15], count + 1
+    draft.note(duration=sound.size / at * count / 50)
+
+
+# -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
+
+_PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
+    rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
+    rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
+    re.DOTALL,
+)
+_MPEG_SEQUENCE, _H264_PARAMETERS = rb"\0\0\x01\xb3", rb"\0\0\x01[\x27\x47\x67]"
+_VIDEO_START = re.compile(b"(?:%b|%b)" % (_MPEG_SEQUENCE, _H264_PARAMETERS))
+_AVCHD_NOTES = bytes.fromhex("17EE8C60F84D11D98CD60800200C9A66") + b"MDPM"
+_AVCHD_TIME = re.compile(rb"(?s)\x18(.)(..)(.)\x19(.)(.)(.)(.)")  # zone, BCD year to second
+_TS_PACKET = 188
+
+
+def _mpeg_ps(file: _Span, draft: _Draft) -> None:
+    _mpeg_streams(
+        file.some(0, MAX_BLOCK_BYTES),
+        file.part(file.size - MAX_BLOCK_BYTES).some(0, MAX_BLOCK_BYTES),
+        draft,
+    )
+
+
+def _mpeg_ts(file: _Span, draft: _Draft) -> None:
+    size = _TS_PACKET + 4 * (draft.extension == "m2ts")  # a time code before each packet
+    length = MAX_BLOCK_BYTES // size * size
+    last = max(0, file.size - length) // size * size
+    head, tail = (_ts_payload(file, start, length, size) for start in (0, last))
+    _mpeg_streams(head, tail, draft)
+
+
+def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
+    """The payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
+    data = file.some(start, length)
+    file.charge(STEP_COST * len(data) // size)
+    streams: dict[int, bytearray] = {}
+    for at in range(size - _TS_PACKET, len(data) - _TS_PACKET + 1, size):
+        flags, skipped = data[at + 3], 1 + data[at + 4]
+        if data[at] == 0x47 and flags & 0x10:
+            payload = data[at + 4 + (skipped if flags & 0x20 else 0) : at + _TS_PACKET]
+            number = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
+            streams.setdefault(number, bytearray()).extend(payload)
+    return b"".join(streams.values())
+
+
+def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
+    """Size and date from the start, the length from the times at both ends."""
+    if start := _VIDEO_START.search(head):
+        _mpeg_video(head[start.start() : start.start() + 256], draft)
+    _avchd_time(head, draft)
+    times = [_pes_times(data) for data in (head, tail)]
+    starts = [min(clocks) for clocks in times[0].values()]
+    videos = {stream for stream in times[1] if stream >= b"\xe0"}
+    ends = [  # a packet of sound has many frames, so its gap says nothing where video does
+        max(clocks) + (_frame_gap(clocks) if stream in videos or not videos else 0)
+        for stream, clocks in times[1].items()
+    ]
+    draft.note(duration=((max(ends) - min(starts)) % (1 << 33)) / 90_000)
+
+
+def _pes_times(data: bytes) -> dict[bytes, list[int]]:
+    """Presentation times in units of 1/90,000 s, by stream."""
+    times: dict[bytes, list[int]] = {}
+    for stream, new, old in _PES_TIME.findall(data):
+        a, b, c = struct.unpack(">BHH", new or old)
+        times.setdefault(stream, []).append((a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1)
+    return times
+
+
+def _frame_gap(clocks: list[int]) -> int:
+    """How long the last frame stays: as long as the shortest one before it."""
+    clocks = sorted(clocks)
+    return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
+
+
+def _mpeg_video(data: bytes, draft: _Draft) -> None:
+    """Size from MPEG-2's sequence header or H.264's sequence parameter set."""
+    if data[3] == 0xB3:
+        sides = int.from_bytes(data[4:7], "big")
+        return draft.note_size(sides >> 12, sides & 0xFFF)
+    draft.note_size(*_h264_size(data[4:].replace(b"\0\0\3", b"\0\0")))
+
+
+class _Bits:
+    """Bits from the highest on, as H.264 writes them (section 7.2)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left, self._bits = 8 * len(data), int.from_bytes(data, "big")
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise EOFError
+        return self._bits >> self._left & (1 << count) - 1
+
+    def golomb(self) -> int:
+        """An Exp-Golomb number (section 9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed(self) -> int:
+        number = self.golomb()
+        return number // 2 + 1 if number & 1 else -(number // 2)
+
+
+def _h264_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
+    profile, bits = data[0], _Bits(data[3:])
+    bits.golomb()
+    chroma, separate = 1, 0
+    if profile in (100, 110, 122, 244, 44, 83, 86, 118, 128):
+        chroma = bits.golomb()
+        separate = bits.take(1) if chroma == 3 else 0
+        bits.golomb(), bits.golomb(), bits.take(1)
+        if bits.take(1):
+            for i in range(12 if chroma == 3 else 8):
+                _skip_scaling_list(bits, 16 if i < 6 else 64)
+    bits.golomb()
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.take(1), bits.golomb(), bits.golomb()
+        for _ in range(bits.golomb() & 0xFF):
+            bits.golomb()
+    bits.golomb(), bits.take(1)
+    width, height = 16 * (1 + bits.golomb()), 1 + bits.golomb()
+    frames = bits.take(1)
+    if not frames:
+        bits.take(1)
+    bits.take(1)
+    height *= 16 * (2 - frames)
+    if bits.take(1):  # cropped, in units of the coarser chroma samples
+        across = 1 if separate or chroma in (0, 3) else 2
+        down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
+        left, right, top, bottom = (bits.golomb() for _ in range(4))
+        width, height = width - across * (left + right), height - down * (top + bottom)
+    return width, height
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size * bits.take(1)):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _avchd_time(head: bytes, draft: _Draft) -> None:
+    """The time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
+    _, found, notes = head.replace(b"\0\0\3", b"\0\0").partition(_AVCHD_NOTES)
+    if found and (match := _AVCHD_TIME.search(notes[:MAX_NOTE_BYTES])):
+        zone = match[1][0]
+        offset = b"%b%02d:%02d" % (b"-" if zone & 32 else b"+", zone >> 1 & 15, zone % 2 * 30)
+        parts = (part.hex().encode() for part in match.groups()[1:])
+        draft.note_written_time(5, "container", b"%b-%b-%b %b:%b:%b" % (*parts,), offset)
+
+
+# -- ASF and Flash video
+
+_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+_ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
+_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
+_ASF_EPOCH = -11_644_473_600  # 1601, in Unix seconds
+
+
+def _asf_label(asf: _Span, at: int) -> _Label:
+    """An object: a GUID and the size of all of it (ASF specification 1.20, section 2.1)."""
+    name, size = asf.unpack("<16sQ", at)
+    return name, at + 24, at + size, at + size
+
+
+def _asf(asf: _Span, draft: _Draft) -> None:
+    """The header object's parts: a file with a video stream is WMV, else WMA."""
+    _, start, end, _ = _asf_label(asf, 0)
+    header = asf.part(start, end)
+    for name, part in _Parts(_asf_label, header.part(6)):
+        if name == _ASF_FILE:
+            made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
+            draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
+            draft.note(duration=units / 1e7 - preroll / 1e3)
+        elif name == _ASF_STREAM and part.some(0, 16) == _ASF_VIDEO:
+            draft.extension = "wmv"
+            draft.note_size(*part.unpack("<II", 54))
+
+
+_FLV_NUMBER = re.compile(rb"(?s)\0[\x05\x06\x08](width|height|duration)\0(.{8})")
+_FLV_DATE = re.compile(rb"(?s)\0\x0ccreationdate\x02\0.(.{10,40})")
+
+
+def _flv(flv: _Span, draft: _Draft) -> None:
+    """Numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
+    notes = flv.some(0, STREAM_SAMPLE_BYTES)
+    found = {
+        name.decode(): struct.unpack(">d", raw)[0] for name, raw in _FLV_NUMBER.findall(notes)
+    }
+    for date in _FLV_DATE.findall(notes)[:1]:
+        draft.note_written_time(6, "container", date)
+    if {"width", "height"} <= found.keys():
+        draft.note_size(int(found["width"]), int(found["height"]))
+    draft.note(duration=found.get("duration", 0.0))
+    (size,) = flv.unpack(">I", flv.size - 4)
+    low, high = flv.unpack(">3sB", flv.size - size)  # 4 bytes into the tag before that number
+    draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
+
+
 # -- What starts how
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
-_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
-_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _FactParser = Callable[[_Span, _Draft], None]
-_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
+_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
     ("jpg", rb"\xff\xd8\xff", _jpeg),
     ("png", rb"\x89PNG\r\n\x1a\n", _png),
     ("gif", rb"GIF8[79]a", _gif),
@@ -2468,34 +2929,33 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
     ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
     ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
     ("tiff", rb"II\*\0|MM\0\*", _tiff),
-    ("tiff", rb"II\+\0\x08\0|MM\0\+\0\x08", None),  # BigTIFF
+    ("tiff", rb"II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),  # BigTIFF
     ("orf", rb"IIR[OS]|MMOR", _tiff),
     ("rw2", rb"IIU\0", _tiff),
     ("raf", rb"FUJIFILMCCD-RAW ", _raf),
     ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
     ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
     ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
-    ("j2c", rb"\xff\x4f\xff\x51\0", None),
+    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
     ("mp4", rb"\0...ftyp", _isobmff),
     ("mov", rb"\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
     ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
     ("avi", rb"RIFF....AVI ", _avi),
     ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
     ("aiff", rb"FORM....AIF[FC]", _aiff),
-    ("wmv", re.escape(_ASF) + rb"(?=.*" + re.escape(_ASF_VIDEO) + rb")", None),
-    ("wma", re.escape(_ASF), None),
-    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", None),
-    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", None),
-    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", None),
-    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", None),
+    ("wma", re.escape(_ASF), _asf),
+    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
+    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_ps),
+    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
+    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
     ("ogg", rb"OggS\0", _ogg),
     ("flac", rb"fLaC", _flac),
-    ("amr", rb"#!AMR(?:-WB)?\n", None),
+    ("amr", rb"#!AMR(?:-WB)?\n", _amr),
     ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
 ]
 
 
-def _identify(head: bytes) -> tuple[str, _FactParser | None] | None:
+def _identify(head: bytes) -> tuple[str, _FactParser] | None:
     """Extension and parser of the file that starts so."""
     for extension, magic, parse in _MEDIA_FORMATS:
         if re.match(magic, head, re.DOTALL):
@@ -2519,9 +2979,8 @@ def probe(file: Seekable) -> Facts | None:
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        if parse:
-            parse(span, draft)
-    mime_type = MIME_TYPES[draft.extension]
+        parse(span, draft)
+    mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
 
@@ -3210,6 +3669,16 @@ class Files(Subject):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
+    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+        """The files with a content in some folders or of a user's own records."""
+        own = (
+            "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+        )
+        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        return [located(row) for row in rows]
+
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
         rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
@@ -3263,11 +3732,11 @@ class Files(Subject):
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
 
-        The time is EXIF's for an image that has one, else the file's ctime.
+        The time is that of capture for an image that tells one, else the file's ctime.
         """
         rows = self._index.read(
-            "SELECT sha256, min(path), mtime_ns, CASE WHEN kind = 'image'"
-            " AND created_source = 'exif' THEN created ELSE ctime END"
+            "SELECT sha256, min(path), mtime_ns,"
+            " coalesce(CASE WHEN kind = 'image' THEN created END, ctime)"
             " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
@@ -6026,12 +6495,6 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 # is a merge: memory stays flat and an unchanged file costs one lstat. Only new and changed
 # files are read. A second thread makes thumbnails for what has none.
 
-MEDIA_EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k"
-    b" dng nef cr2 cr3 arw orf rw2 raf pef srw"
-    b" mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
-    b" flv wmv asf wav flac mp3 m4a m4b aac ogg oga opus aif aiff aifc mka wma".split()
-)
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
@@ -8523,6 +8986,7 @@ HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once i
 HOT_BYTES = 8 << 20  # all of these together
 MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
+MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
@@ -8550,7 +9014,7 @@ class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, text (a string or a number), integer, boolean
+    type: str = "string"  # string, text (a string or a number), integer, boolean, hashes
     required: bool = False
     or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
@@ -8584,6 +9048,7 @@ class BodySpec(NamedTuple):
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
+    list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
     reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
 
@@ -9363,10 +9828,22 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
             return parse_flag(value)
         if item.type == "integer":
             return check_bounds(item, parse_integer(value), where)
+        if item.type == "hashes":
+            return parse_hashes(value)
         return check_text(item, parse_string(value, numbers=item.type == "text"))
     except Unfit as error:
         problem = Problem(where, item.name, *error.args)
         raise Invalid(problem._replace(is_null=value is None)) from None
+
+
+def parse_hashes(value: Any) -> list[str]:
+    """Parse a list of hashes; they come out in lower case, each once, in their order."""
+    if not isinstance(value, list) or len(value) > MAX_HASHES:
+        raise Unfit(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
+    for each in value:
+        if not isinstance(each, str) or not SHA256.fullmatch(each):
+            raise Unfit("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
+    return list(dict.fromkeys(each.lower() for each in value))
 
 
 def parse_string(value: Any, numbers: bool) -> str:
@@ -9504,7 +9981,7 @@ def open_body(
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         return TextBody(head, parse_urlencoded)
     if is_json and "json" in spec.kinds:
-        return TextBody(head, parse_json_object)
+        return TextBody(head, lambda text: parse_json(text, spec))
     if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
         return FileBody(request, spec.upload)
     what = media_type or "a body without Content-Type"
@@ -9572,8 +10049,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     return fields
 
 
-def parse_json_object(text: bytes) -> dict[str, Any]:
-    """The members of a JSON object (RFC 8259); 400 for anything else."""
+def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
+    """The members of a JSON object (RFC 8259), or the one field that a list is; 400 else."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -9582,6 +10059,8 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
+    if isinstance(value, list) and spec.list_field:
+        return {spec.list_field: value}
     if not isinstance(value, dict):
         message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
         raise Invalid(Problem("body", "", message, "dict_type"))
@@ -11726,7 +12205,7 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
 def entity_json(entity: Entity) -> dict[str, Any]:
     """The Item of document 004."""
     asset, facts = entity.asset, entity.asset.facts if entity.asset else None
-    created = captured(facts) if facts else None
+    created = facts.created if facts else None
     return {
         "id": entity.id,
         "is_collection": entity.is_collection,
@@ -11747,12 +12226,6 @@ def entity_json(entity: Entity) -> dict[str, Any]:
         "file_path": entity.path,
         "is_deleted": entity.is_deleted,
     }
-
-
-def captured(facts: Facts) -> float | None:
-    """When a picture was taken, by its EXIF, or when a film or sound was made."""
-    trusted = facts.kind != "image" or facts.created_source == "exif"
-    return facts.created if trusted else None
 
 
 # -- trash ---------------------------------------------------------------------------------
@@ -12160,6 +12633,31 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     return Deferred("decoder", make)
 
 
+def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
+    """Which contents are on disk in a file that the principal may read."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    return {"stored": [
+        sha256 for sha256 in hashes
+        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
+    ]}  # fmt: skip
+
+
+@route("GET", "/exists", READ, "system", "Whether a content is stored", {200: "stored"},
+       query=(Field("sha256", "sha256", required=True),))  # fmt: skip
+def get_exists(app: App, request: Request) -> Response:
+    return json_response(stored_json(app, request, [check_sha256(request.query["sha256"])]))
+
+
+@route("POST", "/exists", READ, "system", "Which of up to 1,000 contents are stored",
+       {200: "stored"}, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
+           list_field="sha256"))  # fmt: skip
+def post_exists(app: App, request: Request) -> Response:
+    """Tell it of each hash in the list that is the body, in its order."""
+    return json_response(stored_json(app, request, request.fields["sha256"]))
+
+
 METRICS = {
     "uptime_seconds": "since the start of this worker",
     "scan_running": "1 while the folder is scanned",
@@ -12209,6 +12707,7 @@ OBJECTS: Mapping[str, str] = {
     "Refusal": "error",
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
+    "StoredContents": "stored:hashes",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -12250,6 +12749,12 @@ SCALARS: Mapping[str, dict[str, Any]] = {
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
     "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
+    "hashes": {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
+        "maxItems": MAX_HASHES,
+        "examples": [["5e" * 32]],
+    },
     "file": {"type": "string", "format": "binary"},
 }
 ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
@@ -12266,6 +12771,7 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "url, filename, size, content_type, sha256": "PublicImage",
         "count, files": "PublicFiles",
         "deleted": "Deleted",
+        "stored": "StoredContents",
         "by sha256": "Library",
         "message, sha256, filename, file_path, thumbnail_file": "Stored",
         "it was there": "Stored",
@@ -12403,8 +12909,10 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
         if spec.wrapper:
             outer = {"type": "object", "properties": {spec.wrapper: schema}}
             schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
+        if spec.list_field:
+            schema = fields[spec.list_field]
         content[BODY_TYPES[kind]] = {"schema": schema}
-    needed = bool(spec.wrapper or (spec.upload and spec.upload.required))
+    needed = bool(spec.wrapper or spec.list_field or (spec.upload and spec.upload.required))
     return {"required": needed, "content": content}
 
 

@@ -2172,13 +2172,100 @@ THEORA = (
     + b"\0\xc0"
 )  # keyframe shift 6
 FLAC = b"fLaC\0\0\0\x22" + bytes(10) + (44100 << 44 | 132300).to_bytes(8, "big") + bytes(16)
+APE = bytes(32 + 9000) + b"APETAGEX" + struct.pack("<IIII", 2000, 9032, 0, 1 << 31) + bytes(8)
 ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
-TS = b"".join(
-    b"\x47\1\0" + b"\x30\x07\x10" + (clock << 15).to_bytes(6, "big") + bytes(176)
-    for clock in (0, 90000, 180000, 270000)
-)
-ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+
+
+def pes(clock: int, payload: bytes = b"", stream: int = 0xE0) -> bytes:
+    """A packet of a video with its presentation time (ISO 13818-1, section 2.4.3.6)."""
+    time = bytes([0x21 | clock >> 29 & 14]) + struct.pack(
+        ">HH", clock >> 14 & 0xFFFE | 1, clock << 1 & 0xFFFE | 1
+    )
+    return b"\0\0\1" + bytes([stream]) + b"\0\0\x80\x80\5" + time + payload
+
+
+def ts_packet(payload: bytes) -> bytes:
+    filling = 183 - len(payload)
+    return b"\x47\1\0\x30" + bytes([filling]) + bytes(filling) + payload
+
+
+def transport(first: bytes = b"", prefix: bytes = b"") -> bytes:
+    """Four frames of a second each behind an hour, the last two in the wrong order."""
+    clocks = [3600 * 90_000 + 90_000 * n for n in (0, 1, 3, 2)]
+    frames = [first, b"", b"", b""]
+    return b"".join(prefix + ts_packet(pes(*each)) for each in zip(clocks, frames, strict=True))
+
+
+H264_SIZE = bytes.fromhex("0000000167640028acd940780227e5c044")  # 1920 x 1080, cropped from 1088
+AVCHD_TIME = (
+    b"\0\0\1\6\5\x27" + bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM\2"
+    + bytes.fromhex("1804201905" "1904050201")
+)  # fmt: skip  # +02:00, 2019-05, the 4th at 05:02:01
+MPEG2_SIZE = b"\0\0\1\xb3\x28\x01\x68"  # 640 x 360
+PS = b"\0\0\1\xba\x44\0\4\0\4" + bytes(5)
+
+
+def asf_object(name: str, *body: bytes) -> bytes:
+    content = b"".join(body)
+    return bytes.fromhex(name) + struct.pack("<Q", 24 + len(content)) + content
+
+
+def asf(*objects: bytes, comment: int = 9) -> bytes:
+    """A header with a comment, the length of 3 s behind a preroll of 1 s, and more."""
+    made = (int(MADE) + 11_644_473_600) * 10**7
+    length = struct.pack("<QQQQQQ", 0, made, 0, 40_000_000, 0, 1000)
+    note = asf_object("3326b2758e66cf11a6d900aa0062ce6c", bytes(comment))
+    file = asf_object("a1dcab8c47a9cf118ee400c00c205365", bytes(16), length)
+    header = struct.pack("<IH", 2 + len(objects), 0x201) + note + file + b"".join(objects)
+    return asf_object("3026b2758e66cf11a6d900aa0062ce6c", header)
+
+
+ASF_VIDEO = asf_object(
+    "9107dcb7b7a9cf118ee600c00c205365", bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b"),
+    bytes(38), struct.pack("<II", 640, 360))  # fmt: skip
+
+
+def flv(**numbers: float) -> bytes:
+    notes = b"".join(
+        struct.pack(">H", len(name)) + name.encode() + b"\0" + struct.pack(">d", number)
+        for name, number in numbers.items()
+    )
+    body = b"\2\0\x0aonMetaData\x08" + struct.pack(">I", len(numbers)) + notes + b"\0\0\x09"
+    tag = b"\x12" + len(body).to_bytes(3, "big") + bytes(7) + body
+    last = b"\x09\0\0\1\0\x0b\xb8\0\0\0\0x"  # a picture at 3,000 ms
+    sized = b"".join(each + struct.pack(">I", len(each)) for each in (tag, last))
+    return b"FLV\1\5\0\0\0\x09" + bytes(4) + sized
+
+
+def big_tiff(order: str) -> bytes:
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HHHQQ", 43, 8, 0, 16, 2)
+    sides = ((256, 40), (257, 30))
+    entries = [struct.pack(order + "HHQQ", tag, 16, 1, side) for tag, side in sides]
+    return head + b"".join(entries) + bytes(8)
+
+
+def many_fragments(index: str = "") -> bytes:
+    """8,000 fragments of a second each."""
+
+    def fragment(second: int) -> bytes:
+        header = box(b"tfhd", full(0, struct.pack(">I", 1)))
+        run = box(b"trun", full(0, struct.pack(">I", 1)))
+        time = box(b"tfdt", full(1, struct.pack(">Q", 1000 * second)))
+        return box(b"moof", box(b"traf", header, time, run)) + box(b"mdat", b"x" * 9)
+
+    usual = box(b"mvex", box(b"trex", full(0, struct.pack(">IIIII", 1, 1, 1000, 0, 0))))
+    start, pieces = mp4_of(b"iso5", moov(1, 0, 0, usual)), [fragment(n) for n in range(8000)]
+    if index == "sidx":
+        entries = struct.pack(">III", len(pieces[0]), 1000, 0) * 8000
+        start += box(b"sidx", full(0, struct.pack(">IIIIHH", 1, 1000, 0, 0, 0, 8000), entries))
+    video = start + b"".join(pieces)
+    if index == "mfra":
+        entry = struct.pack(">IIBBB", 0, len(video) - len(pieces[-1]), 1, 1, 1)
+        table = box(b"tfra", full(0, struct.pack(">III", 1, 0, 1), entry))
+        video += box(b"mfra", table, box(b"mfro", full(0, struct.pack(">I", len(table) + 24))))
+    return video + (b"" if index != "none" else box(b"free", bytes(99)))
+
+
 CAMERA = {
     "created": MADE + 0.25, "created_source": "exif", "orientation": 6, "make": "Acme",
     "model": "Box 1", "latitude": -33.5, "longitude": 151.25, "altitude": 58.0,
@@ -2201,8 +2288,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "JPEG, broken EXIF": (jpeg_of((0xE1, b"Exif\0\0II*\0\xff\xff\0\0")), "image/jpeg", SMALL),
     "JPEG, stray bytes": (jpeg_of((0xE0, b"")).replace(b"\xff\xc0", b"zz\xff\xff\xff\xc0"),
                           "image/jpeg", SMALL),
-    "PNG": (png_with((b"tIME", b"\x07\xe3\5\4\3\2\1")), "image/png",
-            SMALL | {"created": MADE, "created_source": "png"}),
+    "PNG, edited": (png_with((b"tIME", b"\x07\xe3\5\4\3\2\1")), "image/png",
+                    SMALL | {"created": None}),
     "PNG, eXIf after the pixels":
         (png_with((b"IDAT", b""), (b"eXIf", exif_tiff())), "image/png", SMALL | CAMERA),
     "PNG, raw profile":
@@ -2211,7 +2298,7 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "PNG, packed XMP": (png_with((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP))),
                         "image/png", SMALL | XMP_MADE),
     "PNG, wordy time": (png_with((b"tEXt", b"Creation Time\0Sat, 04 May 2019 03:02:01 GMT")),
-                        "image/png", {"created": MADE}),
+                        "image/png", {"created": MADE, "created_source": "png"}),
     "APNG": (png_with((b"acTL", bytes(8))), "image/apng", SMALL),
     "GIF": (b"GIF89a" + struct.pack("<HHBBB", 40, 30, 0, 0, 0) + b";", "image/gif", SMALL),
     "GIF, animated": (
@@ -2236,7 +2323,12 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "DNG": (tiff({0xC612: 1, 0x100: 40, 0x101: 30}), "image/x-adobe-dng", SMALL),
     "NEF": (tiff({0xFE: 1, 0x10F: b"NIKON CORPORATION", 0x14A: 8 + 2 + 36 + 4 + 18},
                  {0xFE: 0, 0x100: 40, 0x101: 30}), "image/x-nikon-nef", SMALL),
-    "BigTIFF": (b"II+\0\x08\0\0\0" + bytes(99), "image/tiff", {}),
+    "BigTIFF": (big_tiff("<"), "image/tiff", SMALL),
+    "BigTIFF, big-endian": (big_tiff(">"), "image/tiff", SMALL),
+    "RW2": (tiff({4: 2, 5: 4, 6: 32, 7: 44}).replace(b"II*", b"IIU"), "image/x-panasonic-rw2",
+            SMALL),
+    "JPEG 2000, bare": (b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">IIII", 44, 32, 4, 2),
+                        "image/x-j2c", SMALL),
     "HEIC": (heif(), "image/heic", SMALL | CAMERA | {"orientation": 1}),
     "HEIC, turned left": (heif(b"irot\1"), "image/heic", SMALL | {"orientation": 8}),
     "HEIC, turned and told by EXIF": (heif(b"irot\2"), "image/heic", {"orientation": 3}),
@@ -2264,15 +2356,31 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "Matroska": (matroska(b"matroska"), "video/x-matroska", FILMED),
     "WebM": (matroska(b"webm"), "video/webm", FILMED),
     "Matroska, tracks behind the clusters": (matroska_from_behind(), "video/x-matroska", FILMED),
-    "Matroska, sound": (matroska(b"webm", 2), "audio/x-matroska", {"duration": 3.0}),
+    "Matroska, sound": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
+    "WebM, sound": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
     "AVI": (avi(), "video/x-msvideo",
             FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
     "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
-    "MPEG-TS": (TS, "video/mp2t", {}),
-    "MPEG-PS": (b"\0\0\1\xba\x44\0\4\0\4" + bytes(5), "video/mpeg", {}),
-    "WMV": (ASF + bytes(99) + ASF_VIDEO, "video/x-ms-wmv", {"kind": "video"}),
-    "WMA": (ASF + bytes(99), "audio/x-ms-wma", {"kind": "audio"}),
+    "MPEG-TS": (transport(MPEG2_SIZE), "video/mp2t", FILM | {"duration": 4.0, "created": None}),
+    "AVCHD": (transport(AVCHD_TIME + H264_SIZE, bytes(4)), "video/mp2t",
+              FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
+    "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
+                FILM),
+    "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", FILMED),
+    "WMA": (asf(), "audio/x-ms-wma", {"duration": 3.0, "kind": "audio"}),
+    "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", FILM),
+    "FLV, live": (flv(), "video/x-flv", {"duration": 3.0}),
+    "MP4, indexed fragments": (many_fragments("mfra"), "video/mp4", FILM | {"duration": 8000.0}),
+    "MP4, listed fragments": (many_fragments("sidx"), "video/mp4", FILM | {"duration": 8000.0}),
+    "MP4, many fragments": (many_fragments(), "video/mp4", FILM | {"duration": 8000.0}),
+    "AMR": (b"#!AMR\n" + (b"\x3c" + bytes(31)) * 150, "audio/amr", {"duration": 3.0}),
+    "AMR, wideband": (b"#!AMR-WB\n" + (b"\x44" + bytes(60)) * 150, "audio/amr",
+                      {"duration": 3.0}),
     "WAV": (wav(), "audio/x-wav", {"duration": 3.0}),
+    "WAV, packed": (chunk(b"RIFF", b"WAVE",
+                          chunk(b"fmt ", struct.pack("<HHIIHH", 85, 1, 8000, 0, 1, 0)),
+                          chunk(b"fact", struct.pack("<I", 24000)), chunk(b"LIST", b"INFO"),
+                          chunk(b"data", bytes(99))), "audio/x-wav", {"duration": 3.0}),
     "RF64": (wav(b"RF64"), "audio/x-wav", {"duration": 3.0}),
     "AIFF": (chunk(b"FORM", b"AIFF", chunk(b"COMM", b"\0\1" + struct.pack(">IHHQ", 24000, 16, 16383
              + 12, 8000 << 51), order=">"), order=">"), "audio/x-aiff", {"duration": 3.0}),
@@ -2283,6 +2391,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
     "MP3, VBRI": (MP3_FRAME[:36] + b"VBRI" + bytes(10) + struct.pack(">I", 1000) + MP3_FRAME[54:]
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
+    "MP3, tags behind": (MP3_FRAME * 115 + APE + b"TAG" + bytes(125), "audio/mpeg",
+                         {"duration": pytest.approx(3.0, abs=0.01)}),
     "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
     "Vorbis": (ogg(VORBIS, 132300), "audio/ogg", {"duration": 3.0}),
     "Opus": (ogg(b"OpusHead\1\2" + struct.pack("<HI", 312, 44100), 144312), "audio/ogg",
@@ -2329,6 +2439,12 @@ def test_what_is_no_picture_film_or_sound_is_nothing(head: bytes) -> None:
         (b"2019-05-04T05:02:01+0200", b"", MADE), (b"2019:05:03 22:02:01", b"-05:00", MADE),
         (b"2019:05:04 05:02:01", b"", "local"), (b"2019:05:04 05:02:01\0", b"   :  ", "local"),
         (b"0000:00:00 00:00:00", b"", None), (b"    :  :     :  :  ", b"", None),
+        (b"\0 2019:05:04 05:02:01\0junk", b"+2:00\0", MADE),
+        (b"2019/ 5/ 4  5:02:01AM", b"+02", MADE), (b"2019/5/4 3:02:01 UTC", b"+02:00", MADE),
+        (b"2019-05-04 05:02:01+99:00", b"+02:00", MADE),
+        (b"Sat May 04 03:02:01 2019\n\0", b"Z", MADE),
+        (b"2019:05:04 05:02:01", b"-18:00", "local"), (b"2019:05:04 5:02:01AM", b"", "local"),
+        (b"Sat May  4 05:02:01 2019\0\0", b"", "local"),
         (b"2019:13:04 05:02:01", b"Z", None), (b"2019:02:30 05:02:01", b"Z", None),
         (b"2019:05:04 25:02:01", b"Z", None), (b"yesterday", b"", None), (b"", b"", None),
     ],
@@ -2341,16 +2457,83 @@ def test_a_time_without_a_zone_is_local_and_an_impossible_one_none(
     assert ms.parse_time(text, zone) == seconds
 
 
-def test_the_best_time_wins_and_those_before_photography_are_ignored() -> None:
-    def made(**changes: bytes) -> float | None:
-        got = probe(jpeg_of((0xE1, b"Exif\0\0" + exif_tiff(**changes))))
-        return got.created if got else None
+EDITED = b'<x xmlns:e="http://ns.adobe.com/exif/1.0/" xmp:CreateDate="2020-01-01T00:00:00Z"'
+IPTC = b"\x1c\2\x37\0\x0820190504\x1c\2\x3c\0\x0b050201+0200"
+RESOURCES = b"8BIM\4\2\0\0\0\0\0\1x\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(IPTC)) + IPTC
+PACKET = EDITED + b"><e:DateTimeOriginal>\n2019-05-04T03:02:01Z</e:DateTimeOriginal></x>"
+NO_TIME = {"x9003": b"0000:00:00 00:00:00"}
 
-    digitized = {"x9004": b"2019:05:04 05:02:01", "x9012": b"+02:00"}
-    assert made() == MADE + 0.25
-    assert made(x9003=b"0000:00:00 00:00:00", **digitized) == MADE
-    assert made(x9003=b"1815:06:18 11:00:00", **digitized) == MADE
-    assert made(x9003=b"    :  :     :  :  ") == time.mktime((2020, 1, 1, 0, 0, 0, 0, 0, -1))
+
+@pytest.mark.parametrize(
+    ("tags", "others", "source"),
+    [
+        ({"x9011": b"+02:00"}, b"", "exif"),
+        ({"x9011": b"", "x9010": b"+02:00"}, b"", "exif"),  # the offset of another time
+        ({"x9011": b"+77:00", "x9012": b"+2:00"}, b"", "exif"),
+        ({"x9003": b"    :  :     :  :  ", "x9004": b"2019:05:04 03:02:01", "x9012": b"Z"},
+         b"", "exif"),
+        ({"x9003": b"1815:06:18 11:00:00", "x9004": b"2019:05:04 03:02:01", "x9012": b"Z"},
+         PACKET, "exif"),
+        (NO_TIME, PACKET, "xmp"),  # its original, not its making; nor EXIF's edit
+        (NO_TIME, b"Photoshop 3.0\0" + RESOURCES, "iptc"),
+        (NO_TIME, b"", None),
+    ],
+)  # fmt: skip
+def test_a_picture_was_taken_when_its_best_time_says_and_never_when_it_was_edited(
+    tags: dict[str, bytes], others: bytes, source: str | None
+) -> None:
+    block = b"Exif\0\0" + exif_tiff(**{"x9291": b"", **tags})
+    got = probe(jpeg_of((0xED if b"8BIM" in others else 0xE1, others), (0xE1, block)))
+    assert got and (got.created, got.created_source) == (MADE if source else None, source)
+
+
+def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> bytes:
+    """A film with times in its three kinds of headers, in seconds since 1904."""
+    name = struct.pack(">I", seconds)
+    movie_head, media_head = (
+        box(kind, full(0, name * flag or bytes(4), bytes(4), struct.pack(">II", 1000, 3000)))
+        for kind, flag in ((b"mvhd", movie), (b"mdhd", media))
+    )
+    track_head = box(b"tkhd", full(0, name * track or bytes(4), bytes(76)))
+    handler = box(b"hdlr", full(0, bytes(4), b"vide"))
+    return movie_head + box(b"trak", track_head, box(b"mdia", media_head, handler))
+
+
+def noted(kind: bytes, text: bytes, seconds: int = 1 << 31) -> bytes:
+    """A film with a note in its user data, and another time in its header."""
+    return made_at(seconds, 1) + box(b"udta", box(kind, text))
+
+
+WHEN, ZERO_1970 = int(MADE) + 2082844800, 2082844800
+ITEM = box(b"\xa9day", box(b"data", bytes(8), b"2019-05-04T05:02:01+0200"))
+RECORDED = b"2019-05-04 05:02:01+02:00"
+TAGS = element(0x1254C367, element(0x7373, element(
+    0x67C8, element(0x45A3, b"DATE_RECORDED"), element(0x4487, RECORDED))))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 0, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(0))), None),
+        (mp4_of(movie=box(b"moov", made_at(ZERO_1970, 1, 1, 1))), None),
+        (mp4_of(movie=box(b"moov", noted(b"date", RECORDED))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"\xa9day", b"\0\x19\0\0" + RECORDED))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"meta", bytes(4) + box(b"ilst", ITEM)))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"XMP_", PACKET, 0))), MADE),
+        (element(0x1A45DFA3, element(0x4282, b"matroska")) + element(0x18538067, TAGS), MADE),
+        (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl", chunk(b"IDIT", b"2019/ 5/ 4  5:02AM\0"))),
+         "local"),
+        (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl"), chunk(b"_PMX", PACKET)), MADE),
+    ],
+)  # fmt: skip
+def test_a_video_was_made_when_its_best_time_says(video: bytes, expected: Any) -> None:
+    if expected == "local":
+        expected = time.mktime((2019, 5, 4, 5, 2, 0, 0, 0, -1))
+    got = probe(video)
+    assert got and got.kind == "video" and got.created == expected
 
 
 class Film(io.RawIOBase):
@@ -2378,6 +2561,22 @@ def test_a_film_of_four_gigabytes_costs_kilobytes() -> None:
     got = ms.probe(film)  # type: ignore[arg-type]
     assert got is not None and (got.width, got.duration) == (640, 3.0)
     assert film.bytes_read < 20_000
+
+
+def test_of_fragments_without_an_index_the_last_one_within_reach_counts() -> None:
+    got = probe(many_fragments("none"))
+    assert got is not None and got.duration is not None and 1000 < got.duration < 8000
+
+
+def test_a_long_comment_makes_no_sound_of_a_video() -> None:
+    got = probe(asf(ASF_VIDEO, comment=50_000))
+    assert got is not None and (got.kind, got.width) == ("video", 640)
+
+
+def test_frames_of_changing_size_are_counted_all_over_the_file() -> None:
+    quiet = b"\xff\xfb\x10\x00" + bytes(100)  # 32 kbit/s
+    got = probe(quiet * 20_000 + MP3_FRAME * 20_000)
+    assert got is not None and got.duration == pytest.approx(40_000 * 1152 / 44100, rel=0.02)
 
 
 def test_what_a_broken_file_still_says_is_kept() -> None:
@@ -2426,6 +2625,13 @@ HOSTILE = {
         box(b"trun", struct.pack(">III", 0x100, 480_000, 1), bytes(1_920_000)))),
     "notes without end": box(b"ftyp", b"qt  ", bytes(4)) + box(b"moov", box(
         b"udta", box(b"\xa9day", bytes(4), b"2019:00:00:00 aaaa:") * 30_000)),
+    "times of packets": PS + pes(0) * 40_000,
+    "a transport stream of times": ts_packet(pes(0) * 13) * 4000,
+    "resources of Photoshop": jpeg_of(*[(0xED, b"8BIM\1\1\0\0\0\0\0\0" * 5000)] * 9),
+    "data sets of IPTC": jpeg_of(*[
+        (0xED, b"8BIM\4\4\0\0\0\0\xea\x60" + b"\x1c\2\5\0\0" * 12_000)] * 9),
+    "speech of one byte": b"#!AMR\n" + b"\x7c" * 400_000,
+    "objects without end": asf()[:16] + struct.pack("<QIH", 1 << 30, 9, 9) + ASF_VIDEO * 9000,
     "segments without end": b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000,
 }  # fmt: skip
 
@@ -5828,11 +6034,14 @@ def test_the_list_has_the_documents_fields(start, tmp_path):
     storage = tmp_path / "pictures"
     dated, plain = jpeg(date="2020:05:17 10:20:30"), jpeg()
     fill(storage, {"a.jpg": dated, "sub/ü b.jpg": plain, "film.mp4": mp4(), "notes.txt": b"x"})
+    described = jpeg_of((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PACKET))
+    fill(storage, {"xmp.insp": described})  # Insta360's name for a JPEG
     os.utime(storage / "a.jpg", (1e9, 1e9 + 0.25))
     running = start(tz="EST5")  # EXIF has the local time
     running.scanned()
     listed = running.listed()
-    assert len(listed) == 3
+    assert len(listed) == 4
+    assert listed[sha256(described)]["original_creation_date"] == MADE
     assert listed[sha256(dated)] == {
         "filename": "a.jpg",
         "last_modified": 1e9 + 0.25,
@@ -6438,6 +6647,69 @@ def test_previews_are_private_where_their_pictures_are(start):
         assert answer.status == 200
         assert "private" in answer.headers["Cache-Control"]
         assert running.get(path).status in {401, 404}
+
+
+def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
+    public, private, own, entity, unknown = png(), png(), png(), png(), sha256(unique())
+    server.upload(public)
+    server.store(private, f"{unique().decode()}.png")
+    record = jane.upload(own)[1]
+    entities.create(entity)
+    asked = [*map(sha256, (entity, public, private, own)), unknown, sha256(public).upper()]
+
+    def stored(headers: dict[str, str]) -> set[bytes]:
+        answer = server.request("POST", "/exists", json.dumps(asked).encode(), {
+            **headers, "Content-Type": "application/json"})  # fmt: skip
+        assert answer.status == 200 and list(answer.json) == ["stored"], answer.body
+        found = answer.json["stored"]
+        assert found == [each for each in asked if each in found]  # once, in their order
+        one_by_one = [server.get(f"/exists?sha256={each}", **headers) for each in asked[:5]]
+        assert [each.json["stored"] for each in one_by_one] == [
+            [each] if each in found else [] for each in asked[:5]]  # fmt: skip
+        return {content for content in (public, private, own, entity) if sha256(content) in found}
+
+    assert stored({}) == stored(django.headers) == {public, entity}
+    assert stored(READER) == stored(OWNER) == {public, private, entity}
+    assert stored(jane.headers) == {public, entity, own}
+    jane.call("DELETE", f"{MEDIA}{record['id']}/")
+    assert stored(jane.headers) == {public, entity}
+
+
+def test_a_content_that_was_changed_on_disk_is_not_stored(start, tmp_path):
+    running, content = start(), png()
+    fill(tmp_path / "pictures", {"a.png": content})
+    running.rescan()
+    path = f"/exists?sha256={sha256(content).upper()}"
+    assert running.get(path).json == {"stored": [sha256(content)]}
+    (tmp_path / "pictures/a.png").write_bytes(png())
+    assert running.get(path).json == {"stored": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[]", 200), (b"{}", 400), (b"null", 400), (b'"x"', 400), (b"[1]", 400), (b"[null]", 400),
+        (b'["x"]', 400), (b"[", 400), (b'[["a"]]', 400), (b"", 400),
+        (json.dumps(["5e" * 32] * 1000).encode(), 200),
+        (json.dumps(["5e" * 32] * 1001).encode(), 400),
+        (json.dumps([b"\0".hex() * 31 + "\u0660\u0660"]).encode(), 400),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_hashes_is_refused(server, body, status):
+    headers = {"Content-Type": "application/json"}
+    answer = server.request("POST", "/exists", body, headers)
+    assert answer.status == status, answer.body
+    assert status == 200 or answer.json["detail"]
+
+
+def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start):
+    running = start(read_auth_enabled="true")
+    path = f"/exists?sha256={'5e' * 32}"
+    assert running.get(path).status == 401
+    assert running.get(path, **WRITER).status == 403
+    assert running.get(path, **READER).json == {"stored": []}
+    assert [running.get(f"/exists{query}", **READER).status for query in ("", "?sha256=x")] == [
+        400, 400]  # fmt: skip
 
 
 def test_the_scanner_makes_previews_ahead_and_they_go_with_their_file(start, tmp_path):
@@ -7983,11 +8255,15 @@ def test_a_created_entity_has_every_field_of_the_document(entities):
             {"create_date": None, "width": 16, "height": 8},  # as stored, before rotation
         ),
         (
+            lambda: png_with((b"tEXt", b"Creation Time\0" + RECORDED), (b"tEXt", unique())),
+            {"create_date": "2019-05-04T03:02:01Z", "type": "image"},
+        ),
+        (
             lambda: mp4_of() + box(b"free", unique()),
             {"create_date": "2019-05-04T03:02:01Z", "type": "video", "duration": 3.0},
         ),
     ],
-    ids=["local time", "with an offset", "no time", "film"],
+    ids=["local time", "with an offset", "no time", "no EXIF", "film"],
 )
 def test_facts_are_taken_from_the_content(entities, make, fields):
     if fields["create_date"] == "local":
