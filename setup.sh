@@ -6,7 +6,7 @@
 set -eu
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
-unset CDPATH
+unset CDPATH TMPDIR
 umask 022
 
 usage() {
@@ -88,8 +88,7 @@ check_port() {
 }
 check_folder() { # what has a meaning in nginx.conf or in a unit, and what is the system's
     case $1 in
-    *[\"\\\$\;\{\}%\#\|\&\'\`:]* | *'
-'*) misused "$2: '$1' cannot be used: it must not have \" ' \\ \$ ; { } % # | & \` : in it" ;;
+    *[\"\\\$\;\{\}%\#\|\&\'\`:[:cntrl:]]*) misused "$2: '$1' cannot be used: it must not have \" ' \\ \$ ; { } % # | & \` : in it" ;;
     /run/media/*) ;;
     / | /bin | /bin/* | /boot | /boot/* | /dev | /dev/* | /etc | /etc/* | /home | /lib* | /media | \
         /mnt | /opt | /opt/mediaserver | /opt/mediaserver/* | /proc | /proc/* | /root | /run | /run/* | \
@@ -102,15 +101,17 @@ check_folder() { # what has a meaning in nginx.conf or in a unit, and what is th
 parse_size() { # bytes of 500M or 2G
     digits=${1%[KkMmGg]}
     case $digits in
-    '' | *[!0-9]* | ?????????????*) misused "--upload-limit: '$1' is no size such as 500M or 2G" ;;
+    '' | *[!0-9]* | ????????????????*) misused "--upload-limit: '$1' is no size such as 500M or 2G" ;;
     esac
     while :; do case $digits in 0?*) digits=${digits#0} ;; *) break ;; esac done # 010 is ten
     case $1 in
-    *[Kk]) echo $((digits * 1024)) ;;
-    *[Mm]) echo $((digits * 1048576)) ;;
-    *[Gg]) echo $((digits * 1073741824)) ;;
-    *) echo "$digits" ;;
+    *[Kk]) unit=1024 ;;
+    *[Mm]) unit=1048576 ;;
+    *[Gg]) unit=1073741824 ;;
+    *) unit=1 ;;
     esac
+    [ "$digits" -le $((1000000000000000 / unit)) ] || misused "--upload-limit: $1 is more than a disk holds"
+    echo $((digits * unit))
 }
 
 [ -z "$domain" ] || check_domain "$domain"
@@ -139,6 +140,7 @@ units=$root/etc/systemd/system
 site=$root/etc/nginx/sites-available/mediaserver
 enabled=$root/etc/nginx/sites-enabled/mediaserver
 acme=$root/var/www/mediaserver
+readers=mediaserver-pictures # the group of nginx's user: what else is the service's stays closed to it
 launcher=$root/usr/local/bin/media-server
 systemctl=${SYSTEMCTL:-systemctl}
 nginx=${NGINX:-nginx}
@@ -180,7 +182,7 @@ write() { # write MODE OWNER PATH: standard input becomes the file, whole or not
 }
 helper() { # helper WHAT WORD...: what a shell cannot do safely; values are its arguments, never its text
     python3 -I -S -B - "$source/mediaserver.py" "${root:-/}" "$@" <<'END'
-import importlib.util, os, pwd, re, stat, sys
+import importlib.util, os, pwd, re, stat, subprocess, sys
 
 program, root, what, *words = sys.argv[1:]
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -266,7 +268,7 @@ def found(path, which):
     known = load()
     for name, value in ms.parse_dotenv(text, {}).items():
         how = known.get(name)
-        if how is None or not value or "\n" in value or (which == "secrets" and not how.secret):
+        if how is None or not how.environment or not value or "\n" in value or (which == "secrets" and not how.secret):
             continue
         if how.parse is ms.parse_path:
             value = os.path.join(os.path.dirname(path), os.path.expanduser(value))
@@ -296,10 +298,18 @@ def make(path, mode, owner=""):
         os.fchmod(folder, int(mode, 8))
 
 
-def give(path, owner):
-    """Give a folder, and what in it is its owner's or root's alone, to another user."""
+def give(path, owner, only=""):
+    """Give a folder, and what in it is its owner's or root's alone, to another user.
+
+    With `only`, refuse a folder that holds anything whose name does not begin with it.
+    """
     top, _ = enter(path)
     user, own = pwd.getpwnam(owner), os.fstat(top).st_uid
+    if own == user.pw_uid:
+        return
+    others = [name for name in os.listdir(top) if not name.startswith(only)]
+    if others or any(os.path.normpath(one.pw_dir) == path for one in pwd.getpwall()):
+        sys.exit(f"setup: {path} holds more than the server's files: give these a folder of their own")
     os.fchown(top, user.pw_uid, user.pw_gid)
     for _, folders, files, at in os.fwalk(".", dir_fd=top, follow_symlinks=False):
         for name in folders + files:
@@ -307,9 +317,29 @@ def give(path, owner):
             facts = os.fstat(item)
             plain = stat.S_ISDIR(facts.st_mode) or (
                 stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1)
-            if plain and facts.st_uid == own != user.pw_uid:
+            if plain and facts.st_uid == own:
                 os.chown(f"/proc/self/fd/{item}", user.pw_uid, user.pw_gid)
             os.close(item)
+
+
+def act(path, name, *command):
+    """Run a command in a folder as a user, or as whoever owns the folder.
+
+    It has nothing of root's: not the terminal either, in which its user could type with it.
+    """
+    at, _ = enter(path)
+    who = {}
+    if root == "/":
+        user = pwd.getpwnam(name) if name else pwd.getpwuid(os.fstat(at).st_uid)
+        groups = os.getgrouplist(user.pw_name, user.pw_gid)
+        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
+    done = subprocess.run(
+        command, cwd=f"/proc/self/fd/{at}", env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True, **who,
+    )
+    for line in done.stderr.decode(errors="replace").splitlines()[:3]:
+        print("setup:", ascii(line)[1:-1], file=sys.stderr)
+    sys.exit(done.returncode)
 
 
 def owner(path):
@@ -471,7 +501,10 @@ END
     data=$(helper place "$working" DATABASE_DIR "")
     index=$(get DATABASE_URL)
     case $index in
-    sqlite:////*) index=$(dirname "${index#sqlite:///}") ;;
+    sqlite:////*)
+        index_name=$(basename "$index")
+        index=$(dirname "${index#sqlite:///}")
+        ;;
     *) index=$data/users ;; # any folder in DATA: nothing is to be done for those
     esac
     images=$(helper place "$working" UPLOAD_DIR "$data/images")
@@ -489,6 +522,7 @@ END
         keep "$name" "$(new_secret)"
     done
     old_url=https://$(get DOMAIN)
+    domain=$(printf '%s' "$domain" | tr '[:upper:]' '[:lower:]') # as nginx compares it
     [ -z "$domain" ] || put DOMAIN "$domain"
     keep DOMAIN "$(uname -n | cut -d. -f1).local"
     domain=$(get DOMAIN)
@@ -531,6 +565,7 @@ make_folders() {
     for path in "$data" "$index" "$images" "$entities"; do
         case $path in
         $state/* | "$data"/*) ;;
+        "$index") run helper give "$path" mediaserver "$index_name" ;;
         *) run helper give "$path" mediaserver ;;
         esac
     done
@@ -544,12 +579,12 @@ make_folders() {
         [ ! -d "$hidden" ] || run helper give "$hidden" mediaserver
     done
     grant=u:mediaserver:rwX,u:$owner:rwX
-    as "$owner" find "$pictures" ! -user "$owner" -prune -o -type f -exec setfacl -m "$grant" '{}' + \
+    run helper act "$pictures" '' find . ! -user "$owner" -prune -o -type f -exec setfacl -m "$grant" '{}' + \
         -o -type d -exec setfacl -m "$grant,d:u:mediaserver:rwX,d:u:$owner:rwX" '{}' + || cannot_grant
     parent=$(dirname "$pictures")
     while [ "$parent" != / ]; do # such as a home folder with mode 0700
-        as mediaserver test -x "$parent" 2>/dev/null ||
-            as "$(helper owner "$parent")" setfacl -m u:mediaserver:x "$parent" || cannot_grant
+        run helper act "$parent" mediaserver test -x . ||
+            run helper act "$parent" '' setfacl -m u:mediaserver:x . || cannot_grant
         parent=$(dirname "$parent")
     done
 }
@@ -565,11 +600,6 @@ check_chain() { # whose folders the pictures lie in: what root does by path, nob
     done
 }
 
-as() { # as USER COMMAND...: whoever owns the folder could do it, and can lead it nowhere else
-    user=$1
-    shift
-    run setpriv --reuid "$user" --regid "$(id -g "$user" 2>/dev/null)" --init-groups -- "$@"
-}
 cannot_grant() {
     warn "the service may not write to $pictures: no setfacl (run again with --install), or a file"
     warn "system without access lists (mount it with uid=mediaserver); until then it only reads, if that"
@@ -600,30 +630,51 @@ RequiresMountsFor="$data" "$index" "$images" "$entities"
 $(for path in "$pictures" "$data" "$index" "$images" "$entities"; do
         case $path in
         $state/* | "$data"/*) ;;
-        /home/* | /root/* | /run/user/*) echo "BindPaths=\"-$path\"" ;;
+        /home/*/*) # root mounts what lies in /home itself, and the service goes on from there: a link
+            # that the folder's owner puts in its place leads where the service may go, not where root may
+            home=${path#/home/}
+            printf '%s\n' "BindReadOnlyPaths=\"-/home/${home%%/*}\"" "ReadWritePaths=\"-$path\""
+            ;;
+        /home/*) echo "BindPaths=\"-$path\"" ;;
         *) echo "ReadWritePaths=\"-$path\"" ;;
         esac
     done)
-$([ "$accel" != true ] || echo "StateDirectoryMode=0710
+$([ "$accel" != true ] || echo "StateDirectoryMode=0711
 UMask=0027")
 END
 }
 
 let_nginx_read() {
+    if live; then
+        case " $(id -nG www-data 2>/dev/null) " in *' mediaserver '*) run gpasswd -d www-data mediaserver ;; esac
+    fi
     [ "$accel" = true ] || return 0
-    say "nginx may read the pictures: www-data joins the group mediaserver; settings, data, thumbnails stay closed"
-    run chmod 0710 "$root$state"
     case $pictures in
-    $state/*)
-        if live; then set -- as mediaserver; else set -- run; fi
-        "$@" find "$root$pictures" -mindepth 1 -name '.*' -prune -exec chmod go= '{}' + \
-            -o ! -type l -exec chmod g+rX '{}' +
-        for path in "$data" "$index" "$images" "$entities"; do
-            case $path in "$pictures"/*) "$@" find "$root$path" -maxdepth 0 -exec chmod go= '{}' + ;; esac
-        done
+    $state/*) ;;
+    *)
+        say "nginx sends those pictures that $pictures lets everyone read, the server all others"
+        return 0
         ;;
     esac
-    if live; then run usermod -aG mediaserver www-data; fi
+    say "nginx may read the pictures: www-data joins the group $readers"
+    run chmod 0711 "$root$state"
+    user='' join=true
+    if live; then
+        getent group $readers >/dev/null || run groupadd --system $readers
+        run usermod -aG $readers mediaserver # or it could not give them to the group
+        run usermod -aG $readers www-data
+        user=mediaserver join="chgrp -h $readers"
+    fi
+    # shellcheck disable=SC2086 # several words
+    run helper act "$pictures" "$user" find . \
+        -name .incoming -prune -exec $join '{}' + -exec chmod go=,g+s '{}' + \
+        -o -name '.?*' -prune -exec chmod go= '{}' + \
+        -o -type d -exec $join '{}' + -exec chmod g=rxs,o= '{}' + \
+        -o -type f -exec $join '{}' + -exec chmod g+r '{}' + ||
+        warn "some are not the service's own: the server goes on to send them"
+    for path in "$data" "$index" "$images" "$entities"; do
+        case $path in "$pictures"/*) run helper act "$path" "$user" chmod go= . ;; esac
+    done
 }
 
 find_certificate() { # sets `certificate` to the folder with fullchain.pem and privkey.pem
@@ -739,14 +790,26 @@ remove() {
         say "kept: $config and $root$state (--purge removes them)"
         return 0
     fi
-    pictures=$(get STORAGE_DIR)
     say "removing settings, secrets and data: $config $root$state"
     run rm -rf --one-file-system "$config" "$root$state" "$acme" || # a disk that is mounted there stays
         die "something is mounted below $root$state; it and what is above it stays"
-    case $pictures in '' | $state/*) ;; *) say "$pictures is yours, and stays with all that lies in it" ;; esac
+    kept=''
+    for name in STORAGE_DIR DATABASE_DIR DATABASE_URL UPLOAD_DIR MEDIA_STORAGE_DIR; do
+        path=$(get $name)
+        case ${path#sqlite:///} in
+        '' | $state/* | [!/~]*) ;;
+        *) kept=yes && say "$path stays, with all that lies in it ($name)" ;;
+        esac
+    done
     live && id mediaserver >/dev/null 2>&1 || return 0
-    run userdel mediaserver 2>/dev/null # and the group, unless nginx's user is in it
-    if getent group mediaserver >/dev/null; then run groupdel mediaserver; fi
+    if [ -n "$kept" ]; then
+        say "so does the user mediaserver: another one with its number would own what it owns there"
+        return 0
+    fi
+    run userdel mediaserver
+    for group in mediaserver $readers; do
+        if getent group "$group" >/dev/null; then run groupdel "$group"; fi
+    done
 }
 
 if [ -n "$uninstall" ]; then
