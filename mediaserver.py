@@ -2685,8 +2685,52 @@ class Subject:
         self._index = index
 
 
-class TrackedConnection(sqlite3.Connection):
-    """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it is the index's file that is not what it should be."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own; an emptied file has no tables.
+    return type(error) is sqlite3.DatabaseError or str(error).startswith("no such table")
+
+
+def reporting(method: Callable[..., T]) -> Callable[..., T]:
+    """A cursor's method that tells of damage whenever it meets some."""
+
+    @functools.wraps(method)
+    def call(cursor: IndexCursor, *values: Any) -> T:
+        try:
+            return method(cursor, *values)
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                cursor.connection.on_damage(str(error))
+            raise
+
+    return call
+
+
+class IndexCursor(sqlite3.Cursor):
+    """What all reading and writing of the index goes through."""
+
+    connection: IndexConnection
+    execute = reporting(sqlite3.Cursor.execute)
+    executemany = reporting(sqlite3.Cursor.executemany)
+    fetchone = reporting(sqlite3.Cursor.fetchone)
+    fetchall = reporting(sqlite3.Cursor.fetchall)
+    __next__ = reporting(sqlite3.Cursor.__next__)
+
+
+class IndexConnection(sqlite3.Connection):
+    """A connection that tells of damage, and that a WeakSet can hold while its thread lives."""
+
+    on_damage: Callable[[str], None]
+
+    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.execute(sql, values)
+        return cursor
+
+    def executemany(self, sql: str, rows: Any) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.executemany(sql, rows)
+        return cursor
 
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
@@ -2772,8 +2816,9 @@ class Index:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
-        self._connections = weakref.WeakSet[TrackedConnection]()
+        self._connections = weakref.WeakSet[IndexConnection]()
         self.spare = SpareSpace(path)
+        self.on_damage: Callable[[str], object] = lambda problem: None  # comes in any thread
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -2787,7 +2832,8 @@ class Index:
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
-        connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
+        connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
+        connection.on_damage = self.report_damage
         self._connections.add(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
@@ -2874,6 +2920,19 @@ class Index:
         with self._lock:
             for connection in list(self._connections):
                 connection.close()
+
+    def report_damage(self, problem: str) -> None:
+        """Have the index examined when it is opened next, and the program open it anew."""
+        with contextlib.suppress(OSError):
+            damage_mark(self.path).touch()
+        self.on_damage(problem)
+
+    def check(self) -> None:
+        """Look for damage in an index that was too large for that at its opening."""
+        if self.path.stat().st_size > CHECK_BYTES:
+            problem = self.read("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                self.report_damage(problem)
 
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
@@ -3563,7 +3622,12 @@ class Entities(Subject):
         db.execute(f"UPDATE entity SET {settings} WHERE parent_id = :id", values)
 
 
-CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
+CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
+
+
+def damage_mark(index: Path) -> Path:
+    """The file that says that damage was met in an index."""
+    return index.with_name(f"{index.name}-suspect")
 
 
 def open_index(path: Path) -> Index:
@@ -3585,6 +3649,7 @@ def open_index(path: Path) -> Index:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+        damage_mark(path).unlink(missing_ok=True)
         fresh = migrated(Index(path))
         # Ids go on behind all that the lost one can have given out: tokens and links carry them.
         ids = [(table, int(time.time())) for table in ("user", "entity")]
@@ -3608,15 +3673,26 @@ def migrated(index: Index) -> Index:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
-    if index.path.stat().st_size <= CHECK_BYTES:
-        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
+    examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
+
+
+def examine(index: Index, version: int) -> None:
+    """Raise sqlite3.DatabaseError for what is damaged, if that can be told in little time."""
+    mark = damage_mark(index.path)
+    suspect = mark.exists()
+    if suspect and not version:
+        raise sqlite3.DatabaseError("there is nothing in it")
+    if suspect or index.path.stat().st_size <= CHECK_BYTES:
+        check = "integrity_check" if suspect else "quick_check"
+        problem = index._writer.execute(f"PRAGMA {check}(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+    mark.unlink(missing_ok=True)
 
 
 # ======================================================================================
@@ -5566,6 +5642,8 @@ class Scanner:
 
     def _scan_loop(self, interval: float) -> None:
         pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+        with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
+            self._index.check()
         while not self._stopping:
             self._wait(pause)
             self._wanted.clear()
@@ -9015,7 +9093,7 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
         warn(f"the index: {error}")
         if is_full(error):
             return HTTPError(507, "The disk is full.")
@@ -11564,10 +11642,9 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
-        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
-        while True:
-            time.sleep(self.interval)
+    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
+        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
+        while not over.wait(self.interval):
             try:
                 if is_well(self.interval):
                     self._seen[number] = time.monotonic()
@@ -11589,28 +11666,37 @@ class Supervisor:
     """
 
     def __init__(
-        self, work: Callable[[int, socket.socket], None], watchdog: Watchdog, lock: io.FileIO,
-        listener: socket.socket,
+        self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
+        watchdog: Watchdog, lock: io.FileIO, listener: socket.socket,
     ) -> None:  # fmt: skip
         self._work = work
+        self._recover = recover
         self._watchdog = watchdog
         self._held, self._lifeline = socket.socketpair()
         self._lock = lock
         self._listener = listener
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
+        self._restarting = False
 
     def run(self, count: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
-        for number in range(count):
-            self._start(number)
+        self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
         }  # fmt: skip
         while self._workers:
             react[signal.sigwait(SIGNALS)]()
+            if self._restarting and not self._workers and not self._stopping:
+                self._restarting = False
+                self._recover()
+                self._start_all(count)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _start_all(self, count: int) -> None:
+        for number in range(count):
+            self._start(number)
 
     def _start(self, number: int) -> None:
         work = functools.partial(self._work, number, self._lifeline)
@@ -11622,7 +11708,10 @@ class Supervisor:
             if not ended:
                 continue
             number = self._workers.pop(process)
-            if not self._stopping:
+            if os.waitstatus_to_exitcode(status) == RESTART:
+                self._restarting = True
+                self._send(signal.SIGTERM, self._workers.values())
+            elif not self._stopping and not self._restarting:
                 warn(f"worker {number} ended with status {status}; another one takes its place")
                 time.sleep(1)  # one that cannot start must not use up the machine
                 self._start(number)
@@ -11643,8 +11732,11 @@ class Supervisor:
                 os.kill(process, number)  # it is there until it has been waited for
 
 
-def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends.
+RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends: with RESTART if True.
 
     SIGNALS, which are blocked, wait for it until it unblocks them.
     """
@@ -11656,10 +11748,9 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         for item in ours:
             item.close()
-        work()
-        status = 0
+        status = RESTART if work() else 0
     finally:
-        if status:
+        if status == 1:
             sys.excepthook(*sys.exc_info())
         os._exit(status)
 
@@ -11689,11 +11780,14 @@ def serve(settings: Settings) -> None:
     run = functools.partial(
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
     )
+    recover = functools.partial(settle, settings, thumbnails)
+    ready()
     if settings.workers > 1:
-        ready()
-        Supervisor(run, watchdog, lock, listener).run(settings.workers)
+        Supervisor(run, recover, watchdog, lock, listener).run(settings.workers)
     else:
-        run(ready=ready)
+        while run():
+            recover()
+    thumbnails.stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
 
@@ -11711,28 +11805,40 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
     progress: SharedProgress, watchdog: Watchdog, loads: memoryview, number: int = 0,
-    lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
-    """Serve on a listening socket until told to stop; worker 0 also scans."""
+    lifeline: socket.socket | None = None,
+) -> bool:  # fmt: skip
+    """Serve on a listening socket until told to stop; worker 0 also scans.
+
+    True where it was the index that ended it: it is to be opened anew.
+    """
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
-    server = Server(listener, loads, number)
+    server = Server(listener.dup(), loads, number)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
     server.on_error = application.on_error
     server.lifeline = lifeline
-    handle_signals(server, app)
-    if ready:
-        ready()
+    app.index.on_damage = functools.partial(leave_index, server)
+    handle_signals(server, app, listener)
+    over = threading.Event()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
+        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
     if number == 0:
         app.scanner.start(settings.rescan_interval)
     server.serve_forever()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    over.set()
     app.scanner.stop()
-    thumbnails.stop()
     app.index.close()
+    return listener.fileno() >= 0
+
+
+def leave_index(server: Server, problem: str) -> None:
+    """Stop using a damaged index."""
+    if not server.stopping:
+        warn(f"the index is damaged: {problem}")
+        server.stop()
 
 
 def is_well(server: Server, app: App, seconds: float) -> bool:
@@ -11741,13 +11847,14 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
     return time.monotonic() - server.turned_at < max(seconds, 3)  # it is noted once a second
 
 
-def handle_signals(server: Server, app: App) -> None:
-    """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
+def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
+    """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
         if server.stopping and number == signal.SIGINT:
             os._exit(130)
         notify("STOPPING=1")
+        listener.close()
         server.stop()
 
     def scan() -> None:

@@ -4820,6 +4820,58 @@ def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     assert again.get(f"/image/{sha256(private)}").status == 404
 
 
+def with_large_index(running: Server, rows: int) -> Path:
+    """Give an index so many rows that no check at start and no cache holds it whole."""
+    index = running.data / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(index)) as db, db:
+        values = ((b"%032x" % number, "0" * 64) for number in range(rows))
+        db.execute(f"INSERT INTO asset (sha256, size) VALUES ('{'0' * 64}', 1)")
+        db.executemany("INSERT INTO file VALUES ('users', ?, ?, 1, 1, 1, 1)", values)
+    return index
+
+
+def overwrite_pages(index: Path, every: int) -> None:
+    with index.open("r+b") as file:
+        for page in range(1, index.stat().st_size // 4096, every):
+            os.pwrite(file.fileno(), os.urandom(4096), page * 4096)
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers"), [("pages", "2"), ("pages", "1"), ("emptied", "1"), ("at rest", "1")]
+)
+def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage, workers):
+    running = start("--workers", workers)
+    contents = {name: png() for name in ("a.png", "b/c.png", "b/d.png")}
+    fill(running.storage, contents)
+    stored = running.upload(png()).json
+    user = User(running)
+    assert user.upload(own := png())[0] == 201
+    running.rescan()
+    if damage == "at rest":
+        running.stop()
+    index = with_large_index(running, 40_000)
+    if damage == "emptied":
+        os.truncate(index, 0)
+    else:
+        overwrite_pages(index, 40 if damage == "at rest" else 1)
+    if damage == "at rest":
+        running = start("--workers", workers)
+    expected = {stored["sha256"], *map(sha256, contents.values())}
+
+    def is_back() -> bool:
+        answers = [running.get("/list"), running.upload(png())]
+        assert {answer.status for answer in answers} <= {200, 201, 503}
+        return answers[0].status == 200 and set(answers[0].json) >= expected
+
+    wait_until(is_back, "the index")
+    assert len(list(running.data.glob("index.sqlite3.damaged-*[0-9]Z"))) == 1
+    assert running.get(stored["url"]).body
+    assert [path.read_bytes() for path in user.files()] == [own]
+    assert User(running).id > user.id
+    running.stop()
+    assert "Traceback" not in running.log
+
+
 def an_account() -> dict[str, str]:
     return {"email": f"{unique().decode()}@example.org", "password": "long enough"}
 
