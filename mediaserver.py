@@ -3766,7 +3766,8 @@ class Incoming:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
         for name in filter(None, (self.kept if undo else None, self.name)):
-            self.folder.unlink(name)
+            with contextlib.suppress(OSError):  # then the next start finds the mark
+                self.folder.unlink(name)
 
 
 class Place(NamedTuple):
@@ -4000,7 +4001,6 @@ class Folder:
                 self._place(incoming, name)
             except FileExistsError:
                 continue
-            incoming.kept = name
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
@@ -4020,10 +4020,12 @@ class Folder:
                 self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                inner, below, _ = name.partition("/")
+                if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{name.partition('/')[0]}/{INCOMING}/{new_mark(name)}")
+                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
+            incoming.kept = name
             sync_folder(target.folder)
 
     def _mark(self, incoming: Incoming, mark: str) -> None:
