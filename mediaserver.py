@@ -3221,10 +3221,12 @@ class Users(Subject):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
+        """Let an account in, or keep it out with all tokens that it has."""
+        # A clock that was wrong at its disabling must not keep out the tokens of later logins.
+        sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
+        soon = int(time.time()) + 1
+        db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
-            sql = "UPDATE user SET tokens_from = ? WHERE id = ?"
-            db.execute(sql, (int(time.time()) + 1, user.id))
             self._index.sessions.end_all(db, user.id)
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
@@ -3287,9 +3289,10 @@ class Sessions(Subject):
         session = self._find(db, token)
         if session is None:
             return None
+        at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
         if token.jti == session.jti:
             session = self._renew(db, session, jti, lifetime)
-        elif token.jti != session.previous_jti or arrived > session.rotated_at + RETRY_SECONDS:
+        elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"

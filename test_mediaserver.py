@@ -59,7 +59,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "cc", "chromium", "curl", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck",
+    "cc", "chromium", "curl", "faketime", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck",
     "systemd-analyze", "unshare",
 }  # fmt: skip
 
@@ -4923,6 +4923,28 @@ def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
         assert not failures.closed_for(limits, now + 1)
 
 
+def test_what_a_clock_that_was_wrong_has_written_closes_nothing_and_keeps_nothing(start):
+    need("faketime")
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": "+2y", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    running = start(**wrong)
+    fill(running.storage, {"old.png": png(), "kept.png": (kept := png())})
+    running.rescan()
+    assert time.time() + 1e7 < running.get("/health").json["scan"]["finished_at"]
+    user, other = User(running), User(running)
+    assert {user.login(username=user.name, password="wrong")[0] for _ in range(6)} == {401, 429}
+    assert owner_says(running, "user", "disable", other.email, **wrong).returncode == 0
+    running.stop()
+    (running.storage / "old.png").unlink()
+    again = start()
+    again.scanned()
+    assert set(again.listed()) == {sha256(kept)}
+    assert user.on(again).login()[0] == 200
+    assert owner_says(again, "user", "enable", other.email).returncode == 0
+    other.headers = {"Authorization": f"Bearer {other.on(again).login()[1]['access']}"}
+    assert other.call("GET", "/api/auth/profile/")[0] == 200
+
+
 def test_without_a_temporary_folder_lists_lie_in_data_and_on_a_full_disk_in_memory(
     start, tmp_path
 ):
@@ -7010,10 +7032,11 @@ def test_a_throttled_login_costs_no_scrypt_and_outlives_a_crash(start):
     assert left == 2  # those of this one; what is older than the window is gone
 
 
-def owner_says(server: Server, *words: str, stdin: str = "") -> Any:
+def owner_says(server: Server, *words: str, stdin: str = "", **environment: str) -> Any:
     """Run a command of the owner on the folder of a running server."""
     storage = ("--storage_dir", server.storage)
-    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **SECRETS)
+    environment = {**SECRETS, **environment}
+    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **environment)
 
 
 def test_the_owner_grants_and_revokes_while_the_server_runs(server):
