@@ -3331,8 +3331,52 @@ class Subject:
         self._index = index
 
 
-class TrackedConnection(sqlite3.Connection):
-    """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it is the index's file that is not what it should be."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own; an emptied file has no tables.
+    return type(error) is sqlite3.DatabaseError or str(error).startswith("no such table")
+
+
+def reporting(method: Callable[..., T]) -> Callable[..., T]:
+    """A cursor's method that tells of damage whenever it meets some."""
+
+    @functools.wraps(method)
+    def call(cursor: IndexCursor, *values: Any) -> T:
+        try:
+            return method(cursor, *values)
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                cursor.connection.on_damage(str(error))
+            raise
+
+    return call
+
+
+class IndexCursor(sqlite3.Cursor):
+    """What all reading and writing of the index goes through."""
+
+    connection: IndexConnection
+    execute = reporting(sqlite3.Cursor.execute)
+    executemany = reporting(sqlite3.Cursor.executemany)
+    fetchone = reporting(sqlite3.Cursor.fetchone)
+    fetchall = reporting(sqlite3.Cursor.fetchall)
+    __next__ = reporting(sqlite3.Cursor.__next__)
+
+
+class IndexConnection(sqlite3.Connection):
+    """A connection that tells of damage, and that a WeakSet can hold while its thread lives."""
+
+    on_damage: Callable[[str], None]
+
+    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.execute(sql, values)
+        return cursor
+
+    def executemany(self, sql: str, rows: Any) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.executemany(sql, rows)
+        return cursor
 
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
@@ -3420,8 +3464,9 @@ class Index:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
-        self._connections = weakref.WeakSet[TrackedConnection]()
+        self._connections = weakref.WeakSet[IndexConnection]()
         self.spare = SpareSpace(path)
+        self.on_damage: Callable[[str], object] = lambda problem: None  # comes in any thread
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -3438,7 +3483,8 @@ class Index:
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
-        connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
+        connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
+        connection.on_damage = self.report_damage
         self._connections.add(connection)
         connection.execute(f"PRAGMA query_only = {self._query_only:d}")
         connection.execute("PRAGMA synchronous = FULL")
@@ -3538,6 +3584,19 @@ class Index:
         with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
             os.unlink(f"{path}-wal")
         os.replace(aside, path)
+
+    def report_damage(self, problem: str) -> None:
+        """Have the index examined when it is opened next, and the program open it anew."""
+        with contextlib.suppress(OSError):
+            damage_mark(self.path).touch()
+        self.on_damage(problem)
+
+    def check(self) -> None:
+        """Look for damage in an index that was too large for that at its opening."""
+        if self.path.stat().st_size > CHECK_BYTES:
+            problem = self.read("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                self.report_damage(problem)
 
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
@@ -3900,10 +3959,12 @@ class Users(Subject):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
+        """Let an account in, or keep it out with all tokens that it has."""
+        # A clock that was wrong at its disabling must not keep out the tokens of later logins.
+        sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
+        soon = int(time.time()) + 1
+        db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
-            sql = "UPDATE user SET tokens_from = ? WHERE id = ?"
-            db.execute(sql, (int(time.time()) + 1, user.id))
             self._index.sessions.end_all(db, user.id)
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
@@ -3966,9 +4027,10 @@ class Sessions(Subject):
         session = self._find(db, token)
         if session is None:
             return None
+        at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
         if token.jti == session.jti:
             session = self._renew(db, session, jti, lifetime)
-        elif token.jti != session.previous_jti or arrived > session.rotated_at + RETRY_SECONDS:
+        elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
@@ -4371,7 +4433,12 @@ class Trash(Subject):
         return [row[0]] if row and row[0] else []
 
 
-CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
+CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
+
+
+def damage_mark(index: Path) -> Path:
+    """The file that says that damage was met in an index."""
+    return index.with_name(f"{index.name}-suspect")
 
 
 class OpenUpload(NamedTuple):
@@ -4480,6 +4547,7 @@ def open_index(path: Path) -> Index:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+        damage_mark(path).unlink(missing_ok=True)
         fresh = migrated(Index(path))
         # Ids go on behind all that the lost one can have given out: tokens and links carry them.
         ids = [(table, int(time.time())) for table in ("user", "entity")]
@@ -4503,15 +4571,26 @@ def migrated(index: Index) -> Index:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
-    if index.path.stat().st_size <= CHECK_BYTES:
-        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
+    examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
+
+
+def examine(index: Index, version: int) -> None:
+    """Raise sqlite3.DatabaseError for what is damaged, if that can be told in little time."""
+    mark = damage_mark(index.path)
+    suspect = mark.exists()
+    if suspect and not version:
+        raise sqlite3.DatabaseError("there is nothing in it")
+    if suspect or index.path.stat().st_size <= CHECK_BYTES:
+        check = "integrity_check" if suspect else "quick_check"
+        problem = index._writer.execute(f"PRAGMA {check}(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+    mark.unlink(missing_ok=True)
 
 
 # ======================================================================================
@@ -4597,7 +4676,8 @@ class Incoming:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
         for name in filter(None, (self.kept if undo else None, self.name)):
-            self.folder.unlink(name)
+            with contextlib.suppress(OSError):  # then the next start finds the mark
+                self.folder.unlink(name)
 
     def put_back(self, name: str) -> bool:
         """Take back its place, and give the file in `.incoming/` the name that it had there.
@@ -4867,7 +4947,6 @@ class Folder:
                 self._place(incoming, name)
             except FileExistsError:
                 continue
-            incoming.kept = name
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
@@ -4887,10 +4966,12 @@ class Folder:
                 self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                inner, below, _ = name.partition("/")
+                if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{name.partition('/')[0]}/{INCOMING}/{new_mark(name)}")
+                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
+            incoming.kept = name
             sync_folder(target.folder)
 
     def _mark(self, incoming: Incoming, mark: str) -> None:
@@ -6596,6 +6677,8 @@ class Scanner:
 
     def _scan_loop(self, interval: float) -> None:
         pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+        with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
+            self._index.check()
         while not self._stopping:
             self._wait(pause)
             self._wanted.clear()
@@ -10778,7 +10861,7 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
         warn(f"the index: {error}")
         if is_full(error):
             return HTTPError(507, "The disk is full.")
@@ -16225,10 +16308,9 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
-        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
-        while True:
-            time.sleep(self.interval)
+    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
+        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
+        while not over.wait(self.interval):
             try:
                 if is_well(self.interval):
                     self._seen[number] = time.monotonic()
@@ -16250,28 +16332,37 @@ class Supervisor:
     """
 
     def __init__(
-        self, work: Callable[[int, socket.socket], None], watchdog: Watchdog, lock: io.FileIO,
-        listener: socket.socket,
+        self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
+        watchdog: Watchdog, lock: io.FileIO, listener: socket.socket,
     ) -> None:  # fmt: skip
         self._work = work
+        self._recover = recover
         self._watchdog = watchdog
         self._held, self._lifeline = socket.socketpair()
         self._lock = lock
         self._listener = listener
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
+        self._restarting = False
 
     def run(self, count: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
-        for number in range(count):
-            self._start(number)
+        self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
         }  # fmt: skip
         while self._workers:
             react[signal.sigwait(SIGNALS)]()
+            if self._restarting and not self._workers and not self._stopping:
+                self._restarting = False
+                self._recover()
+                self._start_all(count)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _start_all(self, count: int) -> None:
+        for number in range(count):
+            self._start(number)
 
     def _start(self, number: int) -> None:
         work = functools.partial(self._work, number, self._lifeline)
@@ -16283,7 +16374,10 @@ class Supervisor:
             if not ended:
                 continue
             number = self._workers.pop(process)
-            if not self._stopping:
+            if os.waitstatus_to_exitcode(status) == RESTART:
+                self._restarting = True
+                self._send(signal.SIGTERM, self._workers.values())
+            elif not self._stopping and not self._restarting:
                 warn(f"worker {number} ended with status {status}; another one takes its place")
                 time.sleep(1)  # one that cannot start must not use up the machine
                 self._start(number)
@@ -16304,8 +16398,11 @@ class Supervisor:
                 os.kill(process, number)  # it is there until it has been waited for
 
 
-def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends.
+RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends: with RESTART if True.
 
     SIGNALS, which are blocked, wait for it until it unblocks them.
     """
@@ -16317,10 +16414,9 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         for item in ours:
             item.close()
-        work()
-        status = 0
+        status = RESTART if work() else 0
     finally:
-        if status:
+        if status == 1:
             sys.excepthook(*sys.exc_info())
         os._exit(status)
 
@@ -16357,11 +16453,14 @@ def serve(settings: Settings) -> None:
     run = functools.partial(
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
     )
+    recover = functools.partial(settle, settings, thumbnails)
+    ready()
     if settings.workers > 1:
-        ready()
-        Supervisor(run, watchdog, lock, listener).run(settings.workers)
+        Supervisor(run, recover, watchdog, lock, listener).run(settings.workers)
     else:
-        run(ready=ready)
+        while run():
+            recover()
+    thumbnails.stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
 
@@ -16383,37 +16482,47 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
     progress: SharedProgress, watchdog: Watchdog, loads: memoryview, number: int = 0,
-    lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
-    """Serve on a listening socket until told to stop; worker 0 also scans."""
+    lifeline: socket.socket | None = None,
+) -> bool:  # fmt: skip
+    """Serve on a listening socket until told to stop; worker 0 also scans.
+
+    True where it was the index that ended it: it is to be opened anew.
+    """
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
-    server = Server(listener, loads, number)
+    server = Server(listener.dup(), loads, number)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
     server.is_prompt = application.is_prompt
     server.on_error = application.on_error
     server.lifeline = lifeline
-    handle_signals(server, app)
-    if ready:
-        ready()
+    app.index.on_damage = functools.partial(leave_index, server)
+    handle_signals(server, app, listener)
+    over = threading.Event()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
-    stopping = threading.Event()
-    emptying = threading.Thread(target=empty_trash_daily, args=(app, stopping), daemon=True)
+        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
+    emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
     if number == 0:
         app.scanner.start(settings.rescan_interval)
-        threading.Thread(target=app.uploads.watch, args=(stopping,), daemon=True).start()
+        threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
         if settings.trash_days:
             emptying.start()
     server.serve_forever()
-    stopping.set()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    over.set()
     app.scanner.stop()
     if emptying.is_alive():
         emptying.join(SCANNER_STOP_SECONDS)
-    thumbnails.stop()
     app.index.close()
+    return listener.fileno() >= 0
+
+
+def leave_index(server: Server, problem: str) -> None:
+    """Stop using a damaged index."""
+    if not server.stopping:
+        warn(f"the index is damaged: {problem}")
+        server.stop()
 
 
 def is_well(server: Server, app: App, seconds: float) -> bool:
@@ -16422,13 +16531,14 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
     return time.monotonic() - server.turned_at < max(seconds, 3)  # it is noted once a second
 
 
-def handle_signals(server: Server, app: App) -> None:
-    """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
+def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
+    """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
         if server.stopping and number == signal.SIGINT:
             os._exit(130)
         notify("STOPPING=1")
+        listener.close()
         server.stop()
 
     def scan() -> None:

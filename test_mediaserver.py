@@ -22,6 +22,7 @@ import importlib.util
 import io
 import itertools
 import json
+import mmap
 import os
 import random
 import re
@@ -62,8 +63,9 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "aria2c", "caddy", "chromedriver", "chromium", "curl", "ffmpeg", "haproxy", "nginx", "node",
-    "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
+    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
+    "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
+    "wget",
 }  # fmt: skip
 
 
@@ -5362,6 +5364,58 @@ def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     assert again.get(f"/image/{sha256(private)}").status == 404
 
 
+def with_large_index(running: Server, rows: int) -> Path:
+    """Give an index so many rows that no check at start and no cache holds it whole."""
+    index = running.data / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(index)) as db, db:
+        values = ((b"%032x" % number, "0" * 64) for number in range(rows))
+        db.execute(f"INSERT INTO asset (sha256, size) VALUES ('{'0' * 64}', 1)")
+        db.executemany("INSERT INTO file VALUES ('users', ?, ?, 1, 1, 1, 1)", values)
+    return index
+
+
+def overwrite_pages(index: Path, every: int) -> None:
+    with index.open("r+b") as file:
+        for page in range(1, index.stat().st_size // 4096, every):
+            os.pwrite(file.fileno(), os.urandom(4096), page * 4096)
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers"), [("pages", "2"), ("pages", "1"), ("emptied", "1"), ("at rest", "1")]
+)
+def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage, workers):
+    running = start("--workers", workers)
+    contents = {name: png() for name in ("a.png", "b/c.png", "b/d.png")}
+    fill(running.storage, contents)
+    stored = running.upload(png()).json
+    user = User(running)
+    assert user.upload(own := png())[0] == 201
+    running.rescan()
+    if damage == "at rest":
+        running.stop()
+    index = with_large_index(running, 40_000)
+    if damage == "emptied":
+        os.truncate(index, 0)
+    else:
+        overwrite_pages(index, 40 if damage == "at rest" else 1)
+    if damage == "at rest":
+        running = start("--workers", workers)
+    expected = {stored["sha256"], *map(sha256, contents.values())}
+
+    def is_back() -> bool:
+        answers = [running.get("/list"), running.upload(png())]
+        assert {answer.status for answer in answers} <= {200, 201, 503}
+        return answers[0].status == 200 and set(answers[0].json) >= expected
+
+    wait_until(is_back, "the index")
+    assert len(list(running.data.glob("index.sqlite3.damaged-*[0-9]Z"))) == 1
+    assert running.get(stored["url"]).body
+    assert [path.read_bytes() for path in user.files()] == [own]
+    assert User(running).id > user.id
+    running.stop()
+    assert "Traceback" not in running.log
+
+
 def an_account() -> dict[str, str]:
     return {"email": f"{unique().decode()}@example.org", "password": "long enough"}
 
@@ -5410,6 +5464,28 @@ def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
         assert failures.begin("now", limits, now)
         failures.end("now", None)
         assert not failures.closed_for(limits, now + 1)
+
+
+def test_what_a_clock_that_was_wrong_has_written_closes_nothing_and_keeps_nothing(start):
+    need("faketime")
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": "+2y", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    running = start(**wrong)
+    fill(running.storage, {"old.png": png(), "kept.png": (kept := png())})
+    running.rescan()
+    assert time.time() + 1e7 < running.get("/health").json["scan"]["finished_at"]
+    user, other = User(running), User(running)
+    assert {user.login(username=user.name, password="wrong")[0] for _ in range(6)} == {401, 429}
+    assert owner_says(running, "user", "disable", other.email, **wrong).returncode == 0
+    running.stop()
+    (running.storage / "old.png").unlink()
+    again = start()
+    again.scanned()
+    assert set(again.listed()) == {sha256(kept)}
+    assert user.on(again).login()[0] == 200
+    assert owner_says(again, "user", "enable", other.email).returncode == 0
+    other.headers = {"Authorization": f"Bearer {other.on(again).login()[1]['access']}"}
+    assert other.call("GET", "/api/auth/profile/")[0] == 200
 
 
 def test_without_a_temporary_folder_lists_lie_in_data_and_on_a_full_disk_in_memory(
@@ -6399,6 +6475,157 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     running = start()
     assert user.on(running).login()[0] == 200
     assert running.get("/media").json["count"] == 0
+
+
+# Faults of the disk
+
+FAULTS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static struct { volatile int countdown, error; } *plan;
+static const char *root;
+
+__attribute__((constructor)) static void begin(void)
+{
+    int file = open(getenv("FAULTS"), O_RDWR);
+    root = getenv("FAULTS_BELOW");
+    plan = mmap(NULL, sizeof *plan, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+}
+
+/* Whether this call, of a file or a path below the root, is the one to fail. */
+static int fails(int file, const char *path)
+{
+    char link[64], target[4096] = "";
+    if (plan->countdown <= 0)
+        return 0;
+    if (path == NULL || path[0] != '/') {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+        if (readlink(link, target, sizeof target - 1) < 0)
+            return 0;
+        path = target;
+    }
+    if (strncmp(path, root, strlen(root)) || __sync_sub_and_fetch(&plan->countdown, 1))
+        return 0;
+    errno = plan->error;
+    return 1;
+}
+
+#define CALL(result, name, types, names, file, path) \
+    result failing_##name types __asm__(#name); \
+    result failing_##name types \
+    { \
+        static result (*real) types; \
+        if (real == NULL) \
+            real = dlsym(RTLD_NEXT, #name); \
+        return fails(file, path) ? -1 : real names; \
+    }
+
+CALL(ssize_t, write, (int f, const void *b, size_t n), (f, b, n), f, NULL)
+CALL(ssize_t, pwrite64, (int f, const void *b, size_t n, off_t o), (f, b, n, o), f, NULL)
+CALL(int, fsync, (int f), (f), f, NULL)
+CALL(int, fdatasync, (int f), (f), f, NULL)
+CALL(int, ftruncate64, (int f, off_t n), (f, n), f, NULL)
+CALL(int, openat64, (int d, const char *p, int g, mode_t m), (d, p, g, m), d, p)
+CALL(int, open64, (const char *p, int g, mode_t m), (p, g, m), -1, p)
+CALL(int, mkdirat, (int d, const char *p, mode_t m), (d, p, m), d, p)
+CALL(int, unlinkat, (int d, const char *p, int g), (d, p, g), d, p)
+CALL(int, unlink, (const char *p), (p), -1, p)
+CALL(int, linkat, (int d, const char *p, int e, const char *q, int g), (d, p, e, q, g), d, p)
+CALL(int, renameat, (int d, const char *p, int e, const char *q), (d, p, e, q), d, p)
+"""
+
+
+class Faults:
+    """A server whose disk fails at a call of choice."""
+
+    def __init__(self, folder: Path, start: Callable[..., Server]) -> None:
+        compiler = need("cc")
+        source, library, plan = folder / "faults.c", folder / "faults.so", folder / "plan"
+        source.write_text(FAULTS)
+        command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"]
+        subprocess.run(command, check=True)
+        plan.write_bytes(bytes(8))
+        with plan.open("r+b") as file:
+            self._plan = memoryview(mmap.mmap(file.fileno(), 8)).cast("i")
+        self.server = start(
+            ld_preload=str(library), faults=str(plan), faults_below=str(folder / "pictures")
+        )
+        self.server.scanned()
+
+    def at_every_call(self, prepare: Callable[[], Any], work: Callable[..., object]) -> None:
+        """Do `work` again and again; the first time its first call fails, then its second, ..."""
+        for call in itertools.count(1):
+            prepared = prepare()
+            self._plan[0], self._plan[1] = call, ERRORS[call % len(ERRORS)]
+            work(prepared)
+            if self._plan[0] > 0:  # there were not so many
+                self._plan[0] = 0
+                return
+
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EXDEV)
+FILED = {  # where the answer to an upload says that the file is
+    "/upload": lambda found: found["url"],
+    "/image/a.png": lambda found: found["file_path"],
+    "/upload-image": lambda found: found["image_url"],
+    "/api/media/media/": lambda found: f"/api/media/media/{found['id']}/file/",
+    "/entity/": lambda found: f"/entity/{found['id']}/file",
+}
+
+
+def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start, tmp_path):
+    faults = Faults(tmp_path, start)
+    running, user = faults.server, User(faults.server)
+    kept: dict[str, bytes] = {}  # by URL
+    unsure: set[str] = set()  # hashes of what a failed deletion left or not
+
+    def upload(way: tuple[str, str, str]) -> str | None:
+        (method, path, field), content, name = way, png(), f"{unique().decode()}.png"
+        body, content_type = form(name, content, field, name="a")
+        headers = {**(user.headers if path == MEDIA else OWNER), "Content-Type": content_type}
+        answer = running.request(method, path.replace("a.png", name), body, headers)
+        assert answer.status in {201, 500, 503, 507}, answer.body
+        if answer.status != 201:
+            return None
+        place = f"/image/{sha256(content)}" if method == "PUT" else FILED[path](answer.json)
+        kept[place] = content
+        return place
+
+    def delete(place: str) -> None:
+        path = local(place).removesuffix("/file")
+        status = running.request("DELETE", path, headers=OWNER).status
+        assert status in {200, 500, 503, 507}
+        content = kept.pop(place)
+        if status != 200:
+            unsure.add(sha256(content))
+
+    for way in UPLOADS:
+        faults.at_every_call(functools.partial(tuple, way), upload)
+    for way in (UPLOADS[0], UPLOADS[-1]):
+        faults.at_every_call(functools.partial(upload, way), delete)
+    running.kill()
+    again = start()
+    again.scanned()
+    for place, content in kept.items():
+        headers = user.headers if MEDIA in place else OWNER
+        assert again.request("GET", local(place), headers=headers).body == content
+    files = [path for path in again.storage.rglob("*.png") if "thumbnails" not in str(path)]
+    found = {sha256(path.read_bytes()) for path in files}
+    assert found - unsure == set(map(sha256, kept.values())) - unsure
+    public = {path for path in files if path.parts[-2] == "media" or "uploads/2" in str(path)}
+    public = {path for path in public if ".mediaserver" not in path.parts}
+    assert set(again.listed()) == {sha256(path.read_bytes()) for path in public}
+    assert not [path for path in again.storage.rglob(".incoming/*") if path.is_file()]
 
 
 def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads(
@@ -7621,10 +7848,11 @@ def test_a_throttled_login_costs_no_scrypt_and_outlives_a_crash(start):
     assert left == 2  # those of this one; what is older than the window is gone
 
 
-def owner_says(server: Server, *words: str, stdin: str = "") -> Any:
+def owner_says(server: Server, *words: str, stdin: str = "", **environment: str) -> Any:
     """Run a command of the owner on the folder of a running server."""
     storage = ("--storage_dir", server.storage)
-    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **SECRETS)
+    environment = {**SECRETS, **environment}
+    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **environment)
 
 
 def test_the_owner_grants_and_revokes_while_the_server_runs(server):
