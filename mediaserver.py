@@ -3581,9 +3581,7 @@ class Index:
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(aside)) as copy:
             self._writer.backup(copy)
-        with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
-            os.unlink(f"{path}-wal")
-        os.replace(aside, path)
+        replace_index(aside, path)
 
     def report_damage(self, problem: str) -> None:
         """Have the index examined when it is opened next, and the program open it anew."""
@@ -3616,6 +3614,13 @@ class Index:
 def is_full(error: BaseException | None) -> bool:
     """Whether it is the disk that had no room (SQLITE_FULL)."""
     return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
+
+
+def replace_index(source: Path, target: Path) -> None:
+    """Put a closed index in the place of another one, of which nothing may be replayed on it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{target}-wal")
+    os.replace(source, target)
 
 
 class Assets(Subject):
@@ -5740,6 +5745,9 @@ class Shelf:
         with contextlib.suppress(OSError):
             for name, _ in self.folder.files_in(self.prefix + INCOMING):
                 self.folder.unlink(f"{self.prefix}{INCOMING}/{name}")
+
+
+PREVIEWS_PREFIX = "previews/"  # in DATA
 
 
 class PreviewCache(Shelf):
@@ -9713,7 +9721,7 @@ class App:
         self.library, self.images, self.users, self.entities = self.folders.values()
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
-        previews = PreviewCache(private.folder, "previews/", limit, used)
+        previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.watcher = Watcher(self.library, self.scanner)
@@ -15875,7 +15883,7 @@ class Verifier:
         forget_cached(source)  # others need the memory
 
     def _check_shelf(self, shelf: Shelf) -> None:
-        """Name the thumbnails of what is not known any more."""
+        """Name the thumbnails or previews of what is not known any more."""
         with contextlib.suppress(FileNotFoundError):
             place = shelf.prefix.rstrip("/")
             for name, _ in shelf.folder.files_in(place):
@@ -15902,7 +15910,8 @@ def verify(
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
         progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
-        verifier.run(thumbnail_shelves(settings, folders["library"]))
+        public, private = thumbnail_shelves(settings, folders["library"])
+        verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
@@ -16190,11 +16199,18 @@ def find_backup(settings: Settings, path: Path) -> Path:
     return found[-1]
 
 
-def need_empty(settings: Settings) -> None:
-    for name in PLACES:
+def need_empty(settings: Settings, resumed: bool) -> None:
+    """Refuse what a server has taken something into, and folders with files, unless `resumed`."""
+    index = settings.database_url
+    if index.exists():
+        with contextlib.closing(Index(index, query_only=True)) as known:
+            if any(known.count_rows()):
+                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+    own = {"lock", "spare", "secrets.env", *(f"{index.name}{end}" for end in ("", "-wal", "-shm"))}
+    for name in () if resumed else PLACES:
         place: Path = getattr(settings, name)
         folder = place.parent if name == "database_url" else place
-        if any(files for _, _, files in os.walk(folder)):
+        if any(set(files) - own for _, _, files in os.walk(folder)):
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
@@ -16203,23 +16219,20 @@ def restore(settings: Settings, source: str) -> int:
     """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
     own = backup_settings(settings, find_backup(settings, parse_path(source)))
     place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
-    if not place.exists():
-        need_empty(settings)
+    need_empty(settings, resumed=place.exists())
     make_folders(settings)
-    with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
-        kept.copy_to(place)
-    with (
-        writing_to(str(place)), lock_data_dir(settings),
-        contextlib.closing(migrated(Index(place))) as index,
-    ):  # fmt: skip
-        progress = Progress(index.files.total_size(), silent=True)
-        folders = fillable_folders(settings)
-        copier = Copier(index, open_folders(own, index), folders, progress)
-        copier.copy_all(index)
-        copy_secrets(own, settings)
-        index.write(lambda db: copier.note_times(db, index))
-    os.sync()
-    place.rename(settings.database_url)
+    with writing_to(str(place)), lock_data_dir(settings):
+        with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.copy_to(place)
+        with contextlib.closing(migrated(Index(place))) as index:
+            progress = Progress(index.files.total_size(), silent=True)
+            folders = fillable_folders(settings)
+            copier = Copier(index, open_folders(own, index), folders, progress)
+            copier.copy_all(index)
+            copy_secrets(own, settings)
+            index.write(lambda db: copier.note_times(db, index))
+        os.sync()
+        replace_index(place, settings.database_url)
     return verify(settings)
 
 

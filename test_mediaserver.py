@@ -10249,18 +10249,19 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     kept["media"].unlink()
     stray = running.data / "entities/2020/stray.jpg"
     shown = running.storage / ".thumbnails" / f"{'0' * 64}.png"
+    larger = running.data / "previews" / f"{'0' * 64}-720.webp"
     unseen = running.storage / "unseen.jpg"
-    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, unseen)})
+    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen)})
     told = run_verify(running.storage, status=1)
     damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
     assert (told["ok"], set(told["damaged"]), told["missing"]) == (
         False, damaged, [str(kept["media"])],
     )  # fmt: skip
     assert (told["edited"], told["unknown"]) == ([str(kept["put"])], [str(unseen)])
-    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown)], [])
+    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown), str(larger)], [])
     named = run_program("verify", running.storage, cwd=running.storage.parent)
     assert named.returncode == 1
-    for path in (*damaged, kept["media"], kept["put"], stray, shown, unseen):
+    for path in (*damaged, kept["media"], kept["put"], stray, shown, larger, unseen):
         assert re.search(rf"^\w+: {re.escape(str(path))}: ", named.stdout, re.M)
 
 
@@ -10424,15 +10425,18 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
     paths = {name: tmp_path / "machine" / name for name in (
         "storage_dir", "database_dir", "upload_dir", "media_storage_dir")}  # fmt: skip
     options = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    storage = str(paths["storage_dir"])
+    elsewhere = {name: str(path) for name, path in paths.items() if name != "storage_dir"}
+    start(storage=storage, **elsewhere).stop()  # a service that has just been installed
     run_killed(5, "restore", tmp_path / "backups", *options, cwd=tmp_path)
-    assert not (paths["database_dir"] / "index.sqlite3").exists()
+    with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
+        assert not index.execute("SELECT * FROM file").fetchall()
     ended = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"^9 files, .*: all is as it was taken in$", ended.stdout, re.M)
     again = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
-    assert (again.returncode, again.stderr.count("is not empty")) == (1, 1)
-    storage = str(paths.pop("storage_dir"))
-    served = start(storage=storage, **{name: str(path) for name, path in paths.items()})
+    assert (again.returncode, again.stderr.count("is in use")) == (1, 1)
+    served = start(storage=storage, **elsewhere)
     with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
         known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
     served.scanned()  # which reads none again
@@ -10511,10 +10515,14 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
     empty, partial = tmp_path / "empty", tmp_path / "2026-01-01T000000Z.partial"
     empty.mkdir()
     fill(partial, {".mediaserver/index.sqlite3": b""})
+    fill(filled.data, {"index.sqlite3.partial": b""})  # as a restore that was interrupted left it
+    whole = make_backup(filled, tmp_path / "backups")
     for words, told in (
         (["backup", inside, "--storage_dir", filled.storage], "of which it is to be a backup"),
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
+        (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
+        (["restore", whole, "--storage_dir", filled.storage], "is in use"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
     ):
         ended = run_program(*words, cwd=tmp_path)
