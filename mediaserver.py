@@ -6208,9 +6208,10 @@ def write_renditions(
         if picture := decode(source, job, formats, ffmpeg):
             results = [encode(picture, rendition) for rendition in job.renditions]
     elif ffmpeg and job.renditions[0].format == "PNG":
-        results = list(filter(None, [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]))
+        results = [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]
     for data in results:
-        target.write(FRAME_LENGTH.pack(len(data)) + data)
+        if data:
+            target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
 def decode(
@@ -6330,30 +6331,28 @@ def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Imag
     """
     mode, key = picture.mode, picture.info.get("transparency")
     if mode.startswith("I"):
-        levels = [value * 255 // 65535 for value in range(65536)]
-        if getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:  # white is zero
-            levels.reverse()
-        shown = [255 * (value != key) for value in range(65536)]
-
-        def scale(part: Image.Image) -> Image.Image:
-            part = part.convert("I")
-            grey = part.point(levels, "L")
-            if key is None:
-                return grey
-            grey.putalpha(part.point(shown, "L"))
-            return grey.convert("RGBA").convert("RGBa")
-
-        return scale
+        white_is_zero = getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0
+        return functools.partial(scale_16_bits, white_is_zero, key)
     if mode == "F":  # TIFF of floats, from 0 to 1
         return lambda part: part.point(lambda value: value * 255.0).convert("L")
-    if isinstance(key, tuple) and any(
-        "16" in str(tile[3]) for tile in getattr(picture, "tile", ())
-    ):
-        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as the pixels
+    tiles = getattr(picture, "tile", ())
+    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in tiles):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as Pillow's pixels
     if key is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return lambda part: part.convert("RGBA").convert("RGBa")
     plain = {"1": "L", "P": "RGB", "RGBX": "RGB"}.get(mode, mode)
     return lambda part: part.convert(plain)
+
+
+def scale_16_bits(white_is_zero: bool, key: int | None, part: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8 bits; the value `key` is transparent."""
+    part = part.convert("I")
+    levels = [value * 255 // 65535 for value in range(65536)]
+    grey = part.point(levels[::-1] if white_is_zero else levels, "L")
+    if key is None:
+        return grey
+    grey.putalpha(part.point([255 * (value != key) for value in range(65536)], "L"))
+    return grey.convert("RGBA").convert("RGBa")
 
 
 def encode(picture: Image.Image, rendition: Rendition) -> bytes:
@@ -6369,7 +6368,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     if rendition.format == "PNG":
         # 3 ms and 6 % more bytes than level 6's 15 ms
         picture.save(written, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    elif rendition.format in Image.SAVE and rendition.format == "WEBP":
+    elif rendition.format == "WEBP" and "WEBP" in Image.SAVE:  # else a JPEG is a substitute
         picture.save(written, "WEBP", quality=PREVIEW_QUALITY, method=2)
     else:
         if picture.mode == "RGBA":
@@ -6945,8 +6944,10 @@ class Scanner:
         with contextlib.suppress(OSError):
             return self._thumbnails.find_preview(asset.sha256, rendition)
         outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE or not self._thumbnails.pillow:
-            return outcome if outcome is not Outcome.MADE else Outcome.IMPOSSIBLE
+        if outcome is not Outcome.MADE:
+            return outcome
+        if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
+            return Outcome.IMPOSSIBLE
         with self._folders[file.root].open(file.path) as source:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
@@ -12851,6 +12852,7 @@ SCALARS: Mapping[str, dict[str, Any]] = {
 ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
     "the file": ("*/*", "file"),
     "image/png": ("image/png", "file"),
+    "image/webp or image/jpeg": ("image/*", "file"),
     "text": ("text/plain", "string"),
     "page": ("text/html", "string"),
     "page or health": (JSON_TYPE, "Health"),
