@@ -4814,6 +4814,7 @@ class Echo:
     """An Exchange that answers with the path and the body."""
 
     client = "somebody"
+    interim = ()
 
     def __init__(self, path: str) -> None:
         self.content = path.encode()
