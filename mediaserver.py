@@ -11748,6 +11748,7 @@ class Verifier:
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
         self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self._named: set[tuple[str, str]] = set()
         self.files = 0
 
     @property
@@ -11778,7 +11779,8 @@ class Verifier:
             self._check_shelf(shelf)
 
     def _note(self, word: str, path: str, reason: str = "") -> None:
-        if path not in self.found[word]:
+        if (word, path) not in self._named:
+            self._named.add((word, path))
             self.found[word].append(path)
             self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
 
