@@ -15315,6 +15315,11 @@ class Command(NamedTuple):
 AS_JSON = Option("json", parameter="as_json")
 
 
+def print_json(value: Any) -> None:
+    """Print JSON in ASCII, which also carries names that are no UTF-8, as Python has them."""
+    print(json.dumps(value))
+
+
 class Call(NamedTuple):
     """A command as it was called."""
 
@@ -15744,12 +15749,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of the result, not behind the line that shows the progress."""
-        if self._silent:
-            return
         if self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-        print(printable_line(text), flush=True)
+        if not self._silent:
+            print(printable_line(text), flush=True)
 
 
 # What verify finds; the exit status is 1 for the first four
@@ -15855,6 +15859,7 @@ class Verifier:
             with self._folders[file.root].open(file.path) as source:
                 status = os.fstat(source.fileno())
                 sha256 = self._read(source, file, status)
+                status = os.fstat(source.fileno())  # it may have been written meanwhile
         except (FileNotFoundError, NotADirectoryError):
             return "missing", ""
         except OSError as error:
@@ -15924,7 +15929,7 @@ def verify(
     if as_json:
         figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
         value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
-        print(to_json(value))
+        print_json(value)
     return 0 if verifier.ok else 1
 
 
@@ -16259,7 +16264,7 @@ def list_trash(settings: Settings, as_json: bool = False) -> None:
         found = index.trash.all()
     values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
     if as_json:
-        print(to_json(values))
+        print_json(values)
     for value in () if as_json else values:
         order = ("kind", "id", "deleted_at", "size", "user_id", "name")
         words = ["-" if value[name] is None else str(value[name]) for name in order]
