@@ -10207,9 +10207,14 @@ def fill_families(server: Server) -> dict[str, Path]:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file below a folder, but for the index, which a reader gives helpers for a while."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and "index." not in path.name]
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+    """Every file below a folder, but for the index and what a server makes by itself."""
+    by_itself = re.compile(r"/index\.|thumbnails/|previews/|/lock$|spare$")
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in paths
+        if not by_itself.search(str(path))
+    }
 
 
 def run_verify(folder: Path, *options: str, status: int = 0) -> Any:
