@@ -10570,7 +10570,6 @@ def test_what_is_trashed_comes_back_as_it_was_or_goes_with_what_nothing_else_nee
         ("media", ids[0]), ("entity", ids[1]), ("entity", ids[2]),
     ]  # fmt: skip
     assert [item["size"] for item in listed] == [len(shared), len(own), len(later)]
-    assert trash(running, "list").count("\n") == 3
     entities.create(own, expect=409)  # it is still there
 
     trash(running, "restore", ids[0].upper(), ids[1])
@@ -10594,7 +10593,6 @@ def test_what_is_trashed_comes_back_as_it_was_or_goes_with_what_nothing_else_nee
     assert second["id"] == jane.listed()["results"][0]["id"]
     entities.create(own)
     assert jane.upload(shared)[0] == 201
-    assert run_verify(running.storage)["ok"]
 
 
 def test_the_trash_empties_itself_after_trash_days(start):
