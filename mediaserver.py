@@ -15315,6 +15315,11 @@ class Command(NamedTuple):
 AS_JSON = Option("json", parameter="as_json")
 
 
+def print_json(value: Any) -> None:
+    """Print JSON in ASCII, which also carries names that are no UTF-8, as Python has them."""
+    print(json.dumps(value))
+
+
 class Call(NamedTuple):
     """A command as it was called."""
 
@@ -15744,12 +15749,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of the result, not behind the line that shows the progress."""
-        if self._silent:
-            return
         if self._terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-        print(printable_line(text), flush=True)
+        if not self._silent:
+            print(printable_line(text), flush=True)
 
 
 # What verify finds; the exit status is 1 for the first four
@@ -15786,6 +15790,7 @@ class Verifier:
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
         self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self._named: set[tuple[str, str]] = set()
         self.files = 0
 
     @property
@@ -15816,7 +15821,8 @@ class Verifier:
             self._check_shelf(shelf)
 
     def _note(self, word: str, path: str, reason: str = "") -> None:
-        if path not in self.found[word]:
+        if (word, path) not in self._named:
+            self._named.add((word, path))
             self.found[word].append(path)
             self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
 
@@ -15853,6 +15859,7 @@ class Verifier:
             with self._folders[file.root].open(file.path) as source:
                 status = os.fstat(source.fileno())
                 sha256 = self._read(source, file, status)
+                status = os.fstat(source.fileno())  # it may have been written meanwhile
         except (FileNotFoundError, NotADirectoryError):
             return "missing", ""
         except OSError as error:
@@ -15922,7 +15929,7 @@ def verify(
     if as_json:
         figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
         value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
-        print(to_json(value))
+        print_json(value)
     return 0 if verifier.ok else 1
 
 
@@ -16257,7 +16264,7 @@ def list_trash(settings: Settings, as_json: bool = False) -> None:
         found = index.trash.all()
     values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
     if as_json:
-        print(to_json(values))
+        print_json(values)
     for value in () if as_json else values:
         order = ("kind", "id", "deleted_at", "size", "user_id", "name")
         words = ["-" if value[name] is None else str(value[name]) for name in order]
