@@ -2742,7 +2742,7 @@ class SpareSpace:
     """Disk that a file holds for the index, which is written to on a full disk, too."""
 
     def __init__(self, index: Path) -> None:
-        self._path = index.with_name("spare")
+        self._path = index.with_name(f"{index.name}-spare")
         self._missed_at: float | None = None
 
     @property
