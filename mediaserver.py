@@ -16208,7 +16208,8 @@ def need_empty(settings: Settings, resumed: bool) -> None:
         with contextlib.closing(Index(index, query_only=True)) as known:
             if any(known.count_rows()):
                 raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
-    own = {"lock", "spare", "secrets.env", *(f"{index.name}{end}" for end in ("", "-wal", "-shm"))}
+    ends = ("", "-wal", "-shm", "-spare", "-suspect")
+    own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
         place: Path = getattr(settings, name)
         folder = place.parent if name == "database_url" else place
