@@ -4967,6 +4967,8 @@ class Folder:
     def _place(self, incoming: Incoming, name: str) -> None:
         """Link a file that has arrived to its place, marked so that a crash can be undone."""
         with self.resolve(name, make=True) as target:
+            if target.exists():  # cheaper than to find it out by a link, where many are taken
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
                 self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
