@@ -3388,7 +3388,7 @@ class SpareSpace:
     """Disk that a file holds for the index, which is written to on a full disk, too."""
 
     def __init__(self, index: Path) -> None:
-        self._path = index.with_name("spare")
+        self._path = index.with_name(f"{index.name}-spare")
         self._missed_at: float | None = None
 
     @property
@@ -4967,6 +4967,8 @@ class Folder:
     def _place(self, incoming: Incoming, name: str) -> None:
         """Link a file that has arrived to its place, marked so that a crash can be undone."""
         with self.resolve(name, make=True) as target:
+            if target.exists():  # cheaper than to find it out by a link, where many are taken
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
                 self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
@@ -16215,7 +16217,8 @@ def need_empty(settings: Settings, resumed: bool) -> None:
         with contextlib.closing(Index(index, query_only=True)) as known:
             if any(known.count_rows()):
                 raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
-    own = {"lock", "spare", "secrets.env", *(f"{index.name}{end}" for end in ("", "-wal", "-shm"))}
+    ends = ("", "-wal", "-shm", "-spare", "-suspect")
+    own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
         place: Path = getattr(settings, name)
         folder = place.parent if name == "database_url" else place
