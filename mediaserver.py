@@ -307,6 +307,10 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    trash_days: int = number(
+        0, 10**5,
+        "soft-deleted records and entities go for good after so many days; 0: never", 0,
+    )  # fmt: skip
     preview_cache_bytes: int = number(
         2147483648, MAX_BYTES, "disk for previews, of which the least recently used go", 0
     )
@@ -3149,9 +3153,11 @@ class Change:
 class Index:
     """The SQLite file and the subjects in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, query_only: bool = False) -> None:
         self.path = path
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        self._query_only = query_only
+        if not query_only:  # SQLite would let others read it
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
@@ -3166,11 +3172,13 @@ class Index:
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
+        self.trash = Trash(self)
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
         connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
         self._connections.add(connection)
+        connection.execute(f"PRAGMA query_only = {self._query_only:d}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
@@ -3240,6 +3248,18 @@ class Index:
             for connection in list(self._connections):
                 connection.close()
 
+    def copy_to(self, path: Path) -> None:
+        """Write the whole index as it is at this moment to a file, or leave what is there."""
+        aside = path.with_name(f"{path.name}.new")
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
+        with contextlib.closing(sqlite3.connect(aside)) as copy:
+            self._writer.backup(copy)
+        with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
+            os.unlink(f"{path}-wal")
+        os.replace(aside, path)
+
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
         tables = ("asset", "file", "user", "media", "entity")
@@ -3266,6 +3286,10 @@ class Assets(Subject):
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
             row,
         )
+
+    def is_known(self, sha256: str) -> bool:
+        sql = "SELECT 1 FROM asset WHERE sha256 = ?"
+        return self._index.read(sql, sha256).fetchone() is not None
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
@@ -3373,12 +3397,41 @@ class Files(Subject):
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
-        # It reads page by page, so that no long read keeps the WAL from being folded in.
-        rows = "SELECT path, size, mtime_ns, ctime FROM file"
-        sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
+        rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
+        return ((path, tuple(state)) for path, *state in rows)
+
+    def of_root(self, root: str) -> Iterator[File]:
+        """Every file of a folder in the order of the paths' bytes."""
+        return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
+            ", ".join(File._fields[1:]), root))  # fmt: skip
+
+    def _rows_in_order(self, columns: str, root: str) -> Iterator[Sequence[Any]]:
+        """Columns, the path first; page by page: a long read would keep the WAL from folding."""
+        rows = f"SELECT {columns} FROM file WHERE root = ? AND path > ?"
+        sql, last = f"{rows} ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
-            yield from ((path, tuple(state)) for path, *state in page)
+            yield from page
             last = page[-1][0]
+
+    def duplicates(self) -> list[list[str]]:
+        """The paths in the library that have the same content, by content."""
+        several = "SELECT sha256 FROM file WHERE root = 'library' GROUP BY sha256"
+        rows = self._index.read(
+            "SELECT sha256, path FROM file WHERE root = 'library' AND sha256 IN"
+            f" ({several} HAVING count(*) > 1) ORDER BY sha256, path"
+        )
+        groups = itertools.groupby(rows, lambda row: row[0])
+        return [[os.fsdecode(path) for _, path in group] for _, group in groups]
+
+    def total_size(self, since: float = 0.0) -> int:
+        """How many bytes the files have that came in or changed `since`."""
+        sql = "SELECT coalesce(sum(size), 0) FROM file WHERE max(added, ctime, mtime_ns / 1e9) >="
+        return int(self._index.read(f"{sql} ?", since).fetchone()[0])
+
+    def set_times(self, db: Database, file: File, mtime_ns: int, ctime: float) -> None:
+        """Note the times of a file that was copied."""
+        sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
+        db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
     def set_ctime(self, file: File, ctime: float) -> None:
         """Note the ctime of a file that was given or has lost a name."""
@@ -3403,6 +3456,11 @@ class Files(Subject):
             " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
+
+    def holding(self, sha256: str) -> list[File]:
+        """The files with a content."""
+        rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
+        return [File.from_row(row) for row in rows]
 
     def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
@@ -3928,6 +3986,54 @@ class Entities(Subject):
         db.execute(f"UPDATE entity SET {settings} WHERE parent_id = :id", values)
 
 
+class Trashed(NamedTuple):
+    """A media record or an entity that is softly deleted."""
+
+    kind: str  # media, entity
+    id: str
+    name: str
+    size: int  # bytes of its file
+    deleted_at: float
+    user_id: int | None  # of a media record
+
+
+TRASHED = """
+    SELECT 'media' AS kind, id, name, CASE WHEN path IS NULL THEN 0 ELSE size END AS size,
+        updated_at AS deleted_at, user_id
+    FROM media WHERE is_deleted = 1
+    UNION ALL
+    SELECT 'entity', CAST(id AS TEXT), coalesce(label, ''), coalesce(asset.size, 0),
+        (SELECT min(updated) FROM entity_version AS own WHERE own.id = entity.id AND version >
+            (SELECT coalesce(max(version), 0) FROM entity_version AS other
+             WHERE other.id = entity.id AND NOT other.is_deleted)),
+        NULL
+    FROM entity LEFT JOIN asset USING (sha256) WHERE is_deleted = 1
+"""  # an entity may have been changed since it was deleted
+
+
+class Trash(Subject):
+    """What is softly deleted, of users and among the entities."""
+
+    def all(self, until: float = math.inf) -> list[Trashed]:
+        """What was deleted before a time, in that order."""
+        sql = f"SELECT * FROM ({TRASHED}) WHERE deleted_at < ? ORDER BY deleted_at, kind, id"
+        return [Trashed(*row) for row in self._index.read(sql, until)]
+
+    def get(self, id: str, db: Database | None = None) -> Trashed | None:
+        """What has an id, which is a UUID for a media record and a number for an entity."""
+        row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
+        return Trashed(*row) if row else None
+
+    def restore_media(self, id: str, now: float) -> bool:
+        sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
+        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+
+    def remove_media(self, db: Database, id: str) -> list[str]:
+        """Forget a media record; the path of its file, if it had one."""
+        row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
+        return [row[0]] if row and row[0] else []
+
+
 CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
 
 
@@ -4334,6 +4440,37 @@ class Folder:
             error = self._try_link(name, mark)
         return "" if error else mark
 
+    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
+        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
+
+        It is on disk for good after `os.sync`: many are written at once.
+        """
+        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
+        try:
+            with self._create(incoming) as file:
+                for block in blocks:
+                    write_all(file, block)
+                os.fchmod(file.fileno(), status.st_mode & 0o777)
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            with self.resolve(incoming) as place, self.resolve(name, make=True) as target:
+                place.replace(target)
+        except BaseException:
+            self.unlink(incoming)
+            raise
+
+    def link_in(self, name: str, folder: Folder, other: str) -> bool:
+        """Give another folder's file a name here, too; whether that can be."""
+        try:
+            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
+                source.link(target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return False
+            raise
+        return True
+
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Delete files once the block, which has the index forget them, is left without error."""
@@ -4666,6 +4803,13 @@ def sync_folder(folder: int) -> None:
         except OSError as error:
             if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
                 raise
+
+
+def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+    """The bytes of a file of about this size, in blocks that are good until the next one."""
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
+    while count := file.readinto(buffer):
+        yield buffer[:count]
 
 
 def write_all(file: io.FileIO, data: memoryview) -> None:
@@ -5806,9 +5950,8 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
         with folder.open(path) as file:
             before = os.fstat(file.fileno())
             digest = hashlib.sha256()
-            buffer = memoryview(bytearray(min(BUFFER_BYTES, before.st_size + 1)))
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+            for block in read_blocks(file, before.st_size):
+                digest.update(block)
             facts = probe(file)
             after = os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
@@ -8340,6 +8483,37 @@ class Logins:
                 self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
+def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
+    """The roots that files lie in, by the names that the index has for them.
+
+    Without an index nothing is known to be there: they are about to be filled.
+    """
+    places = {
+        "library": settings.storage_dir,
+        "images": settings.upload_dir,
+        "users": settings.database_dir / "users",
+        "entities": settings.media_storage_dir,
+    }
+    apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+    buffers = WriteBuffers()
+    return {
+        name: Folder(
+            name, path, make=name != "library", buffers=buffers,
+            is_new=functools.partial(index.files.is_empty, name) if index else lambda: True,
+            excluded=apart if name == "library" else (),
+        )
+        for name, path in places.items()
+    }  # fmt: skip
+
+
+def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
+    """Where thumbnails lie: public ones beside the pictures where that can be, private ones."""
+    data = Folder("data", settings.database_dir, make=True, buffers=library.buffers)
+    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+    public = Shelf(library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+    return public, Shelf(data, "thumbnails/private/")
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -8349,32 +8523,12 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        places = {
-            "library": settings.storage_dir,
-            "images": settings.upload_dir,
-            "users": settings.database_dir / "users",
-            "entities": settings.media_storage_dir,
-        }
-        apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-        buffers = WriteBuffers()
-        self.folders = {
-            name: Folder(
-                name, path, make=name != "library", buffers=buffers,
-                is_new=functools.partial(index.files.is_empty, name),
-                excluded=apart if name == "library" else (),
-            )
-            for name, path in places.items()
-        }  # fmt: skip
+        self.folders = open_folders(settings, index)
         self.library, self.images, self.users, self.entities = self.folders.values()
-        data = Folder("data", settings.database_dir, make=True, buffers=buffers)
-        beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-        public = Shelf(self.library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+        public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
-        previews = PreviewCache(data, "previews/", limit, used)
-        thumbnails.place(public, Shelf(data, "thumbnails/private/"), previews)
-        if index.get_meta("decoders") != thumbnails.description:
-            index.assets.retry_thumbnails()
-            index.set_meta("decoders", thumbnails.description)
+        previews = PreviewCache(private.folder, "previews/", limit, used)
+        thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
@@ -9542,6 +9696,22 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
 
 
+def remove_for_good(
+    app: App, folder: Folder, forget: Callable[[Database], tuple[T, list[str]]]
+) -> T:
+    """Have the index forget something, and delete the files at the paths that `forget` tells."""
+    with contextlib.ExitStack() as files:
+
+        def remove(db: Database) -> tuple[T, list[str]]:
+            result, paths = forget(db)
+            files.enter_context(folder.removing(paths))  # once this is committed
+            return result, app.index.files.remove_all(db, folder.name, paths)
+
+        result, gone = app.index.write(remove)
+    app.thumbnails.remove(*gone)
+    return result
+
+
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
@@ -10598,17 +10768,10 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
 @route("DELETE", "/entity/{id}", WRITE, "entities", "Delete an entity for good",
        {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
-    with contextlib.ExitStack() as files:
+    def forget(db: Database) -> tuple[Entity, list[str]]:
+        return find_entity(app, id, db=db), app.index.entities.remove(db, id, time.time())
 
-        def remove(db: Database) -> tuple[Entity, list[str]]:
-            entity = find_entity(app, id, db=db)
-            paths = app.index.entities.remove(db, id, time.time())
-            files.enter_context(app.entities.removing(paths))  # once this is committed
-            return entity, app.index.files.remove_all(db, "entities", paths)
-
-        entity, gone = app.index.write(remove)
-    app.thumbnails.remove(*gone)
-    return json_response(entity_json(entity))
+    return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
 @route("GET", "/entity/{id}/versions", READ, "entities", "All versions, the oldest first",
@@ -10721,6 +10884,58 @@ def entity_json(entity: Entity) -> dict[str, Any]:
         "file_path": entity.path,
         "is_deleted": entity.is_deleted,
     }
+
+
+# -- trash ---------------------------------------------------------------------------------
+# What is softly deleted comes back, or goes for good: by the owner's commands, and after
+# TRASH_DAYS by itself.
+
+TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
+
+
+def restore_trashed(app: App, id: str) -> bool:
+    """Bring a media record or an entity back as it was; whether it was in the trash."""
+    trashed = app.index.trash.get(id)
+    if trashed is None or trashed.kind == "media":
+        return trashed is not None and app.index.trash.restore_media(id, time.time())
+
+    def draft(db: Database | None) -> Entity:
+        return find_entity(app, int(id), db=db)._replace(is_deleted=False)
+
+    save_entity(app, None, draft)
+    return True
+
+
+def empty_trash(app: App, until: float = math.inf) -> list[Trashed]:
+    """Remove for good what was deleted before a time; what went."""
+    removed = [remove_trashed(app, trashed, until) for trashed in app.index.trash.all(until)]
+    return list(filter(None, removed))
+
+
+def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
+    """Remove what is still in the trash, with the files that nothing else needs."""
+
+    def forget(db: Database) -> tuple[Trashed | None, list[str]]:
+        now = app.index.trash.get(trashed.id, db)
+        if now is None or now.deleted_at >= until:
+            return None, []  # it was restored meanwhile
+        if now.kind == "media":
+            return now, app.index.trash.remove_media(db, now.id)
+        return now, app.index.entities.remove(db, int(now.id), time.time())
+
+    folder = app.users if trashed.kind == "media" else app.entities
+    return remove_for_good(app, folder, forget)
+
+
+def empty_trash_daily(app: App, stopping: threading.Event) -> None:
+    """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
+    while True:
+        try:
+            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+        except (OSError, sqlite3.Error) as error:
+            warn(f"the trash is not emptied yet: {error}")
+        if stopping.wait(TRASH_SECONDS):
+            return
 
 
 # ======================================================================================
@@ -11575,13 +11790,30 @@ def render_page(app: App, request: Request) -> str:
 # that names the setting, and exit status 2.
 
 
+class Option(NamedTuple):
+    """An option of a command, which is given its value under its name."""
+
+    name: str  # with _
+    takes: str = ""  # the value as the usage shows it: DAYS; a flag takes none
+    parse: Callable[[str], Any] = str
+    parameter: str = ""  # where that cannot have the option's name
+
+    def __str__(self) -> str:
+        return f"[{f'--{self.name} {self.takes}'.strip().replace('_', '-')}]"
+
+
 class Command(NamedTuple):
-    """Something that the program does by `run(settings, *words)`."""
+    """Something that the program does by `run(settings, *words, **options)`."""
 
     name: str  # one word or two
     takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
     help: str
-    run: Callable[..., None]
+    run: Callable[..., int | None]  # an exit status other than 0
+    options: tuple[Option, ...] = ()
+
+    @property
+    def usage(self) -> str:
+        return " ".join(filter(None, (self.name, self.takes, *map(str, self.options))))
 
     def fits(self, words: Sequence[str]) -> bool:
         """Whether these words can follow: each that it takes, and more of a last one with dots."""
@@ -11589,13 +11821,25 @@ class Command(NamedTuple):
         return len(self.takes.split()) <= len(words) <= most
 
 
+AS_JSON = Option("json", parameter="as_json")
+
+
+class Call(NamedTuple):
+    """A command as it was called."""
+
+    command: Command
+    settings: Settings
+    words: Sequence[str]
+    options: Mapping[str, Any]
+
+
 COMMANDS: dict[str, Command] = {}
-Run = TypeVar("Run", bound=Callable[..., None])
+Run = TypeVar("Run", bound=Callable[..., int | None])
 
 
-def command(name: str, help: str, takes: str = "") -> Callable[[Run], Run]:
+def command(name: str, help: str, takes: str = "", *options: Option) -> Callable[[Run], Run]:
     def declare(run: Run) -> Run:
-        COMMANDS[name] = Command(name, takes, help, run)
+        COMMANDS[name] = Command(name, takes, help, run, options)
         return run
 
     return declare
@@ -11614,7 +11858,8 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
 def build_parser() -> argparse.ArgumentParser:
     """`--help` comes from the table of settings and from the commands."""
     commands = "\n".join(
-        f"  {f'{item.name} {item.takes}':32} {item.help}" for item in COMMANDS.values()
+        f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
+        for item in COMMANDS.values()
     )
     hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
     parser = argparse.ArgumentParser(
@@ -11635,11 +11880,31 @@ def build_parser() -> argparse.ArgumentParser:
         if not how.secret:
             text = f"{how.help} ({how.shown or str(default).lower()})"
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+    for option in {option for item in COMMANDS.values() for option in item.options}:
+        action = "store" if option.takes else "store_true"
+        hidden_help: Any = {"help": argparse.SUPPRESS, "default": None}
+        parser.add_argument(f"--{option.name}", action=action, **hidden_help)
     return parser
 
 
-def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
-    """The command, its settings and its words; SystemExit(2) with usage for what is none."""
+def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
+    """Take the command's own options out of what was given; SettingError for a bad value."""
+    values = {}
+    for option in found.options:
+        value = given.pop(option.name, None)
+        try:
+            parsed = option.parse(value) if isinstance(value, str) else value
+            values[option.parameter or option.name] = parsed
+        except ValueError as error:
+            raise SettingError(f"--{option.name}", str(error)) from None
+    known = {name for name, _, _ in Settings.table()}
+    for name in sorted(given.keys() - known):
+        raise SettingError(f"--{name}", f"is no option of {found.name}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_command_line(arguments: Sequence[str]) -> Call:
+    """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
     option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
@@ -11648,9 +11913,10 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
         parser.error(f"{unknown[0]} is no option; --help lists them")
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
-    if "storage_dir" not in options and len(words) == 1 and os.path.isdir(words[0]):
-        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
     found = find_command(words)
+    if not found and "storage_dir" not in options and words and os.path.isdir(words[-1]):
+        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
+        found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
         parser.error(
@@ -11658,13 +11924,14 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
             f" that it takes; commands: {names}"
         )
     try:
+        chosen = parse_options(found[0], options)
         dotenv = read_dotenv(Path(".env"), os.environ)
         settings = load_settings(options, os.environ, dotenv)
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
     warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
-    return found[0], settings, found[1]
+    return Call(found[0], settings, found[1], chosen)
 
 
 def make_folders(settings: Settings) -> None:
@@ -11692,11 +11959,16 @@ def make_folder(setting: str, path: Path, mode: int) -> bool:
     return made
 
 
-def need_folders(settings: Settings) -> None:
+def need_storage(settings: Settings) -> None:
     """Refuse to work for a server whose folder is not there; a command makes none."""
     if not settings.storage_dir.is_dir():
         problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
+
+
+def need_folders(settings: Settings) -> None:
+    """Refuse to work where STORAGE_DIR is not there; make the server's own folders."""
+    need_storage(settings)
     make_folders(settings)
 
 
@@ -11742,6 +12014,18 @@ def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
     need_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
+
+
+def index_to_read(settings: Settings) -> contextlib.closing[Index]:
+    """The index for a command that changes nothing: it is neither made nor migrated."""
+    need_storage(settings)
+    if not settings.database_url.exists():
+        raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
+    index = Index(settings.database_url, query_only=True)
+    if index.read("PRAGMA user_version").fetchone()[0] != len(MIGRATIONS):
+        index.close()
+        raise Refusal("another version of mediaserver made the index: start this one once")
+    return contextlib.closing(index)
 
 
 class Refusal(Exception):
@@ -11844,6 +12128,616 @@ def disable_user(settings: Settings, name: str) -> None:
 @command("user enable", "let a disabled account in again", "NAME")
 def enable_user(settings: Settings, name: str) -> None:
     set_active(settings, name, True)
+
+
+# -- verify --------------------------------------------------------------------------------
+
+PROGRESS_SECONDS = 0.5  # between two looks at a terminal
+LINE_SECONDS = 60.0  # and between two lines elsewhere
+
+
+def parse_days(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (days := float(text)) < 1e6:
+            return days
+    raise ValueError(f"{text!r} is no number of days")
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second, with K, M or G for powers of 1024, as curl and rsync read it.
+
+    >>> parse_rate("20M")
+    20971520
+    """
+    match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no number of bytes a second, such as 20M")
+    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
+
+
+def format_bytes(count: float) -> str:
+    """
+    >>> format_bytes(999), format_bytes(5.24e9)
+    ('999 bytes', '5.2 GB')
+    """
+    power = min(int(math.log10(max(count, 1)) / 3), 4)
+    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B" if power else f"{count:.0f} bytes"
+
+
+class Progress:
+    """Says on standard error how far a long command is, and keeps it to a rate."""
+
+    def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
+        """`total` in bytes, `rate` in bytes a second; `silent` prints no results."""
+        self.done = 0
+        self._silent = silent
+        self._total = total
+        self._rate = rate
+        self._began = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._pause = PROGRESS_SECONDS if self._terminal else LINE_SECONDS
+        self._next = self._began + self._pause
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._began, 1e-6)
+
+    @property
+    def speed(self) -> str:
+        return f"{format_bytes(self.done / self.seconds)}/s"
+
+    def advance(self, count: int) -> None:
+        """Note that so many bytes are done; returns when the rate allows more."""
+        self.done += count
+        time.sleep(max(self.done / self._rate - self.seconds, 0))
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._pause
+            self._show()
+
+    def _show(self) -> None:
+        left = (self._total - self.done) / self.done * self.seconds if self.done else 0
+        share = min(100 * self.done // max(self._total, 1), 100)
+        text = f"{share} % of {format_bytes(self._total)}, {self.speed}, {left:.0f} s left"
+        if self._terminal:
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
+        else:
+            warn(text)
+
+    def say(self, text: str) -> None:
+        """Print a line of the result, not behind the line that shows the progress."""
+        if self._silent:
+            return
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        print(printable_line(text), flush=True)
+
+
+# What verify finds; the exit status is 1 for the first four
+PROBLEMS = {
+    "damaged": "the bytes are others, though size and time are not",
+    "changed": "it was written to by something else than the server",
+    "missing": "it is gone",
+    "unreadable": "it cannot be read",
+}
+NOTES = {
+    "edited": "it was edited since the last scan",
+    "unknown": "no scan has seen it yet",
+    "orphaned": "nothing in the index needs it",
+}
+
+
+class Unreadable(OSError):
+    """It is the file that is read which makes trouble, not the one that is written."""
+
+
+class Verifier:
+    """Reads every file again and compares it with the index; changes nothing.
+
+    The server may run meanwhile: what seems to be wrong is looked up once more.
+    """
+
+    def __init__(
+        self, index: Index, folders: Mapping[str, Folder], progress: Progress, since: float = 0.0
+    ) -> None:
+        """Files that have neither come in nor changed `since` are not read, only looked at."""
+        self._index = index
+        self._folders = folders
+        self._progress = progress
+        self._since = since
+        self.late = 0  # files that were deleted or changed since they were looked up
+        self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.files = 0
+
+    @property
+    def ok(self) -> bool:
+        return not any(self.found[word] for word in PROBLEMS)
+
+    def summary(self) -> str:
+        counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
+        return ", ".join(counts) or "all is as it was taken in"
+
+    def run(self, shelves: Sequence[Shelf]) -> None:
+        """Check all that is known, and name what is not."""
+        problem = self._index.read("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            self._note("damaged", str(self._index.path), problem)
+        for folder in self._folders.values():
+            if folder.is_missing():
+                if not folder.is_new():
+                    self._note("missing", folder.path, "it is not there or empty: a disk?")
+                continue
+            unknown = self._unknown(folder)
+            self.check(self._index.files.of_root(folder.name))
+            word = "orphaned" if folder.name in SERVER_ONLY else "unknown"
+            for path in unknown:
+                if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
+                    self._note(word, f"{folder.path}/{path}")
+        for shelf in shelves:
+            self._check_shelf(shelf)
+
+    def _note(self, word: str, path: str, reason: str = "") -> None:
+        if path not in self.found[word]:
+            self.found[word].append(path)
+            self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
+
+    def _unknown(self, folder: Folder) -> list[str]:
+        """Paths on disk that the index does not know, of what a scan would take in."""
+        unreadable: list[bytes] = []
+        wanted = is_media_name if folder.name not in SERVER_ONLY else bool
+        paths = [os.fsdecode(path) for path, _ in folder.walk(wanted, unreadable)]
+        for path in unreadable:
+            self._note("unreadable", f"{folder.path}/{os.fsdecode(path)}")
+        return [path for path in paths if not self._index.files.get(folder.name, path)]
+
+    def check(self, files: Iterable[File]) -> None:
+        """Compare files with the index, and where they differ with what it says now."""
+        for file in files:
+            self.files += 1
+            self._check(file)
+
+    def _check(self, file: File) -> None:
+        while (verdict := self._judge(file)) is not None:
+            now = self._index.files.get(file.root, file.path)
+            if now is not None and now[0] == file:
+                path = f"{self._folders[file.root].path}/{file.path}"
+                self._note(verdict[0], path, verdict[1])
+                break
+            self.late += 1
+            if now is None:
+                break
+            file = now[0]
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        """What is wrong with a file, and why; None if nothing is."""
+        try:
+            with self._folders[file.root].open(file.path) as source:
+                status = os.fstat(source.fileno())
+                sha256 = self._read(source, file, status)
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing", ""
+        except OSError as error:
+            return "unreadable", error.strerror or ""
+        if sha256 == file.sha256:
+            return None
+        if state_of(status)[:2] == (file.size, file.mtime_ns):
+            return "damaged", ""
+        return ("changed" if file.root in SERVER_ONLY else "edited"), ""
+
+    def _read(self, source: io.FileIO, file: File, status: os.stat_result) -> str:
+        """The sha256 of a file, which is taken for known where it is not due."""
+        is_due = max(file.added, file.ctime, file.mtime_ns / 1e9) >= self._since
+        if not is_due and file.matches(status):
+            return file.sha256
+        digest = hashlib.sha256()
+        for block in self._blocks(source, status):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self, source: io.FileIO, status: os.stat_result) -> Iterator[memoryview]:
+        """What the disk has of a file: memory may hold what was there before."""
+        forget_cached(source)
+        try:
+            for block in read_blocks(source, status.st_size):
+                yield block
+                self._progress.advance(len(block))
+        except OSError as error:
+            raise Unreadable(*error.args) from None
+        forget_cached(source)  # others need the memory
+
+    def _check_shelf(self, shelf: Shelf) -> None:
+        """Name the thumbnails of what is not known any more."""
+        with contextlib.suppress(FileNotFoundError):
+            place = shelf.prefix.rstrip("/")
+            for name, _ in shelf.folder.files_in(place):
+                if not self._index.assets.is_known(name[:64]):
+                    self._note("orphaned", f"{shelf.folder.path}/{place}/{name}")
+
+
+def forget_cached(file: io.FileIO) -> None:
+    """Let the page cache drop what it has of a file (posix_fadvise(2))."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@command(
+    "verify", "read all files again and compare them with the index", "",
+    AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
+)  # fmt: skip
+def verify(
+    settings: Settings, as_json: bool = False, since: float = math.inf,
+    limit_rate: float = math.inf,
+) -> int:  # fmt: skip
+    """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
+    with index_to_read(settings) as index:
+        folders, from_time = open_folders(settings, index), time.time() - since * 86400
+        progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
+        verifier = Verifier(index, folders, progress, from_time)
+        verifier.run(thumbnail_shelves(settings, folders["library"]))
+        duplicates = index.files.duplicates()
+    for paths in duplicates:
+        progress.say(f"duplicate: {' = '.join(paths)}")
+    read = f"{format_bytes(progress.done)} read at {progress.speed}"
+    progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
+    if as_json:
+        figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
+        value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
+        print(to_json(value))
+    return 0 if verifier.ok else 1
+
+
+# -- backup and restore --------------------------------------------------------------------
+# A backup is a folder that can be served, with everything in its default place. Its name ends
+# with PARTIAL until it is whole, and so does that of an index whose files are being restored:
+# one that was interrupted is found by it, and goes on.
+
+PARTIAL = ".partial"
+BACKUP_TIME = "%Y-%m-%dT%H%M%SZ"  # no colons: Windows' file systems have none
+MANIFEST = "manifest.sha256"  # in DATA, as sha256sum writes and reads it
+MAX_ROUNDS = 10  # of a backup beside a server that goes on deleting
+SAME_TIME_NS = 2 * 10**9  # what FAT's times are exact to
+
+
+def backup_settings(settings: Settings, folder: Path) -> Settings:
+    """The settings with which a backup is served."""
+    data = folder / ".mediaserver"
+    return settings._replace(
+        storage_dir=folder, database_dir=data, database_url=data / "index.sqlite3",
+        upload_dir=data / "images", media_storage_dir=data / "entities", public_key_path=None,
+    )  # fmt: skip
+
+
+class Copier(Verifier):
+    """Copies files to other folders while it verifies them; what is there already stays."""
+
+    def __init__(
+        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        super().__init__(index, sources, progress)
+        self.targets = targets
+        self.copied = 0  # bytes
+        self.others: dict[tuple[str, str], str] = {}  # hashes of copies that differ from the index
+
+    def copy_all(self, moment: Index) -> bool:
+        """Copy all that an index names; whether nothing of it was deleted or changed meanwhile."""
+        self.files = self.late = 0
+        for root in self.targets:
+            self.check(moment.files.of_root(root))
+        return not self.late
+
+    def _read(self, source: io.FileIO, file: File, status: os.stat_result) -> str:
+        self.others.pop((file.root, file.path), None)
+        if self._keep(file, status):
+            self._progress.advance(file.size)
+            return file.sha256
+        digest, target = hashlib.sha256(), self.targets[file.root]
+
+        def blocks() -> Iterator[memoryview]:
+            for block in self._blocks(source, status):
+                digest.update(block)
+                self.copied += len(block)
+                yield block
+
+        with writing_to(f"{target.path}/{file.path}"):
+            target.copy_in(file.path, status, blocks())
+        sha256 = digest.hexdigest()
+        if sha256 != file.sha256:
+            self.others[file.root, file.path] = sha256
+        return sha256
+
+    def _keep(self, file: File, status: os.stat_result) -> bool:
+        """Whether the target has the file, byte for byte."""
+        target = self.targets[file.root]
+        if target.is_gone(file.path):
+            return False
+        try:
+            found = describe(target, file.path, file.added)
+        except (OSError, ValueError):
+            return False
+        return found is not None and found[1].sha256 == file.sha256
+
+    def note_times(self, db: Database, index: Index) -> None:
+        """Have an index know the times of the copies, so that the next scan reads none of them."""
+        for root, folder in self.targets.items():
+            for file in index.files.of_root(root):
+                with contextlib.suppress(OSError):
+                    _, mtime_ns, ctime = state_of(folder.stat(file.path))
+                    index.files.set_times(db, file, mtime_ns, ctime)
+        self.disown(db, index)
+
+    def disown(self, db: Database, index: Index) -> None:
+        """Have an index know that some copies are not what it says: nothing is served for it."""
+        for root, path in self.others:
+            if found := index.files.get(root, path):
+                index.files.set_times(db, found[0], 0, 0.0)
+
+
+@contextlib.contextmanager
+def writing_to(place: str) -> Iterator[None]:
+    """Tell what a disk refuses while a copy is made; what has been copied stays."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        problem = f"{place} cannot be written: {error}"
+        raise Refusal(f"{problem}; another try goes on from here") from None
+
+
+class BackupCopier(Copier):
+    """Copies files beside a server that may run, and links those that an earlier backup has."""
+
+    def __init__(
+        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
+        progress: Progress, earlier: tuple[Index, Mapping[str, Folder]] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(index, sources, targets, progress)
+        self._earlier = earlier
+        self._is_first = True  # what the targets have may be from a run that was interrupted
+
+    def copy_all(self, moment: Index) -> bool:
+        whole = super().copy_all(moment)
+        self._is_first = False
+        return whole
+
+    def _keep(self, file: File, status: os.stat_result) -> bool:
+        """Whether the target has the file or was given a link to it; not where it was edited."""
+        if not file.matches(status):
+            return False
+        has = super()._keep(file, status) if self._is_first else self.targets[file.root].has(file)
+        return has or self._link(file)
+
+    def _link(self, file: File) -> bool:
+        if self._earlier is None:
+            return False
+        (index, folders), target = self._earlier, self.targets[file.root]
+        with contextlib.suppress(OSError, ValueError, sqlite3.Error):
+            for other in index.files.holding(file.sha256):
+                found = folders[other.root].stat(other.path)
+                times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
+                if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
+                    target.unlink(file.path)
+                    return target.link_in(file.path, folders[other.root], other.path)
+        return False
+
+
+@contextlib.contextmanager
+def held_folder(path: Path) -> Iterator[None]:
+    """A folder, made if it is not there, that no other backup is made in meanwhile."""
+    try:
+        path.mkdir(0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise Refusal(f"{path} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refusal(f"another backup to {path} is under way") from None
+    finally:
+        os.close(descriptor)
+
+
+def backups_in(folder: Path, suffix: str = "") -> list[Path]:
+    """The whole backups in a folder, or those with PARTIAL as suffix, the oldest first."""
+    pattern = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z" + re.escape(suffix))
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def new_backup(folder: Path) -> Path:
+    """The name of a backup made now."""
+    while (path := folder / time.strftime(BACKUP_TIME, time.gmtime())).exists():
+        time.sleep(0.1)
+    return path
+
+
+def check_destination(destination: Path, sources: Mapping[str, Folder]) -> None:
+    """Refuse a place that would itself be backed up, and to back up what is not there."""
+    for folder in sources.values():
+        if destination.is_relative_to(folder.path):
+            raise Refusal(f"{destination} is in {folder.path}, of which it is to be a backup")
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+
+
+def fillable_folders(settings: Settings) -> dict[str, Folder]:
+    """The folders that files are copied to, without what an interrupted copy left half done."""
+    folders = open_folders(settings, None)
+    for folder in folders.values():
+        folder.recover(lambda name: True)
+    return folders
+
+
+def copy_secrets(settings: Settings, target: Settings) -> None:
+    data = Folder("data", target.database_dir, make=True, buffers=WriteBuffers())
+    key = settings.public_key_path or settings.database_dir / "public_key.pem"
+    for path, name in ((settings.secrets_file, "secrets.env"), (key, "public_key.pem")):
+        with contextlib.suppress(FileNotFoundError), io.FileIO(path) as file:
+            status = os.fstat(file.fileno())
+            data.copy_in(name, status, read_blocks(file, status.st_size))
+
+
+@command("backup", "copy everything into a dated folder in DEST, while the server runs", "DEST")
+def backup(settings: Settings, dest: str) -> int:
+    """Make a backup; returns 1 if some file is not as it was taken in."""
+    destination = Path(os.path.realpath(parse_path(dest)))
+    with index_to_read(settings) as index, contextlib.ExitStack() as cleanup:
+        sources = open_folders(settings, index)
+        check_destination(destination, sources)
+        cleanup.enter_context(held_folder(destination))
+        fresh = Path(f"{new_backup(destination)}{PARTIAL}")
+        begun = next(iter(backups_in(destination, PARTIAL)), fresh)
+        own = backup_settings(settings, begun)
+        own.storage_dir.mkdir(0o700, exist_ok=True)
+        own.database_dir.mkdir(0o700, exist_ok=True)
+        earlier = None
+        for last in backups_in(destination)[-1:]:
+            before = backup_settings(settings, last)
+            kept = contextlib.closing(Index(before.database_url, query_only=True))
+            earlier = cleanup.enter_context(kept), open_folders(before, None)
+        progress = Progress(index.files.total_size())
+        copier = BackupCopier(index, sources, fillable_folders(own), progress, earlier)
+        with writing_to(str(begun)):
+            copy_in_rounds(index, copier, own)
+            copy_secrets(settings, own)
+            os.sync()
+            place = begun.rename(new_backup(destination))
+            os.sync()
+    copied = f"{format_bytes(copier.copied)} copied in {progress.seconds:.0f} s"
+    progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
+    return 0 if copier.ok else 1
+
+
+def copy_in_rounds(index: Index, copier: BackupCopier, own: Settings) -> None:
+    """Copy until one moment's index names nothing that was deleted or changed meanwhile."""
+    for _ in range(MAX_ROUNDS):
+        index.copy_to(own.database_url)
+        with contextlib.closing(Index(own.database_url, query_only=True)) as moment:
+            if copier.copy_all(moment):
+                write_manifest(own, moment, copier)
+                break
+    else:
+        raise Refusal("files are deleted faster than they are copied: try again later")
+    with contextlib.closing(Index(own.database_url)) as copy:
+        copy.write(lambda db: copier.disown(db, copy))
+
+
+def write_manifest(own: Settings, moment: Index, copier: Copier) -> None:
+    """Write the hashes of a backup as `sha256sum -c` reads them; remove what has none."""
+    with open(own.database_dir / MANIFEST, "wb") as manifest:
+        for folder in copier.targets.values():
+            for path, _ in folder.walk(bool, []):
+                name = os.fsdecode(path)
+                found = moment.files.get(folder.name, name)
+                if found is None:  # left by a run that was interrupted
+                    folder.unlink(name)
+                    continue
+                sha256 = copier.others.get((folder.name, name), found[0].sha256)
+                place = os.path.relpath(f"{folder.path}/{name}", own.storage_dir)
+                manifest.write(format_hash(sha256, os.fsencode(place)))
+
+
+def format_hash(sha256: str, name: bytes) -> bytes:
+    r"""A line of sha256sum.
+
+    >>> format_hash("0a", b"a\nb")
+    b'\\0a  a\\nb\n'
+    """
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    mark = b"\\" if escaped != name else b""
+    return mark + sha256.encode() + b"  " + escaped + b"\n"
+
+
+def find_backup(settings: Settings, path: Path) -> Path:
+    """A backup, or the last one in a folder of them."""
+    if path.name.endswith(PARTIAL):
+        raise Refusal(f"{path} is not whole: its backup was interrupted")
+    if backup_settings(settings, path).database_url.exists():
+        return path
+    found = backups_in(path) if path.is_dir() else []
+    if not found:
+        raise Refusal(f"there is no backup in {path}")
+    return found[-1]
+
+
+def need_empty(settings: Settings) -> None:
+    for name in PLACES:
+        place: Path = getattr(settings, name)
+        folder = place.parent if name == "database_url" else place
+        if any(files for _, _, files in os.walk(folder)):
+            raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
+
+
+@command("restore", "bring a backup back into an empty STORAGE_DIR and verify it", "SOURCE")
+def restore(settings: Settings, source: str) -> int:
+    """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
+    own = backup_settings(settings, find_backup(settings, parse_path(source)))
+    place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
+    if not place.exists():
+        need_empty(settings)
+    make_folders(settings)
+    with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+        kept.copy_to(place)
+    with (
+        writing_to(str(place)), lock_data_dir(settings),
+        contextlib.closing(migrated(Index(place))) as index,
+    ):  # fmt: skip
+        progress = Progress(index.files.total_size(), silent=True)
+        folders = fillable_folders(settings)
+        copier = Copier(index, open_folders(own, index), folders, progress)
+        copier.copy_all(index)
+        copy_secrets(own, settings)
+        index.write(lambda db: copier.note_times(db, index))
+    os.sync()
+    place.rename(settings.database_url)
+    return verify(settings)
+
+
+# -- trash
+
+
+@contextlib.contextmanager
+def opened_app(settings: Settings) -> Iterator[App]:
+    """What handlers need, for a command that does what they do and signs nothing."""
+    names = [name for name, _, how in Settings.table() if how.secret]
+    blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
+    with opened_index(settings) as index:
+        yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
+
+
+@command("trash list", "list what is softly deleted", "", AS_JSON)
+def list_trash(settings: Settings, as_json: bool = False) -> None:
+    """The oldest first: kind, id, time, bytes, owner, name."""
+    with index_to_read(settings) as index:
+        found = index.trash.all()
+    values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
+    if as_json:
+        print(to_json(values))
+    for value in () if as_json else values:
+        order = ("kind", "id", "deleted_at", "size", "user_id", "name")
+        words = ["-" if value[name] is None else str(value[name]) for name in order]
+        print("\t".join(map(printable_line, words)))
+
+
+@command("trash restore", "bring back what is softly deleted, by the ids of the list", "ID...")
+def restore_trash(settings: Settings, *ids: str) -> None:
+    with opened_app(settings) as app:
+        unknown = [id for id in ids if not restore_trashed(app, id.lower())]
+    if unknown:
+        raise Refusal(f"not in the trash: {', '.join(unknown)}")
+
+
+@command(
+    "trash empty", "remove for good what is softly deleted", "",
+    Option("older_than", "DAYS", parse_days),
+)  # fmt: skip
+def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+    until = math.inf if older_than is None else time.time() - older_than * 86400
+    with opened_app(settings) as app:
+        removed = empty_trash(app, until)
+    print(f"{len(removed)} removed, {format_bytes(sum(item.size for item in removed))}")
 
 
 # -- The server's processes --------------------------------------------------------------
@@ -12023,6 +12917,9 @@ def serve(settings: Settings) -> None:
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    if app.index.get_meta("decoders") != thumbnails.description:
+        app.index.assets.retry_thumbnails()
+        app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     for folder in app.folders.values():
@@ -12049,10 +12946,17 @@ def run_server(
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
+    stopping = threading.Event()
+    emptying = threading.Thread(target=empty_trash_daily, args=(app, stopping), daemon=True)
     if number == 0:
         app.scanner.start(settings.rescan_interval)
+        if settings.trash_days:
+            emptying.start()
     server.serve_forever()
+    stopping.set()
     app.scanner.stop()
+    if emptying.is_alive():
+        emptying.join(SCANNER_STOP_SECONDS)
     thumbnails.stop()
     app.index.close()
 
@@ -12131,12 +13035,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_decoder_host(host, int(given[2]), given[3] or None)
         return 0
     try:
-        found, settings, words = parse_command_line(given)
-        if found.run is not serve:
+        call = parse_command_line(given)
+        run = call.command.run
+        if run is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        with usable_places(settings):
-            found.run(settings, *words)
-        return 0
+        with usable_places(call.settings):
+            return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:
         warn(str(error))
         return 2

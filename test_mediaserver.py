@@ -8292,6 +8292,431 @@ def test_the_server_answers_while_it_scans(start, tmp_path):
 
 
 # ======================================================================================
+# 14. Command line
+# ======================================================================================
+# -- verify
+
+
+def fill_families(server: Server) -> dict[str, Path]:
+    """Store a file by every way in; where they lie, by the name of the folder or endpoint."""
+    day = server.put("/image/put.png", png()).json["file_path"]
+    media = server.upload(png()).json["filename"]
+    private = server.store(png(), "private.png").json["stored_as"]
+    status, record = User(server).upload(png())
+    assert status == 201
+    item = Entities(server).create(png())
+    fill(server.storage, {"2024/scanned é.png": png(), "2024/same.png": (content := png()),
+                          "2025/same.png": content})  # fmt: skip
+    server.rescan()
+    return {
+        "library": server.storage / "2024/scanned é.png",
+        "put": server.storage / day,
+        "media": server.storage / "media" / media,
+        "images": server.data / "images" / private,
+        "users": server.data / f"users/{record['user']}" / record["storage_path"],
+        "entities": server.data / "entities" / item["file_path"],
+    }
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder, but for the index, which a reader gives helpers for a while."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "index." not in path.name]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def run_verify(folder: Path, *options: str, status: int = 0) -> Any:
+    """The JSON answer of the command; nothing is changed by it."""
+    before = tree(folder)
+    ended = run_program("verify", folder, "--json", *options, cwd=folder.parent)
+    assert ended.returncode == status, ended.stderr
+    assert tree(folder) == before
+    return json.loads(ended.stdout)
+
+
+def rot(path: Path) -> None:
+    """Change a byte and nothing that people see of a file."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_verify_finds_all_well_while_the_server_runs_and_names_duplicates(start):
+    running = start()
+    kept = fill_families(running)
+    ended = run_program("verify", "--storage_dir", running.storage, cwd=running.storage.parent)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(r"^duplicate: 2024/same.png = 2025/same.png$", ended.stdout, re.M)
+    assert re.search(r"^8 files, .* read at .*: all is as it was taken in$", ended.stdout, re.M)
+    told = run_verify(running.storage)
+    assert (told["ok"], told["files"], told["damaged"]) == (True, 8, [])
+    assert told["bytes"] > sum(path.stat().st_size for path in kept.values())
+
+
+def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orphaned(start):
+    running = start()
+    kept = fill_families(running)
+    running.stop()
+    for name in ("library", "images", "users", "entities"):
+        rot(kept[name])
+    kept["put"].write_bytes(png(9, 9))
+    kept["media"].unlink()
+    stray = running.data / "entities/2020/stray.jpg"
+    shown = running.storage / ".thumbnails" / f"{'0' * 64}.png"
+    unseen = running.storage / "unseen.jpg"
+    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, unseen)})
+    told = run_verify(running.storage, status=1)
+    damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
+    assert (told["ok"], set(told["damaged"]), told["missing"]) == (
+        False, damaged, [str(kept["media"])],
+    )  # fmt: skip
+    assert (told["edited"], told["unknown"]) == ([str(kept["put"])], [str(unseen)])
+    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown)], [])
+    named = run_program("verify", running.storage, cwd=running.storage.parent)
+    assert named.returncode == 1
+    for path in (*damaged, kept["media"], kept["put"], stray, shown, unseen):
+        assert re.search(rf"^\w+: {re.escape(str(path))}: ", named.stdout, re.M)
+
+
+def test_verify_of_late_files_only_looks_at_the_others_and_keeps_to_a_rate(start):
+    running = start()
+    kept = fill_families(running)
+    running.stop()
+    rot(kept["entities"])
+    kept["library"].unlink()
+    told = run_verify(running.storage, "--since", "0", status=1)
+    assert (told["bytes"], told["damaged"], told["missing"]) == (0, [], [str(kept["library"])])
+    told = run_verify(running.storage, "--since=1", "--limit-rate", "1K", status=1)
+    assert told["damaged"] == [str(kept["entities"])]
+    assert told["seconds"] > 0.9 * told["bytes"] / 1024 > 0
+
+
+def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
+    running = start(database_dir=str(tmp_path / "data"))
+    fill(running.storage, {"a.png": png(), "b.png": png()})
+    running.rescan()
+    running.stop()
+    running.storage.rename(tmp_path / "away")
+    running.storage.mkdir()
+    options = ("--database_dir", str(tmp_path / "data"))
+    assert run_verify(running.storage, *options, status=1)["missing"] == [str(running.storage)]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["verify"], 1, "there is no index"),
+        (["verify", "--since", "soon"], 2, "--since: 'soon' is no number of days"),
+        (["verify", "--limit-rate", "0"], 2, "--limit_rate: '0' is no number of bytes a second"),
+        (["token", "--json"], 2, "--json: is no option of token"),
+    ],
+)
+def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, status, told):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    ended = run_program(*words, "--storage_dir", folder, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert told in ended.stderr
+    assert not list(folder.iterdir())
+
+
+# -- backup and restore
+
+DIES = """
+import os, sys, mediaserver
+left, read = [int(sys.argv[1])], mediaserver.read_blocks
+def blocks(*given):
+    for block in read(*given):
+        left[0] -= 1
+        left[0] or os.kill(os.getpid(), 9)
+        yield block
+mediaserver.read_blocks = blocks
+sys.exit(mediaserver.main(sys.argv[2:]))
+"""
+
+
+def run_killed(blocks: int, *words: object, cwd: Path) -> None:
+    """Run a command that is killed when it has read so many blocks of files."""
+    arguments = [sys.executable, "-c", DIES, blocks, *words]
+    environment = {**BARE_ENVIRONMENT, "PYTHONPATH": str(HERE)}
+    ended = subprocess.run(list(map(str, arguments)), cwd=cwd, env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+def make_backup(running: Server, place: Path, status: int = 0) -> Path:
+    """Back up a folder; the new backup."""
+    words = ("backup", place, "--storage_dir", running.storage)
+    ended = run_program(*words, cwd=place.parent)
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return max(place.iterdir())
+
+
+def answers(running: Server) -> dict[str, Any]:
+    """What every family says of its files, and the files."""
+    status, tokens = running.call("POST", LOGIN, {"email": EMAIL, "password": "12345678"})
+    assert status == 200
+    records = running.get(MEDIA, Authorization=f"Bearer {tokens['access']}").json["results"]
+    items = running.get("/entity/").json["items"]
+    media = running.get("/media").json["files"]
+    paths = [f"/image/{digest}" for digest in running.listed()]
+    paths += [f"/media/{item['filename']}" for item in media]
+    paths += [f"/entity/{item['id']}/file" for item in items]
+    paths += ["/image/private.png", *(local(item["file"]) for item in records)]
+    contents = {path.partition("?")[0]: running.get(path, **OWNER).body for path in paths}
+    return {"contents": contents, "entities": items, "records": [item["id"] for item in records]}
+
+
+EMAIL = "jane@backup.example"
+
+
+@pytest.fixture
+def filled(start) -> Server:
+    """A server with a file of every family."""
+    running: Server = start()
+    fill_families(running)
+    words = {"email": EMAIL, "password": "12345678"}
+    status, user = running.call("POST", REGISTER, words)
+    assert status == 201
+    body, content_type = form("own.png", png(), name="own")
+    headers = {**bearer(user_id=user["id"]), "Content-Type": content_type}
+    assert running.request("POST", MEDIA, body, headers).status == 201
+    return running
+
+
+def test_a_backup_of_a_running_server_can_be_served_and_a_second_one_costs_what_is_new(
+    filled, start, tmp_path
+):
+    told, place = answers(filled), tmp_path / "backups"
+    first = make_backup(filled, place)
+    fill(filled.storage, {"late.png": png()})
+    filled.rescan()
+    (filled.storage / "2024/same.png").unlink()
+    filled.rescan()
+    second = make_backup(filled, place)
+    assert sorted(place.iterdir()) == [first, second]
+    assert place.stat().st_mode & 0o77 == 0
+    hashes = (second / ".mediaserver" / "manifest.sha256").read_bytes()
+    checked = subprocess.run(["sha256sum", "-c", "--quiet"], cwd=second, input=hashes, check=True)
+    assert checked.returncode == 0
+    known = {os.fsdecode(line[66:]) for line in hashes.splitlines()}
+    files = {str(path.relative_to(second)) for path in second.rglob("*") if path.is_file()}
+    data = {".mediaserver/index.sqlite3", ".mediaserver/manifest.sha256"}
+    assert files - known == data
+    assert "late.png" in known
+    assert "2024/same.png" not in known
+    shared = {path.stat().st_ino for path in first.rglob("*")}
+    assert {(second / name).stat().st_ino for name in known - {"late.png"}} <= shared
+    assert run_verify(second, status=0)["ok"]
+    served = start(storage=str(first))
+    served.scanned()
+    assert answers(served) == told
+
+
+def test_a_backup_that_was_killed_is_no_backup_and_goes_on(filled, tmp_path):
+    filled.stop()
+    place = tmp_path / "backups"
+    for blocks in (1, 5):
+        run_killed(blocks, "backup", place, filled.storage, cwd=tmp_path)
+        (left,) = place.iterdir()
+        assert left.name.endswith(".partial")
+        assert len(list(left.rglob("*.png"))) == blocks - 1
+    refused = run_program("restore", place, "--storage_dir", tmp_path / "new", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("there is no backup")) == (1, 1)
+    lost = next(left.rglob("*.png"))  # what was not on disk yet when power was cut
+    lost.write_bytes(bytes(lost.stat().st_size))
+    made = make_backup(filled, place)
+    assert list(place.iterdir()) == [made]
+    assert run_verify(made)["files"] == 9
+
+
+def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verified(
+    filled, start, tmp_path
+):
+    told = answers(filled)
+    make_backup(filled, tmp_path / "backups")
+    filled.stop()
+    paths = {name: tmp_path / "machine" / name for name in (
+        "storage_dir", "database_dir", "upload_dir", "media_storage_dir")}  # fmt: skip
+    options = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    run_killed(5, "restore", tmp_path / "backups", *options, cwd=tmp_path)
+    assert not (paths["database_dir"] / "index.sqlite3").exists()
+    ended = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(r"^9 files, .*: all is as it was taken in$", ended.stdout, re.M)
+    again = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
+    assert (again.returncode, again.stderr.count("is not empty")) == (1, 1)
+    storage = str(paths.pop("storage_dir"))
+    served = start(storage=storage, **{name: str(path) for name, path in paths.items()})
+    with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
+        known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
+    served.scanned()  # which reads none again
+    assert {(Path(storage) / os.fsdecode(path)).stat().st_ctime for path, _ in known} == {
+        ctime for _, ctime in known
+    }
+    assert answers(served) == told
+
+
+def test_a_backup_has_the_good_copy_of_what_rots_and_the_new_one_of_what_is_edited(
+    filled, tmp_path
+):
+    place, edited = tmp_path / "backups", filled.storage / "2024/same.png"
+    scanned = filled.storage / "2024/scanned é.png"
+    filled.stop()
+    first = make_backup(filled, place)
+    good_scan = scanned.read_bytes()
+    good = (filled.storage / "2025/same.png").read_bytes()
+    edited.write_bytes(png(8, 8))
+    rot(scanned)
+    with contextlib.closing(sqlite3.connect(filled.data / "index.sqlite3")) as index, index:
+        values = (scanned.stat().st_ctime, "2024/scanned é.png".encode())  # rot changes no ctime
+        index.execute("UPDATE file SET ctime = ? WHERE path = ?", values)
+    second = make_backup(filled, place)
+    assert (second / "2024/same.png").read_bytes() == edited.read_bytes()
+    assert (second / "2025/same.png").read_bytes() == good
+    assert (first / "2024/same.png").read_bytes() == good
+    digest = sha256(edited.read_bytes()).encode()
+    manifest = (second / ".mediaserver" / "manifest.sha256").read_bytes()
+    assert digest + b"  2024/same.png\n" in manifest
+    assert (second / "2024/scanned é.png").read_bytes() == good_scan
+
+
+def test_what_rotted_before_the_first_backup_is_named_by_each(filled, tmp_path):
+    filled.stop()
+    rotten = filled.storage / "2024/scanned é.png"
+    rot(rotten)
+    for _ in range(2):
+        made = make_backup(filled, tmp_path / "backups", status=1)
+        assert (made / "2024/scanned é.png").read_bytes() == rotten.read_bytes()
+        assert run_verify(made)["edited"] == [str(made / "2024/scanned é.png")]
+
+
+def test_a_copy_of_the_index_knows_nothing_of_one_that_was_there(tmp_path):
+    with contextlib.closing(ms.open_index(tmp_path / "index.sqlite3")) as index:
+        index.set_meta("word", "old")
+        index.copy_to(tmp_path / "copy")
+        with contextlib.closing(ms.Index(tmp_path / "copy")) as copy:
+            copy.set_meta("word", "of a copy that was killed")
+            left = (tmp_path / "copy-wal").read_bytes()
+        (tmp_path / "copy-wal").write_bytes(left)
+        index.copy_to(tmp_path / "copy")
+    with contextlib.closing(ms.Index(tmp_path / "copy")) as copy:
+        assert copy.get_meta("word") == "old"
+
+
+def test_what_is_deleted_while_it_is_backed_up_is_no_part_of_the_backup(
+    filled, tmp_path, monkeypatch
+):
+    settings = ms.parse_command_line(["--storage_dir", str(filled.storage)]).settings
+    (item,) = filled.get("/entity/").json["items"]
+    gone = Path(item["file_path"]).name
+
+    def delete() -> None:
+        assert filled.request("DELETE", f"/entity/{item['id']}", headers=OWNER).status == 200
+
+    monkeypatch.setattr(ms, "read_blocks", after(ms.read_blocks, delete))
+    assert ms.backup(settings, str(tmp_path / "backups")) == 0
+    (made,) = (tmp_path / "backups").iterdir()
+    assert not list(made.rglob(gone))
+    assert run_verify(made)["files"] == 8
+
+
+def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made(filled, tmp_path):
+    inside = filled.storage / "backups"
+    empty, partial = tmp_path / "empty", tmp_path / "2026-01-01T000000Z.partial"
+    empty.mkdir()
+    fill(partial, {".mediaserver/index.sqlite3": b""})
+    for words, told in (
+        (["backup", inside, "--storage_dir", filled.storage], "of which it is to be a backup"),
+        (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
+        (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
+        (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
+    ):
+        ended = run_program(*words, cwd=tmp_path)
+        assert (ended.returncode, ended.stderr.count(told)) == (1, 1), ended.stderr
+    assert not inside.exists()
+    assert not (tmp_path / "new").exists()
+
+
+# -- trash
+
+
+def trash(running: Server, *words: str, status: int = 0) -> str:
+    """What a command says on standard output."""
+    at = ("--storage_dir", running.storage)
+    ended = run_program("trash", *words, *at, cwd=running.storage.parent)
+    assert ended.returncode == status, ended.stderr
+    return str(ended.stdout)
+
+
+def test_what_is_trashed_comes_back_as_it_was_or_goes_with_what_nothing_else_needs(start):
+    running = start()
+    jane, entities, shared, own = User(running), Entities(running), png(), png()
+    first, second = (jane.upload(shared)[1] for _ in range(2))
+    picture = entities.create(own, label="own")
+    older, later = png(), png()
+    versioned = entities.create(older)
+    entities.send("PUT", f"{versioned['id']}", later)
+    heir = entities.create(older)  # which has the file of the other's first version
+    assert jane.call("DELETE", f"{MEDIA}{first['id']}/")[0] == 204
+    for item in (picture, versioned):
+        entities.patch(item["id"], is_deleted=True)
+    entities.patch(picture["id"], label="changed in the trash")
+    listed = json.loads(trash(running, "list", "--json"))
+    ids = [first["id"], str(picture["id"]), str(versioned["id"])]
+    assert [(item["kind"], item["id"]) for item in listed] == [
+        ("media", ids[0]), ("entity", ids[1]), ("entity", ids[2]),
+    ]  # fmt: skip
+    assert [item["size"] for item in listed] == [len(shared), len(own), len(later)]
+    assert trash(running, "list").count("\n") == 3
+    entities.create(own, expect=409)  # it is still there
+
+    trash(running, "restore", ids[0].upper(), ids[1])
+    assert jane.listed()["count"] == 2
+    record = jane.call("GET", f"{MEDIA}{first['id']}/")[1]
+    assert running.get(local(record["file"])).body == shared
+    assert running.get(f"/entity/{picture['id']}/file", **OWNER).body == own
+    assert not entities.get(picture["id"])["is_deleted"]
+    trash(running, "restore", ids[0], status=1)
+
+    assert jane.call("DELETE", f"{MEDIA}{first['id']}/")[0] == 204
+    entities.patch(picture["id"], is_deleted=True)
+    assert trash(running, "empty", "--older-than", "1").startswith("0 removed")
+    assert trash(running, "empty").startswith("3 removed")
+    assert trash(running, "list") == ""
+    assert [file.read_bytes() for file in jane.files()] == [shared]
+    assert running.get(local(jane.listed()["results"][0]["file"])).body == shared
+    left = {path.read_bytes() for path in entities.folder.rglob("*.png")}
+    assert left == {older}
+    assert running.get(f"/entity/{heir['id']}/file", **OWNER).body == older
+    assert second["id"] == jane.listed()["results"][0]["id"]
+    entities.create(own)
+    assert jane.upload(shared)[0] == 201
+    assert run_verify(running.storage)["ok"]
+
+
+def test_the_trash_empties_itself_after_trash_days(start):
+    running = start(trash_days="0")
+    jane, entities = User(running), Entities(running)
+    records = [jane.upload(png())[1] for _ in range(2)]
+    items = [entities.create(), entities.create()]
+    for record, item in zip(records, items, strict=True):
+        assert jane.call("DELETE", f"{MEDIA}{record['id']}/")[0] == 204
+        entities.patch(item["id"], is_deleted=True)
+    running.stop()
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as index, index:
+        ago = time.time() - 3 * 86400
+        index.execute("UPDATE media SET updated_at = ? WHERE id = ?", (ago, records[0]["id"]))
+        sql = "UPDATE entity_version SET updated = ? WHERE id = ?"
+        index.execute(sql, (ago, items[0]["id"]))
+    running = start(trash_days="2")
+    wait_until(lambda: len(jane.files()) == 1, "the end of the old record")
+    wait_until(lambda: running.get(f"/entity/{items[0]['id']}").status == 404)
+    assert running.get(f"/entity/{items[1]['id']}").status == 200
+    assert trash(running, "list").count("\n") == 2
+
+
+# ======================================================================================
 # Deployment: nginx in front, systemd around, setup.sh
 # ======================================================================================
 
