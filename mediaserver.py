@@ -1567,7 +1567,7 @@ _TIFF_VALUES = {
 }  # fmt: skip
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
-_IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x83BB, 0x8649
+_JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
 _EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
     (0x9003, 0x9011, 0x9291),
@@ -1663,6 +1663,7 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
     if draft.extension == "rw2":  # the sensor within its borders
         top, left, bottom, right = map(main.number, (4, 5, 6, 7))
         draft.note_size(right - left, bottom - top)
+        _jpeg(tiff.inner(main.raw(_JPEG_FROM_RAW)), draft)  # it has the dates
     pictures = [main, *map(main.at, map(int, main.numbers(_SUB_IFDS))), main.at(main.next)]
     full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
     draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
@@ -12770,7 +12771,7 @@ class Importer:
         self._is_tree = destination.is_tree
 
     def take(self, path: str, is_trial: bool) -> tuple[str, str]:
-        """Take in a file unless it is a trial; `new` or `here` and its place, or `left` and why."""
+        """Take in a file unless it is a trial: `new` or `here`, its place; or `left` and why."""
         found = describe(self._origin, path, 0.0)
         if found is None or (reason := self._refuse(path, found[1].facts)):
             return "left", reason if found else "it is gone"
