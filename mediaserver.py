@@ -1505,7 +1505,7 @@ MAX_ZONE_SECONDS = 15 * 3600  # the farthest zones are 14 hours ahead
 def parse_zone(text: bytes) -> int | None:
     """Parse an offset from UTC into seconds, east positive; `None` for what is none.
 
-    >>> parse_zone(b"+2:00\0"), parse_zone(b"-0330"), parse_zone(b"Z"), parse_zone(b"-99:59")
+    >>> parse_zone(b"+2:00"), parse_zone(b"-0330"), parse_zone(b"Z"), parse_zone(b"-99:59")
     (7200, -12600, 0, None)
     """
     text = text.strip(b"\0 ")
