@@ -100,6 +100,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+    from typing import TextIO
 
     from PIL import Image
 
@@ -125,6 +126,9 @@ class SettingError(Exception):
         self.name = name
 
 
+WARNING_CHARACTERS = select.PIPE_BUF // 4  # written at once: so many are at most PIPE_BUF bytes
+
+
 def printable_line(text: str) -> str:
     r"""Text as one line of a log or a table can carry it.
 
@@ -135,10 +139,25 @@ def printable_line(text: str) -> str:
 
 
 def warn(message: str) -> None:
-    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full."""
+    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full.
+
+    Strangers cause such lines: a pipe that nobody empties must cost them, and not a thread.
+    """
+    line = f"mediaserver: {message}\n"
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"mediaserver: {message}\n")
-        sys.stderr.flush()
+        for start in range(0, len(line), WARNING_CHARACTERS):
+            if not is_writable(sys.stderr):
+                return
+            sys.stderr.write(line[start : start + WARNING_CHARACTERS])
+            sys.stderr.flush()
+
+
+def is_writable(stream: TextIO) -> bool:
+    """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, TypeError, ValueError):  # it has no descriptor
+        return True
 
 
 def parse_secret(text: str) -> str:
@@ -170,6 +189,17 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
         if not re.fullmatch(r"-?[0-9]{1,19}", digits) or not low <= int(digits) <= high:
             raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
         return int(digits)
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A parser of one of these words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return text.strip().lower()
 
     return parse
 
@@ -280,6 +310,10 @@ class Settings(NamedTuple):
         "HMAC secret of upload tokens, shared with the app that issues them"
     )
     token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
+    upload_tokens: str = setting(
+        "all", "which upload tokens are good: all, or scoped: those of token --scope alone",
+        one_of("all", "scoped"),
+    )  # fmt: skip
     auth_token: str = secret("static bearer token: the owner's key, every permission")
     upload_dir: Path = folder("where the images family keeps its files", "DATA/images")
     slugify_filenames: bool = flag(False, "store images under a slug of their name")
@@ -307,10 +341,21 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    user_quota_bytes: int = number(
+        10737418240, MAX_BYTES,
+        "what one account may store, deleted records included; 0: no bound", 0,
+    )  # fmt: skip
+    reserve_bytes: int | None = setting(
+        None, "free disk that uploads leave alone, for deleting, logins and the index",
+        whole_number(0, MAX_BYTES), shown="5 % of the disk, 536870912 at most",
+    )  # fmt: skip
     trash_days: int = number(
         0, 10**5,
         "soft-deleted records and entities go for good after so many days; 0: never", 0,
     )  # fmt: skip
+    upload_expiry_seconds: int = number(
+        86400, 10**9, "how long an unfinished resumable upload is kept after its last byte"
+    )
     preview_cache_bytes: int = number(
         2147483648, MAX_BYTES, "disk for previews, of which the least recently used go", 0
     )
@@ -534,7 +579,7 @@ class HTTPError(Exception):
 class Problem(NamedTuple):
     """One thing that is wrong with one field; `type` is pydantic's word for it."""
 
-    where: str  # "query", "path" or "body"
+    where: str  # "query", "path" or "body"; "body/member" in the object that is a member of it
     field: str
     message: str  # ends with a full stop where it is the whole sentence for the client
     type: str = "value_error"
@@ -713,7 +758,7 @@ def verify_password(password: str, stored: str) -> bool:
 
 
 MAX_SCRYPTS = 4  # at once, by their memory
-MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread that other requests may need
+MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
 MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
 
 
@@ -1001,18 +1046,83 @@ def verify_jwt(
     return verify_claims(payload, algorithm, now, leeway, token_type)
 
 
+# --- Scoped tokens: JSON Web Tokens of their own key for `?token=`
+
+SCOPES = frozenset({"upload", "delete", "read"})
+
+
+class Grant(NamedTuple):
+    """What a scoped token lets its bearer do, where, how much of it and until when."""
+
+    scopes: frozenset[str]
+    expires: float  # Unix seconds
+    path: str = "/"  # this path of a request, and what is below it
+    max_bytes: int | None = None  # of each file
+    uses: int | None = None  # requests that succeed
+    id: str = ""  # under which its uses are counted
+
+    def covers(self, scope: str, path: str) -> bool:
+        """Tell whether the token lets do this at a path without percent-encoding.
+
+        >>> [Grant(frozenset({"read"}), 0, "/a/").covers("read", p) for p in ("/a/b", "/a", "/ab")]
+        [True, True, False]
+        """
+        return scope in self.scopes and f"{path}/".startswith(f"{self.path.rstrip('/')}/")
+
+
+def scoped_key(secret: str) -> str:
+    """Return the HS256 key of scoped tokens: one that no other token is signed with."""
+    return derive_key(secret, "scoped tokens").hex()
+
+
+def sign_grant(grant: Grant, key: str) -> str:
+    """Return a scoped token; the key is what `scoped_key` makes of MEDIA_SERVER_SECRET."""
+    scopes = " ".join(sorted(grant.scopes))
+    limits = {"max_bytes": grant.max_bytes, "uses": grant.uses}
+    given = {name: value for name, value in limits.items() if value is not None}
+    about = {"scope": scopes, "path": grant.path, "exp": int(grant.expires), "jti": grant.id}
+    return sign_jwt({"token_type": "scoped", **about, **given}, key)
+
+
+def verify_grant(token: str, key: str, now: float) -> Grant:
+    """Return what a scoped token lets do, if it is ours and has not expired."""
+    algorithm, payload = verify_jws(token, _utf8(key), None)
+    claims = verify_claims(payload, algorithm, now, 0, "scoped")
+    scopes = frozenset(str(claims.get("scope")).split())
+    path, id = claims.get("path", "/"), claims.get("jti", "")
+    if not scopes or scopes - SCOPES:
+        raise TokenError(f"The token's scope is none of {', '.join(sorted(SCOPES))}.")
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise TokenError("The token's path is no path that begins with a slash.")
+    max_bytes, uses = (_limit_claim(claims, name) for name in ("max_bytes", "uses"))
+    if not isinstance(id, str) or (uses and not id):
+        raise TokenError("The token's jti, by which its uses are counted, is no text.")
+    return Grant(scopes, _time_claim(claims, "exp") or 0, path, max_bytes, uses, id)
+
+
+def _limit_claim(claims: Mapping[str, object], name: str) -> int | None:
+    """Return a claim that bounds something, None where it is absent."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+        raise TokenError(f"The token's {name} is no whole number above 0.")
+    return value
+
+
 # --- Principals and what they may do
 
 
 class Principal(NamedTuple):
     """Who makes a request."""
 
-    kind: str  # anonymous, uploader, token, owner, demo or view
+    kind: str  # anonymous, uploader, scoped, token, owner, demo or view
     user_id: int | None = None  # of an account, from HS256; 0 is the demo user
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
+    grant: Grant | None = None  # of a scoped token
 
 
 ANONYMOUS = Principal("anonymous")
@@ -1033,9 +1143,10 @@ class Access(enum.Enum):
     WRITE = "write", WRITE_PERMISSION
     USER = "user", None
     BEARER = "bearer", None  # whoever has a bearer token, whatever else it lets do
+    TARGET = "as the target's upload", None  # what the credential lets do is seen later
 
 
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER = Access
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
@@ -1044,6 +1155,8 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
         return True
     if access is Access.USER:
         return principal.user_id is not None
+    if access is Access.TARGET:
+        return principal != ANONYMOUS
     if access is Access.BEARER:
         return principal.kind in {"token", "owner", "demo"}
     if access is Access.UPLOAD and principal.kind == "uploader":
@@ -1051,14 +1164,41 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
     return principal.is_admin or access.value[1] in principal.permissions
 
 
+def describe_credential(access: Access) -> str:
+    """Say what lets in to routes of this access.
+
+    >>> describe_credential(Access.WRITE)
+    'AUTH_TOKEN or a token with the permission media_store_write'
+    """
+    if access is Access.USER:
+        return "a user's access token (POST /api/auth/login/)"
+    if access is Access.BEARER:
+        return "AUTH_TOKEN or an access token"
+    if access is Access.TARGET:
+        return "AUTH_TOKEN or a token that may upload"
+    return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
+
+
+class CredentialMissing(HTTPError):
+    """A 401 that says which credential is needed and how it is sent."""
+
+    def __init__(self, access: Access) -> None:
+        uploads = access in {Access.UPLOAD, Access.TARGET}
+        other = ", or an upload token as ?token=…" if uploads else ""
+        detail = f"Send {describe_credential(access)} as Authorization: Bearer …{other}."
+        super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
 def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
     """Raise 401 for a missing credential and 403 for one that does not suffice."""
     if allows(access, principal, read_auth_enabled):
         return
     if principal == ANONYMOUS:
-        raise HTTPError(401, "A credential is needed.", {"WWW-Authenticate": "Bearer"})
-    needs = {Access.USER: "a user's access token", Access.BEARER: "a bearer token"}
-    need = needs.get(access, f"{access.value[0]} permission")
+        raise CredentialMissing(access)
+    if principal.grant:
+        scopes, path = ", ".join(sorted(principal.grant.scopes)), principal.grant.path
+        raise HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
+    need = describe_credential(access)
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
@@ -1068,7 +1208,7 @@ class Keys:
     # Not a tuple: its repr would show the secrets.
     def __init__(
         self, auth_disabled: bool, auth_token: str, jwt_key: str, public_key: PublicKey | None,
-        upload_secret: str, upload_lifetime: int,
+        upload_secret: str, upload_lifetime: int, unscoped: bool = True,
     ) -> None:  # fmt: skip
         if not all(secret.strip() for secret in (auth_token, jwt_key, upload_secret)):
             raise ValueError("a secret is blank")
@@ -1078,6 +1218,8 @@ class Keys:
         self.public_key = public_key
         self.upload_secret = upload_secret
         self.upload_lifetime = upload_lifetime
+        self.unscoped = unscoped  # whether upload tokens without a scope are good
+        self.scoped_key = scoped_key(upload_secret)
         # Another secret, or the end of demo mode, ends what either of them let in
         self.view_key = derive_key(
             json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
@@ -1200,6 +1342,29 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     return ANONYMOUS
 
 
+def _query_token_principal(token: str, keys: Keys, now: float) -> Principal:
+    """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
+    if token.count(".") == 2:
+        return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
+    verify_upload_token(token, keys.upload_secret, now, keys.upload_lifetime)
+    if not keys.unscoped:
+        raise TokenError("Only upload tokens with a scope are good here (UPLOAD_TOKENS).")
+    return UPLOADER
+
+
+def narrow(principal: Principal, method: str, path: str) -> Principal:
+    """Return the principal with what its scoped token, if it has one, lets do with this request.
+
+    `path` is without percent-encoding.
+    """
+    grant = principal.grant
+    if grant is None:
+        return principal
+    changes = grant.covers("delete" if method == "DELETE" else "upload", path)
+    permissions = frozenset({READ_PERMISSION} if grant.covers("read", path) else ())
+    return Principal("uploader" if changes else "scoped", permissions=permissions, grant=grant)
+
+
 def find_principal(
     authorization: str | None, upload_token: str | None, keys: Keys, now: float,
     cache: TokenCache | None = None, cookies: str = "",
@@ -1215,14 +1380,15 @@ def find_principal(
         return DEMO
     try:
         bearer = parse_bearer(authorization)
+        uploader = None
         if upload_token is not None:
-            verify_upload_token(upload_token, keys.upload_secret, now, keys.upload_lifetime)
+            uploader = _query_token_principal(upload_token, keys, now)
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
         raise Unauthorized(error) from None
-    if upload_token is not None:
-        return UPLOADER
+    if uploader is not None:
+        return uploader
     return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
 
 
@@ -3014,8 +3180,40 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
     )
 )
 
+TOKENS_SCHEMA = """
+CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
+    id TEXT PRIMARY KEY,    -- the token's jti
+    used INTEGER NOT NULL,  -- requests that succeeded, and those under way
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+STORED_MEDIA_SCHEMA = """
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
+"""
+
+UPLOADS_SCHEMA = """
+CREATE TABLE upload (               -- one that may be resumed, or has been completed lately
+    id TEXT PRIMARY KEY,            -- random: the end of its URL, and its name in `.incoming/`
+    owner TEXT NOT NULL,            -- who may go on with it, and in whose number it counts
+    target TEXT NOT NULL,           -- the family that gets the file
+    root TEXT NOT NULL,             -- the folder where it arrives
+    metadata TEXT NOT NULL,         -- Upload-Metadata, as sent
+    length INTEGER,                 -- bytes; null: not known yet
+    received INTEGER NOT NULL,      -- bytes that are on disk for good
+    writer TEXT NOT NULL,           -- the request that may add more
+    expires_at REAL NOT NULL,
+    answer TEXT                     -- the family's, as JSON; null: it is not complete
+) WITHOUT ROWID;
+CREATE INDEX upload_by_expiry ON upload (expires_at);
+CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
+"""
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA)
+MIGRATIONS = (
+    SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA,
+)  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -3134,8 +3332,113 @@ class Subject:
         self._index = index
 
 
-class TrackedConnection(sqlite3.Connection):
-    """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it is the index's file that is not what it should be."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own; an emptied file has no tables.
+    return type(error) is sqlite3.DatabaseError or str(error).startswith("no such table")
+
+
+def reporting(method: Callable[..., T]) -> Callable[..., T]:
+    """A cursor's method that tells of damage whenever it meets some."""
+
+    @functools.wraps(method)
+    def call(cursor: IndexCursor, *values: Any) -> T:
+        try:
+            return method(cursor, *values)
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                cursor.connection.on_damage(str(error))
+            raise
+
+    return call
+
+
+class IndexCursor(sqlite3.Cursor):
+    """What all reading and writing of the index goes through."""
+
+    connection: IndexConnection
+    execute = reporting(sqlite3.Cursor.execute)
+    executemany = reporting(sqlite3.Cursor.executemany)
+    fetchone = reporting(sqlite3.Cursor.fetchone)
+    fetchall = reporting(sqlite3.Cursor.fetchall)
+    __next__ = reporting(sqlite3.Cursor.__next__)
+
+
+class IndexConnection(sqlite3.Connection):
+    """A connection that tells of damage, and that a WeakSet can hold while its thread lives."""
+
+    on_damage: Callable[[str], None]
+
+    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.execute(sql, values)
+        return cursor
+
+    def executemany(self, sql: str, rows: Any) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.executemany(sql, rows)
+        return cursor
+
+
+SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
+SPARE_SHARE = 8  # at most this part of what is free
+SPARE_SECONDS = 10.0  # between two tries to have the space again
+
+
+class SpareSpace:
+    """Disk that a file holds for the index, which is written to on a full disk, too."""
+
+    def __init__(self, index: Path) -> None:
+        self._path = index.with_name("spare")
+        self._missed_at: float | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        return self._missed_at is not None
+
+    def hold(self) -> None:
+        """Take the space, unless it is held or there is too little."""
+        held = os.path.exists(self._path) or self._take()
+        self._missed_at = None if held else time.monotonic()
+
+    def _take(self) -> bool:
+        try:
+            disk = os.statvfs(self._path.parent)
+            size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
+            if size < SPARE_BYTES // SPARE_SHARE:
+                return False
+            with open(self._path, "xb", buffering=0) as file:
+                if allocate(file, size):
+                    return True
+            self._path.unlink()
+        except OSError:
+            pass
+        return False
+
+    def give_up(self) -> bool:
+        """Let the index have the space; whether it was held."""
+        self._missed_at = time.monotonic()
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def hold_again(self) -> None:
+        """Take the space that was given up, if that is some time ago and there is enough."""
+        if self._missed_at is not None and time.monotonic() > self._missed_at + SPARE_SECONDS:
+            self.hold()
+
+
+def allocate(file: io.FileIO, size: int) -> bool:
+    """Have the disk set so many bytes aside for a file; whether it has."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return True
+        return file.write(bytes(size)) == size  # macOS
+    except OSError:
+        return False
 
 
 class Change:
@@ -3162,7 +3465,9 @@ class Index:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
-        self._connections = weakref.WeakSet[TrackedConnection]()
+        self._connections = weakref.WeakSet[IndexConnection]()
+        self.spare = SpareSpace(path)
+        self.on_damage: Callable[[str], object] = lambda problem: None  # comes in any thread
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -3170,14 +3475,17 @@ class Index:
         self.users = Users(self)
         self.sessions = Sessions(self)
         self.failures = Failures(self)
+        self.token_uses = TokenUses(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
         self.trash = Trash(self)
+        self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
-        connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
+        connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
+        connection.on_damage = self.report_damage
         self._connections.add(connection)
         connection.execute(f"PRAGMA query_only = {self._query_only:d}")
         connection.execute("PRAGMA synchronous = FULL")
@@ -3214,6 +3522,23 @@ class Index:
 
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._commit(changes)
+        if unwritten := [change for change in changes if is_full(change.error)]:
+            self.spare.give_up()
+            self._fold_in()
+            self._commit(unwritten)
+        if self.spare.is_missed:
+            self._fold_in()
+            self.spare.hold_again()
+
+    def _fold_in(self) -> None:
+        """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            change.error = None
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
@@ -3257,9 +3582,20 @@ class Index:
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(aside)) as copy:
             self._writer.backup(copy)
-        with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
-            os.unlink(f"{path}-wal")
-        os.replace(aside, path)
+        replace_index(aside, path)
+
+    def report_damage(self, problem: str) -> None:
+        """Have the index examined when it is opened next, and the program open it anew."""
+        with contextlib.suppress(OSError):
+            damage_mark(self.path).touch()
+        self.on_damage(problem)
+
+    def check(self) -> None:
+        """Look for damage in an index that was too large for that at its opening."""
+        if self.path.stat().st_size > CHECK_BYTES:
+            problem = self.read("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                self.report_damage(problem)
 
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
@@ -3274,6 +3610,18 @@ class Index:
 
     def set_meta(self, key: str, value: str) -> None:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it is the disk that had no room (SQLITE_FULL)."""
+    return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
+
+
+def replace_index(source: Path, target: Path) -> None:
+    """Put a closed index in the place of another one, of which nothing may be replayed on it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{target}-wal")
+    os.replace(source, target)
 
 
 class Assets(Subject):
@@ -3475,15 +3823,22 @@ class Files(Subject):
         rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
         return [File.from_row(row) for row in rows]
 
-    def newest_images(self, limit: int) -> list[str]:
-        """Hashes of the library's images, the latest capture or arrival first."""
+    def shown(self, folder: str, below: bool) -> Iterator[Shown]:
+        """The media of the library in a folder, and below it if wanted, the newest first."""
+        prefix = os.fsencode(f"{folder}/") if folder else b""
+        end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
+        flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         rows = self._index.read(
-            "SELECT sha256 FROM file JOIN asset USING (sha256)"
-            " WHERE root = 'library' AND kind = 'image' GROUP BY sha256"
-            " ORDER BY coalesce(created, mtime_ns / 1e9) DESC LIMIT ?",
-            limit,
-        )
-        return [row[0] for row in rows]
+            f"SELECT {', '.join(Shown._fields)} FROM ("
+            " SELECT *, CAST(strftime('%s', moment, 'unixepoch', 'localtime') AS REAL) AS taken,"
+            " strftime('%Y-%m', moment, 'unixepoch', 'localtime') AS month FROM ("
+            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
+            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256))"
+            " ORDER BY moment DESC, path",
+            prefix, end,
+        )  # fmt: skip
+        return (Shown(row[0], os.fsdecode(row[1]), *row[2:]) for row in rows)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -3498,6 +3853,25 @@ class Files(Subject):
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
+
+
+class Shown(NamedTuple):
+    """A content of the library as the gallery shows it."""
+
+    sha256: str
+    path: str
+    kind: str
+    size: int
+    width: int | None  # as stored
+    height: int | None
+    orientation: int | None
+    duration: float | None
+    make: str | None
+    model: str | None
+    latitude: float | None
+    longitude: float | None
+    taken: float | None  # this place's wall clock, as seconds; null: beyond what SQLite counts
+    month: str | None  # of that, as YYYY-MM
 
 
 class User(NamedTuple):
@@ -3536,6 +3910,11 @@ class Users(Subject):
         sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
         row = self._index.read(sql, issued, user_id).fetchone()
         return row is not None and not row[0]
+
+    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
+        """What a user's files take, those of softly deleted records included."""
+        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
+        return int(self._index.query(db, sql, user_id).fetchone()[0])
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
@@ -3586,10 +3965,12 @@ class Users(Subject):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
+        """Let an account in, or keep it out with all tokens that it has."""
+        # A clock that was wrong at its disabling must not keep out the tokens of later logins.
+        sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
+        soon = int(time.time()) + 1
+        db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
-            sql = "UPDATE user SET tokens_from = ? WHERE id = ?"
-            db.execute(sql, (int(time.time()) + 1, user.id))
             self._index.sessions.end_all(db, user.id)
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
@@ -3652,9 +4033,10 @@ class Sessions(Subject):
         session = self._find(db, token)
         if session is None:
             return None
+        at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
         if token.jti == session.jti:
             session = self._renew(db, session, jti, lifetime)
-        elif token.jti != session.previous_jti or arrived > session.rotated_at + RETRY_SECONDS:
+        elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
@@ -3698,6 +4080,28 @@ class Sessions(Subject):
 
 FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
 CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
+
+
+class TokenUses(Subject):
+    """How often scoped tokens that are good for some uses were used."""
+
+    def take(self, grant: Grant, now: float) -> bool:
+        """Count a use; whether there was one left."""
+
+        def apply(db: Database) -> bool:
+            db.execute("DELETE FROM token_use WHERE expires_at < ?", (now,))
+            sql = (
+                "INSERT INTO token_use VALUES (?, 1, ?)"
+                " ON CONFLICT (id) DO UPDATE SET used = used + 1 WHERE used < ?"
+            )
+            return db.execute(sql, (grant.id, grant.expires, grant.uses)).rowcount == 1
+
+        return self._index.write(apply)
+
+    def give_back(self, grant: Grant) -> None:
+        """Count a use less: the request failed."""
+        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
+        self._index.write(lambda db: db.execute(sql, (grant.id,)))
 
 
 class Failures(Subject):
@@ -3827,13 +4231,13 @@ class Owned(Generic[Thing]):
         where, values = self._where(wanted)
         return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
 
-    def page(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> list[Thing]:
+    def each(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> Iterator[Thing]:
         """The things wanted in order; those that are equal in it are ordered by id."""
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
         sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
-        return [self._make(*row) for row in self._index.read(sql, *values, limit, offset)]
+        return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Thing | None:
         """One thing by its id, in the transaction of `db` where there is one."""
@@ -4035,7 +4439,99 @@ class Trash(Subject):
         return [row[0]] if row and row[0] else []
 
 
-CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
+CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
+
+
+def damage_mark(index: Path) -> Path:
+    """The file that says that damage was met in an index."""
+    return index.with_name(f"{index.name}-suspect")
+
+
+class OpenUpload(NamedTuple):
+    """An upload that comes in several requests, as it was when it was read."""
+
+    id: str
+    owner: str
+    target: str
+    root: str
+    metadata: str
+    length: int | None
+    received: int
+    writer: str
+    expires_at: float
+    answer: str | None = None
+
+
+class Uploads(Subject):
+    """Uploads that may be resumed; whoever takes one is the only one who can add to it."""
+
+    def add(self, upload: OpenUpload, most: int) -> bool:
+        """Record a new upload, unless its owner has `most` that are not complete."""
+
+        def apply(db: Database) -> bool:
+            sql = "SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL"
+            if db.execute(sql, (upload.owner,)).fetchone()[0] >= most:
+                return False
+            db.execute(f"INSERT INTO upload VALUES ({placeholders(upload)})", upload)
+            return True
+
+        return self._index.write(apply)
+
+    def get(self, id: str, now: float) -> OpenUpload | None:
+        sql = "SELECT * FROM upload WHERE id = ? AND expires_at > ?"
+        row = self._index.read(sql, id, now).fetchone()
+        return OpenUpload(*row) if row else None
+
+    def take(self, id: str, writer: str) -> OpenUpload | None:
+        """Make `writer` the only one who may go on; None if it is complete or gone."""
+        sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
+        row = self._write(sql, writer, id, durable=False)
+        return OpenUpload(*row) if row else None
+
+    def is_writer(self, id: str, writer: str) -> bool:
+        sql = "SELECT 1 FROM upload WHERE id = ? AND writer = ?"
+        return self._index.read(sql, id, writer).fetchone() is not None
+
+    def advance(self, upload: OpenUpload) -> bool:
+        """Record how far an upload has come; whether its writer is still the one."""
+        sql = (
+            "UPDATE upload SET length = ?, received = ?, expires_at = ?"
+            " WHERE id = ? AND writer = ? RETURNING 1"
+        )
+        values = (upload.length, upload.received, upload.expires_at, upload.id, upload.writer)
+        return self._write(sql, *values) is not None
+
+    def complete(self, upload: OpenUpload) -> None:
+        """Record the answer of an upload, which is complete."""
+        sql = "UPDATE upload SET length = ?, received = ?, answer = ? WHERE id = ?"
+        self._write(sql, upload.length, upload.received, upload.answer, upload.id)
+
+    def remove(self, id: str) -> None:
+        self._write("DELETE FROM upload WHERE id = ?", id)
+
+    def expired(self, now: float) -> list[OpenUpload]:
+        rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
+        return [OpenUpload(*row) for row in rows]
+
+    def unfinished(self) -> list[OpenUpload]:
+        rows = self._index.read("SELECT * FROM upload WHERE answer IS NULL")
+        return [OpenUpload(*row) for row in rows]
+
+    def missing_bytes(self, root: str) -> int:
+        """How many bytes the uploads of a known length have still to bring into a folder."""
+        sql = "SELECT total(length - received) FROM upload WHERE root = ? AND answer IS NULL"
+        return int(self._index.read(sql, root).fetchone()[0])
+
+    def promised_bytes(self, owner: str, target: str, but: str) -> int:
+        """How large the uploads of an owner for a family are or will be, one left out."""
+        sql = (
+            "SELECT total(coalesce(length, received)) FROM upload"
+            " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
+        )
+        return int(self._index.read(sql, owner, target, but).fetchone()[0])
+
+    def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
+        return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
 
 
 def open_index(path: Path) -> Index:
@@ -4045,7 +4541,9 @@ def open_index(path: Path) -> Index:
     the next scan. Raises SettingError where SQLite cannot use the place at all.
     """
     try:
-        return migrated(Index(path))
+        index = opened_on_any_disk(path)
+        index.spare.hold()
+        return index
     except sqlite3.OperationalError as error:
         raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
@@ -4055,11 +4553,22 @@ def open_index(path: Path) -> Index:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+        damage_mark(path).unlink(missing_ok=True)
         fresh = migrated(Index(path))
         # Ids go on behind all that the lost one can have given out: tokens and links carry them.
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
+
+
+def opened_on_any_disk(path: Path) -> Index:
+    """The index at `path`; on a full disk it needs the space that is kept for it."""
+    try:
+        return migrated(Index(path))
+    except sqlite3.OperationalError:
+        if not SpareSpace(path).give_up():
+            raise
+        return migrated(Index(path))
 
 
 def migrated(index: Index) -> Index:
@@ -4068,15 +4577,26 @@ def migrated(index: Index) -> Index:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
-    if index.path.stat().st_size <= CHECK_BYTES:
-        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
+    examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
+
+
+def examine(index: Index, version: int) -> None:
+    """Raise sqlite3.DatabaseError for what is damaged, if that can be told in little time."""
+    mark = damage_mark(index.path)
+    suspect = mark.exists()
+    if suspect and not version:
+        raise sqlite3.DatabaseError("there is nothing in it")
+    if suspect or index.path.stat().st_size <= CHECK_BYTES:
+        check = "integrity_check" if suspect else "quick_check"
+        problem = index._writer.execute(f"PRAGMA {check}(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+    mark.unlink(missing_ok=True)
 
 
 # ======================================================================================
@@ -4112,8 +4632,36 @@ PASS_FOLDER = OPEN_FOLDER | getattr(os, "O_PATH", 0)  # needs no leave to list; 
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
 
 
+REMOTE_FILE_SYSTEMS = frozenset(
+    b"9p afs ceph cifs fuse fuseblk glusterfs nfs nfs4 smb3 smbfs sshfs virtiofs".split()
+)
+
+
 class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
+
+
+class Limit(NamedTuple):
+    """How many bytes a file may have, and what to tell who sends more."""
+
+    size: int
+    sentence: str
+
+
+RESERVE_SHARE = 20  # where nothing is set, this part of the disk is kept
+MAX_RESERVE_BYTES = 512 << 20  # or this, of a large one
+
+
+def need_room(descriptor: int, size: int, reserve: int | None) -> None:
+    """Raise ENOSPC where so many more bytes would leave less than `reserve` of the disk free.
+
+    None is a share of the disk. Disks that do not tell (some FUSE) have room until they are full.
+    """
+    disk = os.fstatvfs(descriptor)
+    if reserve is None:
+        reserve = min(disk.f_blocks * disk.f_frsize // RESERVE_SHARE, MAX_RESERVE_BYTES)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize - size < reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Incoming:
@@ -4134,7 +4682,22 @@ class Incoming:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
         for name in filter(None, (self.kept if undo else None, self.name)):
-            self.folder.unlink(name)
+            with contextlib.suppress(OSError):  # then the next start finds the mark
+                self.folder.unlink(name)
+
+    def put_back(self, name: str) -> bool:
+        """Take back its place, and give the file in `.incoming/` the name that it had there.
+
+        That cannot be done once it has become the link of an equal file.
+        """
+        self.file.close()
+        if self.kept:
+            self.folder.unlink(self.kept)
+        with self.folder.resolve(self.name) as source, self.folder.resolve(name) as target:
+            if source.stat().st_nlink > 1:
+                return False
+            source.replace(target)
+        return True
 
 
 class Place(NamedTuple):
@@ -4174,6 +4737,7 @@ class Folder:
     def __init__(
         self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
         is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
+        reserve: int | None = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
@@ -4181,6 +4745,7 @@ class Folder:
         self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -4251,10 +4816,11 @@ class Folder:
         finally:
             os.close(descriptor)
 
-    def open(self, name: str) -> io.FileIO:
+    def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
         with self.resolve(name) as place:
-            file = io.FileIO(place.open(OPEN_FILE), "rb")
+            flags, mode = (OPEN_FILE | os.O_RDWR, "r+b") if write else (OPEN_FILE, "rb")
+            file = io.FileIO(place.open(flags), mode)
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise FileNotFoundError(errno.ENOENT, "no regular file")
@@ -4289,8 +4855,11 @@ class Folder:
 
     # Files on their way in and out
 
-    def recover(self, is_known: Callable[[str], object]) -> None:
-        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names."""
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
+
+        What may be `resumed` stays, by its name there.
+        """
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
         if not self.is_there():
@@ -4300,10 +4869,12 @@ class Folder:
         for prefix in ("", *inner):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known)
+                    self._recover(prefix + INCOMING, is_known, resumed)
 
-    def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
-        left = self.files_in(incoming)
+    def _recover(
+        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
+    ) -> None:
+        left = [item for item in self.files_in(incoming) if item[0] not in resumed]
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
@@ -4316,16 +4887,37 @@ class Folder:
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def begin(self, limit: int, md5: bool = False) -> Receiving:
-        """Return what takes in a fresh file of at most `limit` bytes."""
+    def begin(self, limit: Limit, md5: bool = False) -> Receiving:
+        """Return what takes in a fresh file within a limit."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         incoming = Incoming(self, name, self._create(name))
-        return Receiving(incoming, self.buffers, limit, md5)
+        return Receiving(incoming, self.buffers, limit, new_hashes(md5))
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
 
     def _create(self, name: str) -> io.FileIO:
         """A new file for writing and reading; the folders on the way are made."""
         with self.resolve(name, make=True) as place:
             return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+
+    def make_file(self, name: str) -> None:
+        """Make an empty file, durably."""
+        self._create(name).close()
+        with self.resolve(name) as place:
+            sync_folder(place.folder)
+
+    def resume(self, name: str, limit: Limit) -> Receiving:
+        """Return what goes on with a file; BlockingIOError while another request does."""
+        file = self.open(name, write=True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            file.close()
+            raise
+        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
@@ -4361,7 +4953,6 @@ class Folder:
                 self._place(incoming, name)
             except FileExistsError:
                 continue
-            incoming.kept = name
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
@@ -4381,10 +4972,12 @@ class Folder:
                 self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                inner, below, _ = name.partition("/")
+                if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{name.partition('/')[0]}/{INCOMING}/{new_mark(name)}")
+                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
+            incoming.kept = name
             sync_folder(target.folder)
 
     def _mark(self, incoming: Incoming, mark: str) -> None:
@@ -4408,6 +5001,7 @@ class Folder:
         """Bring a file that has arrived to another file system of this tree, durably."""
         copy, source = self._create(name), incoming.file.fileno()
         try:
+            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
@@ -4574,27 +5168,48 @@ class Folder:
         return found
 
 
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: Buffer, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def new_hashes(md5: bool) -> Sequence[Hash]:
+    """Return SHA-256 and, if it is wanted, MD5, of nothing yet."""
+    return [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
+
+
 class Receiving:
     """A file while it arrives: written and hashed in large blocks of the pieces it is fed.
 
-    Whoever begins one ends it with `finish` or `discard`. After `pause` it holds a descriptor
-    and no memory to speak of, until it is fed again.
+    Whoever begins one ends it with `finish`, `discard` or `close`. After `pause` it holds a
+    descriptor and no memory to speak of, until it is fed again.
     """
 
-    def __init__(self, incoming: Incoming, buffers: WriteBuffers, limit: int, md5: bool) -> None:
-        self._incoming = incoming
+    def __init__(
+        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash]
+    ) -> None:
+        self.incoming = incoming
+        self.hashes = hashes
         self._buffers = buffers
         self._limit = limit
-        self._hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
         self._buffer: memoryview | None = None
         self._filled = 0  # bytes of it
         self._head: bytes | None = None  # of the file; b"" where it has to be read again
 
+    def go_on(self, size: int, hashes: Sequence[Hash]) -> None:
+        """Forget all of the file but its first `size` bytes, which have `hashes`."""
+        self.incoming.file.truncate(size)
+        self.incoming.file.seek(size)
+        self.incoming.size, self.hashes = size, hashes
+        self._head = b"" if size else None
+
     def feed(self, piece: Buffer) -> None:
         """Take in the next bytes; TooLarge if they are too many."""
-        self._incoming.size += len(piece)
-        if self._incoming.size > self._limit:
-            raise TooLarge(f"The file is larger than {self._limit} bytes.")
+        self.incoming.size += len(piece)
+        if self.incoming.size > self._limit.size:
+            raise TooLarge(self._limit.sentence)
         used = 0
         while used < len(piece):
             buffer = self._buffer = self._buffer or self._buffers.take()
@@ -4612,17 +5227,18 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:HEAD_BYTES])
+        need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
-        writing = Background(write_block, self._incoming.file, block) if long else None
+        writing = Background(write_block, self.incoming.file, block) if long else None
         try:
-            for digest in self._hashes:
+            for digest in self.hashes:
                 digest.update(block)
         finally:
             if writing:
                 writing.finish()
         if not long:
-            write_block(self._incoming.file, block)
+            write_block(self.incoming.file, block)
 
     def pause(self) -> None:
         """Let go of memory while no more comes."""
@@ -4635,20 +5251,41 @@ class Receiving:
         if buffer is not None:
             self._buffers.give_back(buffer)
 
+    def sync(self) -> int:
+        """Make what has come durable; return how many bytes of the file are."""
+        self._write()
+        os.fsync(self.incoming.file.fileno())
+        return self.incoming.file.tell()
+
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
         self._release()
-        incoming = self._incoming
+        incoming = self.incoming
         head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
         incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
-        incoming.sha256, *rest = (digest.hexdigest() for digest in self._hashes)
+        incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
         incoming.md5 = "".join(rest)
         return incoming
 
+    def hash_again(self, hashes: Sequence[Hash]) -> None:
+        """Hash the file from its beginning, which other requests have brought."""
+        self._write()
+        position = 0
+        while piece := os.pread(self.incoming.file.fileno(), BUFFER_BYTES, position):
+            position += len(piece)
+            for digest in hashes:
+                digest.update(piece)
+        self.hashes = hashes
+
+    def close(self) -> None:
+        """Let go of the file, which stays."""
+        self._release()
+        self.incoming.file.close()
+
     def discard(self) -> None:
         self._release()
-        self._incoming.discard()
+        self.incoming.discard()
 
 
 class WriteBuffers:
@@ -4831,6 +5468,18 @@ def mounts_below(path: str) -> frozenset[tuple[str, str]]:
         escaped = re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), place)
         found.append((os.fsdecode(escaped), number.decode()))
     return frozenset((p[len(prefix) :], id) for p, id in found if p.startswith(prefix))
+
+
+@functools.lru_cache(maxsize=256)
+def is_remote(device: int) -> bool:
+    """Whether a device number is a file system's that can stop to answer: a share, or FUSE."""
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            about, _, rest = line.partition(b" - ")
+            major, _, minor = about.split()[2].partition(b":")
+            if os.makedev(int(major), int(minor)) == device:
+                return rest.split()[0].partition(b".")[0].lower() in REMOTE_FILE_SYSTEMS
+    return False
 
 
 def safe_name(name: str) -> str:
@@ -5097,6 +5746,9 @@ class Shelf:
         with contextlib.suppress(OSError):
             for name, _ in self.folder.files_in(self.prefix + INCOMING):
                 self.folder.unlink(f"{self.prefix}{INCOMING}/{name}")
+
+
+PREVIEWS_PREFIX = "previews/"  # in DATA
 
 
 class PreviewCache(Shelf):
@@ -5557,9 +6209,10 @@ def write_renditions(
         if picture := decode(source, job, formats, ffmpeg):
             results = [encode(picture, rendition) for rendition in job.renditions]
     elif ffmpeg and job.renditions[0].format == "PNG":
-        results = list(filter(None, [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]))
+        results = [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]
     for data in results:
-        target.write(FRAME_LENGTH.pack(len(data)) + data)
+        if data:
+            target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
 def decode(
@@ -5679,30 +6332,28 @@ def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Imag
     """
     mode, key = picture.mode, picture.info.get("transparency")
     if mode.startswith("I"):
-        levels = [value * 255 // 65535 for value in range(65536)]
-        if getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:  # white is zero
-            levels.reverse()
-        shown = [255 * (value != key) for value in range(65536)]
-
-        def scale(part: Image.Image) -> Image.Image:
-            part = part.convert("I")
-            grey = part.point(levels, "L")
-            if key is None:
-                return grey
-            grey.putalpha(part.point(shown, "L"))
-            return grey.convert("RGBA").convert("RGBa")
-
-        return scale
+        white_is_zero = getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0
+        return functools.partial(scale_16_bits, white_is_zero, key)
     if mode == "F":  # TIFF of floats, from 0 to 1
         return lambda part: part.point(lambda value: value * 255.0).convert("L")
-    if isinstance(key, tuple) and any(
-        "16" in str(tile[3]) for tile in getattr(picture, "tile", ())
-    ):
-        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as the pixels
+    tiles = getattr(picture, "tile", ())
+    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in tiles):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as Pillow's pixels
     if key is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return lambda part: part.convert("RGBA").convert("RGBa")
     plain = {"1": "L", "P": "RGB", "RGBX": "RGB"}.get(mode, mode)
     return lambda part: part.convert(plain)
+
+
+def scale_16_bits(white_is_zero: bool, key: int | None, part: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8 bits; the value `key` is transparent."""
+    part = part.convert("I")
+    levels = [value * 255 // 65535 for value in range(65536)]
+    grey = part.point(levels[::-1] if white_is_zero else levels, "L")
+    if key is None:
+        return grey
+    grey.putalpha(part.point([255 * (value != key) for value in range(65536)], "L"))
+    return grey.convert("RGBA").convert("RGBa")
 
 
 def encode(picture: Image.Image, rendition: Rendition) -> bytes:
@@ -5718,7 +6369,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     if rendition.format == "PNG":
         # 3 ms and 6 % more bytes than level 6's 15 ms
         picture.save(written, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    elif rendition.format in Image.SAVE and rendition.format == "WEBP":
+    elif rendition.format == "WEBP" and "WEBP" in Image.SAVE:  # else a JPEG is a substitute
         picture.save(written, "WEBP", quality=PREVIEW_QUALITY, method=2)
     else:
         if picture.mode == "RGBA":
@@ -5937,6 +6588,8 @@ SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
+MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
+LOOK_SECONDS = 0.5  # a look at a folder that takes longer has met a disk that does not answer
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
 
@@ -6032,6 +6685,8 @@ class Scanner:
 
     def _scan_loop(self, interval: float) -> None:
         pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+        with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
+            self._index.check()
         while not self._stopping:
             self._wait(pause)
             self._wanted.clear()
@@ -6068,8 +6723,11 @@ class Scanner:
             return True
         start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
         self.progress.set(start)
+        began = time.monotonic()
         whole = [self._scan_folder(folder) for folder in self._folders.values()]
         now = self.progress.get()
+        problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
+        warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
         self.progress.set(now._replace(running=False, finished_at=time.time()))
         return all(whole)
 
@@ -6083,17 +6741,19 @@ class Scanner:
         unreadable: list[bytes] = []
         new, gone, unchanged = self._compare(folder, unreadable)
         self._advance(unchanged, unchanged + len(new), len(unreadable))
-        failed = 0
+        failed, names = 0, [os.fsdecode(path) for path in unreadable]
         for start in range(0, len(new), SCAN_BATCH):
             if self._stopping:
                 return True
             batch = new[start : start + SCAN_BATCH]
-            missed = self._add([os.fsdecode(path) for path in batch], folder)
+            missed = self._add([os.fsdecode(path) for path in batch], folder, names)
             failed += missed
             self._advance(len(batch), 0, missed)
             self._fresh.set()
-        if unreadable or failed:
-            warn(f"{len(unreadable) + failed} files or folders in {folder.path} cannot be read")
+        if names:
+            more = ["…"] if len(names) > MAX_NAMED else []
+            listed = ", ".join([*names[:MAX_NAMED], *more])
+            warn(f"cannot read in {folder.path}: {printable_line(listed)[:MAX_NAMES_LENGTH]}")
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
@@ -6148,11 +6808,11 @@ class Scanner:
         gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, gone, unchanged
 
-    def _add(self, paths: Sequence[str], folder: Folder) -> int:
-        """Read files and put them into the index; how many could not be."""
+    def _add(self, paths: Sequence[str], folder: Folder, unreadable: list[str]) -> int:
+        """Read files and put them into the index; how many could not be, which are named."""
         from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
-        now, failed = time.time(), []
+        now, failed = time.time(), list[str]()
 
         def read(path: str) -> Located | None:
             try:
@@ -6163,6 +6823,7 @@ class Scanner:
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             found = list(filter(None, pool.map(read, paths)))
+        unreadable += failed
         return len(failed) + self._put_each(found)
 
     def _put_each(self, found: Sequence[Located]) -> int:
@@ -6284,12 +6945,55 @@ class Scanner:
         with contextlib.suppress(OSError):
             return self._thumbnails.find_preview(asset.sha256, rendition)
         outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE or not self._thumbnails.pillow:
-            return outcome if outcome is not Outcome.MADE else Outcome.IMPOSSIBLE
+        if outcome is not Outcome.MADE:
+            return outcome
+        if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
+            return Outcome.IMPOSSIBLE
         with self._folders[file.root].open(file.path) as source:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
             return self._thumbnails.preview(source, file, asset, rendition)
+
+
+class Sight(NamedTuple):
+    """How the storage folder was when it was last looked at."""
+
+    missing: bool = False
+    absent: tuple[str, ...] = ()  # mount points of disks below it that are away
+    hangs: bool = False  # a look at it has not come to an end
+
+
+class Watcher:
+    """Looks at the storage folder in a thread of its own: one that hangs holds up nobody."""
+
+    def __init__(self, folder: Folder, scanner: Scanner) -> None:
+        self._folder = folder
+        self._scanner = scanner
+        self._lock = threading.Lock()
+        self._seen = Sight()
+        self._since = 0.0  # when the latest look began, monotonic
+        self._done = threading.Event()  # set at its end
+        self._done.set()
+
+    def look(self) -> Sight:
+        """Return what is seen now; what was seen last if that takes LOOK_SECONDS."""
+        with self._lock:
+            if self._done.is_set():
+                self._done, self._since = threading.Event(), time.monotonic()
+                threading.Thread(target=self._look, args=(self._done,), daemon=True).start()
+            done, since = self._done, self._since
+        hangs = not done.wait(max(since + LOOK_SECONDS - time.monotonic(), 0))
+        return self._seen._replace(hangs=hangs)
+
+    def _look(self, done: threading.Event) -> None:
+        try:
+            missing = self._folder.is_missing()
+            absent = () if missing else tuple(self._scanner.absent_mounts(self._folder))
+            self._seen = Sight(missing, absent)
+        except (OSError, sqlite3.Error) as error:  # the index answers for itself
+            warn(f"the storage folder could not be looked at: {error}")
+        finally:
+            done.set()
 
 
 # ======================================================================================
@@ -6319,6 +7023,7 @@ MAX_QUERY_FIELDS = 1000  # as MAX_PARTS
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+_REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 
 # -- Header fields ---------------------------------------------------------------------
 
@@ -7084,6 +7789,102 @@ def accepts_gzip(headers: Headers) -> bool:
     return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
 
 
+# -- Resumable uploads -----------------------------------------------------------------
+# tus 1.0 (https://tus.io/protocols/resumable-upload), and draft-ietf-httpbis-resumable-upload,
+# whose requests are told by `Upload-Complete`.
+
+TUS_VERSION = "1.0.0"
+DRAFT_VERSIONS = frozenset("45678")  # Upload-Draft-Interop-Version, with Upload-Complete
+CHECKSUMS = ("sha1", "md5", "sha256")  # the first one is a must
+_METADATA_KEY = re.compile(r"[!-+\--~]+")  # neither spaces nor commas
+_UPLOAD_BYTES = re.compile(r"[0-9]{1,15}")  # an Integer of RFC 9651 is not larger
+
+
+class UploadHead(NamedTuple):
+    """What the header of a request says about an upload that can be resumed."""
+
+    is_tus: bool
+    metadata: str  # as sent
+    length: int | None  # bytes of the whole; None: not told
+    is_deferred: bool  # tus: the length is told later
+    offset: int | None  # where the content begins
+    completes: bool  # draft: the content is the rest
+    checksum: tuple[str, bytes] | None  # tus: algorithm and digest of the content
+    draft: str  # the version of it that the client speaks, if it is one we do
+
+
+def check_tus_version(headers: Headers, *, needed: bool) -> None:
+    """Raise 412 for another version of tus than ours, or none where one is `needed`."""
+    if headers.get("tus-resumable", "" if needed else TUS_VERSION) != TUS_VERSION:
+        detail = f"Send Tus-Resumable: {TUS_VERSION}, or Upload-Complete as the IETF draft has it."
+        raise HTTPError(412, detail, {"Tus-Version": TUS_VERSION})
+
+
+def parse_upload_head(headers: Headers) -> UploadHead:
+    """Read the fields of both protocols; 400 for what is malformed, 412 where it is neither."""
+    completes = {"?1": True, "?0": False}.get(headers.get("upload-complete", ""))
+    is_tus = "tus-resumable" in headers or completes is None
+    check_tus_version(headers, needed=is_tus)
+    if "upload-concat" in headers:  # an extension that is not offered
+        raise HTTPError(501, "Uploads cannot be put together of others.")
+    defers = headers.get("upload-defer-length")
+    if defers not in {None, "1"}:
+        raise HTTPError(400, "Upload-Defer-Length can only be 1.")
+    draft = headers.get("upload-draft-interop-version", "")
+    return UploadHead(
+        is_tus=is_tus,
+        metadata=headers.get("upload-metadata", ""),
+        length=_parse_bytes(headers, "upload-length"),
+        is_deferred=defers is not None,
+        offset=_parse_bytes(headers, "upload-offset"),
+        completes=not is_tus and bool(completes),
+        checksum=_parse_checksum(headers.get("upload-checksum")) if is_tus else None,
+        draft=draft if draft in DRAFT_VERSIONS and not is_tus else "",
+    )
+
+
+def _parse_bytes(headers: Headers, name: str) -> int | None:
+    value = headers.get(name)
+    if value is not None and not _UPLOAD_BYTES.fullmatch(value):
+        raise HTTPError(400, f"{name.title()} is not a number of bytes.")
+    return int(value) if value else None
+
+
+def _parse_checksum(value: str | None) -> tuple[str, bytes] | None:
+    if value is None:
+        return None
+    algorithm, _, text = value.partition(" ")
+    if algorithm not in CHECKSUMS:
+        known = ", ".join(CHECKSUMS)
+        raise HTTPError(400, f"Upload-Checksum must be one of {known}, and a digest.")
+    return algorithm, _decode_base64(text, "Upload-Checksum")
+
+
+def parse_upload_metadata(value: str) -> dict[str, str]:
+    """Return the texts of Upload-Metadata: `key base64` with commas; 400 if it is malformed.
+
+    >>> parse_upload_metadata("target bWVkaWE=, is_public")
+    {'target': 'media', 'is_public': ''}
+    """
+    texts: dict[str, str] = {}
+    for pair in value.split(",") if value else ():
+        key, _, text = pair.strip(" ").partition(" ")
+        if not _METADATA_KEY.fullmatch(key) or key in texts:
+            raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
+        try:
+            texts[key] = _decode_base64(text, "Upload-Metadata").decode()
+        except UnicodeDecodeError:
+            raise HTTPError(400, f"{key} in Upload-Metadata is not UTF-8.") from None
+    return texts
+
+
+def _decode_base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise HTTPError(400, f"{where} has a value that is not base64.") from None
+
+
 def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
 
@@ -7186,9 +7987,12 @@ MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones ar
 DEFER_SECONDS = 0.0001  # that the other is waited for
 MAX_DEFERRALS = 20  # while connections come; then all are taken
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
+PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_DESCRIPTORS = 16384  # connections and the files in them, or fewer by the limit of open files
+DEFERRED_THREADS = {"decoder": 8, "list": 2, "password": 96}  # for work of these kinds
+MAX_DEFERRED = 128  # requests that wait for one kind of work; more are answered 503
 MAX_CLIENT_BODIES = 64  # requests of one client whose bodies are on their way
 SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
 HEAD_SECONDS = 60.0  # a head must be complete by then
@@ -7307,23 +8111,37 @@ def chunk_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
     yield b"0\r\n\r\n"
 
 
+class Deferred(NamedTuple):
+    """An answer that takes a while: `work` gives it in a thread for this kind of work."""
+
+    kind: str  # of DEFERRED_THREADS
+    work: Callable[[], Any]  # a Response
+
+
+Answer = Response | Deferred
+
+
 class Exchange(Protocol):
     """A request whose head was accepted: it takes its body in pieces and is answered once.
 
-    What returns a Response has ended it. Nothing of it is called by two threads at once.
+    What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
     @property
     def client(self) -> str:
         """Whose share of the unfinished bodies this is."""
 
-    def feed(self, piece: memoryview) -> Response | None:
+    @property
+    def interim(self) -> Sequence[tuple[str, str]]:
+        """The fields of a 104 that is sent before the body is read; none: no 104."""
+
+    def feed(self, piece: memoryview) -> Answer | None:
         """Take in content, which is good until this returns; an answer if it is refused."""
 
-    def pause(self) -> Response | None:
+    def pause(self) -> Answer | None:
         """Let go of what is not needed while no more comes."""
 
-    def finish(self) -> Response:
+    def finish(self) -> Answer:
         """The body is complete: the answer."""
 
     def refuse(self, error: HTTPError) -> Response:
@@ -7375,9 +8193,10 @@ class Connection:
     """A client's connection, owned by the selector or by one thread, never by both."""
 
     __slots__ = (
-        "body", "collected", "counted", "credit", "deadline", "descriptor", "dropped", "exchange",
-        "failure", "head", "last", "latest", "lingering", "peer", "pending", "received",
-        "response", "scanned", "segments", "server", "share", "since", "socket", "state", "unsent",
+        "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor", "dropped",
+        "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
+        "received", "response", "scanned", "segments", "server", "share", "since", "socket",
+        "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -7395,6 +8214,7 @@ class Connection:
         self.head: RequestHead | None = None
         self.body: BodyDecoder | None = None
         self.exchange: Exchange | None = None
+        self.deferred: Deferred | None = None  # what gives the answer
         self.share = ""  # the client in whose share of unfinished bodies this one counts
         self.collected = bytearray()  # content that the exchange has not been fed yet
         self.failure: Exception | None = None  # that ended the body
@@ -7427,8 +8247,11 @@ class Connection:
         """How many descriptors it has: the socket, a file that is sent, one that arrives."""
         if self.state is State.CLOSED:
             return 0
-        sends = self.response is not None and self.response.resource is not None
-        return 1 + sends + (self.exchange is not None)
+        return 1 + self.sends_file + (self.exchange is not None)
+
+    @property
+    def sends_file(self) -> bool:
+        return self.response is not None and self.response.resource is not None
 
     @property
     def has_much(self) -> bool:
@@ -7471,10 +8294,16 @@ class Connection:
             self.received = self.body.rest
         return pieces
 
-    def send_continue(self) -> None:
-        """Ask for a body whose head is accepted (RFC 9110 §10.1.1)."""
-        if self.head is not None and self.head.expects_continue:
-            self.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+    @property
+    def waits_for_continue(self) -> bool:
+        """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
+        expects = self.head is not None and self.head.expects_continue
+        return expects and not self.received and self.body is not None and not self.body.finished
+
+    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
+        if headers and self.head is not None and self.head.version > (1, 0):
+            self.socket.send(format_head(104, headers))  # as short as it is alone
 
     def skip_body(self) -> bool:
         """Pass over the rest of a body if all of it is here; whether the connection can go on."""
@@ -7573,7 +8402,7 @@ class Connection:
         """Forget the request that has been answered."""
         if self.response is not None:
             self.response.close()
-        self.response = self.head = self.body = self.exchange = None
+        self.response = self.head = self.body = self.exchange = self.deferred = None
         self.collected.clear()
         self.give_back_share()
 
@@ -7638,6 +8467,10 @@ class Workers:
 
     def has_backlog(self) -> bool:
         return not self._jobs.empty()
+
+    def is_full(self) -> bool:
+        """Whether enough jobs wait for a thread."""
+        return self._jobs.qsize() >= MAX_DEFERRED
 
     def _work(self) -> None:
         while True:
@@ -7720,13 +8553,15 @@ class Server(ThreadingHTTPServer):
     """HTTP/1.1 with keep-alive, deadlines and limits around an application.
 
     `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
-    `inline(head)` may answer a cheap one in the selector's thread, without blocking. `loads`,
-    which all workers share, tells how many connections each of them has.
+    `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
+    `is_prompt(head)` needs neither disk nor index, and waits for none that does. `loads`, which
+    all workers share, tells how many connections each of them has.
     """
 
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, str], Response | Exchange]
+    application: Callable[[RequestHead, str], Answer | Exchange]
     inline: Callable[[RequestHead], Response | None]
+    is_prompt: Callable[[RequestHead], bool]
     on_error: Callable[[HTTPError, str], Response]
     on_hangup: Callable[[], None]
 
@@ -7740,10 +8575,13 @@ class Server(ThreadingHTTPServer):
         self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
         self._bodies = Workers("body", MAX_THREADS)
         self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self._prompt = Workers("prompt", PROMPT_THREADS)
+        self._deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
         self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
         self._lock = threading.Lock()
         self._in_flight = 0  # connections that threads hold
         self._descriptors = 0  # of all connections
+        self._files = 0  # that are being sent
         self._note_load()  # in the place of one that has died
         self._stop_at: float | None = None
         self._part_at = 0.0  # until then idle connections are kept while stopping
@@ -7753,6 +8591,7 @@ class Server(ThreadingHTTPServer):
             end.setblocking(False)
         self._most_descriptors = limit_descriptors()
         self.shares = Shares(self._most_descriptors // 4)  # half of all, as each has a file, too
+        self._most_files = self._most_descriptors // 3  # two thirds of all, with their sockets
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
         super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()
@@ -7915,7 +8754,8 @@ class Server(ThreadingHTTPServer):
         elif before is State.WORKING and self._stop_at is not None:
             self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
         count = connection.count()
-        more, connection.counted = count - connection.counted, count
+        more, was, connection.counted = count - connection.counted, connection.counted, count
+        files = (count - 1) * (state is State.SENDING) - (was - 1) * (before is State.SENDING)
         if wait and (held is None or wait.event != held.event):
             # From here on it is the selector's, and no more this thread's.
             self._held[connection.descriptor] = connection
@@ -7923,8 +8763,14 @@ class Server(ThreadingHTTPServer):
             self._selector.register(connection.descriptor, wait.event, ready)
         with self._lock:
             self._descriptors += more
+            self._files += files
             self._in_flight += (state is State.WORKING) - (before is State.WORKING)
         if before is State.WORKING and self._stop_at is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        """End the selector's wait."""
+        with contextlib.suppress(BlockingIOError):  # it is awake
             self._wakeup.send(b"\0")
 
     def _on_ready(self, connection: Connection) -> None:
@@ -7973,14 +8819,21 @@ class Server(ThreadingHTTPServer):
         """Answer what has arrived, hand it to a thread, or go on waiting."""
         while connection.response is not None or self._take_request(connection):
             if connection.response is None:
-                has_body = connection.body is not None
-                self._hand_over(connection, self._bodies if has_body else self._short)
+                self._hand_over(connection, self._workers_for(connection))
                 return
             state = self._send(connection, may_wait=False)
             if state is not State.IDLE:
                 self._enter(connection, state)
                 return
         self._enter(connection, State.HEAD if connection.received else State.IDLE)
+
+    def _workers_for(self, connection: Connection) -> Workers:
+        if connection.deferred is not None:
+            return self._deferred[connection.deferred.kind]
+        if connection.body is not None:
+            return self._bodies
+        assert connection.head is not None
+        return self._prompt if self.is_prompt(connection.head) else self._short
 
     def _take_request(self, connection: Connection) -> bool:
         """Whether a request is here, or the answer to what is none, or to what is cheap."""
@@ -7990,8 +8843,8 @@ class Server(ThreadingHTTPServer):
             return True
         response = self.inline(connection.head)
         if response is not None:
-            connection.begin(response, connection.head.keep_alive and self._stop_at is None)
-        elif self._in_flight >= MAX_IN_FLIGHT:
+            self._begin(connection, response)
+        elif self._in_flight >= MAX_IN_FLIGHT and not self.is_prompt(connection.head):
             self._refuse(
                 connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
             )
@@ -8032,7 +8885,7 @@ class Server(ThreadingHTTPServer):
 
     def _hand_over(self, connection: Connection, workers: Workers) -> None:
         self._enter(connection, State.WORKING)
-        workers.submit(functools.partial(self._work, connection))
+        workers.submit(functools.partial(self._work, connection, workers))
 
     def _sweep(self, now: float) -> None:
         for connection in list(self._held.values()):
@@ -8055,71 +8908,99 @@ class Server(ThreadingHTTPServer):
 
     # -- a thread with a request
 
-    def _work(self, connection: Connection) -> None:
+    def _work(self, connection: Connection, workers: Workers) -> None:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
-            state = self._proceed(connection)
+            state = self._proceed(connection, workers)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
             state = State.CLOSED
-        self._enter(connection, state)
+        if state is State.WORKING:
+            self._hand_over(connection, self._workers_for(connection))
+            self._wake()  # to see whether the one short thread is held up
+        else:
+            self._enter(connection, state)
 
-    def _proceed(self, connection: Connection) -> State:
-        """Do what can be done; the state that the connection is in then."""
+    def _proceed(self, connection: Connection, workers: Workers) -> State:
+        """Do what can be done by these workers; the state that the connection is in then."""
         while True:
-            if connection.response is None and not self._answer(connection):
-                return State.BODY
+            if connection.response is None and (awaited := self._answer(connection)):
+                return awaited
             had_body = connection.body is not None
             state = self._send(connection, may_wait=True)
             if state is not State.IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
                 return State.HEAD if connection.received else State.IDLE
+            if connection.response is None and self._workers_for(connection) is not workers:
+                return State.WORKING
 
-    def _answer(self, connection: Connection) -> bool:
-        """Have the application answer; False while the request's body is awaited."""
-        head, exchange = connection.head, connection.exchange
-        assert head is not None
-        response: Response | None = None
+    def _answer(self, connection: Connection) -> State | None:
+        """Have the application answer; the state in which more of a body or work is awaited."""
+        answer = self._ask(connection)
+        if answer is None:
+            return State.BODY
+        if isinstance(answer, Deferred):
+            if not self._deferred[answer.kind].is_full():
+                connection.deferred = answer
+                return State.WORKING
+            answer = self._busy(connection, "Too many requests wait for this.")
+        self._begin(connection, answer, whole=connection.skip_body())
+        return None
+
+    def _ask(self, connection: Connection) -> Answer | None:
+        """The application's answer; None if nothing more comes of a body for now."""
+        if connection.deferred is not None:
+            response: Response = connection.deferred.work()
+            return response
+        exchange = connection.exchange
         if exchange is None:
-            answer = self.application(head, connection.peer)
-            if isinstance(answer, Response):
-                response = answer
-            else:
-                connection.exchange = exchange = answer
-        if exchange is not None:
-            try:
-                response = self._receive(connection, exchange)
-            except HTTPError as error:
-                response = exchange.refuse(error)
-            if response is None:
-                return False
+            assert connection.head is not None
+            accepted = self.application(connection.head, connection.peer)
+            if isinstance(accepted, Answer):
+                return accepted
+            connection.exchange = exchange = accepted
+            connection.send_interim(exchange.interim)
+        try:
+            answer = self._receive(connection, exchange)
+        except HTTPError as error:
+            answer = exchange.refuse(error)
+        if answer is not None:
             connection.exchange = None
-        assert response is not None
-        whole = connection.skip_body()
-        connection.begin(response, whole and head.keep_alive and self._stop_at is None, not whole)
-        return True
+        return answer
 
-    def _receive(self, connection: Connection, exchange: Exchange) -> Response | None:
+    def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
+        """Set out to send an answer to a request that is here whole, or not."""
+        if response.resource is not None and self._files >= self._most_files:
+            response.close()
+            response = self._busy(connection, "Too many files are being sent.")
+        assert connection.head is not None
+        goes_on = whole and connection.head.keep_alive and self._stop_at is None
+        connection.begin(response, goes_on, unread=not whole)
+
+    def _busy(self, connection: Connection, detail: str) -> Response:
+        assert connection.head is not None
+        origin = connection.head.headers.get("origin", "")
+        return self.on_error(HTTPError(503, f"{detail} Try again soon.", RETRY_SOON), origin)
+
+    def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
         body = connection.body
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        pieces = connection.take_pieces()
-        if not body.finished and not connection.share:
-            self.shares.take(exchange.client)
-            connection.share = exchange.client
-            if not pieces:
-                connection.send_continue()
-        for piece in pieces:
+        if connection.waits_for_continue and not connection.share:
+            self._take_share(connection, exchange)
+            connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
+        for piece in connection.take_pieces():
             if response := exchange.feed(piece):
                 return response
         while not body.finished:
             patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
             data = connection.receive_more(patience)
             if data is None:
+                self._take_share(connection, exchange)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
@@ -8127,6 +9008,12 @@ class Server(ThreadingHTTPServer):
         connection.received = body.rest
         connection.give_back_share()
         return exchange.finish()
+
+    def _take_share(self, connection: Connection, exchange: Exchange) -> None:
+        """Count a body that does not come at once; 429 or 503 where too many do not."""
+        if not connection.share:
+            self.shares.take(exchange.client)
+            connection.share = exchange.client
 
     def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
         """Whether the next request's head is here, or comes at once behind one with a body.
@@ -8190,13 +9077,19 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+MAX_CATALOGUES = 4  # choices of the gallery that are kept
+CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
+DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
-    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
+    " WWW-Authenticate, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
+    " Tus-Version, Upload-Complete, Upload-Defer-Length, Upload-Expires, Upload-Length,"
+    " Upload-Limit, Upload-Metadata, Upload-Offset"
 )
 CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
 RETRY_LATER = {"Retry-After": "60"}  # for what the owner has to mend
@@ -8244,12 +9137,13 @@ class Upload(NamedTuple):
 class BodySpec(NamedTuple):
     """What a body may be and carry."""
 
-    kinds: tuple[str, ...]  # of "json", "form", "multipart"
+    kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
+    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
 
 
 class Route(NamedTuple):
@@ -8261,16 +9155,19 @@ class Route(NamedTuple):
     family: str
     summary: str
     answers: Mapping[int, str]
-    handler: Callable[..., Response]
+    handler: Callable[..., Answer]
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
     before: Callable[..., object] | None = None  # raises what goes before errors in the fields
+    prompt: bool = False  # it needs neither disk nor index
     aliases: tuple[str, ...] = ()  # other paths of the same thing
+    headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
+    is_target: bool = False  # of resumable uploads for its family
 
 
 ROUTES: list[Route] = []
-Handler = TypeVar("Handler", bound=Callable[..., "Response"])
+Handler = TypeVar("Handler", bound=Callable[..., Answer])
 
 
 def route(
@@ -8285,6 +9182,19 @@ def route(
         about = (method, path, access, family, summary, answers, handler)
         ROUTES.append(Route(*about, **more, aliases=tuple(others)))
         return handler
+
+    return declare
+
+
+def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Deferred]]:
+    """Have the decorated handler run in a thread for a kind of work that takes a while."""
+
+    def declare(handler: Callable[..., Response]) -> Callable[..., Deferred]:
+        @functools.wraps(handler)
+        def defer(*arguments: Any, **parameters: Any) -> Deferred:
+            return Deferred(kind, functools.partial(handler, *arguments, **parameters))
+
+        return defer
 
     return declare
 
@@ -8352,21 +9262,34 @@ class Listing:
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
 
-    def get(
+    def find(self, index: Index, key: str, zipped: bool) -> Content | None:
+        """The list called `key` if it is there as the index has it; the caller closes it."""
+        version, content = self._made.get((key, zipped), ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
-        """The list called `key`, made of `pieces` if need be; the caller closes its source."""
+        """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            # Before it is read: a change meanwhile makes it stale
-            version = index.files.library_version()
-            made = self._made.pop((key, zipped), None)
-            if made is None or made[0] != version:
-                made = (version, write_listing(pieces, zipped, self._folder))
-            while len(self._made) >= MAX_LISTINGS:
-                self._made.pop(next(iter(self._made)))
-            self._made[(key, zipped)] = made
-            content = made[1]
-        return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
+            content = self.find(index, key, zipped)
+            if content is None:
+                # Before it is read: a change meanwhile makes it stale
+                version = index.files.library_version()
+                self._made.pop((key, zipped), None)
+                while len(self._made) >= MAX_LISTINGS:
+                    self._made.pop(next(iter(self._made)))
+                made = write_listing(pieces, zipped, self._folder)
+                self._made[(key, zipped)] = version, made
+                content = reopened(made)
+            return content
+
+
+def reopened(content: Content) -> Content:
+    """A content whose file may be closed while the other one is used."""
+    return content._replace(source=io.FileIO(os.dup(content.source.fileno()), "rb"))  # type: ignore[union-attr]
 
 
 def write_listing(pieces: Callable[[], Iterator[str]], zipped: bool, folder: Path) -> Content:
@@ -8410,6 +9333,45 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
             content = Content(file, *about, encoding=coding)
         on_error.pop_all()
     return content
+
+
+class Catalogue(NamedTuple):
+    """What the gallery shows of one choice: its groups in their order, and what each has."""
+
+    version: str | None  # of the library
+    good_until: float  # on the monotonic clock, though the library has changed
+    groups: dict[str, bytes]  # compressed JSON of the items
+    summary: dict[str, Any]
+
+
+class Catalogues:
+    """Keeps the catalogues that were asked for last, made anew when the library has changed.
+
+    Each is made by one thread for all, and while a scan changes the library all the time, no
+    more than a part of the time goes into them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[Any, ...], Catalogue] = {}
+
+    def get(
+        self, index: Index, key: tuple[Any, ...],
+        make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
+    ) -> Catalogue:  # fmt: skip
+        """The catalogue of a choice, made by `make` (its groups and summary) if need be."""
+        with self._lock:
+            version, now = index.files.library_version(), time.monotonic()
+            found = self._kept.pop(key, None)
+            if found is None or (found.version != version and now > found.good_until):
+                groups, summary = make()
+                ended = time.monotonic()
+                good_until = ended + CATALOGUE_REST * (ended - now)
+                found = Catalogue(version, good_until, groups, summary)
+            while len(self._kept) >= MAX_CATALOGUES:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = found
+            return found
 
 
 def batched(pieces: Iterator[str]) -> Iterator[str]:
@@ -8500,6 +9462,7 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
     return {
         name: Folder(
             name, path, make=name != "library", buffers=buffers,
+            reserve=settings.reserve_bytes,
             is_new=functools.partial(index.files.is_empty, name) if index else lambda: True,
             excluded=apart if name == "library" else (),
         )
@@ -8515,6 +9478,238 @@ def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf
     return public, Shelf(data, "thumbnails/private/")
 
 
+CHECKPOINT_BYTES = 16 << 20  # of an upload, after which it is made durable how far it has come
+PAUSE_BYTES = 1 << 20  # the same where the client makes a pause, perhaps for ever
+MAX_OPEN_UPLOADS = 100  # of one account or address that are not complete
+MAX_KNOWN_HASHES = 1000  # of uploads between two requests; others are read again at their end
+EXPIRY_SECONDS = 60.0  # between two looks for what has expired
+
+
+class ResumableUploads:
+    """Uploads that come in several requests: files in `.incoming/` that the index knows."""
+
+    def __init__(self, index: Index, folders: Mapping[str, Folder], lifetime: int) -> None:
+        self.rows = index.uploads
+        self._folders = folders
+        self._lifetime = lifetime  # seconds behind the last byte
+        self._hashes: dict[str, tuple[int, Sequence[Hash]]] = {}  # of so many bytes
+
+    def expiry(self) -> float:
+        """When what comes now will have expired."""
+        return time.time() + self._lifetime
+
+    def get(self, id: str) -> OpenUpload | None:
+        return self.rows.get(id, time.time())
+
+    def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
+        """Make an empty upload for a family; 429 or 507 where there is no room for it."""
+        folder, id = self._folders[upload.folder], secrets.token_hex(16)
+        folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
+        row = (id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry())
+        opened = OpenUpload(*row)
+        folder.make_file(self._name(opened))
+        if not self.rows.add(opened, MAX_OPEN_UPLOADS):
+            folder.unlink(self._name(opened))
+            detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
+            raise HTTPError(429, detail, RETRY_LATER)
+        return opened
+
+    def _name(self, upload: OpenUpload) -> str:
+        return f"{INCOMING}/{upload.id}"
+
+    def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Receiving]:
+        """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
+        folder = self._folders[upload.root]
+        try:
+            receiving = folder.resume(self._name(upload), limit)
+        except FileNotFoundError:
+            if not folder.is_there():
+                raise
+            raise HTTPError(404, NO_UPLOAD) from None
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(receiving.close)
+            taken = self.rows.take(upload.id, secrets.token_hex(8))
+            if taken is None or taken.received != upload.received:
+                raise HTTPError(409, BUSY_UPLOAD)
+            start: Sequence[Hash] = () if taken.received else new_hashes(md5)
+            size, hashes = self._hashes.pop(upload.id, (0, start))
+            receiving.go_on(taken.received, hashes if size == taken.received else start)
+            on_error.pop_all()
+        return taken._replace(length=upload.length), receiving
+
+    def leave(self, upload: OpenUpload, receiving: Receiving) -> None:
+        """Let go of an upload until another request goes on with it."""
+        while len(self._hashes) >= MAX_KNOWN_HASHES:
+            self._hashes.pop(next(iter(self._hashes)), None)
+        if receiving.hashes and receiving.incoming.size == upload.received:
+            self._hashes[upload.id] = (upload.received, receiving.hashes)
+
+    def refuse(self, upload: OpenUpload, incoming: Incoming, *, passing: bool) -> None:
+        """End an upload that its family does not take; keep it if that is `passing`."""
+        if not (passing and incoming.put_back(self._name(upload))):
+            incoming.discard()
+            self.rows.remove(upload.id)
+
+    def complete(self, upload: OpenUpload, answer: bytes) -> OpenUpload:
+        """Keep the answer for a client that has lost it; the upload as it is then."""
+        done = upload._replace(received=upload.length or 0, answer=answer.decode())
+        with contextlib.suppress(sqlite3.Error):  # the file is stored: that is what counts
+            self.rows.complete(done)
+        return done
+
+    def remove(self, upload: OpenUpload) -> None:
+        """Forget an upload, and what has come of one that is not complete."""
+        self._hashes.pop(upload.id, None)
+        self._folders[upload.root].unlink(self._name(upload))
+        self.rows.remove(upload.id)
+
+    def recover(self) -> frozenset[str]:
+        """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
+        self.remove_expired()
+        kept = []
+        for upload in self.rows.unfinished():
+            folder = self._folders[upload.root]
+            if folder.is_there() and folder.is_gone(self._name(upload)):
+                self.rows.remove(upload.id)
+            else:
+                kept.append(upload.id)
+        return frozenset(kept)
+
+    def remove_expired(self) -> None:
+        for upload in self.rows.expired(time.time()):
+            with contextlib.suppress(OSError):  # its disk is away: the next time
+                self.remove(upload)
+
+    def watch(self, stopping: threading.Event) -> None:
+        """Remove what expires, until `stopping`."""
+        while not stopping.wait(EXPIRY_SECONDS):
+            with contextlib.suppress(sqlite3.Error):
+                self.remove_expired()
+
+
+NO_UPLOAD = "There is no such upload, or it has expired."
+
+
+class Transfer:
+    """The content of one request on its way into an upload: a BodyReader.
+
+    It holds the upload's file only while content comes. So a client whose connection has died
+    unnoticed can go on with another request, after which this one adds nothing more.
+    """
+
+    def __init__(
+        self, uploads: ResumableUploads, upload: OpenUpload, head: UploadHead, limit: Limit,
+        *, md5: bool,
+    ) -> None:  # fmt: skip
+        self.is_tus = head.is_tus
+        self._uploads = uploads
+        self._head = head
+        self._md5 = md5
+        self._digest: Any = None  # of the content, where it has a checksum
+        if head.checksum:
+            self._digest = hashlib.new(head.checksum[0], usedforsecurity=False)
+        self.is_known = head.offset is not None or bool(head.draft)  # to the client, by its URL
+        try:
+            self.upload, self._receiving = uploads.take(upload, limit, md5=md5)
+        except BlockingIOError:
+            raise HTTPError(423, BUSY_UPLOAD, RETRY_SOON) from None
+        self._is_held = True
+        self._saved = self.upload.received
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, these among them."""
+        return self._receiving.incoming.size
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing, once this content is here."""
+        return self._head.completes or (self.is_tus and self.size == self.upload.length)
+
+    def feed(self, piece: memoryview) -> None:
+        self._hold()
+        self._receiving.feed(piece)
+        if self._digest:
+            self._digest.update(piece)
+        self._save_beyond(CHECKPOINT_BYTES)
+
+    def pause(self) -> None:
+        self._receiving.pause()
+        self._save_beyond(PAUSE_BYTES)
+        self._is_held = False
+        fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
+
+    def _hold(self) -> None:
+        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        if self._is_held:
+            return
+        try:
+            fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HTTPError(409, BUSY_UPLOAD) from None
+        if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
+            raise HTTPError(409, BUSY_UPLOAD)
+        self._is_held = True
+
+    def _save_beyond(self, count: int) -> None:
+        """Save once so many bytes have come; but what has a checksum is saved whole or not."""
+        if self._digest is None and self.size - self._saved >= count:
+            self._save()
+
+    def _save(self) -> None:
+        """Make what has come durable, and note how far that is."""
+        self._saved = received = self._receiving.sync()
+        if self.is_tus and received == self.upload.length:
+            received -= received > 0  # clients of tus take an offset at the end for a stored file
+        expiry = self._uploads.expiry()
+        self.upload = self.upload._replace(received=received, expires_at=expiry)
+        if not self._uploads.rows.advance(self.upload):
+            raise HTTPError(409, BUSY_UPLOAD)
+
+    def finish(self) -> Mapping[str, Any]:
+        """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
+        if self._digest and self._head.checksum != (self._digest.name, self._digest.digest()):
+            raise HTTPError(460, "The content has another checksum.")
+        self._hold()
+        self._digest = None
+        self._save()
+        if not self.is_whole:
+            self.close()
+        elif self.upload.length not in {None, self.size}:
+            raise HTTPError(400, f"The upload ends before its {self.upload.length} bytes.")
+        else:
+            self.upload = self.upload._replace(length=self.size)
+        return {}
+
+    def whole(self) -> Incoming:
+        """The file, which is complete."""
+        if not self._receiving.hashes:
+            self._receiving.hash_again(new_hashes(self._md5))
+        return self._receiving.finish()
+
+    def close(self) -> None:
+        """Let go of the upload, which another request may go on with."""
+        if not self._receiving.incoming.file.closed:
+            self._uploads.leave(self.upload, self._receiving)
+            self._receiving.close()
+
+    def discard(self) -> None:
+        """Keep what has come, unless nobody can know of it."""
+        if self._receiving.incoming.file.closed:
+            return
+        try:
+            with contextlib.suppress(HTTPError):
+                self._hold()
+                self._save_beyond(1)
+        finally:
+            self.close()
+        if not self.is_known:
+            self._uploads.remove(self.upload)
+
+
+BUSY_UPLOAD = "Another request is going on with this upload."
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -8528,9 +9723,13 @@ class App:
         self.library, self.images, self.users, self.entities = self.folders.values()
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
-        previews = PreviewCache(private.folder, "previews/", limit, used)
+        previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
+        self.watcher = Watcher(self.library, self.scanner)
+        self._disk_places = {
+            name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
+        }
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -8538,32 +9737,31 @@ class App:
             public_key=read_public_key(settings),
             upload_secret=settings.media_server_secret,
             upload_lifetime=settings.token_expiry_seconds,
+            unscoped=settings.upload_tokens == "all",
         )
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.new_passwords = ScryptRoom(1, MAX_NEW_PASSWORDS)
         room = ScryptRoom(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
         self.logins = Logins(index.failures, room)
+        lifetime = settings.upload_expiry_seconds
+        self.uploads = ResumableUploads(index, self.folders, lifetime)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
         self.listing = Listing(settings.database_dir)
+        self.catalogues = Catalogues()
         self.started = time.monotonic()
 
-    def is_degraded(self) -> bool:
-        """Whether the storage folder, or a disk below it, is missing."""
-        return self.library.is_missing() or bool(self.scanner.absent_mounts(self.library))
-
-    def problems(self) -> list[str]:
+    def problems(self, sight: Sight) -> list[str]:
         """What is not as it should be, in sentences without paths."""
-        missing = self.library.is_missing()
-        absent = 0 if missing else len(self.scanner.absent_mounts(self.library))
         unreadable = self.scanner.progress.get().unreadable
         restarts = self.thumbnails.restarts[0]
         return [
             sentence.format(count)
             for count, sentence in (
-                (missing, "The storage folder is not there, or there is nothing in it."),
-                (absent, "Disks below the storage folder that are not mounted: {}."),
+                (sight.hangs, "The storage folder does not answer."),
+                (sight.missing, "The storage folder is not there, or there is nothing in it."),
+                (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -8577,6 +9775,18 @@ class App:
         absent = self.scanner.absent_mounts(self.library)
         return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
+    @contextlib.contextmanager
+    def disk(self, root: str) -> Iterator[None]:
+        """Take a place among those who use a root's disk; 503 where it does not answer."""
+        # One that hangs keeps no more threads than these.
+        places = self._disk_places[root]
+        if not places.acquire(timeout=LOOK_SECONDS):
+            raise HTTPError(503, "The disk does not answer.", RETRY_LATER)
+        try:
+            yield
+        finally:
+            places.release()
+
     def prepare(self, content: Content) -> Response:
         """The usual answer with a small public file, whoever asks."""
         response = Response(200, content.headers(), content.source)
@@ -8585,7 +9795,8 @@ class App:
 
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a public file at hand; when there are too many, all make room."""
-        self.hot_bytes += HOT_ENTRY_BYTES + len(hot.content.source if hot.whole else b"")  # type: ignore[arg-type]
+        size = hot.content.size if hot.whole else 0
+        self.hot_bytes += HOT_ENTRY_BYTES + len(target) + size
         if self.hot_bytes > HOT_BYTES:
             self.hot.clear()
             self.hot_bytes = 0
@@ -8617,7 +9828,12 @@ class Request:
         self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
+        self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
+        self.counted: Grant | None = None  # the scoped token of which a use was taken
+        self.transfer: Transfer | None = None  # for an upload that can be resumed
+        self.interim: list[tuple[str, str]] = []  # fields of a 104
+        self.answer_headers: tuple[tuple[str, str], ...] = ()  # whatever the answer is
 
     @property
     def behind_proxy(self) -> bool:
@@ -8682,6 +9898,9 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 # -- Reading fields ----------------------------------------------------------------------
 
 
+MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
+
+
 class Unfit(Exception):
     """A value is not what its field takes; its arguments are a Problem's from `message` on."""
 
@@ -8695,6 +9914,9 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
     if value is None and item.nullable:
         return None
     try:
+        if item.choices and value not in item.choices and value is not None:
+            shown = str(value)[:MAX_SHOWN_CHARACTERS]
+            raise Unfit(f'"{shown}" is not a valid choice', "choice")
         if item.type == "boolean":
             return parse_flag(value)
         if item.type == "integer":
@@ -8723,8 +9945,9 @@ def parse_string(value: Any, numbers: bool) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise Unfit("has a character that is not allowed", "string_unicode")
+    for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
+        if any(first <= character <= last for character in value):
+            raise Unfit(f"{name} characters are not allowed.", "string_unicode")
     return value
 
 
@@ -8732,8 +9955,6 @@ def check_text(item: Field, text: str) -> str:
     shortest, longest = item.shortest, item.longest
     if not text and item.blank == "refused":
         raise Unfit("may not be blank", "blank")
-    if item.choices and text not in item.choices:
-        raise Unfit(f'"{text}" is not a valid choice', "choice")
     if longest is not None and len(text) > longest:
         raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
     if len(text) < shortest:
@@ -8745,8 +9966,8 @@ def parse_integer(value: Any) -> int:
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
-        if re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
-            return int(value)
+        if match := re.fullmatch(r"\s*([+-]?[0-9]{1,999})(?:\.0*)?\s*", value, re.ASCII):
+            return int(match[1])
     elif isinstance(value, float):
         problem = "int_from_float"
         if value.is_integer():
@@ -8782,17 +10003,6 @@ def parse_flag(value: Any) -> bool:
     return parsed
 
 
-def parse_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """The declared fields among `values`; raises Invalid with all that is wrong with them."""
-    problems: list[Problem] = []
-    parsed = collect_declared(declared, values, where, problems)
-    if problems:
-        raise Invalid(*problems)
-    return parsed
-
-
 def collect_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[Problem],
     has_upload: bool = False,
@@ -8815,6 +10025,13 @@ def collect_declared(
     return parsed
 
 
+BODY_TYPES = {
+    "json": JSON_TYPE,
+    "form": "application/x-www-form-urlencoded",
+    "multipart": "multipart/form-data",
+}
+# What clients say of a body that is a file: nothing (`curl -T`), or a type, which is not believed
+FILE_TYPES = re.compile(r"|(application|binary)/octet-stream|(image|video|audio)/.*")
 UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
 
 
@@ -8834,15 +10051,20 @@ class BodyReader(Protocol):
         """Forget what has come."""
 
 
-def open_body(request: Request, spec: BodySpec) -> BodyReader | None:
+def open_body(
+    request: Request, spec: BodySpec, parameters: Mapping[str, Any]
+) -> BodyReader | None:
     """What reads the body that a head declares; None if it has none. 400, 411, 413 or 415."""
     head, headers = request.head, request.headers
     unsized = head.content_length is None and not head.chunked
-    if unsized and (spec.upload or "content-type" in headers):
-        raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
+    if unsized and not spec.reader and (spec.upload or "content-type" in headers):
+        how = "with Content-Length or Transfer-Encoding: chunked"
+        raise HTTPError(411, f"Send {body_in_words(spec)}, {how}.")
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
+    if spec.reader is not None:  # an empty body says something, too
+        return spec.reader(request, **parameters)
     media_type, parameters = parse_content_type(headers.get("content-type", ""))
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if not head.has_body:  # whatever its type would have been
@@ -8852,9 +10074,23 @@ def open_body(request: Request, spec: BodySpec) -> BodyReader | None:
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         return TextBody(head, parse_urlencoded)
     if is_json and "json" in spec.kinds:
-        return TextBody(head, lambda text: unwrap(parse_json(text, spec), spec.wrapper))
+        return TextBody(head, lambda text: parse_json(text, spec))
+    if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
+        return FileBody(request, spec.upload)
     what = media_type or "a body without Content-Type"
-    raise HTTPError(415, f"This endpoint does not read {what}.")
+    raise HTTPError(415, f"This endpoint does not read {what}. Send {body_in_words(spec)}.")
+
+
+def body_in_words(spec: BodySpec) -> str:
+    """What an endpoint reads, in words.
+
+    >>> body_in_words(BodySpec(("multipart", "file"), upload=Upload("library", "")))
+    'multipart/form-data with the file in its field "file" or the file itself as the body'
+    """
+    kinds = [BODY_TYPES.get(kind, "the file itself as the body") for kind in spec.kinds]
+    if spec.upload:
+        kinds[spec.kinds.index("multipart")] += f' with the file in its field "{spec.upload.name}"'
+    return " or ".join(kinds)
 
 
 class TextBody:
@@ -8867,7 +10103,7 @@ class TextBody:
 
     def _check(self, length: int) -> None:
         if length > MAX_TEXT_BYTES:
-            raise HTTPError(413, f"The body is larger than {MAX_TEXT_BYTES} bytes.")
+            raise HTTPError(413, f"The body is larger than {format_size(MAX_TEXT_BYTES)}.")
 
     def feed(self, piece: memoryview) -> None:
         self._content += piece
@@ -8891,10 +10127,13 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     """The fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[Problem] = []
     if spec.upload and spec.upload.required and request.upload is None:
-        message = "is required: send one file as multipart/form-data"
+        message = f"is required: send {body_in_words(spec)}"
         problems.append(Problem("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
-    fields = collect_declared(spec.fields, values, "body", problems, has_upload)
+    where = "body"
+    if spec.wrapper and spec.wrapper in values:
+        values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
+    fields = collect_declared(spec.fields, values, where, problems, has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
         problems += [each for each in spec.check(request, fields) if each.field not in known]
@@ -8916,15 +10155,16 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if isinstance(value, list) and spec.list_field:
         return {spec.list_field: value}
     if not isinstance(value, dict):
-        raise Invalid(Problem("body", "", "must be a JSON object", "dict_type"))
+        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        raise Invalid(Problem("body", "", message, "dict_type"))
     return value
 
 
-def unwrap(value: dict[str, Any], wrapper: str) -> dict[str, Any]:
-    """The object that a JSON object's `wrapper` holds, or the object itself."""
-    inner = value.get(wrapper, value)
+def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
+    """The object that is the member `wrapper` of a JSON object."""
+    inner = values[wrapper]
     if not isinstance(inner, dict):
-        raise Invalid(Problem("body", wrapper, "must be an object", "dict_type"))
+        raise Invalid(Problem("body", wrapper, "must be an object", "model_attributes_type"))
     return inner
 
 
@@ -8938,9 +10178,9 @@ class FormBody:
         self._request = request
         self._upload = spec.upload
         self._declared = {item.name for item in spec.fields}
-        self._limit = getattr(request.app.settings, spec.upload.limit) if spec.upload else 0
-        if (request.head.content_length or 0) > self._limit + FORM_SLACK_BYTES:
-            raise HTTPError(413, f"The file is larger than {self._limit} bytes.")
+        self._limit = upload_limit(request, spec.upload)
+        if (request.head.content_length or 0) > self._limit.size + FORM_SLACK_BYTES:
+            raise HTTPError(413, self._limit.sentence)
         self._parser = MultipartParser(boundary.encode("latin-1", "replace"))
         self._part: Part | None = None  # that is being read
         self._receiving: Receiving | None = None  # where its content goes if it is the file
@@ -8970,7 +10210,7 @@ class FormBody:
             return
         self._text_bytes += len(data)
         if self._text_bytes > MAX_TEXT_BYTES:
-            detail = f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
+            detail = f"The text fields are larger than {format_size(MAX_TEXT_BYTES)} together."
             raise HTTPError(413, detail)
         self._text += data
 
@@ -9001,6 +10241,64 @@ class FormBody:
             self._receiving = None
 
 
+class FileBody:
+    """A body that is the file itself, as `curl -T` sends it.
+
+    Its name is the last of the URL's path, with the extension of its content.
+    """
+
+    def __init__(self, request: Request, upload: Upload) -> None:
+        limit = upload_limit(request, upload)
+        if (request.head.content_length or 0) > limit.size:
+            raise HTTPError(413, limit.sentence)
+        self._request = request
+        self._receiving = begin_upload(request, upload, "", limit)
+
+    def feed(self, piece: memoryview) -> None:
+        self._receiving.feed(piece)
+
+    def pause(self) -> None:
+        self._receiving.pause()
+
+    def finish(self) -> Mapping[str, Any]:
+        path, incoming = self._request.head.path, self._receiving.finish()
+        extension = incoming.facts.extension if incoming.facts else "bin"
+        incoming.filename = f"{posixpath.basename(unquote(path.rstrip('/')))}.{extension}"
+        self._request.upload = incoming
+        return {}
+
+    def discard(self) -> None:
+        self._receiving.discard()
+
+
+def upload_limit(request: Request, upload: Upload | None) -> Limit:
+    """What the file of a body may have: by its setting, its token and what there is room for."""
+    settings, grant = request.app.settings, request.principal.grant
+    size: int = getattr(settings, upload.limit) if upload else 0
+    setting = upload.limit.upper() if upload else ""
+    limits = [Limit(size, f"The file is larger than {format_size(size)} ({setting}).")]
+    if grant and grant.max_bytes:
+        lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
+        limits.append(Limit(grant.max_bytes, f"The file is larger than {lets}."))
+    if request.room < size:
+        limits.append(Limit(request.room, quota_sentence(settings, request.room)))
+    return min(limits)
+
+
+def quota_sentence(settings: Settings, room: int) -> str:
+    quota = f"Your account may store {settings.user_quota_bytes} bytes (USER_QUOTA_BYTES)"
+    return f"{quota}; {room} of them are left."
+
+
+def format_size(size: int) -> str:
+    """Bytes for a person.
+
+    >>> format_size(10485760), format_size(1000)
+    ('10 MB', '1000 bytes')
+    """
+    return f"{size / 2**20:.4g} MB" if size >= 2**20 else f"{size} bytes"
+
+
 def decode_field(name: str, text: bytes | bytearray) -> str:
     try:
         return text.decode()
@@ -9008,17 +10306,25 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
         raise Invalid(Problem("body", name, "is not UTF-8", "string_unicode")) from None
 
 
-def begin_upload(request: Request, upload: Upload, filename: str, limit: int) -> Receiving:
-    """Open a file for what a form holds; an error if the file's name alone refuses it."""
+def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Receiving:
+    """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    parse_value(Field(upload.name), filename, "body")
-    if upload.check_name and filename:
-        upload.check_name(filename)
+    if filename:
+        check_upload(request.app, upload, filename)
     folder = request.app.folders[upload.folder]
-    if not folder.make and not request.app.takes_uploads():
+    with request.app.disk(upload.folder):
+        folder.need_room(request.head.content_length or 0)
+        return folder.begin(limit, upload.md5)
+
+
+def check_upload(app: App, upload: Upload, filename: str) -> None:
+    """Refuse a file whose name, or place, refuses it."""
+    parse_value(Field(upload.name), filename, "body")
+    if upload.check_name:
+        upload.check_name(filename)
+    if not app.folders[upload.folder].make and not app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
-    return folder.begin(limit, upload.md5)
 
 
 def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
@@ -9055,10 +10361,17 @@ def format_time(seconds: float, timespec: str = "microseconds") -> str:
 
 def listing_response(
     app: App, request: Request, key: str, pieces: Callable[[], Iterator[str]]
-) -> Response:
+) -> Answer:
     """Answer with a long list, `pieces` of JSON text that are asked for only if it has changed."""
-    zipped = accepts_gzip(request.headers)
-    content = app.listing.get(app.index, key, zipped, pieces)
+    about = (app.index, key, accepts_gzip(request.headers))
+    content = app.listing.find(*about)
+    if content is not None:
+        return long_response(request, content)
+    return Deferred("list", lambda: long_response(request, app.listing.make(*about, pieces)))
+
+
+def long_response(request: Request, content: Content) -> Response:
+    """Answer with JSON that lies in a file, which is closed with the answer."""
     with contextlib.ExitStack() as on_error:
         on_error.callback(close_source, content)
         response = content_response(request.head, content)
@@ -9171,7 +10484,7 @@ def multirange_response(
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full."),
+    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
     errno.EDQUOT: (507, "The disk quota is used up."),
     errno.EFBIG: (507, "The file system takes no file of this size."),
     errno.EROFS: (503, "The storage folder cannot be written to."),
@@ -9209,61 +10522,112 @@ def complete_headers(response: Response) -> None:
         response.headers.append(("Cache-Control", "no-store"))
 
 
+REFUSALS = frozenset({401, 403, 429})
+MAX_LOGGED_PATH = 200  # characters
+
+
+def log_refusal(request: Request, error: HTTPError) -> None:
+    """Tell the owner of a credential or a login that is refused: README.md's filter counts them.
+
+    No credential is no attack, and what a query holds is no log's business.
+    """
+    if error.status not in REFUSALS or isinstance(error, CredentialMissing):
+        return
+    principal, path = request.principal, request.head.path[:MAX_LOGGED_PATH]
+    who = principal.kind if principal.user_id is None else f"user:{principal.user_id}"
+    about = f"{request.client} {who} {request.head.method} {path}: {error.status} {error.detail}"
+    warn(f"refused {printable_line(about)}")
+
+
 class Application:
     """Requests in, answers out."""
 
     def __init__(self, app: App, routes: Iterable[Route]) -> None:
         self.app = app
         self.routes = RouteTable(routes)
+        self._prompt = {item.path for item in routes if item.prompt}
 
-    def __call__(self, head: RequestHead, peer: str) -> Response | Exchange:
+    def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
         hot = self.answer_hot(head, may_wait=True)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        return self.attempt(request, functools.partial(self.accept, request))
+        answer = self.attempt(request, functools.partial(self.accept, request))
+        # What reads an empty body, too, has it whole.
+        return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
-    def attempt(self, request: Request, step: Callable[[], T]) -> T | Response:
+    def attempt(self, request: Request, step: Callable[[], T]) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
         try:
             outcome = step()
         except Exception as error:
             return self.refuse(request, error)
         if isinstance(outcome, Response):
-            self.finish(request.head, outcome)
+            self.finish(request.head, outcome, request.answer_headers)
+        elif isinstance(outcome, Deferred):
+            work = functools.partial(self.attempt, request, outcome.work)
+            return outcome._replace(work=work)
         return outcome
 
     def refuse(self, request: Request, error: Exception) -> Response:
-        response = error_response(as_http_error(error), request.family)
-        self.finish(request.head, response)
+        problem = as_http_error(error)
+        log_refusal(request, problem)
+        self.give_back_use(request)
+        response = error_response(problem, request.family)
+        self.finish(request.head, response, request.answer_headers)
         return response
 
-    def accept(self, request: Request) -> Response | Exchange:
+    def take_use(self, request: Request, item: Route) -> None:
+        """Count a use of a scoped token that is good for so many requests; 401 after them."""
+        grant = request.principal.grant
+        goes_on = item.access is Access.TARGET and item.method != "POST"
+        if grant and grant.uses and item.access is not Access.OPEN and not goes_on:
+            if not self.app.index.token_uses.take(grant, time.time()):
+                raise Unauthorized(TokenError("The token was used as often as it may be."))
+            request.counted = grant
+
+    def give_back_use(self, request: Request) -> None:
+        """Count no use of a scoped token for a request that comes to nothing."""
+        if request.counted:
+            with contextlib.suppress(sqlite3.Error):
+                self.app.index.token_uses.give_back(request.counted)
+            request.counted = None
+
+    def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
         head = request.head
         found = {
             item.method: (item, parameters)
             for item, parameters in reversed(self.routes.find(head.path))
         }
-        request.family = next((item.family for item, _ in found.values()), "")
+        for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
+            request.family, request.answer_headers = item.family, item.headers
         preflight = "access-control-request-method" in head.headers
+        method = head.headers.get("x-http-method-override")
+        if method and request.family == "files":  # tus, for clients that cannot send PATCH
+            request.head = head = head._replace(method=method)
         if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
-            return self.answer_options(head, found)
+            return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
-        request.family = item.family
+        request.family, request.answer_headers = item.family, item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
-        parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
+        self.take_use(request, item)
+        problems: list[Problem] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise Invalid(*problems)
+        parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
-        request.query = parse_declared(item.query, dict(request.pairs), "query")
         if item.body is not None:
-            body = open_body(request, item.body)
+            body = open_body(request, item.body, parameters)
             if body is not None:
                 return Accepted(self, request, item, parameters, body)
             if item.body.wrapper:
-                raise Invalid(Problem("body", "", "is required", "missing"))
+                raise Invalid(Problem("body", item.body.wrapper, "is required", "missing"))
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
@@ -9297,10 +10661,13 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
-        request.principal = principal
+        request.principal = narrow(principal, request.head.method, unquote(request.head.path))
 
-    def answer_options(self, head: RequestHead, found: Mapping[str, Any]) -> Response:
+    def answer_options(
+        self, request: Request, found: Mapping[str, tuple[Route, dict[str, str]]]
+    ) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
+        head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
         headers = [("Allow", allow)]
         asked = "access-control-request-method" in head.headers
@@ -9311,10 +10678,18 @@ class Application:
                 ("Access-Control-Allow-Headers", wanted or "Authorization, Content-Type"),
                 ("Access-Control-Max-Age", CORS_MAX_AGE),
             ]
+        if "OPTIONS" in found:  # what a protocol of its own has to say
+            item, parameters = found["OPTIONS"]
+            said = item.handler(self.app, request, **parameters)
+            assert isinstance(said, Response)
+            headers += said.headers
         return Response(204, headers)
 
-    def finish(self, head: RequestHead, response: Response) -> None:
+    def finish(
+        self, head: RequestHead, response: Response, more: Iterable[tuple[str, str]] = ()
+    ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
+        response.headers += more
         origin = head.headers.get("origin", "")
         response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
         complete_headers(response)
@@ -9340,10 +10715,16 @@ class Application:
         """The answer to a GET of a hot file, if that takes no waiting for the disk."""
         return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
 
+    def is_prompt(self, head: RequestHead) -> bool:
+        """Whether a request waits for neither disk nor index: a credential may be looked up."""
+        return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
+
     def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
         """The answer to an anonymous GET of a hot file; None for all else."""
         hot = self.app.hot.get(head.target)
         if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
+            return None
+        if not may_wait and is_remote(hot.state[0][0]):
             return None
         try:
             content = hot.content if hot.whole else open_hot(hot)
@@ -9382,24 +10763,28 @@ class Accepted:
     def client(self) -> str:
         return network_of(self._request.client)
 
-    def feed(self, piece: memoryview) -> Response | None:
+    @property
+    def interim(self) -> Sequence[tuple[str, str]]:
+        return self._request.interim
+
+    def feed(self, piece: memoryview) -> Answer | None:
         return self._attempt(functools.partial(self._body.feed, piece))
 
-    def pause(self) -> Response | None:
+    def pause(self) -> Answer | None:
         return self._attempt(self._body.pause)
 
-    def finish(self) -> Response:
-        response = self._attempt(self._answer)
-        assert response is not None
-        return response
+    def finish(self) -> Answer:
+        answer = self._attempt(self._answer)
+        assert answer is not None
+        return answer
 
-    def _attempt(self, step: Callable[[], Response | None]) -> Response | None:
-        response = self._application.attempt(self._request, step)
-        if response is not None:
+    def _attempt(self, step: Callable[[], T]) -> T | Answer:
+        answer = self._application.attempt(self._request, step)
+        if answer is not None:
             self.abandon()  # what is left
-        return response
+        return answer
 
-    def _answer(self) -> Response:
+    def _answer(self) -> Answer:
         request, spec = self._request, self._item.body
         assert spec is not None
         request.fields = parse_form(request, spec, self._body.finish())
@@ -9408,6 +10793,7 @@ class Accepted:
         if upload is not None:
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
+        request.counted = None  # it was worth its use
         return response
 
     def refuse(self, error: HTTPError) -> Response:
@@ -9415,6 +10801,7 @@ class Accepted:
         return self._application.refuse(self._request, error)
 
     def abandon(self) -> None:
+        self._application.give_back_use(self._request)
         with contextlib.suppress(OSError):  # what stays in `.incoming/` goes at the next start
             self._body.discard()
             if self._request.upload is not None:
@@ -9484,9 +10871,9 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
         warn(f"the index: {error}")
-        if "full" in str(error):
+        if is_full(error):
             return HTTPError(507, "The disk is full.")
         return HTTPError(503, "The index cannot be used now.", RETRY_LATER)
     import traceback  # only where something is wrong with the program
@@ -9507,6 +10894,7 @@ FASTAPI_MESSAGES = {
     "string_unicode": "Input should be a valid string,"
     " unable to parse raw data as a unicode string",
     "dict_type": "Input should be a valid dictionary",
+    "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
     "greater_than_equal": "Input should be greater than or equal to {0}",
     "less_than_equal": "Input should be less than or equal to {0}",
     "value_error": "Value error, {1}",
@@ -9519,7 +10907,6 @@ DJANGO_MESSAGES = {
     "int_type": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
     "bool_type": "Must be a valid boolean.",
-    "dict_type": "Invalid data. Expected a dictionary.",
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -9548,8 +10935,8 @@ def error_response(error: HTTPError, family: str) -> Response:
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
     sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
     message = sentence.format(problem.limit, problem.message)
-    location = [problem.where, problem.field] if problem.field else [problem.where]
-    return {"loc": location, "msg": message, "type": problem.type}
+    location = [*problem.where.split("/"), problem.field]
+    return {"loc": [name for name in location if name], "msg": message, "type": problem.type}
 
 
 def django_message(problem: Problem) -> str:
@@ -9628,7 +11015,8 @@ def file_response(app: App, request: Request, found: Located, rule: str) -> Resp
     about = (file.size, asset.mime_type, file.sha256, modified, caching(app, file, rule))
     name = posixpath.basename(printable(file.path))
     try:
-        source = folder.open(file.path)
+        with app.disk(file.root):
+            source = folder.open(file.path)
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
     with contextlib.ExitStack() as cleanup:
@@ -9713,6 +11101,7 @@ def remove_for_good(
     return result
 
 
+NOT_MEDIA = "The file is no image, video or audio."
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
@@ -9720,6 +11109,8 @@ def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
     allowed = ", ".join(sorted(extensions))
+    if not incoming.size:
+        raise HTTPError(400, "The file is empty.")
     if facts is None:
         raise HTTPError(400, f"The file's content is none of: {allowed}.")
     if facts.extension not in extensions:
@@ -9758,11 +11149,15 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 
 
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
-       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
+       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
+       is_target=True)  # fmt: skip
+@route("PUT", "/upload", UPLOAD, "media", "Upload a public image, as curl -T does",
+       {201: "url, filename, size, content_type, sha256"},
+       body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     incoming = uploaded(request)
-    extension = check_extension(incoming.filename, MEDIA_NAMES)
     facts = check_type(incoming, MEDIA_TYPES)
+    extension = check_extension(incoming.filename, MEDIA_NAMES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
@@ -9804,7 +11199,7 @@ MEDIA_PAGING = (
 
 @route("GET", "/media", READ, "media", "All public images, newest first", {200: "count, files"},
        query=MEDIA_PAGING)  # fmt: skip
-def list_media(app: App, request: Request) -> Response:
+def list_media(app: App, request: Request) -> Answer:
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
         size = request.query.get("page_size", 100)
@@ -9842,7 +11237,7 @@ LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
 @route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
-def list_library(app: App, request: Request) -> Response:
+def list_library(app: App, request: Request) -> Answer:
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
 
@@ -9862,11 +11257,18 @@ def library_pieces(app: App) -> Iterator[str]:
 
 @route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
        {200: "image/png"})  # fmt: skip
-def get_thumbnail(app: App, request: Request, sha256: str) -> Response:
+def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     file, asset = find_content(app, request, check_sha256(sha256))
+    work = functools.partial(thumbnail_response, app, request, file, asset)
+    return Deferred("decoder", work) if asset.thumbnail is None else work()
+
+
+def thumbnail_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+    """Answer with a thumbnail, which is made if need be."""
     try:
-        check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
-        data = app.thumbnails.read(asset.sha256, file.root != "library")
+        with app.disk(file.root):
+            check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
+            data = app.thumbnails.read(asset.sha256, file.root != "library")
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
@@ -9903,7 +11305,7 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
+LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_upload_bytes"))
 
 
 def library_name(wanted: str, filename: str) -> str:
@@ -9915,13 +11317,14 @@ def library_name(wanted: str, filename: str) -> str:
     raise HTTPError(400, "The file needs a name.")
 
 
-@route("PUT", "/image/{filename}", UPLOAD, "library", "Upload an image into the folder",
+@route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
+       "Upload an image into the folder",
        {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
-       body=LIBRARY_UPLOAD)  # fmt: skip
-def put_image(app: App, request: Request, filename: str) -> Response:
+       body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
+def put_image(app: App, request: Request, filename: str = "") -> Response:
     incoming = uploaded(request)
-    name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
+    name = library_name(filename, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     twin = find_twin(app, incoming.sha256, "library") if readable else None
     known = twin and twin[0].path
@@ -9983,7 +11386,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
 
 
 @route("POST", "/upload-image", WRITE, "images", "Store a private image",
-       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD)  # fmt: skip
+       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, IMAGE_TYPES)
@@ -10061,7 +11464,7 @@ LOGIN = BodySpec(ANY_BODY, (
     name_field("email", MAX_EMAIL_LENGTH, blank="null"),
     password_field("password"),
 ), check=check_login_form)  # fmt: skip
-REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
+REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
 PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
 
@@ -10093,6 +11496,7 @@ def check_registration(app: App, request: Request) -> None:
 
 @route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
        body=REGISTRATION, before=check_registration)  # fmt: skip
+@deferred("password")
 def register(app: App, request: Request) -> Response:
     values = request.fields
     values["password"] = app.new_passwords.hash(values["password"])
@@ -10112,6 +11516,7 @@ def login_key(user: User | None, name: str) -> str:
 
 @route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
        {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
+@deferred("password")
 def login(app: App, request: Request) -> Response:
     name = request.fields.get("username") or request.fields["email"]
     user = app.index.users.find(name)
@@ -10241,6 +11646,7 @@ def get_profile(app: App, request: Request) -> Response:
 
 @route("POST", "/api/auth/password", USER, "accounts", "Change my password and end all sessions",
        {204: "nothing"}, body=PASSWORD_CHANGE)  # fmt: skip
+@deferred("password")
 def change_password(app: App, request: Request) -> Response:
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
@@ -10318,7 +11724,7 @@ def list_owned(
         "count": count,
         "next": page_url(request, page + 1) if page < last else None,
         "previous": page_url(request, page - 1) if page > 1 else None,
-        "results": [to_json(thing) for thing in things.page(wanted, size, (page - 1) * size)],
+        "results": [to_json(thing) for thing in things.each(wanted, size, (page - 1) * size)],
     }
     return json_response(value)
 
@@ -10341,7 +11747,7 @@ MEDIA_FIELDS = (
 def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
     if request.upload and request.upload.facts is None:
-        yield Problem("body", "file", "The file is no image, video or audio.")
+        yield Problem("body", "file", NOT_MEDIA if request.upload.size else "The file is empty.")
     elif request.upload and request.upload.facts:
         yield from kind_problems(values, request.upload.facts.kind)
 
@@ -10440,11 +11846,24 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)
     app.index.media.put(db, record)
+    if placed and (room := find_room(app, record.user_id, db)) < 0:
+        raise HTTPError(413, quota_sentence(app.settings, room + placed[0].size))
     return record
 
 
+def find_room(app: App, user_id: int, db: Database | None = None) -> int:
+    """What a user may store yet; below 0 where it is too much already."""
+    quota = app.settings.user_quota_bytes
+    return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
+
+
+def check_room(app: App, request: Request) -> None:
+    """Bound the file that is about to come by what its user may store yet."""
+    request.room = max(0, find_room(app, caller(request)))
+
+
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
-       {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
+       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
@@ -10462,6 +11881,13 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
+def check_record(app: App, request: Request, id: str) -> None:
+    """Find the record that is about to be changed; a new file takes the place of its old one."""
+    record = find_record(app, request, id)
+    freed = record.size or 0 if record.path else 0
+    request.room = max(0, find_room(app, record.user_id) + freed)
+
+
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
        {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
@@ -10474,11 +11900,11 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change a media record; a file replaces its file", {200: "the record"}, before=find_record,
+       "Change a media record; a file replaces its file", {200: "the record"}, before=check_record,
        body=MEDIA_BODY)  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
        "Change some of a media record; a file replaces its file", {200: "the record"},
-       before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
+       before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = upload_facts(request), media_changes(request)
@@ -10621,8 +12047,15 @@ def create_collection(app: App, request: Request) -> Response:
 def get_collection(app: App, request: Request, id: str) -> Response:
     collection = find_collection(app, request, id)
     wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
-    media = [record_json(app, request, record) for record in app.index.media.page(wanted)]
-    return json_response({**collection_json(collection), "media": media})
+
+    def pieces() -> Iterator[str]:
+        yield f'{to_json(collection_json(collection))[:-1]},"media":['
+        for number, record in enumerate(app.index.media.each(wanted)):
+            yield "," * (number > 0) + to_json(record_json(app, request, record))
+        yield "]}"
+
+    content = write_listing(pieces, accepts_gzip(request.headers), app.settings.database_dir)
+    return long_response(request, content._replace(cache_control="private, no-cache"))
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
@@ -10651,7 +12084,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 # -- entities: versioned media entities --------------------------------------------------
 
-NO_ENTITY = "There is no entity {}, or not in that version."
+NO_ENTITY = "There is no entity {}."
 ENTITY_ID = (Field("id", "integer"),)
 ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
 ENTITY_TEXTS = (
@@ -10726,7 +12159,7 @@ def parse_filters(text: str) -> dict[str, Any]:
 
 
 @route("POST", "/entity/", WRITE, "entities", "Create an entity", {201: "the Item"},
-       body=ENTITY_CREATE)  # fmt: skip
+       body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
@@ -10795,7 +12228,8 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
 def find_entity(
     app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
-    return existing(app.index.entities.get(id, version, db), NO_ENTITY.format(id))
+    missing = NO_ENTITY.format(id if version is None else f"{id} with a version {version}")
+    return existing(app.index.entities.get(id, version, db), missing)
 
 
 def save_entity(
@@ -10834,7 +12268,7 @@ def check_entity(
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
-        raise HTTPError(400, "The file's content is no image, video or audio.")
+        raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
     if entity.parent_id is not None:
         check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
@@ -10939,6 +12373,277 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
             return
 
 
+# -- files: uploads that can be resumed --------------------------------------------------
+# Each family's `is_target` route takes files that come in parts, too: its checks are made at the
+# beginning, as far as they need no content, and its handler gets the whole. Both protocols work
+# on one kind of upload.
+
+TUS_HEADERS = (("Tus-Resumable", TUS_VERSION),)
+TUS_EXTENSIONS = (
+    "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
+)
+TUS_CONTENT, DRAFT_CONTENT = "application/offset+octet-stream", "application/partial-upload"
+TARGETS = {item.family: item for item in ROUTES if item.is_target}
+
+
+def find_target(request: Request, family: str) -> Route:
+    """The route that a file is for; 403 as there, 400 where there is none."""
+    target = TARGETS.get(family)
+    if target is None:
+        raise HTTPError(400, f"Upload-Metadata must have a target: {', '.join(TARGETS)}.")
+    request.family = family
+    require(target.access, request.principal, request.app.settings.read_auth_enabled)
+    return target
+
+
+def form_of(target: Route) -> tuple[BodySpec, Upload]:
+    assert target.body is not None and target.body.upload is not None
+    return target.body, target.body.upload
+
+
+def max_size(app: App, target: Route) -> int:
+    size: int = getattr(app.settings, form_of(target)[1].limit)
+    return size
+
+
+def owner_of(request: Request) -> str:
+    """Who may go on with what the caller begins, and in whose number it counts."""
+    principal = request.principal
+    if principal.user_id is not None:
+        return f"user {principal.user_id}"
+    if principal.subject is not None:
+        return f"subject {principal.subject}"
+    return f"address {network_of(request.client)}"
+
+
+def find_upload(app: App, request: Request, id: str) -> OpenUpload:
+    """An upload that is the caller's; 404 for another's as for none, 412 for another tus."""
+    check_tus_version(request.headers, needed=False)
+    upload = existing(app.uploads.get(id), NO_UPLOAD)
+    find_target(request, upload.target)
+    anybody = upload.owner.startswith("address ")  # who knows its URL, from wherever
+    is_mine = anybody or upload.owner == owner_of(request)
+    return existing(upload if is_mine else None, NO_UPLOAD)
+
+
+def begin_resumable(request: Request) -> Transfer:
+    """Accept a new upload; 400, 401, 403, 412, 413, 415, 429 or 507."""
+    app, head = request.app, parse_upload_head(request.headers)
+    texts = parse_upload_metadata(head.metadata)
+    target = find_target(request, texts.get("target", ""))
+    if head.is_tus:
+        check_content_type(request, TUS_CONTENT)
+        if (head.length is None) != head.is_deferred:
+            raise HTTPError(400, "Send either Upload-Length or Upload-Defer-Length: 1.")
+    spec, file = form_of(target)
+    head = head._replace(length=find_length(request, head), offset=None)
+    bound_room(request, target)
+    check_size(request, target, head.length, 0)
+    problems: list[Problem] = []
+    collect_declared(spec.fields, texts, "body", problems, has_upload=True)
+    if problems:
+        raise Invalid(*problems)
+    check_upload(app, file, texts.get("filename", ""))
+    upload = app.uploads.add(owner_of(request), target.family, file, head)
+    if head.draft:
+        version = ("Upload-Draft-Interop-Version", head.draft)
+        request.interim = [("Location", upload_url(request, upload)), limits(app, upload), version]
+    return open_transfer(request, upload, head)
+
+
+def continue_resumable(request: Request, id: str) -> Transfer:
+    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+    app, head = request.app, parse_upload_head(request.headers)
+    upload = find_upload(app, request, id)
+    check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
+    if head.offset is None:
+        raise HTTPError(400, "Upload-Offset must say where the content begins.")
+    state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
+    if upload.answer is not None and not head.is_tus:
+        raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None or head.offset != upload.received:
+        raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
+    target, length = TARGETS[upload.target], find_length(request, head, upload)
+    bound_room(request, target, upload.id)
+    check_size(request, target, length, upload.received)
+    return open_transfer(request, upload._replace(length=length), head)
+
+
+def check_content_type(request: Request, *types: str) -> None:
+    media_type, _ = parse_content_type(request.headers.get("content-type", ""))
+    if request.head.has_body and media_type not in types:
+        raise HTTPError(415, f"Send the content as {types[0]}.")
+
+
+def find_length(
+    request: Request, head: UploadHead, upload: OpenUpload | None = None
+) -> int | None:
+    """Bytes of a whole upload, if they are known; 400 where the client has told two numbers."""
+    offset, told = (upload.received, upload.length) if upload else (0, None)
+    rest = request.head.content_length if request.head.has_body else 0
+    ends = offset + rest if head.completes and rest is not None else None
+    lengths = {head.length, told, ends} - {None}
+    if len(lengths) > 1:
+        raise HTTPError(400, "The upload has another length than the request says.")
+    return next(iter(lengths), None)
+
+
+def check_size(request: Request, target: Route, length: int | None, offset: int) -> None:
+    """Refuse an upload that is too long, and content that goes beyond its end (413)."""
+    limit = upload_limit(request, form_of(target)[1])
+    if (length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
+    limit = limit if length is None else whole_limit(length)
+    if offset + (request.head.content_length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence)
+
+
+def bound_room(request: Request, target: Route, id: str = "") -> None:
+    """Take from the room that the caller has what other open uploads will need."""
+    if target.before is not None:  # it says what room there is
+        target.before(request.app, request)
+        rows = request.app.uploads.rows
+        request.room -= rows.promised_bytes(owner_of(request), target.family, id)
+        request.room = max(0, request.room)
+
+
+def whole_limit(length: int) -> Limit:
+    return Limit(length, f"The content goes beyond the upload's {length} bytes.")
+
+
+def open_transfer(request: Request, upload: OpenUpload, head: UploadHead) -> Transfer:
+    """What takes in the content of a request."""
+    file, length = form_of(TARGETS[upload.target])[1], upload.length
+    limit = upload_limit(request, file) if length is None else whole_limit(length)
+    request.transfer = Transfer(request.app.uploads, upload, head, limit, md5=file.md5)
+    return request.transfer
+
+
+def upload_url(request: Request, upload: OpenUpload) -> str:
+    """Where an upload is gone on with: with the token, too, that the caller has in the query."""
+    token = [pair for pair in request.pairs if pair[0] == "token"]
+    return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
+
+
+def completeness(upload: OpenUpload) -> str:
+    return "?0" if upload.answer is None else "?1"
+
+
+def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
+    size, age = max_size(app, TARGETS[upload.target]), upload.expires_at - time.time()
+    return "Upload-Limit", f"max-size={size}, max-age={max(0, int(age))}"
+
+
+def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
+    """How far an upload is, in the words of both protocols."""
+    length = ("Upload-Length", str(upload.length))
+    return [
+        ("Upload-Offset", str(upload.received)),
+        ("Upload-Complete", completeness(upload)),
+        ("Upload-Defer-Length", "1") if upload.length is None else length,
+        ("Upload-Expires", format_date(upload.expires_at)),
+        limits(app, upload),
+        ("Cache-Control", "no-store"),
+    ]
+
+
+@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", "What the server can do of tus 1.0",
+       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
+       headers=TUS_HEADERS)  # fmt: skip
+def describe_uploads(app: App, request: Request, id: str = "") -> Response:
+    size = max(max_size(app, target) for target in TARGETS.values())
+    headers = {
+        "Tus-Version": TUS_VERSION,
+        "Tus-Extension": TUS_EXTENSIONS,
+        "Tus-Max-Size": str(size),
+        "Tus-Checksum-Algorithm": ",".join(CHECKSUMS),
+        "Accept-Patch": f"{DRAFT_CONTENT}, {TUS_CONTENT}",
+        "Upload-Limit": f"max-size={size}",
+    }
+    return Response(204, headers.items())
+
+
+def transferred(request: Request) -> Transfer:
+    """The content of a route whose reader takes it in."""
+    assert request.transfer is not None
+    return request.transfer
+
+
+@route("POST", "/files", TARGET, "files", "Begin an upload that can be resumed",
+       {201: "where it goes on; the family's answer if it is complete"},
+       body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
+def create_upload(app: App, request: Request) -> Response:
+    transfer = transferred(request)
+    location = ("Location", upload_url(request, transfer.upload))
+    if not transfer.is_whole:
+        return Response(201, [location, *upload_headers(app, transfer.upload)])
+    answer = complete_upload(app, request, transfer)
+    if transfer.is_tus:
+        answer.status = 201
+        answer.headers = [field for field in answer.headers if field[0] != "Location"]
+        answer.headers.append(location)
+    return answer
+
+
+@route("PATCH", "/files/{id}", TARGET, "files", "Go on with an upload",
+       {204: "how far it is", 201: "the family's answer, at the end of one of the IETF draft"},
+       before=find_upload, body=BodySpec((), reader=continue_resumable),
+       headers=TUS_HEADERS)  # fmt: skip
+def continue_upload(app: App, request: Request, id: str) -> Response:
+    transfer = transferred(request)
+    if not transfer.is_whole:
+        return Response(204, upload_headers(app, transfer.upload))
+    answer = complete_upload(app, request, transfer)
+    return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+
+
+@route("GET", "/files/{id}", TARGET, "files", "How far an upload is",
+       {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
+def get_upload(app: App, request: Request, id: str) -> Response:
+    upload = find_upload(app, request, id)
+    headers = upload_headers(app, upload)
+    if upload.metadata:
+        headers.append(("Upload-Metadata", upload.metadata))
+    answer = None if upload.answer is None else json.loads(upload.answer)
+    value = {"target": upload.target, "offset": upload.received, "length": upload.length}
+    return json_response({**value, "answer": answer}, 200, headers)
+
+
+@route("DELETE", "/files/{id}", TARGET, "files", "End an upload; what is complete stays stored",
+       {204: "nothing"}, headers=TUS_HEADERS)  # fmt: skip
+def delete_upload(app: App, request: Request, id: str) -> Response:
+    app.uploads.remove(find_upload(app, request, id))
+    return Response(204)
+
+
+def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
+    """Have its family take in a file that is whole, as if it had come in one request."""
+    upload = transfer.upload
+    target, texts = TARGETS[upload.target], parse_upload_metadata(upload.metadata)
+    spec, _ = form_of(target)
+    inner = Request(app, request.head._replace(method=target.method), request.peer)
+    inner.principal, inner.family = request.principal, target.family
+    inner.upload = incoming = transfer.whole()
+    incoming.filename = texts.get("filename", "")
+    names = re.findall(r"{(\w+)", target.path)
+    try:
+        inner.fields = parse_form(inner, spec, texts)
+        answer = target.handler(app, inner, **{name: texts.get(name, "") for name in names})
+    except BaseException as error:
+        for_good = isinstance(error, HTTPError) and error.status < 500
+        passing = transfer.is_known and not for_good
+        app.uploads.refuse(upload, incoming, passing=passing)
+        if for_good:  # the draft: the end of the upload itself has been reached
+            request.answer_headers += (("Upload-Complete", "?1"),)
+        raise
+    with contextlib.suppress(OSError):
+        incoming.discard(undo=False)
+    assert isinstance(answer, Response) and isinstance(answer.body, bytes)  # none is deferred
+    done = app.uploads.complete(upload, answer.body)
+    answer.headers += [field for field in upload_headers(app, done) if field[0] != "Cache-Control"]
+    return answer
+
+
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
@@ -10950,10 +12655,11 @@ HTML_TYPE = "text/html; charset=utf-8"
 
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
-    scan, problems = app.scanner.progress.get()._asdict(), app.problems()
+    sight = app.watcher.look()
+    scan, problems = app.scanner.progress.get()._asdict(), app.problems(sight)
     scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
     health = {
-        "status": "degraded" if app.is_degraded() else "ok",
+        "status": "degraded" if any(sight) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
@@ -10963,7 +12669,7 @@ def health_json(app: App) -> dict[str, Any]:
 
 
 @route("GET", "/health", OPEN, "system", "How the server is",
-       {200: "status, version, uptime, scan"})  # fmt: skip
+       {200: "status, version, uptime, scan"}, prompt=True)  # fmt: skip
 def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app))
 
@@ -10996,18 +12702,28 @@ PREVIEW_QUERY = (
 
 @route("GET", "/preview/{sha256}", READ, "system", "A picture for browsers, within a square",
        {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
-def get_preview(app: App, request: Request, sha256: str) -> Response:
+def get_preview(app: App, request: Request, sha256: str) -> Answer:
     file, asset = find_content(app, request, check_sha256(sha256))
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
-    try:
-        made = app.scanner.ensure_preview(file, asset, rendition)
-    except FileNotFoundError:
-        raise HTTPError(404, NO_FILE) from None
-    if isinstance(made, Outcome):
-        check_outcome(made, "preview")
-    assert isinstance(made, bytes)
-    return content_response(request.head, rendered_content(app, file, made, "Accept"))
+
+    def respond(made: bytes) -> Response:
+        return content_response(request.head, rendered_content(app, file, made, "Accept"))
+
+    def make() -> Response:
+        try:
+            with app.disk(file.root):
+                made = app.scanner.ensure_preview(file, asset, rendition)
+        except FileNotFoundError:
+            raise HTTPError(404, NO_FILE) from None
+        if isinstance(made, Outcome):
+            check_outcome(made, "preview")
+        assert isinstance(made, bytes)
+        return respond(made)
+
+    with contextlib.suppress(OSError):
+        return respond(app.thumbnails.find_preview(asset.sha256, rendition))
+    return Deferred("decoder", make)
 
 
 def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
@@ -11056,7 +12772,7 @@ def read_metrics(app: App) -> list[float]:
     scan = app.scanner.progress.get()
     return [
         time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
-        app.is_degraded(), *app.index.count_rows(), len(app.hot),
+        any(app.watcher.look()), *app.index.count_rows(), len(app.hot),
     ]  # fmt: skip
 
 
@@ -11137,10 +12853,12 @@ SCALARS: Mapping[str, dict[str, Any]] = {
 ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
     "the file": ("*/*", "file"),
     "image/png": ("image/png", "file"),
+    "image/webp or image/jpeg": ("image/*", "file"),
     "text": ("text/plain", "string"),
     "page": ("text/html", "string"),
     "page or health": (JSON_TYPE, "Health"),
     "the OpenAPI document": (JSON_TYPE, "object"),
+    "groups, folders, or items": (JSON_TYPE, "object"),
     **{words: (JSON_TYPE, name)
        for words, name in {
         "status, version, uptime, scan": "Health",
@@ -11168,11 +12886,6 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "version, transaction_id and the Item's fields of each": "Item[]",
     }.items()},
 }  # fmt: skip
-BODY_TYPES = {
-    "json": JSON_TYPE,
-    "form": "application/x-www-form-urlencoded",
-    "multipart": "multipart/form-data",
-}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -11269,8 +12982,13 @@ def describe_parameters(item: Route) -> list[dict[str, Any]]:
 
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
-    content = {}
+    content: dict[str, Any] = {}
+    if spec.reader:
+        content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
+        if kind == "file":
+            content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
+            continue
         fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
         required = [
             field.name for field in spec.fields
@@ -11330,7 +13048,7 @@ def describe_security(item: Route, settings: Settings) -> list[dict[str, list[st
     schemes = ["bearer"] if item.access is not OPEN else []
     if item.method == "GET" and item.access is not OPEN:
         schemes.append("viewCookie")
-    if item.access is UPLOAD:
+    if item.access in {UPLOAD, TARGET}:
         schemes.append("uploadToken")
     none: list[dict[str, list[str]]] = [{}] if anyone or settings.auth_disabled else []
     return none + [{name: []} for name in schemes]
@@ -11440,13 +13158,16 @@ class Page(NamedTuple):
     """A page as it is sent."""
 
     body: bytes
-    etag: str
+    etag: str  # weak, since it may be compressed
     policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup."""
-    names = {"style": style, "script": script}
+    """Put style and script into a page's markup, without indents and comments."""
+    names = {
+        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
+        for name, text in (("style", style), ("script", script))
+    }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for name, text in names.items()
@@ -11460,7 +13181,10 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+
+
+zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
 
 
 def page_response(request: Request, page: Page) -> Response:
@@ -11469,24 +13193,29 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Encoding"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
-    return Response(200, [("Content-Type", HTML_TYPE), *about], page.body)
+    about.append(("Content-Type", HTML_TYPE))
+    if accepts_gzip(request.headers):
+        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
+    return Response(200, about, page.body)
 
 
 PAGE_STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #faf9f7; --card: #fff; --ink: #1d1c1a; --soft: #66625c; --line: #e3dfd8;
-  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e;
+  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e; --on-bad: #fff;
+  --glass: #faf9f7e6; --shadow: 0 .5rem 2rem #0003;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #131312; --card: #1d1d1b; --ink: #edeae4; --soft: #a5a19a; --line: #33322f;
-    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80;
+    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80; --on-bad: #3b0906;
+    --glass: #131312e6; --shadow: 0 .5rem 2rem #000a;
   }
 }
 *, ::before, ::after { box-sizing: border-box }
@@ -11501,11 +13230,11 @@ button { cursor: pointer }
 }
 """
 
-PAGE_SCRIPT = """
+PAGE_SCRIPT = r"""
 "use strict";
 
 // The server's address: pages may lie under a path, with or without a slash at its end.
-const ROOT = location.pathname.replace(/\\/(gallery|docs)?\\/?$/, "");
+const ROOT = location.pathname.replace(/\/(gallery|docs)?\/?$/, "");
 
 // An element with these properties and children; text only ever becomes a text node.
 function h(name, properties = {}, ...children) {
@@ -11514,7 +13243,7 @@ function h(name, properties = {}, ...children) {
     if (key in element && key !== "list") element[key] = value;
     else if (value !== null) element.setAttribute(key, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 """
@@ -11577,7 +13306,7 @@ pre {
 .inside img { max-width: 100%; max-height: 20rem; border-radius: .5rem }
 """
 
-DOCS_SCRIPT = """
+DOCS_SCRIPT = r"""
 const MAIN = document.getElementById("main");
 const TOKEN = document.getElementById("token");
 const MAX_SHOWN = 20000;  // characters of an answer
@@ -11648,7 +13377,7 @@ function request(method, path, form) {
   const url = ROOT + path + (query.size ? `?${query}` : "");
   words.push(location.origin + url);
   const quoted = words.map((word) =>
-    /^[\\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\\\''")}'`);
+    /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
   return {url, options: {method, headers, body}, curl: quoted.join(" ")};
 }
 
@@ -11658,14 +13387,14 @@ async function send(call, out) {
   try {
     const answer = await fetch(call.url, call.options);
     const type = answer.headers.get("Content-Type") || "";
-    lines = `${answer.status} ${answer.statusText}\\n`;
-    for (const [name, value] of answer.headers) lines += `${name}: ${value}\\n`;
+    lines = `${answer.status} ${answer.statusText}\n`;
+    for (const [name, value] of answer.headers) lines += `${name}: ${value}\n`;
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
-    } else if (/^(text|application\\/json)/.test(type)) {
+    } else if (/^(text|application\/json)/.test(type)) {
       let text = await answer.text();
       if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
@@ -11735,53 +13464,1815 @@ def get_docs(app: App, request: Request) -> Response:
     return page_response(request, DOCS)
 
 
-# -- The gallery page --------------------------------------------------------------------
+# -- The gallery: its data -----------------------------------------------------------------
+# Groups (months, or folders) of items. A first answer tells each group's size and width, so that
+# a page knows its height before it has asked for what comes into view.
 
-PAGE_PICTURES = 60
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>mediaserver</title>
-<style>
- :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
- body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
- a {{ aspect-ratio: 1; display: block; overflow: hidden; border-radius: .5rem; background: #8883 }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
-</style>
-<h1>mediaserver</h1>
-<p>{message}</p>
-<main>{pictures}</main>
-"""
-PAGE_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
+MAX_SEARCH = 200  # characters
+GALLERY_QUERY = (
+    Field("group", help="a key of `groups`: the answer is its items"),
+    Field("q", longest=MAX_SEARCH, help="words of path or camera"),
+    Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("folder", help="a folder's path"),
+    Field("below", "boolean", default=True, help="what is in the folders below it, too"),
+    Field("order", choices=("date", "name"), default="date", blank="not sent"),
 )
 
 
-@route("GET", "/", OPEN, "system", "A page for browsers, health for programs",
+def measure(item: Shown) -> tuple[int | None, int | None, int]:
+    """Return width and height as seen, and their ratio in hundredths within bounds."""
+    width, height = item.width, item.height
+    if (item.orientation or 1) > 4:
+        width, height = height, width
+    ratio = 100 * width // height if width and height else 100
+    return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
+
+
+def shown_json(item: Shown) -> list[Any]:
+    """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
+    width, height, ratio = measure(item)
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    values: list[Any] = [
+        item.sha256, printable(item.path), item.kind, ratio, item.taken or 0, item.size, width,
+        height, item.duration, f"{make or ''} {model}".strip() or None, item.latitude,
+        item.longitude,
+    ]  # fmt: skip
+    while values[-1] is None:
+        values.pop()
+    return values
+
+
+def matches_search(item: Shown, words: Sequence[str]) -> bool:
+    """Tell whether an item's path and camera have all these case-folded words."""
+    text = f"{printable(item.path)} {item.make} {item.model}".casefold()
+    return all(word in text for word in words)
+
+
+def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
+    """The items of a choice, each with its group's key."""
+    words = query.get("q", "").casefold().split()
+    kind = query.get("kind")
+    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
+    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
+    if query["order"] == "date":
+        return ((item.month or "1970-01", item) for item in items)
+    named = ((posixpath.split(printable(item.path)), item) for item in items)
+    ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
+    return ((folder, item) for (folder, _), item in ordered)
+
+
+def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+    groups: dict[str, bytes] = {}
+    about: list[list[Any]] = []
+    folders: dict[str, int] = {}
+    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
+        items = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": items}).encode("utf-8", "replace")
+        groups[key] = gzip_bytes(data)
+        tag = hashlib.sha256(data).hexdigest()[:16]
+        about.append([key, len(items), sum(item[3] for item in items), tag])
+        for item in items:
+            folder = posixpath.dirname(item[1])
+            folders[folder] = folders.get(folder, 0) + 1
+    return groups, {"groups": about, "folders": sorted(folders.items())}
+
+
+@route("GET", "/gallery/items", READ, "system",
+       "What the gallery shows: its groups, or the items of one",
+       {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
+def list_items(app: App, request: Request) -> Response:
+    query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
+    group = query.pop("group", None)
+    key = tuple(sorted(query.items()))
+    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    if group is None:
+        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
+    if group not in found.groups:
+        raise HTTPError(404, "There is no such group.")
+    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+
+
+def gallery_state(app: App, request: Request) -> dict[str, Any]:
+    """Return what the page shows around the items, and what this principal may do there."""
+    scan = app.scanner.progress.get()
+    return {
+        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "degraded": any(app.watcher.look()),
+        "scanning": scan.done if scan.running else None,
+        "can_upload": allows(UPLOAD, request.principal, True),
+        "max_upload_bytes": app.settings.max_upload_bytes,
+    }
+
+
+def tagged_json(request: Request, text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time."""
+    body = text.encode("utf-8", "replace")
+    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
+    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
+    if not_modified(request.headers, etag, None):
+        return Response(304, about)
+    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+
+
+# -- The gallery: its page -----------------------------------------------------------------
+
+GALLERY_MARKUP = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
+<meta name="referrer" content="same-origin">
+<meta name="theme-color" media="(prefers-color-scheme: light)" content="#faf9f7">
+<meta name="theme-color" media="(prefers-color-scheme: dark)" content="#131312">
+<title>mediaserver</title>
+<link rel="icon" href="data:,">
+<style></style>
+</head>
+<body>
+<header id="bar">
+  <h1><a id="home" href="gallery">mediaserver</a></h1>
+  <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
+    data-label="search" maxlength="200" autocomplete="off"></form>
+  <select id="kind" data-label="kind"></select>
+  <select id="jump" data-label="jump"></select>
+  <button id="folders" class="plain" data-icon="folder" data-t="folders" aria-expanded="false">
+  </button>
+  <button id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <button id="upload" class="main" data-icon="up" data-t="upload"></button>
+</header>
+<nav id="places" hidden data-label="folders"></nav>
+<p id="notice" role="status" hidden></p>
+<main id="stage">
+  <div id="grid"></div>
+  <div id="empty" hidden></div>
+</main>
+<footer><a href="docs" data-t="docs"></a></footer>
+<div id="scrubber" aria-hidden="true" hidden><b></b></div>
+<div id="picked" role="toolbar" data-label="selection" hidden></div>
+<section id="uploads" data-label="uploads" hidden></section>
+<dialog id="viewer" data-label="viewer"></dialog>
+<dialog id="login" aria-labelledby="login-title"></dialog>
+<input id="files" type="file" multiple hidden accept="image/*">
+<div id="drop" hidden data-t="dropHere"></div>
+<noscript>This page needs JavaScript. Without it, the pictures are listed at /list.</noscript>
+<script></script>
+</body>
+</html>
+"""
+
+GALLERY_STYLE = """
+#bar {
+  position: sticky; top: 0; z-index: 3; display: flex; align-items: center; gap: .5rem;
+  padding: .6rem max(1rem, env(safe-area-inset-left)); background: var(--glass);
+  backdrop-filter: blur(16px) saturate(1.4);
+}
+h1 { font-size: 1.15rem; font-weight: 650; letter-spacing: -.01em; margin: 0; min-width: 0 }
+h1 a { color: inherit; text-decoration: none; white-space: nowrap }
+#search { flex: 1; display: flex; justify-content: center }
+input, select {
+  min-width: 0; padding: .45rem .8rem; border: 1px solid transparent; border-radius: 1.25rem;
+  background: var(--tile); color: inherit;
+}
+#search input { width: min(26rem, 100%) }
+select { max-width: 9.5rem; text-overflow: ellipsis; cursor: pointer }
+button, .button {
+  display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
+  min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
+  color: inherit; font-weight: 550; text-decoration: none; white-space: nowrap;
+}
+button:hover, .button:hover { background: var(--tile) }
+button:disabled { opacity: .5; cursor: default }
+.main, .main:hover { background: var(--accent); color: var(--on-accent); padding: .4rem 1.1rem }
+.main:hover { filter: brightness(1.08) }
+svg { width: 1.25rem; height: 1.25rem; flex: none; fill: none; stroke: currentColor }
+svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
+[aria-expanded=true], [aria-pressed=true] { background: var(--tile) }
+
+#places { display: flex; flex-wrap: wrap; gap: .35rem; padding: .2rem 1rem .8rem }
+#places a, #places label {
+  display: flex; align-items: center; gap: .4rem; padding: .3rem .8rem; border-radius: 1rem;
+  background: var(--tile); color: inherit; text-decoration: none; font-size: .9rem;
+}
+#places a:hover { background: var(--line) }
+#places .here { background: none; color: var(--soft); padding: .3rem .2rem }
+#places small { color: var(--soft) }
+#notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
+#notice { background: var(--tile); color: var(--ink) }
+#notice.bad { background: var(--bad); color: var(--on-bad) }
+
+#stage { padding: 0 1rem; min-height: 70vh }
+#grid { position: relative; overflow: clip }
+#grid h2 {
+  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis;
+}
+#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
+#grid h2 small { margin-inline-start: .5rem }
+.tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
+.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
+.tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
+.tile img.ready { opacity: 1 }
+.tile img { transition: opacity .2s, transform .15s }
+.tile .words {
+  position: absolute; inset: 0; display: flex; flex-direction: column; gap: .3rem; padding: .5rem;
+  align-items: center; justify-content: center; font-size: .75rem; text-align: center;
+}
+.words b { font-size: .95rem; color: var(--ink) }
+.words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
+.badge {
+  position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
+  padding: .05rem .45rem; border-radius: 1rem; background: #000a; color: #fff; font-size: .72rem;
+  font-variant-numeric: tabular-nums; pointer-events: none;
+}
+.badge svg { width: .7rem; height: .7rem; fill: currentColor }
+.pick {
+  position: absolute; left: .35rem; top: .35rem; min-height: 0; width: 1.75rem; height: 1.75rem;
+  padding: 0; border-radius: 50%; color: #fff; background: #0006; opacity: 0;
+}
+.pick:hover { background: #0009 }
+.pick svg { width: 1rem; height: 1rem; stroke-width: 3 }
+.tile:hover .pick, .pick:focus-visible, .picking .pick { opacity: 1 }
+.tile.on .pick { background: var(--accent); color: var(--on-accent) }
+.tile.on img { transform: scale(.86); border-radius: .5rem }
+
+#empty { max-width: 26rem; margin: 14vh auto 0; text-align: center; color: var(--soft) }
+#empty svg { width: 3.5rem; height: 3.5rem; stroke-width: 1.2 }
+#empty h2 { color: var(--ink); font-size: 1.5rem; letter-spacing: -.02em; margin: .8rem 0 .4rem }
+#empty p { margin: 0 0 1.2rem }
+footer { padding: 3rem 1rem 1.5rem; text-align: center; font-size: .85rem }
+footer a { color: var(--soft) }
+
+#scrubber { position: fixed; right: 0; bottom: 1rem; top: 5rem; width: 2.75rem; z-index: 2 }
+#scrubber { touch-action: none; cursor: ns-resize; user-select: none }
+#scrubber span {
+  position: absolute; right: .5rem; font-size: .7rem; color: var(--soft); translate: 0 -50%;
+  padding: 0 .3rem; border-radius: .5rem; opacity: 0; pointer-events: none;
+}
+#scrubber:hover span, #scrubber.held span { opacity: 1; background: var(--glass) }
+#scrubber i { position: absolute; right: 0; width: .9rem; height: 3px; border-radius: 2px }
+#scrubber i { background: var(--accent); translate: 0 -50%; pointer-events: none }
+#scrubber b {
+  position: absolute; right: 2.2rem; padding: .25rem .8rem; border-radius: 1rem; font-weight: 600;
+  background: var(--accent); color: var(--on-accent); white-space: nowrap; translate: 0 -50%;
+  opacity: 0; pointer-events: none; font-size: .85rem;
+}
+#scrubber.held b { opacity: 1 }
+
+#picked, #uploads {
+  position: fixed; z-index: 4; background: var(--card); border-radius: 1rem;
+  inset-inline-end: 1rem; bottom: max(1rem, env(safe-area-inset-bottom));
+  box-shadow: var(--shadow);
+}
+#picked { display: flex; align-items: center; gap: .25rem; padding: .4rem .6rem .4rem 1.2rem }
+#picked { inset-inline: 0; margin: 0 auto; width: fit-content; max-width: calc(100vw - 2rem) }
+#picked span { margin-inline-end: .5rem }
+#uploads { width: min(24rem, calc(100vw - 2rem)); padding: 1rem }
+#uploads header { display: flex; align-items: center; gap: .2rem }
+#uploads h2 { flex: 1; margin: 0; font-size: 1rem }
+#uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
+#uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
+#uploads li { font-size: .88rem; align-items: center }
+#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
+#uploads li > b { white-space: nowrap }
+#uploads li > span { color: var(--soft); grid-column: 1 / -1 }
+#uploads li.failed > span { color: var(--bad) }
+#uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
+progress { width: 100%; height: .3rem; accent-color: var(--accent); grid-column: 1 / -1 }
+#drop {
+  position: fixed; inset: .75rem; z-index: 9; display: flex; align-items: center; font-weight: 600;
+  justify-content: center; border: 3px dashed var(--accent); border-radius: 1.25rem;
+  background: var(--glass); backdrop-filter: blur(8px); font-size: 1.4rem; pointer-events: none;
+}
+
+dialog { border: 0; color: inherit }
+#login { background: var(--card); border-radius: 1.25rem; padding: 1.75rem }
+#login { width: min(24rem, calc(100vw - 2rem)); box-shadow: var(--shadow) }
+#login::backdrop { background: #0008; backdrop-filter: blur(4px) }
+#login h2 { margin: 0 0 1rem; font-size: 1.4rem; letter-spacing: -.02em }
+#login label { display: block; margin: .7rem 0; font-size: .9rem; color: var(--soft) }
+#login label input:not([type=checkbox]) { display: block; width: 100%; margin-top: .2rem }
+#login input { border-radius: .7rem; color: var(--ink); padding: .55rem .8rem }
+#login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
+#login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
+.error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
+
+#viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
+#viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
+#viewer[open] { display: flex }
+#viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
+#view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
+#view { outline: 0 }
+#view > :not(.over) { position: absolute; inset: 0; margin: auto }
+#view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
+#view > img { user-select: none; -webkit-user-drag: none }
+#view > audio { width: min(30rem, 90%) }
+#view > .words { display: flex; flex-direction: column; align-items: center; gap: .6rem }
+#view > .words { justify-content: center; color: #bbb }
+#view .words b { color: #fff; font-size: 1.4rem }
+#view.large { cursor: grab }
+.over { position: absolute; z-index: 2; display: flex; align-items: center; gap: .1rem }
+.over.top { inset: 0 0 auto; padding: .5rem; background: linear-gradient(#000a, #0000) }
+.over.top h2 { flex: 1; min-width: 0; margin: 0 .5rem; font-size: .95rem; font-weight: 500 }
+.over.top h2 { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.over.side { top: 50%; translate: 0 -50% }
+.over.side button { width: 3rem; height: 3rem; border-radius: 50%; background: #0006 }
+.over.left { left: .6rem }
+.over.right { right: .6rem }
+.idle .over { opacity: 0; transition: opacity .4s }
+#facts { width: 20rem; overflow: auto; padding: 1rem 1.25rem; background: #181817; flex: none }
+#facts h2 { margin: .2rem 0 1rem; font-size: 1.1rem }
+#facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
+#facts dd { margin: 0; overflow-wrap: anywhere }
+#facts a { color: #6fd0c2 }
+
+@media (max-width: 46rem) {
+  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
+  h1 { flex: 1; overflow: hidden; text-overflow: ellipsis }
+  #search { order: 5; flex: 1 0 40%; }
+  select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
+  #bar button { padding: .4rem .65rem }
+  #bar button span { display: none }
+  #stage { padding: 0 .5rem }
+  #grid h2 { padding-inline-start: .25rem; font-size: 1.1rem }
+  .pick { opacity: 0; pointer-events: none }
+  .picking .pick { pointer-events: auto }
+  .over.side { display: none }
+  #viewer[open] { flex-direction: column }
+  #facts { width: auto; max-height: 45vh }
+  #places { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none }
+  #places > * { flex: none }
+  #scrubber { width: 2rem; top: 7.5rem }
+}
+"""
+
+GALLERY_SCRIPT = r"""
+// -- Words -------------------------------------------------------------------------------
+// One table for each language; `#` stands for a number or a name.
+
+const TEXTS = {
+  en: {
+    search: "Search names, folders, cameras", kind: "What to show", all: "Everything",
+    image: "Photos", video: "Videos", audio: "Sound", jump: "Go to a month", months: "Month",
+    folders: "Folders", everything: "All folders", below: "with folders below",
+    byName: "by name", byDate: "by date", upload: "Upload", signIn: "Sign in", signOut: "Sign out",
+    docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
+    viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
+    next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
+    play: "Slideshow", full: "Full screen", more: "More", photo: "Photo", film: "Video",
+    sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
+    nothing: "No pictures here yet",
+    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
+      + " appear after its next scan.",
+    none: "Nothing matches", noneHow: "Try other words, or look at everything.",
+    showAll: "Show everything", locked: "These pictures are private",
+    lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
+    degraded: "The picture folder, or a disk of it, is not there at the moment.",
+    scanning: "Looking through the folder: # files so far.", gone: "This is not here any more.",
+    copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
+    deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
+    loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
+    key: "Or the owner's key, or a token", useKey: "Use a key instead",
+    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
+    camera: "Camera", size: "Size",
+    length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
+    waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
+    failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
+    tooLarge: "Larger than the # that this server takes.",
+    wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
+    lost: "The connection was lost.", noRoom: "The server's disk is full.",
+    progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
+  },
+  de: {
+    search: "Namen, Ordner, Kameras suchen", kind: "Was gezeigt wird", all: "Alles",
+    image: "Fotos", video: "Videos", audio: "Ton", jump: "Zu einem Monat", months: "Monat",
+    folders: "Ordner", everything: "Alle Ordner", below: "mit Unterordnern",
+    byName: "nach Name", byDate: "nach Datum", upload: "Hochladen", signIn: "Anmelden",
+    signOut: "Abmelden", docs: "Für Entwickler: die Schnittstelle", selection: "Auswahl",
+    uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
+    close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
+    download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
+    full: "Vollbild", more: "Mehr", photo: "Foto", film: "Video", sound: "Tonaufnahme",
+    pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
+    nothing: "Noch keine Bilder",
+    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
+      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+    none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
+    showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
+    lockedHow: "Melden Sie sich an, um sie zu sehen.",
+    offline: "Der Server ist nicht erreichbar. Neuer Versuch…",
+    degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
+    scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
+    copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
+    deleted: "Gelöscht: #.",
+    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+    loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
+    key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
+    stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
+    taken: "Aufgenommen", camera: "Kamera", size: "Größe", length: "Länge", file: "Datei",
+    folder: "Ordner", place: "Ort", map: "auf einer Karte", waiting: "wartet",
+    sending: "wird gesendet", stored: "gespeichert", known: "schon da",
+    failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
+    tooLarge: "Größer als die #, die dieser Server annimmt.",
+    wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
+    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
+    progress: "# fertig", zipping: "Wird gesammelt: #",
+    zipLarge: "Das ist zu viel für eine Zip-Datei.",
+  },
+};
+const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
+  || "en";
+const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", value);
+document.documentElement.lang = LANGUAGE;
+
+// Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
+const format = (options) => new Intl.DateTimeFormat(LANGUAGE, {timeZone: "UTC", ...options});
+const MONTH = format({month: "long", year: "numeric"});
+const DAY = format({dateStyle: "long"});
+const MOMENT = format({dateStyle: "full", timeStyle: "short"});
+const NUMBER = new Intl.NumberFormat(LANGUAGE);
+
+function bytes(count) {
+  const power = count < 1000 ? 0 : Math.min(3, Math.floor(Math.log10(count) / 3));
+  const options = {maximumFractionDigits: power > 1 ? 1 : 0};
+  const number = new Intl.NumberFormat(LANGUAGE, options).format(count / 1000 ** power);
+  return `${number} ${["B", "kB", "MB", "GB"][power]}`;
+}
+
+function clock(seconds) {
+  const parts = [seconds / 3600, seconds / 60 % 60, seconds % 60].map(Math.floor);
+  const shown = parts[0] ? parts : parts.slice(1);
+  return shown.map((each, place) => place ? String(each).padStart(2, "0") : each).join(":");
+}
+
+// -- Pieces of the page ------------------------------------------------------------------
+
+const PATHS = {
+  folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
+  person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20c1-3.6 4-5 7.5-5s6.5 1.4 7.5 5",
+  up: "M12 16V5M7.5 9.5 12 5l4.5 4.5M5 19h14", down: "M12 5v11M7.5 11.5 12 16l4.5-4.5M5 19h14",
+  close: "M6 6l12 12M18 6 6 18", check: "M5 12.5l4.5 4.5L19 7.5", left: "M15 5l-7 7 7 7",
+  right: "M9 5l7 7-7 7", info: "M12 11v5M12 8v.01M12 21a9 9 0 1 0 0-18 9 9 0 0 0 0 18z",
+  link: "M10 14a4 4 0 0 0 6 .5l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6-.5l-3 3a4 4 0 0 0 6 6l1-1",
+  trash: "M5 7h14M10 7V4.5h4V7M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5", play: "M8 5.5v13l10.5-6.5z",
+  pause: "M9 6v12M15 6v12", full: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
+  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
+  lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
+  sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
+    + " 2.5 0 0 1 5 0z",
+};
+
+function icon(name) {
+  const make = (tag) => document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const [picture, path] = [make("svg"), make("path")];
+  picture.setAttribute("viewBox", "0 0 24 24");
+  picture.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", PATHS[name]);
+  picture.append(path);
+  return picture;
+}
+
+function button(name, label, run, properties = {}) {
+  const shown = properties.text ? h("span", {}, t(label)) : null;
+  const made = h("button", {type: "button", title: t(label), onclick: run}, icon(name), shown);
+  if (!shown) made.setAttribute("aria-label", t(label));
+  return made;
+}
+
+const $ = (id) => document.getElementById(id);
+for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
+for (const each of document.querySelectorAll("[data-t]")) {
+  each.append(each.dataset.icon ? h("span", {}, t(each.dataset.t)) : t(each.dataset.t));
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
+}
+for (const each of document.querySelectorAll("[data-label]")) {
+  each.setAttribute("aria-label", t(each.dataset.label));
+  if (each.tagName === "INPUT") each.placeholder = t(each.dataset.label);
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.label);
+}
+
+let shown = null;  // {group, place} of what the viewer shows
+let noticeTimer = 0, stateShown = false;
+
+function notify(text, seconds = 0, bad = false) {
+  if (shown && text) $("view").querySelector("h2").textContent = text;
+  clearTimeout(noticeTimer);
+  $("notice").hidden = !text;
+  $("notice").textContent = text;
+  $("notice").className = bad ? "bad" : "";
+  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+}
+
+// What lasts until it is over: it takes the place of what is said for a moment.
+function notifyState(text, bad = false) {
+  if (text || stateShown) notify(text, 0, bad);
+  stateShown = Boolean(text);
+}
+
+// -- Who is signed in --------------------------------------------------------------------
+// An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
+// are asked for without a header, so a cookie that only reads goes beside: see POST /session.
+
+const stores = [sessionStorage, localStorage];
+let session = JSON.parse(stores.map((each) => each.getItem("mediaserver")).find(Boolean) || "{}");
+let uploadToken = "";
+
+function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver"))) {
+  session = value;
+  for (const each of stores) each.removeItem("mediaserver");
+  if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
+  const label = t(value.access ? "signOut" : "signIn");
+  $("account").setAttribute("aria-label", label);
+  $("account").title = label;
+  $("account").setAttribute("aria-pressed", Boolean(value.access));
+}
+
+// Seconds until a token's end; tokens that are no JWT last.
+function left(token) {
+  try {
+    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+    return claims.exp - Date.now() / 1000;
+  } catch {
+    return Infinity;
+  }
+}
+
+const json = (method, value) => ({
+  method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(value),
+});
+
+let refreshing = null;
+
+async function refresh() {
+  const spent = json("POST", {refresh: session.refresh});
+  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
+  if (answer.ok) {
+    keepSession(await answer.json());
+    await startSession();
+  } else if (answer.status < 500) {
+    keepSession({});
+  }
+}
+
+async function bearer() {
+  if (session.refresh && left(session.access) < 60) {
+    refreshing ||= refresh().finally(() => { refreshing = null; });
+    await refreshing;
+  }
+  return session.access ? {Authorization: `Bearer ${session.access}`} : {};
+}
+
+const startSession = () => fetch(`${ROOT}/session`,
+  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+
+async function call(path, options = {}) {
+  return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
+}
+
+// What an answer says is wrong, in one sentence.
+async function problem(answer) {
+  if (answer.status === 403) return t("denied");
+  if (answer.status === 507) return t("noRoom");
+  const body = await answer.json().catch(() => ({}));
+  return typeof body.detail === "string" ? body.detail : t("wrong");
+}
+
+async function signOut() {
+  if (session.refresh) {
+    await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
+  }
+  keepSession({});
+  await fetch(`${ROOT}/session`, {method: "DELETE"});
+  start();
+}
+
+function signIn(then = start) {
+  const field = (name, type, complete) => h("label", {}, t(name),
+    h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
+  const error = h("p", {className: "error", role: "alert"});
+  const stay = h("input", {type: "checkbox", name: "stay"});
+  const form = h("form", {}, h("h2", {id: "login-title"}, t("loginTitle")),
+    field("name", "text", "username"), field("password", "password", "current-password"),
+    h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
+    h("label", {}, stay, " ", t("stay")), error,
+    h("div", {className: "row"},
+      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
+      h("button", {className: "main"}, t("signIn"))));
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    const {name, password, key} = form.elements;
+    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    error.textContent = said;
+    if (error.textContent) return;
+    $("login").close();
+    then();
+  };
+  $("login").replaceChildren(form);
+  $("login").showModal();
+}
+
+// Sign in; return what is wrong.
+async function enter(name, password, key, stay) {
+  let made = {access: key};
+  if (!key) {
+    const who = name.includes("@") ? {email: name} : {username: name};
+    const answer = await fetch(`${ROOT}/api/auth/login/`, json("POST", {...who, password}));
+    if (!answer.ok) return problem(answer);
+    made = await answer.json();
+  }
+  const headers = {Authorization: `Bearer ${made.access}`};
+  const answer = await fetch(`${ROOT}/session`, {method: "POST", headers});
+  if (!answer.ok) return problem(answer);
+  keepSession(made, stay);
+  return "";
+}
+
+$("account").onclick = () => session.access ? signOut() : signIn();
+
+// -- What is shown: the page's address ---------------------------------------------------
+// q, kind, folder, below and order choose; group and item open one in the viewer.
+
+const CHOICES = ["q", "kind", "folder", "below", "order"];
+let query = new URLSearchParams();  // of those
+
+function readAddress() {
+  const address = new URLSearchParams(location.search);
+  const found = new URLSearchParams();
+  for (const name of CHOICES) if (address.get(name)) found.set(name, address.get(name));
+  const changed = String(found) !== String(query);
+  query = found;
+  return {changed, group: address.get("group"), item: address.get("item")};
+}
+
+function addressOf(changes) {
+  const made = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(changes)) {
+    if (value) made.set(name, value);
+    else made.delete(name);
+  }
+  return made.size ? `?${made}` : location.pathname;
+}
+
+function choose(changes) {
+  closeViewer();
+  history.pushState(null, "", addressOf(changes));
+  start();
+}
+
+// A link that changes what is shown, without loading the page again.
+function choice(changes, properties, ...children) {
+  const link = h("a", {href: addressOf(changes), ...properties}, ...children);
+  link.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    choose(changes);
+  };
+  return link;
+}
+
+// -- The list: groups (months, or folders) of items --------------------------------------
+// The server tells of each group how many items it has and how wide they are together, so the
+// whole page's height is known at once; its items are asked for when it comes into view.
+
+const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE]
+  = Array(12).keys();
+const GAP = 4, HEAD = 54, AHEAD = 900;
+let groups = [], list = {}, listTag = "";
+
+const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
+const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
+const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
+const original = (item) => `${ROOT}/image/${item[SHA]}`;
+const preview = (item, size) =>
+  size > 320 ? original(item) : `${ROOT}/thumbnail/${item[SHA]}`;
+
+function itemsPath(more = {}) {
+  const asked = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(more)) asked.set(name, value);
+  return `/gallery/items${asked.size ? `?${asked}` : ""}`;
+}
+
+let starts = 0;
+
+// Load the list as the address chooses it, and draw it; `again`: it may not have changed.
+async function start(again = false) {
+  const turn = ++starts;
+  const {group, item} = readAddress();
+  let answer;
+  try {
+    answer = await call(itemsPath());
+  } catch {
+    notifyState(t("offline"), true);
+    setTimeout(() => start(true), 5000);
+    return;
+  }
+  if (turn !== starts) return;
+  if (answer.status === 401 && session.access) {  // it has expired, or was never good
+    keepSession({});
+    start(again);
+    return;
+  }
+  if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
+  if (!answer.ok) { notify(await problem(answer), 10, true); return; }
+  const tag = answer.headers.get("ETag") + query;
+  const value = await answer.json();
+  if (turn !== starts) return;
+  setTimeout(() => document.hidden || turn !== starts || start(true),
+    value.scanning === null ? 30000 : 3000);
+  if (value.degraded) notifyState(t("degraded"), true);
+  else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  if (tag !== listTag || !again) takeList(value, again);
+  listTag = tag;
+  if (item) openLinked(group, item);
+  else closeViewer();
+}
+
+function takeList(value, again) {
+  const before = new Map(again ? groups.map((group) => [group.key, group]) : []);
+  list = value;
+  groups = value.groups.map(([key, count, ratio, tag]) => {
+    const known = before.get(key);
+    if (known?.tag === tag) return known;
+    return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
+  });
+  if (!again) clearTiles();
+  drawHeader();
+  layout();
+  if (!again) window.scrollTo(0, history.state?.top || 0);
+}
+
+function titleOf(group) {
+  if (query.get("order") === "name") return group.key || list.name;
+  const title = MONTH.format(new Date(`${group.key}-01T00:00:00Z`));
+  return title[0].toUpperCase() + title.slice(1);
+}
+
+// Load a group's items, once; the old ones are shown meanwhile.
+async function load(group) {
+  if (!group.fresh) {
+    group.asked ||= call(itemsPath({group: group.key})).then(async (answer) => {
+      if (!answer.ok) throw new TypeError(answer.status);
+      group.items = (await answer.json()).items;
+      group.count = group.items.length;
+      group.fresh = true;
+      settle(group);
+    }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
+    await group.asked;
+  }
+  return group.items || [];
+}
+
+// -- Layout: rows of one width -----------------------------------------------------------
+
+let width = 0, total = 0;
+const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
+
+// Rows of a group as [first item, its number of items, top, height] and its height.
+function arrange(group) {
+  const goal = target();
+  group.rows = [];
+  if (!group.items) {
+    group.height = HEAD + Math.max(1, Math.round(group.ratio * goal / width)) * (goal + GAP);
+    return;
+  }
+  let top = HEAD, first = 0, sum = 0;
+  group.items.forEach((item, place) => {
+    sum += item[RATIO] / 100;
+    const room = width - GAP * (place - first);
+    const last = place === group.items.length - 1;
+    if (sum * goal < room && !last) return;
+    const height = Math.min(room / sum, last ? goal * 1.15 : Infinity);
+    group.rows.push([first, place + 1 - first, top, height]);
+    top += height + GAP;
+    [first, sum] = [place + 1, 0];
+  });
+  group.height = top;
+}
+
+function layout() {
+  width = $("grid").clientWidth;
+  if (!width) return;
+  groups.forEach(arrange);
+  place();
+  draw();
+  drawScrubber();
+}
+
+function place() {
+  total = 0;
+  for (const group of groups) {
+    group.top = total;
+    total += group.height;
+  }
+  $("grid").style.height = `${total}px`;
+}
+
+// The group at this height of the list.
+function groupAt(top) {
+  let low = 0, high = groups.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (groups[middle].top <= top) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+// -- Drawing: only what is in view is in the document ------------------------------------
+
+const tiles = new Map();  // elements by group's key and place in it
+const picked = new Map();  // items by hash
+let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+
+function clearTiles() {
+  for (const element of tiles.values()) element.remove();
+  tiles.clear();
+}
+
+function draw() {
+  drawing ||= requestAnimationFrame(() => { drawing = 0; drawNow(); });
+}
+
+function drawNow() {
+  if (!groups.length) return;
+  const top = window.scrollY - $("grid").offsetTop;
+  const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
+  const fast = Math.abs(top - lastTop) > window.innerHeight;
+  lastTop = top;
+  clearTimeout(settling);
+  settling = fast ? setTimeout(draw, 120) : 0;
+  const wanted = new Set();
+  for (let number = groupAt(from); number < groups.length && groups[number].top < to; number++) {
+    drawGroup(groups[number], from, to, fast, wanted);
+  }
+  for (const [key, element] of tiles) {
+    if (wanted.has(key) || element.contains(document.activeElement)) continue;
+    element.querySelector("img")?.removeAttribute("src");
+    element.remove();
+    tiles.delete(key);
+  }
+  moveHandle();
+  clearTimeout(keeping);
+  keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
+}
+
+function drawGroup(group, from, to, fast, wanted) {
+  want(`${group.key} head ${group.count}`, wanted, () => h("h2", {}, titleOf(group),
+    h("small", {}, NUMBER.format(group.count)))).style.top = `${group.top}px`;
+  if (!group.fresh && !fast) load(group);
+  for (const [first, count, top, height] of group.rows) {
+    if (group.top + top + height < from || group.top + top > to) continue;
+    let x = 0;
+    for (let place = first; place < first + count; place++) {
+      const item = group.items[place];
+      const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
+      const wide = height * item[RATIO] / 100;
+      Object.assign(tile.style, {
+        insetInlineStart: `${x}px`, top: `${group.top + top}px`,
+        width: `${wide}px`, height: `${height}px`,
+      });
+      x += wide + GAP;
+      if (!fast) showPicture(tile, item);
+    }
+  }
+}
+
+// The element of this key, made if need be.
+function want(key, wanted, make) {
+  wanted.add(key);
+  if (!tiles.has(key)) {
+    tiles.set(key, make());
+    $("grid").append(tiles.get(key));
+  }
+  return tiles.get(key);
+}
+
+// A group's items have come: what is in view stays where it is.
+function settle(group) {
+  if (!groups.includes(group)) return;
+  const above = group.top + group.height < window.scrollY - $("grid").offsetTop;
+  const before = group.height;
+  arrange(group);
+  place();
+  if (above) window.scrollBy(0, group.height - before);
+  draw();
+}
+
+function describe(item) {
+  const kind = t({image: "photo", video: "film", audio: "sound"}[item[KIND]]);
+  return `${kind}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
+}
+
+function drawTile(key, item) {
+  const open = h("a",
+    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+  const act = (run, ...more) => {  // where the item is by then
+    const group = groups.find((each) => each.key === key);
+    run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
+  };
+  const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
+  pick.className = "pick";
+  pick.setAttribute("aria-pressed", picked.has(item[SHA]));
+  const tile = h("div", {className: picked.has(item[SHA]) ? "tile on" : "tile"}, open, pick);
+  tile.dataset.sha = item[SHA];
+  open.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    if (picked.size || event.shiftKey) act(togglePick, event.shiftKey);
+    else act(openItem);
+  };
+  open.onkeydown = (event) => act(moveFocus, event);
+  holdToPick(open, () => act(togglePick));
+  if (item[KIND] === "video") {
+    const length = item[SECONDS] ? clock(item[SECONDS]) : "";
+    tile.append(h("span", {className: "badge"}, icon("play"), length));
+  }
+  return tile;
+}
+
+function showPicture(tile, item) {
+  const link = tile.firstChild;
+  if (link.firstChild) return;
+  if (item[KIND] === "audio") { link.append(wordsFor(item)); return; }
+  const picture = h("img", {alt: "", decoding: "async", draggable: false});
+  picture.onload = () => picture.classList.add("ready");
+  picture.onerror = () => picture.hasAttribute("src") && picture.replaceWith(wordsFor(item));
+  picture.src = preview(item, 320);
+  link.append(picture);
+}
+
+// What stands where there is no picture to see.
+function wordsFor(item) {
+  const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
+  return h("span", {className: "words"}, icon(symbol),
+    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+}
+
+// Arrow keys go from tile to tile.
+async function moveFocus(group, place, event) {
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -rowLength(group, place),
+    ArrowDown: rowLength(group, place)}[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const there = await neighbour(group, place, step);
+  if (!there) return;
+  reveal(there.group, there.place);
+  drawNow();
+  tiles.get(`${there.group.key}/${there.group.items[there.place][SHA]}`)?.firstChild.focus();
+}
+
+const rowLength = (group, place) =>
+  group.rows.find(([first, count]) => place < first + count)?.[1] || 1;
+
+// Scroll so that an item is in view.
+function reveal(group, place) {
+  const row = group.rows.find(([first, count]) => place < first + count);
+  if (!row) return;
+  const top = $("grid").offsetTop + group.top + row[2];
+  const bar = $("bar").offsetHeight + 8;
+  if (top < window.scrollY + bar) window.scrollTo(0, top - bar - HEAD);
+  else if (top + row[3] > window.scrollY + window.innerHeight) {
+    window.scrollTo(0, top + row[3] - window.innerHeight + 24);
+  }
+}
+
+// The item some steps away, its group loaded if need be.
+async function neighbour(group, place, step) {
+  let there = place + step, number = groups.indexOf(group);
+  while (there < 0 || there >= groups[number].count) {
+    if (there < 0) {
+      if (number === 0) return null;
+      there += groups[--number].count;
+    } else {
+      there -= groups[number].count;
+      if (++number === groups.length) return null;
+    }
+  }
+  const found = groups[number];
+  return (await load(found))[there] ? {group: found, place: there} : null;
+}
+
+window.addEventListener("scroll", draw, {passive: true});
+new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($("grid"));
+
+// -- Above the list: search, kinds, months, folders --------------------------------------
+
+function fill(select, options, value) {
+  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
+  select.value = value;
+}
+
+function drawHeader() {
+  $("home").textContent = document.title = list.name;
+  $("home").href = location.pathname;
+  document.querySelector("footer a").href = `${ROOT}/docs`;
+  const words = $("search").elements.q;
+  if (words !== document.activeElement) words.value = query.get("q") || "";
+  fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
+    query.get("kind") || "");
+  $("jump").hidden = query.get("order") === "name" || groups.length < 2;
+  fill($("jump"), [["", t("months")], ...groups.map((group) => [group.key, titleOf(group)])], "");
+  drawPlaces();
+  drawEmpty();
+}
+
+function drawPlaces() {
+  const here = query.get("folder") || "";
+  const open = Boolean(here) || !$("places").hidden;
+  $("places").hidden = !open;
+  $("folders").setAttribute("aria-expanded", open);
+  const parts = here ? here.split("/") : [];
+  const path = parts.map((part, at) =>
+    choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
+  const inside = new Map();
+  for (const [folder, count] of list.folders) {
+    const rest = here ? folder.slice(here.length + 1) : folder;
+    const [name] = rest.split("/");
+    if (name) inside.set(name, (inside.get(name) || 0) + count);
+  }
+  const below = [...inside].map(([name, count]) => choice(
+    {folder: here ? `${here}/${name}` : name, below: ""}, {}, icon("folder"), name,
+    h("small", {}, NUMBER.format(count))));
+  const deep = query.get("below") !== "false";
+  const named = query.get("order") === "name";
+  const deeper = h("input", {type: "checkbox", checked: deep,
+    onchange: () => choose({below: deep ? "false" : ""})});
+  $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
+    ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
+    here ? h("label", {}, deeper, t("below")) : "",
+    choice({order: named ? "" : "name"}, {}, t(named ? "byDate" : "byName")));
+}
+
+function drawEmpty() {
+  $("empty").hidden = groups.length > 0;
+  if (groups.length) return;
+  if (query.size) {
+    const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
+    showEmpty("picture", "none", "noneHow",
+      choice(everything, {className: "button main"}, t("showAll")));
+  } else {
+    showEmpty("picture", "nothing", "nothingHow",
+      h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
+  }
+}
+
+function showEmpty(symbol, title, how, action) {
+  $("empty").hidden = false;
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, t(how)), action);
+}
+
+function showLocked() {
+  groups = [];
+  clearTiles();
+  $("grid").style.height = 0;
+  $("scrubber").hidden = true;
+  notify("");
+  showEmpty("lock", "locked", "lockedHow",
+    h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
+}
+
+$("home").onclick = (event) => {
+  event.preventDefault();
+  choose(Object.fromEntries(CHOICES.map((name) => [name, ""])));
+};
+$("search").onsubmit = (event) => {
+  event.preventDefault();
+  choose({q: $("search").elements.q.value.trim()});
+};
+$("search").elements.q.addEventListener("search", (event) => {
+  if (!event.target.value && query.get("q")) choose({q: ""});
+});
+$("kind").onchange = (event) => choose({kind: event.target.value});
+$("jump").onchange = (event) => {
+  const group = groups.find((each) => each.key === event.target.value);
+  if (group) window.scrollTo(0, $("grid").offsetTop + group.top - $("bar").offsetHeight);
+};
+$("folders").onclick = () => {
+  $("places").hidden = !$("places").hidden;
+  if ($("places").hidden && query.get("folder")) choose({folder: "", below: ""});
+  else drawPlaces();
+};
+
+// -- The scrubber: years along the right edge --------------------------------------------
+
+const handle = h("i");
+
+function drawScrubber() {
+  const bar = $("scrubber");
+  bar.hidden = total < 3 * window.innerHeight || query.get("order") === "name";
+  if (bar.hidden) return;
+  const marks = [];
+  let year = "", lowest = -30;
+  for (const group of groups) {
+    const top = group.top / total * bar.clientHeight;
+    if (group.key.slice(0, 4) === year || top < lowest + 20) continue;
+    year = group.key.slice(0, 4);
+    lowest = top;
+    marks.push(h("span", {}, year));
+    marks.at(-1).style.top = `${top}px`;
+  }
+  bar.replaceChildren(...marks, handle, bar.querySelector("b") || h("b"));
+  moveHandle();
+}
+
+function moveHandle() {
+  const bar = $("scrubber");
+  if (bar.hidden) return;
+  const scrolled = Math.max(0, window.scrollY - $("grid").offsetTop);
+  const top = scrolled / total * bar.clientHeight;
+  const bubble = bar.querySelector("b");
+  handle.style.top = bubble.style.top = `${top}px`;
+  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)]);
+}
+
+function scrub(event) {
+  const box = $("scrubber").getBoundingClientRect();
+  const share = Math.max(0, Math.min(1, (event.clientY - box.top) / box.height));
+  window.scrollTo({top: $("grid").offsetTop + share * total - 1, behavior: "instant"});
+}
+
+$("scrubber").onpointerdown = (event) => {
+  $("scrubber").setPointerCapture(event.pointerId);
+  $("scrubber").classList.add("held");
+  $("scrubber").onpointermove = scrub;
+  scrub(event);
+};
+$("scrubber").onlostpointercapture = () => {
+  $("scrubber").onpointermove = null;
+  $("scrubber").classList.remove("held");
+};
+
+// -- Selecting ---------------------------------------------------------------------------
+
+let lastPick = null;
+
+function togglePick(group, place, range) {
+  const on = !picked.has(group.items[place][SHA]);
+  const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
+  for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
+    const item = group.items[at];
+    if (on) picked.set(item[SHA], item);
+    else picked.delete(item[SHA]);
+  }
+  lastPick = {group, place};
+  drawPicked();
+}
+
+function drawPicked() {
+  document.body.classList.toggle("picking", picked.size > 0);
+  for (const tile of document.querySelectorAll(".tile")) {
+    tile.classList.toggle("on", picked.has(tile.dataset.sha));
+    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.sha));
+  }
+  const items = [...picked.values()];
+  $("picked").hidden = !items.length;
+  const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
+  $("picked").replaceChildren(count,
+    button("down", "download", () => downloadAll(items), {text: true}),
+    items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
+    button("close", "clear", clearPicks));
+}
+
+function clearPicks() {
+  picked.clear();
+  drawPicked();
+}
+
+// A long press selects, as phones have it.
+function holdToPick(link, pick) {
+  let timer = 0;
+  link.addEventListener("touchstart", () => {
+    timer = setTimeout(() => { pick(); timer = -1; }, 450);
+  }, {passive: true});
+  for (const name of ["touchmove", "touchcancel"]) {
+    link.addEventListener(name, () => clearTimeout(timer), {passive: true});
+  }
+  link.addEventListener("touchend", (event) => {
+    clearTimeout(timer);
+    if (timer === -1) event.preventDefault();
+  });
+  link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
+}
+
+// Uploads can be deleted again; what lies elsewhere in the folder is its owner's.
+const canDelete = (item) => /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+
+async function deleteAll(items) {
+  const what = items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
+  if (!window.confirm(t("sure", what))) return false;
+  for (const item of items) {
+    const path = `/media/${encodeURIComponent(nameOf(item))}`;
+    const answer = await call(withToken(path), {method: "DELETE"});
+    if (!answer.ok && answer.status !== 404) {
+      notify(await problem(answer), 8, true);
+      return false;
+    }
+    picked.delete(item[SHA]);
+  }
+  drawPicked();
+  await start(true);
+  notify(t("deleted", what), 4);
+  return true;
+}
+
+function save(url, name) {
+  h("a", {href: url, download: name}).click();
+}
+
+async function downloadAll(items) {
+  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
+  const size = items.reduce((sum, item) => sum + item[BYTES] + 1000, 0);
+  if (size > 0xffff0000 || items.length > 0xffff) {
+    notify(t("zipLarge"), 8, true);
+    return;
+  }
+  const zip = new Zip();
+  for (const [number, item] of items.entries()) {
+    notify(t("zipping", `${number + 1}/${items.length}`));
+    const answer = await call(`/image/${item[SHA]}`);
+    if (!answer.ok) { notify(await problem(answer), 8, true); return; }
+    await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
+  }
+  const url = URL.createObjectURL(zip.finish());
+  save(url, `${list.name}.zip`);
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  notify("");
+}
+
+const CRC = Uint32Array.from({length: 256}, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
+  return byte;
+});
+
+// A zip file of stored (not compressed) files, as APPNOTE.TXT has it; the browser keeps the blobs.
+class Zip {
+  #parts = [];
+  #directory = [];
+  #size = 0;
+  #names = new Set();
+
+  async add(path, blob, date) {
+    let crc = 0xffffffff;
+    for await (const piece of blob.stream()) {
+      for (const byte of piece) crc = (crc >>> 8) ^ CRC[(crc ^ byte) & 255];
+    }
+    const name = new TextEncoder().encode(this.#free(path));
+    const year = Math.max(0, date.getUTCFullYear() - 1980);
+    const day = year << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
+    const time = date.getUTCHours() << 11 | date.getUTCMinutes() << 5 | date.getUTCSeconds() >> 1;
+    const about = [[2, 20], [2, 0x800], [2, 0], [2, time], [2, day], [4, ~crc >>> 0],
+      [4, blob.size], [4, blob.size], [2, name.length], [2, 0]];
+    const head = pack([4, 0x04034b50], ...about);
+    this.#directory.push(pack([4, 0x02014b50], [2, 20], ...about, [2, 0], [2, 0], [2, 0], [4, 0],
+      [4, this.#size]), name);
+    this.#parts.push(head, name, blob);
+    this.#size += head.length + name.length + blob.size;
+  }
+
+  #free(path) {
+    let free = path;
+    for (let number = 1; this.#names.has(free); number++) {
+      free = path.replace(/(\.[^./]*)?$/, `_${number}$1`);
+    }
+    this.#names.add(free);
+    return free;
+  }
+
+  finish() {
+    const length = this.#directory.reduce((sum, part) => sum + part.length, 0);
+    const count = this.#directory.length / 2;
+    return new Blob([...this.#parts, ...this.#directory, pack([4, 0x06054b50], [4, 0], [2, count],
+      [2, count], [4, length], [4, this.#size], [2, 0])], {type: "application/zip"});
+  }
+}
+
+// Little-endian numbers, each as [bytes, value].
+function pack(...fields) {
+  const made = [];
+  for (const [size, value] of fields) {
+    for (let byte = 0; byte < size; byte++) made.push(value >>> 8 * byte & 255);
+  }
+  return Uint8Array.from(made);
+}
+
+// -- The viewer --------------------------------------------------------------------------
+
+const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
+let pushed = false;  // whether its closing goes back in the history
+let factsOpen = false, slideshow = 0, opener = "";
+
+async function openLinked(key, sha) {
+  const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
+  if (isShown() && groups.includes(shown.group)) return;
+  const group = groups.find((each) => each.key === (key || ""));
+  const found = group ? await load(group) : [];
+  const at = found.findIndex((item) => item[SHA] === sha);
+  if (at < 0) {
+    closeViewer();
+    notify(t("gone"), 5, true);
+  } else if (isShown()) {
+    shown = {group, place: at};
+  } else {
+    pushed = false;
+    show(group, at);
+  }
+}
+
+function openItem(group, place) {
+  history.pushState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  pushed = true;
+  show(group, place);
+}
+
+function show(group, place) {
+  const item = group.items[place];
+  shown = {group, place};
+  opener = `${group.key}/${item[SHA]}`;
+  const focused = document.activeElement.title;
+  $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
+  if (!$("viewer").open) $("viewer").showModal();
+  const buttons = [...$("viewer").querySelectorAll("button")];
+  (buttons.find((each) => each.title === focused) || $("view")).focus();
+  document.title = nameOf(item);
+  for (const step of [1, -1]) {
+    neighbour(group, place, step).then((there) => {
+      const near = there && there.group.items[there.place];
+      if (near && near[KIND] === "image") new Image().src = preview(near, viewSize());
+    });
+  }
+}
+
+const viewSize = () =>
+  Math.max(window.innerWidth, window.innerHeight) * devicePixelRatio > 1600 ? 2160 : 1440;
+
+function drawView(item) {
+  const top = h("div", {className: "over top"}, button("close", "close", closeShown),
+    h("h2", {}, nameOf(item)),
+    button(slideshow ? "pause" : "play", "play", toggleSlideshow),
+    button("info", "info", toggleFacts),
+    button("link", "copy", copyLink),
+    button("down", "download", () => save(original(item), nameOf(item))),
+    canDelete(item) ? button("trash", "remove", deleteShown) : "",
+    document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
+  const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
+    return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
+  });
+  return h("div", {id: "view", tabIndex: -1}, drawMedium(item), top, ...sides);
+}
+
+function drawMedium(item) {
+  const failed = () => medium.replaceWith(wordsFor(item));
+  let medium;
+  if (item[KIND] === "image") {
+    medium = h("img", {alt: describe(item), draggable: false, onerror: () => {
+      medium.onerror = failed;
+      medium.src = original(item);
+    }});
+    medium.src = preview(item, viewSize());
+    zoomable(medium, item);
+  } else {
+    medium = h(item[KIND], {controls: true, autoplay: true, playsInline: true, onerror: failed});
+    if (item[KIND] === "video") medium.poster = preview(item, 720);
+    medium.src = original(item);
+    medium.onended = () => slideshow && go(1);
+  }
+  return medium;
+}
+
+function drawFacts(item) {
+  const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
+  const where = latitude === undefined || latitude === null ? null : h("span", {},
+    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+    h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
+      + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
+  const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
+  const rows = [
+    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["size", pixels + bytes(item[BYTES])],
+    ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
+    ["file", nameOf(item)], ["folder", folderOf(item) && choice(
+      {folder: folderOf(item), q: "", kind: ""}, {}, folderOf(item))],
+  ].filter(([, value]) => value);
+  return h("aside", {id: "facts"}, h("h2", {}, t("info")), h("dl", {},
+    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])));
+}
+
+async function go(step) {
+  const from = shown;
+  const there = await neighbour(from.group, from.place, step);
+  if (shown !== from) return;
+  if (!there) { stopSlideshow(); return; }
+  const item = there.group.items[there.place];
+  history.replaceState(null, "", addressOf({group: there.group.key, item: item[SHA]}));
+  show(there.group, there.place);
+}
+
+function closeShown() {
+  if (pushed) history.back();
+  else {
+    history.replaceState(null, "", addressOf({}));
+    closeViewer();
+  }
+}
+
+function closeViewer() {
+  if (!shown) return;
+  const {group, place} = shown;
+  shown = null;
+  stopSlideshow();
+  if (document.fullscreenElement) document.exitFullscreen();
+  $("viewer").replaceChildren();
+  $("viewer").close();
+  document.title = list.name;
+  reveal(group, place);
+  drawNow();
+  tiles.get(opener)?.firstChild.focus({preventScroll: true});
+}
+
+function toggleFacts() {
+  factsOpen = !factsOpen;
+  $("facts")?.remove();
+  if (factsOpen) $("viewer").append(drawFacts(shown.group.items[shown.place]));
+}
+
+function stopSlideshow() {
+  clearInterval(slideshow);
+  slideshow = 0;
+}
+
+function toggleSlideshow() {
+  if (slideshow) stopSlideshow();
+  else {
+    slideshow = setInterval(() =>
+      shown?.group.items[shown.place][KIND] === "image" && go(1), 4000);
+  }
+  show(shown.group, shown.place);
+}
+
+const toggleFull = () =>
+  document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
+
+async function copyLink() {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(location.href);
+    notify(t("copied"), 4);
+  } else window.prompt(t("link"), location.href);
+}
+
+async function deleteShown() {
+  const {group, place} = shown;
+  const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
+  const next = there && there.group.items[there.place];
+  history.replaceState(null, "", addressOf(next ? {group: there.group.key, item: next[SHA]} : {}));
+  if (!await deleteAll([group.items[place]])) {
+    history.replaceState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  }
+}
+
+$("viewer").addEventListener("cancel", (event) => {
+  event.preventDefault();
+  closeShown();
+});
+document.addEventListener("keydown", (event) => {
+  const elsewhere = !shown || event.target.matches("video, audio");
+  if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
+  const run = {
+    ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
+    s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
+  }[event.key];
+  if (!run) return;
+  event.preventDefault();
+  run();
+});
+
+// Hide what lies over a picture while nobody moves.
+let idle = 0;
+$("viewer").addEventListener("pointermove", () => {
+  $("viewer").classList.remove("idle");
+  clearTimeout(idle);
+  idle = setTimeout(() => $("viewer").classList.add("idle"), 3000);
+});
+$("viewer").addEventListener("focusin", () => $("viewer").classList.remove("idle"));
+
+// Wheel, pinch and double click zoom; a drag moves what is large, or else goes on.
+function zoomable(picture, item) {
+  const fingers = new Map();
+  let scale = 1, x = 0, y = 0, begun = null;
+
+  function apply() {
+    const view = $("view");
+    const within = (value, length) =>
+      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
+    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
+    picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
+    view.classList.toggle("large", scale > 1);
+    const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
+    if (scale > 1.5 && known && !picture.src.includes("/image/")) {
+      const large = new Image();  // shown only once it is there, so that nothing flickers
+      large.onload = () => { picture.src = large.src; };
+      large.src = original(item);
+    }
+  }
+
+  function zoom(factor, clientX, clientY) {
+    const box = $("view").getBoundingClientRect();
+    const fromX = clientX - box.left - box.width / 2;
+    const fromY = clientY - box.top - box.height / 2;
+    const wanted = Math.max(1, Math.min(8, scale * factor));
+    x = fromX - (fromX - x) * wanted / scale;
+    y = fromY - (fromY - y) * wanted / scale;
+    scale = wanted;
+    apply();
+  }
+
+  const spread = () => {
+    const [first, second] = [...fingers.values()];
+    return Math.hypot(first.clientX - second.clientX, first.clientY - second.clientY);
+  };
+  picture.onwheel = (event) => {
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event.clientX, event.clientY);
+  };
+  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event.clientX, event.clientY);
+  picture.onpointerdown = (event) => {
+    picture.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, event);
+    begun = fingers.size === 1 ? event : null;
+  };
+  picture.onpointermove = (event) => {
+    const before = fingers.get(event.pointerId);
+    if (!before) return;
+    if (fingers.size === 2) {
+      const wide = spread();
+      fingers.set(event.pointerId, event);
+      const [first, second] = [...fingers.values()];
+      const middle = (axis) => (first[axis] + second[axis]) / 2;
+      zoom(spread() / wide, middle("clientX"), middle("clientY"));
+      return;
+    }
+    fingers.set(event.pointerId, event);
+    if (scale > 1) {
+      x += event.clientX - before.clientX;
+      y += event.clientY - before.clientY;
+      apply();
+    }
+  };
+  picture.onpointerup = picture.onpointercancel = (event) => {
+    fingers.delete(event.pointerId);
+    if (!begun || event.type === "pointercancel" || scale > 1) return;
+    const [dx, dy] = [event.clientX - begun.clientX, event.clientY - begun.clientY];
+    begun = null;
+    if (Math.abs(dx) > 50 && Math.abs(dx) > 2 * Math.abs(dy)) go(dx < 0 ? 1 : -1);
+    else if (dy > 100 && dy > 2 * Math.abs(dx)) closeShown();
+  };
+}
+
+// -- Uploads -----------------------------------------------------------------------------
+
+const AT_ONCE = 3;
+const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
+const TAKES = /^(jpe?g|png|gif|webp|bmp|svg)$/;
+const uploads = [];
+let paused = false, refreshTimer = 0;
+
+const withToken = (path) =>
+  uploadToken ? `${path}?token=${encodeURIComponent(uploadToken)}` : path;
+
+function addUploads(files) {
+  for (const file of files) {
+    const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
+    const most = list.max_upload_bytes;
+    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
+    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
+    uploads.push(upload);
+  }
+  if (!files.length) return;
+  $("uploads").hidden = false;
+  drawUploads();
+  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
+  if (asks && !uploadToken) signIn(resumeUploads);
+  else pump();
+}
+
+function refuse(upload, message, final = false) {
+  Object.assign(upload, {state: "failed", message, final});
+}
+
+async function resumeUploads() {
+  await start(true);
+  pump();
+}
+
+function pump() {
+  const active = uploads.filter((each) => each.state === "sending").length;
+  const waiting = paused ? [] : uploads.filter((each) => each.state === "waiting");
+  for (const upload of waiting.slice(0, AT_ONCE - active)) sendUpload(upload);
+  drawUploads();
+}
+
+async function sendUpload(upload) {
+  upload.state = "sending";
+  const {file} = upload;
+  const named = KEEPS_NAME.test(extensionOf(file.name));
+  const form = new FormData();
+  form.append("file", file);
+  const request = upload.request = new XMLHttpRequest();
+  request.open(named ? "PUT" : "POST",
+    ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
+  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
+  request.upload.onprogress = (event) => {
+    upload.sent = event.loaded / event.total;
+    drawProgress(upload);
+  };
+  request.onloadend = () => {
+    endUpload(upload, request);
+    pump();
+  };
+  request.send(form);
+}
+
+function endUpload(upload, request) {
+  const {status} = request;
+  upload.request = null;
+  upload.sent = 0;
+  if (paused && status === 0) {
+    upload.state = "waiting";
+  } else if (status === 200 || status === 201) {
+    upload.state = status === 201 ? "stored" : "known";
+    clearTimeout(refreshTimer);
+    refreshTimer = setTimeout(() => start(true), 700);
+  } else if ((status === 429 || status === 503) && upload.tries++ < 5) {
+    upload.state = "later";
+    setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
+  } else if (status === 401) {
+    upload.state = "waiting";
+    paused = true;
+    signIn(() => { paused = false; resumeUploads(); });
+  } else {
+    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
+  }
+}
+
+function sentence(request) {
+  if (request.status === 0) return t("lost");
+  if (request.status === 403) return t("denied");
+  if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
+  if (request.status === 507) return t("noRoom");
+  try {
+    return String(JSON.parse(request.responseText).detail);
+  } catch {
+    return t("wrong");
+  }
+}
+
+function setPaused(value) {
+  paused = value;
+  if (paused) for (const each of uploads) each.request?.abort();
+  pump();
+}
+
+function retry(upload) {
+  upload.state = "waiting";
+  pump();
+}
+
+const isOver = (upload) => /^(stored|known|failed)$/.test(upload.state);
+
+function drawUploads() {
+  const over = uploads.filter(isOver).length;
+  const all = over === uploads.length;
+  const [symbol, label] = paused ? ["play", "resume"] : ["pause", "pause"];
+  const toggle = all ? "" : button(symbol, label, () => setPaused(!paused));
+  const close = button("close", "close", () => {
+    for (const each of uploads) each.request?.abort();
+    uploads.length = 0;
+    paused = false;
+    $("uploads").hidden = true;
+  });
+  const rows = [...uploads].sort((a, b) => rank(a) - rank(b)).slice(0, 200);
+  $("uploads").replaceChildren(
+    h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
+      toggle, close),
+    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("ul", {}, rows.map(drawUpload)));
+}
+
+const rank = (upload) =>
+  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+
+function drawUpload(upload) {
+  const again = upload.state === "failed" && !upload.final
+    ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
+  upload.bar = upload.state === "sending"
+    ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
+  const state = t(upload.state === "later" ? "waiting" : upload.state);
+  return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
+    upload.bar || h("span", {}, upload.message || state));
+}
+
+function drawProgress(upload) {
+  if (upload.bar) upload.bar.value = upload.sent;
+}
+
+$("upload").onclick = () => $("files").click();
+$("files").onchange = () => {
+  addUploads([...$("files").files]);
+  $("files").value = "";
+};
+window.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) addUploads([...event.clipboardData.files]);
+});
+window.addEventListener("beforeunload", (event) => {
+  if (uploads.some((each) => each.state === "sending")) event.preventDefault();
+});
+
+let dragged = 0;
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+window.addEventListener("dragenter", (event) => {
+  if (carriesFiles(event) && ++dragged) $("drop").hidden = false;
+});
+window.addEventListener("dragleave", (event) => {
+  if (carriesFiles(event) && --dragged <= 0) $("drop").hidden = true;
+});
+window.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+window.addEventListener("drop", async (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  dragged = 0;
+  $("drop").hidden = true;
+  const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
+  const files = await Promise.all(entries.filter(Boolean).map(filesIn));
+  addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
+});
+
+// The files of a dropped file or folder, however deep.
+async function filesIn(entry) {
+  const ask = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
+  if (entry.isFile) return [await ask(entry, "file")].flat();
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await ask(reader, "readEntries");  // a part of them at a time
+    if (!some.length) return found;
+    for (const each of some) found.push(...await filesIn(each));
+  }
+}
+
+// -- Beginning ---------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input, select");
+  if (typing || document.querySelector("dialog[open]")) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    $("search").elements.q.focus();
+  } else if (event.key === "Escape" && picked.size) clearPicks();
+});
+history.scrollRestoration = "manual";  // see takeList
+window.addEventListener("popstate", () => {
+  const {changed, group, item} = readAddress();
+  if (changed || !groups.length) start();
+  else if (item) openLinked(group, item);
+  else closeViewer();
+});
+document.addEventListener("visibilitychange", () => document.hidden || start(true));
+
+// A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
+async function begin() {
+  keepSession(session);
+  const address = new URLSearchParams(location.search);
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  uploadToken = address.get("token") || "";
+  if (key || uploadToken) {
+    address.delete("token");
+    history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
+  }
+  if (key) await enter("", "", key, false);
+  else if (session.refresh || session.access) startSession().catch(() => {});
+  readAddress();
+  start();
+}
+
+begin();
+"""
+
+GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+
+
+@route("GET", "/gallery", OPEN, "system", "The gallery page", {200: "page"})
+def get_gallery(app: App, request: Request) -> Response:
+    return page_response(request, GALLERY)
+
+
+@route("GET", "/", OPEN, "system", "The gallery page for browsers, health for programs",
        {200: "page or health"})  # fmt: skip
 def get_root(app: App, request: Request) -> Response:
-    vary = ("Vary", "Accept")
-    if "text/html" not in request.headers.get("accept", ""):
-        return json_response(health_json(app), headers=[vary])
-    headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Security-Policy", PAGE_POLICY),
-        ("X-Content-Type-Options", "nosniff"),
-        NO_STORE,
-        vary,
-    ]
-    return Response(200, headers, render_page(app, request).encode())
-
-
-def render_page(app: App, request: Request) -> str:
-    if not allows(Access.READ, request.principal, app.settings.read_auth_enabled):
-        return PAGE.format(message="The pictures here need a credential.", pictures="")
-    hashes = app.index.files.newest_images(PAGE_PICTURES)
-    shown = "thumbnail" if app.thumbnails.kinds else "image"
-    picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
-    pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
-    message = "The newest pictures." if hashes else "There are no pictures yet."
-    return PAGE.format(message=message, pictures=pictures)
+    if "text/html" in request.headers.get("accept", ""):
+        return page_response(request, GALLERY)
+    return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
 # ======================================================================================
@@ -11915,7 +15406,7 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
     found = find_command(words)
-    if not found and "storage_dir" not in options and words and os.path.isdir(words[-1]):
+    if not found and "storage_dir" not in options and words and parse_path(words[-1]).is_dir():
         options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
         found = find_command(words)
     if found is None:
@@ -11994,21 +15485,67 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a")
+    file = io.FileIO(settings.database_dir / "lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        problem = f"another mediaserver is running on {settings.database_dir}"
+        process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+        stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
+        problem = f"another mediaserver is running on {settings.database_dir}{stop}"
         raise SettingError("DATABASE_DIR", problem) from None
+    with contextlib.suppress(OSError):  # of a full disk: who is refused is told less
+        file.truncate(0)
+        file.write(b"%d\n" % os.getpid())
     return file
 
 
-@command("token", "print a fresh upload token")
-def print_token(settings: Settings) -> None:
+def parse_scopes(text: str) -> frozenset[str]:
+    scopes = frozenset(re.split(r"[\s,]+", text.strip()))
+    if scopes - SCOPES:
+        raise ValueError(f"{text!r} is none of {', '.join(sorted(SCOPES))}, or some with commas")
+    return scopes
+
+
+def parse_url_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is no path of a URL: it begins with a slash")
+    return text
+
+
+def parse_duration(text: str) -> int:
+    """Seconds, or minutes, hours, days or weeks with their letter.
+
+    >>> parse_duration("90"), parse_duration("2h")
+    (90, 7200)
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no time such as 90 (seconds), 30m, 12h, 7d or 2w")
+    return int(match[1]) * units[match[2] or "s"]
+
+
+@command(
+    "token", "print a fresh upload token, or one for less", "",
+    Option("scope", "upload|delete|read", parse_scopes), Option("path", "PATH", parse_url_path),
+    Option("max_bytes", "N", whole_number(1, MAX_BYTES)),
+    Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
+)  # fmt: skip
+def print_token(
+    settings: Settings, scope: Set[str] | None = None, expires: int | None = None,
+    **limits: Any,
+) -> None:  # fmt: skip
+    """Print `TS.SIG` of the document; with any option, or if that is off, a scoped token."""
     if not settings.media_server_secret:
         need_folders(settings)
         settings, _ = with_secrets(settings)
-    print(sign_upload_token(settings.media_server_secret, time.time()))
+    secret, now = settings.media_server_secret, time.time()
+    if settings.upload_tokens == "all" and not (scope or expires or limits):
+        print(sign_upload_token(secret, now))
+        return
+    end, id = now + (expires or settings.token_expiry_seconds), secrets.token_urlsafe(12)
+    grant = Grant(frozenset(scope or {"upload"}), end, id=id, **limits)
+    print(sign_grant(grant, scoped_key(secret)))
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
@@ -12041,12 +15578,13 @@ def find_user(index: Index, name: str) -> User:
     return user
 
 
-@command("user list", "list the accounts")
+@command("user list", "list the accounts, and what their files take")
 def list_users(settings: Settings) -> None:
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
-            words = (str(user.id), user.email, user.username or "-", state, user.permissions)
+            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
+            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
             print("\t".join(word if word.isprintable() else ascii(word) for word in words))
 
 
@@ -12060,12 +15598,12 @@ def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[s
 
 
 @command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
-def grant(settings: Settings, name: str, *words: str) -> None:
+def grant_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(words), set())
 
 
 @command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
-def revoke(settings: Settings, name: str, *words: str) -> None:
+def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(), set(words))
 
 
@@ -12348,7 +15886,7 @@ class Verifier:
         forget_cached(source)  # others need the memory
 
     def _check_shelf(self, shelf: Shelf) -> None:
-        """Name the thumbnails of what is not known any more."""
+        """Name the thumbnails or previews of what is not known any more."""
         with contextlib.suppress(FileNotFoundError):
             place = shelf.prefix.rstrip("/")
             for name, _ in shelf.folder.files_in(place):
@@ -12375,7 +15913,8 @@ def verify(
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
         progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
-        verifier.run(thumbnail_shelves(settings, folders["library"]))
+        public, private = thumbnail_shelves(settings, folders["library"])
+        verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
@@ -12663,11 +16202,18 @@ def find_backup(settings: Settings, path: Path) -> Path:
     return found[-1]
 
 
-def need_empty(settings: Settings) -> None:
-    for name in PLACES:
+def need_empty(settings: Settings, resumed: bool) -> None:
+    """Refuse what a server has taken something into, and folders with files, unless `resumed`."""
+    index = settings.database_url
+    if index.exists():
+        with contextlib.closing(Index(index, query_only=True)) as known:
+            if any(known.count_rows()):
+                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+    own = {"lock", "spare", "secrets.env", *(f"{index.name}{end}" for end in ("", "-wal", "-shm"))}
+    for name in () if resumed else PLACES:
         place: Path = getattr(settings, name)
         folder = place.parent if name == "database_url" else place
-        if any(files for _, _, files in os.walk(folder)):
+        if any(set(files) - own for _, _, files in os.walk(folder)):
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
@@ -12676,23 +16222,20 @@ def restore(settings: Settings, source: str) -> int:
     """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
     own = backup_settings(settings, find_backup(settings, parse_path(source)))
     place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
-    if not place.exists():
-        need_empty(settings)
+    need_empty(settings, resumed=place.exists())
     make_folders(settings)
-    with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
-        kept.copy_to(place)
-    with (
-        writing_to(str(place)), lock_data_dir(settings),
-        contextlib.closing(migrated(Index(place))) as index,
-    ):  # fmt: skip
-        progress = Progress(index.files.total_size(), silent=True)
-        folders = fillable_folders(settings)
-        copier = Copier(index, open_folders(own, index), folders, progress)
-        copier.copy_all(index)
-        copy_secrets(own, settings)
-        index.write(lambda db: copier.note_times(db, index))
-    os.sync()
-    place.rename(settings.database_url)
+    with writing_to(str(place)), lock_data_dir(settings):
+        with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.copy_to(place)
+        with contextlib.closing(migrated(Index(place))) as index:
+            progress = Progress(index.files.total_size(), silent=True)
+            folders = fillable_folders(settings)
+            copier = Copier(index, open_folders(own, index), folders, progress)
+            copier.copy_all(index)
+            copy_secrets(own, settings)
+            index.write(lambda db: copier.note_times(db, index))
+        os.sync()
+        replace_index(place, settings.database_url)
     return verify(settings)
 
 
@@ -12934,10 +16477,9 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
-        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
-        while True:
-            time.sleep(self.interval)
+    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
+        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
+        while not over.wait(self.interval):
             try:
                 if is_well(self.interval):
                     self._seen[number] = time.monotonic()
@@ -12959,28 +16501,37 @@ class Supervisor:
     """
 
     def __init__(
-        self, work: Callable[[int, socket.socket], None], watchdog: Watchdog, lock: io.FileIO,
-        listener: socket.socket,
+        self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
+        watchdog: Watchdog, lock: io.FileIO, listener: socket.socket,
     ) -> None:  # fmt: skip
         self._work = work
+        self._recover = recover
         self._watchdog = watchdog
         self._held, self._lifeline = socket.socketpair()
         self._lock = lock
         self._listener = listener
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
+        self._restarting = False
 
     def run(self, count: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
-        for number in range(count):
-            self._start(number)
+        self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
         }  # fmt: skip
         while self._workers:
             react[signal.sigwait(SIGNALS)]()
+            if self._restarting and not self._workers and not self._stopping:
+                self._restarting = False
+                self._recover()
+                self._start_all(count)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _start_all(self, count: int) -> None:
+        for number in range(count):
+            self._start(number)
 
     def _start(self, number: int) -> None:
         work = functools.partial(self._work, number, self._lifeline)
@@ -12992,7 +16543,10 @@ class Supervisor:
             if not ended:
                 continue
             number = self._workers.pop(process)
-            if not self._stopping:
+            if os.waitstatus_to_exitcode(status) == RESTART:
+                self._restarting = True
+                self._send(signal.SIGTERM, self._workers.values())
+            elif not self._stopping and not self._restarting:
                 warn(f"worker {number} ended with status {status}; another one takes its place")
                 time.sleep(1)  # one that cannot start must not use up the machine
                 self._start(number)
@@ -13013,8 +16567,11 @@ class Supervisor:
                 os.kill(process, number)  # it is there until it has been waited for
 
 
-def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends.
+RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends: with RESTART if True.
 
     SIGNALS, which are blocked, wait for it until it unblocks them.
     """
@@ -13026,12 +16583,17 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         for item in ours:
             item.close()
-        work()
-        status = 0
+        status = RESTART if work() else 0
     finally:
-        if status:
+        if status == 1:
             sys.excepthook(*sys.exc_info())
         os._exit(status)
+
+
+LISTEN_HINTS: Mapping[int | None, str] = {
+    errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
+    errno.EACCES: "ports below 1024 are root's: give another --port",
+}
 
 
 @command("serve", "run the server (the default)")
@@ -13050,7 +16612,8 @@ def serve(settings: Settings) -> None:
     try:
         listener = open_listener(settings.host, settings.port)
     except OSError as error:
-        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
+        hint = LISTEN_HINTS.get(error.errno, "give an address of this machine as --host")
+        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -13059,11 +16622,14 @@ def serve(settings: Settings) -> None:
     run = functools.partial(
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
     )
+    recover = functools.partial(settle, settings, thumbnails)
+    ready()
     if settings.workers > 1:
-        ready()
-        Supervisor(run, watchdog, lock, listener).run(settings.workers)
+        Supervisor(run, recover, watchdog, lock, listener).run(settings.workers)
     else:
-        run(ready=ready)
+        while run():
+            recover()
+    thumbnails.stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
 
@@ -13076,43 +16642,56 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
         app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
+    resumed = app.uploads.recover()
     for folder in app.folders.values():
-        folder.recover(functools.partial(app.index.files.get, folder.name))
+        folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
     app.index.close()
 
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
     progress: SharedProgress, watchdog: Watchdog, loads: memoryview, number: int = 0,
-    lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
-    """Serve on a listening socket until told to stop; worker 0 also scans."""
+    lifeline: socket.socket | None = None,
+) -> bool:  # fmt: skip
+    """Serve on a listening socket until told to stop; worker 0 also scans.
+
+    True where it was the index that ended it: it is to be opened anew.
+    """
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
-    server = Server(listener, loads, number)
+    server = Server(listener.dup(), loads, number)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
+    server.is_prompt = application.is_prompt
     server.on_error = application.on_error
     server.lifeline = lifeline
-    handle_signals(server, app)
-    if ready:
-        ready()
+    app.index.on_damage = functools.partial(leave_index, server)
+    handle_signals(server, app, listener)
+    over = threading.Event()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
-    stopping = threading.Event()
-    emptying = threading.Thread(target=empty_trash_daily, args=(app, stopping), daemon=True)
+        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
+    emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
     if number == 0:
         app.scanner.start(settings.rescan_interval)
+        threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
         if settings.trash_days:
             emptying.start()
     server.serve_forever()
-    stopping.set()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    over.set()
     app.scanner.stop()
     if emptying.is_alive():
         emptying.join(SCANNER_STOP_SECONDS)
-    thumbnails.stop()
     app.index.close()
+    return listener.fileno() >= 0
+
+
+def leave_index(server: Server, problem: str) -> None:
+    """Stop using a damaged index."""
+    if not server.stopping:
+        warn(f"the index is damaged: {problem}")
+        server.stop()
 
 
 def is_well(server: Server, app: App, seconds: float) -> bool:
@@ -13121,13 +16700,14 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
     return time.monotonic() - server.turned_at < max(seconds, 3)  # it is noted once a second
 
 
-def handle_signals(server: Server, app: App) -> None:
-    """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
+def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
+    """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
         if server.stopping and number == signal.SIGINT:
             os._exit(130)
         notify("STOPPING=1")
+        listener.close()
         server.stop()
 
     def scan() -> None:
@@ -13173,12 +16753,35 @@ def announce(
         warn("another program's tokens are good here only with the same secret")
     if settings.auth_disabled:
         warn("AUTH_DISABLED is on: everyone may do everything")
-    folder = shlex.quote(str(settings.storage_dir))
-    program = serve.__code__.co_filename  # also where bytecode is run
-    token = f"python3 {shlex.quote(program)} token --storage_dir {folder}"
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
+    else:
+        token = token_command(settings)
+        known = "MEDIA_SERVER_SECRET" in generated or is_in_dotenv(settings.media_server_secret)
+        if not known:
+            warn("in another shell, set MEDIA_SERVER_SECRET as it is set here; then")
     warn(f'upload a picture: curl -F file=@photo.jpg "{places[0]}upload?token=$({token})"')
+
+
+def is_in_dotenv(secret: str) -> bool:
+    """Whether commands in this folder find the secret of upload tokens in its `.env`."""
+    return read_dotenv(Path(".env"), {}).get("MEDIA_SERVER_SECRET") == secret
+
+
+def token_command(settings: Settings) -> str:
+    """The command that prints an upload token, as any shell and any folder can run it."""
+    program = os.path.abspath(serve.__code__.co_filename)  # also where bytecode is run
+    words = ["python3", program, "token"]
+    words += ["--scope", "upload"] if settings.upload_tokens == "scoped" else []
+    usual = load_settings({"storage_dir": str(settings.storage_dir)}, {}, {})
+    for name in PLACES:
+        if name == "storage_dir" or getattr(settings, name) != getattr(usual, name):
+            scheme = "sqlite:///" if name == "database_url" else ""
+            words += [f"--{name}", f"{scheme}{getattr(settings, name)}"]
+    command = shlex.join(words)
+    if is_in_dotenv(settings.media_server_secret):
+        return f"cd {shlex.quote(os.getcwd())} && {command}"
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

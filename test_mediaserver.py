@@ -17,10 +17,12 @@ import gzip
 import hashlib
 import hmac
 import http.client
+import http.server
 import importlib.util
 import io
 import itertools
 import json
+import mmap
 import os
 import random
 import re
@@ -39,6 +41,9 @@ import tempfile
 import threading
 import time
 import tracemalloc
+import types
+import urllib.error
+import urllib.request
 import uuid
 import zlib
 from collections import Counter
@@ -58,8 +63,9 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "chromium", "curl", "ffmpeg", "nginx", "openssl", "setfacl", "shellcheck", "systemd-analyze",
-    "unshare",
+    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
+    "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
+    "wget",
 }  # fmt: skip
 
 
@@ -72,11 +78,14 @@ def need(tool: str) -> Any:
             found = importlib.import_module(tool)
         except ImportError:
             found = None
-    if found is None and os.environ.get("CI"):
+    return miss(tool) if found is None else found
+
+
+def miss(tool: str) -> None:
+    """Skip a test without its tool; fail where CI is set."""
+    if os.environ.get("CI"):
         pytest.fail(f"{tool} is not installed")
-    elif found is None:
-        pytest.skip(f"{tool} is not installed")
-    return found
+    pytest.skip(f"{tool} is not installed")
 
 
 def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
@@ -525,7 +534,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
         bool: "true", int: "7", float: "7", str: "127.0.0.1", Path: "/x", tuple: "10.0.0.1",
     }  # fmt: skip
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
-    special["cors_allow_origins"] = "http://x"
+    special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -584,7 +593,8 @@ def test_python_dotenv_reads_dotenv_like_us(text):
     ("name", "value"),
     [
         ("PORT", "x"), ("PORT", "65536"), ("PORT", "-1"), ("RESCAN_INTERVAL", "-1"),
-        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("TOKEN_EXPIRY_SECONDS", "1.5"),
+        ("RESCAN_INTERVAL", "nan"), ("WORKERS", "0"), ("UPLOAD_TOKENS", "none"),
+        ("TOKEN_EXPIRY_SECONDS", "1.5"),
         ("TOKEN_EXPIRY_SECONDS", "0"), ("MAX_UPLOAD_BYTES", "10 MB"), ("MAX_MEDIA_BYTES", "-5"),
         ("MAX_MEDIA_BYTES", "9" * 5000), ("JWT_ACCESS_TOKEN_LIFETIME_MINUTES", "\u0663"),
         ("JWT_REFRESH_TOKEN_LIFETIME_DAYS", "one"), ("SLUGIFY_FILENAMES", "maybe"),
@@ -646,10 +656,14 @@ def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment
     assert "Traceback" not in ended.stderr
 
 
-def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(settings_of, capsys):
+def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(
+    settings_of, capsys, monkeypatch
+):
     Path("Pictures").mkdir()
     assert settings_of("Pictures").storage_dir == Path("Pictures").absolute()
     assert settings_of("Pictures", "--port", "0").port == 0
+    monkeypatch.setenv("HOME", os.getcwd())
+    assert settings_of("~/Pictures").storage_dir == Path("Pictures").absolute()
     for words in (["Picture"], ["Pictures", "Pictures"], ["user"], ["user", "grant", "x"]):
         with pytest.raises(SystemExit) as caught:
             settings_of(*words)
@@ -790,7 +804,8 @@ def test_a_second_server_on_the_same_data_exits_2_and_a_crash_blocks_no_start(st
     first = start()
     second = run_program("--storage_dir", first.storage, "--port", 0, cwd=tmp_path, **SECRETS)
     assert second.returncode == 2
-    assert "another mediaserver" in second.stderr
+    assert f"another mediaserver is running on {first.data}" in second.stderr
+    assert f"kill {first.process.pid}\n" in second.stderr
     assert "listening" not in second.stderr
     content = png()
     url = first.upload(content).json["url"]
@@ -1470,6 +1485,38 @@ def test_the_token_command_and_curl_upload_the_first_picture(start, tmp_path):
     assert running.get(urlsplit(made["url"]).path).body == (tmp_path / "photo.jpg").read_bytes()
 
 
+@pytest.mark.parametrize("where", ["generated", "environment", "dotenv"])
+def test_the_command_that_the_start_prints_uploads_from_any_other_shell(
+    tmp_path, monkeypatch, where
+):
+    home, elsewhere = tmp_path / "it's home", tmp_path / "else where"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+    (elsewhere / "photo.jpg").write_bytes(jpeg())
+    secret = SECRETS["MEDIA_SERVER_SECRET"]
+    if where != "environment":
+        monkeypatch.delitem(SECRETS, "MEDIA_SERVER_SECRET")
+    if where == "dotenv":
+        (home / ".env").write_text(f"MEDIA_SERVER_SECRET='{secret}'\nUPLOAD_DIR=box\n")
+    options = ["--database_dir", str(home / "$data"), "--database_url", "sqlite:///of index.db"]
+    with Server(tmp_path / "pictures", *options, cwd=str(home)) as running:
+        pattern = re.compile("^mediaserver: upload a picture: (.*)\n", re.M)
+        command = wait_until(lambda: pattern.search(running.log), "the first upload")[1]
+        needs = [line for line in running.log.splitlines() if "another shell" in line]
+        other = dict(BARE_ENVIRONMENT)
+        if where == "environment":
+            assert "MEDIA_SERVER_SECRET" in needs.pop()
+            other["MEDIA_SERVER_SECRET"] = secret
+        assert not needs
+        need("curl")
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=elsewhere, env=other, capture_output=True, check=True
+        )
+        assert json.loads(done.stdout)["content_type"] == "image/jpeg"
+        made = {path.name for path in running.data.parent.iterdir()}
+        assert made == {"media", ".incoming"}, "the command made no folder of its own"
+
+
 def run_copy(program: Path, *arguments: str) -> str:
     """What a copy of the program prints, run as a user runs it, bytecode and all."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -1518,6 +1565,72 @@ def test_the_token_command_makes_the_secret_that_the_server_then_uses(tmp_path, 
         assert made.status == 201
 
 
+MISSING_CREDENTIALS = [
+    ("POST", "/upload", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer", "?token="]),
+    ("POST", "/upload-image", ["AUTH_TOKEN", "media_store_write", "Authorization: Bearer"]),
+    ("GET", "/metrics", ["AUTH_TOKEN", "media_store_read", "Authorization: Bearer"]),
+    ("GET", "/api/auth/profile/", ["access token", "/api/auth/login/", "Authorization: Bearer"]),
+    ("POST", "/session", ["AUTH_TOKEN", "access token", "Authorization: Bearer"]),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "words"), MISSING_CREDENTIALS)
+def test_who_has_no_credential_is_told_which_is_needed_and_how_it_is_sent(
+    server, method, path, words
+):
+    answer = server.request(method, path)
+    assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert all(word in answer.json["detail"] for word in words), answer.json
+    if "media_store" in answer.json["detail"]:
+        refused = server.request(method, path, headers=bearer())
+        assert refused.status == 403
+        assert words[1] in refused.json["detail"]
+
+
+REFUSED = [
+    ("POST", "/upload?token=1.x", {}, "127.0.0.1 anonymous POST /upload: 401 ", True),
+    ("GET", "/expired", {"Authorization": "Bearer x"}, "anonymous GET /expired: 401 ", True),
+    ("GET", "/list?x=secret", bearer(exp=1), "anonymous GET /list: 401 ", False),  # expired
+    ("GET", "/metrics", bearer(), "127.0.0.1 user:7 GET /metrics: 403 ", False),
+    ("POST", "/session?token=" + upload_token(), {}, "uploader POST /session: 403 ", False),
+    ("POST", "/api/auth/login/", {}, "anonymous POST /api/auth/login/: 401 ", True),
+    ("GET", "/%1b[2Jx", {"Authorization": "Bearer y"}, "anonymous GET /%1b[2Jx: 401", True),
+]
+
+
+def test_refused_credentials_are_lines_of_the_log_as_the_readme_s_filter_counts_them(start):
+    running, readme = start(), (HERE / "README.md").read_text("utf-8")
+    running.scanned()
+    rules = re.findall(r"^ +(failregex|ignoreregex) = (.*)$", readme, re.M)
+    count, ignore = (re.compile(rule.replace("<HOST>", r"127\.0\.0\.1")) for _, rule in rules)
+    for method, path, headers, line, counted in REFUSED:
+        length = len(running.log)
+        if "login" in path:
+            running.call(method, path, {"username": "eve", "password": "pass"})
+        else:
+            with Raw(running) as raw:
+                fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+                raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode("latin-1"))
+                raw.answer()
+        (said,) = running.log[length:].splitlines()
+        assert said.startswith("mediaserver: refused ") and line in said
+        assert said.isprintable()
+        assert bool(count.search(said) and not ignore.search(said)) == counted, said
+    length = len(running.log)
+    assert running.get("/metrics").status == 401, "none is no attack"
+    assert running.log[length:] == ""
+    for secret in ("?", "x=secret", "1.x", "eyJ", upload_token()[-64:]):
+        assert secret not in running.log.partition("upload?token=")[2]
+
+
+def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for _ in range(20):
+            ms.warn("x" * 10_000)
+
+
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
 def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path):
     for token in (
@@ -1529,6 +1642,144 @@ def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, p
         if answer.status == 401:
             assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         assert set(answer.json) == {"detail"}
+
+
+SCOPED_KEY = ms.derive_key(UPLOAD_SECRET, "scoped tokens").hex()
+
+
+def scoped(*scopes: str, seconds: float = 900, key: str = SCOPED_KEY, **limits: Any) -> str:
+    """The query of a scoped token, as another program with the secret makes it, too."""
+    limits = {"jti": "" if "uses" not in limits else uuid.uuid4().hex, **limits}
+    exp = int(time.time() + seconds)
+    claims = {"token_type": "scoped", "scope": " ".join(scopes), "exp": exp, **limits}
+    return f"?token={ms.sign_jwt(claims, key)}"
+
+
+def test_a_scoped_token_lets_do_what_it_says_where_it_says_and_nothing_else(start, server):
+    running = start(read_auth_enabled="true")
+    url = running.upload(png()).json["url"]
+    path = local(url)
+
+    def status(method: str, path: str, token: str, content: bytes | None = None) -> int:
+        if content is None:
+            return running.request(method, path + token).status
+        return running.send_file(method, path + token, content, headers={}).status
+
+    assert status("POST", "/upload", scoped("upload"), png()) == 201
+    assert status("POST", "/upload", scoped("upload", path="/upload"), png()) == 201
+    assert status("PUT", "/image/a.png", scoped("upload", path="/image"), png()) == 201
+    assert status("POST", "/upload", scoped("upload", path="/image"), png()) == 403
+    assert status("POST", "/upload", scoped("upload", path="/up"), png()) == 403
+    assert status("POST", "/upload", scoped("read", "delete"), png()) == 403
+    assert status("POST", "/upload-image", scoped("upload", "read", "delete"), png()) == 403
+    for allowed in (scoped("read"), scoped("read", path="/media"), scoped("read", path=path)):
+        assert status("GET", path, allowed) == 200
+    for refused in (scoped("upload"), scoped("read", path=f"{path}x"), scoped("delete")):
+        assert status("GET", path, refused) == 403
+        assert status("HEAD", path, refused) == 403
+    assert (
+        running.get(f"/{scoped('read', path='/media')}", accept="text/html").body.count(b"<img")
+        == 0
+    )
+    assert status("GET", "/list", scoped("read", path="/media")) == 403
+    assert status("GET", "/metrics", scoped("read")) == 200
+    assert status("POST", "/session", scoped("read")) == 403
+    assert status("GET", "/api/media/media/", scoped("read")) == 403
+    assert status("DELETE", path, scoped("upload", "read")) == 403
+    assert status("DELETE", path, scoped("delete", path="/upload")) == 403
+    detail = running.request("DELETE", path + scoped("upload", path="/x")).json["detail"]
+    assert "only lets upload at /x and below" in detail
+    assert status("DELETE", path, scoped("delete", path="/media")) == 200
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        scoped("upload", seconds=-1), scoped("upload", key="x"), scoped("upload", key=JWT_KEY),
+        scoped("upload", key=UPLOAD_SECRET), scoped("fly"), scoped(), scoped("upload", path="x"),
+        scoped("upload", path=1), scoped("upload", max_bytes=0), scoped("upload", max_bytes="9"),
+        scoped("upload", uses=True), scoped("upload", uses=1, jti=""), scoped("upload", exp=None),
+        scoped("upload", token_type="access"), scoped("upload", uses=1, jti=5), "?token=a.b.c",
+        scoped("upload") + "&token=" + upload_token(), scoped("upload")[:-2],
+    ],
+)  # fmt: skip
+def test_a_scoped_token_that_is_none_is_401_everywhere(server, token):
+    for method, path in (("POST", "/upload"), ("GET", "/health")):
+        answer = server.send_file(method, f"{path}{token}", png(), headers={})
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_a_scoped_token_bounds_the_size_and_the_number_of_uploads(start):
+    running = start()
+    few, small = scoped("upload", uses=2), scoped("upload", max_bytes=2000)
+
+    def send(token: str, content: bytes, name: str = "a.png") -> Answer:
+        return running.send_file("POST", f"/upload{token}", content, name, headers={})
+
+    assert send(small, png_of(2000)).status == 201
+    answer = send(small, png_of(2001))
+    assert (answer.status, "2000 bytes that its token" in answer.json["detail"]) == (413, True)
+    assert [send(few, b"no picture").status for _ in range(3)] == [400] * 3, "none was used"
+    with Raw(running) as raw:  # one that ends in the middle is not used either
+        head = f"POST /upload{few} HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n"
+        raw.send(f"{head}Content-Type: multipart/form-data; boundary=frontier\r\n\r\n".encode())
+        raw.send(form("a.png", png())[0][:50])
+    assert send(few, png()).status == 201
+    wait_until(lambda: send(few, png()).status == 201, "the use that was given back")
+    assert send(few, png()).status == 401
+    running.kill()
+    running = start()
+    assert send(few, png()).status == 401, "uses are counted for good"
+    once = scoped("upload", uses=1)
+    statuses = together(6, lambda number: send(once, png_of(300 + number)).status)
+    assert sorted(statuses) == [201, *[401] * 5]
+    assert running.get(f"/health{once}").status == 200, "what is open takes no use"
+
+
+SCOPED_COMMANDS = [
+    (["--scope", "upload", "--path", "/upload", "--max-bytes", "500", "--uses", "1"],
+     {"scope": "upload", "path": "/upload", "max_bytes": 500, "uses": 1}, 900),
+    (["--scope", "read,delete", "--expires", "7d"], {"scope": "delete read", "path": "/"}, 604800),
+    (["--expires=30m"], {"scope": "upload", "path": "/"}, 1800),
+    (["--upload_tokens", "scoped"], {"scope": "upload", "path": "/"}, 900),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "claims", "seconds"), SCOPED_COMMANDS)
+def test_the_token_command_makes_scoped_tokens(server, tmp_path, options, claims, seconds):
+    command = ["token", *options, "--storage_dir", server.storage]
+    token = run_program(*command, cwd=tmp_path, **SECRETS).stdout.strip()
+    made = claims_of(token)
+    assert 0 <= time.time() + seconds - made.pop("exp") < 60
+    assert len(made.pop("jti")) == 16
+    assert made == {"token_type": "scoped", **claims}
+    assert server.get(f"/health?token={token}").status == 200
+    derived = hmac.new(UPLOAD_SECRET.encode(), b"mediaserver key: scoped tokens", hashlib.sha256)
+    decoded = need("jwt").decode(token, derived.hexdigest(), algorithms=["HS256"])
+    assert decoded["scope"] == claims["scope"], "as the README says"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("scope", "fly"), ("scope", ""), ("path", "upload"), ("max-bytes", "0"), ("uses", "x"),
+     ("expires", "0"), ("expires", "1y"), ("json", None)],
+)  # fmt: skip
+def test_what_no_token_can_be_limited_to_exits_2(tmp_path, option, value):
+    words = [f"--{option}"] + ([value] if value is not None else [])
+    done = run_program("token", *words, "--storage_dir", tmp_path, cwd=tmp_path, **SECRETS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert option.replace("-", "_") in done.stderr.splitlines()[-1]
+
+
+def test_tokens_without_a_scope_can_be_turned_off(start, tmp_path):
+    running = start(upload_tokens="scoped")
+    wait_until(lambda: " token --scope upload " in running.log, "the first upload")
+    plain = f"/upload?token={upload_token()}"
+    answer = running.send_file("POST", plain, png(), headers={})
+    assert (answer.status, "UPLOAD_TOKENS" in answer.json["detail"]) == (401, True)
+    path = f"/upload{scoped('upload')}"
+    assert running.send_file("POST", path, png(), headers={}).status == 201
 
 
 def test_an_upload_token_is_good_for_as_long_as_the_setting_says(start):
@@ -2593,7 +2844,7 @@ def test_what_is_received_is_on_disk_byte_for_byte(tmp_path, monkeypatch, size, 
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     content = (png_of(200) + random.Random(size).randbytes(size))[:size]
-    receiving = folder.begin(limit=size, md5=True)
+    receiving = folder.begin(ms.Limit(size, ""), md5=True)
     for piece in in_pieces(content):
         receiving.feed(piece)
         if how == "pauses":
@@ -2622,7 +2873,7 @@ def test_an_upload_that_fails_leaves_no_file_and_gives_its_buffer_back(
     buffers = ms.WriteBuffers()
     folder = ms.Folder("images", tmp_path, make=True, buffers=buffers)
     limit = size - 1 if wrong == "limit" else size
-    receiving = folder.begin(limit)
+    receiving = folder.begin(ms.Limit(limit, ""))
     with pytest.raises(ms.TooLarge if wrong == "limit" else OSError):
         for piece in in_pieces(bytes(size)):
             receiving.feed(piece)
@@ -2648,7 +2899,7 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with contextlib.nullcontext() if works else pytest.raises(OSError):
-        receiving = folder.begin(3)
+        receiving = folder.begin(ms.Limit(3, ""))
         receiving.feed(memoryview(b"abc"))
         incoming = receiving.finish()
         folder.keep(incoming, ["sub/a.png"])
@@ -3494,7 +3745,7 @@ def test_a_picture_of_which_decoders_die_again_and_again_has_no_thumbnail(decodi
     assert decoding.states()["a.png"] == 0
 
 
-def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch):
+def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeypatch, capsys):
     content = png()
     fill(scanning.path, {"a.png": png(), "b.png": png()})
     change = functools.partial((scanning.path / "a.png").write_bytes, content)
@@ -3503,14 +3754,18 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeyp
         patch.setattr(ms, "probe", after(ms.probe, change))
         assert not scanning.scanner.scan()
     assert (set(scanning.states()), scanning.unreadable) == ({"b.png"}, 1)
+    said = capsys.readouterr().err
+    assert f"cannot read in {scanning.path}: a.png\n" in said
+    assert re.search(r"scanned 2 files in [\d.]+ s, 1 files or folders cannot be read\n", said)
     assert scanning.scanner.scan()
     assert scanning.unreadable == 0
+    assert re.search(r"scanned 2 files in [\d.]+ s\n$", capsys.readouterr().err)
     assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
-    scanning, monkeypatch, error
+    scanning, monkeypatch, error, capsys
 ):
     fill(scanning.path, {"a.png": png(), "closed/b.png": png(), "z/c.png": png()})
     assert scanning.scanner.scan()
@@ -3521,6 +3776,7 @@ def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
         assert not scanning.scanner.scan()
     assert set(scanning.states()) == {"a.png", "closed/b.png", "z/d.png"}
     assert scanning.unreadable == 1
+    assert f"cannot read in {scanning.path}: closed/\n" in capsys.readouterr().err
     assert scanning.scanner.scan()
 
 
@@ -4598,10 +4854,20 @@ def bare_server(monkeypatch):
         if head.path == "/wait":
             going_on.wait(DEADLINE)
         echo = Echo(head.path)
+        if head.path.startswith("/deferred"):
+            answer = echo.finish()
+            deferred = ms.Deferred("decoder", lambda: going_on.wait(DEADLINE) and answer)
+            if not head.has_body:
+                return deferred
+            echo.finish = lambda: deferred
+        if head.path == "/file":
+            source = io.FileIO(bare.path)
+            return ms.Response(200, [], [ms.FileSlice(source, 0, bare.size)], bare.size, source)
         return echo if head.has_body else echo.finish()
 
     bare.application = accept
     bare.inline = lambda head: None
+    bare.is_prompt = lambda head: False
     bare.on_error = lambda error, origin: ms.Response(
         error.status, error.headers.items(), b"refused"
     )
@@ -4616,7 +4882,7 @@ def bare_server(monkeypatch):
     assert not thread.is_alive()
     for connection in list(bare._held.values()):
         bare._enter(connection, ms.State.CLOSED)
-    assert (bare._descriptors, bare._in_flight, bare.shares._all) == (0, 0, 0)
+    assert (bare._descriptors, bare._in_flight, bare.shares._all, bare._files) == (0, 0, 0, 0)
     for item in (bare._alarm, bare._wakeup, bare._selector):
         item.close()
 
@@ -4741,6 +5007,9 @@ def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch
             assert refused.status == (429 if most == "client" else 503)
             assert int(refused.headers["Retry-After"]) > 0
         with Raw(bare_server) as raw:
+            raw.send(post("/more", 5) + b"a")  # and never the rest
+            assert raw.answer().status == refused.status
+        with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x")
             assert [raw.answer().status for _ in range(2)] == [200, 200]
         slow[0].send(b"de")
@@ -4750,6 +5019,67 @@ def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch
             wait_until(lambda: states(bare_server)[ms.State.BODY] == 3)
             raw.send(b"bcde")
             assert raw.answer().status == 200
+
+
+def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
+    bare_server, monkeypatch
+):
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 1000)
+    monkeypatch.setattr(ms, "MAX_DEFERRED", 92)
+    most = ms.MAX_DEFERRED + ms.DEFERRED_THREADS["decoder"]
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(most)]
+        for number, raw in enumerate(slow):
+            if number % 2:
+                raw.send(post(f"/deferred{number}", 1) + b"x")
+            else:
+                raw.send(get_line(f"/deferred{number}"))
+        wait_until(bare_server._deferred["decoder"].is_full)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
+            assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
+        bare_server.going_on.set()
+        assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
+    bare_server.is_prompt = lambda head: head.path == "/prompt"
+    bare_server._short._limit = bare_server._bodies._limit = 2
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
+        for number, raw in enumerate(slow):
+            raw.send(get_line("/wait") if number % 2 else post("/wait", 1) + b"x")
+        wait_until(lambda: bare_server._in_flight == 12)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/prompt") * 2)
+            assert [raw.answer().status for _ in range(2)] == [200, 200]
+            raw.send(get_line("/other"))
+            assert raw.answer().status == 503
+        bare_server.going_on.set()
+        assert {raw.answer().status for raw in slow} == {200}
+
+
+def test_files_that_are_sent_leave_descriptors_for_others(bare_server, monkeypatch, tmp_path):
+    monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
+    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
+    with open(bare_server.path, "wb") as file:
+        file.truncate(bare_server.size)
+    bare_server._most_files = 2
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
+        for raw in slow:
+            raw.send(get_line("/file"))
+        wait_until(lambda: bare_server._files == 2)
+        assert bare_server._descriptors == 4
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/file") + get_line("/get"))
+            assert [raw.answer().status for _ in range(2)] == [503, 200]
+        slow.pop().socket.close()
+        wait_until(lambda: bare_server._files < 2)
+        with Raw(bare_server) as raw:
+            raw.send(get_line("/file", method="HEAD"))
+            assert raw.answer("HEAD").status == 200
 
 
 def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
@@ -4766,6 +5096,14 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeyp
         assert idle[0].is_closed()
         body.send(b"b")
         assert body.answer().status == 200
+
+
+def test_what_is_remembered_of_a_file_counts_with_its_name():
+    app = types.SimpleNamespace(hot={}, hot_bytes=0)
+    hot = ms.HotFile("", ((0, 0), (0, 0, 0.0)), ms.Content(b"", 100, "", "", None, ""), None)
+    for number in range(1000):
+        ms.App.remember(app, f"/{number:060000}", hot)
+    assert len(app.hot) * 60_000 < ms.HOT_BYTES
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
@@ -5026,6 +5364,58 @@ def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     assert again.get(f"/image/{sha256(private)}").status == 404
 
 
+def with_large_index(running: Server, rows: int) -> Path:
+    """Give an index so many rows that no check at start and no cache holds it whole."""
+    index = running.data / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(index)) as db, db:
+        values = ((b"%032x" % number, "0" * 64) for number in range(rows))
+        db.execute(f"INSERT INTO asset (sha256, size) VALUES ('{'0' * 64}', 1)")
+        db.executemany("INSERT INTO file VALUES ('users', ?, ?, 1, 1, 1, 1)", values)
+    return index
+
+
+def overwrite_pages(index: Path, every: int) -> None:
+    with index.open("r+b") as file:
+        for page in range(1, index.stat().st_size // 4096, every):
+            os.pwrite(file.fileno(), os.urandom(4096), page * 4096)
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers"), [("pages", "2"), ("pages", "1"), ("emptied", "1"), ("at rest", "1")]
+)
+def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage, workers):
+    running = start("--workers", workers)
+    contents = {name: png() for name in ("a.png", "b/c.png", "b/d.png")}
+    fill(running.storage, contents)
+    stored = running.upload(png()).json
+    user = User(running)
+    assert user.upload(own := png())[0] == 201
+    running.rescan()
+    if damage == "at rest":
+        running.stop()
+    index = with_large_index(running, 40_000)
+    if damage == "emptied":
+        os.truncate(index, 0)
+    else:
+        overwrite_pages(index, 40 if damage == "at rest" else 1)
+    if damage == "at rest":
+        running = start("--workers", workers)
+    expected = {stored["sha256"], *map(sha256, contents.values())}
+
+    def is_back() -> bool:
+        answers = [running.get("/list"), running.upload(png())]
+        assert {answer.status for answer in answers} <= {200, 201, 503}
+        return answers[0].status == 200 and set(answers[0].json) >= expected
+
+    wait_until(is_back, "the index")
+    assert len(list(running.data.glob("index.sqlite3.damaged-*[0-9]Z"))) == 1
+    assert running.get(stored["url"]).body
+    assert [path.read_bytes() for path in user.files()] == [own]
+    assert User(running).id > user.id
+    running.stop()
+    assert "Traceback" not in running.log
+
+
 def an_account() -> dict[str, str]:
     return {"email": f"{unique().decode()}@example.org", "password": "long enough"}
 
@@ -5074,6 +5464,28 @@ def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
         assert failures.begin("now", limits, now)
         failures.end("now", None)
         assert not failures.closed_for(limits, now + 1)
+
+
+def test_what_a_clock_that_was_wrong_has_written_closes_nothing_and_keeps_nothing(start):
+    need("faketime")
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": "+2y", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    running = start(**wrong)
+    fill(running.storage, {"old.png": png(), "kept.png": (kept := png())})
+    running.rescan()
+    assert time.time() + 1e7 < running.get("/health").json["scan"]["finished_at"]
+    user, other = User(running), User(running)
+    assert {user.login(username=user.name, password="wrong")[0] for _ in range(6)} == {401, 429}
+    assert owner_says(running, "user", "disable", other.email, **wrong).returncode == 0
+    running.stop()
+    (running.storage / "old.png").unlink()
+    again = start()
+    again.scanned()
+    assert set(again.listed()) == {sha256(kept)}
+    assert user.on(again).login()[0] == 200
+    assert owner_says(again, "user", "enable", other.email).returncode == 0
+    other.headers = {"Authorization": f"Bearer {other.on(again).login()[1]['access']}"}
+    assert other.call("GET", "/api/auth/profile/")[0] == 200
 
 
 def test_without_a_temporary_folder_lists_lie_in_data_and_on_a_full_disk_in_memory(
@@ -5150,7 +5562,7 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start):
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("GET", "/upload", "OPTIONS, POST"),
+        ("GET", "/upload", "OPTIONS, POST, PUT"),
         ("PUT", "/media", "GET, HEAD, OPTIONS"),
         ("POST", "/media/a.png", "DELETE, GET, HEAD, OPTIONS"),
         ("DELETE", "/image/a.png", "GET, HEAD, OPTIONS, PUT"),
@@ -5225,6 +5637,90 @@ def test_a_body_that_is_no_upload_is_refused_and_leaves_nothing(
     assert answer.status in statuses, answer.body
     assert set(answer.json) == {"detail"}
     assert files_below(server.storage) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "stored"),
+    [
+        ("/image/", "photo of you.png"),  # to which curl adds the file's name
+        ("/image/named.png", "named.png"), ("/image/named", "named.png"),
+        ("/image/named.tiff", "named.tiff.png"), ("/image?x=/y", "image.png"), ("/upload", None),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_the_file_itself_is_stored_as_curl_sends_it(server, tmp_path, path, stored):
+    photo = tmp_path / "photo of you.png"
+    photo.write_bytes(png_of(20_000))
+    url = f"{server.url}{path}{'&' if '?' in path else '?'}token={upload_token()}"
+    for options in ([], ["-HTransfer-Encoding: chunked"], ["-HContent-Type: image/png"]):
+        photo.write_bytes(photo.read_bytes() + b"\0")  # or it would be known
+        command = [need("curl"), "-sS", *options, "-T", photo, url]
+        made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        if stored:
+            stem, extension = os.path.splitext(stored)
+            assert re.fullmatch(rf"{stem}(_\d+)?\{extension}", made["filename"])
+        else:
+            assert re.fullmatch(r"[0-9a-f]{32}\.png", made["filename"])
+        assert made["sha256"] == sha256(photo.read_bytes())
+
+
+def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(start):
+    running = start(max_upload_bytes="30000")
+    before = files_below(running.storage)
+    token = upload_token()
+    for path in ("/image/a.png", "/upload"):
+        for content, status, words in (
+            (b"", 400, "field \"file\" or the file itself"),
+            (b"no picture", 400, "none of: "), (png_of(30_001), 413, "30000 bytes (MAX_UPLOAD_"),
+        ):  # fmt: skip
+            for body in (content, iter([content])):  # with a length, and chunked
+                answer = running.request("PUT", f"{path}?token={token}", body)
+                assert answer.status == status, answer.json
+                assert words in answer.json["detail"] or body is not content
+    assert running.request("PUT", "/image/a.png", png()).status == 401
+    assert files_below(running.storage) == before
+
+
+MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
+    ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
+    ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
+    ("PUT", "/upload", "text/plain", b"x", 415, ["multipart/form-data", "itself as the body"]),
+    ("POST", "/upload", None, None, 411, ['field "file"', "Content-Length"]),
+    ("POST", "/upload-image", "multipart/form-data; boundary=frontier", form("x", None)[0], 400,
+     ["file", "is required", "multipart/form-data"]),
+    ("POST", "/upload", "multipart/form-data; boundary=frontier", form("a.png", b"")[0], 400,
+     ["is empty"]),
+    ("POST", "/upload", "multipart/form-data; boundary=frontier", form("a.heic", b"x")[0], 400,
+     ["must end in one of", "/api/media/media/"]),
+    ("POST", "/entity/", "multipart/form-data; boundary=frontier",
+     form("a.png", b"", "image")[0], 400, ["is empty"]),
+    ("GET", "/entity/999", None, None, 404, ["There is no entity 999."]),
+    ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "kind", "body", "status", "words"), MESSAGES)
+def test_what_is_refused_is_told_what_to_do(server, method, path, kind, body, status, words):
+    headers = {**OWNER, **({"Content-Type": kind} if kind else {})}
+    with Raw(server) as raw:
+        length = {} if body is None else {"Content-Length": str(len(body))}
+        fields = "".join(f"{k}: {v}\r\n" for k, v in {**headers, **length}.items())
+        raw.send(f"{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode() + (body or b""))
+        answer = raw.answer()
+    assert answer.status == status
+    assert all(word in answer.json["detail"] for word in words), answer.json
+
+
+def test_what_is_too_large_is_told_the_bound_in_megabytes_and_its_setting(start):
+    running = start(max_upload_bytes=str(3 << 20), max_media_bytes=str(5 << 19))
+    for path, field, bound in (
+        ("/upload", "file", "3 MB (MAX_UPLOAD_BYTES)"),
+        ("/entity/", "image", "2.5 MB (MAX_MEDIA_BYTES)"),
+    ):
+        body, content_type = form("a.png", png_of(4 << 20), field)
+        for sent in (body, iter([body])):
+            headers = {**OWNER, "Content-Type": content_type}
+            answer = running.request("POST", path, sent, headers)
+            assert (answer.status, bound in answer.json["detail"]) == (413, True), answer.json
 
 
 def test_other_fields_beside_the_file_are_passed_over(server):
@@ -5845,6 +6341,43 @@ def mount(tmp_path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "-l", place], capture_output=True, check=False)
 
 
+@contextlib.contextmanager
+def hanging(place: Path) -> Iterator[None]:
+    """A file system whose server has stopped: all that looks at it waits, until this ends."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("only root may mount, and needs FUSE")
+    channel = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={channel},rootmode=40000,user_id=0,group_id=0"
+        command = ["mount", "-i", "-t", "fuse", "-o", options, "hangs", place]
+        done = subprocess.run(command, pass_fds=[channel], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(done.stderr.decode())
+        yield
+    finally:
+        os.close(channel)
+        subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
+def test_a_disk_that_hangs_holds_up_neither_health_nor_accounts(start, tmp_path):
+    running = start(database_dir=str(tmp_path / "data"))
+    sha256 = running.upload(png()).json["sha256"]
+    upload = b"".join(upload_request(png()))
+    assert running.get("/health").json["status"] == "ok"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hanging(running.storage))
+        for number in range(150):
+            raw = stack.enter_context(Raw(running))
+            kinds = (get_line(f"/image/{sha256}"), get_line(f"/thumbnail/{sha256}"), upload)
+            raw.send(kinds[number % 3])
+        for _ in range(2):
+            health = running.get("/health")
+            assert (health.status, health.json["status"]) == (200, "degraded")
+            assert "The storage folder does not answer." in health.json["problems"]
+        assert running.call("POST", "/api/auth/login", {"email": "x", "password": "y"})[0] == 401
+    wait_until(lambda: running.get("/health").json["status"] == "ok")
+
+
 def unmount(place: Path) -> None:
     subprocess.run(["umount", "-l", place], check=True)
 
@@ -5872,6 +6405,227 @@ def test_a_disk_that_goes_takes_nothing_with_it_and_is_taken_up_again(start, tmp
     assert names(running) == set(content)
     assert running.get(f"/image/{sha256(content['3.png'])}").body == content["3.png"]
     assert running.upload(png()).status == 201
+
+
+UPLOADS = (
+    ("POST", "/upload", "file"),
+    ("PUT", "/image/a.png", "file"),
+    ("POST", "/upload-image", "file"),
+    ("POST", "/api/media/media/", "file"),
+    ("POST", "/entity/", "image"),
+)
+
+
+def send_everywhere(running: Server, content: bytes, user: Mapping[str, str]) -> set[int]:
+    """The statuses of one file's upload to every family."""
+    found = set()
+    for method, path, field in UPLOADS:
+        body, content_type = form("a.png", content, field, name="a")
+        owner = user if path == "/api/media/media/" else OWNER
+        headers = {**owner, "Content-Type": content_type}
+        found.add(running.request(method, path, body, headers).status)
+    return found
+
+
+def fill_up(folder: Path) -> Path:
+    """Take all that is left of a disk, to the last byte."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"x" * size):
+                    pass
+    return ballast
+
+
+def test_the_reserve_keeps_uploads_from_the_last_of_the_disk(start, tmp_path, mount):
+    place = mount(tmp_path / "pictures")
+    free = shutil.disk_usage(place).free
+    running = start(reserve_bytes=str(free - 5_000_000))
+    user = User(running)
+    assert send_everywhere(running, png(), user.headers) <= {200, 201}
+    before = files_below(place)
+    assert send_everywhere(running, png_of(6_000_000), user.headers) == {507}
+    assert files_below(place) == before
+    assert b"RESERVE_BYTES" in running.upload(png_of(6_000_000)).body
+
+
+def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
+    place = mount(tmp_path / "pictures")
+    running = start(reserve_bytes="0")
+    user, stored = User(running), running.upload(png()).json
+    key = user.upload(png())[1]["id"]
+    entity = Entities(running).create()["id"]
+    running.scanned()
+    ballast = fill_up(place)
+    assert send_everywhere(running, png_of(500_000), user.headers) == {507}
+    assert {user.login()[0] for _ in range(5)} == {200}
+    for label in range(100):  # more than fits into what SQLite has already
+        Entities(running).patch(entity, label=f"{label}" * 999)
+    assert running.get("/media").json["count"] == len(running.listed()) == 1
+    assert running.get(f"/image/{stored['sha256']}").status == 200
+    assert user.call("DELETE", f"{MEDIA}{key}/")[0] == 204
+    assert running.request("DELETE", f"/entity/{entity}", headers=OWNER).status == 200
+    assert running.request("DELETE", f"/media/{stored['filename']}", headers=OWNER).status == 200
+    assert not list(place.glob("media/*.png"))
+    running.stop()
+    ballast.unlink()
+    start().stop()  # it takes its reserve again
+    fill_up(place)
+    running = start()
+    assert user.on(running).login()[0] == 200
+    assert running.get("/media").json["count"] == 0
+
+
+# Faults of the disk
+
+FAULTS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static struct { volatile int countdown, error; } *plan;
+static const char *root;
+
+__attribute__((constructor)) static void begin(void)
+{
+    int file = open(getenv("FAULTS"), O_RDWR);
+    root = getenv("FAULTS_BELOW");
+    plan = mmap(NULL, sizeof *plan, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+}
+
+/* Whether this call, of a file or a path below the root, is the one to fail. */
+static int fails(int file, const char *path)
+{
+    char link[64], target[4096] = "";
+    if (plan->countdown <= 0)
+        return 0;
+    if (path == NULL || path[0] != '/') {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+        if (readlink(link, target, sizeof target - 1) < 0)
+            return 0;
+        path = target;
+    }
+    if (strncmp(path, root, strlen(root)) || __sync_sub_and_fetch(&plan->countdown, 1))
+        return 0;
+    errno = plan->error;
+    return 1;
+}
+
+#define CALL(result, name, types, names, file, path) \
+    result failing_##name types __asm__(#name); \
+    result failing_##name types \
+    { \
+        static result (*real) types; \
+        if (real == NULL) \
+            real = dlsym(RTLD_NEXT, #name); \
+        return fails(file, path) ? -1 : real names; \
+    }
+
+CALL(ssize_t, write, (int f, const void *b, size_t n), (f, b, n), f, NULL)
+CALL(ssize_t, pwrite64, (int f, const void *b, size_t n, off_t o), (f, b, n, o), f, NULL)
+CALL(int, fsync, (int f), (f), f, NULL)
+CALL(int, fdatasync, (int f), (f), f, NULL)
+CALL(int, ftruncate64, (int f, off_t n), (f, n), f, NULL)
+CALL(int, openat64, (int d, const char *p, int g, mode_t m), (d, p, g, m), d, p)
+CALL(int, open64, (const char *p, int g, mode_t m), (p, g, m), -1, p)
+CALL(int, mkdirat, (int d, const char *p, mode_t m), (d, p, m), d, p)
+CALL(int, unlinkat, (int d, const char *p, int g), (d, p, g), d, p)
+CALL(int, unlink, (const char *p), (p), -1, p)
+CALL(int, linkat, (int d, const char *p, int e, const char *q, int g), (d, p, e, q, g), d, p)
+CALL(int, renameat, (int d, const char *p, int e, const char *q), (d, p, e, q), d, p)
+"""
+
+
+class Faults:
+    """A server whose disk fails at a call of choice."""
+
+    def __init__(self, folder: Path, start: Callable[..., Server]) -> None:
+        compiler = need("cc")
+        source, library, plan = folder / "faults.c", folder / "faults.so", folder / "plan"
+        source.write_text(FAULTS)
+        command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"]
+        subprocess.run(command, check=True)
+        plan.write_bytes(bytes(8))
+        with plan.open("r+b") as file:
+            self._plan = memoryview(mmap.mmap(file.fileno(), 8)).cast("i")
+        self.server = start(
+            ld_preload=str(library), faults=str(plan), faults_below=str(folder / "pictures")
+        )
+        self.server.scanned()
+
+    def at_every_call(self, prepare: Callable[[], Any], work: Callable[..., object]) -> None:
+        """Do `work` again and again; the first time its first call fails, then its second, ..."""
+        for call in itertools.count(1):
+            prepared = prepare()
+            self._plan[0], self._plan[1] = call, ERRORS[call % len(ERRORS)]
+            work(prepared)
+            if self._plan[0] > 0:  # there were not so many
+                self._plan[0] = 0
+                return
+
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EXDEV)
+FILED = {  # where the answer to an upload says that the file is
+    "/upload": lambda found: found["url"],
+    "/image/a.png": lambda found: found["file_path"],
+    "/upload-image": lambda found: found["image_url"],
+    "/api/media/media/": lambda found: f"/api/media/media/{found['id']}/file/",
+    "/entity/": lambda found: f"/entity/{found['id']}/file",
+}
+
+
+def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start, tmp_path):
+    faults = Faults(tmp_path, start)
+    running, user = faults.server, User(faults.server)
+    kept: dict[str, bytes] = {}  # by URL
+    unsure: set[str] = set()  # hashes of what a failed deletion left or not
+
+    def upload(way: tuple[str, str, str]) -> str | None:
+        (method, path, field), content, name = way, png(), f"{unique().decode()}.png"
+        body, content_type = form(name, content, field, name="a")
+        headers = {**(user.headers if path == MEDIA else OWNER), "Content-Type": content_type}
+        answer = running.request(method, path.replace("a.png", name), body, headers)
+        assert answer.status in {201, 500, 503, 507}, answer.body
+        if answer.status != 201:
+            return None
+        place = f"/image/{sha256(content)}" if method == "PUT" else FILED[path](answer.json)
+        kept[place] = content
+        return place
+
+    def delete(place: str) -> None:
+        path = local(place).removesuffix("/file")
+        status = running.request("DELETE", path, headers=OWNER).status
+        assert status in {200, 500, 503, 507}
+        content = kept.pop(place)
+        if status != 200:
+            unsure.add(sha256(content))
+
+    for way in UPLOADS:
+        faults.at_every_call(functools.partial(tuple, way), upload)
+    for way in (UPLOADS[0], UPLOADS[-1]):
+        faults.at_every_call(functools.partial(upload, way), delete)
+    running.kill()
+    again = start()
+    again.scanned()
+    for place, content in kept.items():
+        headers = user.headers if MEDIA in place else OWNER
+        assert again.request("GET", local(place), headers=headers).body == content
+    files = [path for path in again.storage.rglob("*.png") if "thumbnails" not in str(path)]
+    found = {sha256(path.read_bytes()) for path in files}
+    assert found - unsure == set(map(sha256, kept.values())) - unsure
+    public = {path for path in files if path.parts[-2] == "media" or "uploads/2" in str(path)}
+    public = {path for path in public if ".mediaserver" not in path.parts}
+    assert set(again.listed()) == {sha256(path.read_bytes()) for path in public}
+    assert not [path for path in again.storage.rglob(".incoming/*") if path.is_file()]
 
 
 def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads(
@@ -6486,8 +7240,9 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
         text = running.request("GET", path, headers=OWNER).body.decode()
         assert digest not in text
         assert name not in text
-    page = running.get("/", Accept="text/html").body.decode()
-    assert digest not in page
+    listed = running.get("/gallery/items").json
+    for key, *_ in listed["groups"]:
+        assert digest not in running.get(f"/gallery/items?group={key}").body.decode()
     known = running.put("/image/mine.png", content)  # new content as far as anyone may know
     assert known.status == 201
     assert "secret" not in str(known.json)
@@ -6541,6 +7296,11 @@ class User:
         self.id = user_id
         self.headers = bearer(user_id=user_id)  # as good as a login's, and cheaper
         self.folder = server.data / "users" / str(user_id)
+
+    def on(self, server: Server) -> User:
+        """The same account after a restart."""
+        self.server = server
+        return self
 
     def call(self, method: str, path: str, value: Any = None) -> tuple[int, Any]:
         return self.server.call(method, path, value, self.headers)
@@ -6649,8 +7409,8 @@ GOOD_ACCOUNT = {"email": "good@example.org", "password": "12345678"}
         ({"email": "a@b"}, "Enter a valid email address."),
         ({"email": "a@-b.com"}, "Enter a valid email address."),
         ({"email": ["a@b.de"]}, "Not a valid string."),
-        ({"email": "a@b.de\0"}, "Has a character that is not allowed."),
-        ({"email": "\ud800@b.de"}, "Has a character that is not allowed."),
+        ({"email": "a@b.de\0"}, "Null characters are not allowed."),
+        ({"email": "\ud800@b.de"}, "Surrogate characters are not allowed."),
         ({"email": "x" * 250 + "@b.de"}, "Ensure this field has no more than 254 characters."),
         ({"password": "1234567"}, "Ensure this field has at least 8 characters."),
         ({"password": ""}, "This field may not be blank."),
@@ -6818,6 +7578,91 @@ def shape(value: Any) -> Any:
         texts = {"detail", "message"}
         return {k: "" if k in texts else shape(v) for k, v in value.items()}
     return [shape(each) for each in value] if isinstance(value, list) else value
+
+
+BAD_VALUES = [
+    None,
+    "",
+    "   ",
+    1.5,
+    True,
+    [],
+    {},
+    ["x"],
+    "x" * 11000,
+    "a\0b and so on",
+    "\u00e9" * 256,
+]
+BAD_VALUES_OF: dict[str, list[Any]] = {  # where Django says two things of one value
+    "email": [None, "", " ", 1, "x", "@", "a@", "@b.de", "a b@c.de", "a@b..de", "a@-b.de", "a@b"],
+    "type": [None, "", "film", "Image", 1.5, True, [], {}, ["x"], "a\0b"],
+    "size": [-1, "-1", "x", "1.5", 1.5, True, [], {}, "image"],
+}
+BAD_FORMS: dict[str, tuple[dict[str, Any], list[Any]]] = {  # what is right, and what is no form
+    "/api/auth/register/": (
+        {"email": "a@refused.example", "password": "longenough"},
+        [{}, [], "x", 1, {"email": "x"}, {"password": "short"}, {"email": "a@b", "password": "1"}],
+    ),
+    "/api/media/media/": (
+        {"name": "n", "type": "image"},
+        [{}, [], {"name": ""}, {"type": "film"}, {"size": -1}, {"size": "x", "type": ""}],
+    ),
+    "/api/media/collections/": ({"name": "n"}, [{}, [], {"description": []}]),
+    "/api/auth/token/refresh/": ({"refresh": "x"}, [{}, [], {"x": 1}]),
+}
+
+
+def serializers() -> dict[str, Any]:
+    """The forms of document 002 as Django REST Framework declares them."""
+    of = need("rest_framework.serializers")
+
+    def text(longest: int | None, **more: Any) -> Any:
+        return of.CharField(max_length=longest, **more)
+
+    maybe = {"required": False, "allow_blank": True}
+    null = {**maybe, "allow_null": True}
+    kinds = of.ChoiceField(choices=["image", "video", "audio"])
+    size = of.IntegerField(min_value=0, required=False, allow_null=True)
+    fields = {
+        "/api/auth/register/": {
+            "first_name": text(150, **maybe), "last_name": text(150, **maybe),
+            "email": of.EmailField(max_length=254), "username": text(150, **null),
+            "phone_number": text(32, **null),
+            "password": text(1024, min_length=8, trim_whitespace=False),
+        },
+        "/api/media/media/": {
+            "name": text(255), "type": kinds, "size": size, "storage_path": text(1024, **null),
+            "description": text(10000, **null),
+        },
+        "/api/media/collections/": {"name": text(255), "description": text(10000, **null)},
+        "/api/auth/token/refresh/": {"refresh": text(8192)},
+    }  # fmt: skip
+    return {path: type("Form", (of.Serializer,), declared) for path, declared in fields.items()}
+
+
+def test_what_django_rest_framework_refuses_is_refused_in_the_same_words(server):
+    configured_simplejwt()
+    views, count = need("rest_framework.views"), 0
+    for path, form_class in serializers().items():
+
+        class View(views.APIView):  # type: ignore[misc]
+            authentication_classes = permission_classes = ()
+            serializer = form_class
+
+            def post(self, request: Any) -> Any:
+                self.serializer(data=request.data).is_valid(raise_exception=True)
+                return need("rest_framework.response").Response({})
+
+        good, bad = BAD_FORMS[path]
+        for name in form_class().fields:
+            bad = [*bad, *({**good, name: each} for each in BAD_VALUES_OF.get(name, BAD_VALUES))]
+        for value in bad:
+            status, problems = drf_answer("POST", View.as_view(), value)
+            if status == 400:
+                count += 1
+                answer = server.call("POST", path, value, bearer())
+                assert answer == (400, problems), (path, value)
+    assert count >= 100
 
 
 def test_tokens_are_refused_with_the_members_and_codes_of_simplejwt(server, jane):
@@ -7003,10 +7848,11 @@ def test_a_throttled_login_costs_no_scrypt_and_outlives_a_crash(start):
     assert left == 2  # those of this one; what is older than the window is gone
 
 
-def owner_says(server: Server, *words: str, stdin: str = "") -> Any:
+def owner_says(server: Server, *words: str, stdin: str = "", **environment: str) -> Any:
     """Run a command of the owner on the folder of a running server."""
     storage = ("--storage_dir", server.storage)
-    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **SECRETS)
+    environment = {**SECRETS, **environment}
+    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **environment)
 
 
 def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(start, tmp_path):
@@ -7171,7 +8017,7 @@ def test_a_record_has_the_fields_of_the_contract_and_a_note_is_never_opened(djan
         ({"name": "  "}, "This field may not be blank."),
         ({"name": None}, "This field may not be null."),
         ({"name": "x" * 256}, "Ensure this field has no more than 255 characters."),
-        ({"name": "a\0b"}, "Has a character that is not allowed."),
+        ({"name": "a\0b"}, "Null characters are not allowed."),
         ({"type": ...}, "This field is required."),
         ({"type": "IMAGE"}, '"IMAGE" is not a valid choice.'),
         ({"size": -1}, "Ensure this value is greater than or equal to 0."),
@@ -7382,6 +8228,36 @@ def test_replacements_at_once_leave_one_file(server, django):
     assert server.get(local(record["file"])).body == left.read_bytes()
 
 
+def test_an_account_stores_no_more_than_its_quota_and_the_owner_sees_how_much(start):
+    running = start(user_quota_bytes="3000000")
+    user, other = User(running), User(running, next(SERIAL))
+    status, first = user.upload(png_of(2_000_000))
+    assert status == 201
+    for size in (1_000_001, 1_500_000, 5_000_000):
+        status, answer = user.upload(png_of(size))
+        assert status == 413
+        assert "USER_QUOTA_BYTES" in answer["detail"]
+        assert "1000000 of them are left" in answer["detail"]
+    assert user.record(size=9_000_000)["size"] == 9_000_000  # a note of what lies elsewhere
+    assert other.upload(png_of(3_000_000))[0] == 201
+    path = f"{MEDIA}{first['id']}/"
+    assert user.upload(png_of(2_900_000), method="PUT", path=path, type="image")[0] == 200
+    assert user.upload(png_of(100_001))[0] == 413
+    assert user.call("DELETE", path)[0] == 204  # softly: its file stays
+    assert user.upload(png_of(100_001))[0] == 413
+    assert user.upload(png_of(100_000))[0] == 201
+    assert len(user.files()) == 2
+    assert "\tactive\t3.0 MB" in owner_says(running, "user", "list").stdout
+
+
+def test_uploads_at_once_exceed_no_quota(start):
+    running = start("--workers", "2", user_quota_bytes="3000000")
+    user = User(running)
+    answers = together(8, lambda _: user.upload(png_of(1_000_000))[0])
+    assert sorted(answers) == [201] * 3 + [413] * 5
+    assert sum(path.stat().st_size for path in user.files()) == 3_000_000
+
+
 def test_a_signature_is_good_for_one_record_one_hour_and_nothing_else(server, django):
     one, other = django.upload(png())[1], django.upload(png())[1]
     url = urlsplit(one["file"])
@@ -7455,8 +8331,9 @@ def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, djan
     for headers in ({}, OWNER, django.headers):
         for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
             assert server.request("GET", f"/{tail}", headers=headers).status in {401, 403, 404}
-    for path in ("/list", "/media", "/"):
-        body = server.get(path, Accept="text/html").body
+    month = time.strftime("%Y-%m")
+    for path in ("/list", "/media", "/gallery/items", f"/gallery/items?group={month}"):
+        body = server.get(path).body
         assert sha256(content).encode() not in body
         assert b"secret-name" not in body
     assert server.put("/image/new.png", content).status == 201  # not "known"
@@ -7487,6 +8364,26 @@ def test_records_go_into_collections_and_outlive_them(django):
     assert django.call("DELETE", own) == (204, None)
     assert django.call("GET", path)[1]["collection"] is None
     assert django.call("GET", own)[0] == 404
+
+
+def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
+    running = start()
+    user = User(running, 1)
+    shelf, record = user.call("POST", SHELVES, {"name": "s"})[1]["id"], user.record(name="n")
+    assert user.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf})[0] == 200
+    count = 20_000
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3", timeout=30)) as db:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(media)")]
+        values = ", ".join({"id": "hex(randomblob(16))"}.get(name, name) for name in columns)
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        into = f"INSERT INTO media ({', '.join(columns)})"
+        db.execute(f"{numbers} {into} SELECT {values} FROM media, n", (count,))
+        db.commit()
+    own = f"{SHELVES}{shelf}/"
+    before = memory(running.process.pid, "VmHWM")
+    status, value = user.call("GET", own)
+    assert (status, value["name"], len(value["media"])) == (200, "s", count)
+    assert memory(running.process.pid, "VmHWM") - before < 12 * 2**20
 
 
 def test_the_settings_of_accounts_are_kept(start):
@@ -8033,6 +8930,93 @@ def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
         assert server.get(f"/entity/?page={digits}").status in {200, 422}
 
 
+# The declarations of document 004 as its own program has them
+FASTAPI_PROGRAM = """
+from fastapi import Body, FastAPI, File, Form, Query, UploadFile
+from pydantic import BaseModel
+
+class Patch(BaseModel):
+    label: str | None = None
+    description: str | None = None
+    parent_id: int | None = None
+    is_deleted: bool = False
+
+app = FastAPI()
+
+@app.get("/entity/")
+def page(page: int = Query(1, ge=1), page_size: int = Query(20, ge=1, le=100),
+         version: int | None = None): ...
+
+@app.get("/entity/{id}")
+def get(id: int, version: int | None = None): ...
+
+@app.get("/entity/{id}/versions")
+def versions(id: int): ...
+
+@app.delete("/entity/{id}")
+def delete(id: int): ...
+
+@app.patch("/entity/{id}")
+def patch(id: int, body: Patch = Body(embed=True)): ...
+
+@app.post("/entity/")
+@app.put("/entity/{id}")
+def write(id: int = 0, image: UploadFile | None = File(None), is_collection: bool = Form(False),
+          label: str | None = Form(None), parent_id: int | None = Form(None)): ...
+"""
+NO_NUMBERS = ["x", "", "1.5", "1e3", "\u0663", "0x1", "null", "true", "- 1", "1 2", "1,0"]
+NO_JSON_FIELDS: dict[str, list[Any]] = {
+    "label": [1, [], {}, True],
+    "description": [1.5],
+    "parent_id": ["x", 1.5, [], "", {}],
+    "is_deleted": ["x", None, 2, [], 1.5, ""],
+}
+NO_FORMS = [
+    "parent_id=x", "parent_id=1.5", "is_collection=maybe", "is_collection=2", "parent_id=1e3",
+    "parent_id=x&is_collection=y", "is_collection=&parent_id=x", "is_collection=-1",
+]  # fmt: skip
+
+
+def bad_entity_requests(key: int) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Method, path, body and its type of requests that FastAPI refuses with 422."""
+    for number in map(quote, NO_NUMBERS):
+        for name in ("page", "page_size", "version"):
+            yield "GET", f"/entity/?{name}={number}", None, None
+        if number:
+            yield "DELETE", f"/entity/{number}", None, None
+            yield "GET", f"/entity/{number}/versions", None, None
+            yield "GET", f"/entity/{number}?version=x", None, None
+    for query in ("page=0", "page=-1", "page_size=101", "page=0&page_size=0&version=z"):
+        yield "GET", f"/entity/?{query}", None, None
+    bodies = [{"body": {name: value}} for name, bad in NO_JSON_FIELDS.items() for value in bad]
+    everything = {name: values[0] for name, values in NO_JSON_FIELDS.items()}
+    for body in (*bodies, {"body": everything}, {"body": []}, {"body": None}, {"body": 1}):
+        yield "PATCH", f"/entity/{key}", json.dumps(body), "application/json"
+    yield "PATCH", f"/entity/{key}", None, None
+    for text in NO_FORMS:
+        yield "POST", "/entity/", text, "application/x-www-form-urlencoded"
+        yield "PUT", f"/entity/{key}", text, "application/x-www-form-urlencoded"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_fastapi_refuses_is_refused_in_the_same_words(entities):
+    need("multipart")
+    program: dict[str, Any] = {}
+    need("fastapi")
+    exec(FASTAPI_PROGRAM, program)
+    theirs = need("fastapi.testclient").TestClient(program["app"])
+    requests = list(bad_entity_requests(entities.collection()["id"]))
+    for method, path, body, content_type in requests:
+        headers = {"Content-Type": content_type} if content_type else {}
+        expected = theirs.request(method, path, content=body, headers=headers)
+        assert expected.status_code == 422, (path, body)
+        names = ("loc", "msg", "type")
+        problems = [{name: item[name] for name in names} for item in expected.json()["detail"]]
+        answer = entities.server.request(method, path, body, {**headers, **OWNER})
+        assert (answer.status, answer.json) == (422, {"detail": problems}), (path, body)
+    assert len(requests) >= 100
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -8048,11 +9032,11 @@ def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
 def test_json_that_does_not_fit_is_422(entities, text, kind):
     key = entities.collection()["id"]
     headers = {**OWNER, "Content-Type": "application/json"}
-    for body in (text, f'{{"body": {text}}}'):
+    for body, place in ((text, ["body"]), (f'{{"body": {text}}}', ["body", "body"])):
         answer = entities.server.request("PATCH", f"/entity/{key}", body, headers)
         (item,) = answer.json["detail"]
         field = text.split('"')[1]
-        assert (answer.status, item["loc"], item["type"]) == (422, ["body", field], kind)
+        assert (answer.status, item["loc"], item["type"]) == (422, [*place, field], kind)
         assert item["msg"].startswith("Input should be ") or kind == "int_parsing_size"
 
 
@@ -8178,6 +9162,570 @@ def test_lists_of_entities_go_by_indexes(stock):
         assert "TEMP B-TREE" not in found
 
 
+# -- files: uploads that can be resumed ---------------------------------------------------
+
+TUS = {"Tus-Resumable": "1.0.0"}
+TUS_CONTENT = {**TUS, "Content-Type": "application/offset+octet-stream"}
+
+
+def metadata(**texts: str) -> dict[str, str]:
+    pairs = [f"{key} {base64.b64encode(text.encode()).decode()}" for key, text in texts.items()]
+    return {"Upload-Metadata": ",".join(pairs)}
+
+
+def about(target: str) -> dict[str, str]:
+    filename = f"{unique().decode()}.png"
+    return metadata(target=target, filename=filename, name="a picture", label="x")
+
+
+class Resumable:
+    """An upload that is sent in parts with tus 1.0."""
+
+    def __init__(self, server: Server, url: str, headers: Mapping[str, str]) -> None:
+        self.server, self.path, self.headers = server, local(url), headers
+        self.name = urlsplit(url).path.rpartition("/")[2]
+
+    def send(self, offset: int, content: bytes, **fields: str) -> Answer:
+        fields = {**self.headers, **TUS_CONTENT, "Upload-Offset": str(offset), **fields}
+        return self.server.request("PATCH", self.path, content, fields)
+
+    def head(self) -> Answer:
+        return self.server.request("HEAD", self.path, headers={**self.headers, **TUS})
+
+    def offset(self) -> int:
+        return int(self.head().headers["Upload-Offset"])
+
+    def get(self) -> Any:
+        return self.server.get(self.path, **self.headers).json
+
+    def begin_to_send(self, offset: int, length: int, content: bytes) -> Raw:
+        """A connection on which the beginning of some content has been sent."""
+        raw = Raw(self.server)
+        fields = {**self.headers, **TUS_CONTENT, "Upload-Offset": str(offset)}
+        lines = [f"PATCH {self.path} HTTP/1.1", "Host: x", f"Content-Length: {length}"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        raw.send("\r\n".join([*lines, "", ""]).encode() + content)
+        return raw
+
+
+def begin(
+    server: Server, length: int, target: str = "entities", headers: Mapping[str, str] = OWNER,
+) -> Resumable:  # fmt: skip
+    fields = {**headers, **TUS, **about(target), "Upload-Length": str(length)}
+    answer = server.request("POST", "/files/", headers=fields)
+    assert answer.status == 201, answer.body
+    return Resumable(server, answer.headers["Location"], headers)
+
+
+@pytest.mark.parametrize("family", ["media", "library", "images", "accounts", "entities"])
+def test_every_family_takes_a_file_in_parts_as_it_takes_a_whole_one(server, jane, family):
+    fields = {"name": "a picture", "label": "x"}  # each family takes its own
+    name, who = ("image", "file")[family != "entities"], OWNER
+    method, path = {
+        "media": ("POST", "/upload"), "library": ("PUT", f"/image/{unique().decode()}.png"),
+        "images": ("POST", "/upload-image"), "accounts": ("POST", MEDIA),
+        "entities": ("POST", "/entity/"),
+    }[family]  # fmt: skip
+    if family == "accounts":
+        who = jane.headers
+    body, content_type = form(f"{unique().decode()}.png", png(), name, **fields)
+    whole = server.request(method, path, body, {**who, "Content-Type": content_type})
+    assert whole.status == 201
+    content = png(padding=5000)
+    upload = begin(server, len(content), family, headers=who)
+    for start, end in ((0, 1000), (1000, 1000), (1000, 4097), (4097, len(content))):
+        answer = upload.send(start, content[start:end])
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.headers["Upload-Offset"] == str(end)
+        assert upload.offset() == end
+    assert answer.headers["Upload-Complete"] == "?1"
+    stored = upload.get()
+    assert (stored["target"], stored["length"]) == (family, len(content))
+    assert kinds(stored["answer"]) == kinds(whole.json)
+    folder = {"media": "media", "library": "uploads"}.get(family, f".mediaserver/{family}")
+    folder = folder.replace("accounts", "users")
+    found = [path.read_bytes() for path in (server.storage / folder).rglob("*") if path.is_file()]
+    assert content in found
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] == []
+
+
+def kinds(value: Mapping[str, Any]) -> dict[str, type]:
+    return {name: type(member) for name, member in value.items()}
+
+
+def test_options_say_what_is_possible(server):
+    for path in ("/files", "/files/", "/files/0"):
+        answer = server.request("OPTIONS", path)
+        assert (answer.status, answer.headers["Tus-Resumable"]) == (204, "1.0.0")
+        assert answer.headers["Tus-Version"] == "1.0.0"
+        assert set(answer.headers["Tus-Extension"].split(",")) == {
+            "creation", "creation-defer-length", "creation-with-upload", "expiration", "checksum",
+            "termination",
+        }  # fmt: skip
+        assert "sha1" in answer.headers["Tus-Checksum-Algorithm"].split(",")
+        assert answer.headers["Tus-Max-Size"] == "1073741824"
+        assert "application/partial-upload" in answer.headers["Accept-Patch"]
+
+
+NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
+
+
+@pytest.mark.parametrize(
+    ("status", "changes"),
+    [
+        (412, {"Tus-Resumable": None}),
+        (412, {"Tus-Resumable": "0.2.2"}),
+        (400, {"Upload-Length": None}),
+        (400, {"Upload-Length": "-1"}),
+        (400, {"Upload-Length": "1e3"}),
+        (400, {"Upload-Defer-Length": "1"}),
+        (400, {"Upload-Length": None, "Upload-Defer-Length": "2"}),
+        (501, {"Upload-Concat": "partial"}),
+        (413, {"Upload-Length": "10485761"}),
+        (413, {"Upload-Length": "2000000000", **about("entities")}),
+        (400, {"Upload-Metadata": None}),
+        (400, {"Upload-Metadata": "target"}),
+        (400, {"Upload-Metadata": "target bWVkaWE"}),
+        (400, {"Upload-Metadata": "target bWVkaWE=,,"}),
+        (400, {"Upload-Metadata": "target bWVkaWE=,target bWVkaWE="}),
+        (400, metadata(target="videos", filename="a.png")),
+        (400, metadata(target="media", filename="a.txt")),
+        (400, metadata(target="media")),
+        (422, metadata(target="entities", parent_id="x")),
+        (401, NO_CREDENTIAL),
+        (401, {"Authorization": "Bearer x.y.z"}),
+        (403, READER),
+        (403, about("accounts")),
+    ],
+)
+def test_a_beginning_that_is_refused_leaves_nothing(server, status, changes):
+    before = {*server.storage.rglob(".incoming/*")}
+    fields = {**OWNER, **TUS, "Upload-Length": "10", **about("media"), **changes}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    answer = server.request("POST", "/files/", headers=fields)
+    assert answer.status == status, answer.body
+    assert answer.headers["Tus-Resumable"] == "1.0.0"
+    assert answer.headers["Location"] is None
+    if status == 412:
+        assert answer.headers["Tus-Version"] == "1.0.0"
+    assert {*server.storage.rglob(".incoming/*")} <= before
+
+
+@pytest.mark.parametrize(
+    ("status", "changes"),
+    [
+        (412, {"Tus-Resumable": None}),
+        (412, {"Tus-Resumable": "2"}),
+        (415, {"Content-Type": "image/png"}),
+        (400, {"Upload-Offset": None}),
+        (400, {"Upload-Offset": "-5"}),
+        (409, {"Upload-Offset": "4"}),
+        (409, {"Upload-Offset": "6"}),
+        (400, {"Upload-Length": "11"}),
+        (400, {"Upload-Checksum": "crc99 AAAA"}),
+        (400, {"Upload-Checksum": "sha1 ?"}),
+        (460, {"Upload-Checksum": "sha1 AAAA"}),
+        (413, {"content": b"x" * 6}),
+        (413, {"content": iter([b"x" * 6])}),
+        (401, NO_CREDENTIAL),
+        (403, READER),
+    ],
+)
+def test_content_that_is_refused_changes_nothing(server, status, changes):
+    upload = begin(server, 10)
+    assert upload.send(0, b"01234").status == 204
+    fields = {**OWNER, **TUS_CONTENT, "Upload-Offset": "5", **changes}
+    content = fields.pop("content", b"56")
+    fields = {name: value for name, value in fields.items() if value is not None}
+    answer = server.request("PATCH", upload.path, content, fields)
+    assert answer.status == status, answer.body
+    assert answer.headers["Tus-Resumable"] == "1.0.0"
+    if status == 409:
+        assert answer.headers["Upload-Offset"] == "5"
+    assert upload.offset() == 5
+
+
+def test_an_upload_is_its_beginner_s_alone(server, jane, django):
+    upload = begin(server, 10, "accounts", headers=jane.headers)
+    for who, status in ((django.headers, 404), (NO_CREDENTIAL, 401), (OWNER, 403)):
+        for method in ("HEAD", "PATCH", "DELETE"):
+            fields = {**TUS_CONTENT, "Upload-Offset": "0", **who}
+            assert server.request(method, upload.path, b"", fields).status == status
+    assert upload.offset() == 0
+    for path in ("/files/0", f"/files/{uuid.uuid4().hex}"):
+        assert server.request("HEAD", path, headers={**OWNER, **TUS}).status == 404
+        assert server.request("HEAD", path, headers=TUS).status == 401
+
+
+def test_an_upload_goes_on_with_the_token_that_began_it(server):
+    fields = {**TUS, **about("media"), "Upload-Length": str(len(png()))}
+    path = f"/files?token={upload_token()}"
+    assert server.request("POST", "/files", headers=fields).status == 401
+    begun = server.request("POST", path, headers=fields)
+    assert begun.status == 201
+    upload = Resumable(server, begun.headers["Location"], {})
+    assert upload.send(0, png()[:10]).status == 204
+    upload.path = upload.path.partition("?")[0]
+    assert upload.send(10, png()[10:]).status == 401
+
+
+def test_creation_tells_all_that_a_client_needs_to_go_on(server):
+    fields = {**OWNER, **TUS, **about("media"), "Upload-Length": "100"}
+    begun = server.request("POST", "/files", headers=fields)
+    assert begun.headers["Location"].startswith(f"{server.url}/files/")
+    expires = ms.parse_date(begun.headers["Upload-Expires"])
+    assert abs(expires - time.time() - 86400) < 60
+    head = server.request("HEAD", local(begun.headers["Location"]), headers={**OWNER, **TUS})
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Upload-Metadata"] == fields["Upload-Metadata"]
+    assert (head.headers["Upload-Length"], head.headers["Upload-Offset"]) == ("100", "0")
+    assert head.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("size", [1000, 3000], ids=["some", "all"])
+def test_creation_takes_content_along(server, size):
+    content = png(padding=3000)[:size] if size == 1000 else png(padding=3000)
+    whole = png(padding=3000) if size == 3000 else content + b"x" * 10
+    fields = {**OWNER, **TUS_CONTENT, **about("media"), "Upload-Length": str(len(whole))}
+    answer = server.request("POST", "/files", content, fields)
+    assert answer.status == 201
+    assert answer.headers["Upload-Offset"] == str(len(content))
+    if size == 3000:
+        assert server.get(local(answer.json["url"])).body == content
+    head = server.request("HEAD", local(answer.headers["Location"]), headers={**OWNER, **TUS})
+    assert head.headers["Upload-Complete"] == f"?{int(size == 3000)}"
+    bad = {**fields, "Content-Type": "image/png"}
+    assert server.request("POST", "/files", content, bad).status == 415
+
+
+@pytest.mark.parametrize("algorithm", ms.CHECKSUMS)
+def test_content_with_a_wrong_checksum_is_dropped(server, algorithm):
+    content = png(padding=300_000)
+    upload = begin(server, len(content), "media")
+    digest = hashlib.new(algorithm, content[:200_000]).digest()
+    checksum = {"Upload-Checksum": f"{algorithm} {base64.b64encode(digest).decode()}"}
+    assert upload.send(0, content[:199_999] + b"?", **checksum).status == 460
+    assert upload.offset() == 0
+    assert upload.send(0, content[:200_000], **checksum).status == 204
+    assert upload.send(200_000, content[200_000:]).status == 204
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_a_length_may_be_told_later(server):
+    fields = {**OWNER, **TUS, **about("media"), "Upload-Defer-Length": "1"}
+    begun = server.request("POST", "/files", headers=fields)
+    upload = Resumable(server, begun.headers["Location"], OWNER)
+    content = png()
+    assert upload.send(0, content[:20]).status == 204
+    assert upload.head().headers["Upload-Defer-Length"] == "1"
+    assert upload.send(20, content[20:]).status == 204
+    assert upload.head().headers["Upload-Complete"] == "?0"
+    assert upload.send(len(content), b"", **{"Upload-Length": str(len(content))}).status == 204
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_an_upload_can_be_ended(server):
+    upload = begin(server, 1000)
+    assert upload.send(0, b"x" * 500).status == 204
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] != []
+    assert server.request("DELETE", upload.path, headers={**OWNER, **TUS}).status == 204
+    assert upload.head().status == upload.send(500, b"x").status == 404
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] == []
+
+
+def test_ending_a_complete_upload_leaves_its_file(server):
+    content = png()
+    upload = begin(server, len(content), "media")
+    assert upload.send(0, content).status == 204
+    path = local(upload.get()["answer"]["url"])
+    assert server.request("DELETE", upload.path, headers={**OWNER, **TUS}).status == 204
+    assert server.get(path).body == content
+
+
+def test_the_method_may_be_in_a_header(server):
+    content = png()
+    upload = begin(server, len(content), "media")
+    for method, status in (("OPTIONS", 204), ("HEAD", 200), ("PATCH", 204), ("DELETE", 204)):
+        fields = {**OWNER, **TUS_CONTENT, "Upload-Offset": "0", "X-HTTP-Method-Override": method}
+        body = content if method == "PATCH" else b""
+        assert server.request("POST", upload.path, body, fields).status == status
+    assert upload.head().status == 404
+
+
+def test_what_the_family_refuses_ends_the_upload(server):
+    upload = begin(server, 1000)
+    refused = upload.send(0, b"no picture" * 100)
+    assert refused.status == 400
+    assert "no image, video or audio" in refused.json["detail"]
+    assert upload.head().status == 404
+    assert [*server.storage.rglob(f".incoming/{upload.name}")] == []
+
+
+def test_what_fails_for_a_while_can_be_ended_later(start):
+    running, content = start(), png(padding=5000)
+    upload = begin(running, len(content), "media")
+    (running.storage / "media").touch()  # no folder can be made there
+    failed = upload.send(0, content)
+    assert (failed.status, failed.headers["Retry-After"]) == (503, "60")
+    (running.storage / "media").unlink()
+    offset = upload.offset()
+    assert offset == len(content) - 1  # clients take the end for a file that is stored
+    assert upload.send(offset, content[offset:]).status == 204
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_what_came_before_the_connection_broke_stays(server):
+    content = png(padding=3_000_000)
+    upload = begin(server, len(content))
+    with upload.begin_to_send(0, len(content), content[:2_500_000]):
+        pass
+    offset = wait_until(upload.offset, "what has come")
+    wait_until(lambda: upload.offset() == 2_500_000)
+    assert upload.send(offset - 1, content[offset - 1 :]).status == 409
+    offset = upload.offset()
+    assert upload.send(offset, content[offset:]).status == 204
+    assert upload.get()["answer"]["md5"] == md5(content)
+
+
+def test_a_dead_connection_stands_in_nobody_s_way(server):
+    content = png(padding=3_000_000)
+    upload = begin(server, len(content))
+    with upload.begin_to_send(0, len(content), content[:2_000_000]) as dead:
+        offset = wait_until(upload.offset, "a pause in what comes")
+        half = offset + 100_000
+        answer = wait_until(lambda: busy(upload.send(offset, content[offset:half])))
+        assert answer.status == 204
+        dead.send(b"?" * 900_000)
+        late = dead.answer()
+        assert (late.status, "Another request" in late.json["detail"]) == (409, True)
+        assert upload.send(half, content[half:]).status == 204
+    assert upload.get()["answer"]["md5"] == md5(content)
+
+
+def busy(answer: Answer) -> Answer | None:
+    """None where another request is just adding to an upload."""
+    return None if answer.status == 423 else answer
+
+
+def test_one_request_at_a_time_adds_to_an_upload(server):
+    content = png(padding=400_000)
+    upload = begin(server, len(content))
+    answers = together(8, lambda _: upload.send(0, content))
+    statuses = Counter(answer.status for answer in answers)
+    assert statuses[204] == 1
+    assert statuses.keys() <= {204, 409, 423}
+    assert upload.get()["answer"]["md5"] == md5(content)
+
+
+def test_an_upload_goes_on_after_a_kill(start):
+    running, content = start(), png_of(40 << 20)
+    upload = begin(running, len(content))
+    with upload.begin_to_send(0, len(content), content[: 30 << 20]):
+        offset = wait_until(lambda: max(0, upload.offset() - (16 << 20) + 1), "a checkpoint")
+        running.kill()
+    upload.server = running = start()
+    offset = upload.offset()
+    assert 16 << 20 <= offset <= 30 << 20
+    assert upload.send(offset, content[offset:]).status == 204
+    answer = upload.get()["answer"]
+    assert (answer["md5"], answer["file_size"]) == (md5(content), len(content))
+    assert Entities(running).content(answer["id"]) == content
+    assert list(running.storage.rglob(".incoming/*")) == []
+
+
+def test_an_upload_whose_file_was_lost_is_none(start):
+    running = start()
+    upload, other = begin(running, 1000), begin(running, 1000)
+    assert other.send(0, b"x" * 10).status == 204
+    running.kill()
+    for path in running.storage.rglob(f".incoming/{upload.name}"):
+        path.unlink()
+    upload.server = other.server = start()
+    assert upload.head().status == 404
+    assert other.offset() == 10
+    for path in running.storage.rglob(f".incoming/{other.name}"):
+        path.unlink()
+    assert other.send(10, b"x").status == 404
+
+
+def test_expired_uploads_leave_nothing(start):
+    running = start(upload_expiry_seconds="1")
+    upload = begin(running, 1000)
+    wait_until(lambda: upload.head().status == 404, "the end of a second")
+    assert upload.send(0, b"x").status == 404
+    running.stop()
+    start()
+    assert list(running.storage.rglob(".incoming/*")) == []
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+        assert db.execute("SELECT count(*) FROM upload").fetchone() == (0,)
+
+
+def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(ms, "EXPIRY_SECONDS", 0.01)
+    index = ms.open_index(tmp_path / "index")
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    uploads = ms.ResumableUploads(index, {"images": folder}, 0)
+    head = ms.parse_upload_head(headers(tus_resumable="1.0.0", upload_length="5"))
+    uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    stopping = threading.Event()
+    watching = threading.Thread(target=uploads.watch, args=(stopping,))
+    watching.start()
+    wait_until(lambda: not list(tmp_path.rglob(".incoming/*")), "the end of the upload")
+    stopping.set()
+    watching.join(DEADLINE)
+    assert uploads.rows.unfinished() == []
+
+
+def test_open_uploads_have_bounds(start):
+    running = start(max_media_bytes=str(1 << 50))
+    fields = {**OWNER, **TUS, **about("entities"), "Upload-Length": str(1 << 49)}
+    assert running.request("POST", "/files", headers=fields).status == 507
+    uploads = [begin(running, 10) for _ in range(ms.MAX_OPEN_UPLOADS)]
+    fields["Upload-Length"] = "10"
+    answer = running.request("POST", "/files", headers=fields)
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+    begin(running, 10, headers=bearer(permissions=["media_store_write"]))
+    running.request("DELETE", uploads[0].path, headers={**OWNER, **TUS})
+    begin(running, 10)
+
+
+def test_open_uploads_count_in_the_quota_of_their_account(start):
+    running = start(user_quota_bytes="1000")
+    jane = User(running)
+    fields = {**jane.headers, **TUS, **about("accounts")}
+
+    def status(length: int) -> int:
+        more = {"Upload-Length": str(length)}
+        return running.request("POST", "/files", headers={**fields, **more}).status
+
+    upload = begin(running, 600, "accounts", jane.headers)
+    assert (status(401), status(400), status(1)) == (413, 201, 413)
+    assert upload.send(0, b"x" * 500).status == 204
+    assert status(1) == 413
+    running.request("DELETE", upload.path, headers={**jane.headers, **TUS})
+    assert (status(601), status(600)) == (413, 201)
+
+
+DRAFT = {"Upload-Draft-Interop-Version": "6"}
+PARTIAL = {**DRAFT, "Content-Type": "application/partial-upload"}
+
+
+def send_raw(raw: Raw, method: str, path: str, content: bytes, **fields: str) -> None:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(content)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in {**OWNER, **fields}.items()]
+    raw.send("\r\n".join([*lines, "", ""]).encode() + content)
+
+
+def test_the_ietf_draft_s_client_learns_early_where_it_can_go_on(server):
+    content = png(padding=2000)
+    with Raw(server) as raw:
+        fields = {**DRAFT, **about("entities"), "Upload-Complete": "?1"}
+        send_raw(raw, "POST", "/files/", content, **fields)
+        early, answer = raw.answer(), raw.answer()
+    assert early.status == 104
+    assert early.headers["Upload-Draft-Interop-Version"] == "6"
+    assert re.match(r"max-size=1073741824, max-age=\d+$", early.headers["Upload-Limit"])
+    assert (answer.status, answer.headers["Upload-Complete"]) == (201, "?1")
+    assert answer.json["md5"] == md5(content)
+    head = server.request("HEAD", local(early.headers["Location"]), headers=OWNER)
+    assert (head.headers["Upload-Complete"], head.headers["Upload-Length"]) == (
+        "?1",
+        str(len(content)),
+    )
+
+
+def test_the_ietf_draft_s_client_goes_on_where_it_was_cut(server):
+    content = png(padding=2_000_000)
+    with Raw(server) as raw:
+        fields = {**OWNER, **DRAFT, **about("entities"), "Upload-Complete": "?1"}
+        lines = [f"{name}: {value}" for name, value in fields.items()]
+        start = f"POST /files HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+        raw.send((start + "\r\n".join(lines) + "\r\n\r\n").encode() + content[:1_500_000])
+        path = local(raw.answer().headers["Location"])
+    head = wait_until(lambda: offset_at(server, path, 1_500_000), "what has come")
+    assert (head.headers["Upload-Complete"], head.headers["Upload-Length"]) == (
+        "?0", str(len(content)),
+    )  # fmt: skip
+    fields = {**OWNER, **PARTIAL, "Upload-Complete": "?1", "Upload-Offset": "1500000"}
+    answer = server.request("PATCH", path, content[1_500_000:], fields)
+    assert (answer.status, answer.headers["Upload-Complete"]) == (201, "?1")
+    assert answer.json["md5"] == md5(content)
+
+
+def offset_at(server: Server, path: str, offset: int) -> Answer | None:
+    head = server.request("HEAD", path, headers=OWNER)
+    return head if head.headers["Upload-Offset"] == str(offset) else None
+
+
+def test_the_ietf_draft_s_client_may_send_parts(server):
+    content = png(padding=2000)
+    fields = {**OWNER, **about("entities"), "Upload-Complete": "?0"}
+    begun = server.request("POST", "/files", content[:100], fields)
+    assert (begun.status, begun.headers["Upload-Complete"]) == (201, "?0")
+    assert begun.headers["Upload-Offset"] == "100"
+    path = local(begun.headers["Location"])
+
+    def send(offset: int, content: bytes, complete: str, **more: str) -> Answer:
+        fields = {**OWNER, **PARTIAL, "Upload-Offset": f"{offset}", "Upload-Complete": complete}
+        return server.request("PATCH", path, content, {**fields, **more})
+
+    answer = send(50, b"x", "?0")
+    assert (answer.status, answer.headers["Upload-Offset"]) == (409, "100")
+    assert send(100, b"x", "?0", **{"Content-Type": "image/png"}).status == 415
+    answer = send(100, content[100:], "?0")
+    assert (answer.status, answer.headers["Upload-Complete"]) == (204, "?0")
+    assert send(len(content), b"x", "?1", **{"Upload-Length": "5"}).status == 400
+    answer = send(len(content), b"", "?1")
+    assert (answer.status, answer.headers["Upload-Complete"]) == (201, "?1")
+    assert answer.json["md5"] == md5(content)
+    again = send(len(content), b"", "?1")
+    assert (again.status, again.headers["Upload-Complete"]) == (400, "?1")
+
+
+def test_an_error_at_the_end_of_the_ietf_draft_s_upload_is_told_as_the_end(server):
+    fields = {**OWNER, **about("entities"), "Upload-Complete": "?1"}
+    answer = server.request("POST", "/files", b"no picture", fields)
+    assert (answer.status, answer.headers["Upload-Complete"]) == (400, "?1")
+
+
+TUS_CLIENT = """
+const tus = require('tus-js-client'), fs = require('fs')
+const [endpoint, file, key] = process.argv.slice(2)
+const upload = new tus.Upload(fs.createReadStream(file), {
+  endpoint, uploadSize: fs.statSync(file).size, chunkSize: 4 << 20,
+  headers: {Authorization: `Bearer ${key}`}, retryDelays: Array(50).fill(100),
+  metadata: {target: 'entities', filename: 'a.png', label: 'by tus-js-client'},
+  onError: error => { console.error(String(error)); process.exit(1) },
+  onProgress: sent => console.log('sent', sent),
+  onSuccess: () => console.log('done', upload.url),
+})
+upload.start()
+"""
+
+
+def test_tus_js_client_gets_through_a_kill(start, tmp_path):
+    modules = os.environ.get("NODE_PATH") or "/usr/lib/node_modules:/usr/local/lib/node_modules"
+    if not any((Path(place) / "tus-js-client").is_dir() for place in modules.split(":")):
+        miss("tus-js-client")
+    content, port = png_of(24 << 20), free_port()
+    (tmp_path / "a.png").write_bytes(content)
+    running = start("--port", f"{port}")
+    endpoint = f"http://127.0.0.1:{port}/files/"
+    client = subprocess.Popen(
+        [need("node"), "-e", TUS_CLIENT, "x", endpoint, tmp_path / "a.png", OWNER_KEY],
+        env={**os.environ, "NODE_PATH": modules}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with client:
+        assert client.stdout
+        next(line for line in client.stdout if int(line.split()[1]) > 9 << 20)
+        running.kill()
+        running = start("--port", f"{port}")
+        said = client.stdout.read()
+    assert client.returncode == 0
+    assert re.search(r"^done http", said, re.M)
+    assert Entities(running).listed()["items"][0]["md5"] == md5(content)
+
+
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
@@ -8278,7 +9826,8 @@ def test_a_browser_gets_a_page_that_needs_nothing_from_outside(server):
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/html")
     assert "Accept" in answer.headers["Vary"]
-    assert answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert len(answer.body) < 70_000
     assert not re.search(rb"""(src|href)=["']?(https?:)?//""", answer.body)
 
 
@@ -8361,6 +9910,342 @@ def test_the_server_answers_while_it_scans(start, tmp_path):
     assert len(running.listed()) == 1500
 
 
+# -- The gallery -------------------------------------------------------------------------
+
+
+def shown_items(server: Server, **query: object) -> dict[str, list[str]]:
+    """The names that the gallery shows of a choice, by group."""
+    asked = urlencode(query)
+    listed = server.get(f"/gallery/items?{asked}").json
+    shown = {}
+    for key, count, ratio, _ in listed["groups"]:
+        items = server.get(f"/gallery/items?{urlencode({**query, 'group': key})}").json["items"]
+        assert (len(items), sum(item[3] for item in items)) == (count, ratio)
+        shown[key] = [item[1].rpartition("/")[2] for item in items]
+    return shown
+
+
+@pytest.fixture
+def album(start, tmp_path):
+    """A server whose folder has pictures of two months, a recording, and folders."""
+    folder = tmp_path / "pictures"
+    fill(folder, {
+        "a/old.png": png(4, 2), "a/b/new.png": png(2, 4), "a/b/Ärger.png": png(), "a0.wav": wav(),
+        "c/note.txt": b"no picture",
+    })  # fmt: skip
+    for name, moment in (("a/old.png", 1_000_000_000), ("a/b/new.png", 1_700_000_000),
+                         ("a/b/Ärger.png", 1_700_000_100), ("a0.wav", 1_700_000_050)):  # fmt: skip
+        os.utime(folder / name, (moment, moment))
+    running = start()
+    running.scanned()
+    return running
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({}, {"2023-11": ["Ärger.png", "a0.wav", "new.png"], "2001-09": ["old.png"]}),
+        ({"kind": "audio"}, {"2023-11": ["a0.wav"]}),
+        ({"kind": "video"}, {}),
+        ({"folder": "a"}, {"2023-11": ["Ärger.png", "new.png"], "2001-09": ["old.png"]}),
+        ({"folder": "/a/", "below": "false"}, {"2001-09": ["old.png"]}),
+        ({"folder": "no such"}, {}),
+        ({"q": "ärg"}, {"2023-11": ["Ärger.png"]}),
+        ({"q": "B A/ PNG"}, {"2023-11": ["Ärger.png", "new.png"]}),
+        ({"order": "name"}, {"": ["a0.wav"], "a": ["old.png"], "a/b": ["new.png", "Ärger.png"]}),
+    ],
+    ids=str,
+)
+def test_the_gallery_shows_what_an_address_chooses(album, query, expected):
+    assert shown_items(album, **query) == expected
+
+
+def test_the_gallerys_list_names_folders_and_is_sent_only_when_it_has_changed(album):
+    answer = album.get("/gallery/items")
+    assert answer.json["folders"] == [["", 1], ["a", 1], ["a/b", 2]]
+    assert answer.json["name"] == "pictures"
+    again = {"If-None-Match": answer.headers["ETag"]}
+    assert album.get("/gallery/items", **again).status == 304
+    album.put("/image/more.png", png())
+    changed = album.get("/gallery/items", **again)
+    assert changed.status == 200
+    assert ["uploads", 1] in [[name[:7], count] for name, count in changed.json["folders"]]
+    assert album.get("/gallery/items?group=1999-01").status == 404
+    assert album.get("/gallery/items?kind=text").status == 400
+
+
+def test_the_gallerys_list_says_what_one_may_do_and_is_read_by_who_may_read(start):
+    server = start(READ_AUTH_ENABLED="true")
+    assert server.get("/gallery/items").status == 401
+    assert server.get("/gallery").status == 200
+    for headers, expected in ((READER, False), (WRITER, 403), (OWNER, True)):
+        answer = server.get("/gallery/items", **headers)
+        assert expected == (answer.json["can_upload"] if answer.status == 200 else answer.status)
+
+
+class Browser:
+    """Chromium, driven by the WebDriver protocol."""
+
+    def __init__(self, *options: str, **capabilities: Any) -> None:
+        need("chromium")
+        port = free_port()
+        command = [need("chromedriver"), f"--port={port}"]
+        self.driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.address = f"http://127.0.0.1:{port}"
+        wait_until(lambda: accepts(port), "chromedriver")
+        args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--lang=en", *options]
+        chosen = {"args": args, "prefs": {"intl.accept_languages": "en"}, **capabilities}
+        wanted = {"goog:chromeOptions": chosen, "goog:loggingPrefs": {"browser": "ALL"}}
+        made = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"/session/{made['sessionId']}"
+
+    def ask(self, method: str, path: str, value: Any = None) -> Any:
+        body = None if value is None else json.dumps(value).encode()
+        request = urllib.request.Request(self.address + path, body, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            pytest.fail(json.load(error)["value"]["message"].partition("\n")[0])
+
+    def close(self) -> None:
+        try:
+            self.ask("DELETE", self.session)
+        finally:
+            self.driver.terminate()
+            self.driver.wait()
+
+    def open(self, url: str) -> None:
+        self.ask("POST", f"{self.session}/url", {"url": url})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        value = {"script": script, "args": arguments}
+        return self.ask("POST", f"{self.session}/execute/sync", value)
+
+    def see(self, expression: str, *arguments: Any) -> Any:
+        """Wait until an expression of the page is true, and return it."""
+        return wait_until(lambda: self.run(f"return {expression}", *arguments), expression)
+
+    def click(self, selector: str) -> None:
+        self.see(f"document.querySelector({selector!r})")
+        self.run(f"document.querySelector({selector!r}).click()")
+
+    def press(self, key: str) -> None:
+        keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
+        actions = [{"type": "key", "id": "keys", "actions": keys}]
+        self.ask("POST", f"{self.session}/actions", {"actions": actions})
+
+    def choose_files(self, selector: str, *paths: Path) -> None:
+        self.run(f"document.querySelector({selector!r}).hidden = false")
+        using = {"using": "css selector", "value": selector}
+        (element,) = self.ask("POST", f"{self.session}/element", using).values()
+        text = {"text": "\n".join(map(str, paths))}
+        self.ask("POST", f"{self.session}/element/{element}/value", text)
+
+    def complaints(self) -> list[str]:
+        """What the page has made the browser complain of, requests that failed apart."""
+        logged = self.ask("POST", f"{self.session}/se/log", {"type": "browser"})
+        said = [entry["message"] for entry in logged if entry["level"] == "SEVERE"]
+        return [message for message in said if "Failed to load resource" not in message]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    browser = Browser("--window-size=1100,800")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A window without anybody's session, whose page must have had nothing to complain of."""
+    yield chromium
+    assert chromium.complaints() == []
+    chromium.run("sessionStorage.clear(); localStorage.clear()")
+    chromium.ask("DELETE", f"{chromium.session}/cookie")  # a cookie is every port's
+    chromium.open("about:blank")
+
+
+TITLE_SHOWN = "document.querySelector('#viewer h2')?.textContent === arguments[0]"
+RIGHT, ESCAPE, ENTER = "\ue014", "\ue00c", "\ue007"
+
+
+def sign_in(browser: Browser, key: str) -> None:
+    browser.click("#account")
+    browser.run(
+        "const form = document.querySelector('#login form');"
+        "form.elements.key.value = arguments[0]; form.requestSubmit()",
+        key,
+    )
+    browser.see("!document.querySelector('#login').open")
+
+
+def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
+    browser.open(album.url + "/")
+    assert browser.see("document.querySelectorAll('.tile').length === 4")
+    headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
+    assert browser.see(headings) == "November 20233,September 20011"
+    browser.run("document.querySelector('.tile a').focus()")
+    browser.press(ENTER)
+    browser.see(TITLE_SHOWN, "Ärger.png")
+    browser.press(RIGHT)
+    browser.see(TITLE_SHOWN, "a0.wav")
+    browser.click("#viewer [title=Next]")
+    browser.see(TITLE_SHOWN, "new.png")
+    browser.press("i")
+    assert "a/b" in browser.see("document.querySelector('#facts').innerText")
+    address = browser.run("return location.href")
+    browser.press(ESCAPE)
+    browser.see("!document.querySelector('#viewer').open")
+    browser.see("document.activeElement.ariaLabel?.includes('new.png')")
+    browser.press(RIGHT)
+    browser.see("document.activeElement.ariaLabel?.includes('old.png')")
+    browser.open(address)
+    browser.see(TITLE_SHOWN, "new.png")
+
+
+def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
+    browser.open(album.url + "/gallery?q=new")
+    shown = "document.querySelectorAll('.tile').length === arguments[0]"
+    browser.see(shown, 1)
+    browser.click("#home")
+    browser.see(shown, 4)
+    browser.click("#folders")
+    browser.click("#places a[href*='folder=a']")
+    browser.see(shown, 3)
+    assert browser.run("return location.search") == "?folder=a"
+    browser.click("#places input")
+    browser.see(shown, 1)
+    browser.run("history.back()")
+    browser.see(shown, 3)
+    browser.run("history.go(-2)")
+    browser.see(shown, 1)
+
+
+def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, server, tmp_path):
+    known, new, public, text = png(), png(), webp(), b"hello"
+    server.put("/image/known.png", known)
+    fill(tmp_path, {"known.png": known, "new.png": new, "b.webp": public, "c.txt": text})
+    browser.open(server.url + "/gallery")
+    sign_in(browser, OWNER_KEY)
+    files = [tmp_path / name for name in ("known.png", "new.png", "b.webp", "c.txt")]
+    browser.choose_files("#files", *files)
+    said = browser.see(
+        "document.querySelector('#uploads h2')?.textContent === '4/4 done' &&"
+        " document.querySelector('#uploads ul').innerText"
+    ).split("\n")
+    assert said[0] == "c.txt"
+    assert said[1].startswith("Only JPEG")
+    assert said[2:] == ["known.png", "already there", "new.png", "stored", "b.webp", "stored"]
+    tile = f"[data-sha='{sha256(public)}'] a"
+    browser.click(tile)
+    browser.run("window.confirm = () => true")
+    browser.click("#viewer [title=Delete]")
+    browser.see(f"!document.querySelector({tile!r})")
+    assert server.get(f"/image/{sha256(public)}").status == 404
+    assert server.get(f"/image/{sha256(new)}").body == new
+
+
+def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, start):
+    need("PIL")
+    server = start(READ_AUTH_ENABLED="true")
+    server.put("/image/mine.png", content := png(300, 200))
+    browser.open(server.url + "/gallery")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+    browser.open("about:blank")
+    browser.open(f"{server.url}/gallery#{urlencode({'key': OWNER_KEY})}")
+    browser.see(f"document.querySelector('[data-sha=\"{sha256(content)}\"] img')?.naturalWidth")
+    assert browser.run("return location.hash") == ""
+    browser.click("#account")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+
+
+def test_names_that_look_like_markup_are_text_in_the_page(browser, start, tmp_path):
+    name = '<img src=x onerror="window.hacked=1">\u202e&amp;.png'
+    fill(tmp_path / "pictures" / "<b>folder", {name: png()})
+    server = start()
+    server.scanned()
+    browser.open(server.url + "/gallery")
+    browser.click("#folders")
+    browser.click(".tile a")
+    browser.see(TITLE_SHOWN, name)
+    assert browser.run("return window.hacked") is None
+    assert not browser.run("return document.querySelector('img[src=x], #places b')")
+
+
+def test_a_large_album_has_only_what_is_in_view_in_its_document(browser, start, tmp_path):
+    folder = tmp_path / "pictures"
+    fill(folder, {f"{number}.png": png() for number in range(600)})
+    for number in range(600):
+        moment = 1_500_000_000 + number * 400_000
+        os.utime(folder / f"{number}.png", (moment, moment))
+    server = start()
+    server.scanned()
+    browser.open(server.url + "/gallery")
+    browser.see("document.querySelectorAll('.tile').length > 10")
+    assert browser.run("return document.querySelectorAll('.tile').length") < 200
+    assert browser.run("return document.documentElement.scrollHeight") > 5000
+    browser.run("window.scrollTo(0, 1e9)")
+    browser.see("document.querySelector(\"[aria-label$=', 0.png']\")")
+    assert browser.run("return document.querySelectorAll('.tile').length") < 200
+
+
+@contextlib.contextmanager
+def under_a_path(server: Server, prefix: str) -> Iterator[str]:
+    """The server below a path of another one, which takes the path off."""
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path.startswith(prefix), self.path
+            path = self.path.removeprefix(prefix) or "/"
+            answer = server.get(path, Accept=self.headers["Accept"])
+            self.send_response(answer.status)
+            for name in ("Content-Type", "Content-Security-Policy", "Content-Length"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{proxy.server_port}{prefix}"
+        proxy.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("place", ["", "/", "/gallery"])
+def test_the_page_works_under_a_path(browser, server, place):
+    server.put("/image/a.png", content := png())
+    with under_a_path(server, "/our/album") as url:
+        browser.open(url + place)
+        browser.click(f"[data-sha='{sha256(content)}'] a")
+        browser.see("document.querySelector('#viewer').open")
+        docs = browser.run("return document.querySelector('footer a').href")
+        assert docs == f"{url}/docs"
+
+
+def test_the_page_fits_a_phone_and_speaks_german_there(server):
+    server.put("/image/a.png", png())
+    phone = {"deviceMetrics": {"width": 360, "height": 740, "pixelRatio": 2, "touch": True}}
+    language = {"intl.accept_languages": "de-AT"}
+    browser = Browser(mobileEmulation=phone, prefs=language)
+    try:
+        browser.open(server.url + "/gallery")
+        browser.see("document.querySelector('.tile')")
+        assert browser.run("return document.documentElement.scrollWidth") <= 360
+        assert browser.run("return document.documentElement.lang") == "de"
+        assert browser.run("return document.querySelector('#upload').title") == "Hochladen"
+        browser.click(".tile a")
+        browser.see("document.querySelector('#viewer').open")
+        assert browser.complaints() == []
+    finally:
+        browser.close()
+
+
 # ======================================================================================
 # 14. Command line
 # ======================================================================================
@@ -8434,18 +10319,19 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     kept["media"].unlink()
     stray = running.data / "entities/2020/stray.jpg"
     shown = running.storage / ".thumbnails" / f"{'0' * 64}.png"
+    larger = running.data / "previews" / f"{'0' * 64}-720.webp"
     unseen = running.storage / "unseen.jpg"
-    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, unseen)})
+    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen)})
     told = run_verify(running.storage, status=1)
     damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
     assert (told["ok"], set(told["damaged"]), told["missing"]) == (
         False, damaged, [str(kept["media"])],
     )  # fmt: skip
     assert (told["edited"], told["unknown"]) == ([str(kept["put"])], [str(unseen)])
-    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown)], [])
+    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown), str(larger)], [])
     named = run_program("verify", running.storage, cwd=running.storage.parent)
     assert named.returncode == 1
-    for path in (*damaged, kept["media"], kept["put"], stray, shown, unseen):
+    for path in (*damaged, kept["media"], kept["put"], stray, shown, larger, unseen):
         assert re.search(rf"^\w+: {re.escape(str(path))}: ", named.stdout, re.M)
 
 
@@ -8609,15 +10495,18 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
     paths = {name: tmp_path / "machine" / name for name in (
         "storage_dir", "database_dir", "upload_dir", "media_storage_dir")}  # fmt: skip
     options = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    storage = str(paths["storage_dir"])
+    elsewhere = {name: str(path) for name, path in paths.items() if name != "storage_dir"}
+    start(storage=storage, **elsewhere).stop()  # a service that has just been installed
     run_killed(5, "restore", tmp_path / "backups", *options, cwd=tmp_path)
-    assert not (paths["database_dir"] / "index.sqlite3").exists()
+    with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
+        assert not index.execute("SELECT * FROM file").fetchall()
     ended = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"^9 files, .*: all is as it was taken in$", ended.stdout, re.M)
     again = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
-    assert (again.returncode, again.stderr.count("is not empty")) == (1, 1)
-    storage = str(paths.pop("storage_dir"))
-    served = start(storage=storage, **{name: str(path) for name, path in paths.items()})
+    assert (again.returncode, again.stderr.count("is in use")) == (1, 1)
+    served = start(storage=storage, **elsewhere)
     with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
         known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
     served.scanned()  # which reads none again
@@ -8696,10 +10585,14 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
     empty, partial = tmp_path / "empty", tmp_path / "2026-01-01T000000Z.partial"
     empty.mkdir()
     fill(partial, {".mediaserver/index.sqlite3": b""})
+    fill(filled.data, {"index.sqlite3.partial": b""})  # as a restore that was interrupted left it
+    whole = make_backup(filled, tmp_path / "backups")
     for words, told in (
         (["backup", inside, "--storage_dir", filled.storage], "of which it is to be a backup"),
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
+        (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
+        (["restore", whole, "--storage_dir", filled.storage], "is in use"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
     ):
         ended = run_program(*words, cwd=tmp_path)
@@ -9043,8 +10936,7 @@ def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
-    assert b"<img" in answer.body
-    assert answer.headers.get_all("Content-Security-Policy") == [ms.PAGE_POLICY]
+    assert answer.headers.get_all("Content-Security-Policy") == [ms.GALLERY.policy]
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy"):
         assert len(answer.headers.get_all(name) or ()) == 1, name
     assert "Cross-Origin-Resource-Policy" not in answer.headers
@@ -9305,6 +11197,13 @@ def test_a_restart_on_an_inherited_socket_loses_no_request(tmp_path, workers):
             over.set()
             listener.close()
     assert not lost
+
+
+def test_an_address_that_cannot_be_listened_on_is_told_what_else_to_give(server, tmp_path):
+    for option, value in (("--port", server.port), ("--host", "192.0.2.1")):
+        done = run_program("--storage_dir", tmp_path, option, value, cwd=tmp_path)
+        assert done.returncode == 2
+        assert re.search(f"cannot listen: .*{option}", done.stderr)
 
 
 def test_what_is_no_tcp_socket_is_refused(tmp_path):
@@ -9827,6 +11726,219 @@ def test_private_folders_elsewhere_are_writable_and_what_is_private_is_closed_to
     assert (modes["b.png"], modes["a"]) == (0o40, 0o50)
     assert modes[".thumbnails"] == modes["entities"] == 0
     assert machine.mode("/etc/mediaserver/mediaserver.env") == 0o600
+
+
+# ======================================================================================
+# Clients and proxies as people have them
+# ======================================================================================
+
+NODE_UPLOAD = """
+const fs = require("fs"), [url, path] = process.argv.slice(-2), form = new FormData()
+form.set("file", new Blob([fs.readFileSync(path)]), "photo.png")
+fetch(url, {method: "POST", body: form})
+  .then(answer => answer.text()).then(text => process.stdout.write(text))
+"""
+ANDROID_BOUNDARY = "*****"  # of the snippet that half of all apps began with
+
+
+def body_pieces(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), 5000):
+        yield data[start : start + 5000]
+
+
+def multipart_type() -> dict[str, str]:
+    return {"Content-Type": form("x", b"")[1]}
+
+
+def run_client(*words: object) -> bytes:
+    done = subprocess.run(list(map(str, words)), capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return bytes(done.stdout)
+
+
+def upload_by_curl(url: str, path: Path, *options: str) -> Any:
+    return json.loads(run_client(need("curl"), "-sS", *options, "-F", f"file=@{path}", url))
+
+
+def upload_by_wget(url: str, path: Path) -> Any:
+    body = path.with_suffix(".form")
+    body.write_bytes(form(path.name, path.read_bytes())[0])
+    header = f"--header=Content-Type: {multipart_type()['Content-Type']}"
+    return json.loads(run_client(need("wget"), "-qO-", header, f"--post-file={body}", url))
+
+
+def upload_by_node(url: str, path: Path) -> Any:
+    return json.loads(run_client(need("node"), "-e", NODE_UPLOAD, url, path))
+
+
+def upload_by_requests(url: str, path: Path) -> Any:
+    with path.open("rb") as file:
+        return need("requests").post(url, files={"file": file}, timeout=60).json()
+
+
+def upload_by_requests_in_pieces(url: str, path: Path) -> Any:
+    pieces = body_pieces(form(path.name, path.read_bytes())[0])
+    return need("requests").post(url, data=pieces, headers=multipart_type(), timeout=60).json()
+
+
+def upload_by_httpx(url: str, path: Path) -> Any:
+    with path.open("rb") as file:
+        return need("httpx").post(url, files={"file": file}).json()
+
+
+def upload_by_httpx_in_pieces(url: str, path: Path) -> Any:
+    pieces = body_pieces(form(path.name, path.read_bytes())[0])
+    return need("httpx").post(url, content=pieces, headers=multipart_type()).json()
+
+
+def upload_by_http_url_connection(url: str, path: Path) -> Any:
+    """The bytes that Java's HttpURLConnection sends for the snippet, which asks for odd fields."""
+    about, mark = urlsplit(url), f"--{ANDROID_BOUNDARY}"
+    disposition = f'Content-Disposition: form-data; name="file";filename="{path.name}"'
+    body = f"{mark}\r\n{disposition}\r\n\r\n".encode() + path.read_bytes()
+    body += f"\r\n{mark}--\r\n".encode()
+    head = (
+        f"POST {about.path}?{about.query} HTTP/1.1\r\nConnection: Keep-Alive\r\n"
+        f"ENCTYPE: multipart/form-data\r\nuploaded_file: {path.name}\r\n"
+        f"Content-Type: multipart/form-data;boundary={ANDROID_BOUNDARY}\r\n"
+        f"User-Agent: Dalvik/2.1.0 (Linux; U; Android 14)\r\nHost: {about.netloc}\r\n"
+        "Accept-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection((about.hostname or "", about.port or 80), DEADLINE) as peer:
+        peer.sendall(head.encode())
+        for piece in body_pieces(body):
+            peer.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        peer.sendall(b"0\r\n\r\n")
+        response = http.client.HTTPResponse(peer)
+        response.begin()
+        return json.loads(response.read())
+
+
+UPLOADERS: dict[str, Callable[[str, Path], Any]] = {
+    "curl": upload_by_curl,
+    "curl, chunked": lambda url, path: upload_by_curl(url, path, "-HTransfer-Encoding: chunked"),
+    "curl, HTTP/1.0": lambda url, path: upload_by_curl(url, path, "--http1.0"),
+    "wget": upload_by_wget,
+    "node": upload_by_node,
+    "requests": upload_by_requests,
+    "requests, a generator": upload_by_requests_in_pieces,
+    "httpx": upload_by_httpx,
+    "httpx, a generator": upload_by_httpx_in_pieces,
+    "HttpURLConnection": upload_by_http_url_connection,
+}
+DOWNLOADERS = {  # words of a command that writes URL to FILE
+    "curl": "curl -sSfo FILE URL",
+    "curl, resumed": "curl -sSfC - -o FILE URL",
+    "wget": "wget -qO FILE URL",
+    "wget, resumed": "wget -qcO FILE URL",
+    "aria2c, in four pieces": "aria2c -q -x4 -s4 -k1M --file-allocation=none -d / -o FILE URL",
+    "aria2c, resumed": "aria2c -q -c --file-allocation=none -d / -o FILE URL",
+}
+
+
+def download(client: str, url: str, target: Path, content: bytes) -> bytes:
+    """What a client makes of a file, of which it has the beginning if it is to resume."""
+    if "resumed" in client:
+        target.write_bytes(content[: len(content) // 3])
+    program, *words = DOWNLOADERS[client].split()
+    given = {"URL": url, "FILE": str(target).lstrip("/") if "-d" in words else str(target)}
+    run_client(need(program), *(given.get(word, word) for word in words))
+    return target.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def large(server: Server) -> tuple[str, bytes]:
+    """The URL of a picture of 4 MB, and its bytes."""
+    content = png_of(4 << 20)
+    return str(server.upload(content).json["url"]), content
+
+
+@pytest.mark.parametrize("client", UPLOADERS)
+def test_clients_upload_what_is_then_there_byte_for_byte(server, tmp_path, client):
+    path = tmp_path / "photo.png"
+    path.write_bytes(png_of(30_000))
+    made = UPLOADERS[client](f"{server.url}/upload?token={upload_token()}", path)
+    assert made["sha256"] == sha256(path.read_bytes())
+    assert server.get(local(made["url"])).body == path.read_bytes()
+
+
+@pytest.mark.parametrize("client", DOWNLOADERS)
+def test_clients_download_resume_and_split_files(large, tmp_path, client):
+    url, content = large
+    assert download(client, url, tmp_path / "got.png", content) == content
+
+
+PROXIES = {  # command and configuration; LISTEN, SERVER and FOLDER stand for what is free
+    "haproxy": ("haproxy -f FOLDER/config", """
+defaults
+  mode http
+  option forwardfor
+  timeout connect 10s
+  timeout client 60s
+  timeout server 60s
+frontend in
+  bind 127.0.0.1:LISTEN
+  default_backend out
+backend out
+  server one 127.0.0.1:SERVER
+"""),
+    "varnishd": (
+        "varnishd -j none -F -a 127.0.0.1:LISTEN -b 127.0.0.1:SERVER -n FOLDER/work -T none", ""
+    ),
+    "caddy": ("caddy run --adapter caddyfile --config FOLDER/config", """
+{
+  admin off
+  auto_https off
+}
+http://127.0.0.1:LISTEN {
+  reverse_proxy 127.0.0.1:SERVER
+}
+"""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def proxied(
+    request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a proxy before the server."""
+    folder, port = tmp_path_factory.mktemp(request.param), free_port()
+    command, text = PROXIES[request.param]
+    need(request.param)
+    places = {"LISTEN": str(port), "SERVER": str(server.port), "FOLDER": str(folder)}
+    for name, value in places.items():
+        command, text = command.replace(name, value), text.replace(name, value)
+    (folder / "config").write_text(text)
+    environment = {**os.environ, "HOME": str(folder), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command.split(), stdout=log, stderr=log, env=environment)
+    try:
+        wait_until(lambda: accepts(port), request.param)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+
+
+def test_through_proxies_files_come_and_go_and_no_error_is_kept(server, proxied, tmp_path):
+    content = png_of(3 << 20)
+    path, url = tmp_path / "photo.png", f"{proxied}/image/{sha256(content)}"
+    path.write_bytes(content)
+    with need("httpx").Client() as client:
+        assert client.get(url).status_code == 404
+        put = f"{proxied}/image/photo.png?token={upload_token()}"
+        made = upload_by_curl(put, path, "-XPUT")
+        assert made["sha256"] == sha256(content)
+        assert client.get(url).content == content, "the 404 was not kept"
+        assert client.get(url, headers={"Range": "bytes=5-9"}).content == content[5:10]
+        assert download("aria2c, in four pieces", url, tmp_path / "got.png", content) == content
+        fresh = client.get(url, headers={"If-None-Match": f'"{sha256(content)}"'})
+        assert (fresh.status_code, fresh.content) == (304, b"")
+        upload = f"{proxied}/upload?token={upload_token()}"
+        assert local(upload_by_requests_in_pieces(upload, path)["url"]).startswith("/media/")
+        length = len(server.log)
+        client.get(f"{proxied}/list", headers={"Authorization": "Bearer x"})
+        assert "refused 127.0.0.1 anonymous GET /list: 401" in server.log[length:]
 
 
 # ======================================================================================
