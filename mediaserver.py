@@ -16343,7 +16343,7 @@ class Importer:
         """Copy a file with its times under the first name that is free; return that name."""
         with self._origin.open(file.path) as source:
             status = os.fstat(source.fileno())
-            receiving = self._folder.begin(file.size)
+            receiving = self._folder.begin(Limit(sys.maxsize, ""))  # it may have grown
             with contextlib.ExitStack() as on_error:
                 on_error.callback(receiving.discard)
                 for block in read_blocks(source, file.size):
