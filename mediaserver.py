@@ -16315,10 +16315,14 @@ class Importer:
 
     def take(self, path: str, is_trial: bool) -> tuple[str, str]:
         """Take in a file unless it is a trial: `new` or `here`, its place; or `left` and why."""
+        if not is_media_name(os.fsencode(path)):
+            return "left", "its name is not that of an image, video or audio"
         found = describe(self._origin, path, 0.0)
-        if found is None or (reason := self._refuse(path, found[1].facts)):
-            return "left", reason if found else "it is gone"
+        if found is None:
+            return "left", "it is gone"
         file, asset = found
+        if reason := self._refuse(asset.facts):
+            return "left", reason
         names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
         for name in names:
             if self._folder.is_gone(name):
@@ -16329,10 +16333,8 @@ class Importer:
                 return "here", name
         raise AssertionError("names have no end")
 
-    def _refuse(self, path: str, facts: Facts | None) -> str:
-        """Say why a file is not taken in, or nothing."""
-        if not is_media_name(os.fsencode(path)):
-            return "its name is not that of an image, video or audio"
+    def _refuse(self, facts: Facts | None) -> str:
+        """Say why a content is not taken in, or nothing."""
         if facts is None:
             return "its content is no image, video or audio"
         if self._types is not None and facts.extension not in self._types:
