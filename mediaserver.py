@@ -2649,6 +2649,8 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     if sound.some(0, 4) == b"fLaC":
         draft.extension = "flac"
         return _flac(sound, draft)
+    padding = sound.some(0, STREAM_SAMPLE_BYTES)
+    sound = sound.part(len(padding) - len(padding.lstrip(b"\0")))
     data = sound.some(0, STREAM_SAMPLE_BYTES)
     if not (found := _first_frame(data)):
         return
@@ -2677,8 +2679,11 @@ def _count_frames(sound: _Span) -> float:
 
 
 def _tags_behind(file: _Span) -> int:
-    """The bytes that an ID3v1 tag and an APEv2 one before it take at the end."""
+    """The bytes that an ID3v1 tag, and an APEv2 or ID3v2 one before it, take at the end."""
     size = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0
+    footer = file.part(file.size - size - 10, file.size - size).some(0, 10)
+    if footer[:3] == b"3DI":  # ID3v2.4, section 3.4: a tag with a footer has a header as well
+        return size + 20 + _id3_size(footer)
     footer = file.part(file.size - size - 32, file.size - size).some(0, 32)
     if footer[:8] == b"APETAGEX":
         length, _, flags = struct.unpack_from("<III", footer, 12)
@@ -2687,12 +2692,17 @@ def _tags_behind(file: _Span) -> int:
 
 
 def _behind_id3(file: _Span) -> _Span:
-    """What ID3v2 tags leave; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
+    """What ID3v2 tags leave (ID3v2.4 section 3.1)."""
     while file.some(0, 3) == b"ID3":
-        flags, a, b, c, d = file.unpack("5B", 5)
-        size = a << 21 | b << 14 | c << 7 | d
-        file = file.part(10 + size + (10 if flags & 0x10 else 0))
+        header = file.read(0, 10)
+        file = file.part(10 + _id3_size(header) + (10 if header[5] & 0x10 else 0))
     return file
+
+
+def _id3_size(header: bytes) -> int:
+    """The size in a tag's header or footer, of which each byte has 7 bits."""
+    a, b, c, d = header[6:10]
+    return a << 21 | b << 14 | c << 7 | d
 
 
 _AMR_FRAMES = (13, 14, 16, 18, 20, 21, 27, 32, 6) + 7 * (1,)  # bytes, by the frame's type

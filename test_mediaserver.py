@@ -2393,6 +2393,10 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
     "MP3, VBRI": (MP3_FRAME[:36] + b"VBRI" + bytes(10) + struct.pack(">I", 1000) + MP3_FRAME[54:]
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
+    "MP3, padded": (ID3 + bytes(20_000) + MP3_FRAME * 115, "audio/mpeg",
+                    {"duration": pytest.approx(3.0, abs=0.01)}),
+    "MP3, ID3v2 behind": (MP3_FRAME * 115 + bytes(10_010) + b"3DI\4\0\x10\0\0\x4e\x10",
+                          "audio/mpeg", {"duration": pytest.approx(3.0, abs=0.01)}),
     "MP3, tags behind": (MP3_FRAME * 115 + APE + b"TAG" + bytes(125), "audio/mpeg",
                          {"duration": pytest.approx(3.0, abs=0.01)}),
     "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
