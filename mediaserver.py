@@ -1733,7 +1733,7 @@ _TIFF_VALUES = {
 }  # fmt: skip
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
-_IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x83BB, 0x8649
+_JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
 _EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
     (0x9003, 0x9011, 0x9291),
@@ -1829,6 +1829,7 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
     if draft.extension == "rw2":  # the sensor within its borders
         top, left, bottom, right = map(main.number, (4, 5, 6, 7))
         draft.note_size(right - left, bottom - top)
+        _jpeg(tiff.inner(main.raw(_JPEG_FROM_RAW)), draft)  # it has the dates
     pictures = [main, *map(main.at, map(int, main.numbers(_SUB_IFDS))), main.at(main.next)]
     full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
     draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
@@ -2648,6 +2649,8 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     if sound.some(0, 4) == b"fLaC":
         draft.extension = "flac"
         return _flac(sound, draft)
+    padding = sound.some(0, STREAM_SAMPLE_BYTES)
+    sound = sound.part(len(padding) - len(padding.lstrip(b"\0")))
     data = sound.some(0, STREAM_SAMPLE_BYTES)
     if not (found := _first_frame(data)):
         return
@@ -2676,8 +2679,11 @@ def _count_frames(sound: _Span) -> float:
 
 
 def _tags_behind(file: _Span) -> int:
-    """The bytes that an ID3v1 tag and an APEv2 one before it take at the end."""
+    """The bytes that an ID3v1 tag, and an APEv2 or ID3v2 one before it, take at the end."""
     size = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0
+    footer = file.part(file.size - size - 10, file.size - size).some(0, 10)
+    if footer[:3] == b"3DI":  # ID3v2.4, section 3.4: a tag with a footer has a header as well
+        return size + 20 + _id3_size(footer)
     footer = file.part(file.size - size - 32, file.size - size).some(0, 32)
     if footer[:8] == b"APETAGEX":
         length, _, flags = struct.unpack_from("<III", footer, 12)
@@ -2686,12 +2692,17 @@ def _tags_behind(file: _Span) -> int:
 
 
 def _behind_id3(file: _Span) -> _Span:
-    """What ID3v2 tags leave; their sizes have 7 bits a byte (ID3v2.4 section 3.1)."""
+    """What ID3v2 tags leave (ID3v2.4 section 3.1)."""
     while file.some(0, 3) == b"ID3":
-        flags, a, b, c, d = file.unpack("5B", 5)
-        size = a << 21 | b << 14 | c << 7 | d
-        file = file.part(10 + size + (10 if flags & 0x10 else 0))
+        header = file.read(0, 10)
+        file = file.part(10 + _id3_size(header) + (10 if header[5] & 0x10 else 0))
     return file
+
+
+def _id3_size(header: bytes) -> int:
+    """The size in a tag's header or footer, of which each byte has 7 bits."""
+    a, b, c, d = header[6:10]
+    return a << 21 | b << 14 | c << 7 | d
 
 
 _AMR_FRAMES = (13, 14, 16, 18, 20, 21, 27, 32, 6) + 7 * (1,)  # bytes, by the frame's type
@@ -16291,6 +16302,161 @@ def empty_trash_now(settings: Settings, older_than: float | None = None) -> None
     with opened_app(settings) as app:
         removed = empty_trash(app, until)
     print(f"{len(removed)} removed, {format_bytes(sum(item.size for item in removed))}")
+
+
+# -- import
+
+
+class Destination(NamedTuple):
+    """Where the files of another program go, and which of them."""
+
+    root: str
+    place: str  # in that root; {} stands for the name of the source
+    types: Set[str] | None  # extensions by content; None: of every image, video and audio
+    is_tree: bool = False  # the folders of the source are kept
+
+
+DESTINATIONS = {
+    "library": Destination("library", "imported/{}/", None, is_tree=True),
+    "media": Destination("library", "media/", MEDIA_TYPES),  # /media/NAME stays what it was
+    "images": Destination("images", "", IMAGE_TYPES),  # and so does /image/NAME
+}
+
+
+class Importer:
+    """Copies files from another program's folder; what is here already stays as it is."""
+
+    def __init__(self, origin: Folder, folder: Folder, destination: Destination) -> None:
+        self._origin = origin
+        self._folder = folder
+        self._types = destination.types
+        self._prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
+        self._is_tree = destination.is_tree
+
+    def take(self, path: str, is_trial: bool) -> tuple[str, str]:
+        """Take in a file unless it is a trial: `new` or `here`, its place; or `left` and why."""
+        if not is_media_name(os.fsencode(path)):
+            return "left", "its name is not that of an image, video or audio"
+        found = describe(self._origin, path, 0.0)
+        if found is None:
+            return "left", "it is gone"
+        file, asset = found
+        if reason := self._refuse(asset.facts):
+            return "left", reason
+        names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
+        for name in names:
+            if self._folder.is_gone(name):
+                free = itertools.chain([name], names)
+                return "new", name if is_trial else self._copy(file, free)
+            kept = describe(self._folder, name, 0.0)
+            if kept and kept[1].sha256 == asset.sha256:
+                return "here", name
+        raise AssertionError("names have no end")
+
+    def _refuse(self, facts: Facts | None) -> str:
+        """Say why a content is not taken in, or nothing."""
+        if facts is None:
+            return "its content is no image, video or audio"
+        if self._types is not None and facts.extension not in self._types:
+            return f"its content is {facts.mime_type}"
+        return ""
+
+    def _copy(self, file: File, names: Iterable[str]) -> str:
+        """Copy a file with its times under the first name that is free; return that name."""
+        with self._origin.open(file.path) as source:
+            status = os.fstat(source.fileno())
+            receiving = self._folder.begin(Limit(sys.maxsize, ""))  # it may have grown
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(receiving.discard)
+                for block in read_blocks(source, file.size):
+                    receiving.feed(block)
+                incoming = receiving.finish()
+                if incoming.sha256 != file.sha256:
+                    raise BlockingIOError(errno.EAGAIN, "it is being written")
+                times = (status.st_atime_ns, status.st_mtime_ns)
+                os.utime(incoming.file.fileno(), ns=times)
+                name = self._folder.keep(incoming, names)
+                on_error.pop_all()
+        incoming.discard(undo=False)
+        return name
+
+
+def choose_destination(source: Path, family: str) -> Destination:
+    """Return where a folder goes; what might be a private box is not made public by a guess."""
+    is_tree = any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(source))
+    if not family and not is_tree:
+        raise Refusal(
+            f"{source} has no folders in it: say --into images if its pictures are private,"
+            " --into media if they are on the web under their names, else --into library"
+        )
+    return DESTINATIONS[family or "library"]
+
+
+def parse_family(text: str) -> str:
+    if text not in DESTINATIONS:
+        raise ValueError(f"{text!r} is none of {', '.join(DESTINATIONS)}")
+    return text
+
+
+@command(
+    "import", "copy another program's pictures here, with their names and times", "SOURCE",
+    Option("into", "FAMILY", parse_family), Option("dry_run"),
+)  # fmt: skip
+def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
+    """Print what becomes of every file, its path, and its place or why; returns 1 if one failed.
+
+    SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
+    if it was not.
+    """
+    place = Path(os.path.realpath(parse_path(source)))
+    if not place.is_dir():
+        raise Refusal(f"{place} is no folder")
+    destination = choose_destination(place, into)
+    with opened_index(settings) as index:
+        folders = open_folders(settings, index)
+        folder = folders[destination.root]
+        check_import(place, folder, folders)
+        inner = [each.path for each in folders.values()]
+        origin = Folder(
+            "source", place, make=False, buffers=folder.buffers,
+            excluded=[*inner, str(settings.database_dir)],
+        )  # fmt: skip
+        counts = import_all(origin, Importer(origin, folder, destination), dry_run)
+    would = "would be copied" if dry_run else "copied"
+    rest = f"{counts['left']} left, {counts['failed']} failed"
+    warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
+    return 1 if counts["failed"] else 0
+
+
+def check_import(source: Path, folder: Folder, folders: Mapping[str, Folder]) -> None:
+    """Refuse a source that is the server's own, and a disk that is away."""
+    for each in folders.values():
+        if source.is_relative_to(each.path):
+            raise Refusal(f"{source} is in {each.path}, where it is served already")
+    if folder.is_missing() and not folder.is_new():
+        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+
+
+def import_all(origin: Folder, importer: Importer, is_trial: bool) -> dict[str, int]:
+    """Take in what is in a folder, and print what becomes of each file."""
+    counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
+    unreadable: list[bytes] = []
+
+    def tell(path: str, outcome: str, detail: str) -> None:
+        counts[outcome] += 1
+        print("\t".join(map(printable_line, (outcome, path, detail))))
+
+    for path, _ in origin.walk(bool, unreadable):
+        try:
+            outcome = importer.take(os.fsdecode(path), is_trial)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
+                raise Refusal(f"stopped at {os.fsdecode(path)}: {error.strerror}") from None
+            outcome = "failed", error.strerror or str(error)
+        tell(os.fsdecode(path), *outcome)
+    for path in unreadable:
+        tell(os.fsdecode(path), "failed", "it cannot be read")
+    return counts
 
 
 # -- The server's processes --------------------------------------------------------------

@@ -2393,6 +2393,10 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
     "MP3, VBRI": (MP3_FRAME[:36] + b"VBRI" + bytes(10) + struct.pack(">I", 1000) + MP3_FRAME[54:]
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
+    "MP3, padded": (ID3 + bytes(20_000) + MP3_FRAME * 115, "audio/mpeg",
+                    {"duration": pytest.approx(3.0, abs=0.01)}),
+    "MP3, ID3v2 behind": (MP3_FRAME * 115 + bytes(10_010) + b"3DI\4\0\x10\0\0\x4e\x10",
+                          "audio/mpeg", {"duration": pytest.approx(3.0, abs=0.01)}),
     "MP3, tags behind": (MP3_FRAME * 115 + APE + b"TAG" + bytes(125), "audio/mpeg",
                          {"duration": pytest.approx(3.0, abs=0.01)}),
     "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
@@ -7855,6 +7859,76 @@ def owner_says(server: Server, *words: str, stdin: str = "", **environment: str)
     storage = ("--storage_dir", server.storage)
     environment = {**SECRETS, **environment}
     return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **environment)
+
+
+def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(start, tmp_path):
+    running, source = start(), tmp_path / "old"
+    content = {"2019/ü a.png": png(), "b.gif": gif(), ".thumbnails/x.png": png(), "note.txt": b"x"}
+    fill(source, {**content, "2019/fake.jpg": b"no picture"})
+    os.utime(source / "2019/ü a.png", (1e9, 1e9 + 0.25))
+    (source / "link.png").symlink_to(source / "2019/ü a.png")
+
+    def imported(*options: str) -> dict[str, list[str]]:
+        run = owner_says(running, "import", source, *options)
+        assert run.returncode == 0, run.stderr
+        outcomes: dict[str, list[str]] = {}
+        for outcome, path, detail in (line.split("\t") for line in run.stdout.splitlines()):
+            outcomes.setdefault(outcome, []).append(path)
+            assert outcome == "left" or detail == f"imported/old/{path}"
+        return outcomes
+
+    all_in, left = ["2019/ü a.png", "b.gif"], ["2019/fake.jpg", "note.txt"]
+    assert imported("--dry-run") == {"new": all_in, "left": left}
+    assert not (running.storage / "imported").exists()
+    assert imported() == {"new": all_in, "left": left}
+    assert imported() == imported("--dry-run") == {"here": all_in, "left": left}
+    for name in all_in:
+        copy = running.storage / "imported/old" / name
+        assert copy.read_bytes() == content[name] == (source / name).read_bytes()
+        assert copy.stat().st_mtime_ns == (source / name).stat().st_mtime_ns
+    running.rescan()
+    assert running.get(f"/image/{sha256(content['b.gif'])}").body == content["b.gif"]
+
+
+def test_an_import_overwrites_nothing_and_finds_its_copy_again(start, tmp_path):
+    running, source, mine = start(), tmp_path / "old", png()
+    fill(running.storage, {"imported/old/a.png": mine})
+    fill(source, {"a.png": png(), "sub/b.png": png()})
+    for outcome in ("new", "here"):
+        run = owner_says(running, "import", source)
+        assert f"{outcome}\ta.png\timported/old/a_1.png" in run.stdout
+    assert (running.storage / "imported/old/a.png").read_bytes() == mine
+    assert not [*running.storage.glob("**/.incoming/*")]
+
+
+@pytest.mark.parametrize(
+    ("family", "path"), [("media", "/media/a.png"), ("images", "/image/a.png")]
+)
+def test_an_imported_picture_keeps_its_address_and_stays_private_where_it_was(
+    start, tmp_path, family, path
+):
+    running, source, content = start(), tmp_path / "old", png()
+    fill(source, {"a.png": content, "film.mp4": mp4()})
+    run = owner_says(running, "import", source)
+    assert run.returncode == 1
+    assert "--into images" in run.stderr  # rather than publish what may be private
+    run = owner_says(running, "import", source, "--into", family)
+    assert run.returncode == 0
+    assert "left\tfilm.mp4\tits content is video/mp4" in run.stdout
+    running.rescan()
+    assert running.get(path, **READER).body == content
+    assert running.get(path).status == (200 if family == "media" else 401)
+    if family == "images":
+        assert running.get(f"/image/{sha256(content)}").status == 404
+
+
+def test_an_import_of_what_is_served_already_or_is_no_folder_is_refused(start, tmp_path):
+    running = start()
+    fill(running.storage, {"sub/sub/a.png": png()})
+    for source in (running.storage, running.storage / "sub", tmp_path / "none", PROGRAM):
+        run = owner_says(running, "import", source)
+        assert (run.returncode, run.stdout) == (1, "")
+    assert owner_says(running, "import", tmp_path, "--into", "x").returncode == 2
 
 
 def test_the_owner_grants_and_revokes_while_the_server_runs(server):
