@@ -3521,6 +3521,8 @@ def test_of_previews_the_least_recently_used_go(tmp_path):
     assert cache.read(SHA, large) == bytes(201)
     cache.store(SHA, small, bytes(1001))
     cache.remove(SHA, *ms.PREVIEWS)
+    folder.reserve = 1 << 62
+    cache.store(SHA, small, b"a")  # what is left of the disk is for uploads
     for rendition in (small, large):
         with pytest.raises(FileNotFoundError):
             cache.read(SHA, rendition)
