@@ -5785,6 +5785,7 @@ class PreviewCache(Shelf):
         if len(data) > self._limit:
             return
         with contextlib.suppress(OSError):
+            self.folder.need_room(len(data))
             with self._lock:
                 if self._used[0] + len(data) > self._limit:
                     self._make_room(len(data))
@@ -9485,7 +9486,8 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
 
 def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
     """Where thumbnails lie: public ones beside the pictures where that can be, private ones."""
-    data = Folder("data", settings.database_dir, make=True, buffers=library.buffers)
+    data = Folder("data", settings.database_dir, make=True, buffers=library.buffers,
+                  reserve=settings.reserve_bytes)  # fmt: skip
     beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
     public = Shelf(library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
     return public, Shelf(data, "thumbnails/private/")
@@ -11279,7 +11281,9 @@ def thumbnail_response(app: App, request: Request, file: File, asset: Asset) -> 
     """Answer with a thumbnail, which is made if need be."""
     try:
         with app.disk(file.root):
-            check_outcome(app.scanner.ensure_thumbnail(file, asset), "thumbnail")
+            outcome = app.scanner.ensure_thumbnail(file, asset)
+            if outcome is not Outcome.MADE:
+                raise no_rendition("thumbnail", outcome)
             data = app.thumbnails.read(asset.sha256, file.root != "library")
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
@@ -11288,12 +11292,11 @@ def thumbnail_response(app: App, request: Request, file: File, asset: Asset) -> 
     return content_response(request.head, content)
 
 
-def check_outcome(outcome: Outcome, thing: str) -> None:
-    """Raise what tells that there is none: 404, or 503 where that may change."""
+def no_rendition(thing: str, outcome: Outcome) -> HTTPError:
+    """The error that says why there is none: 404, or 503 where that may change."""
     if outcome is Outcome.FAILED:
-        raise HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
-    if outcome is Outcome.IMPOSSIBLE:
-        raise HTTPError(404, f"There is no {thing} of this file.")
+        return HTTPError(503, f"The {thing} cannot be made now.", RETRY_LATER)
+    return HTTPError(404, f"There is no {thing} of this file.")
 
 
 def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Content:
@@ -12729,8 +12732,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
         except FileNotFoundError:
             raise HTTPError(404, NO_FILE) from None
         if isinstance(made, Outcome):
-            check_outcome(made, "preview")
-        assert isinstance(made, bytes)
+            raise no_rendition("preview", made)
         return respond(made)
 
     with contextlib.suppress(OSError):
