@@ -9147,6 +9147,171 @@ def test_tus_js_client_gets_through_a_kill(start, tmp_path):
     assert Entities(running).listed()["items"][0]["md5"] == md5(content)
 
 
+# -- shares: links for who has no account --------------------------------------------------
+
+
+def share(server: Server, headers: Mapping[str, str] = OWNER, **values: Any) -> Any:
+    status, made = server.call("POST", "/shares", values, headers)
+    assert status == 201, made
+    return made
+
+
+def shared(server: Server, made: Mapping[str, Any], **headers: str) -> Any:
+    answer = server.get(local(made["url"]), **headers)
+    return answer.json["files"] if answer.status == 200 else answer.status
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with closed reads and pictures in folders, whose names are near."""
+    storage = tmp_path_factory.mktemp("album") / "pictures"
+    names = ("a/1.png", "a/b/2.png", "a/<i>&.png", "ab/3.png", "a.png", "a0/4.png")
+    fill(storage, {name: png_of(500 + number) for number, name in enumerate(names)})
+    with Server(storage, READ_AUTH_ENABLED="true") as running:
+        running.scanned()
+        yield running
+
+
+def test_a_link_shows_a_folder_to_who_has_it_and_nothing_else(album):
+    made = share(album, kind="folder", target="a/", title="Our <b>wedding</b>")
+    files = shared(album, made)
+    assert [file["name"] for file in files] == ["1.png", "<i>&.png", "2.png"]
+    for file in files:
+        answer = album.get(local(file["url"]))
+        assert len(answer.body) == file["size"]
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+        assert local(file["url"]).rpartition("/")[2] == sha256(answer.body)
+    other = sha256((album.storage / "ab/3.png").read_bytes())
+    for path in (f"{local(made['url'])}/{other}", f"/s/{'x' * 22}/{other}", f"/s/{'x' * 22}"):
+        assert album.get(path).status == 404
+    assert album.get("/list").status == 401
+    page = album.get(local(made["url"]), accept="text/html")
+    text = page.body.decode()
+    assert "<h1>Our &lt;b&gt;wedding" in text and "<i>" not in text
+    assert text.count("<a href=") == 3
+    assert "script" not in text and "default-src 'none'" in page.headers["Content-Security-Policy"]
+    late = png_of(900)
+    fill(album.storage, {"a/late.png": late})
+    album.rescan()
+    assert len(shared(album, made)) == 4
+
+
+def test_a_link_s_thumbnails_are_shown(album, pillow):
+    for file in shared(album, share(album, kind="folder", target="a")):
+        thumbnail = album.get(local(file["thumbnail"]))
+        assert thumbnail.body.startswith(b"\x89PNG")
+        assert thumbnail.headers["Cache-Control"] == "private, no-cache"
+
+
+def test_links_are_listed_ended_and_end_by_themselves(album):
+    made = share(album, kind="folder", target="a")
+    ends = datetime.fromisoformat(made["expires_at"].replace("Z", "+00:00")).timestamp()
+    assert abs(ends - time.time() - 30 * 86400) < 60
+    assert share(album, kind="folder", target="a", expires_in=0)["expires_at"] is None
+    short = share(album, kind="folder", target="a", expires_in=1)
+    listed = album.call("GET", "/shares", headers=OWNER)[1]
+    assert made in listed
+    path = local(shared(album, made)[0]["url"])
+    assert album.get(path).status == 200
+    assert album.call("DELETE", f"/shares/{made['id']}", headers=bearer())[0] == 404
+    assert album.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 204
+    assert album.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 404
+    assert (album.get(path).status, shared(album, made)) == (404, 404)
+    wait_until(lambda: shared(album, short) == 404, "the end of a link")
+    for headers in ({}, bearer()):
+        values = {"kind": "folder", "target": "a"}
+        assert album.call("POST", "/shares", values, headers)[0] == (403 if headers else 401)
+    assert made not in album.call("GET", "/shares", headers=bearer())[1]
+
+
+def test_an_ended_link_is_not_answered_from_memory(server):
+    server.upload(content := png_of(700))
+    made = share(server, kind="file", target=sha256(content))
+    path = local(shared(server, made)[0]["url"])
+    assert [server.get(path).status for _ in range(3)] == [200] * 3
+    server.call("DELETE", f"/shares/{made['id']}", headers=OWNER)
+    assert server.get(path).status == 404
+
+
+def test_a_link_s_password_is_asked_for_at_every_file(album):
+    made = share(album, kind="folder", target="a", password="guests")
+    assert (made["has_password"], "guests" in str(made)) == (True, False)
+    path, content = local(made["url"]), (album.storage / "a/1.png").read_bytes()
+    file = f"{path}/{sha256(content)}"
+    form_page = album.get(path, accept="text/html")
+    assert (form_page.status, b'type="password"' in form_page.body) == (401, True)
+    assert b"1.png" not in form_page.body
+    for wanted in (path, file, f"{file}?thumbnail=true"):
+        assert album.get(wanted).status == 401
+        assert album.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
+
+    def unlock(password: str, path: str = path) -> Answer:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return album.request("POST", path, urlencode({"password": password}), headers)
+
+    assert unlock("guest").status == 401
+    answer = unlock("guests")
+    cookie = answer.headers["Set-Cookie"]
+    assert (answer.status, answer.headers["Location"]) == (303, path)
+    assert f"Path={path}; Max-Age=43200; HttpOnly; SameSite=Lax" in cookie
+    cookie = cookie.partition(";")[0]
+    assert album.get(file, cookie=cookie).body == content
+    assert len(shared(album, made, cookie=cookie)) >= 3
+    other = share(album, kind="folder", target="a", password="guests")
+    assert shared(album, other, cookie=cookie) == 401, "a cookie opens one link"
+    assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
+    assert unlock("guests", local(other["url"])).status == 429
+    assert "guests" not in album.log
+
+
+def test_every_kind_of_thing_is_shared_by_who_may(start):
+    running = start()
+    content, private, owned = png_of(601), png_of(602), png_of(603)
+    running.upload(content)
+    running.store(private)
+    mine, other = bearer(user_id=77), bearer(user_id=78)
+    for target, headers, status in (
+        (content, OWNER, 201), (private, OWNER, 201), (content, WRITER, 201),
+        (private, WRITER, 404), (content, mine, 403), (png_of(9999), OWNER, 404),
+    ):  # fmt: skip
+        values = {"kind": "file", "target": sha256(target)}
+        status_now, made = running.call("POST", "/shares", values, headers)
+        assert status_now == status, made
+        if status == 201:
+            assert running.get(local(made["url"]) + "/" + sha256(target)).body == target
+    body, kind = form("a.png", owned, name="a.png")
+    record = running.request("POST", MEDIA, body, {"Content-Type": kind, **mine}).json
+    shelf = running.call("POST", SHELVES, {"name": "s"}, mine)[1]
+    of_record = share(running, mine, kind="media", target=record["id"])
+    of_shelf = share(running, mine, kind="collection", target=shelf["id"])
+    assert [file["name"] for file in shared(running, of_record)] == ["a.png"]
+    assert shared(running, of_shelf) == []
+    running.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf["id"]}, mine)
+    assert len(shared(running, of_shelf)) == 1
+    for values in ({"kind": "media", "target": record["id"]},
+                   {"kind": "collection", "target": shelf["id"]}):  # fmt: skip
+        assert running.call("POST", "/shares", values, other)[0] == 404
+        assert running.call("POST", "/shares", values, OWNER)[0] == 403
+    running.call("DELETE", f"{MEDIA}{record['id']}/", headers=mine)
+    assert shared(running, of_record) == shared(running, of_shelf) == []
+    assert [each["id"] for each in running.call("GET", "/shares", headers=mine)[1]] == [
+        of_shelf["id"], of_record["id"],
+    ]  # fmt: skip
+    body, kind = form(None, None, is_collection="true")
+    group = running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER}).json
+    body, kind = form("b.png", png_of(604), "image", parent_id=group["id"])
+    running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER})
+    of_group = share(running, kind="entity", target=group["id"])
+    assert [file["size"] for file in shared(running, of_group)] == [604]
+    for values in ({}, {"kind": "x", "target": "y"}, {"kind": "file", "target": "y"},
+                   {"kind": "entity", "target": "y"}, {"kind": "folder", "target": "a",
+                    "expires_in": -1}):  # fmt: skip
+        assert running.call("POST", "/shares", values, OWNER)[0] == 400
+    for target in ("nowhere", "/", ".mediaserver", "../pictures", "media/.."):
+        values = {"kind": "folder", "target": target}
+        assert running.call("POST", "/shares", values, OWNER)[0] == 404
+
+
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
