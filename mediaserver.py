@@ -2455,6 +2455,138 @@ def _behind_id3(file: _Span) -> _Span:
     return file
 
 
+# -- Pictures without what they say of their making ------------------------------------------
+# What shows the picture is copied as it is: its colours and how it stands stay. Everything else,
+# known here or not, goes, and so does what follows the picture's end.
+
+STRIP_BLOCK = 1 << 16
+PNG_SHOWN = frozenset(
+    b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV cLLI bKGD hIST pHYs acTL fcTL"
+    b" fdAT".split()
+)
+WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"})
+WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
+MAX_WEBP_CHUNKS = 10_000
+_JPEG_SCAN_END = re.compile(
+    rb"\xff(?=[^\x00\xff\xd0-\xd7])"
+)  # ends entropy-coded data (T.81, B.1.1.2)
+
+
+def read_whole(file: BinaryIO, count: int) -> bytes:
+    """Read so many bytes; ValueError where the file ends before."""
+    data = file.read(count)
+    if len(data) < count:
+        raise ValueError("the file ends too early")
+    return data
+
+
+def copy_bytes(file: BinaryIO, count: int) -> Iterator[bytes]:
+    while count:
+        data = read_whole(file, min(count, STRIP_BLOCK))
+        count -= len(data)
+        yield data
+
+
+def orientation_exif(orientation: int) -> bytes:
+    """EXIF that says how a picture stands, and nothing else."""
+    entry = struct.pack(">HHIHxx", 0x112, 3, 1, orientation)
+    return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+
+
+def strip_jpeg(file: BinaryIO, orientation: int) -> Iterator[bytes]:
+    """Yield a JPEG without EXIF, XMP, IPTC, comments and makers' segments; ValueError for none."""
+    yield read_whole(file, 2)
+    if orientation != 1:
+        exif = b"Exif\0\0" + orientation_exif(orientation)
+        yield b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    while True:
+        marker = read_whole(file, 2)
+        while marker == b"\xff\xff":  # fill bytes
+            marker = b"\xff" + read_whole(file, 1)
+        if marker[:1] != b"\xff":
+            raise ValueError("no marker")
+        if marker == b"\xff\xd9":
+            yield marker
+            return
+        length = read_whole(file, 2)
+        segment = read_whole(file, max(int.from_bytes(length, "big") - 2, 0))
+        is_profile = marker == b"\xff\xe2" and segment.startswith(b"ICC_PROFILE\0")
+        is_other = (0xE1 <= marker[1] <= 0xEF and marker[1] != 0xEE) or marker[1] == 0xFE
+        if is_profile or not is_other:  # APP14 says which colours Adobe means
+            yield marker + length + segment
+        if marker == b"\xff\xda":
+            yield from _jpeg_scan(file)
+
+
+def _jpeg_scan(file: BinaryIO) -> Iterator[bytes]:
+    """Yield entropy-coded data up to the next marker."""
+    while len(block := file.read(STRIP_BLOCK)) > 1:
+        found = _JPEG_SCAN_END.search(block)
+        end = found.start() if found else len(block) - block.endswith(b"\xff")
+        file.seek(end - len(block), 1)
+        yield block[:end]
+        if found:
+            return
+    raise ValueError("the picture has no end")
+
+
+def strip_png(file: BinaryIO, orientation: int) -> Iterator[bytes]:
+    """Yield a PNG with the chunks that show the picture; ValueError for none."""
+    yield read_whole(file, 8)
+    if orientation != 1:
+        chunk = b"eXIf" + orientation_exif(orientation)
+        exif = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    else:
+        exif = b""
+    name = b""
+    while name != b"IEND":
+        head = read_whole(file, 8)
+        size, name = int.from_bytes(head[:4], "big"), head[4:]
+        if name == b"IDAT":
+            yield exif
+            exif = b""
+        if name in PNG_SHOWN:
+            yield head
+            yield from copy_bytes(file, size + 4)
+        else:
+            file.seek(size + 4, 1)
+
+
+def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
+    """Yield a WebP with the chunks that show the picture; ValueError for none."""
+    start = read_whole(file, 12)
+    end = 8 + int.from_bytes(start[4:8], "little")
+    chunks, at = list[tuple[int, bytes, int]](), 12
+    while at < end:
+        file.seek(at)
+        head = read_whole(file, 8)
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] in WEBP_SHOWN:
+            chunks.append((at + 8, head, size + size % 2))
+        at += 8 + size + size % 2
+        if len(chunks) > MAX_WEBP_CHUNKS:
+            raise ValueError("too many chunks")
+    turned = orientation != 1 and any(head[:4] == b"VP8X" for _, head, _ in chunks)
+    tiff = orientation_exif(orientation)
+    exif = b"EXIF" + struct.pack("<I", len(tiff)) + tiff if turned else b""
+    total = 4 + len(exif) + sum(8 + size for _, _, size in chunks)
+    yield b"RIFF" + struct.pack("<I", total) + b"WEBP"
+    for place, head, size in chunks:
+        file.seek(place)
+        yield head
+        is_header = head[:4] == b"VP8X"
+        if is_header:
+            flags = read_whole(file, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * turned
+            yield bytes([flags])
+        yield from copy_bytes(file, size - is_header)
+    yield exif
+
+
+STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
+    "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
+}  # fmt: skip
+
+
 # -- What starts how
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
@@ -2758,6 +2890,7 @@ CREATE TABLE share (
     root TEXT NOT NULL,     -- the folder where the files lie
     target TEXT NOT NULL,   -- SHA-256, path, or id
     title TEXT NOT NULL,
+    strips INTEGER NOT NULL,  -- 1: pictures are sent without what they say of their making
     password TEXT,          -- scrypt
     created_at REAL NOT NULL,
     expires_at REAL         -- null: never
@@ -3565,7 +3698,8 @@ class Share(NamedTuple):
     kind: str
     root: str
     target: str
-    title: str
+    title: str = ""
+    strips: int = 0
     password: str | None = None
     created_at: float = 0.0
     expires_at: float | None = None
@@ -3613,7 +3747,7 @@ class ShareLinks(Subject):
 
     def has_files(self, path: str) -> bool:
         """Whether there is anything in a folder of the library."""
-        share = Share("", None, "folder", "library", path, "")
+        share = Share("", None, "folder", "library", path)
         return bool(self.files(share, limit=1))
 
     def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
@@ -10727,7 +10861,7 @@ def thumbnail_response(
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
     if by_link:
-        content = content._replace(cache_control="private, no-cache")
+        content = content._replace(cache_control="private, no-cache", last_modified=None)
     else:
         remember_hot(app, request, file, content)
     return content_response(request.head, content)
@@ -11800,6 +11934,8 @@ NEW_SHARE = BodySpec(ANY_BODY, (
            help="SHA-256, path below STORAGE_DIR, or id of the record, collection or entity"),
     Field("title", "text", longest=MAX_TITLE_LENGTH),
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
+    Field("strip", "boolean", default=False, nullable=False,
+          help="send pictures without GPS and camera data; films and recordings are left out"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -11833,20 +11969,20 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
     if kind in {"media", "collection"}:
         require(USER, request.principal, True)
         find = find_record if kind == "media" else find_collection
-        return Share("", owner, kind, "users", find(app, request, target).id, "")
+        return Share("", owner, kind, "users", find(app, request, target).id)
     require(WRITE, request.principal, True)
     if kind == "file":
         file, _ = find_content(app, request, check_sha256(target))
-        return Share("", owner, kind, file.root, file.sha256, "")
+        return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
         if not path or not app.index.shares.has_files(path):
             raise HTTPError(404, "There is nothing in this folder.")
-        return Share("", owner, kind, "library", path, "")
+        return Share("", owner, kind, "library", path)
     entity = find_entity(
         app, parse_value(Field("target", "integer", nullable=False), target, "body")
     )
-    return Share("", owner, kind, "entities", str(entity.id), "")
+    return Share("", owner, kind, "entities", str(entity.id))
 
 
 @route("POST", "/shares", BEARER, "shares", "Make a link to files, for who has no account",
@@ -11859,6 +11995,7 @@ def create_share(app: App, request: Request) -> Response:
     share = shared._replace(
         id=secrets.token_urlsafe(16),
         title=values.get("title") or "",
+        strips=int(values["strip"]),
         password=app.new_passwords.hash(password) if password else None,
         created_at=now,
         expires_at=now + seconds if seconds else None,
@@ -11875,6 +12012,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
         "kind": share.kind,
         "target": share.target,
         "title": share.title,
+        "strip": bool(share.strips),
         "has_password": share.password is not None,
         "created_at": format_time(share.created_at),
         "expires_at": share.expires_at and format_time(share.expires_at),
@@ -11950,12 +12088,18 @@ def open_share(app: App, request: Request, token: str) -> Response:
         return share_page(share, PASSWORD_FORM, 401)
     need_share_password(app, request, share)
     found = app.index.shares.files(share, limit=MAX_SHARED)
-    files = [shared_json(app, request, share, *each) for each in found]
+    shown = [(file, asset) for file, asset in found if may_show(share, asset)]
+    files = [shared_json(app, request, share, *each) for each in shown]
     if for_browser:
         return share_page(share, f"<main>{''.join(map(shared_html, files))}</main>")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files}
     return json_response(value, headers=[("Vary", "Accept")])
+
+
+def may_show(share: Share, asset: Asset) -> bool:
+    """Whether a file can be sent as the share promises."""
+    return not share.strips or (asset.facts is not None and asset.facts.kind == "image")
 
 
 def shared_json(
@@ -11967,7 +12111,7 @@ def shared_json(
     return {
         "name": printable(posixpath.basename(file.path)),
         "type": asset.mime_type,
-        "size": file.size,
+        "size": file.size,  # at most, where something is left out of it
         "url": url,
         "thumbnail": f"{url}?thumbnail=true" if has_thumbnail else None,
     }
@@ -12006,10 +12150,66 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     need_share_password(app, request, share)
     found = app.index.shares.files(share, sha256=check_sha256(n))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
+    if not may_show(share, asset):
+        raise HTTPError(404, NO_FILE)
     if request.query.get("thumbnail"):
         work = functools.partial(thumbnail_response, app, request, file, asset, by_link=True)
         return Deferred("decoder", work) if asset.thumbnail is None else work()
+    if share.strips:
+        return Deferred("decoder", functools.partial(stripped_response, app, request, file, asset))
     return file_response(app, request, (file, asset), "no-cache", by_link=True)
+
+
+def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+    """Answer with a picture that does not say where, when and with what it was taken.
+
+    What cannot be copied so is shown as a preview, which says nothing either.
+    """
+    rule = "private, no-cache"
+    strip = STRIPPERS.get(asset.facts.extension) if asset.facts else None
+    with contextlib.suppress(ValueError):
+        if strip and asset.facts:
+            content = write_stripped(app, file, strip, asset.facts)
+            content = content._replace(cache_control=rule)
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(close_source, content)
+                response = content_response(request.head, content)
+                on_error.pop_all()
+            return response
+    try:
+        with app.disk(file.root):
+            made = app.scanner.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
+    except FileNotFoundError:
+        raise HTTPError(404, NO_FILE) from None
+    if isinstance(made, Outcome):
+        check_outcome(made, "preview")
+    assert isinstance(made, bytes)
+    content = rendered_content(app, file, made)._replace(cache_control=rule, last_modified=None)
+    return content_response(request.head, content)
+
+
+def write_stripped(
+    app: App, file: File, strip: Callable[[BinaryIO, int], Iterator[bytes]], facts: Facts
+) -> Content:
+    """Copy a picture without what it says of its making to a file without a name; ValueError."""
+    import tempfile  # as in write_listing
+
+    try:
+        with app.disk(file.root):
+            source = app.folders[file.root].open(file.path)
+    except (OSError, ValueError):
+        raise HTTPError(404, NO_FILE) from None
+    digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    with contextlib.ExitStack() as on_error, io.BufferedReader(source) as reader:
+        on_error.callback(target.close)
+        for piece in strip(reader, facts.orientation):
+            digest.update(piece)
+            target.write(piece)
+        if not file.matches(os.fstat(source.fileno())):
+            raise HTTPError(404, NO_FILE)
+        on_error.pop_all()
+    about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
+    return Content(*about)
 
 
 # -- trash ---------------------------------------------------------------------------------
@@ -12474,7 +12674,8 @@ OBJECTS: Mapping[str, str] = {
     "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
     "Stored": "message sha256:sha256 filename file_path thumbnail_file:string?~",
     "PrivateImage": "stored_as bytes:integer image_url:url",
-    "Share": "id url:url kind target title has_password:boolean created_at:date expires_at:date?",
+    "Share": "id url:url kind target title strip:boolean has_password:boolean created_at:date"
+    " expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[]",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",

@@ -9264,6 +9264,69 @@ def test_a_link_s_password_is_asked_for_at_every_file(album):
     assert "guests" not in album.log
 
 
+def told_picture(kind: str) -> tuple[bytes, bytes]:
+    """A picture that says a lot of its making, and its pixels as they are to be seen."""
+    image_module = need("PIL.Image")
+    picture = image_module.effect_noise((60, 40), 50).convert("RGB")
+    exif = picture.getexif()
+    exif[0x010F], exif[0x0112] = "CameraMaker", 6
+    gps = exif.get_ifd(0x8825)
+    gps[1], gps[2], gps[3], gps[4] = "N", (48.0, 8.0, 0.0), "E", (11.0, 34.0, 0.0)
+    out = io.BytesIO()
+    more = {"comment": b"a comment"} if kind == "JPEG" else {}
+    profile = need("PIL.ImageCms").ImageCmsProfile(need("PIL.ImageCms").createProfile("sRGB"))
+    picture.save(out, kind, exif=exif, icc_profile=profile.tobytes(), lossless=True, **more)
+    return out.getvalue() + b"a trailer of the maker", seen_pixels(out.getvalue())
+
+
+def seen_pixels(content: bytes) -> bytes:
+    image = need("PIL.Image").open(io.BytesIO(content))
+    return bytes(need("PIL.ImageOps").exif_transpose(image).convert("RGB").tobytes())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, kind):
+    content, pixels = told_picture(kind)
+    facts = ms.probe(io.BytesIO(content))
+    assert (facts.latitude, facts.make, facts.orientation) == (48 + 8 / 60, "CameraMaker", 6)
+    made = server.store(content, f"a.{facts.extension}").json
+    whole = share(server, kind="file", target=sha256(content))
+    bare = share(server, kind="file", target=sha256(content), strip=True, password="")
+    assert server.get(local(shared(server, whole)[0]["url"])).body == content
+    answer = server.get(local(shared(server, bare)[0]["url"]))
+    assert (answer.status, answer.headers["Content-Type"]) == (200, facts.mime_type)
+    assert (answer.headers["Last-Modified"], made["bytes"]) == (None, len(content))
+    left = ms.probe(io.BytesIO(answer.body))
+    kept = facts._replace(latitude=None, longitude=None, make=None)
+    assert left == kept
+    assert seen_pixels(answer.body) == pixels
+    assert need("PIL.Image").open(io.BytesIO(answer.body)).info["icc_profile"]
+    for word in (b"CameraMaker", b"a comment", b"a trailer"):
+        assert word not in answer.body
+    path = local(shared(server, bare)[0]["url"])
+    part = server.get(path, Range="bytes=5-24")
+    assert (part.status, part.body) == (206, answer.body[5:25])
+
+
+def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_at_all(
+    start, pillow
+):
+    running, image_module = start(), need("PIL.Image")
+    out, film = io.BytesIO(), b"RIFF" + (36).to_bytes(4, "little") + b"WAVEfmt " + bytes(24)
+    image_module.effect_noise((60, 40), 50).convert("RGB").save(out, "TIFF", description="SECRET")
+    cut = told_picture("JPEG")[0][:-60]  # its end is missing
+    fill(running.storage, {"f/a.tiff": out.getvalue(), "f/b.wav": film, "f/c.jpg": cut})
+    running.rescan()
+    made = share(running, kind="folder", target="f", strip=True)
+    files = shared(running, made)
+    assert [file["name"] for file in files] == ["a.tiff", "c.jpg"]
+    for file in files:
+        answer = running.get(local(file["url"]))
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
+        assert b"SECRET" not in answer.body and b"CameraMaker" not in answer.body
+    assert running.get(f"{local(made['url'])}/{sha256(film)}").status == 404
+
+
 def test_every_kind_of_thing_is_shared_by_who_may(start):
     running = start()
     content, private, owned = png_of(601), png_of(602), png_of(603)
