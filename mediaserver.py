@@ -2891,6 +2891,7 @@ CREATE TABLE share (
     target TEXT NOT NULL,   -- SHA-256, path, or id
     title TEXT NOT NULL,
     strips INTEGER NOT NULL,  -- 1: pictures are sent without what they say of their making
+    takes INTEGER NOT NULL, -- 1: guests may add pictures to the folder
     password TEXT,          -- scrypt
     created_at REAL NOT NULL,
     expires_at REAL         -- null: never
@@ -3700,6 +3701,7 @@ class Share(NamedTuple):
     target: str
     title: str = ""
     strips: int = 0
+    takes: int = 0
     password: str | None = None
     created_at: float = 0.0
     expires_at: float | None = None
@@ -11936,6 +11938,8 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
     Field("strip", "boolean", default=False, nullable=False,
           help="send pictures without GPS and camera data; films and recordings are left out"),
+    Field("upload", "boolean", default=False, nullable=False,
+          help="guests may add pictures and films to a folder"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -11960,6 +11964,11 @@ SHARE_PAGE_POLICY = (
 )
 PASSWORD_FORM = """<form method="post"><label>Password
 <input type="password" name="password" required autofocus></label> <button>Open</button></form>
+"""
+
+
+ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
+<input type="file" name="file" accept="image/*,video/*" required> <button>Add</button></form>
 """
 
 
@@ -11991,11 +12000,14 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
 def create_share(app: App, request: Request) -> Response:
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
+    if values["upload"] and shared.kind != "folder":
+        raise Invalid(Problem("body", "upload", "is for folders only"))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
         title=values.get("title") or "",
         strips=int(values["strip"]),
+        takes=int(values["upload"]),
         password=app.new_passwords.hash(password) if password else None,
         created_at=now,
         expires_at=now + seconds if seconds else None,
@@ -12013,6 +12025,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
         "target": share.target,
         "title": share.title,
         "strip": bool(share.strips),
+        "upload": bool(share.takes),
         "has_password": share.password is not None,
         "created_at": format_time(share.created_at),
         "expires_at": share.expires_at and format_time(share.expires_at),
@@ -12091,7 +12104,8 @@ def open_share(app: App, request: Request, token: str) -> Response:
     shown = [(file, asset) for file, asset in found if may_show(share, asset)]
     files = [shared_json(app, request, share, *each) for each in shown]
     if for_browser:
-        return share_page(share, f"<main>{''.join(map(shared_html, files))}</main>")
+        form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
+        return share_page(share, f"{form}<main>{''.join(map(shared_html, files))}</main>")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -12140,6 +12154,36 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     value = f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}; {rules}{secure}"
     location = request.reference(f"/s/{share.id}")
     return Response(303, [("Location", location), ("Set-Cookie", value)])
+
+
+def check_guest(app: App, request: Request, token: str) -> Share:
+    """The link, if who has it may add to its folder; 401, 403, 404."""
+    share = find_share(app, token)
+    need_share_password(app, request, share)
+    if not share.takes:
+        raise HTTPError(403, "This link shows files, but takes none.")
+    return share
+
+
+@route("POST", "/s/{token}/upload", OPEN, "shares", "Add a picture or film to a link's folder",
+       {201: "name, type, size, url", 303: "back to the page, for browsers"},
+       body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
+       before=check_guest)  # fmt: skip
+def add_to_share(app: App, request: Request, token: str) -> Response:
+    share, incoming = check_guest(app, request, token), uploaded(request)
+    if incoming.facts is None or incoming.facts.kind == "audio":
+        raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
+    name = safe_name(incoming.filename) or "file"
+    if not is_media_name(os.fsencode(name)):
+        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
+    names = numbered_names(f"{share.target}/{name}")
+    file, asset = store_upload(app, incoming, app.library, names)
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    finish_upload(app, incoming, file)
+    app.scanner.wake()
+    if "text/html" in request.headers.get("accept", ""):
+        return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
+    return json_response(shared_json(app, request, share, file, asset), 201)
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares", "A file of a link, by its SHA-256",
@@ -12674,8 +12718,8 @@ OBJECTS: Mapping[str, str] = {
     "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
     "Stored": "message sha256:sha256 filename file_path thumbnail_file:string?~",
     "PrivateImage": "stored_as bytes:integer image_url:url",
-    "Share": "id url:url kind target title strip:boolean has_password:boolean created_at:date"
-    " expires_at:date?",
+    "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
+    " created_at:date expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[]",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
@@ -12733,6 +12777,7 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "the share": "Share",
         "a list of shares": "Share[]",
         "title, expires_at, files": "Shared",
+        "name, type, size, url": "SharedFile",
         "the user": "User",
         "a list of id, created_at, last_used_at, address, user_agent": "Session[]",
         "access, refresh": "Tokens",

@@ -9327,6 +9327,42 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
     assert running.get(f"{local(made['url'])}/{sha256(film)}").status == 404
 
 
+def test_guests_may_add_pictures_to_a_folder_whose_link_says_so(start):
+    running = start(max_upload_bytes="5000", read_auth_enabled="true")
+    fill(running.storage, {"wedding/1.png": png()})
+    running.rescan()
+    made = share(running, kind="folder", target="wedding", upload=True, password="guests")
+    closed = share(running, kind="folder", target="wedding")
+    path = local(made["url"])
+
+    def add(path: str, content: bytes, name: str = "1.png", **headers: str) -> Answer:
+        fields = {key.replace("_", "-"): value for key, value in headers.items()}
+        return running.send_file("POST", f"{path}/upload", content, name, fields)
+
+    assert add(path, png()).status == 401
+    body = urlencode({"password": "guests"})
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    cookie = running.request("POST", path, body, headers).headers["Set-Cookie"].partition(";")[0]
+    content = png()
+    answer = add(path, content, cookie=cookie)
+    assert (answer.status, answer.json["name"]) == (201, "1_1.png")
+    assert (running.storage / "wedding/1_1.png").read_bytes() == content
+    assert running.get(local(answer.json["url"]), cookie=cookie).body == content
+    assert add(path, jpeg(), "../../x", cookie=cookie).json["name"] == "x.jpg"
+    back = add(path, png(), cookie=cookie, accept="text/html")
+    assert (back.status, back.headers["Location"]) == (303, path)
+    page = running.get(path, cookie=cookie, accept="text/html").body.decode()
+    assert f'action="{path}/upload"' in page and page.count("<a href=") == 4
+    assert add(path, b"no picture", cookie=cookie).status == 400
+    assert add(path, png_of(5001), cookie=cookie).status == 413
+    assert add(local(closed["url"]), png()).status == 403
+    assert "<form" not in running.get(local(closed["url"]), accept="text/html").body.decode()
+    running.rescan()
+    assert len(shared(running, made, cookie=cookie)) == 4
+    values = {"kind": "file", "target": sha256(content), "upload": True}
+    assert running.call("POST", "/shares", values, OWNER)[0] == 400
+
+
 def test_every_kind_of_thing_is_shared_by_who_may(start):
     running = start()
     content, private, owned = png_of(601), png_of(602), png_of(603)
