@@ -1415,6 +1415,8 @@ MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpa
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
+FRAME_SAMPLES = 60  # stretches of sound whose frames are counted where nothing tells their number
+FRAME_SAMPLE_BYTES = 1 << 14
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
 
@@ -1438,7 +1440,7 @@ class Facts(NamedTuple):
     orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
     duration: float | None = None  # seconds
     created: float | None = None  # Unix seconds, UTC
-    created_source: str | None = None  # "exif", "xmp", "png", "container"
+    created_source: str | None = None  # "exif", "xmp", "iptc", "png", "container"
     make: str | None = None
     model: str | None = None
     latitude: float | None = None  # degrees, north and east positive
@@ -1446,23 +1448,64 @@ class Facts(NamedTuple):
     altitude: float | None = None  # metres
 
 
-MIME_TYPES = {
-    "3g2": "video/3gpp2", "3gp": "video/3gpp", "aac": "audio/aac", "aiff": "audio/x-aiff",
-    "amr": "audio/amr", "apng": "image/apng", "arw": "image/x-sony-arw", "avi": "video/x-msvideo",
-    "avif": "image/avif", "bmp": "image/bmp", "cr2": "image/x-canon-cr2",
-    "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng", "flac": "audio/flac",
-    "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic", "heics": "image/heic-sequence",
-    "heif": "image/heif", "heifs": "image/heif-sequence", "ico": "image/x-icon",
-    "j2c": "image/x-j2c", "jp2": "image/jp2", "jpg": "image/jpeg", "jpx": "image/jpx",
-    "jxl": "image/jxl", "m2ts": "video/mp2t", "m4a": "audio/mp4", "m4b": "audio/mp4",
-    "m4v": "video/x-m4v", "mka": "audio/x-matroska", "mkv": "video/x-matroska",
-    "mov": "video/quicktime", "mp3": "audio/mpeg", "mp4": "video/mp4", "mpg": "video/mpeg",
-    "nef": "image/x-nikon-nef", "ogg": "audio/ogg", "ogv": "video/ogg", "opus": "audio/ogg",
-    "orf": "image/x-olympus-orf", "pef": "image/x-pentax-pef", "png": "image/png",
-    "raf": "image/x-fujifilm-raf", "rw2": "image/x-panasonic-rw2", "svg": "image/svg+xml",
-    "tiff": "image/tiff", "ts": "video/mp2t", "wav": "audio/x-wav", "webm": "video/webm",
-    "webp": "image/webp", "wma": "audio/x-ms-wma", "wmv": "video/x-ms-wmv",
-}  # fmt: skip
+_MEDIA_TYPES = """
+    3g2   video/3gpp2
+    3gp   video/3gpp
+    aac   audio/aac
+    aiff  audio/x-aiff         aif aifc
+    amr   audio/amr            awb
+    apng  image/apng
+    arw   image/x-sony-arw     srf sr2
+    avi   video/x-msvideo
+    avif  image/avif           avifs
+    bmp   image/bmp            dib
+    cr2   image/x-canon-cr2
+    cr3   image/x-canon-cr3
+    dng   image/x-adobe-dng
+    flac  audio/flac
+    flv   video/x-flv
+    gif   image/gif
+    heic  image/heic
+    heics image/heic-sequence
+    heif  image/heif           hif
+    heifs image/heif-sequence
+    ico   image/x-icon
+    j2c   image/x-j2c          j2k jpc
+    jp2   image/jp2
+    jpg   image/jpeg           jpeg jpe jfif insp
+    jpx   image/jpx            jpf
+    jxl   image/jxl
+    m2ts  video/mp2t           mts
+    m4a   audio/mp4
+    m4b   audio/mp4
+    m4v   video/x-m4v
+    mka   audio/x-matroska
+    mkv   video/x-matroska
+    mov   video/quicktime      qt
+    mp3   audio/mpeg
+    mp4   video/mp4            insv
+    mpg   video/mpeg           mpeg m2v vob
+    nef   image/x-nikon-nef
+    ogg   audio/ogg            oga
+    ogv   video/ogg
+    opus  audio/ogg
+    orf   image/x-olympus-orf
+    pef   image/x-pentax-pef
+    png   image/png
+    raf   image/x-fujifilm-raf
+    rw2   image/x-panasonic-rw2
+    srw   image/x-samsung-srw
+    svg   image/svg+xml
+    tiff  image/tiff           tif
+    ts    video/mp2t
+    wav   audio/x-wav
+    webm  video/webm           weba
+    webp  image/webp
+    wma   audio/x-ms-wma
+    wmv   video/x-ms-wmv       asf
+"""  # extension, MIME type, other extensions that such files have
+MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines())
+MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
 class Seekable(Protocol):
@@ -1497,6 +1540,9 @@ class _Span:
         self._budget[0] -= cost
         if self._budget[0] < 0:
             raise EOFError
+
+    def is_half_spent(self) -> bool:
+        return self._budget[0] < MAX_PROBE_COST // 2
 
     def some(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1574,6 +1620,7 @@ class _Draft:
 
     def __init__(self, extension: str) -> None:
         self.extension = extension
+        self.mime_type: str | None = None  # where it is not the extension's
         self.found: dict[str, Any] = {}
         self._time_rank = 99
         self._tries = MAX_TRIES
@@ -1598,6 +1645,8 @@ class _Draft:
         """A time of making, if it is a possible one; the lowest rank is the best."""
         if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
             return
+        if source == "container" and seconds in (0, _QUICKTIME_EPOCH):  # a clock never set
+            return
         if rank < self._time_rank:
             self._time_rank = rank
             self.found |= {"created": float(seconds), "created_source": source}
@@ -1609,16 +1658,34 @@ class _Draft:
             self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
 
 
+_ZONE = rb"Z|UTC|GMT|[-+]\d\d?(?::?\d\d)?"
 _WRITTEN_TIME = re.compile(
-    rb"(\d{4})[-:./](\d\d?)[-:./](\d\d?)"  # date: EXIF's colons, ISO 8601's hyphens
-    rb"(?:[T /]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"  # time: optional seconds, fraction
-    rb"\s*(Z|[-+]\d\d:?\d\d)?"
+    rb"(\d{4})[-:./ ] ?(\d\d?)[-:./ ] ?(\d\d?)(?!\d)"  # date: EXIF's colons, ISO 8601's hyphens
+    rb"(?:[T /]{1,2}(\d\d?): ?(\d\d?)(?:: ?(\d\d?)(?:[.,](\d+))?)? ?([AP]M)?)?"  # time of day
+    rb" ?(%b)?" % _ZONE,
+    re.IGNORECASE,
 )
-_TIME_ZONE = re.compile(rb"Z|[-+]\d\d:?\d\d")
+_TIME_ZONE = re.compile(_ZONE, re.IGNORECASE)
+MAX_ZONE_SECONDS = 15 * 3600  # the farthest zones are 14 hours ahead
+
+
+def parse_zone(text: bytes) -> int | None:
+    """Parse an offset from UTC into seconds, east positive; `None` for what is none.
+
+    >>> parse_zone(b"+2:00"), parse_zone(b"-0330"), parse_zone(b"Z"), parse_zone(b"-99:59")
+    (7200, -12600, 0, None)
+    """
+    text = text.strip(b"\0 ")
+    if not _TIME_ZONE.fullmatch(text):
+        return None
+    digits = text[1:].replace(b":", b"") if text[:1] in b"+-" else b"0"
+    hours, minutes = divmod(int(digits), 100) if len(digits) > 2 else (int(digits), 0)
+    seconds = hours * 3600 + minutes * 60
+    return (-seconds if text[:1] == b"-" else seconds) if seconds <= MAX_ZONE_SECONDS else None
 
 
 def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
-    """A written time is its Unix seconds; without a zone it is the machine's local time.
+    """Parse a written time into Unix seconds; without a zone it is the machine's local time.
 
     EXIF keeps the zone (`OffsetTime`) and the fraction (`SubSecTime`) apart: those are the other
     arguments. `None` for what is no possible time. EXIF 2.32 section 4.6.5, ISO 8601, XMP part 1.
@@ -1630,20 +1697,33 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     >>> parse_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
     1047308683.0
     """
-    match = _WRITTEN_TIME.match(text.strip())
+    text = b" ".join(text.lstrip(b"\0 ").partition(b"\0")[0].split())
     try:
-        if match is None:  # with a month's name: C's `asctime` in films, RFC 1123's in PNG
-            return parsedate_to_datetime(text.decode("latin-1")).timestamp()
-        *parts, own_fraction, own_zone = match.groups()
-        zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip(b" \0")) or [b""])[0]
-        moment = datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type]
-        seconds = (moment.replace(tzinfo=timezone.utc) if zone else moment).timestamp()
+        if match := _WRITTEN_TIME.match(text):
+            *digits, own_fraction, half, own_zone = match.groups(b"")
+            year, month, day, hour, minute, second = (int(each or 0) for each in digits)
+            if half:
+                hour = hour % 12 + (12 if half.upper() == b"PM" else 0)
+            moment = datetime(year, month, day, hour, minute, second)
+        else:  # with a month's name: C's `asctime` in videos, RFC 1123's in PNG
+            moment, own_fraction, own_zone = _parse_named_time(text.decode("latin-1"))
+        offsets = (parse_zone(each) for each in (own_zone, zone))
+        offset = next((each for each in offsets if each is not None), None)
+        if offset is None:
+            seconds = moment.timestamp()
+        else:
+            seconds = moment.replace(tzinfo=timezone.utc).timestamp() - offset
     except (ArithmeticError, LookupError, TypeError, ValueError):  # no such day, no time at all
         return None
-    if zone[1:]:
-        seconds -= int(zone[:3]) * 3600 + int(zone[:1] + zone[-2:]) * 60
     fraction = own_fraction or fraction.strip(b" \0")
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
+
+
+def _parse_named_time(text: str) -> tuple[datetime, bytes, bytes]:
+    """Parse a time with a month's name into the moment, no fraction, and the zone as written."""
+    moment = parsedate_to_datetime(text)
+    zone = moment.strftime("%z").encode()
+    return moment.replace(tzinfo=None), b"", zone[:5]
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -1654,34 +1734,39 @@ _TIFF_VALUES = {
 }  # fmt: skip
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
+_IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized, changed
+_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
     (0x9003, 0x9011, 0x9291),
     (0x9004, 0x9012, 0x9292),
-    (0x0132, 0x9010, 0x9290),
 )
+_OFFSET_TIME = 0x9010  # of DateTime, which is that of the last edit
 _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
 class _Ifd:
     """One TIFF directory: values by tag. What is missing or cannot be read is empty."""
 
-    def __init__(self, tiff: _Span, order: str, start: int) -> None:
-        self._tiff, self._order = tiff, order
+    def __init__(self, tiff: _Span, order: str, start: int, wide: bool = False) -> None:
+        self._tiff, self._order, self._wide = tiff, order, wide  # wide: BigTIFF
         self.entries: dict[int, tuple[int, int, bytes]] = {}
         self.next = 0
         if start < 8:  # in the header: there is none
             return
+        counter, entry, self._offset = (
+            order + each for each in (("Q", "HHQ8s", "Q") if wide else ("H", "HHI4s", "I"))
+        )
+        first, size = start + struct.calcsize(counter), struct.calcsize(entry)
         with contextlib.suppress(*_BROKEN):
-            (count,) = tiff.unpack(order + "H", start)
-            table = tiff.some(start + 2, 12 * min(count, MAX_IFD_ENTRIES))
-            entries = [*struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])]
+            (count,) = tiff.unpack(counter, start)
+            table = tiff.some(first, size * min(count, MAX_IFD_ENTRIES))
+            entries = [*struct.iter_unpack(entry, table[: len(table) // size * size])]
             tiff.charge(STEP_COST * len(entries))
             self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
-            (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
+            (self.next,) = tiff.unpack(self._offset, first + size * count)
 
     def at(self, start: int) -> _Ifd:
-        return _Ifd(self._tiff, self._order, start)
+        return _Ifd(self._tiff, self._order, start, self._wide)
 
     def below(self, tag: int) -> _Ifd:
         """The directory that a tag points to, or this one: Canon's films have no tags for it."""
@@ -1692,7 +1777,7 @@ class _Ifd:
         length = count * struct.calcsize("=" + _TIFF_VALUES.get(kind, ""))
         if length <= len(inline):
             return inline[:length]
-        (start,) = struct.unpack(self._order + "I", inline)
+        (start,) = struct.unpack(self._offset, inline)
         return self._tiff.part(start, start + length).some(0, MAX_BLOCK_BYTES)
 
     def numbers(self, tag: int) -> list[float]:
@@ -1711,13 +1796,18 @@ class _Ifd:
 def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     """Time, maker, place and orientation; the main directory returns."""
     order = "<" if tiff.read(0, 2) == b"II" else ">"
-    main = _Ifd(tiff, order, tiff.unpack(order + "I", 4)[0])
+    wide = tiff.unpack(order + "H", 2) == (43,)
+    (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
+    main = _Ifd(tiff, order, start, wide)
     draft.note(orientation=main.number(_ORIENTATION))
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.below(_EXIF_IFD)
+    zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
-        draft.note_written_time(rank, "exif", *(detail.raw(tag) or main.raw(tag) for tag in tags))
+        written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
+        draft.note_written_time(rank, "exif", written, zone, fraction)
     _exif_place(main.below(_GPS_IFD), draft)
     return main
 
@@ -1737,10 +1827,15 @@ def _exif_place(gps: _Ifd, draft: _Draft) -> None:
 def _tiff(tiff: _Span, draft: _Draft) -> None:
     """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
     main = _exif(tiff, draft)
+    if draft.extension == "rw2":  # the sensor within its borders
+        top, left, bottom, right = map(main.number, (4, 5, 6, 7))
+        draft.note_size(right - left, bottom - top)
     pictures = [main, *map(main.at, map(int, main.numbers(_SUB_IFDS))), main.at(main.next)]
     full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
     draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
     _xmp(main.raw(_XMP_PACKET), draft)
+    _iptc(tiff.inner(main.raw(_IPTC_RECORD)), draft)
+    _metadata(tiff.inner(main.raw(_PHOTOSHOP_BLOCK)), draft)
     if _DNG_VERSION in main.entries:
         draft.extension = "dng"
     elif draft.extension == "tiff" and main.number(_SUBFILE_TYPE) == 1:
@@ -1748,21 +1843,68 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
         draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
 
 
-_XMP_TIMES = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+_XMP_TIMES = (  # namespace, its usual prefix, name; best first (XMP parts 1 and 2)
+    (b"http://ns.adobe.com/exif/1.0/", b"exif", b"DateTimeOriginal"),
+    (b"http://ns.adobe.com/photoshop/1.0/", b"photoshop", b"DateCreated"),
+    (b"http://ns.adobe.com/xap/1.0/", b"xmp", b"CreateDate"),
+)
+_XMP_PREFIX = re.compile(rb"([\w.-]+)\s*=\s*(?:\"([^\"]{,99})\"|'([^']{,99})')")
 _XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attribute or element
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    for rank, name in enumerate(_XMP_TIMES, 10):
-        for rest in packet.split(name, MAX_TRIES)[1:]:
+    """Times of capture in an XMP packet, under whatever prefixes it gives their namespaces."""
+    names = [_XMP_PREFIX.match(rest) for rest in packet.split(b"xmlns:", MAX_TRIES)[1:]]
+    prefixes = {name[2] or name[3]: name[1] for name in names if name}
+    for rank, (namespace, usual, name) in enumerate(_XMP_TIMES, 10):
+        full_name = prefixes.get(namespace, usual) + b":" + name
+        for rest in packet.split(full_name, MAX_TRIES)[1:]:
             if value := _XMP_VALUE.match(rest):
                 draft.note_written_time(rank, "xmp", value[1])
 
 
+_IPTC_DATE, _IPTC_TIME = b"\x1c\2\x37", b"\x1c\2\x3c"  # date and time created: 2:55 and 2:60
+
+
+def _resource_label(block: _Span, at: int) -> _Label:
+    """An image resource of Photoshop: `8BIM`, a number, a name and the size, padded to even."""
+    signature, number, name_size = block.unpack(">4s2sB", at)
+    if signature != b"8BIM":
+        raise EOFError
+    at += 6 + (name_size + 2 & ~1)
+    (size,) = block.unpack(">I", at)
+    return number, at + 4, at + 4 + size, at + 4 + (size + 1 & ~1)
+
+
+_resources = functools.partial(_Parts, _resource_label)
+
+
+def _dataset_label(iptc: _Span, at: int) -> _Label:
+    """A data set of IPTC's record: its number and size (IIM 4.2, section 1.5)."""
+    name, size = iptc.unpack(">3sH", at)
+    return name, at + 5, at + 5 + size, at + 5 + size
+
+
+_datasets = functools.partial(_Parts, _dataset_label)
+
+
+def _iptc(record: _Span, draft: _Draft) -> None:
+    """The date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
+    date = _datasets(record)[_IPTC_DATE].some(0, 8)
+    clock = _datasets(record)[_IPTC_TIME].some(0, 11)
+    written = b"%b-%b-%b " % (date[:4], date[4:6], date[6:])
+    written += b"%b:%b:%b" % (clock[:2], clock[2:4], clock[4:6]) if len(clock) >= 6 else b""
+    draft.note_written_time(15, "iptc", written, clock[6:])
+
+
 def _metadata(block: _Span, draft: _Draft) -> None:
-    """EXIF or XMP, with whatever prefix its container gives it."""
-    start = re.search(rb"II\*\0|MM\0\*|<", block.some(0, 64))
-    if start and start[0] == b"<":
+    """EXIF, XMP or IPTC, with whatever prefix its container gives it."""
+    start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.some(0, 64))
+    if start and start[0] == b"8BIM":
+        _iptc(_resources(block.part(start.start()))[b"\4\4"], draft)
+    elif start and start[0] == b"\x1c\2":
+        _iptc(block.part(start.start()), draft)
+    elif start and start[0] == b"<":
         _xmp(block.some(0, MAX_BLOCK_BYTES), draft)
     elif start:
         with contextlib.suppress(*_BROKEN):  # broken EXIF leaves the picture's size to be read
@@ -1786,9 +1928,9 @@ def _jpeg_label(jpeg: _Span, at: int) -> _Label:
 
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
-    """Segments up to the frame header; EXIF and XMP are in APP1."""
+    """Segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
     for marker, segment in _Parts(_jpeg_label, jpeg.part(2)):
-        if marker == b"\xe1":
+        if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
         elif marker[0] in _JPEG_FRAMES:
             height, width = segment.unpack(">HH", 1)
@@ -1812,20 +1954,20 @@ def _png(png: _Span, draft: _Draft) -> None:
             draft.extension = "apng"
         elif kind == b"eXIf":
             _metadata(chunk, draft)
-        elif kind == b"tIME":
-            written = b"%d-%d-%d %02d:%02d:%02dZ" % chunk.unpack(">HBBBBB", 0)
-            draft.note_written_time(21, "png", written)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             with contextlib.suppress(*_BROKEN):
                 _png_text(kind, chunk, draft)
 
 
-_PNG_TIMES = (b"Creation Time", b"date:create", b"create-date")
-_PNG_PROFILES = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
+_PNG_TIMES = (b"Creation Time", b"create-date")
+_PNG_PROFILES = (
+    b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1",
+    b"Raw profile type xmp", b"Raw profile type iptc", b"Raw profile type 8bim",
+)  # fmt: skip
 
 
 def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
-    """Times and packed EXIF or XMP among the texts (PNG third edition, section 11.3.3)."""
+    """Times and packed EXIF, XMP or IPTC among the texts (PNG third edition, section 11.3.3)."""
     keyword, _, value = chunk.some(0, MAX_BLOCK_BYTES).partition(b"\0")
     if keyword not in _PNG_TIMES + _PNG_PROFILES:
         return
@@ -1854,6 +1996,8 @@ def _gif(gif: _Span, draft: _Draft) -> None:
             delays += (
                 int.from_bytes(data[at + 4 : at + 6], "little") if data[at + 1] == 0xF9 else 0
             )
+            if data[at + 2 : at + 14] == b"\x0bXMP DataXMP":  # as it is, not in sub-blocks
+                _xmp(gif.some(at + 14, MAX_BLOCK_BYTES), draft)
             at += 2
         else:
             frames += 1
@@ -1968,6 +2112,12 @@ def _jp2(jp2: _Span, draft: _Draft) -> None:
             _metadata(box, draft)
 
 
+def _j2c(j2c: _Span, draft: _Draft) -> None:
+    """A bare JPEG 2000 codestream: SIZ has the grid and where the picture begins on it."""
+    right, bottom, left, top = j2c.unpack(">IIII", 8)
+    draft.note_size(right - left, bottom - top)
+
+
 def _raf(raf: _Span, draft: _Draft) -> None:
     """Fujifilm's raw file carries a JPEG with everything that is known."""
     start, length = raf.unpack(">II", 84)
@@ -2011,7 +2161,7 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
         brand = film.read(8, 4)
         draft.extension = _BRANDS.get(brand) or _BRANDS.get(brand[:3], "mp4")
     image = MIME_TYPES[draft.extension].startswith("image")
-    movie = fragment = _NOTHING
+    movie, fragments, ends = _NOTHING, list[_Span](), [0.0]
     for kind, box in _boxes(film):
         if kind == b"moov":
             movie = box
@@ -2022,11 +2172,19 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
             _heif(film, box, draft)
         elif kind == b"uuid":
             _metadata(box, draft)
+        elif kind == b"sidx":
+            ends.append(_segment_index_end(box))
         elif kind == b"moof":
-            fragment = box
-    if fragment.size:  # the movie's own length may be that of its first fragment
+            indexed: list[_Span] = []
+            with contextlib.suppress(*_BROKEN):
+                indexed = [] if fragments else _last_fragments(film)
+            fragments = indexed or [box]
+            if indexed or film.is_half_spent():  # there may be thousands
+                break
+    if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
-        draft.note(duration=max(known, _fragments_end(movie, fragment)))
+        ends += [_fragments_end(movie, fragment) for fragment in fragments]
+        draft.note(duration=max(known, *ends))
 
 
 def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
@@ -2035,15 +2193,14 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
     for kind, box in _boxes(moov):
         if kind == b"mvhd":
             made, scale, units = _clock(box)
-            # since 1904; but some writers put Unix time, which would be before 1970
-            epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
-            draft.note_time(6, "container", made + epoch if made else None)
+            _note_clock(6, made, draft)
             draft.note(duration=units / scale)
         elif kind == b"trak":
             handlers.add(_track(box, draft))
         elif kind == b"udta":
-            for name, note in _boxes(box):  # length, language, text
-                _quicktime_note(name, note.some(4, MAX_NOTE_BYTES), draft)
+            for name, note in _boxes(box):  # length, language, text; but of `date` the text only
+                _quicktime_note(name, note.some(4 * (name != b"date"), MAX_NOTE_BYTES), draft)
+            _metadata(_boxes(box)[b"XMP_"], draft)
             _quicktime_keys(_boxes(box)[b"meta"], draft)
         elif kind == b"meta":
             _quicktime_keys(box, draft)
@@ -2061,6 +2218,16 @@ def _clock(box: _Span) -> tuple[int, int, int]:
     return made, scale, 0 if units == (1 << (64 if wide else 32)) - 1 else units
 
 
+def _note_clock(rank: int, made: int, draft: _Draft) -> None:
+    """Note a time since 1904; but some writers put Unix time, which would be before 1970.
+
+    Not of an image: that tells the time of capture, and this is only when its file was made.
+    """
+    if not MIME_TYPES[draft.extension].startswith("image"):
+        epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
+        draft.note_time(rank, "container", made + epoch)
+
+
 def _track(trak: _Span, draft: _Draft) -> bytes:
     boxes = _boxes(trak)
     media = _boxes(boxes[b"mdia"])
@@ -2071,13 +2238,15 @@ def _track(trak: _Span, draft: _Draft) -> bytes:
         draft.note_size(width >> 16, height >> 16)  # 16.16 fixed point
         a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
         draft.note(orientation=_ORIENTATION_OF.get((a, b, c, d), 1))
-    _, scale, units = _clock(media[b"mdhd"])
+    made, scale, units = _clock(media[b"mdhd"])
+    for track_made in [_clock(header)[0] for header in boxes.all(b"tkhd")] + [made]:
+        _note_clock(7, track_made, draft)
     draft.note(duration=units / scale)  # where the movie's is unknown
     return handler
 
 
 _QUICKTIME_NOTES = {
-    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created",
+    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created", b"date": "created",
     b"com.apple.quicktime.location.ISO6709": "place", b"\xa9xyz": "place",
     b"com.apple.quicktime.make": "make", b"\xa9mak": "make", b"com.android.manufacturer": "make",
     b"com.apple.quicktime.model": "model", b"\xa9mod": "model", b"com.android.model": "model",
@@ -2088,7 +2257,7 @@ _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.
 def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
-        draft.note_written_time(5, "container", value)
+        draft.note_written_time(4 if len(name) == 4 else 3, "container", value)
     elif subject == "place" and (match := _ISO6709.match(value)):
         draft.note(latitude=float(match[1]), longitude=float(match[2]))
         draft.note(altitude=float(match[3] or "nan"))
@@ -2097,15 +2266,16 @@ def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
 
 
 def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
-    """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
+    """Values in `ilst` by a name of four letters, or a number in `keys` (QuickTime, Metadata)."""
     bare = meta.some(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
     names = [key.some(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
-    for number, item in _boxes(boxes[b"ilst"]):
+    for label, item in _boxes(boxes[b"ilst"]):
         value = _boxes(item)[b"data"].some(8, MAX_NOTE_BYTES)
-        for name in names[int.from_bytes(number, "big") - 1 :][:1]:
-            _quicktime_note(name, value, draft)
+        number = int.from_bytes(label, "big")
+        name = names[number - 1] if 0 < number <= len(names) else label
+        _quicktime_note(name, value, draft)
 
 
 def _fragments_end(moov: _Span, moof: _Span) -> float:
@@ -2126,6 +2296,37 @@ def _fragments_end(moov: _Span, moof: _Span) -> float:
         units = start + sum(_run_units(run, units) for run in track.all(b"trun"))
         ends.append(units / scales[number])
     return max(ends)
+
+
+def _last_fragments(film: _Span) -> list[_Span]:
+    """Find each track's last `moof` by the index at the file's end (ISO 14496-12, 8.8.9 to 11)."""
+    kind, size = film.unpack(">4s4xI", film.size - 12)
+    index = _boxes(film.part(film.size - size))[b"mfra"] if kind == b"mfro" else _NOTHING
+    starts = set()
+    for table in _boxes(index).all(b"tfra"):
+        sizes, count = table.unpack(">II", 8)
+        wide = 8 if table.read(0, 1) == b"\1" else 4
+        entry = 2 * wide + sum((sizes >> shift & 3) + 1 for shift in (0, 2, 4))
+        if count:
+            starts.add(table.part(16 + entry * (count - 1) + wide).take(wide))
+    if not starts:  # no index, but the last fragment may be short
+        before = max(0, film.size - STREAM_SAMPLE_BYTES)
+        start = before + film.some(before, STREAM_SAMPLE_BYTES).rfind(b"moof") - 4
+        label, _, _, after = _box_label(film, start)
+        _, _, _, end = _box_label(film, after)
+        starts = {start} if label == b"moof" and end == film.size else starts
+    boxes = (next(iter(_boxes(film.part(start))), (b"", _NOTHING)) for start in starts)
+    return [box for kind, box in boxes if kind == b"moof"]
+
+
+def _segment_index_end(sidx: _Span) -> float:
+    """Find when the segments that an index names end, in seconds (ISO 14496-12, 8.16.3)."""
+    wide = sidx.read(0, 1) == b"\1"
+    scale, start = sidx.unpack(">IQ" if wide else ">II", 8)
+    entries = 28 if wide else 20
+    (count,) = sidx.unpack(">H", entries + 2)
+    segments = struct.iter_unpack(">4xI4x", sidx.read(entries + 4, 12 * count))
+    return float((start + sum(units for (units,) in segments)) / scale)
 
 
 def _run_units(trun: _Span, usual: int) -> int:
@@ -2202,6 +2403,8 @@ _INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = map(bytes.fromhex, (
     "1549A966", "2AD7B1", "4489", "4461"))  # fmt: skip
 _TRACKS, _TRACK_ENTRY, _TRACK_TYPE, _VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = map(bytes.fromhex, (
     "1654AE6B", "AE", "83", "E0", "B0", "BA"))  # fmt: skip
+_TAGS, _TAG, _SIMPLE_TAG, _TAG_NAME, _TAG_STRING = map(bytes.fromhex, (
+    "1254C367", "7373", "67C8", "45A3", "4487"))  # fmt: skip
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
@@ -2230,7 +2433,12 @@ def _matroska(file: _Span, draft: _Draft) -> None:
         video = _elements(track[_VIDEO])
         draft.note_size(video[_PIXEL_WIDTH].number(), video[_PIXEL_HEIGHT].number())
     if tracks and all(track[_TRACK_TYPE].number() != 1 for track in tracks):
-        draft.extension = "mka"
+        draft.extension, draft.mime_type = ("webm", "audio/webm") if webm else ("mka", None)
+    for tag in map(_elements, _elements(_master(top, _TAGS)).all(_TAG)):
+        for simple in map(_elements, tag.all(_SIMPLE_TAG)):
+            if simple[_TAG_NAME].some(0, 16) == b"DATE_RECORDED":
+                value = simple[_TAG_STRING].some(0, MAX_NOTE_BYTES)
+                draft.note_written_time(5, "container", value)
     info = _elements(_master(top, _INFO))
     if made := info[_DATE_UTC].some(0, 8):
         nanoseconds = int.from_bytes(made, "big", signed=True)
@@ -2295,21 +2503,30 @@ def _avi(avi: _Span, draft: _Draft) -> None:
         elif kind == b"IDIT":
             draft.note_written_time(6, "container", chunk.some(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
+    _metadata(_chunks(avi.part(12))[b"_PMX"], draft)  # XMP, by its letters from the back
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
-    """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
-    rate = real_length = 0
+    """Bytes over bytes a second, or samples over their rate where packed sound tells these.
+
+    In RF64 the real length is in `ds64` (EBU Tech 3306).
+    """
+    packed, rate, samples, samples_rate, real_length = False, 0, 0, 0, 0
     for kind, chunk in _chunks(wav.part(12)):
         if kind == b"fmt ":
-            (rate,) = chunk.unpack("<I", 8)
+            packed = chunk.unpack("<H", 0)[0] not in (1, 3, 0xFFFE)  # PCM, floats, either
+            samples_rate, rate = chunk.unpack("<II", 4)
+        elif kind == b"fact":
+            (samples,) = chunk.unpack("<I", 0)
         elif kind == b"ds64":
             (real_length,) = chunk.unpack("<Q", 8)
         elif kind == b"bext":
             day, clock = chunk.unpack("10s8s", 320)
             draft.note_written_time(6, "container", day + b" " + clock)
-        elif kind == b"_PMX":  # XMP, by its letters from the back
+        elif kind == b"_PMX":
             _metadata(chunk, draft)
+        elif kind == b"data" and packed and samples:
+            draft.note(duration=samples / samples_rate)
         elif kind == b"data":
             draft.note(duration=min(real_length or chunk.size, wav.size) / rate)
 
@@ -2350,6 +2567,8 @@ def _ogg_clock(head: bytes, draft: _Draft) -> tuple[float, int, int]:
     if head.startswith(b"OpusHead"):
         draft.extension = "opus" if draft.extension == "ogg" else draft.extension
         return 48000, struct.unpack_from("<H", head, 10)[0], 0
+    if head.startswith(b"Speex   "):
+        return struct.unpack_from("<I", head, 36)[0], 0, 0
     if head.startswith(b"\x7fFLAC"):
         return int.from_bytes(head[27:30], "big") >> 4, 0, 0
     if head.startswith(b"\x80theora"):
@@ -2438,12 +2657,33 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     counted = _FRAME_COUNT.search(data[at : at + frame.length])
     frames: float = int.from_bytes(counted[1] or counted[2], "big") if counted else 0
     if not frames:
-        tag = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0  # ID3v1's
-        end, count = at, 0
-        while following := _frame(data, end):
-            end, count = end + following.length, count + 1
-        frames = (sound.size - at - tag) * count / (end - at)
+        frames = _count_frames(sound.part(at, sound.size - _tags_behind(file)))
     draft.note(duration=frames * frame.samples / frame.rate)
+
+
+def _count_frames(sound: _Span) -> float:
+    """Count all frames, or those of FRAME_SAMPLES stretches and infer the others."""
+    walked = count = 0
+    step = max(FRAME_SAMPLE_BYTES, sound.size // FRAME_SAMPLES)
+    with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
+        for start in range((step - FRAME_SAMPLE_BYTES) // 2, sound.size, step):
+            data = sound.some(start, FRAME_SAMPLE_BYTES)
+            found = _first_frame(data)
+            at = found[0] if found else len(data)
+            while frame := _frame(data, at):
+                sound.charge(2 * STEP_COST)
+                at, count, walked = at + frame.length, count + 1, walked + frame.length
+    return sound.size * count / walked
+
+
+def _tags_behind(file: _Span) -> int:
+    """The bytes that an ID3v1 tag and an APEv2 one before it take at the end."""
+    size = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0
+    footer = file.part(file.size - size - 32, file.size - size).some(0, 32)
+    if footer[:8] == b"APETAGEX":
+        length, _, flags = struct.unpack_from("<III", footer, 12)
+        size += length + (32 if flags >> 31 else 0)
+    return size
 
 
 def _behind_id3(file: _Span) -> _Span:
@@ -2453,6 +2693,229 @@ def _behind_id3(file: _Span) -> _Span:
         size = a << 21 | b << 14 | c << 7 | d
         file = file.part(10 + size + (10 if flags & 0x10 else 0))
     return file
+
+
+_AMR_FRAMES = (13, 14, 16, 18, 20, 21, 27, 32, 6) + 7 * (1,)  # bytes, by the frame's type
+_AMR_WIDE_FRAMES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6) + 6 * (1,)
+
+
+def _amr(amr: _Span, draft: _Draft) -> None:
+    """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
+    wide = amr.read(5, 1) == b"-"
+    sound, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
+    data, at, count = sound.some(0, MAX_BLOCK_BYTES), 0, 0
+    amr.charge(STEP_COST * len(data) // min(sizes[:1]))
+    while at < len(data):
+        at, count = at + sizes[data[at] >> 3 & 15], count + 1
+    draft.note(duration=sound.size / at * count / 50)
+
+
+# -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
+
+_PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
+    rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
+    rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
+    re.DOTALL,
+)
+_MPEG_SEQUENCE, _H264_PARAMETERS = rb"\0\0\x01\xb3", rb"\0\0\x01[\x27\x47\x67]"
+_VIDEO_START = re.compile(b"(?:%b|%b)" % (_MPEG_SEQUENCE, _H264_PARAMETERS))
+_AVCHD_NOTES = bytes.fromhex("17EE8C60F84D11D98CD60800200C9A66") + b"MDPM"
+_AVCHD_TIME = re.compile(rb"(?s)\x18(.)(..)(.)\x19(.)(.)(.)(.)")  # zone, BCD year to second
+_TS_PACKET = 188
+
+
+def _mpeg_ps(file: _Span, draft: _Draft) -> None:
+    _mpeg_streams(
+        file.some(0, MAX_BLOCK_BYTES),
+        file.part(file.size - MAX_BLOCK_BYTES).some(0, MAX_BLOCK_BYTES),
+        draft,
+    )
+
+
+def _mpeg_ts(file: _Span, draft: _Draft) -> None:
+    size = _TS_PACKET + 4 * (draft.extension == "m2ts")  # a time code before each packet
+    length = MAX_BLOCK_BYTES // size * size
+    last = max(0, file.size - length) // size * size
+    head, tail = (_ts_payload(file, start, length, size) for start in (0, last))
+    _mpeg_streams(head, tail, draft)
+
+
+def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
+    """The payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
+    data = file.some(start, length)
+    file.charge(STEP_COST * len(data) // size)
+    streams: dict[int, bytearray] = {}
+    for at in range(size - _TS_PACKET, len(data) - _TS_PACKET + 1, size):
+        flags, skipped = data[at + 3], 1 + data[at + 4]
+        if data[at] == 0x47 and flags & 0x10:
+            payload = data[at + 4 + (skipped if flags & 0x20 else 0) : at + _TS_PACKET]
+            number = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
+            streams.setdefault(number, bytearray()).extend(payload)
+    return b"".join(streams.values())
+
+
+def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
+    """Size and date from the start, the length from the times at both ends."""
+    if start := _VIDEO_START.search(head):
+        _mpeg_video(head[start.start() : start.start() + 256], draft)
+    _avchd_time(head, draft)
+    times = [_pes_times(data) for data in (head, tail)]
+    starts = [min(clocks) for clocks in times[0].values()]
+    videos = {stream for stream in times[1] if stream >= b"\xe0"}
+    ends = [  # a packet of sound has many frames, so its gap says nothing where video does
+        max(clocks) + (_frame_gap(clocks) if stream in videos or not videos else 0)
+        for stream, clocks in times[1].items()
+    ]
+    draft.note(duration=((max(ends) - min(starts)) % (1 << 33)) / 90_000)
+
+
+def _pes_times(data: bytes) -> dict[bytes, list[int]]:
+    """Presentation times in units of 1/90,000 s, by stream."""
+    times: dict[bytes, list[int]] = {}
+    for stream, new, old in _PES_TIME.findall(data):
+        a, b, c = struct.unpack(">BHH", new or old)
+        times.setdefault(stream, []).append((a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1)
+    return times
+
+
+def _frame_gap(clocks: list[int]) -> int:
+    """How long the last frame stays: as long as the shortest one before it."""
+    clocks = sorted(clocks)
+    return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
+
+
+def _mpeg_video(data: bytes, draft: _Draft) -> None:
+    """Size from MPEG-2's sequence header or H.264's sequence parameter set."""
+    if data[3] == 0xB3:
+        sides = int.from_bytes(data[4:7], "big")
+        return draft.note_size(sides >> 12, sides & 0xFFF)
+    draft.note_size(*_h264_size(data[4:].replace(b"\0\0\3", b"\0\0")))
+
+
+class _Bits:
+    """Bits from the highest on, as H.264 writes them (section 7.2)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left, self._bits = 8 * len(data), int.from_bytes(data, "big")
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise EOFError
+        return self._bits >> self._left & (1 << count) - 1
+
+    def golomb(self) -> int:
+        """An Exp-Golomb number (section 9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed(self) -> int:
+        number = self.golomb()
+        return number // 2 + 1 if number & 1 else -(number // 2)
+
+
+def _h264_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
+    profile, bits = data[0], _Bits(data[3:])
+    bits.golomb()
+    chroma, separate = 1, 0
+    if profile in (100, 110, 122, 244, 44, 83, 86, 118, 128):
+        chroma = bits.golomb()
+        separate = bits.take(1) if chroma == 3 else 0
+        bits.golomb(), bits.golomb(), bits.take(1)
+        if bits.take(1):
+            for i in range(12 if chroma == 3 else 8):
+                _skip_scaling_list(bits, 16 if i < 6 else 64)
+    bits.golomb()
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.take(1), bits.golomb(), bits.golomb()
+        for _ in range(bits.golomb() & 0xFF):
+            bits.golomb()
+    bits.golomb(), bits.take(1)
+    width, height = 16 * (1 + bits.golomb()), 1 + bits.golomb()
+    frames = bits.take(1)
+    if not frames:
+        bits.take(1)
+    bits.take(1)
+    height *= 16 * (2 - frames)
+    if bits.take(1):  # cropped, in units of the coarser chroma samples
+        across = 1 if separate or chroma in (0, 3) else 2
+        down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
+        left, right, top, bottom = (bits.golomb() for _ in range(4))
+        width, height = width - across * (left + right), height - down * (top + bottom)
+    return width, height
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size * bits.take(1)):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _avchd_time(head: bytes, draft: _Draft) -> None:
+    """The time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
+    _, found, notes = head.replace(b"\0\0\3", b"\0\0").partition(_AVCHD_NOTES)
+    if found and (match := _AVCHD_TIME.search(notes[:MAX_NOTE_BYTES])):
+        zone = match[1][0]
+        offset = b"%b%02d:%02d" % (b"-" if zone & 32 else b"+", zone >> 1 & 15, zone % 2 * 30)
+        parts = (part.hex().encode() for part in match.groups()[1:])
+        draft.note_written_time(5, "container", b"%b-%b-%b %b:%b:%b" % (*parts,), offset)
+
+
+# -- ASF and Flash video
+
+_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+_ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
+_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
+_ASF_EPOCH = -11_644_473_600  # 1601, in Unix seconds
+
+
+def _asf_label(asf: _Span, at: int) -> _Label:
+    """An object: a GUID and the size of all of it (ASF specification 1.20, section 2.1)."""
+    name, size = asf.unpack("<16sQ", at)
+    return name, at + 24, at + size, at + size
+
+
+def _asf(asf: _Span, draft: _Draft) -> None:
+    """The header object's parts: a file with a video stream is WMV, else WMA."""
+    _, start, end, _ = _asf_label(asf, 0)
+    header = asf.part(start, end)
+    for name, part in _Parts(_asf_label, header.part(6)):
+        if name == _ASF_FILE:
+            made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
+            draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
+            draft.note(duration=units / 1e7 - preroll / 1e3)
+        elif name == _ASF_STREAM and part.some(0, 16) == _ASF_VIDEO:
+            draft.extension = "wmv"
+            draft.note_size(*part.unpack("<II", 54))
+
+
+_FLV_NUMBER = re.compile(rb"(?s)\0[\x05\x06\x08](width|height|duration)\0(.{8})")
+_FLV_DATE = re.compile(rb"(?s)\0\x0ccreationdate\x02\0.(.{10,40})")
+
+
+def _flv(flv: _Span, draft: _Draft) -> None:
+    """Numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
+    notes = flv.some(0, STREAM_SAMPLE_BYTES)
+    found = {
+        name.decode(): struct.unpack(">d", raw)[0] for name, raw in _FLV_NUMBER.findall(notes)
+    }
+    for date in _FLV_DATE.findall(notes)[:1]:
+        draft.note_written_time(6, "container", date)
+    if {"width", "height"} <= found.keys():
+        draft.note_size(int(found["width"]), int(found["height"]))
+    draft.note(duration=found.get("duration", 0.0))
+    (size,) = flv.unpack(">I", flv.size - 4)
+    low, high = flv.unpack(">3sB", flv.size - size)  # 4 bytes into the tag before that number
+    draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
 # -- Pictures without what they say of their making ------------------------------------------
@@ -2590,10 +3053,8 @@ STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
 # -- What starts how
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
-_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
-_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _FactParser = Callable[[_Span, _Draft], None]
-_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
+_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
     ("jpg", rb"\xff\xd8\xff", _jpeg),
     ("png", rb"\x89PNG\r\n\x1a\n", _png),
     ("gif", rb"GIF8[79]a", _gif),
@@ -2601,34 +3062,33 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
     ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
     ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
     ("tiff", rb"II\*\0|MM\0\*", _tiff),
-    ("tiff", rb"II\+\0\x08\0|MM\0\+\0\x08", None),  # BigTIFF
+    ("tiff", rb"II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),  # BigTIFF
     ("orf", rb"IIR[OS]|MMOR", _tiff),
     ("rw2", rb"IIU\0", _tiff),
     ("raf", rb"FUJIFILMCCD-RAW ", _raf),
     ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
     ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
     ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
-    ("j2c", rb"\xff\x4f\xff\x51\0", None),
+    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
     ("mp4", rb"\0...ftyp", _isobmff),
     ("mov", rb"\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
     ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
     ("avi", rb"RIFF....AVI ", _avi),
     ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
     ("aiff", rb"FORM....AIF[FC]", _aiff),
-    ("wmv", re.escape(_ASF) + rb"(?=.*" + re.escape(_ASF_VIDEO) + rb")", None),
-    ("wma", re.escape(_ASF), None),
-    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", None),
-    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", None),
-    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", None),
-    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", None),
+    ("wma", re.escape(_ASF), _asf),
+    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
+    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_ps),
+    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
+    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
     ("ogg", rb"OggS\0", _ogg),
     ("flac", rb"fLaC", _flac),
-    ("amr", rb"#!AMR(?:-WB)?\n", None),
+    ("amr", rb"#!AMR(?:-WB)?\n", _amr),
     ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
 ]
 
 
-def _identify(head: bytes) -> tuple[str, _FactParser | None] | None:
+def _identify(head: bytes) -> tuple[str, _FactParser] | None:
     """Extension and parser of the file that starts so."""
     for extension, magic, parse in _MEDIA_FORMATS:
         if re.match(magic, head, re.DOTALL):
@@ -2652,9 +3112,8 @@ def probe(file: Seekable) -> Facts | None:
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        if parse:
-            parse(span, draft)
-    mime_type = MIME_TYPES[draft.extension]
+        parse(span, draft)
+    mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
 
@@ -3021,8 +3480,52 @@ class Subject:
         self._index = index
 
 
-class TrackedConnection(sqlite3.Connection):
-    """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it is the index's file that is not what it should be."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own; an emptied file has no tables.
+    return type(error) is sqlite3.DatabaseError or str(error).startswith("no such table")
+
+
+def reporting(method: Callable[..., T]) -> Callable[..., T]:
+    """A cursor's method that tells of damage whenever it meets some."""
+
+    @functools.wraps(method)
+    def call(cursor: IndexCursor, *values: Any) -> T:
+        try:
+            return method(cursor, *values)
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                cursor.connection.on_damage(str(error))
+            raise
+
+    return call
+
+
+class IndexCursor(sqlite3.Cursor):
+    """What all reading and writing of the index goes through."""
+
+    connection: IndexConnection
+    execute = reporting(sqlite3.Cursor.execute)
+    executemany = reporting(sqlite3.Cursor.executemany)
+    fetchone = reporting(sqlite3.Cursor.fetchone)
+    fetchall = reporting(sqlite3.Cursor.fetchall)
+    __next__ = reporting(sqlite3.Cursor.__next__)
+
+
+class IndexConnection(sqlite3.Connection):
+    """A connection that tells of damage, and that a WeakSet can hold while its thread lives."""
+
+    on_damage: Callable[[str], None]
+
+    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.execute(sql, values)
+        return cursor
+
+    def executemany(self, sql: str, rows: Any) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.executemany(sql, rows)
+        return cursor
 
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
@@ -3110,8 +3613,9 @@ class Index:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
-        self._connections = weakref.WeakSet[TrackedConnection]()
+        self._connections = weakref.WeakSet[IndexConnection]()
         self.spare = SpareSpace(path)
+        self.on_damage: Callable[[str], object] = lambda problem: None  # comes in any thread
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -3129,7 +3633,8 @@ class Index:
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
-        connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
+        connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
+        connection.on_damage = self.report_damage
         self._connections.add(connection)
         connection.execute(f"PRAGMA query_only = {self._query_only:d}")
         connection.execute("PRAGMA synchronous = FULL")
@@ -3226,9 +3731,20 @@ class Index:
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(aside)) as copy:
             self._writer.backup(copy)
-        with contextlib.suppress(FileNotFoundError):  # SQLite would replay it on the new file
-            os.unlink(f"{path}-wal")
-        os.replace(aside, path)
+        replace_index(aside, path)
+
+    def report_damage(self, problem: str) -> None:
+        """Have the index examined when it is opened next, and the program open it anew."""
+        with contextlib.suppress(OSError):
+            damage_mark(self.path).touch()
+        self.on_damage(problem)
+
+    def check(self) -> None:
+        """Look for damage in an index that was too large for that at its opening."""
+        if self.path.stat().st_size > CHECK_BYTES:
+            problem = self.read("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                self.report_damage(problem)
 
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
@@ -3248,6 +3764,13 @@ class Index:
 def is_full(error: BaseException | None) -> bool:
     """Whether it is the disk that had no room (SQLITE_FULL)."""
     return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
+
+
+def replace_index(source: Path, target: Path) -> None:
+    """Put a closed index in the place of another one, of which nothing may be replayed on it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{target}-wal")
+    os.replace(source, target)
 
 
 class Assets(Subject):
@@ -3360,6 +3883,16 @@ class Files(Subject):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
+    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+        """The files with a content in some folders or of a user's own records."""
+        own = (
+            "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+        )
+        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        return [located(row) for row in rows]
+
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
         rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
@@ -3413,11 +3946,11 @@ class Files(Subject):
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
 
-        The time is EXIF's for an image that has one, else the file's ctime.
+        The time is that of capture for an image that tells one, else the file's ctime.
         """
         rows = self._index.read(
-            "SELECT sha256, min(path), mtime_ns, CASE WHEN kind = 'image'"
-            " AND created_source = 'exif' THEN created ELSE ctime END"
+            "SELECT sha256, min(path), mtime_ns,"
+            " coalesce(CASE WHEN kind = 'image' THEN created END, ctime)"
             " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
@@ -3439,15 +3972,22 @@ class Files(Subject):
         rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
         return [File.from_row(row) for row in rows]
 
-    def newest_images(self, limit: int) -> list[str]:
-        """Hashes of the library's images, the latest capture or arrival first."""
+    def shown(self, folder: str, below: bool) -> Iterator[Shown]:
+        """The media of the library in a folder, and below it if wanted, the newest first."""
+        prefix = os.fsencode(f"{folder}/") if folder else b""
+        end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
+        flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         rows = self._index.read(
-            "SELECT sha256 FROM file JOIN asset USING (sha256)"
-            " WHERE root = 'library' AND kind = 'image' GROUP BY sha256"
-            " ORDER BY coalesce(created, mtime_ns / 1e9) DESC LIMIT ?",
-            limit,
-        )
-        return [row[0] for row in rows]
+            f"SELECT {', '.join(Shown._fields)} FROM ("
+            " SELECT *, CAST(strftime('%s', moment, 'unixepoch', 'localtime') AS REAL) AS taken,"
+            " strftime('%Y-%m', moment, 'unixepoch', 'localtime') AS month FROM ("
+            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
+            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256))"
+            " ORDER BY moment DESC, path",
+            prefix, end,
+        )  # fmt: skip
+        return (Shown(row[0], os.fsdecode(row[1]), *row[2:]) for row in rows)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -3462,6 +4002,25 @@ class Files(Subject):
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
+
+
+class Shown(NamedTuple):
+    """A content of the library as the gallery shows it."""
+
+    sha256: str
+    path: str
+    kind: str
+    size: int
+    width: int | None  # as stored
+    height: int | None
+    orientation: int | None
+    duration: float | None
+    make: str | None
+    model: str | None
+    latitude: float | None
+    longitude: float | None
+    taken: float | None  # this place's wall clock, as seconds; null: beyond what SQLite counts
+    month: str | None  # of that, as YYYY-MM
 
 
 class User(NamedTuple):
@@ -3555,10 +4114,12 @@ class Users(Subject):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
+        """Let an account in, or keep it out with all tokens that it has."""
+        # A clock that was wrong at its disabling must not keep out the tokens of later logins.
+        sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
+        soon = int(time.time()) + 1
+        db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
-            sql = "UPDATE user SET tokens_from = ? WHERE id = ?"
-            db.execute(sql, (int(time.time()) + 1, user.id))
             self._index.sessions.end_all(db, user.id)
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
@@ -3621,9 +4182,10 @@ class Sessions(Subject):
         session = self._find(db, token)
         if session is None:
             return None
+        at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
         if token.jti == session.jti:
             session = self._renew(db, session, jti, lifetime)
-        elif token.jti != session.previous_jti or arrived > session.rotated_at + RETRY_SECONDS:
+        elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
@@ -4096,7 +4658,12 @@ class Trash(Subject):
         return [row[0]] if row and row[0] else []
 
 
-CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
+CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
+
+
+def damage_mark(index: Path) -> Path:
+    """The file that says that damage was met in an index."""
+    return index.with_name(f"{index.name}-suspect")
 
 
 class OpenUpload(NamedTuple):
@@ -4205,6 +4772,7 @@ def open_index(path: Path) -> Index:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+        damage_mark(path).unlink(missing_ok=True)
         fresh = migrated(Index(path))
         # Ids go on behind all that the lost one can have given out: tokens and links carry them.
         ids = [(table, int(time.time())) for table in ("user", "entity")]
@@ -4228,15 +4796,26 @@ def migrated(index: Index) -> Index:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
-    if index.path.stat().st_size <= CHECK_BYTES:
-        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
+    examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
+
+
+def examine(index: Index, version: int) -> None:
+    """Raise sqlite3.DatabaseError for what is damaged, if that can be told in little time."""
+    mark = damage_mark(index.path)
+    suspect = mark.exists()
+    if suspect and not version:
+        raise sqlite3.DatabaseError("there is nothing in it")
+    if suspect or index.path.stat().st_size <= CHECK_BYTES:
+        check = "integrity_check" if suspect else "quick_check"
+        problem = index._writer.execute(f"PRAGMA {check}(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+    mark.unlink(missing_ok=True)
 
 
 # ======================================================================================
@@ -4322,7 +4901,8 @@ class Incoming:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
         for name in filter(None, (self.kept if undo else None, self.name)):
-            self.folder.unlink(name)
+            with contextlib.suppress(OSError):  # then the next start finds the mark
+                self.folder.unlink(name)
 
     def put_back(self, name: str) -> bool:
         """Take back its place, and give the file in `.incoming/` the name that it had there.
@@ -4592,7 +5172,6 @@ class Folder:
                 self._place(incoming, name)
             except FileExistsError:
                 continue
-            incoming.kept = name
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
@@ -4612,10 +5191,12 @@ class Folder:
                 self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                inner, below, _ = name.partition("/")
+                if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{name.partition('/')[0]}/{INCOMING}/{new_mark(name)}")
+                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
+            incoming.kept = name
             sync_folder(target.folder)
 
     def _mark(self, incoming: Incoming, mark: str) -> None:
@@ -5386,6 +5967,9 @@ class Shelf:
                 self.folder.unlink(f"{self.prefix}{INCOMING}/{name}")
 
 
+PREVIEWS_PREFIX = "previews/"  # in DATA
+
+
 class PreviewCache(Shelf):
     """Previews in a folder of at most `limit` bytes: the least recently used ones go."""
 
@@ -5844,9 +6428,10 @@ def write_renditions(
         if picture := decode(source, job, formats, ffmpeg):
             results = [encode(picture, rendition) for rendition in job.renditions]
     elif ffmpeg and job.renditions[0].format == "PNG":
-        results = list(filter(None, [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]))
+        results = [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]
     for data in results:
-        target.write(FRAME_LENGTH.pack(len(data)) + data)
+        if data:
+            target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
 def decode(
@@ -5966,30 +6551,28 @@ def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Imag
     """
     mode, key = picture.mode, picture.info.get("transparency")
     if mode.startswith("I"):
-        levels = [value * 255 // 65535 for value in range(65536)]
-        if getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:  # white is zero
-            levels.reverse()
-        shown = [255 * (value != key) for value in range(65536)]
-
-        def scale(part: Image.Image) -> Image.Image:
-            part = part.convert("I")
-            grey = part.point(levels, "L")
-            if key is None:
-                return grey
-            grey.putalpha(part.point(shown, "L"))
-            return grey.convert("RGBA").convert("RGBa")
-
-        return scale
+        white_is_zero = getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0
+        return functools.partial(scale_16_bits, white_is_zero, key)
     if mode == "F":  # TIFF of floats, from 0 to 1
         return lambda part: part.point(lambda value: value * 255.0).convert("L")
-    if isinstance(key, tuple) and any(
-        "16" in str(tile[3]) for tile in getattr(picture, "tile", ())
-    ):
-        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as the pixels
+    tiles = getattr(picture, "tile", ())
+    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in tiles):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as Pillow's pixels
     if key is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return lambda part: part.convert("RGBA").convert("RGBa")
     plain = {"1": "L", "P": "RGB", "RGBX": "RGB"}.get(mode, mode)
     return lambda part: part.convert(plain)
+
+
+def scale_16_bits(white_is_zero: bool, key: int | None, part: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8 bits; the value `key` is transparent."""
+    part = part.convert("I")
+    levels = [value * 255 // 65535 for value in range(65536)]
+    grey = part.point(levels[::-1] if white_is_zero else levels, "L")
+    if key is None:
+        return grey
+    grey.putalpha(part.point([255 * (value != key) for value in range(65536)], "L"))
+    return grey.convert("RGBA").convert("RGBa")
 
 
 def encode(picture: Image.Image, rendition: Rendition) -> bytes:
@@ -6005,7 +6588,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     if rendition.format == "PNG":
         # 3 ms and 6 % more bytes than level 6's 15 ms
         picture.save(written, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    elif rendition.format in Image.SAVE and rendition.format == "WEBP":
+    elif rendition.format == "WEBP" and "WEBP" in Image.SAVE:  # else a JPEG is a substitute
         picture.save(written, "WEBP", quality=PREVIEW_QUALITY, method=2)
     else:
         if picture.mode == "RGBA":
@@ -6220,12 +6803,6 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 # is a merge: memory stays flat and an unchanged file costs one lstat. Only new and changed
 # files are read. A second thread makes thumbnails for what has none.
 
-MEDIA_EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k"
-    b" dng nef cr2 cr3 arw orf rw2 raf pef srw"
-    b" mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
-    b" flv wmv asf wav flac mp3 m4a m4b aac ogg oga opus aif aiff aifc mka wma".split()
-)
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
@@ -6327,6 +6904,8 @@ class Scanner:
 
     def _scan_loop(self, interval: float) -> None:
         pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+        with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
+            self._index.check()
         while not self._stopping:
             self._wait(pause)
             self._wanted.clear()
@@ -6585,8 +7164,10 @@ class Scanner:
         with contextlib.suppress(OSError):
             return self._thumbnails.find_preview(asset.sha256, rendition)
         outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE or not self._thumbnails.pillow:
-            return outcome if outcome is not Outcome.MADE else Outcome.IMPOSSIBLE
+        if outcome is not Outcome.MADE:
+            return outcome
+        if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
+            return Outcome.IMPOSSIBLE
         with self._folders[file.root].open(file.path) as source:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
@@ -8715,6 +9296,9 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+MAX_CATALOGUES = 4  # choices of the gallery that are kept
+CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
+MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
@@ -8742,7 +9326,7 @@ class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, text (a string or a number), integer, boolean
+    type: str = "string"  # string, text (a string or a number), integer, boolean, hashes
     required: bool = False
     or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
@@ -8776,6 +9360,7 @@ class BodySpec(NamedTuple):
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
+    list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
     reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
 
@@ -8967,6 +9552,45 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
             content = Content(file, *about, encoding=coding)
         on_error.pop_all()
     return content
+
+
+class Catalogue(NamedTuple):
+    """What the gallery shows of one choice: its groups in their order, and what each has."""
+
+    version: str | None  # of the library
+    good_until: float  # on the monotonic clock, though the library has changed
+    groups: dict[str, bytes]  # compressed JSON of the items
+    summary: dict[str, Any]
+
+
+class Catalogues:
+    """Keeps the catalogues that were asked for last, made anew when the library has changed.
+
+    Each is made by one thread for all, and while a scan changes the library all the time, no
+    more than a part of the time goes into them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[Any, ...], Catalogue] = {}
+
+    def get(
+        self, index: Index, key: tuple[Any, ...],
+        make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
+    ) -> Catalogue:  # fmt: skip
+        """The catalogue of a choice, made by `make` (its groups and summary) if need be."""
+        with self._lock:
+            version, now = index.files.library_version(), time.monotonic()
+            found = self._kept.pop(key, None)
+            if found is None or (found.version != version and now > found.good_until):
+                groups, summary = make()
+                ended = time.monotonic()
+                good_until = ended + CATALOGUE_REST * (ended - now)
+                found = Catalogue(version, good_until, groups, summary)
+            while len(self._kept) >= MAX_CATALOGUES:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = found
+            return found
 
 
 def batched(pieces: Iterator[str]) -> Iterator[str]:
@@ -9318,7 +9942,7 @@ class App:
         self.library, self.images, self.users, self.entities = self.folders.values()
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
-        previews = PreviewCache(private.folder, "previews/", limit, used)
+        previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.watcher = Watcher(self.library, self.scanner)
@@ -9345,6 +9969,7 @@ class App:
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
         self.listing = Listing(settings.database_dir)
+        self.catalogues = Catalogues()
         self.started = time.monotonic()
 
     def problems(self, sight: Sight) -> list[str]:
@@ -9516,10 +10141,22 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
             return parse_flag(value)
         if item.type == "integer":
             return check_bounds(item, parse_integer(value), where)
+        if item.type == "hashes":
+            return parse_hashes(value)
         return check_text(item, parse_string(value, numbers=item.type == "text"))
     except Unfit as error:
         problem = Problem(where, item.name, *error.args)
         raise Invalid(problem._replace(is_null=value is None)) from None
+
+
+def parse_hashes(value: Any) -> list[str]:
+    """Parse a list of hashes; they come out in lower case, each once, in their order."""
+    if not isinstance(value, list) or len(value) > MAX_HASHES:
+        raise Unfit(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
+    for each in value:
+        if not isinstance(each, str) or not SHA256.fullmatch(each):
+            raise Unfit("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
+    return list(dict.fromkeys(each.lower() for each in value))
 
 
 def parse_string(value: Any, numbers: bool) -> str:
@@ -9657,7 +10294,7 @@ def open_body(
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         return TextBody(head, parse_urlencoded)
     if is_json and "json" in spec.kinds:
-        return TextBody(head, parse_json_object)
+        return TextBody(head, lambda text: parse_json(text, spec))
     if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
         return FileBody(request, spec.upload)
     what = media_type or "a body without Content-Type"
@@ -9725,8 +10362,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     return fields
 
 
-def parse_json_object(text: bytes) -> dict[str, Any]:
-    """The members of a JSON object (RFC 8259); 400 for anything else."""
+def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
+    """The members of a JSON object (RFC 8259), or the one field that a list is; 400 else."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -9735,6 +10372,8 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
+    if isinstance(value, list) and spec.list_field:
+        return {spec.list_field: value}
     if not isinstance(value, dict):
         message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
         raise Invalid(Problem("body", "", message, "dict_type"))
@@ -10452,7 +11091,7 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
         warn(f"the index: {error}")
         if is_full(error):
             return HTTPError(507, "The disk is full.")
@@ -11891,7 +12530,7 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
 def entity_json(entity: Entity) -> dict[str, Any]:
     """The Item of document 004."""
     asset, facts = entity.asset, entity.asset.facts if entity.asset else None
-    created = captured(facts) if facts else None
+    created = facts.created if facts else None
     return {
         "id": entity.id,
         "is_collection": entity.is_collection,
@@ -11912,12 +12551,6 @@ def entity_json(entity: Entity) -> dict[str, Any]:
         "file_path": entity.path,
         "is_deleted": entity.is_deleted,
     }
-
-
-def captured(facts: Facts) -> float | None:
-    """When a picture was taken, by its EXIF, or when a film or sound was made."""
-    trusted = facts.kind != "image" or facts.created_source == "exif"
-    return facts.created if trusted else None
 
 
 # -- shares: links for who has no account --------------------------------------------------
@@ -11965,8 +12598,6 @@ SHARE_PAGE_POLICY = (
 PASSWORD_FORM = """<form method="post"><label>Password
 <input type="password" name="password" required autofocus></label> <button>Open</button></form>
 """
-
-
 ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
 <input type="file" name="file" accept="image/*,video/*" required> <button>Add</button></form>
 """
@@ -12661,6 +13292,31 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     return Deferred("decoder", make)
 
 
+def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
+    """Which contents are on disk in a file that the principal may read."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    return {"stored": [
+        sha256 for sha256 in hashes
+        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
+    ]}  # fmt: skip
+
+
+@route("GET", "/exists", READ, "system", "Whether a content is stored", {200: "stored"},
+       query=(Field("sha256", "sha256", required=True),))  # fmt: skip
+def get_exists(app: App, request: Request) -> Response:
+    return json_response(stored_json(app, request, [check_sha256(request.query["sha256"])]))
+
+
+@route("POST", "/exists", READ, "system", "Which of up to 1,000 contents are stored",
+       {200: "stored"}, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
+           list_field="sha256"))  # fmt: skip
+def post_exists(app: App, request: Request) -> Response:
+    """Tell it of each hash in the list that is the body, in its order."""
+    return json_response(stored_json(app, request, request.fields["sha256"]))
+
+
 METRICS = {
     "uptime_seconds": "since the start of this worker",
     "scan_running": "1 while the folder is scanned",
@@ -12710,6 +13366,7 @@ OBJECTS: Mapping[str, str] = {
     "Refusal": "error",
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
+    "StoredContents": "stored:hashes",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -12755,21 +13412,30 @@ SCALARS: Mapping[str, dict[str, Any]] = {
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
     "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
+    "hashes": {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
+        "maxItems": MAX_HASHES,
+        "examples": [["5e" * 32]],
+    },
     "file": {"type": "string", "format": "binary"},
 }
 ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
     "the file": ("*/*", "file"),
     "image/png": ("image/png", "file"),
+    "image/webp or image/jpeg": ("image/*", "file"),
     "text": ("text/plain", "string"),
     "page": ("text/html", "string"),
     "page or health": (JSON_TYPE, "Health"),
     "the OpenAPI document": (JSON_TYPE, "object"),
+    "groups, folders, or items": (JSON_TYPE, "object"),
     **{words: (JSON_TYPE, name)
        for words, name in {
         "status, version, uptime, scan": "Health",
         "url, filename, size, content_type, sha256": "PublicImage",
         "count, files": "PublicFiles",
         "deleted": "Deleted",
+        "stored": "StoredContents",
         "by sha256": "Library",
         "message, sha256, filename, file_path, thumbnail_file": "Stored",
         "it was there": "Stored",
@@ -12911,8 +13577,10 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
         if spec.wrapper:
             outer = {"type": "object", "properties": {spec.wrapper: schema}}
             schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
+        if spec.list_field:
+            schema = fields[spec.list_field]
         content[BODY_TYPES[kind]] = {"schema": schema}
-    needed = bool(spec.wrapper or (spec.upload and spec.upload.required))
+    needed = bool(spec.wrapper or spec.list_field or (spec.upload and spec.upload.required))
     return {"required": needed, "content": content}
 
 
@@ -13064,13 +13732,16 @@ class Page(NamedTuple):
     """A page as it is sent."""
 
     body: bytes
-    etag: str
+    etag: str  # weak, since it may be compressed
     policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup."""
-    names = {"style": style, "script": script}
+    """Put style and script into a page's markup, without indents and comments."""
+    names = {
+        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
+        for name, text in (("style", style), ("script", script))
+    }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for name, text in names.items()
@@ -13084,7 +13755,10 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+
+
+zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
 
 
 def page_response(request: Request, page: Page) -> Response:
@@ -13093,24 +13767,29 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Encoding"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
-    return Response(200, [("Content-Type", HTML_TYPE), *about], page.body)
+    about.append(("Content-Type", HTML_TYPE))
+    if accepts_gzip(request.headers):
+        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
+    return Response(200, about, page.body)
 
 
 PAGE_STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #faf9f7; --card: #fff; --ink: #1d1c1a; --soft: #66625c; --line: #e3dfd8;
-  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e;
+  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e; --on-bad: #fff;
+  --glass: #faf9f7e6; --shadow: 0 .5rem 2rem #0003;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #131312; --card: #1d1d1b; --ink: #edeae4; --soft: #a5a19a; --line: #33322f;
-    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80;
+    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80; --on-bad: #3b0906;
+    --glass: #131312e6; --shadow: 0 .5rem 2rem #000a;
   }
 }
 *, ::before, ::after { box-sizing: border-box }
@@ -13125,11 +13804,11 @@ button { cursor: pointer }
 }
 """
 
-PAGE_SCRIPT = """
+PAGE_SCRIPT = r"""
 "use strict";
 
 // The server's address: pages may lie under a path, with or without a slash at its end.
-const ROOT = location.pathname.replace(/\\/(gallery|docs)?\\/?$/, "");
+const ROOT = location.pathname.replace(/\/(gallery|docs)?\/?$/, "");
 
 // An element with these properties and children; text only ever becomes a text node.
 function h(name, properties = {}, ...children) {
@@ -13138,7 +13817,7 @@ function h(name, properties = {}, ...children) {
     if (key in element && key !== "list") element[key] = value;
     else if (value !== null) element.setAttribute(key, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 """
@@ -13201,7 +13880,7 @@ pre {
 .inside img { max-width: 100%; max-height: 20rem; border-radius: .5rem }
 """
 
-DOCS_SCRIPT = """
+DOCS_SCRIPT = r"""
 const MAIN = document.getElementById("main");
 const TOKEN = document.getElementById("token");
 const MAX_SHOWN = 20000;  // characters of an answer
@@ -13272,7 +13951,7 @@ function request(method, path, form) {
   const url = ROOT + path + (query.size ? `?${query}` : "");
   words.push(location.origin + url);
   const quoted = words.map((word) =>
-    /^[\\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\\\''")}'`);
+    /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
   return {url, options: {method, headers, body}, curl: quoted.join(" ")};
 }
 
@@ -13282,14 +13961,14 @@ async function send(call, out) {
   try {
     const answer = await fetch(call.url, call.options);
     const type = answer.headers.get("Content-Type") || "";
-    lines = `${answer.status} ${answer.statusText}\\n`;
-    for (const [name, value] of answer.headers) lines += `${name}: ${value}\\n`;
+    lines = `${answer.status} ${answer.statusText}\n`;
+    for (const [name, value] of answer.headers) lines += `${name}: ${value}\n`;
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
-    } else if (/^(text|application\\/json)/.test(type)) {
+    } else if (/^(text|application\/json)/.test(type)) {
       let text = await answer.text();
       if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
@@ -13359,53 +14038,1815 @@ def get_docs(app: App, request: Request) -> Response:
     return page_response(request, DOCS)
 
 
-# -- The gallery page --------------------------------------------------------------------
+# -- The gallery: its data -----------------------------------------------------------------
+# Groups (months, or folders) of items. A first answer tells each group's size and width, so that
+# a page knows its height before it has asked for what comes into view.
 
-PAGE_PICTURES = 60
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>mediaserver</title>
-<style>
- :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
- body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
- a {{ aspect-ratio: 1; display: block; overflow: hidden; border-radius: .5rem; background: #8883 }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
-</style>
-<h1>mediaserver</h1>
-<p>{message}</p>
-<main>{pictures}</main>
-"""
-PAGE_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
+MAX_SEARCH = 200  # characters
+GALLERY_QUERY = (
+    Field("group", help="a key of `groups`: the answer is its items"),
+    Field("q", longest=MAX_SEARCH, help="words of path or camera"),
+    Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("folder", help="a folder's path"),
+    Field("below", "boolean", default=True, help="what is in the folders below it, too"),
+    Field("order", choices=("date", "name"), default="date", blank="not sent"),
 )
 
 
-@route("GET", "/", OPEN, "system", "A page for browsers, health for programs",
+def measure(item: Shown) -> tuple[int | None, int | None, int]:
+    """Return width and height as seen, and their ratio in hundredths within bounds."""
+    width, height = item.width, item.height
+    if (item.orientation or 1) > 4:
+        width, height = height, width
+    ratio = 100 * width // height if width and height else 100
+    return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
+
+
+def shown_json(item: Shown) -> list[Any]:
+    """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
+    width, height, ratio = measure(item)
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    values: list[Any] = [
+        item.sha256, printable(item.path), item.kind, ratio, item.taken or 0, item.size, width,
+        height, item.duration, f"{make or ''} {model}".strip() or None, item.latitude,
+        item.longitude,
+    ]  # fmt: skip
+    while values[-1] is None:
+        values.pop()
+    return values
+
+
+def matches_search(item: Shown, words: Sequence[str]) -> bool:
+    """Tell whether an item's path and camera have all these case-folded words."""
+    text = f"{printable(item.path)} {item.make} {item.model}".casefold()
+    return all(word in text for word in words)
+
+
+def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
+    """The items of a choice, each with its group's key."""
+    words = query.get("q", "").casefold().split()
+    kind = query.get("kind")
+    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
+    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
+    if query["order"] == "date":
+        return ((item.month or "1970-01", item) for item in items)
+    named = ((posixpath.split(printable(item.path)), item) for item in items)
+    ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
+    return ((folder, item) for (folder, _), item in ordered)
+
+
+def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+    groups: dict[str, bytes] = {}
+    about: list[list[Any]] = []
+    folders: dict[str, int] = {}
+    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
+        items = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": items}).encode("utf-8", "replace")
+        groups[key] = gzip_bytes(data)
+        tag = hashlib.sha256(data).hexdigest()[:16]
+        about.append([key, len(items), sum(item[3] for item in items), tag])
+        for item in items:
+            folder = posixpath.dirname(item[1])
+            folders[folder] = folders.get(folder, 0) + 1
+    return groups, {"groups": about, "folders": sorted(folders.items())}
+
+
+@route("GET", "/gallery/items", READ, "system",
+       "What the gallery shows: its groups, or the items of one",
+       {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
+def list_items(app: App, request: Request) -> Response:
+    query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
+    group = query.pop("group", None)
+    key = tuple(sorted(query.items()))
+    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    if group is None:
+        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
+    if group not in found.groups:
+        raise HTTPError(404, "There is no such group.")
+    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+
+
+def gallery_state(app: App, request: Request) -> dict[str, Any]:
+    """Return what the page shows around the items, and what this principal may do there."""
+    scan = app.scanner.progress.get()
+    return {
+        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "degraded": any(app.watcher.look()),
+        "scanning": scan.done if scan.running else None,
+        "can_upload": allows(UPLOAD, request.principal, True),
+        "max_upload_bytes": app.settings.max_upload_bytes,
+    }
+
+
+def tagged_json(request: Request, text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time."""
+    body = text.encode("utf-8", "replace")
+    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
+    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
+    if not_modified(request.headers, etag, None):
+        return Response(304, about)
+    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+
+
+# -- The gallery: its page -----------------------------------------------------------------
+
+GALLERY_MARKUP = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
+<meta name="referrer" content="same-origin">
+<meta name="theme-color" media="(prefers-color-scheme: light)" content="#faf9f7">
+<meta name="theme-color" media="(prefers-color-scheme: dark)" content="#131312">
+<title>mediaserver</title>
+<link rel="icon" href="data:,">
+<style></style>
+</head>
+<body>
+<header id="bar">
+  <h1><a id="home" href="gallery">mediaserver</a></h1>
+  <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
+    data-label="search" maxlength="200" autocomplete="off"></form>
+  <select id="kind" data-label="kind"></select>
+  <select id="jump" data-label="jump"></select>
+  <button id="folders" class="plain" data-icon="folder" data-t="folders" aria-expanded="false">
+  </button>
+  <button id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <button id="upload" class="main" data-icon="up" data-t="upload"></button>
+</header>
+<nav id="places" hidden data-label="folders"></nav>
+<p id="notice" role="status" hidden></p>
+<main id="stage">
+  <div id="grid"></div>
+  <div id="empty" hidden></div>
+</main>
+<footer><a href="docs" data-t="docs"></a></footer>
+<div id="scrubber" aria-hidden="true" hidden><b></b></div>
+<div id="picked" role="toolbar" data-label="selection" hidden></div>
+<section id="uploads" data-label="uploads" hidden></section>
+<dialog id="viewer" data-label="viewer"></dialog>
+<dialog id="login" aria-labelledby="login-title"></dialog>
+<input id="files" type="file" multiple hidden accept="image/*">
+<div id="drop" hidden data-t="dropHere"></div>
+<noscript>This page needs JavaScript. Without it, the pictures are listed at /list.</noscript>
+<script></script>
+</body>
+</html>
+"""
+
+GALLERY_STYLE = """
+#bar {
+  position: sticky; top: 0; z-index: 3; display: flex; align-items: center; gap: .5rem;
+  padding: .6rem max(1rem, env(safe-area-inset-left)); background: var(--glass);
+  backdrop-filter: blur(16px) saturate(1.4);
+}
+h1 { font-size: 1.15rem; font-weight: 650; letter-spacing: -.01em; margin: 0; min-width: 0 }
+h1 a { color: inherit; text-decoration: none; white-space: nowrap }
+#search { flex: 1; display: flex; justify-content: center }
+input, select {
+  min-width: 0; padding: .45rem .8rem; border: 1px solid transparent; border-radius: 1.25rem;
+  background: var(--tile); color: inherit;
+}
+#search input { width: min(26rem, 100%) }
+select { max-width: 9.5rem; text-overflow: ellipsis; cursor: pointer }
+button, .button {
+  display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
+  min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
+  color: inherit; font-weight: 550; text-decoration: none; white-space: nowrap;
+}
+button:hover, .button:hover { background: var(--tile) }
+button:disabled { opacity: .5; cursor: default }
+.main, .main:hover { background: var(--accent); color: var(--on-accent); padding: .4rem 1.1rem }
+.main:hover { filter: brightness(1.08) }
+svg { width: 1.25rem; height: 1.25rem; flex: none; fill: none; stroke: currentColor }
+svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
+[aria-expanded=true], [aria-pressed=true] { background: var(--tile) }
+
+#places { display: flex; flex-wrap: wrap; gap: .35rem; padding: .2rem 1rem .8rem }
+#places a, #places label {
+  display: flex; align-items: center; gap: .4rem; padding: .3rem .8rem; border-radius: 1rem;
+  background: var(--tile); color: inherit; text-decoration: none; font-size: .9rem;
+}
+#places a:hover { background: var(--line) }
+#places .here { background: none; color: var(--soft); padding: .3rem .2rem }
+#places small { color: var(--soft) }
+#notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
+#notice { background: var(--tile); color: var(--ink) }
+#notice.bad { background: var(--bad); color: var(--on-bad) }
+
+#stage { padding: 0 1rem; min-height: 70vh }
+#grid { position: relative; overflow: clip }
+#grid h2 {
+  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis;
+}
+#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
+#grid h2 small { margin-inline-start: .5rem }
+.tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
+.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
+.tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
+.tile img.ready { opacity: 1 }
+.tile img { transition: opacity .2s, transform .15s }
+.tile .words {
+  position: absolute; inset: 0; display: flex; flex-direction: column; gap: .3rem; padding: .5rem;
+  align-items: center; justify-content: center; font-size: .75rem; text-align: center;
+}
+.words b { font-size: .95rem; color: var(--ink) }
+.words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
+.badge {
+  position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
+  padding: .05rem .45rem; border-radius: 1rem; background: #000a; color: #fff; font-size: .72rem;
+  font-variant-numeric: tabular-nums; pointer-events: none;
+}
+.badge svg { width: .7rem; height: .7rem; fill: currentColor }
+.pick {
+  position: absolute; left: .35rem; top: .35rem; min-height: 0; width: 1.75rem; height: 1.75rem;
+  padding: 0; border-radius: 50%; color: #fff; background: #0006; opacity: 0;
+}
+.pick:hover { background: #0009 }
+.pick svg { width: 1rem; height: 1rem; stroke-width: 3 }
+.tile:hover .pick, .pick:focus-visible, .picking .pick { opacity: 1 }
+.tile.on .pick { background: var(--accent); color: var(--on-accent) }
+.tile.on img { transform: scale(.86); border-radius: .5rem }
+
+#empty { max-width: 26rem; margin: 14vh auto 0; text-align: center; color: var(--soft) }
+#empty svg { width: 3.5rem; height: 3.5rem; stroke-width: 1.2 }
+#empty h2 { color: var(--ink); font-size: 1.5rem; letter-spacing: -.02em; margin: .8rem 0 .4rem }
+#empty p { margin: 0 0 1.2rem }
+footer { padding: 3rem 1rem 1.5rem; text-align: center; font-size: .85rem }
+footer a { color: var(--soft) }
+
+#scrubber { position: fixed; right: 0; bottom: 1rem; top: 5rem; width: 2.75rem; z-index: 2 }
+#scrubber { touch-action: none; cursor: ns-resize; user-select: none }
+#scrubber span {
+  position: absolute; right: .5rem; font-size: .7rem; color: var(--soft); translate: 0 -50%;
+  padding: 0 .3rem; border-radius: .5rem; opacity: 0; pointer-events: none;
+}
+#scrubber:hover span, #scrubber.held span { opacity: 1; background: var(--glass) }
+#scrubber i { position: absolute; right: 0; width: .9rem; height: 3px; border-radius: 2px }
+#scrubber i { background: var(--accent); translate: 0 -50%; pointer-events: none }
+#scrubber b {
+  position: absolute; right: 2.2rem; padding: .25rem .8rem; border-radius: 1rem; font-weight: 600;
+  background: var(--accent); color: var(--on-accent); white-space: nowrap; translate: 0 -50%;
+  opacity: 0; pointer-events: none; font-size: .85rem;
+}
+#scrubber.held b { opacity: 1 }
+
+#picked, #uploads {
+  position: fixed; z-index: 4; background: var(--card); border-radius: 1rem;
+  inset-inline-end: 1rem; bottom: max(1rem, env(safe-area-inset-bottom));
+  box-shadow: var(--shadow);
+}
+#picked { display: flex; align-items: center; gap: .25rem; padding: .4rem .6rem .4rem 1.2rem }
+#picked { inset-inline: 0; margin: 0 auto; width: fit-content; max-width: calc(100vw - 2rem) }
+#picked span { margin-inline-end: .5rem }
+#uploads { width: min(24rem, calc(100vw - 2rem)); padding: 1rem }
+#uploads header { display: flex; align-items: center; gap: .2rem }
+#uploads h2 { flex: 1; margin: 0; font-size: 1rem }
+#uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
+#uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
+#uploads li { font-size: .88rem; align-items: center }
+#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
+#uploads li > b { white-space: nowrap }
+#uploads li > span { color: var(--soft); grid-column: 1 / -1 }
+#uploads li.failed > span { color: var(--bad) }
+#uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
+progress { width: 100%; height: .3rem; accent-color: var(--accent); grid-column: 1 / -1 }
+#drop {
+  position: fixed; inset: .75rem; z-index: 9; display: flex; align-items: center; font-weight: 600;
+  justify-content: center; border: 3px dashed var(--accent); border-radius: 1.25rem;
+  background: var(--glass); backdrop-filter: blur(8px); font-size: 1.4rem; pointer-events: none;
+}
+
+dialog { border: 0; color: inherit }
+#login { background: var(--card); border-radius: 1.25rem; padding: 1.75rem }
+#login { width: min(24rem, calc(100vw - 2rem)); box-shadow: var(--shadow) }
+#login::backdrop { background: #0008; backdrop-filter: blur(4px) }
+#login h2 { margin: 0 0 1rem; font-size: 1.4rem; letter-spacing: -.02em }
+#login label { display: block; margin: .7rem 0; font-size: .9rem; color: var(--soft) }
+#login label input:not([type=checkbox]) { display: block; width: 100%; margin-top: .2rem }
+#login input { border-radius: .7rem; color: var(--ink); padding: .55rem .8rem }
+#login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
+#login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
+.error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
+
+#viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
+#viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
+#viewer[open] { display: flex }
+#viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
+#view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
+#view { outline: 0 }
+#view > :not(.over) { position: absolute; inset: 0; margin: auto }
+#view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
+#view > img { user-select: none; -webkit-user-drag: none }
+#view > audio { width: min(30rem, 90%) }
+#view > .words { display: flex; flex-direction: column; align-items: center; gap: .6rem }
+#view > .words { justify-content: center; color: #bbb }
+#view .words b { color: #fff; font-size: 1.4rem }
+#view.large { cursor: grab }
+.over { position: absolute; z-index: 2; display: flex; align-items: center; gap: .1rem }
+.over.top { inset: 0 0 auto; padding: .5rem; background: linear-gradient(#000a, #0000) }
+.over.top h2 { flex: 1; min-width: 0; margin: 0 .5rem; font-size: .95rem; font-weight: 500 }
+.over.top h2 { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.over.side { top: 50%; translate: 0 -50% }
+.over.side button { width: 3rem; height: 3rem; border-radius: 50%; background: #0006 }
+.over.left { left: .6rem }
+.over.right { right: .6rem }
+.idle .over { opacity: 0; transition: opacity .4s }
+#facts { width: 20rem; overflow: auto; padding: 1rem 1.25rem; background: #181817; flex: none }
+#facts h2 { margin: .2rem 0 1rem; font-size: 1.1rem }
+#facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
+#facts dd { margin: 0; overflow-wrap: anywhere }
+#facts a { color: #6fd0c2 }
+
+@media (max-width: 46rem) {
+  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
+  h1 { flex: 1; overflow: hidden; text-overflow: ellipsis }
+  #search { order: 5; flex: 1 0 40%; }
+  select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
+  #bar button { padding: .4rem .65rem }
+  #bar button span { display: none }
+  #stage { padding: 0 .5rem }
+  #grid h2 { padding-inline-start: .25rem; font-size: 1.1rem }
+  .pick { opacity: 0; pointer-events: none }
+  .picking .pick { pointer-events: auto }
+  .over.side { display: none }
+  #viewer[open] { flex-direction: column }
+  #facts { width: auto; max-height: 45vh }
+  #places { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none }
+  #places > * { flex: none }
+  #scrubber { width: 2rem; top: 7.5rem }
+}
+"""
+
+GALLERY_SCRIPT = r"""
+// -- Words -------------------------------------------------------------------------------
+// One table for each language; `#` stands for a number or a name.
+
+const TEXTS = {
+  en: {
+    search: "Search names, folders, cameras", kind: "What to show", all: "Everything",
+    image: "Photos", video: "Videos", audio: "Sound", jump: "Go to a month", months: "Month",
+    folders: "Folders", everything: "All folders", below: "with folders below",
+    byName: "by name", byDate: "by date", upload: "Upload", signIn: "Sign in", signOut: "Sign out",
+    docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
+    viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
+    next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
+    play: "Slideshow", full: "Full screen", more: "More", photo: "Photo", film: "Video",
+    sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
+    nothing: "No pictures here yet",
+    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
+      + " appear after its next scan.",
+    none: "Nothing matches", noneHow: "Try other words, or look at everything.",
+    showAll: "Show everything", locked: "These pictures are private",
+    lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
+    degraded: "The picture folder, or a disk of it, is not there at the moment.",
+    scanning: "Looking through the folder: # files so far.", gone: "This is not here any more.",
+    copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
+    deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
+    loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
+    key: "Or the owner's key, or a token", useKey: "Use a key instead",
+    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
+    camera: "Camera", size: "Size",
+    length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
+    waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
+    failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
+    tooLarge: "Larger than the # that this server takes.",
+    wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
+    lost: "The connection was lost.", noRoom: "The server's disk is full.",
+    progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
+  },
+  de: {
+    search: "Namen, Ordner, Kameras suchen", kind: "Was gezeigt wird", all: "Alles",
+    image: "Fotos", video: "Videos", audio: "Ton", jump: "Zu einem Monat", months: "Monat",
+    folders: "Ordner", everything: "Alle Ordner", below: "mit Unterordnern",
+    byName: "nach Name", byDate: "nach Datum", upload: "Hochladen", signIn: "Anmelden",
+    signOut: "Abmelden", docs: "Für Entwickler: die Schnittstelle", selection: "Auswahl",
+    uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
+    close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
+    download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
+    full: "Vollbild", more: "Mehr", photo: "Foto", film: "Video", sound: "Tonaufnahme",
+    pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
+    nothing: "Noch keine Bilder",
+    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
+      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+    none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
+    showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
+    lockedHow: "Melden Sie sich an, um sie zu sehen.",
+    offline: "Der Server ist nicht erreichbar. Neuer Versuch…",
+    degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
+    scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
+    copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
+    deleted: "Gelöscht: #.",
+    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+    loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
+    key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
+    stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
+    taken: "Aufgenommen", camera: "Kamera", size: "Größe", length: "Länge", file: "Datei",
+    folder: "Ordner", place: "Ort", map: "auf einer Karte", waiting: "wartet",
+    sending: "wird gesendet", stored: "gespeichert", known: "schon da",
+    failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
+    tooLarge: "Größer als die #, die dieser Server annimmt.",
+    wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
+    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
+    progress: "# fertig", zipping: "Wird gesammelt: #",
+    zipLarge: "Das ist zu viel für eine Zip-Datei.",
+  },
+};
+const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
+  || "en";
+const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", value);
+document.documentElement.lang = LANGUAGE;
+
+// Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
+const format = (options) => new Intl.DateTimeFormat(LANGUAGE, {timeZone: "UTC", ...options});
+const MONTH = format({month: "long", year: "numeric"});
+const DAY = format({dateStyle: "long"});
+const MOMENT = format({dateStyle: "full", timeStyle: "short"});
+const NUMBER = new Intl.NumberFormat(LANGUAGE);
+
+function bytes(count) {
+  const power = count < 1000 ? 0 : Math.min(3, Math.floor(Math.log10(count) / 3));
+  const options = {maximumFractionDigits: power > 1 ? 1 : 0};
+  const number = new Intl.NumberFormat(LANGUAGE, options).format(count / 1000 ** power);
+  return `${number} ${["B", "kB", "MB", "GB"][power]}`;
+}
+
+function clock(seconds) {
+  const parts = [seconds / 3600, seconds / 60 % 60, seconds % 60].map(Math.floor);
+  const shown = parts[0] ? parts : parts.slice(1);
+  return shown.map((each, place) => place ? String(each).padStart(2, "0") : each).join(":");
+}
+
+// -- Pieces of the page ------------------------------------------------------------------
+
+const PATHS = {
+  folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
+  person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20c1-3.6 4-5 7.5-5s6.5 1.4 7.5 5",
+  up: "M12 16V5M7.5 9.5 12 5l4.5 4.5M5 19h14", down: "M12 5v11M7.5 11.5 12 16l4.5-4.5M5 19h14",
+  close: "M6 6l12 12M18 6 6 18", check: "M5 12.5l4.5 4.5L19 7.5", left: "M15 5l-7 7 7 7",
+  right: "M9 5l7 7-7 7", info: "M12 11v5M12 8v.01M12 21a9 9 0 1 0 0-18 9 9 0 0 0 0 18z",
+  link: "M10 14a4 4 0 0 0 6 .5l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6-.5l-3 3a4 4 0 0 0 6 6l1-1",
+  trash: "M5 7h14M10 7V4.5h4V7M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5", play: "M8 5.5v13l10.5-6.5z",
+  pause: "M9 6v12M15 6v12", full: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
+  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
+  lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
+  sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
+    + " 2.5 0 0 1 5 0z",
+};
+
+function icon(name) {
+  const make = (tag) => document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const [picture, path] = [make("svg"), make("path")];
+  picture.setAttribute("viewBox", "0 0 24 24");
+  picture.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", PATHS[name]);
+  picture.append(path);
+  return picture;
+}
+
+function button(name, label, run, properties = {}) {
+  const shown = properties.text ? h("span", {}, t(label)) : null;
+  const made = h("button", {type: "button", title: t(label), onclick: run}, icon(name), shown);
+  if (!shown) made.setAttribute("aria-label", t(label));
+  return made;
+}
+
+const $ = (id) => document.getElementById(id);
+for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
+for (const each of document.querySelectorAll("[data-t]")) {
+  each.append(each.dataset.icon ? h("span", {}, t(each.dataset.t)) : t(each.dataset.t));
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
+}
+for (const each of document.querySelectorAll("[data-label]")) {
+  each.setAttribute("aria-label", t(each.dataset.label));
+  if (each.tagName === "INPUT") each.placeholder = t(each.dataset.label);
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.label);
+}
+
+let shown = null;  // {group, place} of what the viewer shows
+let noticeTimer = 0, stateShown = false;
+
+function notify(text, seconds = 0, bad = false) {
+  if (shown && text) $("view").querySelector("h2").textContent = text;
+  clearTimeout(noticeTimer);
+  $("notice").hidden = !text;
+  $("notice").textContent = text;
+  $("notice").className = bad ? "bad" : "";
+  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+}
+
+// What lasts until it is over: it takes the place of what is said for a moment.
+function notifyState(text, bad = false) {
+  if (text || stateShown) notify(text, 0, bad);
+  stateShown = Boolean(text);
+}
+
+// -- Who is signed in --------------------------------------------------------------------
+// An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
+// are asked for without a header, so a cookie that only reads goes beside: see POST /session.
+
+const stores = [sessionStorage, localStorage];
+let session = JSON.parse(stores.map((each) => each.getItem("mediaserver")).find(Boolean) || "{}");
+let uploadToken = "";
+
+function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver"))) {
+  session = value;
+  for (const each of stores) each.removeItem("mediaserver");
+  if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
+  const label = t(value.access ? "signOut" : "signIn");
+  $("account").setAttribute("aria-label", label);
+  $("account").title = label;
+  $("account").setAttribute("aria-pressed", Boolean(value.access));
+}
+
+// Seconds until a token's end; tokens that are no JWT last.
+function left(token) {
+  try {
+    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+    return claims.exp - Date.now() / 1000;
+  } catch {
+    return Infinity;
+  }
+}
+
+const json = (method, value) => ({
+  method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(value),
+});
+
+let refreshing = null;
+
+async function refresh() {
+  const spent = json("POST", {refresh: session.refresh});
+  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
+  if (answer.ok) {
+    keepSession(await answer.json());
+    await startSession();
+  } else if (answer.status < 500) {
+    keepSession({});
+  }
+}
+
+async function bearer() {
+  if (session.refresh && left(session.access) < 60) {
+    refreshing ||= refresh().finally(() => { refreshing = null; });
+    await refreshing;
+  }
+  return session.access ? {Authorization: `Bearer ${session.access}`} : {};
+}
+
+const startSession = () => fetch(`${ROOT}/session`,
+  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+
+async function call(path, options = {}) {
+  return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
+}
+
+// What an answer says is wrong, in one sentence.
+async function problem(answer) {
+  if (answer.status === 403) return t("denied");
+  if (answer.status === 507) return t("noRoom");
+  const body = await answer.json().catch(() => ({}));
+  return typeof body.detail === "string" ? body.detail : t("wrong");
+}
+
+async function signOut() {
+  if (session.refresh) {
+    await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
+  }
+  keepSession({});
+  await fetch(`${ROOT}/session`, {method: "DELETE"});
+  start();
+}
+
+function signIn(then = start) {
+  const field = (name, type, complete) => h("label", {}, t(name),
+    h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
+  const error = h("p", {className: "error", role: "alert"});
+  const stay = h("input", {type: "checkbox", name: "stay"});
+  const form = h("form", {}, h("h2", {id: "login-title"}, t("loginTitle")),
+    field("name", "text", "username"), field("password", "password", "current-password"),
+    h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
+    h("label", {}, stay, " ", t("stay")), error,
+    h("div", {className: "row"},
+      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
+      h("button", {className: "main"}, t("signIn"))));
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    const {name, password, key} = form.elements;
+    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    error.textContent = said;
+    if (error.textContent) return;
+    $("login").close();
+    then();
+  };
+  $("login").replaceChildren(form);
+  $("login").showModal();
+}
+
+// Sign in; return what is wrong.
+async function enter(name, password, key, stay) {
+  let made = {access: key};
+  if (!key) {
+    const who = name.includes("@") ? {email: name} : {username: name};
+    const answer = await fetch(`${ROOT}/api/auth/login/`, json("POST", {...who, password}));
+    if (!answer.ok) return problem(answer);
+    made = await answer.json();
+  }
+  const headers = {Authorization: `Bearer ${made.access}`};
+  const answer = await fetch(`${ROOT}/session`, {method: "POST", headers});
+  if (!answer.ok) return problem(answer);
+  keepSession(made, stay);
+  return "";
+}
+
+$("account").onclick = () => session.access ? signOut() : signIn();
+
+// -- What is shown: the page's address ---------------------------------------------------
+// q, kind, folder, below and order choose; group and item open one in the viewer.
+
+const CHOICES = ["q", "kind", "folder", "below", "order"];
+let query = new URLSearchParams();  // of those
+
+function readAddress() {
+  const address = new URLSearchParams(location.search);
+  const found = new URLSearchParams();
+  for (const name of CHOICES) if (address.get(name)) found.set(name, address.get(name));
+  const changed = String(found) !== String(query);
+  query = found;
+  return {changed, group: address.get("group"), item: address.get("item")};
+}
+
+function addressOf(changes) {
+  const made = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(changes)) {
+    if (value) made.set(name, value);
+    else made.delete(name);
+  }
+  return made.size ? `?${made}` : location.pathname;
+}
+
+function choose(changes) {
+  closeViewer();
+  history.pushState(null, "", addressOf(changes));
+  start();
+}
+
+// A link that changes what is shown, without loading the page again.
+function choice(changes, properties, ...children) {
+  const link = h("a", {href: addressOf(changes), ...properties}, ...children);
+  link.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    choose(changes);
+  };
+  return link;
+}
+
+// -- The list: groups (months, or folders) of items --------------------------------------
+// The server tells of each group how many items it has and how wide they are together, so the
+// whole page's height is known at once; its items are asked for when it comes into view.
+
+const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE]
+  = Array(12).keys();
+const GAP = 4, HEAD = 54, AHEAD = 900;
+let groups = [], list = {}, listTag = "";
+
+const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
+const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
+const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
+const original = (item) => `${ROOT}/image/${item[SHA]}`;
+const preview = (item, size) =>
+  size > 320 ? original(item) : `${ROOT}/thumbnail/${item[SHA]}`;
+
+function itemsPath(more = {}) {
+  const asked = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(more)) asked.set(name, value);
+  return `/gallery/items${asked.size ? `?${asked}` : ""}`;
+}
+
+let starts = 0;
+
+// Load the list as the address chooses it, and draw it; `again`: it may not have changed.
+async function start(again = false) {
+  const turn = ++starts;
+  const {group, item} = readAddress();
+  let answer;
+  try {
+    answer = await call(itemsPath());
+  } catch {
+    notifyState(t("offline"), true);
+    setTimeout(() => start(true), 5000);
+    return;
+  }
+  if (turn !== starts) return;
+  if (answer.status === 401 && session.access) {  // it has expired, or was never good
+    keepSession({});
+    start(again);
+    return;
+  }
+  if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
+  if (!answer.ok) { notify(await problem(answer), 10, true); return; }
+  const tag = answer.headers.get("ETag") + query;
+  const value = await answer.json();
+  if (turn !== starts) return;
+  setTimeout(() => document.hidden || turn !== starts || start(true),
+    value.scanning === null ? 30000 : 3000);
+  if (value.degraded) notifyState(t("degraded"), true);
+  else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  if (tag !== listTag || !again) takeList(value, again);
+  listTag = tag;
+  if (item) openLinked(group, item);
+  else closeViewer();
+}
+
+function takeList(value, again) {
+  const before = new Map(again ? groups.map((group) => [group.key, group]) : []);
+  list = value;
+  groups = value.groups.map(([key, count, ratio, tag]) => {
+    const known = before.get(key);
+    if (known?.tag === tag) return known;
+    return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
+  });
+  if (!again) clearTiles();
+  drawHeader();
+  layout();
+  if (!again) window.scrollTo(0, history.state?.top || 0);
+}
+
+function titleOf(group) {
+  if (query.get("order") === "name") return group.key || list.name;
+  const title = MONTH.format(new Date(`${group.key}-01T00:00:00Z`));
+  return title[0].toUpperCase() + title.slice(1);
+}
+
+// Load a group's items, once; the old ones are shown meanwhile.
+async function load(group) {
+  if (!group.fresh) {
+    group.asked ||= call(itemsPath({group: group.key})).then(async (answer) => {
+      if (!answer.ok) throw new TypeError(answer.status);
+      group.items = (await answer.json()).items;
+      group.count = group.items.length;
+      group.fresh = true;
+      settle(group);
+    }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
+    await group.asked;
+  }
+  return group.items || [];
+}
+
+// -- Layout: rows of one width -----------------------------------------------------------
+
+let width = 0, total = 0;
+const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
+
+// Rows of a group as [first item, its number of items, top, height] and its height.
+function arrange(group) {
+  const goal = target();
+  group.rows = [];
+  if (!group.items) {
+    group.height = HEAD + Math.max(1, Math.round(group.ratio * goal / width)) * (goal + GAP);
+    return;
+  }
+  let top = HEAD, first = 0, sum = 0;
+  group.items.forEach((item, place) => {
+    sum += item[RATIO] / 100;
+    const room = width - GAP * (place - first);
+    const last = place === group.items.length - 1;
+    if (sum * goal < room && !last) return;
+    const height = Math.min(room / sum, last ? goal * 1.15 : Infinity);
+    group.rows.push([first, place + 1 - first, top, height]);
+    top += height + GAP;
+    [first, sum] = [place + 1, 0];
+  });
+  group.height = top;
+}
+
+function layout() {
+  width = $("grid").clientWidth;
+  if (!width) return;
+  groups.forEach(arrange);
+  place();
+  draw();
+  drawScrubber();
+}
+
+function place() {
+  total = 0;
+  for (const group of groups) {
+    group.top = total;
+    total += group.height;
+  }
+  $("grid").style.height = `${total}px`;
+}
+
+// The group at this height of the list.
+function groupAt(top) {
+  let low = 0, high = groups.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (groups[middle].top <= top) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+// -- Drawing: only what is in view is in the document ------------------------------------
+
+const tiles = new Map();  // elements by group's key and place in it
+const picked = new Map();  // items by hash
+let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+
+function clearTiles() {
+  for (const element of tiles.values()) element.remove();
+  tiles.clear();
+}
+
+function draw() {
+  drawing ||= requestAnimationFrame(() => { drawing = 0; drawNow(); });
+}
+
+function drawNow() {
+  if (!groups.length) return;
+  const top = window.scrollY - $("grid").offsetTop;
+  const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
+  const fast = Math.abs(top - lastTop) > window.innerHeight;
+  lastTop = top;
+  clearTimeout(settling);
+  settling = fast ? setTimeout(draw, 120) : 0;
+  const wanted = new Set();
+  for (let number = groupAt(from); number < groups.length && groups[number].top < to; number++) {
+    drawGroup(groups[number], from, to, fast, wanted);
+  }
+  for (const [key, element] of tiles) {
+    if (wanted.has(key) || element.contains(document.activeElement)) continue;
+    element.querySelector("img")?.removeAttribute("src");
+    element.remove();
+    tiles.delete(key);
+  }
+  moveHandle();
+  clearTimeout(keeping);
+  keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
+}
+
+function drawGroup(group, from, to, fast, wanted) {
+  want(`${group.key} head ${group.count}`, wanted, () => h("h2", {}, titleOf(group),
+    h("small", {}, NUMBER.format(group.count)))).style.top = `${group.top}px`;
+  if (!group.fresh && !fast) load(group);
+  for (const [first, count, top, height] of group.rows) {
+    if (group.top + top + height < from || group.top + top > to) continue;
+    let x = 0;
+    for (let place = first; place < first + count; place++) {
+      const item = group.items[place];
+      const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
+      const wide = height * item[RATIO] / 100;
+      Object.assign(tile.style, {
+        insetInlineStart: `${x}px`, top: `${group.top + top}px`,
+        width: `${wide}px`, height: `${height}px`,
+      });
+      x += wide + GAP;
+      if (!fast) showPicture(tile, item);
+    }
+  }
+}
+
+// The element of this key, made if need be.
+function want(key, wanted, make) {
+  wanted.add(key);
+  if (!tiles.has(key)) {
+    tiles.set(key, make());
+    $("grid").append(tiles.get(key));
+  }
+  return tiles.get(key);
+}
+
+// A group's items have come: what is in view stays where it is.
+function settle(group) {
+  if (!groups.includes(group)) return;
+  const above = group.top + group.height < window.scrollY - $("grid").offsetTop;
+  const before = group.height;
+  arrange(group);
+  place();
+  if (above) window.scrollBy(0, group.height - before);
+  draw();
+}
+
+function describe(item) {
+  const kind = t({image: "photo", video: "film", audio: "sound"}[item[KIND]]);
+  return `${kind}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
+}
+
+function drawTile(key, item) {
+  const open = h("a",
+    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+  const act = (run, ...more) => {  // where the item is by then
+    const group = groups.find((each) => each.key === key);
+    run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
+  };
+  const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
+  pick.className = "pick";
+  pick.setAttribute("aria-pressed", picked.has(item[SHA]));
+  const tile = h("div", {className: picked.has(item[SHA]) ? "tile on" : "tile"}, open, pick);
+  tile.dataset.sha = item[SHA];
+  open.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    if (picked.size || event.shiftKey) act(togglePick, event.shiftKey);
+    else act(openItem);
+  };
+  open.onkeydown = (event) => act(moveFocus, event);
+  holdToPick(open, () => act(togglePick));
+  if (item[KIND] === "video") {
+    const length = item[SECONDS] ? clock(item[SECONDS]) : "";
+    tile.append(h("span", {className: "badge"}, icon("play"), length));
+  }
+  return tile;
+}
+
+function showPicture(tile, item) {
+  const link = tile.firstChild;
+  if (link.firstChild) return;
+  if (item[KIND] === "audio") { link.append(wordsFor(item)); return; }
+  const picture = h("img", {alt: "", decoding: "async", draggable: false});
+  picture.onload = () => picture.classList.add("ready");
+  picture.onerror = () => picture.hasAttribute("src") && picture.replaceWith(wordsFor(item));
+  picture.src = preview(item, 320);
+  link.append(picture);
+}
+
+// What stands where there is no picture to see.
+function wordsFor(item) {
+  const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
+  return h("span", {className: "words"}, icon(symbol),
+    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+}
+
+// Arrow keys go from tile to tile.
+async function moveFocus(group, place, event) {
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -rowLength(group, place),
+    ArrowDown: rowLength(group, place)}[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const there = await neighbour(group, place, step);
+  if (!there) return;
+  reveal(there.group, there.place);
+  drawNow();
+  tiles.get(`${there.group.key}/${there.group.items[there.place][SHA]}`)?.firstChild.focus();
+}
+
+const rowLength = (group, place) =>
+  group.rows.find(([first, count]) => place < first + count)?.[1] || 1;
+
+// Scroll so that an item is in view.
+function reveal(group, place) {
+  const row = group.rows.find(([first, count]) => place < first + count);
+  if (!row) return;
+  const top = $("grid").offsetTop + group.top + row[2];
+  const bar = $("bar").offsetHeight + 8;
+  if (top < window.scrollY + bar) window.scrollTo(0, top - bar - HEAD);
+  else if (top + row[3] > window.scrollY + window.innerHeight) {
+    window.scrollTo(0, top + row[3] - window.innerHeight + 24);
+  }
+}
+
+// The item some steps away, its group loaded if need be.
+async function neighbour(group, place, step) {
+  let there = place + step, number = groups.indexOf(group);
+  while (there < 0 || there >= groups[number].count) {
+    if (there < 0) {
+      if (number === 0) return null;
+      there += groups[--number].count;
+    } else {
+      there -= groups[number].count;
+      if (++number === groups.length) return null;
+    }
+  }
+  const found = groups[number];
+  return (await load(found))[there] ? {group: found, place: there} : null;
+}
+
+window.addEventListener("scroll", draw, {passive: true});
+new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($("grid"));
+
+// -- Above the list: search, kinds, months, folders --------------------------------------
+
+function fill(select, options, value) {
+  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
+  select.value = value;
+}
+
+function drawHeader() {
+  $("home").textContent = document.title = list.name;
+  $("home").href = location.pathname;
+  document.querySelector("footer a").href = `${ROOT}/docs`;
+  const words = $("search").elements.q;
+  if (words !== document.activeElement) words.value = query.get("q") || "";
+  fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
+    query.get("kind") || "");
+  $("jump").hidden = query.get("order") === "name" || groups.length < 2;
+  fill($("jump"), [["", t("months")], ...groups.map((group) => [group.key, titleOf(group)])], "");
+  drawPlaces();
+  drawEmpty();
+}
+
+function drawPlaces() {
+  const here = query.get("folder") || "";
+  const open = Boolean(here) || !$("places").hidden;
+  $("places").hidden = !open;
+  $("folders").setAttribute("aria-expanded", open);
+  const parts = here ? here.split("/") : [];
+  const path = parts.map((part, at) =>
+    choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
+  const inside = new Map();
+  for (const [folder, count] of list.folders) {
+    const rest = here ? folder.slice(here.length + 1) : folder;
+    const [name] = rest.split("/");
+    if (name) inside.set(name, (inside.get(name) || 0) + count);
+  }
+  const below = [...inside].map(([name, count]) => choice(
+    {folder: here ? `${here}/${name}` : name, below: ""}, {}, icon("folder"), name,
+    h("small", {}, NUMBER.format(count))));
+  const deep = query.get("below") !== "false";
+  const named = query.get("order") === "name";
+  const deeper = h("input", {type: "checkbox", checked: deep,
+    onchange: () => choose({below: deep ? "false" : ""})});
+  $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
+    ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
+    here ? h("label", {}, deeper, t("below")) : "",
+    choice({order: named ? "" : "name"}, {}, t(named ? "byDate" : "byName")));
+}
+
+function drawEmpty() {
+  $("empty").hidden = groups.length > 0;
+  if (groups.length) return;
+  if (query.size) {
+    const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
+    showEmpty("picture", "none", "noneHow",
+      choice(everything, {className: "button main"}, t("showAll")));
+  } else {
+    showEmpty("picture", "nothing", "nothingHow",
+      h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
+  }
+}
+
+function showEmpty(symbol, title, how, action) {
+  $("empty").hidden = false;
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, t(how)), action);
+}
+
+function showLocked() {
+  groups = [];
+  clearTiles();
+  $("grid").style.height = 0;
+  $("scrubber").hidden = true;
+  notify("");
+  showEmpty("lock", "locked", "lockedHow",
+    h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
+}
+
+$("home").onclick = (event) => {
+  event.preventDefault();
+  choose(Object.fromEntries(CHOICES.map((name) => [name, ""])));
+};
+$("search").onsubmit = (event) => {
+  event.preventDefault();
+  choose({q: $("search").elements.q.value.trim()});
+};
+$("search").elements.q.addEventListener("search", (event) => {
+  if (!event.target.value && query.get("q")) choose({q: ""});
+});
+$("kind").onchange = (event) => choose({kind: event.target.value});
+$("jump").onchange = (event) => {
+  const group = groups.find((each) => each.key === event.target.value);
+  if (group) window.scrollTo(0, $("grid").offsetTop + group.top - $("bar").offsetHeight);
+};
+$("folders").onclick = () => {
+  $("places").hidden = !$("places").hidden;
+  if ($("places").hidden && query.get("folder")) choose({folder: "", below: ""});
+  else drawPlaces();
+};
+
+// -- The scrubber: years along the right edge --------------------------------------------
+
+const handle = h("i");
+
+function drawScrubber() {
+  const bar = $("scrubber");
+  bar.hidden = total < 3 * window.innerHeight || query.get("order") === "name";
+  if (bar.hidden) return;
+  const marks = [];
+  let year = "", lowest = -30;
+  for (const group of groups) {
+    const top = group.top / total * bar.clientHeight;
+    if (group.key.slice(0, 4) === year || top < lowest + 20) continue;
+    year = group.key.slice(0, 4);
+    lowest = top;
+    marks.push(h("span", {}, year));
+    marks.at(-1).style.top = `${top}px`;
+  }
+  bar.replaceChildren(...marks, handle, bar.querySelector("b") || h("b"));
+  moveHandle();
+}
+
+function moveHandle() {
+  const bar = $("scrubber");
+  if (bar.hidden) return;
+  const scrolled = Math.max(0, window.scrollY - $("grid").offsetTop);
+  const top = scrolled / total * bar.clientHeight;
+  const bubble = bar.querySelector("b");
+  handle.style.top = bubble.style.top = `${top}px`;
+  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)]);
+}
+
+function scrub(event) {
+  const box = $("scrubber").getBoundingClientRect();
+  const share = Math.max(0, Math.min(1, (event.clientY - box.top) / box.height));
+  window.scrollTo({top: $("grid").offsetTop + share * total - 1, behavior: "instant"});
+}
+
+$("scrubber").onpointerdown = (event) => {
+  $("scrubber").setPointerCapture(event.pointerId);
+  $("scrubber").classList.add("held");
+  $("scrubber").onpointermove = scrub;
+  scrub(event);
+};
+$("scrubber").onlostpointercapture = () => {
+  $("scrubber").onpointermove = null;
+  $("scrubber").classList.remove("held");
+};
+
+// -- Selecting ---------------------------------------------------------------------------
+
+let lastPick = null;
+
+function togglePick(group, place, range) {
+  const on = !picked.has(group.items[place][SHA]);
+  const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
+  for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
+    const item = group.items[at];
+    if (on) picked.set(item[SHA], item);
+    else picked.delete(item[SHA]);
+  }
+  lastPick = {group, place};
+  drawPicked();
+}
+
+function drawPicked() {
+  document.body.classList.toggle("picking", picked.size > 0);
+  for (const tile of document.querySelectorAll(".tile")) {
+    tile.classList.toggle("on", picked.has(tile.dataset.sha));
+    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.sha));
+  }
+  const items = [...picked.values()];
+  $("picked").hidden = !items.length;
+  const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
+  $("picked").replaceChildren(count,
+    button("down", "download", () => downloadAll(items), {text: true}),
+    items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
+    button("close", "clear", clearPicks));
+}
+
+function clearPicks() {
+  picked.clear();
+  drawPicked();
+}
+
+// A long press selects, as phones have it.
+function holdToPick(link, pick) {
+  let timer = 0;
+  link.addEventListener("touchstart", () => {
+    timer = setTimeout(() => { pick(); timer = -1; }, 450);
+  }, {passive: true});
+  for (const name of ["touchmove", "touchcancel"]) {
+    link.addEventListener(name, () => clearTimeout(timer), {passive: true});
+  }
+  link.addEventListener("touchend", (event) => {
+    clearTimeout(timer);
+    if (timer === -1) event.preventDefault();
+  });
+  link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
+}
+
+// Uploads can be deleted again; what lies elsewhere in the folder is its owner's.
+const canDelete = (item) => /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+
+async function deleteAll(items) {
+  const what = items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
+  if (!window.confirm(t("sure", what))) return false;
+  for (const item of items) {
+    const path = `/media/${encodeURIComponent(nameOf(item))}`;
+    const answer = await call(withToken(path), {method: "DELETE"});
+    if (!answer.ok && answer.status !== 404) {
+      notify(await problem(answer), 8, true);
+      return false;
+    }
+    picked.delete(item[SHA]);
+  }
+  drawPicked();
+  await start(true);
+  notify(t("deleted", what), 4);
+  return true;
+}
+
+function save(url, name) {
+  h("a", {href: url, download: name}).click();
+}
+
+async function downloadAll(items) {
+  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
+  const size = items.reduce((sum, item) => sum + item[BYTES] + 1000, 0);
+  if (size > 0xffff0000 || items.length > 0xffff) {
+    notify(t("zipLarge"), 8, true);
+    return;
+  }
+  const zip = new Zip();
+  for (const [number, item] of items.entries()) {
+    notify(t("zipping", `${number + 1}/${items.length}`));
+    const answer = await call(`/image/${item[SHA]}`);
+    if (!answer.ok) { notify(await problem(answer), 8, true); return; }
+    await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
+  }
+  const url = URL.createObjectURL(zip.finish());
+  save(url, `${list.name}.zip`);
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  notify("");
+}
+
+const CRC = Uint32Array.from({length: 256}, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
+  return byte;
+});
+
+// A zip file of stored (not compressed) files, as APPNOTE.TXT has it; the browser keeps the blobs.
+class Zip {
+  #parts = [];
+  #directory = [];
+  #size = 0;
+  #names = new Set();
+
+  async add(path, blob, date) {
+    let crc = 0xffffffff;
+    for await (const piece of blob.stream()) {
+      for (const byte of piece) crc = (crc >>> 8) ^ CRC[(crc ^ byte) & 255];
+    }
+    const name = new TextEncoder().encode(this.#free(path));
+    const year = Math.max(0, date.getUTCFullYear() - 1980);
+    const day = year << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
+    const time = date.getUTCHours() << 11 | date.getUTCMinutes() << 5 | date.getUTCSeconds() >> 1;
+    const about = [[2, 20], [2, 0x800], [2, 0], [2, time], [2, day], [4, ~crc >>> 0],
+      [4, blob.size], [4, blob.size], [2, name.length], [2, 0]];
+    const head = pack([4, 0x04034b50], ...about);
+    this.#directory.push(pack([4, 0x02014b50], [2, 20], ...about, [2, 0], [2, 0], [2, 0], [4, 0],
+      [4, this.#size]), name);
+    this.#parts.push(head, name, blob);
+    this.#size += head.length + name.length + blob.size;
+  }
+
+  #free(path) {
+    let free = path;
+    for (let number = 1; this.#names.has(free); number++) {
+      free = path.replace(/(\.[^./]*)?$/, `_${number}$1`);
+    }
+    this.#names.add(free);
+    return free;
+  }
+
+  finish() {
+    const length = this.#directory.reduce((sum, part) => sum + part.length, 0);
+    const count = this.#directory.length / 2;
+    return new Blob([...this.#parts, ...this.#directory, pack([4, 0x06054b50], [4, 0], [2, count],
+      [2, count], [4, length], [4, this.#size], [2, 0])], {type: "application/zip"});
+  }
+}
+
+// Little-endian numbers, each as [bytes, value].
+function pack(...fields) {
+  const made = [];
+  for (const [size, value] of fields) {
+    for (let byte = 0; byte < size; byte++) made.push(value >>> 8 * byte & 255);
+  }
+  return Uint8Array.from(made);
+}
+
+// -- The viewer --------------------------------------------------------------------------
+
+const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
+let pushed = false;  // whether its closing goes back in the history
+let factsOpen = false, slideshow = 0, opener = "";
+
+async function openLinked(key, sha) {
+  const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
+  if (isShown() && groups.includes(shown.group)) return;
+  const group = groups.find((each) => each.key === (key || ""));
+  const found = group ? await load(group) : [];
+  const at = found.findIndex((item) => item[SHA] === sha);
+  if (at < 0) {
+    closeViewer();
+    notify(t("gone"), 5, true);
+  } else if (isShown()) {
+    shown = {group, place: at};
+  } else {
+    pushed = false;
+    show(group, at);
+  }
+}
+
+function openItem(group, place) {
+  history.pushState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  pushed = true;
+  show(group, place);
+}
+
+function show(group, place) {
+  const item = group.items[place];
+  shown = {group, place};
+  opener = `${group.key}/${item[SHA]}`;
+  const focused = document.activeElement.title;
+  $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
+  if (!$("viewer").open) $("viewer").showModal();
+  const buttons = [...$("viewer").querySelectorAll("button")];
+  (buttons.find((each) => each.title === focused) || $("view")).focus();
+  document.title = nameOf(item);
+  for (const step of [1, -1]) {
+    neighbour(group, place, step).then((there) => {
+      const near = there && there.group.items[there.place];
+      if (near && near[KIND] === "image") new Image().src = preview(near, viewSize());
+    });
+  }
+}
+
+const viewSize = () =>
+  Math.max(window.innerWidth, window.innerHeight) * devicePixelRatio > 1600 ? 2160 : 1440;
+
+function drawView(item) {
+  const top = h("div", {className: "over top"}, button("close", "close", closeShown),
+    h("h2", {}, nameOf(item)),
+    button(slideshow ? "pause" : "play", "play", toggleSlideshow),
+    button("info", "info", toggleFacts),
+    button("link", "copy", copyLink),
+    button("down", "download", () => save(original(item), nameOf(item))),
+    canDelete(item) ? button("trash", "remove", deleteShown) : "",
+    document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
+  const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
+    return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
+  });
+  return h("div", {id: "view", tabIndex: -1}, drawMedium(item), top, ...sides);
+}
+
+function drawMedium(item) {
+  const failed = () => medium.replaceWith(wordsFor(item));
+  let medium;
+  if (item[KIND] === "image") {
+    medium = h("img", {alt: describe(item), draggable: false, onerror: () => {
+      medium.onerror = failed;
+      medium.src = original(item);
+    }});
+    medium.src = preview(item, viewSize());
+    zoomable(medium, item);
+  } else {
+    medium = h(item[KIND], {controls: true, autoplay: true, playsInline: true, onerror: failed});
+    if (item[KIND] === "video") medium.poster = preview(item, 720);
+    medium.src = original(item);
+    medium.onended = () => slideshow && go(1);
+  }
+  return medium;
+}
+
+function drawFacts(item) {
+  const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
+  const where = latitude === undefined || latitude === null ? null : h("span", {},
+    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+    h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
+      + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
+  const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
+  const rows = [
+    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["size", pixels + bytes(item[BYTES])],
+    ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
+    ["file", nameOf(item)], ["folder", folderOf(item) && choice(
+      {folder: folderOf(item), q: "", kind: ""}, {}, folderOf(item))],
+  ].filter(([, value]) => value);
+  return h("aside", {id: "facts"}, h("h2", {}, t("info")), h("dl", {},
+    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])));
+}
+
+async function go(step) {
+  const from = shown;
+  const there = await neighbour(from.group, from.place, step);
+  if (shown !== from) return;
+  if (!there) { stopSlideshow(); return; }
+  const item = there.group.items[there.place];
+  history.replaceState(null, "", addressOf({group: there.group.key, item: item[SHA]}));
+  show(there.group, there.place);
+}
+
+function closeShown() {
+  if (pushed) history.back();
+  else {
+    history.replaceState(null, "", addressOf({}));
+    closeViewer();
+  }
+}
+
+function closeViewer() {
+  if (!shown) return;
+  const {group, place} = shown;
+  shown = null;
+  stopSlideshow();
+  if (document.fullscreenElement) document.exitFullscreen();
+  $("viewer").replaceChildren();
+  $("viewer").close();
+  document.title = list.name;
+  reveal(group, place);
+  drawNow();
+  tiles.get(opener)?.firstChild.focus({preventScroll: true});
+}
+
+function toggleFacts() {
+  factsOpen = !factsOpen;
+  $("facts")?.remove();
+  if (factsOpen) $("viewer").append(drawFacts(shown.group.items[shown.place]));
+}
+
+function stopSlideshow() {
+  clearInterval(slideshow);
+  slideshow = 0;
+}
+
+function toggleSlideshow() {
+  if (slideshow) stopSlideshow();
+  else {
+    slideshow = setInterval(() =>
+      shown?.group.items[shown.place][KIND] === "image" && go(1), 4000);
+  }
+  show(shown.group, shown.place);
+}
+
+const toggleFull = () =>
+  document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
+
+async function copyLink() {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(location.href);
+    notify(t("copied"), 4);
+  } else window.prompt(t("link"), location.href);
+}
+
+async function deleteShown() {
+  const {group, place} = shown;
+  const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
+  const next = there && there.group.items[there.place];
+  history.replaceState(null, "", addressOf(next ? {group: there.group.key, item: next[SHA]} : {}));
+  if (!await deleteAll([group.items[place]])) {
+    history.replaceState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  }
+}
+
+$("viewer").addEventListener("cancel", (event) => {
+  event.preventDefault();
+  closeShown();
+});
+document.addEventListener("keydown", (event) => {
+  const elsewhere = !shown || event.target.matches("video, audio");
+  if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
+  const run = {
+    ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
+    s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
+  }[event.key];
+  if (!run) return;
+  event.preventDefault();
+  run();
+});
+
+// Hide what lies over a picture while nobody moves.
+let idle = 0;
+$("viewer").addEventListener("pointermove", () => {
+  $("viewer").classList.remove("idle");
+  clearTimeout(idle);
+  idle = setTimeout(() => $("viewer").classList.add("idle"), 3000);
+});
+$("viewer").addEventListener("focusin", () => $("viewer").classList.remove("idle"));
+
+// Wheel, pinch and double click zoom; a drag moves what is large, or else goes on.
+function zoomable(picture, item) {
+  const fingers = new Map();
+  let scale = 1, x = 0, y = 0, begun = null;
+
+  function apply() {
+    const view = $("view");
+    const within = (value, length) =>
+      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
+    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
+    picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
+    view.classList.toggle("large", scale > 1);
+    const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
+    if (scale > 1.5 && known && !picture.src.includes("/image/")) {
+      const large = new Image();  // shown only once it is there, so that nothing flickers
+      large.onload = () => { picture.src = large.src; };
+      large.src = original(item);
+    }
+  }
+
+  function zoom(factor, clientX, clientY) {
+    const box = $("view").getBoundingClientRect();
+    const fromX = clientX - box.left - box.width / 2;
+    const fromY = clientY - box.top - box.height / 2;
+    const wanted = Math.max(1, Math.min(8, scale * factor));
+    x = fromX - (fromX - x) * wanted / scale;
+    y = fromY - (fromY - y) * wanted / scale;
+    scale = wanted;
+    apply();
+  }
+
+  const spread = () => {
+    const [first, second] = [...fingers.values()];
+    return Math.hypot(first.clientX - second.clientX, first.clientY - second.clientY);
+  };
+  picture.onwheel = (event) => {
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event.clientX, event.clientY);
+  };
+  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event.clientX, event.clientY);
+  picture.onpointerdown = (event) => {
+    picture.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, event);
+    begun = fingers.size === 1 ? event : null;
+  };
+  picture.onpointermove = (event) => {
+    const before = fingers.get(event.pointerId);
+    if (!before) return;
+    if (fingers.size === 2) {
+      const wide = spread();
+      fingers.set(event.pointerId, event);
+      const [first, second] = [...fingers.values()];
+      const middle = (axis) => (first[axis] + second[axis]) / 2;
+      zoom(spread() / wide, middle("clientX"), middle("clientY"));
+      return;
+    }
+    fingers.set(event.pointerId, event);
+    if (scale > 1) {
+      x += event.clientX - before.clientX;
+      y += event.clientY - before.clientY;
+      apply();
+    }
+  };
+  picture.onpointerup = picture.onpointercancel = (event) => {
+    fingers.delete(event.pointerId);
+    if (!begun || event.type === "pointercancel" || scale > 1) return;
+    const [dx, dy] = [event.clientX - begun.clientX, event.clientY - begun.clientY];
+    begun = null;
+    if (Math.abs(dx) > 50 && Math.abs(dx) > 2 * Math.abs(dy)) go(dx < 0 ? 1 : -1);
+    else if (dy > 100 && dy > 2 * Math.abs(dx)) closeShown();
+  };
+}
+
+// -- Uploads -----------------------------------------------------------------------------
+
+const AT_ONCE = 3;
+const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
+const TAKES = /^(jpe?g|png|gif|webp|bmp|svg)$/;
+const uploads = [];
+let paused = false, refreshTimer = 0;
+
+const withToken = (path) =>
+  uploadToken ? `${path}?token=${encodeURIComponent(uploadToken)}` : path;
+
+function addUploads(files) {
+  for (const file of files) {
+    const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
+    const most = list.max_upload_bytes;
+    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
+    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
+    uploads.push(upload);
+  }
+  if (!files.length) return;
+  $("uploads").hidden = false;
+  drawUploads();
+  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
+  if (asks && !uploadToken) signIn(resumeUploads);
+  else pump();
+}
+
+function refuse(upload, message, final = false) {
+  Object.assign(upload, {state: "failed", message, final});
+}
+
+async function resumeUploads() {
+  await start(true);
+  pump();
+}
+
+function pump() {
+  const active = uploads.filter((each) => each.state === "sending").length;
+  const waiting = paused ? [] : uploads.filter((each) => each.state === "waiting");
+  for (const upload of waiting.slice(0, AT_ONCE - active)) sendUpload(upload);
+  drawUploads();
+}
+
+async function sendUpload(upload) {
+  upload.state = "sending";
+  const {file} = upload;
+  const named = KEEPS_NAME.test(extensionOf(file.name));
+  const form = new FormData();
+  form.append("file", file);
+  const request = upload.request = new XMLHttpRequest();
+  request.open(named ? "PUT" : "POST",
+    ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
+  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
+  request.upload.onprogress = (event) => {
+    upload.sent = event.loaded / event.total;
+    drawProgress(upload);
+  };
+  request.onloadend = () => {
+    endUpload(upload, request);
+    pump();
+  };
+  request.send(form);
+}
+
+function endUpload(upload, request) {
+  const {status} = request;
+  upload.request = null;
+  upload.sent = 0;
+  if (paused && status === 0) {
+    upload.state = "waiting";
+  } else if (status === 200 || status === 201) {
+    upload.state = status === 201 ? "stored" : "known";
+    clearTimeout(refreshTimer);
+    refreshTimer = setTimeout(() => start(true), 700);
+  } else if ((status === 429 || status === 503) && upload.tries++ < 5) {
+    upload.state = "later";
+    setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
+  } else if (status === 401) {
+    upload.state = "waiting";
+    paused = true;
+    signIn(() => { paused = false; resumeUploads(); });
+  } else {
+    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
+  }
+}
+
+function sentence(request) {
+  if (request.status === 0) return t("lost");
+  if (request.status === 403) return t("denied");
+  if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
+  if (request.status === 507) return t("noRoom");
+  try {
+    return String(JSON.parse(request.responseText).detail);
+  } catch {
+    return t("wrong");
+  }
+}
+
+function setPaused(value) {
+  paused = value;
+  if (paused) for (const each of uploads) each.request?.abort();
+  pump();
+}
+
+function retry(upload) {
+  upload.state = "waiting";
+  pump();
+}
+
+const isOver = (upload) => /^(stored|known|failed)$/.test(upload.state);
+
+function drawUploads() {
+  const over = uploads.filter(isOver).length;
+  const all = over === uploads.length;
+  const [symbol, label] = paused ? ["play", "resume"] : ["pause", "pause"];
+  const toggle = all ? "" : button(symbol, label, () => setPaused(!paused));
+  const close = button("close", "close", () => {
+    for (const each of uploads) each.request?.abort();
+    uploads.length = 0;
+    paused = false;
+    $("uploads").hidden = true;
+  });
+  const rows = [...uploads].sort((a, b) => rank(a) - rank(b)).slice(0, 200);
+  $("uploads").replaceChildren(
+    h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
+      toggle, close),
+    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("ul", {}, rows.map(drawUpload)));
+}
+
+const rank = (upload) =>
+  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+
+function drawUpload(upload) {
+  const again = upload.state === "failed" && !upload.final
+    ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
+  upload.bar = upload.state === "sending"
+    ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
+  const state = t(upload.state === "later" ? "waiting" : upload.state);
+  return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
+    upload.bar || h("span", {}, upload.message || state));
+}
+
+function drawProgress(upload) {
+  if (upload.bar) upload.bar.value = upload.sent;
+}
+
+$("upload").onclick = () => $("files").click();
+$("files").onchange = () => {
+  addUploads([...$("files").files]);
+  $("files").value = "";
+};
+window.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) addUploads([...event.clipboardData.files]);
+});
+window.addEventListener("beforeunload", (event) => {
+  if (uploads.some((each) => each.state === "sending")) event.preventDefault();
+});
+
+let dragged = 0;
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+window.addEventListener("dragenter", (event) => {
+  if (carriesFiles(event) && ++dragged) $("drop").hidden = false;
+});
+window.addEventListener("dragleave", (event) => {
+  if (carriesFiles(event) && --dragged <= 0) $("drop").hidden = true;
+});
+window.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+window.addEventListener("drop", async (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  dragged = 0;
+  $("drop").hidden = true;
+  const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
+  const files = await Promise.all(entries.filter(Boolean).map(filesIn));
+  addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
+});
+
+// The files of a dropped file or folder, however deep.
+async function filesIn(entry) {
+  const ask = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
+  if (entry.isFile) return [await ask(entry, "file")].flat();
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await ask(reader, "readEntries");  // a part of them at a time
+    if (!some.length) return found;
+    for (const each of some) found.push(...await filesIn(each));
+  }
+}
+
+// -- Beginning ---------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input, select");
+  if (typing || document.querySelector("dialog[open]")) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    $("search").elements.q.focus();
+  } else if (event.key === "Escape" && picked.size) clearPicks();
+});
+history.scrollRestoration = "manual";  // see takeList
+window.addEventListener("popstate", () => {
+  const {changed, group, item} = readAddress();
+  if (changed || !groups.length) start();
+  else if (item) openLinked(group, item);
+  else closeViewer();
+});
+document.addEventListener("visibilitychange", () => document.hidden || start(true));
+
+// A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
+async function begin() {
+  keepSession(session);
+  const address = new URLSearchParams(location.search);
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  uploadToken = address.get("token") || "";
+  if (key || uploadToken) {
+    address.delete("token");
+    history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
+  }
+  if (key) await enter("", "", key, false);
+  else if (session.refresh || session.access) startSession().catch(() => {});
+  readAddress();
+  start();
+}
+
+begin();
+"""
+
+GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+
+
+@route("GET", "/gallery", OPEN, "system", "The gallery page", {200: "page"})
+def get_gallery(app: App, request: Request) -> Response:
+    return page_response(request, GALLERY)
+
+
+@route("GET", "/", OPEN, "system", "The gallery page for browsers, health for programs",
        {200: "page or health"})  # fmt: skip
 def get_root(app: App, request: Request) -> Response:
-    vary = ("Vary", "Accept")
-    if "text/html" not in request.headers.get("accept", ""):
-        return json_response(health_json(app), headers=[vary])
-    headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Security-Policy", PAGE_POLICY),
-        ("X-Content-Type-Options", "nosniff"),
-        NO_STORE,
-        vary,
-    ]
-    return Response(200, headers, render_page(app, request).encode())
-
-
-def render_page(app: App, request: Request) -> str:
-    if not allows(Access.READ, request.principal, app.settings.read_auth_enabled):
-        return PAGE.format(message="The pictures here need a credential.", pictures="")
-    hashes = app.index.files.newest_images(PAGE_PICTURES)
-    shown = "thumbnail" if app.thumbnails.kinds else "image"
-    picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
-    pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
-    message = "The newest pictures." if hashes else "There are no pictures yet."
-    return PAGE.format(message=message, pictures=pictures)
+    if "text/html" in request.headers.get("accept", ""):
+        return page_response(request, GALLERY)
+    return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
 # ======================================================================================
@@ -14019,7 +16460,7 @@ class Verifier:
         forget_cached(source)  # others need the memory
 
     def _check_shelf(self, shelf: Shelf) -> None:
-        """Name the thumbnails of what is not known any more."""
+        """Name the thumbnails or previews of what is not known any more."""
         with contextlib.suppress(FileNotFoundError):
             place = shelf.prefix.rstrip("/")
             for name, _ in shelf.folder.files_in(place):
@@ -14046,7 +16487,8 @@ def verify(
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
         progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
-        verifier.run(thumbnail_shelves(settings, folders["library"]))
+        public, private = thumbnail_shelves(settings, folders["library"])
+        verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
@@ -14334,11 +16776,18 @@ def find_backup(settings: Settings, path: Path) -> Path:
     return found[-1]
 
 
-def need_empty(settings: Settings) -> None:
-    for name in PLACES:
+def need_empty(settings: Settings, resumed: bool) -> None:
+    """Refuse what a server has taken something into, and folders with files, unless `resumed`."""
+    index = settings.database_url
+    if index.exists():
+        with contextlib.closing(Index(index, query_only=True)) as known:
+            if any(known.count_rows()):
+                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+    own = {"lock", "spare", "secrets.env", *(f"{index.name}{end}" for end in ("", "-wal", "-shm"))}
+    for name in () if resumed else PLACES:
         place: Path = getattr(settings, name)
         folder = place.parent if name == "database_url" else place
-        if any(files for _, _, files in os.walk(folder)):
+        if any(set(files) - own for _, _, files in os.walk(folder)):
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 
@@ -14347,23 +16796,20 @@ def restore(settings: Settings, source: str) -> int:
     """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
     own = backup_settings(settings, find_backup(settings, parse_path(source)))
     place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
-    if not place.exists():
-        need_empty(settings)
+    need_empty(settings, resumed=place.exists())
     make_folders(settings)
-    with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
-        kept.copy_to(place)
-    with (
-        writing_to(str(place)), lock_data_dir(settings),
-        contextlib.closing(migrated(Index(place))) as index,
-    ):  # fmt: skip
-        progress = Progress(index.files.total_size(), silent=True)
-        folders = fillable_folders(settings)
-        copier = Copier(index, open_folders(own, index), folders, progress)
-        copier.copy_all(index)
-        copy_secrets(own, settings)
-        index.write(lambda db: copier.note_times(db, index))
-    os.sync()
-    place.rename(settings.database_url)
+    with writing_to(str(place)), lock_data_dir(settings):
+        with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.copy_to(place)
+        with contextlib.closing(migrated(Index(place))) as index:
+            progress = Progress(index.files.total_size(), silent=True)
+            folders = fillable_folders(settings)
+            copier = Copier(index, open_folders(own, index), folders, progress)
+            copier.copy_all(index)
+            copy_secrets(own, settings)
+            index.write(lambda db: copier.note_times(db, index))
+        os.sync()
+        replace_index(place, settings.database_url)
     return verify(settings)
 
 
@@ -14452,10 +16898,9 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
-        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
-        while True:
-            time.sleep(self.interval)
+    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
+        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
+        while not over.wait(self.interval):
             try:
                 if is_well(self.interval):
                     self._seen[number] = time.monotonic()
@@ -14477,28 +16922,37 @@ class Supervisor:
     """
 
     def __init__(
-        self, work: Callable[[int, socket.socket], None], watchdog: Watchdog, lock: io.FileIO,
-        listener: socket.socket,
+        self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
+        watchdog: Watchdog, lock: io.FileIO, listener: socket.socket,
     ) -> None:  # fmt: skip
         self._work = work
+        self._recover = recover
         self._watchdog = watchdog
         self._held, self._lifeline = socket.socketpair()
         self._lock = lock
         self._listener = listener
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
+        self._restarting = False
 
     def run(self, count: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
-        for number in range(count):
-            self._start(number)
+        self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
         }  # fmt: skip
         while self._workers:
             react[signal.sigwait(SIGNALS)]()
+            if self._restarting and not self._workers and not self._stopping:
+                self._restarting = False
+                self._recover()
+                self._start_all(count)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _start_all(self, count: int) -> None:
+        for number in range(count):
+            self._start(number)
 
     def _start(self, number: int) -> None:
         work = functools.partial(self._work, number, self._lifeline)
@@ -14510,7 +16964,10 @@ class Supervisor:
             if not ended:
                 continue
             number = self._workers.pop(process)
-            if not self._stopping:
+            if os.waitstatus_to_exitcode(status) == RESTART:
+                self._restarting = True
+                self._send(signal.SIGTERM, self._workers.values())
+            elif not self._stopping and not self._restarting:
                 warn(f"worker {number} ended with status {status}; another one takes its place")
                 time.sleep(1)  # one that cannot start must not use up the machine
                 self._start(number)
@@ -14531,8 +16988,11 @@ class Supervisor:
                 os.kill(process, number)  # it is there until it has been waited for
 
 
-def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends.
+RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends: with RESTART if True.
 
     SIGNALS, which are blocked, wait for it until it unblocks them.
     """
@@ -14544,10 +17004,9 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         for item in ours:
             item.close()
-        work()
-        status = 0
+        status = RESTART if work() else 0
     finally:
-        if status:
+        if status == 1:
             sys.excepthook(*sys.exc_info())
         os._exit(status)
 
@@ -14584,11 +17043,14 @@ def serve(settings: Settings) -> None:
     run = functools.partial(
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
     )
+    recover = functools.partial(settle, settings, thumbnails)
+    ready()
     if settings.workers > 1:
-        ready()
-        Supervisor(run, watchdog, lock, listener).run(settings.workers)
+        Supervisor(run, recover, watchdog, lock, listener).run(settings.workers)
     else:
-        run(ready=ready)
+        while run():
+            recover()
+    thumbnails.stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
 
@@ -14610,37 +17072,47 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
     progress: SharedProgress, watchdog: Watchdog, loads: memoryview, number: int = 0,
-    lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
-    """Serve on a listening socket until told to stop; worker 0 also scans."""
+    lifeline: socket.socket | None = None,
+) -> bool:  # fmt: skip
+    """Serve on a listening socket until told to stop; worker 0 also scans.
+
+    True where it was the index that ended it: it is to be opened anew.
+    """
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
-    server = Server(listener, loads, number)
+    server = Server(listener.dup(), loads, number)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
     server.is_prompt = application.is_prompt
     server.on_error = application.on_error
     server.lifeline = lifeline
-    handle_signals(server, app)
-    if ready:
-        ready()
+    app.index.on_damage = functools.partial(leave_index, server)
+    handle_signals(server, app, listener)
+    over = threading.Event()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
-    stopping = threading.Event()
-    emptying = threading.Thread(target=empty_trash_daily, args=(app, stopping), daemon=True)
+        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
+    emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
     if number == 0:
         app.scanner.start(settings.rescan_interval)
-        threading.Thread(target=app.uploads.watch, args=(stopping,), daemon=True).start()
+        threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
         if settings.trash_days:
             emptying.start()
     server.serve_forever()
-    stopping.set()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    over.set()
     app.scanner.stop()
     if emptying.is_alive():
         emptying.join(SCANNER_STOP_SECONDS)
-    thumbnails.stop()
     app.index.close()
+    return listener.fileno() >= 0
+
+
+def leave_index(server: Server, problem: str) -> None:
+    """Stop using a damaged index."""
+    if not server.stopping:
+        warn(f"the index is damaged: {problem}")
+        server.stop()
 
 
 def is_well(server: Server, app: App, seconds: float) -> bool:
@@ -14649,13 +17121,14 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
     return time.monotonic() - server.turned_at < max(seconds, 3)  # it is noted once a second
 
 
-def handle_signals(server: Server, app: App) -> None:
-    """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
+def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
+    """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
         if server.stopping and number == signal.SIGINT:
             os._exit(130)
         notify("STOPPING=1")
+        listener.close()
         server.stop()
 
     def scan() -> None:

@@ -17,10 +17,12 @@ import gzip
 import hashlib
 import hmac
 import http.client
+import http.server
 import importlib.util
 import io
 import itertools
 import json
+import mmap
 import os
 import random
 import re
@@ -40,6 +42,8 @@ import threading
 import time
 import tracemalloc
 import types
+import urllib.error
+import urllib.request
 import uuid
 import zlib
 from collections import Counter
@@ -59,8 +63,9 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "aria2c", "caddy", "chromium", "curl", "ffmpeg", "haproxy", "nginx", "node", "openssl",
-    "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
+    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
+    "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
+    "wget",
 }  # fmt: skip
 
 
@@ -2169,13 +2174,100 @@ THEORA = (
     + b"\0\xc0"
 )  # keyframe shift 6
 FLAC = b"fLaC\0\0\0\x22" + bytes(10) + (44100 << 44 | 132300).to_bytes(8, "big") + bytes(16)
+APE = bytes(32 + 9000) + b"APETAGEX" + struct.pack("<IIII", 2000, 9032, 0, 1 << 31) + bytes(8)
 ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
-TS = b"".join(
-    b"\x47\1\0" + b"\x30\x07\x10" + (clock << 15).to_bytes(6, "big") + bytes(176)
-    for clock in (0, 90000, 180000, 270000)
-)
-ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+
+
+def pes(clock: int, payload: bytes = b"", stream: int = 0xE0) -> bytes:
+    """A packet of a video with its presentation time (ISO 13818-1, section 2.4.3.6)."""
+    time = bytes([0x21 | clock >> 29 & 14]) + struct.pack(
+        ">HH", clock >> 14 & 0xFFFE | 1, clock << 1 & 0xFFFE | 1
+    )
+    return b"\0\0\1" + bytes([stream]) + b"\0\0\x80\x80\5" + time + payload
+
+
+def ts_packet(payload: bytes) -> bytes:
+    filling = 183 - len(payload)
+    return b"\x47\1\0\x30" + bytes([filling]) + bytes(filling) + payload
+
+
+def transport(first: bytes = b"", prefix: bytes = b"") -> bytes:
+    """Four frames of a second each behind an hour, the last two in the wrong order."""
+    clocks = [3600 * 90_000 + 90_000 * n for n in (0, 1, 3, 2)]
+    frames = [first, b"", b"", b""]
+    return b"".join(prefix + ts_packet(pes(*each)) for each in zip(clocks, frames, strict=True))
+
+
+H264_SIZE = bytes.fromhex("0000000167640028acd940780227e5c044")  # 1920 x 1080, cropped from 1088
+AVCHD_TIME = (
+    b"\0\0\1\6\5\x27" + bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM\2"
+    + bytes.fromhex("1804201905" "1904050201")
+)  # fmt: skip  # +02:00, 2019-05, the 4th at 05:02:01
+MPEG2_SIZE = b"\0\0\1\xb3\x28\x01\x68"  # 640 x 360
+PS = b"\0\0\1\xba\x44\0\4\0\4" + bytes(5)
+
+
+def asf_object(name: str, *body: bytes) -> bytes:
+    content = b"".join(body)
+    return bytes.fromhex(name) + struct.pack("<Q", 24 + len(content)) + content
+
+
+def asf(*objects: bytes, comment: int = 9) -> bytes:
+    """A header with a comment, the length of 3 s behind a preroll of 1 s, and more."""
+    made = (int(MADE) + 11_644_473_600) * 10**7
+    length = struct.pack("<QQQQQQ", 0, made, 0, 40_000_000, 0, 1000)
+    note = asf_object("3326b2758e66cf11a6d900aa0062ce6c", bytes(comment))
+    file = asf_object("a1dcab8c47a9cf118ee400c00c205365", bytes(16), length)
+    header = struct.pack("<IH", 2 + len(objects), 0x201) + note + file + b"".join(objects)
+    return asf_object("3026b2758e66cf11a6d900aa0062ce6c", header)
+
+
+ASF_VIDEO = asf_object(
+    "9107dcb7b7a9cf118ee600c00c205365", bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b"),
+    bytes(38), struct.pack("<II", 640, 360))  # fmt: skip
+
+
+def flv(**numbers: float) -> bytes:
+    notes = b"".join(
+        struct.pack(">H", len(name)) + name.encode() + b"\0" + struct.pack(">d", number)
+        for name, number in numbers.items()
+    )
+    body = b"\2\0\x0aonMetaData\x08" + struct.pack(">I", len(numbers)) + notes + b"\0\0\x09"
+    tag = b"\x12" + len(body).to_bytes(3, "big") + bytes(7) + body
+    last = b"\x09\0\0\1\0\x0b\xb8\0\0\0\0x"  # a picture at 3,000 ms
+    sized = b"".join(each + struct.pack(">I", len(each)) for each in (tag, last))
+    return b"FLV\1\5\0\0\0\x09" + bytes(4) + sized
+
+
+def big_tiff(order: str) -> bytes:
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HHHQQ", 43, 8, 0, 16, 2)
+    sides = ((256, 40), (257, 30))
+    entries = [struct.pack(order + "HHQQ", tag, 16, 1, side) for tag, side in sides]
+    return head + b"".join(entries) + bytes(8)
+
+
+def many_fragments(index: str = "") -> bytes:
+    """8,000 fragments of a second each."""
+
+    def fragment(second: int) -> bytes:
+        header = box(b"tfhd", full(0, struct.pack(">I", 1)))
+        run = box(b"trun", full(0, struct.pack(">I", 1)))
+        time = box(b"tfdt", full(1, struct.pack(">Q", 1000 * second)))
+        return box(b"moof", box(b"traf", header, time, run)) + box(b"mdat", b"x" * 9)
+
+    usual = box(b"mvex", box(b"trex", full(0, struct.pack(">IIIII", 1, 1, 1000, 0, 0))))
+    start, pieces = mp4_of(b"iso5", moov(1, 0, 0, usual)), [fragment(n) for n in range(8000)]
+    if index == "sidx":
+        entries = struct.pack(">III", len(pieces[0]), 1000, 0) * 8000
+        start += box(b"sidx", full(0, struct.pack(">IIIIHH", 1, 1000, 0, 0, 0, 8000), entries))
+    video = start + b"".join(pieces)
+    if index == "mfra":
+        entry = struct.pack(">IIBBB", 0, len(video) - len(pieces[-1]), 1, 1, 1)
+        table = box(b"tfra", full(0, struct.pack(">III", 1, 0, 1), entry))
+        video += box(b"mfra", table, box(b"mfro", full(0, struct.pack(">I", len(table) + 24))))
+    return video + (b"" if index != "none" else box(b"free", bytes(99)))
+
+
 CAMERA = {
     "created": MADE + 0.25, "created_source": "exif", "orientation": 6, "make": "Acme",
     "model": "Box 1", "latitude": -33.5, "longitude": 151.25, "altitude": 58.0,
@@ -2198,8 +2290,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "JPEG, broken EXIF": (jpeg_of((0xE1, b"Exif\0\0II*\0\xff\xff\0\0")), "image/jpeg", SMALL),
     "JPEG, stray bytes": (jpeg_of((0xE0, b"")).replace(b"\xff\xc0", b"zz\xff\xff\xff\xc0"),
                           "image/jpeg", SMALL),
-    "PNG": (png_with((b"tIME", b"\x07\xe3\5\4\3\2\1")), "image/png",
-            SMALL | {"created": MADE, "created_source": "png"}),
+    "PNG, edited": (png_with((b"tIME", b"\x07\xe3\5\4\3\2\1")), "image/png",
+                    SMALL | {"created": None}),
     "PNG, eXIf after the pixels":
         (png_with((b"IDAT", b""), (b"eXIf", exif_tiff())), "image/png", SMALL | CAMERA),
     "PNG, raw profile":
@@ -2208,7 +2300,7 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "PNG, packed XMP": (png_with((b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP))),
                         "image/png", SMALL | XMP_MADE),
     "PNG, wordy time": (png_with((b"tEXt", b"Creation Time\0Sat, 04 May 2019 03:02:01 GMT")),
-                        "image/png", {"created": MADE}),
+                        "image/png", {"created": MADE, "created_source": "png"}),
     "APNG": (png_with((b"acTL", bytes(8))), "image/apng", SMALL),
     "GIF": (b"GIF89a" + struct.pack("<HHBBB", 40, 30, 0, 0, 0) + b";", "image/gif", SMALL),
     "GIF, animated": (
@@ -2233,7 +2325,12 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "DNG": (tiff({0xC612: 1, 0x100: 40, 0x101: 30}), "image/x-adobe-dng", SMALL),
     "NEF": (tiff({0xFE: 1, 0x10F: b"NIKON CORPORATION", 0x14A: 8 + 2 + 36 + 4 + 18},
                  {0xFE: 0, 0x100: 40, 0x101: 30}), "image/x-nikon-nef", SMALL),
-    "BigTIFF": (b"II+\0\x08\0\0\0" + bytes(99), "image/tiff", {}),
+    "BigTIFF": (big_tiff("<"), "image/tiff", SMALL),
+    "BigTIFF, big-endian": (big_tiff(">"), "image/tiff", SMALL),
+    "RW2": (tiff({4: 2, 5: 4, 6: 32, 7: 44}).replace(b"II*", b"IIU"), "image/x-panasonic-rw2",
+            SMALL),
+    "JPEG 2000, bare": (b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">IIII", 44, 32, 4, 2),
+                        "image/x-j2c", SMALL),
     "HEIC": (heif(), "image/heic", SMALL | CAMERA | {"orientation": 1}),
     "HEIC, turned left": (heif(b"irot\1"), "image/heic", SMALL | {"orientation": 8}),
     "HEIC, turned and told by EXIF": (heif(b"irot\2"), "image/heic", {"orientation": 3}),
@@ -2261,15 +2358,31 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "Matroska": (matroska(b"matroska"), "video/x-matroska", FILMED),
     "WebM": (matroska(b"webm"), "video/webm", FILMED),
     "Matroska, tracks behind the clusters": (matroska_from_behind(), "video/x-matroska", FILMED),
-    "Matroska, sound": (matroska(b"webm", 2), "audio/x-matroska", {"duration": 3.0}),
+    "Matroska, sound": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
+    "WebM, sound": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
     "AVI": (avi(), "video/x-msvideo",
             FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
     "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
-    "MPEG-TS": (TS, "video/mp2t", {}),
-    "MPEG-PS": (b"\0\0\1\xba\x44\0\4\0\4" + bytes(5), "video/mpeg", {}),
-    "WMV": (ASF + bytes(99) + ASF_VIDEO, "video/x-ms-wmv", {"kind": "video"}),
-    "WMA": (ASF + bytes(99), "audio/x-ms-wma", {"kind": "audio"}),
+    "MPEG-TS": (transport(MPEG2_SIZE), "video/mp2t", FILM | {"duration": 4.0, "created": None}),
+    "AVCHD": (transport(AVCHD_TIME + H264_SIZE, bytes(4)), "video/mp2t",
+              FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
+    "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
+                FILM),
+    "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", FILMED),
+    "WMA": (asf(), "audio/x-ms-wma", {"duration": 3.0, "kind": "audio"}),
+    "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", FILM),
+    "FLV, live": (flv(), "video/x-flv", {"duration": 3.0}),
+    "MP4, indexed fragments": (many_fragments("mfra"), "video/mp4", FILM | {"duration": 8000.0}),
+    "MP4, listed fragments": (many_fragments("sidx"), "video/mp4", FILM | {"duration": 8000.0}),
+    "MP4, many fragments": (many_fragments(), "video/mp4", FILM | {"duration": 8000.0}),
+    "AMR": (b"#!AMR\n" + (b"\x3c" + bytes(31)) * 150, "audio/amr", {"duration": 3.0}),
+    "AMR, wideband": (b"#!AMR-WB\n" + (b"\x44" + bytes(60)) * 150, "audio/amr",
+                      {"duration": 3.0}),
     "WAV": (wav(), "audio/x-wav", {"duration": 3.0}),
+    "WAV, packed": (chunk(b"RIFF", b"WAVE",
+                          chunk(b"fmt ", struct.pack("<HHIIHH", 85, 1, 8000, 0, 1, 0)),
+                          chunk(b"fact", struct.pack("<I", 24000)), chunk(b"LIST", b"INFO"),
+                          chunk(b"data", bytes(99))), "audio/x-wav", {"duration": 3.0}),
     "RF64": (wav(b"RF64"), "audio/x-wav", {"duration": 3.0}),
     "AIFF": (chunk(b"FORM", b"AIFF", chunk(b"COMM", b"\0\1" + struct.pack(">IHHQ", 24000, 16, 16383
              + 12, 8000 << 51), order=">"), order=">"), "audio/x-aiff", {"duration": 3.0}),
@@ -2280,6 +2393,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
     "MP3, VBRI": (MP3_FRAME[:36] + b"VBRI" + bytes(10) + struct.pack(">I", 1000) + MP3_FRAME[54:]
                   + MP3_FRAME, "audio/mpeg", {"duration": pytest.approx(26.122, abs=0.001)}),
+    "MP3, tags behind": (MP3_FRAME * 115 + APE + b"TAG" + bytes(125), "audio/mpeg",
+                         {"duration": pytest.approx(3.0, abs=0.01)}),
     "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
     "Vorbis": (ogg(VORBIS, 132300), "audio/ogg", {"duration": 3.0}),
     "Opus": (ogg(b"OpusHead\1\2" + struct.pack("<HI", 312, 44100), 144312), "audio/ogg",
@@ -2326,6 +2441,12 @@ def test_what_is_no_picture_film_or_sound_is_nothing(head: bytes) -> None:
         (b"2019-05-04T05:02:01+0200", b"", MADE), (b"2019:05:03 22:02:01", b"-05:00", MADE),
         (b"2019:05:04 05:02:01", b"", "local"), (b"2019:05:04 05:02:01\0", b"   :  ", "local"),
         (b"0000:00:00 00:00:00", b"", None), (b"    :  :     :  :  ", b"", None),
+        (b"\0 2019:05:04 05:02:01\0junk", b"+2:00\0", MADE),
+        (b"2019/ 5/ 4  5:02:01AM", b"+02", MADE), (b"2019/5/4 3:02:01 UTC", b"+02:00", MADE),
+        (b"2019-05-04 05:02:01+99:00", b"+02:00", MADE),
+        (b"Sat May 04 03:02:01 2019\n\0", b"Z", MADE),
+        (b"2019:05:04 05:02:01", b"-18:00", "local"), (b"2019:05:04 5:02:01AM", b"", "local"),
+        (b"Sat May  4 05:02:01 2019\0\0", b"", "local"),
         (b"2019:13:04 05:02:01", b"Z", None), (b"2019:02:30 05:02:01", b"Z", None),
         (b"2019:05:04 25:02:01", b"Z", None), (b"yesterday", b"", None), (b"", b"", None),
     ],
@@ -2338,16 +2459,83 @@ def test_a_time_without_a_zone_is_local_and_an_impossible_one_none(
     assert ms.parse_time(text, zone) == seconds
 
 
-def test_the_best_time_wins_and_those_before_photography_are_ignored() -> None:
-    def made(**changes: bytes) -> float | None:
-        got = probe(jpeg_of((0xE1, b"Exif\0\0" + exif_tiff(**changes))))
-        return got.created if got else None
+EDITED = b'<x xmlns:e="http://ns.adobe.com/exif/1.0/" xmp:CreateDate="2020-01-01T00:00:00Z"'
+IPTC = b"\x1c\2\x37\0\x0820190504\x1c\2\x3c\0\x0b050201+0200"
+RESOURCES = b"8BIM\4\2\0\0\0\0\0\1x\0" + b"8BIM\4\4\0\0" + struct.pack(">I", len(IPTC)) + IPTC
+PACKET = EDITED + b"><e:DateTimeOriginal>\n2019-05-04T03:02:01Z</e:DateTimeOriginal></x>"
+NO_TIME = {"x9003": b"0000:00:00 00:00:00"}
 
-    digitized = {"x9004": b"2019:05:04 05:02:01", "x9012": b"+02:00"}
-    assert made() == MADE + 0.25
-    assert made(x9003=b"0000:00:00 00:00:00", **digitized) == MADE
-    assert made(x9003=b"1815:06:18 11:00:00", **digitized) == MADE
-    assert made(x9003=b"    :  :     :  :  ") == time.mktime((2020, 1, 1, 0, 0, 0, 0, 0, -1))
+
+@pytest.mark.parametrize(
+    ("tags", "others", "source"),
+    [
+        ({"x9011": b"+02:00"}, b"", "exif"),
+        ({"x9011": b"", "x9010": b"+02:00"}, b"", "exif"),  # the offset of another time
+        ({"x9011": b"+77:00", "x9012": b"+2:00"}, b"", "exif"),
+        ({"x9003": b"    :  :     :  :  ", "x9004": b"2019:05:04 03:02:01", "x9012": b"Z"},
+         b"", "exif"),
+        ({"x9003": b"1815:06:18 11:00:00", "x9004": b"2019:05:04 03:02:01", "x9012": b"Z"},
+         PACKET, "exif"),
+        (NO_TIME, PACKET, "xmp"),  # its original, not its making; nor EXIF's edit
+        (NO_TIME, b"Photoshop 3.0\0" + RESOURCES, "iptc"),
+        (NO_TIME, b"", None),
+    ],
+)  # fmt: skip
+def test_a_picture_was_taken_when_its_best_time_says_and_never_when_it_was_edited(
+    tags: dict[str, bytes], others: bytes, source: str | None
+) -> None:
+    block = b"Exif\0\0" + exif_tiff(**{"x9291": b"", **tags})
+    got = probe(jpeg_of((0xED if b"8BIM" in others else 0xE1, others), (0xE1, block)))
+    assert got and (got.created, got.created_source) == (MADE if source else None, source)
+
+
+def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> bytes:
+    """A film with times in its three kinds of headers, in seconds since 1904."""
+    name = struct.pack(">I", seconds)
+    movie_head, media_head = (
+        box(kind, full(0, name * flag or bytes(4), bytes(4), struct.pack(">II", 1000, 3000)))
+        for kind, flag in ((b"mvhd", movie), (b"mdhd", media))
+    )
+    track_head = box(b"tkhd", full(0, name * track or bytes(4), bytes(76)))
+    handler = box(b"hdlr", full(0, bytes(4), b"vide"))
+    return movie_head + box(b"trak", track_head, box(b"mdia", media_head, handler))
+
+
+def noted(kind: bytes, text: bytes, seconds: int = 1 << 31) -> bytes:
+    """A film with a note in its user data, and another time in its header."""
+    return made_at(seconds, 1) + box(b"udta", box(kind, text))
+
+
+WHEN, ZERO_1970 = int(MADE) + 2082844800, 2082844800
+ITEM = box(b"\xa9day", box(b"data", bytes(8), b"2019-05-04T05:02:01+0200"))
+RECORDED = b"2019-05-04 05:02:01+02:00"
+TAGS = element(0x1254C367, element(0x7373, element(
+    0x67C8, element(0x45A3, b"DATE_RECORDED"), element(0x4487, RECORDED))))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(WHEN, 0, 0, 1))), MADE),
+        (mp4_of(movie=box(b"moov", made_at(0))), None),
+        (mp4_of(movie=box(b"moov", made_at(ZERO_1970, 1, 1, 1))), None),
+        (mp4_of(movie=box(b"moov", noted(b"date", RECORDED))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"\xa9day", b"\0\x19\0\0" + RECORDED))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"meta", bytes(4) + box(b"ilst", ITEM)))), MADE),
+        (mp4_of(movie=box(b"moov", noted(b"XMP_", PACKET, 0))), MADE),
+        (element(0x1A45DFA3, element(0x4282, b"matroska")) + element(0x18538067, TAGS), MADE),
+        (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl", chunk(b"IDIT", b"2019/ 5/ 4  5:02AM\0"))),
+         "local"),
+        (chunk(b"RIFF", b"AVI ", chunk(b"LIST", b"hdrl"), chunk(b"_PMX", PACKET)), MADE),
+    ],
+)  # fmt: skip
+def test_a_video_was_made_when_its_best_time_says(video: bytes, expected: Any) -> None:
+    if expected == "local":
+        expected = time.mktime((2019, 5, 4, 5, 2, 0, 0, 0, -1))
+    got = probe(video)
+    assert got and got.kind == "video" and got.created == expected
 
 
 class Film(io.RawIOBase):
@@ -2375,6 +2563,22 @@ def test_a_film_of_four_gigabytes_costs_kilobytes() -> None:
     got = ms.probe(film)  # type: ignore[arg-type]
     assert got is not None and (got.width, got.duration) == (640, 3.0)
     assert film.bytes_read < 20_000
+
+
+def test_of_fragments_without_an_index_the_last_one_within_reach_counts() -> None:
+    got = probe(many_fragments("none"))
+    assert got is not None and got.duration is not None and 1000 < got.duration < 8000
+
+
+def test_a_long_comment_makes_no_sound_of_a_video() -> None:
+    got = probe(asf(ASF_VIDEO, comment=50_000))
+    assert got is not None and (got.kind, got.width) == ("video", 640)
+
+
+def test_frames_of_changing_size_are_counted_all_over_the_file() -> None:
+    quiet = b"\xff\xfb\x10\x00" + bytes(100)  # 32 kbit/s
+    got = probe(quiet * 20_000 + MP3_FRAME * 20_000)
+    assert got is not None and got.duration == pytest.approx(40_000 * 1152 / 44100, rel=0.02)
 
 
 def test_what_a_broken_file_still_says_is_kept() -> None:
@@ -2423,6 +2627,13 @@ HOSTILE = {
         box(b"trun", struct.pack(">III", 0x100, 480_000, 1), bytes(1_920_000)))),
     "notes without end": box(b"ftyp", b"qt  ", bytes(4)) + box(b"moov", box(
         b"udta", box(b"\xa9day", bytes(4), b"2019:00:00:00 aaaa:") * 30_000)),
+    "times of packets": PS + pes(0) * 40_000,
+    "a transport stream of times": ts_packet(pes(0) * 13) * 4000,
+    "resources of Photoshop": jpeg_of(*[(0xED, b"8BIM\1\1\0\0\0\0\0\0" * 5000)] * 9),
+    "data sets of IPTC": jpeg_of(*[
+        (0xED, b"8BIM\4\4\0\0\0\0\xea\x60" + b"\x1c\2\5\0\0" * 12_000)] * 9),
+    "speech of one byte": b"#!AMR\n" + b"\x7c" * 400_000,
+    "objects without end": asf()[:16] + struct.pack("<QIH", 1 << 30, 9, 9) + ASF_VIDEO * 9000,
     "segments without end": b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000,
 }  # fmt: skip
 
@@ -5153,6 +5364,58 @@ def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     assert again.get(f"/image/{sha256(private)}").status == 404
 
 
+def with_large_index(running: Server, rows: int) -> Path:
+    """Give an index so many rows that no check at start and no cache holds it whole."""
+    index = running.data / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(index)) as db, db:
+        values = ((b"%032x" % number, "0" * 64) for number in range(rows))
+        db.execute(f"INSERT INTO asset (sha256, size) VALUES ('{'0' * 64}', 1)")
+        db.executemany("INSERT INTO file VALUES ('users', ?, ?, 1, 1, 1, 1)", values)
+    return index
+
+
+def overwrite_pages(index: Path, every: int) -> None:
+    with index.open("r+b") as file:
+        for page in range(1, index.stat().st_size // 4096, every):
+            os.pwrite(file.fileno(), os.urandom(4096), page * 4096)
+
+
+@pytest.mark.parametrize(
+    ("damage", "workers"), [("pages", "2"), ("pages", "1"), ("emptied", "1"), ("at rest", "1")]
+)
+def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage, workers):
+    running = start("--workers", workers)
+    contents = {name: png() for name in ("a.png", "b/c.png", "b/d.png")}
+    fill(running.storage, contents)
+    stored = running.upload(png()).json
+    user = User(running)
+    assert user.upload(own := png())[0] == 201
+    running.rescan()
+    if damage == "at rest":
+        running.stop()
+    index = with_large_index(running, 40_000)
+    if damage == "emptied":
+        os.truncate(index, 0)
+    else:
+        overwrite_pages(index, 40 if damage == "at rest" else 1)
+    if damage == "at rest":
+        running = start("--workers", workers)
+    expected = {stored["sha256"], *map(sha256, contents.values())}
+
+    def is_back() -> bool:
+        answers = [running.get("/list"), running.upload(png())]
+        assert {answer.status for answer in answers} <= {200, 201, 503}
+        return answers[0].status == 200 and set(answers[0].json) >= expected
+
+    wait_until(is_back, "the index")
+    assert len(list(running.data.glob("index.sqlite3.damaged-*[0-9]Z"))) == 1
+    assert running.get(stored["url"]).body
+    assert [path.read_bytes() for path in user.files()] == [own]
+    assert User(running).id > user.id
+    running.stop()
+    assert "Traceback" not in running.log
+
+
 def an_account() -> dict[str, str]:
     return {"email": f"{unique().decode()}@example.org", "password": "long enough"}
 
@@ -5201,6 +5464,28 @@ def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
         assert failures.begin("now", limits, now)
         failures.end("now", None)
         assert not failures.closed_for(limits, now + 1)
+
+
+def test_what_a_clock_that_was_wrong_has_written_closes_nothing_and_keeps_nothing(start):
+    need("faketime")
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    wrong = {"LD_PRELOAD": str(library), "FAKETIME": "+2y", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    running = start(**wrong)
+    fill(running.storage, {"old.png": png(), "kept.png": (kept := png())})
+    running.rescan()
+    assert time.time() + 1e7 < running.get("/health").json["scan"]["finished_at"]
+    user, other = User(running), User(running)
+    assert {user.login(username=user.name, password="wrong")[0] for _ in range(6)} == {401, 429}
+    assert owner_says(running, "user", "disable", other.email, **wrong).returncode == 0
+    running.stop()
+    (running.storage / "old.png").unlink()
+    again = start()
+    again.scanned()
+    assert set(again.listed()) == {sha256(kept)}
+    assert user.on(again).login()[0] == 200
+    assert owner_says(again, "user", "enable", other.email).returncode == 0
+    other.headers = {"Authorization": f"Bearer {other.on(again).login()[1]['access']}"}
+    assert other.call("GET", "/api/auth/profile/")[0] == 200
 
 
 def test_without_a_temporary_folder_lists_lie_in_data_and_on_a_full_disk_in_memory(
@@ -5825,11 +6110,14 @@ def test_the_list_has_the_documents_fields(start, tmp_path):
     storage = tmp_path / "pictures"
     dated, plain = jpeg(date="2020:05:17 10:20:30"), jpeg()
     fill(storage, {"a.jpg": dated, "sub/ü b.jpg": plain, "film.mp4": mp4(), "notes.txt": b"x"})
+    described = jpeg_of((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + PACKET))
+    fill(storage, {"xmp.insp": described})  # Insta360's name for a JPEG
     os.utime(storage / "a.jpg", (1e9, 1e9 + 0.25))
     running = start(tz="EST5")  # EXIF has the local time
     running.scanned()
     listed = running.listed()
-    assert len(listed) == 3
+    assert len(listed) == 4
+    assert listed[sha256(described)]["original_creation_date"] == MADE
     assert listed[sha256(dated)] == {
         "filename": "a.jpg",
         "last_modified": 1e9 + 0.25,
@@ -6189,6 +6477,157 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     assert running.get("/media").json["count"] == 0
 
 
+# Faults of the disk
+
+FAULTS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static struct { volatile int countdown, error; } *plan;
+static const char *root;
+
+__attribute__((constructor)) static void begin(void)
+{
+    int file = open(getenv("FAULTS"), O_RDWR);
+    root = getenv("FAULTS_BELOW");
+    plan = mmap(NULL, sizeof *plan, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+}
+
+/* Whether this call, of a file or a path below the root, is the one to fail. */
+static int fails(int file, const char *path)
+{
+    char link[64], target[4096] = "";
+    if (plan->countdown <= 0)
+        return 0;
+    if (path == NULL || path[0] != '/') {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+        if (readlink(link, target, sizeof target - 1) < 0)
+            return 0;
+        path = target;
+    }
+    if (strncmp(path, root, strlen(root)) || __sync_sub_and_fetch(&plan->countdown, 1))
+        return 0;
+    errno = plan->error;
+    return 1;
+}
+
+#define CALL(result, name, types, names, file, path) \
+    result failing_##name types __asm__(#name); \
+    result failing_##name types \
+    { \
+        static result (*real) types; \
+        if (real == NULL) \
+            real = dlsym(RTLD_NEXT, #name); \
+        return fails(file, path) ? -1 : real names; \
+    }
+
+CALL(ssize_t, write, (int f, const void *b, size_t n), (f, b, n), f, NULL)
+CALL(ssize_t, pwrite64, (int f, const void *b, size_t n, off_t o), (f, b, n, o), f, NULL)
+CALL(int, fsync, (int f), (f), f, NULL)
+CALL(int, fdatasync, (int f), (f), f, NULL)
+CALL(int, ftruncate64, (int f, off_t n), (f, n), f, NULL)
+CALL(int, openat64, (int d, const char *p, int g, mode_t m), (d, p, g, m), d, p)
+CALL(int, open64, (const char *p, int g, mode_t m), (p, g, m), -1, p)
+CALL(int, mkdirat, (int d, const char *p, mode_t m), (d, p, m), d, p)
+CALL(int, unlinkat, (int d, const char *p, int g), (d, p, g), d, p)
+CALL(int, unlink, (const char *p), (p), -1, p)
+CALL(int, linkat, (int d, const char *p, int e, const char *q, int g), (d, p, e, q, g), d, p)
+CALL(int, renameat, (int d, const char *p, int e, const char *q), (d, p, e, q), d, p)
+"""
+
+
+class Faults:
+    """A server whose disk fails at a call of choice."""
+
+    def __init__(self, folder: Path, start: Callable[..., Server]) -> None:
+        compiler = need("cc")
+        source, library, plan = folder / "faults.c", folder / "faults.so", folder / "plan"
+        source.write_text(FAULTS)
+        command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"]
+        subprocess.run(command, check=True)
+        plan.write_bytes(bytes(8))
+        with plan.open("r+b") as file:
+            self._plan = memoryview(mmap.mmap(file.fileno(), 8)).cast("i")
+        self.server = start(
+            ld_preload=str(library), faults=str(plan), faults_below=str(folder / "pictures")
+        )
+        self.server.scanned()
+
+    def at_every_call(self, prepare: Callable[[], Any], work: Callable[..., object]) -> None:
+        """Do `work` again and again; the first time its first call fails, then its second, ..."""
+        for call in itertools.count(1):
+            prepared = prepare()
+            self._plan[0], self._plan[1] = call, ERRORS[call % len(ERRORS)]
+            work(prepared)
+            if self._plan[0] > 0:  # there were not so many
+                self._plan[0] = 0
+                return
+
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EXDEV)
+FILED = {  # where the answer to an upload says that the file is
+    "/upload": lambda found: found["url"],
+    "/image/a.png": lambda found: found["file_path"],
+    "/upload-image": lambda found: found["image_url"],
+    "/api/media/media/": lambda found: f"/api/media/media/{found['id']}/file/",
+    "/entity/": lambda found: f"/entity/{found['id']}/file",
+}
+
+
+def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start, tmp_path):
+    faults = Faults(tmp_path, start)
+    running, user = faults.server, User(faults.server)
+    kept: dict[str, bytes] = {}  # by URL
+    unsure: set[str] = set()  # hashes of what a failed deletion left or not
+
+    def upload(way: tuple[str, str, str]) -> str | None:
+        (method, path, field), content, name = way, png(), f"{unique().decode()}.png"
+        body, content_type = form(name, content, field, name="a")
+        headers = {**(user.headers if path == MEDIA else OWNER), "Content-Type": content_type}
+        answer = running.request(method, path.replace("a.png", name), body, headers)
+        assert answer.status in {201, 500, 503, 507}, answer.body
+        if answer.status != 201:
+            return None
+        place = f"/image/{sha256(content)}" if method == "PUT" else FILED[path](answer.json)
+        kept[place] = content
+        return place
+
+    def delete(place: str) -> None:
+        path = local(place).removesuffix("/file")
+        status = running.request("DELETE", path, headers=OWNER).status
+        assert status in {200, 500, 503, 507}
+        content = kept.pop(place)
+        if status != 200:
+            unsure.add(sha256(content))
+
+    for way in UPLOADS:
+        faults.at_every_call(functools.partial(tuple, way), upload)
+    for way in (UPLOADS[0], UPLOADS[-1]):
+        faults.at_every_call(functools.partial(upload, way), delete)
+    running.kill()
+    again = start()
+    again.scanned()
+    for place, content in kept.items():
+        headers = user.headers if MEDIA in place else OWNER
+        assert again.request("GET", local(place), headers=headers).body == content
+    files = [path for path in again.storage.rglob("*.png") if "thumbnails" not in str(path)]
+    found = {sha256(path.read_bytes()) for path in files}
+    assert found - unsure == set(map(sha256, kept.values())) - unsure
+    public = {path for path in files if path.parts[-2] == "media" or "uploads/2" in str(path)}
+    public = {path for path in public if ".mediaserver" not in path.parts}
+    assert set(again.listed()) == {sha256(path.read_bytes()) for path in public}
+    assert not [path for path in again.storage.rglob(".incoming/*") if path.is_file()]
+
+
 def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads(
     start, tmp_path, mount
 ):
@@ -6435,6 +6874,69 @@ def test_previews_are_private_where_their_pictures_are(start):
         assert answer.status == 200
         assert "private" in answer.headers["Cache-Control"]
         assert running.get(path).status in {401, 404}
+
+
+def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
+    public, private, own, entity, unknown = png(), png(), png(), png(), sha256(unique())
+    server.upload(public)
+    server.store(private, f"{unique().decode()}.png")
+    record = jane.upload(own)[1]
+    entities.create(entity)
+    asked = [*map(sha256, (entity, public, private, own)), unknown, sha256(public).upper()]
+
+    def stored(headers: dict[str, str]) -> set[bytes]:
+        answer = server.request("POST", "/exists", json.dumps(asked).encode(), {
+            **headers, "Content-Type": "application/json"})  # fmt: skip
+        assert answer.status == 200 and list(answer.json) == ["stored"], answer.body
+        found = answer.json["stored"]
+        assert found == [each for each in asked if each in found]  # once, in their order
+        one_by_one = [server.get(f"/exists?sha256={each}", **headers) for each in asked[:5]]
+        assert [each.json["stored"] for each in one_by_one] == [
+            [each] if each in found else [] for each in asked[:5]]  # fmt: skip
+        return {content for content in (public, private, own, entity) if sha256(content) in found}
+
+    assert stored({}) == stored(django.headers) == {public, entity}
+    assert stored(READER) == stored(OWNER) == {public, private, entity}
+    assert stored(jane.headers) == {public, entity, own}
+    jane.call("DELETE", f"{MEDIA}{record['id']}/")
+    assert stored(jane.headers) == {public, entity}
+
+
+def test_a_content_that_was_changed_on_disk_is_not_stored(start, tmp_path):
+    running, content = start(), png()
+    fill(tmp_path / "pictures", {"a.png": content})
+    running.rescan()
+    path = f"/exists?sha256={sha256(content).upper()}"
+    assert running.get(path).json == {"stored": [sha256(content)]}
+    (tmp_path / "pictures/a.png").write_bytes(png())
+    assert running.get(path).json == {"stored": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[]", 200), (b"{}", 400), (b"null", 400), (b'"x"', 400), (b"[1]", 400), (b"[null]", 400),
+        (b'["x"]', 400), (b"[", 400), (b'[["a"]]', 400), (b"", 400),
+        (json.dumps(["5e" * 32] * 1000).encode(), 200),
+        (json.dumps(["5e" * 32] * 1001).encode(), 400),
+        (json.dumps([b"\0".hex() * 31 + "\u0660\u0660"]).encode(), 400),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_hashes_is_refused(server, body, status):
+    headers = {"Content-Type": "application/json"}
+    answer = server.request("POST", "/exists", body, headers)
+    assert answer.status == status, answer.body
+    assert status == 200 or answer.json["detail"]
+
+
+def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start):
+    running = start(read_auth_enabled="true")
+    path = f"/exists?sha256={'5e' * 32}"
+    assert running.get(path).status == 401
+    assert running.get(path, **WRITER).status == 403
+    assert running.get(path, **READER).json == {"stored": []}
+    assert [running.get(f"/exists{query}", **READER).status for query in ("", "?sha256=x")] == [
+        400, 400]  # fmt: skip
 
 
 def test_the_scanner_makes_previews_ahead_and_they_go_with_their_file(start, tmp_path):
@@ -6738,8 +7240,9 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
         text = running.request("GET", path, headers=OWNER).body.decode()
         assert digest not in text
         assert name not in text
-    page = running.get("/", Accept="text/html").body.decode()
-    assert digest not in page
+    listed = running.get("/gallery/items").json
+    for key, *_ in listed["groups"]:
+        assert digest not in running.get(f"/gallery/items?group={key}").body.decode()
     known = running.put("/image/mine.png", content)  # new content as far as anyone may know
     assert known.status == 201
     assert "secret" not in str(known.json)
@@ -7345,10 +7848,11 @@ def test_a_throttled_login_costs_no_scrypt_and_outlives_a_crash(start):
     assert left == 2  # those of this one; what is older than the window is gone
 
 
-def owner_says(server: Server, *words: str, stdin: str = "") -> Any:
+def owner_says(server: Server, *words: str, stdin: str = "", **environment: str) -> Any:
     """Run a command of the owner on the folder of a running server."""
     storage = ("--storage_dir", server.storage)
-    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **SECRETS)
+    environment = {**SECRETS, **environment}
+    return run_program(*words, *storage, cwd=server.storage.parent, stdin=stdin, **environment)
 
 
 def test_the_owner_grants_and_revokes_while_the_server_runs(server):
@@ -7757,8 +8261,9 @@ def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, djan
     for headers in ({}, OWNER, django.headers):
         for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
             assert server.request("GET", f"/{tail}", headers=headers).status in {401, 403, 404}
-    for path in ("/list", "/media", "/"):
-        body = server.get(path, Accept="text/html").body
+    month = time.strftime("%Y-%m")
+    for path in ("/list", "/media", "/gallery/items", f"/gallery/items?group={month}"):
+        body = server.get(path).body
         assert sha256(content).encode() not in body
         assert b"secret-name" not in body
     assert server.put("/image/new.png", content).status == 201  # not "known"
@@ -7978,11 +8483,15 @@ def test_a_created_entity_has_every_field_of_the_document(entities):
             {"create_date": None, "width": 16, "height": 8},  # as stored, before rotation
         ),
         (
+            lambda: png_with((b"tEXt", b"Creation Time\0" + RECORDED), (b"tEXt", unique())),
+            {"create_date": "2019-05-04T03:02:01Z", "type": "image"},
+        ),
+        (
             lambda: mp4_of() + box(b"free", unique()),
             {"create_date": "2019-05-04T03:02:01Z", "type": "video", "duration": 3.0},
         ),
     ],
-    ids=["local time", "with an offset", "no time", "film"],
+    ids=["local time", "with an offset", "no time", "no EXIF", "film"],
 )
 def test_facts_are_taken_from_the_content(entities, make, fields):
     if fields["create_date"] == "local":
@@ -9162,7 +9671,7 @@ def shared(server: Server, made: Mapping[str, Any], **headers: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def album(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def wedding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with closed reads and pictures in folders, whose names are near."""
     storage = tmp_path_factory.mktemp("album") / "pictures"
     names = ("a/1.png", "a/b/2.png", "a/<i>&.png", "ab/3.png", "a.png", "a0/4.png")
@@ -9172,56 +9681,56 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def test_a_link_shows_a_folder_to_who_has_it_and_nothing_else(album):
-    made = share(album, kind="folder", target="a/", title="Our <b>wedding</b>")
-    files = shared(album, made)
+def test_a_link_shows_a_folder_to_who_has_it_and_nothing_else(wedding):
+    made = share(wedding, kind="folder", target="a/", title="Our <b>wedding</b>")
+    files = shared(wedding, made)
     assert [file["name"] for file in files] == ["1.png", "<i>&.png", "2.png"]
     for file in files:
-        answer = album.get(local(file["url"]))
+        answer = wedding.get(local(file["url"]))
         assert len(answer.body) == file["size"]
         assert answer.headers["Cache-Control"] == "private, no-cache"
         assert local(file["url"]).rpartition("/")[2] == sha256(answer.body)
-    other = sha256((album.storage / "ab/3.png").read_bytes())
+    other = sha256((wedding.storage / "ab/3.png").read_bytes())
     for path in (f"{local(made['url'])}/{other}", f"/s/{'x' * 22}/{other}", f"/s/{'x' * 22}"):
-        assert album.get(path).status == 404
-    assert album.get("/list").status == 401
-    page = album.get(local(made["url"]), accept="text/html")
+        assert wedding.get(path).status == 404
+    assert wedding.get("/list").status == 401
+    page = wedding.get(local(made["url"]), accept="text/html")
     text = page.body.decode()
     assert "<h1>Our &lt;b&gt;wedding" in text and "<i>" not in text
     assert text.count("<a href=") == 3
     assert "script" not in text and "default-src 'none'" in page.headers["Content-Security-Policy"]
     late = png_of(900)
-    fill(album.storage, {"a/late.png": late})
-    album.rescan()
-    assert len(shared(album, made)) == 4
+    fill(wedding.storage, {"a/late.png": late})
+    wedding.rescan()
+    assert len(shared(wedding, made)) == 4
 
 
-def test_a_link_s_thumbnails_are_shown(album, pillow):
-    for file in shared(album, share(album, kind="folder", target="a")):
-        thumbnail = album.get(local(file["thumbnail"]))
+def test_a_link_s_thumbnails_are_shown(wedding, pillow):
+    for file in shared(wedding, share(wedding, kind="folder", target="a")):
+        thumbnail = wedding.get(local(file["thumbnail"]))
         assert thumbnail.body.startswith(b"\x89PNG")
         assert thumbnail.headers["Cache-Control"] == "private, no-cache"
 
 
-def test_links_are_listed_ended_and_end_by_themselves(album):
-    made = share(album, kind="folder", target="a")
+def test_links_are_listed_ended_and_end_by_themselves(wedding):
+    made = share(wedding, kind="folder", target="a")
     ends = datetime.fromisoformat(made["expires_at"].replace("Z", "+00:00")).timestamp()
     assert abs(ends - time.time() - 30 * 86400) < 60
-    assert share(album, kind="folder", target="a", expires_in=0)["expires_at"] is None
-    short = share(album, kind="folder", target="a", expires_in=1)
-    listed = album.call("GET", "/shares", headers=OWNER)[1]
+    assert share(wedding, kind="folder", target="a", expires_in=0)["expires_at"] is None
+    short = share(wedding, kind="folder", target="a", expires_in=1)
+    listed = wedding.call("GET", "/shares", headers=OWNER)[1]
     assert made in listed
-    path = local(shared(album, made)[0]["url"])
-    assert album.get(path).status == 200
-    assert album.call("DELETE", f"/shares/{made['id']}", headers=bearer())[0] == 404
-    assert album.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 204
-    assert album.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 404
-    assert (album.get(path).status, shared(album, made)) == (404, 404)
-    wait_until(lambda: shared(album, short) == 404, "the end of a link")
+    path = local(shared(wedding, made)[0]["url"])
+    assert wedding.get(path).status == 200
+    assert wedding.call("DELETE", f"/shares/{made['id']}", headers=bearer())[0] == 404
+    assert wedding.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 204
+    assert wedding.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 404
+    assert (wedding.get(path).status, shared(wedding, made)) == (404, 404)
+    wait_until(lambda: shared(wedding, short) == 404, "the end of a link")
     for headers in ({}, bearer()):
         values = {"kind": "folder", "target": "a"}
-        assert album.call("POST", "/shares", values, headers)[0] == (403 if headers else 401)
-    assert made not in album.call("GET", "/shares", headers=bearer())[1]
+        assert wedding.call("POST", "/shares", values, headers)[0] == (403 if headers else 401)
+    assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
 
 
 def test_an_ended_link_is_not_answered_from_memory(server):
@@ -9233,21 +9742,21 @@ def test_an_ended_link_is_not_answered_from_memory(server):
     assert server.get(path).status == 404
 
 
-def test_a_link_s_password_is_asked_for_at_every_file(album):
-    made = share(album, kind="folder", target="a", password="guests")
+def test_a_link_s_password_is_asked_for_at_every_file(wedding):
+    made = share(wedding, kind="folder", target="a", password="guests")
     assert (made["has_password"], "guests" in str(made)) == (True, False)
-    path, content = local(made["url"]), (album.storage / "a/1.png").read_bytes()
+    path, content = local(made["url"]), (wedding.storage / "a/1.png").read_bytes()
     file = f"{path}/{sha256(content)}"
-    form_page = album.get(path, accept="text/html")
+    form_page = wedding.get(path, accept="text/html")
     assert (form_page.status, b'type="password"' in form_page.body) == (401, True)
     assert b"1.png" not in form_page.body
     for wanted in (path, file, f"{file}?thumbnail=true"):
-        assert album.get(wanted).status == 401
-        assert album.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
+        assert wedding.get(wanted).status == 401
+        assert wedding.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
 
     def unlock(password: str, path: str = path) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return album.request("POST", path, urlencode({"password": password}), headers)
+        return wedding.request("POST", path, urlencode({"password": password}), headers)
 
     assert unlock("guest").status == 401
     answer = unlock("guests")
@@ -9255,13 +9764,13 @@ def test_a_link_s_password_is_asked_for_at_every_file(album):
     assert (answer.status, answer.headers["Location"]) == (303, path)
     assert f"Path={path}; Max-Age=43200; HttpOnly; SameSite=Lax" in cookie
     cookie = cookie.partition(";")[0]
-    assert album.get(file, cookie=cookie).body == content
-    assert len(shared(album, made, cookie=cookie)) >= 3
-    other = share(album, kind="folder", target="a", password="guests")
-    assert shared(album, other, cookie=cookie) == 401, "a cookie opens one link"
+    assert wedding.get(file, cookie=cookie).body == content
+    assert len(shared(wedding, made, cookie=cookie)) >= 3
+    other = share(wedding, kind="folder", target="a", password="guests")
+    assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
     assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
     assert unlock("guests", local(other["url"])).status == 429
-    assert "guests" not in album.log
+    assert "guests" not in wedding.log
 
 
 def told_picture(kind: str) -> tuple[bytes, bytes]:
@@ -9511,7 +10020,8 @@ def test_a_browser_gets_a_page_that_needs_nothing_from_outside(server):
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/html")
     assert "Accept" in answer.headers["Vary"]
-    assert answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert len(answer.body) < 70_000
     assert not re.search(rb"""(src|href)=["']?(https?:)?//""", answer.body)
 
 
@@ -9594,6 +10104,342 @@ def test_the_server_answers_while_it_scans(start, tmp_path):
     assert len(running.listed()) == 1500
 
 
+# -- The gallery -------------------------------------------------------------------------
+
+
+def shown_items(server: Server, **query: object) -> dict[str, list[str]]:
+    """The names that the gallery shows of a choice, by group."""
+    asked = urlencode(query)
+    listed = server.get(f"/gallery/items?{asked}").json
+    shown = {}
+    for key, count, ratio, _ in listed["groups"]:
+        items = server.get(f"/gallery/items?{urlencode({**query, 'group': key})}").json["items"]
+        assert (len(items), sum(item[3] for item in items)) == (count, ratio)
+        shown[key] = [item[1].rpartition("/")[2] for item in items]
+    return shown
+
+
+@pytest.fixture
+def album(start, tmp_path):
+    """A server whose folder has pictures of two months, a recording, and folders."""
+    folder = tmp_path / "pictures"
+    fill(folder, {
+        "a/old.png": png(4, 2), "a/b/new.png": png(2, 4), "a/b/Ärger.png": png(), "a0.wav": wav(),
+        "c/note.txt": b"no picture",
+    })  # fmt: skip
+    for name, moment in (("a/old.png", 1_000_000_000), ("a/b/new.png", 1_700_000_000),
+                         ("a/b/Ärger.png", 1_700_000_100), ("a0.wav", 1_700_000_050)):  # fmt: skip
+        os.utime(folder / name, (moment, moment))
+    running = start()
+    running.scanned()
+    return running
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({}, {"2023-11": ["Ärger.png", "a0.wav", "new.png"], "2001-09": ["old.png"]}),
+        ({"kind": "audio"}, {"2023-11": ["a0.wav"]}),
+        ({"kind": "video"}, {}),
+        ({"folder": "a"}, {"2023-11": ["Ärger.png", "new.png"], "2001-09": ["old.png"]}),
+        ({"folder": "/a/", "below": "false"}, {"2001-09": ["old.png"]}),
+        ({"folder": "no such"}, {}),
+        ({"q": "ärg"}, {"2023-11": ["Ärger.png"]}),
+        ({"q": "B A/ PNG"}, {"2023-11": ["Ärger.png", "new.png"]}),
+        ({"order": "name"}, {"": ["a0.wav"], "a": ["old.png"], "a/b": ["new.png", "Ärger.png"]}),
+    ],
+    ids=str,
+)
+def test_the_gallery_shows_what_an_address_chooses(album, query, expected):
+    assert shown_items(album, **query) == expected
+
+
+def test_the_gallerys_list_names_folders_and_is_sent_only_when_it_has_changed(album):
+    answer = album.get("/gallery/items")
+    assert answer.json["folders"] == [["", 1], ["a", 1], ["a/b", 2]]
+    assert answer.json["name"] == "pictures"
+    again = {"If-None-Match": answer.headers["ETag"]}
+    assert album.get("/gallery/items", **again).status == 304
+    album.put("/image/more.png", png())
+    changed = album.get("/gallery/items", **again)
+    assert changed.status == 200
+    assert ["uploads", 1] in [[name[:7], count] for name, count in changed.json["folders"]]
+    assert album.get("/gallery/items?group=1999-01").status == 404
+    assert album.get("/gallery/items?kind=text").status == 400
+
+
+def test_the_gallerys_list_says_what_one_may_do_and_is_read_by_who_may_read(start):
+    server = start(READ_AUTH_ENABLED="true")
+    assert server.get("/gallery/items").status == 401
+    assert server.get("/gallery").status == 200
+    for headers, expected in ((READER, False), (WRITER, 403), (OWNER, True)):
+        answer = server.get("/gallery/items", **headers)
+        assert expected == (answer.json["can_upload"] if answer.status == 200 else answer.status)
+
+
+class Browser:
+    """Chromium, driven by the WebDriver protocol."""
+
+    def __init__(self, *options: str, **capabilities: Any) -> None:
+        need("chromium")
+        port = free_port()
+        command = [need("chromedriver"), f"--port={port}"]
+        self.driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.address = f"http://127.0.0.1:{port}"
+        wait_until(lambda: accepts(port), "chromedriver")
+        args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--lang=en", *options]
+        chosen = {"args": args, "prefs": {"intl.accept_languages": "en"}, **capabilities}
+        wanted = {"goog:chromeOptions": chosen, "goog:loggingPrefs": {"browser": "ALL"}}
+        made = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"/session/{made['sessionId']}"
+
+    def ask(self, method: str, path: str, value: Any = None) -> Any:
+        body = None if value is None else json.dumps(value).encode()
+        request = urllib.request.Request(self.address + path, body, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            pytest.fail(json.load(error)["value"]["message"].partition("\n")[0])
+
+    def close(self) -> None:
+        try:
+            self.ask("DELETE", self.session)
+        finally:
+            self.driver.terminate()
+            self.driver.wait()
+
+    def open(self, url: str) -> None:
+        self.ask("POST", f"{self.session}/url", {"url": url})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        value = {"script": script, "args": arguments}
+        return self.ask("POST", f"{self.session}/execute/sync", value)
+
+    def see(self, expression: str, *arguments: Any) -> Any:
+        """Wait until an expression of the page is true, and return it."""
+        return wait_until(lambda: self.run(f"return {expression}", *arguments), expression)
+
+    def click(self, selector: str) -> None:
+        self.see(f"document.querySelector({selector!r})")
+        self.run(f"document.querySelector({selector!r}).click()")
+
+    def press(self, key: str) -> None:
+        keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
+        actions = [{"type": "key", "id": "keys", "actions": keys}]
+        self.ask("POST", f"{self.session}/actions", {"actions": actions})
+
+    def choose_files(self, selector: str, *paths: Path) -> None:
+        self.run(f"document.querySelector({selector!r}).hidden = false")
+        using = {"using": "css selector", "value": selector}
+        (element,) = self.ask("POST", f"{self.session}/element", using).values()
+        text = {"text": "\n".join(map(str, paths))}
+        self.ask("POST", f"{self.session}/element/{element}/value", text)
+
+    def complaints(self) -> list[str]:
+        """What the page has made the browser complain of, requests that failed apart."""
+        logged = self.ask("POST", f"{self.session}/se/log", {"type": "browser"})
+        said = [entry["message"] for entry in logged if entry["level"] == "SEVERE"]
+        return [message for message in said if "Failed to load resource" not in message]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    browser = Browser("--window-size=1100,800")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A window without anybody's session, whose page must have had nothing to complain of."""
+    yield chromium
+    assert chromium.complaints() == []
+    chromium.run("sessionStorage.clear(); localStorage.clear()")
+    chromium.ask("DELETE", f"{chromium.session}/cookie")  # a cookie is every port's
+    chromium.open("about:blank")
+
+
+TITLE_SHOWN = "document.querySelector('#viewer h2')?.textContent === arguments[0]"
+RIGHT, ESCAPE, ENTER = "\ue014", "\ue00c", "\ue007"
+
+
+def sign_in(browser: Browser, key: str) -> None:
+    browser.click("#account")
+    browser.run(
+        "const form = document.querySelector('#login form');"
+        "form.elements.key.value = arguments[0]; form.requestSubmit()",
+        key,
+    )
+    browser.see("!document.querySelector('#login').open")
+
+
+def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
+    browser.open(album.url + "/")
+    assert browser.see("document.querySelectorAll('.tile').length === 4")
+    headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
+    assert browser.see(headings) == "November 20233,September 20011"
+    browser.run("document.querySelector('.tile a').focus()")
+    browser.press(ENTER)
+    browser.see(TITLE_SHOWN, "Ärger.png")
+    browser.press(RIGHT)
+    browser.see(TITLE_SHOWN, "a0.wav")
+    browser.click("#viewer [title=Next]")
+    browser.see(TITLE_SHOWN, "new.png")
+    browser.press("i")
+    assert "a/b" in browser.see("document.querySelector('#facts').innerText")
+    address = browser.run("return location.href")
+    browser.press(ESCAPE)
+    browser.see("!document.querySelector('#viewer').open")
+    browser.see("document.activeElement.ariaLabel?.includes('new.png')")
+    browser.press(RIGHT)
+    browser.see("document.activeElement.ariaLabel?.includes('old.png')")
+    browser.open(address)
+    browser.see(TITLE_SHOWN, "new.png")
+
+
+def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
+    browser.open(album.url + "/gallery?q=new")
+    shown = "document.querySelectorAll('.tile').length === arguments[0]"
+    browser.see(shown, 1)
+    browser.click("#home")
+    browser.see(shown, 4)
+    browser.click("#folders")
+    browser.click("#places a[href*='folder=a']")
+    browser.see(shown, 3)
+    assert browser.run("return location.search") == "?folder=a"
+    browser.click("#places input")
+    browser.see(shown, 1)
+    browser.run("history.back()")
+    browser.see(shown, 3)
+    browser.run("history.go(-2)")
+    browser.see(shown, 1)
+
+
+def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, server, tmp_path):
+    known, new, public, text = png(), png(), webp(), b"hello"
+    server.put("/image/known.png", known)
+    fill(tmp_path, {"known.png": known, "new.png": new, "b.webp": public, "c.txt": text})
+    browser.open(server.url + "/gallery")
+    sign_in(browser, OWNER_KEY)
+    files = [tmp_path / name for name in ("known.png", "new.png", "b.webp", "c.txt")]
+    browser.choose_files("#files", *files)
+    said = browser.see(
+        "document.querySelector('#uploads h2')?.textContent === '4/4 done' &&"
+        " document.querySelector('#uploads ul').innerText"
+    ).split("\n")
+    assert said[0] == "c.txt"
+    assert said[1].startswith("Only JPEG")
+    assert said[2:] == ["known.png", "already there", "new.png", "stored", "b.webp", "stored"]
+    tile = f"[data-sha='{sha256(public)}'] a"
+    browser.click(tile)
+    browser.run("window.confirm = () => true")
+    browser.click("#viewer [title=Delete]")
+    browser.see(f"!document.querySelector({tile!r})")
+    assert server.get(f"/image/{sha256(public)}").status == 404
+    assert server.get(f"/image/{sha256(new)}").body == new
+
+
+def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, start):
+    need("PIL")
+    server = start(READ_AUTH_ENABLED="true")
+    server.put("/image/mine.png", content := png(300, 200))
+    browser.open(server.url + "/gallery")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+    browser.open("about:blank")
+    browser.open(f"{server.url}/gallery#{urlencode({'key': OWNER_KEY})}")
+    browser.see(f"document.querySelector('[data-sha=\"{sha256(content)}\"] img')?.naturalWidth")
+    assert browser.run("return location.hash") == ""
+    browser.click("#account")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+
+
+def test_names_that_look_like_markup_are_text_in_the_page(browser, start, tmp_path):
+    name = '<img src=x onerror="window.hacked=1">\u202e&amp;.png'
+    fill(tmp_path / "pictures" / "<b>folder", {name: png()})
+    server = start()
+    server.scanned()
+    browser.open(server.url + "/gallery")
+    browser.click("#folders")
+    browser.click(".tile a")
+    browser.see(TITLE_SHOWN, name)
+    assert browser.run("return window.hacked") is None
+    assert not browser.run("return document.querySelector('img[src=x], #places b')")
+
+
+def test_a_large_album_has_only_what_is_in_view_in_its_document(browser, start, tmp_path):
+    folder = tmp_path / "pictures"
+    fill(folder, {f"{number}.png": png() for number in range(600)})
+    for number in range(600):
+        moment = 1_500_000_000 + number * 400_000
+        os.utime(folder / f"{number}.png", (moment, moment))
+    server = start()
+    server.scanned()
+    browser.open(server.url + "/gallery")
+    browser.see("document.querySelectorAll('.tile').length > 10")
+    assert browser.run("return document.querySelectorAll('.tile').length") < 200
+    assert browser.run("return document.documentElement.scrollHeight") > 5000
+    browser.run("window.scrollTo(0, 1e9)")
+    browser.see("document.querySelector(\"[aria-label$=', 0.png']\")")
+    assert browser.run("return document.querySelectorAll('.tile').length") < 200
+
+
+@contextlib.contextmanager
+def under_a_path(server: Server, prefix: str) -> Iterator[str]:
+    """The server below a path of another one, which takes the path off."""
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path.startswith(prefix), self.path
+            path = self.path.removeprefix(prefix) or "/"
+            answer = server.get(path, Accept=self.headers["Accept"])
+            self.send_response(answer.status)
+            for name in ("Content-Type", "Content-Security-Policy", "Content-Length"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{proxy.server_port}{prefix}"
+        proxy.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("place", ["", "/", "/gallery"])
+def test_the_page_works_under_a_path(browser, server, place):
+    server.put("/image/a.png", content := png())
+    with under_a_path(server, "/our/album") as url:
+        browser.open(url + place)
+        browser.click(f"[data-sha='{sha256(content)}'] a")
+        browser.see("document.querySelector('#viewer').open")
+        docs = browser.run("return document.querySelector('footer a').href")
+        assert docs == f"{url}/docs"
+
+
+def test_the_page_fits_a_phone_and_speaks_german_there(server):
+    server.put("/image/a.png", png())
+    phone = {"deviceMetrics": {"width": 360, "height": 740, "pixelRatio": 2, "touch": True}}
+    language = {"intl.accept_languages": "de-AT"}
+    browser = Browser(mobileEmulation=phone, prefs=language)
+    try:
+        browser.open(server.url + "/gallery")
+        browser.see("document.querySelector('.tile')")
+        assert browser.run("return document.documentElement.scrollWidth") <= 360
+        assert browser.run("return document.documentElement.lang") == "de"
+        assert browser.run("return document.querySelector('#upload').title") == "Hochladen"
+        browser.click(".tile a")
+        browser.see("document.querySelector('#viewer').open")
+        assert browser.complaints() == []
+    finally:
+        browser.close()
+
+
 # ======================================================================================
 # 14. Command line
 # ======================================================================================
@@ -9667,18 +10513,19 @@ def test_verify_tells_rot_from_edits_and_names_what_is_missing_unknown_and_orpha
     kept["media"].unlink()
     stray = running.data / "entities/2020/stray.jpg"
     shown = running.storage / ".thumbnails" / f"{'0' * 64}.png"
+    larger = running.data / "previews" / f"{'0' * 64}-720.webp"
     unseen = running.storage / "unseen.jpg"
-    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, unseen)})
+    fill(Path("/"), {str(path)[1:]: png() for path in (stray, shown, larger, unseen)})
     told = run_verify(running.storage, status=1)
     damaged = {str(kept[name]) for name in ("library", "images", "users", "entities")}
     assert (told["ok"], set(told["damaged"]), told["missing"]) == (
         False, damaged, [str(kept["media"])],
     )  # fmt: skip
     assert (told["edited"], told["unknown"]) == ([str(kept["put"])], [str(unseen)])
-    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown)], [])
+    assert (told["orphaned"], told["unreadable"]) == ([str(stray), str(shown), str(larger)], [])
     named = run_program("verify", running.storage, cwd=running.storage.parent)
     assert named.returncode == 1
-    for path in (*damaged, kept["media"], kept["put"], stray, shown, unseen):
+    for path in (*damaged, kept["media"], kept["put"], stray, shown, larger, unseen):
         assert re.search(rf"^\w+: {re.escape(str(path))}: ", named.stdout, re.M)
 
 
@@ -9842,15 +10689,18 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
     paths = {name: tmp_path / "machine" / name for name in (
         "storage_dir", "database_dir", "upload_dir", "media_storage_dir")}  # fmt: skip
     options = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    storage = str(paths["storage_dir"])
+    elsewhere = {name: str(path) for name, path in paths.items() if name != "storage_dir"}
+    start(storage=storage, **elsewhere).stop()  # a service that has just been installed
     run_killed(5, "restore", tmp_path / "backups", *options, cwd=tmp_path)
-    assert not (paths["database_dir"] / "index.sqlite3").exists()
+    with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
+        assert not index.execute("SELECT * FROM file").fetchall()
     ended = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"^9 files, .*: all is as it was taken in$", ended.stdout, re.M)
     again = run_program("restore", tmp_path / "backups", *options, cwd=tmp_path)
-    assert (again.returncode, again.stderr.count("is not empty")) == (1, 1)
-    storage = str(paths.pop("storage_dir"))
-    served = start(storage=storage, **{name: str(path) for name, path in paths.items()})
+    assert (again.returncode, again.stderr.count("is in use")) == (1, 1)
+    served = start(storage=storage, **elsewhere)
     with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
         known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
     served.scanned()  # which reads none again
@@ -9929,10 +10779,14 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
     empty, partial = tmp_path / "empty", tmp_path / "2026-01-01T000000Z.partial"
     empty.mkdir()
     fill(partial, {".mediaserver/index.sqlite3": b""})
+    fill(filled.data, {"index.sqlite3.partial": b""})  # as a restore that was interrupted left it
+    whole = make_backup(filled, tmp_path / "backups")
     for words, told in (
         (["backup", inside, "--storage_dir", filled.storage], "of which it is to be a backup"),
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
+        (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
+        (["restore", whole, "--storage_dir", filled.storage], "is in use"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
     ):
         ended = run_program(*words, cwd=tmp_path)
@@ -10276,8 +11130,7 @@ def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
-    assert b"<img" in answer.body
-    assert answer.headers.get_all("Content-Security-Policy") == [ms.PAGE_POLICY]
+    assert answer.headers.get_all("Content-Security-Policy") == [ms.GALLERY.policy]
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy"):
         assert len(answer.headers.get_all(name) or ()) == 1, name
     assert "Cross-Origin-Resource-Policy" not in answer.headers
