@@ -12680,10 +12680,10 @@ def end_share(app: App, request: Request, id: str) -> Response:
 
 def find_share(app: App, id: str) -> Share:
     """A link that is good; 404 for one that is over as for none."""
-    share = existing(app.index.shares.get(id, time.time()), "There is nothing at this link.")
-    if share.owner and app.index.users.refuses(share.owner, math.inf):
-        raise HTTPError(404, "There is nothing at this link.")
-    return share
+    share = app.index.shares.get(id, time.time())
+    if share and share.owner and app.index.users.refuses(share.owner, math.inf):
+        share = None
+    return existing(share, "There is nothing at this link.")
 
 
 def sign_share(app: App, share: Share, expires: int) -> str:
@@ -12836,21 +12836,49 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
 
 
 def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
-    """Answer with a picture that does not say where, when and with what it was taken.
+    """Answer with a picture that does not say where, when and with what it was taken."""
+    try:
+        content = write_stripped(app, file, asset.facts)
+    except ValueError:  # what cannot be copied so is shown as a preview, which says nothing either
+        content = make_preview_content(app, file, asset)
+    content = content._replace(cache_control="private, no-cache", last_modified=None)
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(close_source, content)
+        response = content_response(request.head, content)
+        on_error.pop_all()
+    return response
 
-    What cannot be copied so is shown as a preview, which says nothing either.
-    """
-    rule = "private, no-cache"
-    strip = STRIPPERS.get(asset.facts.extension) if asset.facts else None
-    with contextlib.suppress(ValueError):
-        if strip and asset.facts:
-            content = write_stripped(app, file, strip, asset.facts)
-            content = content._replace(cache_control=rule)
-            with contextlib.ExitStack() as on_error:
-                on_error.callback(close_source, content)
-                response = content_response(request.head, content)
-                on_error.pop_all()
-            return response
+
+def write_stripped(app: App, file: File, facts: Facts | None) -> Content:
+    """Copy a picture without what it says of its making to a file without a name; ValueError."""
+    import tempfile  # as in write_listing
+
+    if facts is None or facts.extension not in STRIPPERS:
+        raise ValueError("a type that is not copied")
+    digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(target.close)
+        with app.disk(file.root), open_file(app, file) as source:
+            for piece in STRIPPERS[facts.extension](source, facts.orientation):
+                digest.update(piece)
+                target.write(piece)
+            if not file.matches(os.fstat(source.fileno())):
+                raise HTTPError(404, NO_FILE)
+        on_error.pop_all()
+    about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
+    return Content(*about)
+
+
+def open_file(app: App, file: File) -> BinaryIO:
+    """Open a file for reading; 404 where it is not there."""
+    try:
+        return io.BufferedReader(app.folders[file.root].open(file.path))
+    except (OSError, ValueError):
+        raise HTTPError(404, NO_FILE) from None
+
+
+def make_preview_content(app: App, file: File, asset: Asset) -> Content:
+    """What is answered with the largest preview of a picture; 404, 503."""
     try:
         with app.disk(file.root):
             made = app.scanner.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
@@ -12859,32 +12887,7 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     if isinstance(made, Outcome):
         check_outcome(made, "preview")
     assert isinstance(made, bytes)
-    content = rendered_content(app, file, made)._replace(cache_control=rule, last_modified=None)
-    return content_response(request.head, content)
-
-
-def write_stripped(
-    app: App, file: File, strip: Callable[[BinaryIO, int], Iterator[bytes]], facts: Facts
-) -> Content:
-    """Copy a picture without what it says of its making to a file without a name; ValueError."""
-    import tempfile  # as in write_listing
-
-    try:
-        with app.disk(file.root):
-            source = app.folders[file.root].open(file.path)
-    except (OSError, ValueError):
-        raise HTTPError(404, NO_FILE) from None
-    digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-    with contextlib.ExitStack() as on_error, io.BufferedReader(source) as reader:
-        on_error.callback(target.close)
-        for piece in strip(reader, facts.orientation):
-            digest.update(piece)
-            target.write(piece)
-        if not file.matches(os.fstat(source.fileno())):
-            raise HTTPError(404, NO_FILE)
-        on_error.pop_all()
-    about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
-    return Content(*about)
+    return rendered_content(app, file, made)
 
 
 # -- trash ---------------------------------------------------------------------------------
