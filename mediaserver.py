@@ -61,6 +61,7 @@ import functools
 import gc
 import hashlib
 import hmac
+import html
 import importlib
 import importlib.util
 import io
@@ -2928,6 +2929,138 @@ def _flv(flv: _Span, draft: _Draft) -> None:
     draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
+# -- Pictures without what they say of their making ------------------------------------------
+# What shows the picture is copied as it is: its colours and how it stands stay. Everything else,
+# known here or not, goes, and so does what follows the picture's end.
+
+STRIP_BLOCK = 1 << 16
+PNG_SHOWN = frozenset(
+    b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV cLLI bKGD hIST pHYs acTL fcTL"
+    b" fdAT".split()
+)
+WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"})
+WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
+MAX_WEBP_CHUNKS = 10_000
+_JPEG_SCAN_END = re.compile(
+    rb"\xff(?=[^\x00\xff\xd0-\xd7])"
+)  # ends entropy-coded data (T.81, B.1.1.2)
+
+
+def read_whole(file: BinaryIO, count: int) -> bytes:
+    """Read so many bytes; ValueError where the file ends before."""
+    data = file.read(count)
+    if len(data) < count:
+        raise ValueError("the file ends too early")
+    return data
+
+
+def copy_bytes(file: BinaryIO, count: int) -> Iterator[bytes]:
+    while count:
+        data = read_whole(file, min(count, STRIP_BLOCK))
+        count -= len(data)
+        yield data
+
+
+def orientation_exif(orientation: int) -> bytes:
+    """EXIF that says how a picture stands, and nothing else."""
+    entry = struct.pack(">HHIHxx", 0x112, 3, 1, orientation)
+    return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+
+
+def strip_jpeg(file: BinaryIO, orientation: int) -> Iterator[bytes]:
+    """Yield a JPEG without EXIF, XMP, IPTC, comments and makers' segments; ValueError for none."""
+    yield read_whole(file, 2)
+    if orientation != 1:
+        exif = b"Exif\0\0" + orientation_exif(orientation)
+        yield b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    while True:
+        marker = read_whole(file, 2)
+        while marker == b"\xff\xff":  # fill bytes
+            marker = b"\xff" + read_whole(file, 1)
+        if marker[:1] != b"\xff":
+            raise ValueError("no marker")
+        if marker == b"\xff\xd9":
+            yield marker
+            return
+        length = read_whole(file, 2)
+        segment = read_whole(file, max(int.from_bytes(length, "big") - 2, 0))
+        is_profile = marker == b"\xff\xe2" and segment.startswith(b"ICC_PROFILE\0")
+        is_other = (0xE1 <= marker[1] <= 0xEF and marker[1] != 0xEE) or marker[1] == 0xFE
+        if is_profile or not is_other:  # APP14 says which colours Adobe means
+            yield marker + length + segment
+        if marker == b"\xff\xda":
+            yield from _jpeg_scan(file)
+
+
+def _jpeg_scan(file: BinaryIO) -> Iterator[bytes]:
+    """Yield entropy-coded data up to the next marker."""
+    while len(block := file.read(STRIP_BLOCK)) > 1:
+        found = _JPEG_SCAN_END.search(block)
+        end = found.start() if found else len(block) - block.endswith(b"\xff")
+        file.seek(end - len(block), 1)
+        yield block[:end]
+        if found:
+            return
+    raise ValueError("the picture has no end")
+
+
+def strip_png(file: BinaryIO, orientation: int) -> Iterator[bytes]:
+    """Yield a PNG with the chunks that show the picture; ValueError for none."""
+    yield read_whole(file, 8)
+    if orientation != 1:
+        chunk = b"eXIf" + orientation_exif(orientation)
+        exif = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    else:
+        exif = b""
+    name = b""
+    while name != b"IEND":
+        head = read_whole(file, 8)
+        size, name = int.from_bytes(head[:4], "big"), head[4:]
+        if name == b"IDAT":
+            yield exif
+            exif = b""
+        if name in PNG_SHOWN:
+            yield head
+            yield from copy_bytes(file, size + 4)
+        else:
+            file.seek(size + 4, 1)
+
+
+def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
+    """Yield a WebP with the chunks that show the picture; ValueError for none."""
+    start = read_whole(file, 12)
+    end = 8 + int.from_bytes(start[4:8], "little")
+    chunks, at = list[tuple[int, bytes, int]](), 12
+    while at < end:
+        file.seek(at)
+        head = read_whole(file, 8)
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] in WEBP_SHOWN:
+            chunks.append((at + 8, head, size + size % 2))
+        at += 8 + size + size % 2
+        if len(chunks) > MAX_WEBP_CHUNKS:
+            raise ValueError("too many chunks")
+    turned = orientation != 1 and any(head[:4] == b"VP8X" for _, head, _ in chunks)
+    tiff = orientation_exif(orientation)
+    exif = b"EXIF" + struct.pack("<I", len(tiff)) + tiff if turned else b""
+    total = 4 + len(exif) + sum(8 + size for _, _, size in chunks)
+    yield b"RIFF" + struct.pack("<I", total) + b"WEBP"
+    for place, head, size in chunks:
+        file.seek(place)
+        yield head
+        is_header = head[:4] == b"VP8X"
+        if is_header:
+            flags = read_whole(file, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * turned
+            yield bytes([flags])
+        yield from copy_bytes(file, size - is_header)
+    yield exif
+
+
+STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
+    "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
+}  # fmt: skip
+
+
 # -- What starts how
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
@@ -3219,10 +3352,26 @@ CREATE INDEX upload_by_expiry ON upload (expires_at);
 CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
 """
 
+SHARES_SCHEMA = """
+CREATE TABLE share (
+    id TEXT PRIMARY KEY,    -- random; who knows it may see what is shared
+    owner INTEGER,          -- user id; null: whoever may write here
+    kind TEXT NOT NULL,     -- file, folder, entity, media, collection
+    root TEXT NOT NULL,     -- the folder where the files lie
+    target TEXT NOT NULL,   -- SHA-256, path, or id
+    title TEXT NOT NULL,
+    strips INTEGER NOT NULL,  -- 1: pictures are sent without what they say of their making
+    takes INTEGER NOT NULL, -- 1: guests may add pictures to the folder
+    password TEXT,          -- scrypt
+    created_at REAL NOT NULL,
+    expires_at REAL         -- null: never
+) WITHOUT ROWID;
+"""
+
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA,
 )  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
@@ -3486,6 +3635,7 @@ class Index:
         self.sessions = Sessions(self)
         self.failures = Failures(self)
         self.token_uses = TokenUses(self)
+        self.shares = ShareLinks(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
@@ -4112,6 +4262,76 @@ class TokenUses(Subject):
         """Count a use less: the request failed."""
         sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
         self._index.write(lambda db: db.execute(sql, (grant.id,)))
+
+
+class Share(NamedTuple):
+    """A link to files; the fields are the columns of the table."""
+
+    id: str
+    owner: int | None
+    kind: str
+    root: str
+    target: str
+    title: str = ""
+    strips: int = 0
+    takes: int = 0
+    password: str | None = None
+    created_at: float = 0.0
+    expires_at: float | None = None
+
+
+SHARED_FILES = {  # which files of its root a share with the target ?2 of the owner ?3 shows
+    "file": "sha256 = ?2",
+    "folder": "path > CAST(?2 || '/' AS BLOB) AND path < CAST(?2 || '0' AS BLOB)",
+    "media": "path = (SELECT CAST(path AS BLOB) FROM media"
+    " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
+    "collection": "path IN (SELECT CAST(path AS BLOB) FROM media"
+    " WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0)",
+    "entity": "path IN (SELECT CAST(path AS BLOB) FROM entity"
+    " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
+}
+
+
+class ShareLinks(Subject):
+    """Links that show files to who has no account."""
+
+    def add(self, share: Share, now: float) -> None:
+        """Write a new share; what has expired goes."""
+
+        def apply(db: Database) -> None:
+            db.execute("DELETE FROM share WHERE expires_at < ?", (now,))
+            db.execute(f"INSERT INTO share VALUES ({placeholders(share)})", share)
+
+        self._index.write(apply)
+
+    def get(self, id: str, now: float) -> Share | None:
+        sql = "SELECT * FROM share WHERE id = ? AND (expires_at IS NULL OR expires_at > ?)"
+        row = self._index.read(sql, id, now).fetchone()
+        return Share(*row) if row else None
+
+    def all(self, now: float, owner: int | None, everyone: bool) -> list[Share]:
+        """The shares of an owner, or all; the newest first."""
+        good = "(expires_at IS NULL OR expires_at > ?) AND (owner IS ? OR ?)"
+        sql = f"SELECT * FROM share WHERE {good} ORDER BY created_at DESC, id"
+        return [Share(*row) for row in self._index.read(sql, now, owner, everyone)]
+
+    def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
+        """End a share of an owner, or anybody's; whether there was one."""
+        sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
+        return self._index.write(lambda db: db.execute(sql, (id, owner, everyone)).rowcount) > 0
+
+    def has_files(self, path: str) -> bool:
+        """Whether there is anything in a folder of the library."""
+        share = Share("", None, "folder", "library", path)
+        return bool(self.files(share, limit=1))
+
+    def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
+        """What a share shows, or only what of it has a content, in the order of the paths."""
+        chosen = f"root = ?1 AND {SHARED_FILES[share.kind]}{' AND sha256 = ?4' * bool(sha256)}"
+        sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
+        target = int(share.target) if share.kind == "entity" else share.target
+        rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
+        return [located(row) for row in rows]
 
 
 class Failures(Subject):
@@ -9756,6 +9976,7 @@ class App:
         )
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
+        self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
         self.new_passwords = ScryptRoom(1, MAX_NEW_PASSWORDS)
         room = ScryptRoom(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
         self.logins = Logins(index.failures, room)
@@ -11020,13 +11241,19 @@ def caching(app: App, file: File, rule: str) -> str:
     return f"{'private' if private else 'public'}, {rule}"
 
 
-def file_response(app: App, request: Request, found: Located, rule: str) -> Response:
-    """Answer with a file as it was when it was read; 404 if it is that no more."""
+def file_response(
+    app: App, request: Request, found: Located, rule: str, by_link: bool = False
+) -> Response:
+    """Answer with a file as it was when it was read; 404 if it is that no more.
+
+    What is shared `by_link` is nobody's to keep for others: the link may end.
+    """
     file, asset = found
+    rule = f"private, {rule}" if by_link else caching(app, file, rule)
     folder, modified = app.folders[file.root], file.mtime_ns / 1e9
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
         modified = max(modified, file.added)
-    about = (file.size, asset.mime_type, file.sha256, modified, caching(app, file, rule))
+    about = (file.size, asset.mime_type, file.sha256, modified, rule)
     name = posixpath.basename(printable(file.path))
     try:
         with app.disk(file.root):
@@ -11044,7 +11271,8 @@ def file_response(app: App, request: Request, found: Located, rule: str) -> Resp
             content = Content(source, *about, name, internal_location(request, file))
             response = content_response(request.head, content)
             cleanup.pop_all()
-    remember_hot(app, request, file, content)
+    if not by_link:
+        remember_hot(app, request, file, content)
     return response
 
 
@@ -11277,7 +11505,9 @@ def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     return Deferred("decoder", work) if asset.thumbnail is None else work()
 
 
-def thumbnail_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+def thumbnail_response(
+    app: App, request: Request, file: File, asset: Asset, by_link: bool = False
+) -> Response:
     """Answer with a thumbnail, which is made if need be."""
     try:
         with app.disk(file.root):
@@ -11288,7 +11518,10 @@ def thumbnail_response(app: App, request: Request, file: File, asset: Asset) -> 
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     content = rendered_content(app, file, data)
-    remember_hot(app, request, file, content)
+    if by_link:
+        content = content._replace(cache_control="private, no-cache", last_modified=None)
+    else:
+        remember_hot(app, request, file, content)
     return content_response(request.head, content)
 
 
@@ -12336,6 +12569,343 @@ def entity_json(entity: Entity) -> dict[str, Any]:
     }
 
 
+# -- shares: links for who has no account --------------------------------------------------
+# A link shows files and nothing else. It names what is shared, so what is added to a folder, a
+# collection or an entity shows, too. Whether it is good, and its password, are looked at anew
+# for every file.
+
+SHARE_SECONDS = 30 * 86400
+SHARE_COOKIE = "mediaserver_share"
+SHARE_COOKIE_SECONDS = 12 * 3600
+MAX_SHARED = 1000  # files that one link lists
+SHARE_KINDS = ("file", "folder", "entity", "media", "collection")
+NEW_SHARE = BodySpec(ANY_BODY, (
+    Field("kind", choices=SHARE_KINDS, required=True, nullable=False),
+    needed("target", longest=MAX_NOTE_LENGTH,
+           help="SHA-256, path below STORAGE_DIR, or id of the record, collection or entity"),
+    Field("title", "text", longest=MAX_TITLE_LENGTH),
+    Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
+    Field("strip", "boolean", default=False, nullable=False,
+          help="send pictures without GPS and camera data; films and recordings are left out"),
+    Field("upload", "boolean", default=False, nullable=False,
+          help="guests may add pictures and films to a folder"),
+    Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
+          nullable=False, help="seconds; 0: the link has no end"),
+))  # fmt: skip
+SHARE_PASSWORD = BodySpec(ANY_BODY, (password_field("password"),))
+SHARE_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="robots" content="noindex"><title>{title}</title>
+<style>
+ :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
+ body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
+ main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
+ a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
+  border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
+ img {{ width: 100%; height: 100%; object-fit: cover }}
+</style>
+<h1>{title}</h1>
+{content}
+"""
+SHARE_PAGE_POLICY = (
+    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self';"
+    " frame-ancestors 'none'"
+)
+PASSWORD_FORM = """<form method="post"><label>Password
+<input type="password" name="password" required autofocus></label> <button>Open</button></form>
+"""
+ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
+<input type="file" name="file" accept="image/*,video/*" required> <button>Add</button></form>
+"""
+
+
+def check_target(app: App, request: Request, kind: str, target: str) -> Share:
+    """What is to be shared, if the caller may share it; 400, 403, 404."""
+    owner = request.principal.user_id
+    if kind in {"media", "collection"}:
+        require(USER, request.principal, True)
+        find = find_record if kind == "media" else find_collection
+        return Share("", owner, kind, "users", find(app, request, target).id)
+    require(WRITE, request.principal, True)
+    if kind == "file":
+        file, _ = find_content(app, request, check_sha256(target))
+        return Share("", owner, kind, file.root, file.sha256)
+    if kind == "folder":
+        path = target.strip("/")
+        if not path or not app.index.shares.has_files(path):
+            raise HTTPError(404, "There is nothing in this folder.")
+        return Share("", owner, kind, "library", path)
+    entity = find_entity(
+        app, parse_value(Field("target", "integer", nullable=False), target, "body")
+    )
+    return Share("", owner, kind, "entities", str(entity.id))
+
+
+@route("POST", "/shares", BEARER, "shares", "Make a link to files, for who has no account",
+       {201: "the share"}, body=NEW_SHARE)  # fmt: skip
+@deferred("password")
+def create_share(app: App, request: Request) -> Response:
+    values, now = request.fields, time.time()
+    shared = check_target(app, request, values["kind"], values["target"])
+    if values["upload"] and shared.kind != "folder":
+        raise Invalid(Problem("body", "upload", "is for folders only"))
+    password, seconds = values.get("password"), values["expires_in"]
+    share = shared._replace(
+        id=secrets.token_urlsafe(16),
+        title=values.get("title") or "",
+        strips=int(values["strip"]),
+        takes=int(values["upload"]),
+        password=app.new_passwords.hash(password) if password else None,
+        created_at=now,
+        expires_at=now + seconds if seconds else None,
+    )
+    app.index.shares.add(share, now)
+    path = f"/s/{share.id}"
+    return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+
+
+def share_json(request: Request, share: Share) -> dict[str, Any]:
+    return {
+        "id": share.id,
+        "url": request.url(f"/s/{share.id}"),
+        "kind": share.kind,
+        "target": share.target,
+        "title": share.title,
+        "strip": bool(share.strips),
+        "upload": bool(share.takes),
+        "has_password": share.password is not None,
+        "created_at": format_time(share.created_at),
+        "expires_at": share.expires_at and format_time(share.expires_at),
+    }
+
+
+@route("GET", "/shares", BEARER, "shares", "My links; an administrator's are all",
+       {200: "a list of shares"})  # fmt: skip
+def list_shares(app: App, request: Request) -> Response:
+    principal = request.principal
+    shares = app.index.shares.all(time.time(), principal.user_id, principal.is_admin)
+    return json_response([share_json(request, share) for share in shares])
+
+
+@route("DELETE", "/shares/{id}", BEARER, "shares", "End a link", {204: "nothing"})
+def end_share(app: App, request: Request, id: str) -> Response:
+    principal = request.principal
+    existing(app.index.shares.remove(id, principal.user_id, principal.is_admin))
+    return Response(204)
+
+
+def find_share(app: App, id: str) -> Share:
+    """A link that is good; 404 for one that is over as for none."""
+    share = app.index.shares.get(id, time.time())
+    if share and share.owner and app.index.users.refuses(share.owner, math.inf):
+        share = None
+    return existing(share, "There is nothing at this link.")
+
+
+def sign_share(app: App, share: Share, expires: int) -> str:
+    """Sign that a browser has told the link's password; another password ends it."""
+    message = json.dumps([share.id, share.password, expires])
+    return encode_base64url(_hmac_sha256(app.share_key, message.encode()))
+
+
+def has_password(app: App, request: Request, share: Share) -> bool:
+    """Whether the request has the cookie of who told the password, if the link has one."""
+    if share.password is None:
+        return True
+    cookies = request.headers.get("cookie", "")
+    found = re.findall(rf"\b{SHARE_COOKIE}=([0-9]{{1,12}})\.([\w-]+)", cookies, re.ASCII)
+    return any(
+        hmac.compare_digest(signature, sign_share(app, share, int(expires)))
+        and time.time() < int(expires)
+        for expires, signature in found
+    )
+
+
+def need_share_password(app: App, request: Request, share: Share) -> None:
+    if not has_password(app, request, share):
+        detail = f"This link has a password: POST it to /s/{share.id} as the field password."
+        raise unauthorized(detail)
+
+
+def share_page(share: Share, content: str, status: int = 200) -> Response:
+    headers = [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", SHARE_PAGE_POLICY),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cache-Control", "no-store"),
+        ("Vary", "Accept"),
+    ]
+    title = html.escape(share.title or "Pictures")
+    return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
+
+
+@route("GET", "/s/{token}", OPEN, "shares", "What a link shows: a page for browsers",
+       {200: "title, expires_at, files"})  # fmt: skip
+def open_share(app: App, request: Request, token: str) -> Response:
+    share = find_share(app, token)
+    for_browser = "text/html" in request.headers.get("accept", "")
+    if for_browser and not has_password(app, request, share):
+        return share_page(share, PASSWORD_FORM, 401)
+    need_share_password(app, request, share)
+    found = app.index.shares.files(share, limit=MAX_SHARED)
+    shown = [(file, asset) for file, asset in found if may_show(share, asset)]
+    files = [shared_json(app, request, share, *each) for each in shown]
+    if for_browser:
+        form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
+        return share_page(share, f"{form}<main>{''.join(map(shared_html, files))}</main>")
+    expires = share.expires_at and format_time(share.expires_at)
+    value = {"title": share.title, "expires_at": expires, "files": files}
+    return json_response(value, headers=[("Vary", "Accept")])
+
+
+def may_show(share: Share, asset: Asset) -> bool:
+    """Whether a file can be sent as the share promises."""
+    return not share.strips or (asset.facts is not None and asset.facts.kind == "image")
+
+
+def shared_json(
+    app: App, request: Request, share: Share, file: File, asset: Asset
+) -> dict[str, Any]:
+    url = request.url(f"/s/{share.id}/{file.sha256}")
+    facts = asset.facts
+    has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
+    return {
+        "name": printable(posixpath.basename(file.path)),
+        "type": asset.mime_type,
+        "size": file.size,  # at most, where something is left out of it
+        "url": url,
+        "thumbnail": f"{url}?thumbnail=true" if has_thumbnail else None,
+    }
+
+
+def shared_html(file: Mapping[str, Any]) -> str:
+    """A link to a file, with its thumbnail or else its name."""
+    name, url = html.escape(file["name"]), html.escape(file["url"])
+    if file["thumbnail"]:
+        name = f'<img src="{html.escape(file["thumbnail"])}" alt="{name}" loading="lazy">'
+    return f'<a href="{url}">{name}</a>'
+
+
+@route("POST", "/s/{token}", OPEN, "shares", "Tell a link's password",
+       {303: "sets a cookie", 429: "too many failed logins"}, body=SHARE_PASSWORD)  # fmt: skip
+@deferred("password")
+def unlock_share(app: App, request: Request, token: str) -> Response:
+    share = find_share(app, token)
+    given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
+    if not app.logins.check(f"share {share.id}", request.client, given, stored):
+        raise unauthorized("That is not the link's password.")
+    expires = int(time.time()) + SHARE_COOKIE_SECONDS
+    base = urlsplit(request.url(f"/s/{share.id}"))
+    rules = f"Path={base.path}; Max-Age={SHARE_COOKIE_SECONDS}; HttpOnly; SameSite=Lax"
+    secure = "; Secure" if base.scheme == "https" else ""
+    value = f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}; {rules}{secure}"
+    location = request.reference(f"/s/{share.id}")
+    return Response(303, [("Location", location), ("Set-Cookie", value)])
+
+
+def check_guest(app: App, request: Request, token: str) -> Share:
+    """The link, if who has it may add to its folder; 401, 403, 404."""
+    share = find_share(app, token)
+    need_share_password(app, request, share)
+    if not share.takes:
+        raise HTTPError(403, "This link shows files, but takes none.")
+    return share
+
+
+@route("POST", "/s/{token}/upload", OPEN, "shares", "Add a picture or film to a link's folder",
+       {201: "name, type, size, url", 303: "back to the page, for browsers"},
+       body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
+       before=check_guest)  # fmt: skip
+def add_to_share(app: App, request: Request, token: str) -> Response:
+    share, incoming = check_guest(app, request, token), uploaded(request)
+    if incoming.facts is None or incoming.facts.kind == "audio":
+        raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
+    name = safe_name(incoming.filename) or "file"
+    if not is_media_name(os.fsencode(name)):
+        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
+    names = numbered_names(f"{share.target}/{name}")
+    file, asset = store_upload(app, incoming, app.library, names)
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    finish_upload(app, incoming, file)
+    app.scanner.wake()
+    if "text/html" in request.headers.get("accept", ""):
+        return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
+    return json_response(shared_json(app, request, share, file, asset), 201)
+
+
+@route("GET", "/s/{token}/{n}", OPEN, "shares", "A file of a link, by its SHA-256",
+       {200: "the file"},
+       query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
+def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
+    share = find_share(app, token)
+    need_share_password(app, request, share)
+    found = app.index.shares.files(share, sha256=check_sha256(n))
+    file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
+    if not may_show(share, asset):
+        raise HTTPError(404, NO_FILE)
+    if request.query.get("thumbnail"):
+        work = functools.partial(thumbnail_response, app, request, file, asset, by_link=True)
+        return Deferred("decoder", work) if asset.thumbnail is None else work()
+    if share.strips:
+        return Deferred("decoder", functools.partial(stripped_response, app, request, file, asset))
+    return file_response(app, request, (file, asset), "no-cache", by_link=True)
+
+
+def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
+    """Answer with a picture that does not say where, when and with what it was taken."""
+    try:
+        content = write_stripped(app, file, asset.facts)
+    except ValueError:  # what cannot be copied so is shown as a preview, which says nothing either
+        content = make_preview_content(app, file, asset)
+    content = content._replace(cache_control="private, no-cache", last_modified=None)
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(close_source, content)
+        response = content_response(request.head, content)
+        on_error.pop_all()
+    return response
+
+
+def write_stripped(app: App, file: File, facts: Facts | None) -> Content:
+    """Copy a picture without what it says of its making to a file without a name; ValueError."""
+    import tempfile  # as in write_listing
+
+    if facts is None or facts.extension not in STRIPPERS:
+        raise ValueError("a type that is not copied")
+    digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(target.close)
+        with app.disk(file.root), open_file(app, file) as source:
+            for piece in STRIPPERS[facts.extension](source, facts.orientation):
+                digest.update(piece)
+                target.write(piece)
+            if not file.matches(os.fstat(source.fileno())):
+                raise HTTPError(404, NO_FILE)
+        on_error.pop_all()
+    about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
+    return Content(*about)
+
+
+def open_file(app: App, file: File) -> BinaryIO:
+    """Open a file for reading; 404 where it is not there."""
+    try:
+        return io.BufferedReader(app.folders[file.root].open(file.path))
+    except (OSError, ValueError):
+        raise HTTPError(404, NO_FILE) from None
+
+
+def make_preview_content(app: App, file: File, asset: Asset) -> Content:
+    """What is answered with the largest preview of a picture; 404, 503."""
+    try:
+        with app.disk(file.root):
+            made = app.scanner.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
+    except FileNotFoundError:
+        raise HTTPError(404, NO_FILE) from None
+    if isinstance(made, Outcome):
+        check_outcome(made, "preview")
+    assert isinstance(made, bytes)
+    return rendered_content(app, file, made)
+
+
 # -- trash ---------------------------------------------------------------------------------
 # What is softly deleted comes back, or goes for good: by the owner's commands, and after
 # TRASH_DAYS by itself.
@@ -12823,6 +13393,10 @@ OBJECTS: Mapping[str, str] = {
     "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
     "Stored": "message sha256:sha256 filename file_path thumbnail_file:string?~",
     "PrivateImage": "stored_as bytes:integer image_url:url",
+    "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
+    " created_at:date expires_at:date?",
+    "Shared": "title expires_at:date? files:SharedFile[]",
+    "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Tokens": "access refresh",
     "Record": "id:uuid user:integer name type size:integer? file:url? storage_path:string?"
@@ -12884,6 +13458,10 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "message, sha256, filename, file_path, thumbnail_file": "Stored",
         "it was there": "Stored",
         "stored_as, bytes, image_url": "PrivateImage",
+        "the share": "Share",
+        "a list of shares": "Share[]",
+        "title, expires_at, files": "Shared",
+        "name, type, size, url": "SharedFile",
         "the user": "User",
         "a list of id, created_at, last_used_at, address, user_agent": "Session[]",
         "access, refresh": "Tokens",

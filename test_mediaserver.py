@@ -9735,6 +9735,270 @@ def test_tus_js_client_gets_through_a_kill(start, tmp_path):
     assert Entities(running).listed()["items"][0]["md5"] == md5(content)
 
 
+# -- shares: links for who has no account --------------------------------------------------
+
+
+def share(server: Server, headers: Mapping[str, str] = OWNER, **values: Any) -> Any:
+    status, made = server.call("POST", "/shares", values, headers)
+    assert status == 201, made
+    return made
+
+
+def shared(server: Server, made: Mapping[str, Any], **headers: str) -> Any:
+    answer = server.get(local(made["url"]), **headers)
+    return answer.json["files"] if answer.status == 200 else answer.status
+
+
+@pytest.fixture(scope="module")
+def wedding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with closed reads and pictures in folders, whose names are near."""
+    storage = tmp_path_factory.mktemp("album") / "pictures"
+    names = ("a/1.png", "a/b/2.png", "a/<i>&.png", "ab/3.png", "a.png", "a0/4.png")
+    fill(storage, {name: png_of(500 + number) for number, name in enumerate(names)})
+    with Server(storage, READ_AUTH_ENABLED="true") as running:
+        running.scanned()
+        yield running
+
+
+def test_a_link_shows_a_folder_to_who_has_it_and_nothing_else(wedding):
+    made = share(wedding, kind="folder", target="a/", title="Our <b>wedding</b>")
+    files = shared(wedding, made)
+    assert [file["name"] for file in files] == ["1.png", "<i>&.png", "2.png"]
+    for file in files:
+        answer = wedding.get(local(file["url"]))
+        assert len(answer.body) == file["size"]
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+        assert local(file["url"]).rpartition("/")[2] == sha256(answer.body)
+    other = sha256((wedding.storage / "ab/3.png").read_bytes())
+    for path in (f"{local(made['url'])}/{other}", f"/s/{'x' * 22}/{other}", f"/s/{'x' * 22}"):
+        assert wedding.get(path).status == 404
+    assert wedding.get("/list").status == 401
+    page = wedding.get(local(made["url"]), accept="text/html")
+    text = page.body.decode()
+    assert "<h1>Our &lt;b&gt;wedding" in text and "<i>" not in text
+    assert text.count("<a href=") == 3
+    assert "script" not in text and "default-src 'none'" in page.headers["Content-Security-Policy"]
+    late = png_of(900)
+    fill(wedding.storage, {"a/late.png": late})
+    wedding.rescan()
+    assert len(shared(wedding, made)) == 4
+
+
+def test_a_link_s_thumbnails_are_shown(wedding, pillow):
+    for file in shared(wedding, share(wedding, kind="folder", target="a")):
+        thumbnail = wedding.get(local(file["thumbnail"]))
+        assert thumbnail.body.startswith(b"\x89PNG")
+        assert thumbnail.headers["Cache-Control"] == "private, no-cache"
+
+
+def test_links_are_listed_ended_and_end_by_themselves(wedding):
+    made = share(wedding, kind="folder", target="a")
+    ends = datetime.fromisoformat(made["expires_at"].replace("Z", "+00:00")).timestamp()
+    assert abs(ends - time.time() - 30 * 86400) < 60
+    assert share(wedding, kind="folder", target="a", expires_in=0)["expires_at"] is None
+    short = share(wedding, kind="folder", target="a", expires_in=1)
+    listed = wedding.call("GET", "/shares", headers=OWNER)[1]
+    assert made in listed
+    path = local(shared(wedding, made)[0]["url"])
+    assert wedding.get(path).status == 200
+    assert wedding.call("DELETE", f"/shares/{made['id']}", headers=bearer())[0] == 404
+    assert wedding.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 204
+    assert wedding.call("DELETE", f"/shares/{made['id']}", headers=OWNER)[0] == 404
+    assert (wedding.get(path).status, shared(wedding, made)) == (404, 404)
+    wait_until(lambda: shared(wedding, short) == 404, "the end of a link")
+    for headers in ({}, bearer()):
+        values = {"kind": "folder", "target": "a"}
+        assert wedding.call("POST", "/shares", values, headers)[0] == (403 if headers else 401)
+    assert made not in wedding.call("GET", "/shares", headers=bearer())[1]
+
+
+def test_an_ended_link_is_not_answered_from_memory(server):
+    server.upload(content := png_of(700))
+    made = share(server, kind="file", target=sha256(content))
+    path = local(shared(server, made)[0]["url"])
+    assert [server.get(path).status for _ in range(3)] == [200] * 3
+    server.call("DELETE", f"/shares/{made['id']}", headers=OWNER)
+    assert server.get(path).status == 404
+
+
+def test_a_link_s_password_is_asked_for_at_every_file(wedding):
+    made = share(wedding, kind="folder", target="a", password="guests")
+    assert (made["has_password"], "guests" in str(made)) == (True, False)
+    path, content = local(made["url"]), (wedding.storage / "a/1.png").read_bytes()
+    file = f"{path}/{sha256(content)}"
+    form_page = wedding.get(path, accept="text/html")
+    assert (form_page.status, b'type="password"' in form_page.body) == (401, True)
+    assert b"1.png" not in form_page.body
+    for wanted in (path, file, f"{file}?thumbnail=true"):
+        assert wedding.get(wanted).status == 401
+        assert wedding.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
+
+    def unlock(password: str, path: str = path) -> Answer:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return wedding.request("POST", path, urlencode({"password": password}), headers)
+
+    assert unlock("guest").status == 401
+    answer = unlock("guests")
+    cookie = answer.headers["Set-Cookie"]
+    assert (answer.status, answer.headers["Location"]) == (303, path)
+    assert f"Path={path}; Max-Age=43200; HttpOnly; SameSite=Lax" in cookie
+    cookie = cookie.partition(";")[0]
+    assert wedding.get(file, cookie=cookie).body == content
+    assert len(shared(wedding, made, cookie=cookie)) >= 3
+    other = share(wedding, kind="folder", target="a", password="guests")
+    assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
+    assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
+    assert unlock("guests", local(other["url"])).status == 429
+    assert "guests" not in wedding.log
+
+
+def told_picture(kind: str) -> tuple[bytes, bytes]:
+    """A picture that says a lot of its making, and its pixels as they are to be seen."""
+    image_module = need("PIL.Image")
+    picture = image_module.effect_noise((60, 40), 50).convert("RGB")
+    exif = picture.getexif()
+    exif[0x010F], exif[0x0112] = "CameraMaker", 6
+    gps = exif.get_ifd(0x8825)
+    gps[1], gps[2], gps[3], gps[4] = "N", (48.0, 8.0, 0.0), "E", (11.0, 34.0, 0.0)
+    out = io.BytesIO()
+    more = {"comment": b"a comment"} if kind == "JPEG" else {}
+    profile = need("PIL.ImageCms").ImageCmsProfile(need("PIL.ImageCms").createProfile("sRGB"))
+    picture.save(out, kind, exif=exif, icc_profile=profile.tobytes(), lossless=True, **more)
+    return out.getvalue() + b"a trailer of the maker", seen_pixels(out.getvalue())
+
+
+def seen_pixels(content: bytes) -> bytes:
+    image = need("PIL.Image").open(io.BytesIO(content))
+    return bytes(need("PIL.ImageOps").exif_transpose(image).convert("RGB").tobytes())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, kind):
+    content, pixels = told_picture(kind)
+    facts = ms.probe(io.BytesIO(content))
+    assert (facts.latitude, facts.make, facts.orientation) == (48 + 8 / 60, "CameraMaker", 6)
+    made = server.store(content, f"a.{facts.extension}").json
+    whole = share(server, kind="file", target=sha256(content))
+    bare = share(server, kind="file", target=sha256(content), strip=True, password="")
+    assert server.get(local(shared(server, whole)[0]["url"])).body == content
+    answer = server.get(local(shared(server, bare)[0]["url"]))
+    assert (answer.status, answer.headers["Content-Type"]) == (200, facts.mime_type)
+    assert (answer.headers["Last-Modified"], made["bytes"]) == (None, len(content))
+    left = ms.probe(io.BytesIO(answer.body))
+    kept = facts._replace(latitude=None, longitude=None, make=None)
+    assert left == kept
+    assert seen_pixels(answer.body) == pixels
+    assert need("PIL.Image").open(io.BytesIO(answer.body)).info["icc_profile"]
+    for word in (b"CameraMaker", b"a comment", b"a trailer"):
+        assert word not in answer.body
+    path = local(shared(server, bare)[0]["url"])
+    part = server.get(path, Range="bytes=5-24")
+    assert (part.status, part.body) == (206, answer.body[5:25])
+
+
+def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_at_all(
+    start, pillow
+):
+    running, image_module = start(), need("PIL.Image")
+    out, film = io.BytesIO(), b"RIFF" + (36).to_bytes(4, "little") + b"WAVEfmt " + bytes(24)
+    image_module.effect_noise((60, 40), 50).convert("RGB").save(out, "TIFF", description="SECRET")
+    cut = told_picture("JPEG")[0][:-60]  # its end is missing
+    fill(running.storage, {"f/a.tiff": out.getvalue(), "f/b.wav": film, "f/c.jpg": cut})
+    running.rescan()
+    made = share(running, kind="folder", target="f", strip=True)
+    files = shared(running, made)
+    assert [file["name"] for file in files] == ["a.tiff", "c.jpg"]
+    for file in files:
+        answer = running.get(local(file["url"]))
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
+        assert b"SECRET" not in answer.body and b"CameraMaker" not in answer.body
+    assert running.get(f"{local(made['url'])}/{sha256(film)}").status == 404
+
+
+def test_guests_may_add_pictures_to_a_folder_whose_link_says_so(start):
+    running = start(max_upload_bytes="5000", read_auth_enabled="true")
+    fill(running.storage, {"wedding/1.png": png()})
+    running.rescan()
+    made = share(running, kind="folder", target="wedding", upload=True, password="guests")
+    closed = share(running, kind="folder", target="wedding")
+    path = local(made["url"])
+
+    def add(path: str, content: bytes, name: str = "1.png", **headers: str) -> Answer:
+        fields = {key.replace("_", "-"): value for key, value in headers.items()}
+        return running.send_file("POST", f"{path}/upload", content, name, fields)
+
+    assert add(path, png()).status == 401
+    body = urlencode({"password": "guests"})
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    cookie = running.request("POST", path, body, headers).headers["Set-Cookie"].partition(";")[0]
+    content = png()
+    answer = add(path, content, cookie=cookie)
+    assert (answer.status, answer.json["name"]) == (201, "1_1.png")
+    assert (running.storage / "wedding/1_1.png").read_bytes() == content
+    assert running.get(local(answer.json["url"]), cookie=cookie).body == content
+    assert add(path, jpeg(), "../../x", cookie=cookie).json["name"] == "x.jpg"
+    back = add(path, png(), cookie=cookie, accept="text/html")
+    assert (back.status, back.headers["Location"]) == (303, path)
+    page = running.get(path, cookie=cookie, accept="text/html").body.decode()
+    assert f'action="{path}/upload"' in page and page.count("<a href=") == 4
+    assert add(path, b"no picture", cookie=cookie).status == 400
+    assert add(path, png_of(5001), cookie=cookie).status == 413
+    assert add(local(closed["url"]), png()).status == 403
+    assert "<form" not in running.get(local(closed["url"]), accept="text/html").body.decode()
+    running.rescan()
+    assert len(shared(running, made, cookie=cookie)) == 4
+    values = {"kind": "file", "target": sha256(content), "upload": True}
+    assert running.call("POST", "/shares", values, OWNER)[0] == 400
+
+
+def test_every_kind_of_thing_is_shared_by_who_may(start):
+    running = start()
+    content, private, owned = png_of(601), png_of(602), png_of(603)
+    running.upload(content)
+    running.store(private)
+    mine, other = bearer(user_id=77), bearer(user_id=78)
+    for target, headers, status in (
+        (content, OWNER, 201), (private, OWNER, 201), (content, WRITER, 201),
+        (private, WRITER, 404), (content, mine, 403), (png_of(9999), OWNER, 404),
+    ):  # fmt: skip
+        values = {"kind": "file", "target": sha256(target)}
+        status_now, made = running.call("POST", "/shares", values, headers)
+        assert status_now == status, made
+        if status == 201:
+            assert running.get(local(made["url"]) + "/" + sha256(target)).body == target
+    body, kind = form("a.png", owned, name="a.png")
+    record = running.request("POST", MEDIA, body, {"Content-Type": kind, **mine}).json
+    shelf = running.call("POST", SHELVES, {"name": "s"}, mine)[1]
+    of_record = share(running, mine, kind="media", target=record["id"])
+    of_shelf = share(running, mine, kind="collection", target=shelf["id"])
+    assert [file["name"] for file in shared(running, of_record)] == ["a.png"]
+    assert shared(running, of_shelf) == []
+    running.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf["id"]}, mine)
+    assert len(shared(running, of_shelf)) == 1
+    for values in ({"kind": "media", "target": record["id"]},
+                   {"kind": "collection", "target": shelf["id"]}):  # fmt: skip
+        assert running.call("POST", "/shares", values, other)[0] == 404
+        assert running.call("POST", "/shares", values, OWNER)[0] == 403
+    running.call("DELETE", f"{MEDIA}{record['id']}/", headers=mine)
+    assert shared(running, of_record) == shared(running, of_shelf) == []
+    assert [each["id"] for each in running.call("GET", "/shares", headers=mine)[1]] == [
+        of_shelf["id"], of_record["id"],
+    ]  # fmt: skip
+    body, kind = form(None, None, is_collection="true")
+    group = running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER}).json
+    body, kind = form("b.png", png_of(604), "image", parent_id=group["id"])
+    running.request("POST", "/entity/", body, {"Content-Type": kind, **OWNER})
+    of_group = share(running, kind="entity", target=group["id"])
+    assert [file["size"] for file in shared(running, of_group)] == [604]
+    for values in ({}, {"kind": "x", "target": "y"}, {"kind": "file", "target": "y"},
+                   {"kind": "entity", "target": "y"}, {"kind": "folder", "target": "a",
+                    "expires_in": -1}):  # fmt: skip
+        assert running.call("POST", "/shares", values, OWNER)[0] == 400
+    for target in ("nowhere", "/", ".mediaserver", "../pictures", "media/.."):
+        values = {"kind": "folder", "target": target}
+        assert running.call("POST", "/shares", values, OWNER)[0] == 404
+
+
 # ======================================================================================
 # 13. System and pages
 # ======================================================================================
