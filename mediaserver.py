@@ -3373,6 +3373,7 @@ class IndexCursor(sqlite3.Cursor):
     execute = reporting(sqlite3.Cursor.execute)
     executemany = reporting(sqlite3.Cursor.executemany)
     fetchone = reporting(sqlite3.Cursor.fetchone)
+    fetchmany = reporting(sqlite3.Cursor.fetchmany)
     fetchall = reporting(sqlite3.Cursor.fetchall)
     __next__ = reporting(sqlite3.Cursor.__next__)
 
@@ -3848,15 +3849,15 @@ class Files(Subject):
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         rows = self._index.read(
             f"SELECT {', '.join(Shown._fields)} FROM ("
-            " SELECT *, CAST(strftime('%s', moment, 'unixepoch', 'localtime') AS REAL) AS taken,"
-            " strftime('%Y-%m', moment, 'unixepoch', 'localtime') AS month FROM ("
+            " SELECT *, strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken FROM ("
             "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
             "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
-            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256))"
-            " ORDER BY moment DESC, path",
+            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256)"
+            " ORDER BY moment DESC, path)",
             prefix, end,
         )  # fmt: skip
-        return (Shown(row[0], os.fsdecode(row[1]), *row[2:]) for row in rows)
+        while some := rows.fetchmany(MANY_ROWS):
+            yield from map(Shown._make, some)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -3873,11 +3874,14 @@ class Files(Subject):
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
 
 
+MANY_ROWS = 500  # fetched with one call
+
+
 class Shown(NamedTuple):
     """A content of the library as the gallery shows it."""
 
     sha256: str
-    path: str
+    path: bytes
     kind: str
     size: int
     width: int | None  # as stored
@@ -3888,8 +3892,7 @@ class Shown(NamedTuple):
     model: str | None
     latitude: float | None
     longitude: float | None
-    taken: float | None  # this place's wall clock, as seconds; null: beyond what SQLite counts
-    month: str | None  # of that, as YYYY-MM
+    taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
 
 
 class User(NamedTuple):
@@ -13706,9 +13709,9 @@ def shown_json(item: Shown) -> list[Any]:
     model = item.model or ""
     make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     values: list[Any] = [
-        item.sha256, printable(item.path), item.kind, ratio, item.taken or 0, item.size, width,
-        height, item.duration, f"{make or ''} {model}".strip() or None, item.latitude,
-        item.longitude,
+        item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
+        int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
+        f"{make or ''} {model}".strip() or None, item.latitude, item.longitude,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -13717,7 +13720,9 @@ def shown_json(item: Shown) -> list[Any]:
 
 def matches_search(item: Shown, words: Sequence[str]) -> bool:
     """Tell whether an item's path and camera have all these case-folded words."""
-    text = f"{printable(item.path)} {item.make} {item.model}".casefold()
+    if not words:
+        return True
+    text = f"{item.path.decode('utf-8', 'replace')} {item.make} {item.model}".casefold()
     return all(word in text for word in words)
 
 
@@ -13728,8 +13733,8 @@ def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Show
     items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
     items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
     if query["order"] == "date":
-        return ((item.month or "1970-01", item) for item in items)
-    named = ((posixpath.split(printable(item.path)), item) for item in items)
+        return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
+    named = ((posixpath.split(item.path.decode("utf-8", "replace")), item) for item in items)
     ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
     return ((folder, item) for (folder, _), item in ordered)
 
@@ -13746,7 +13751,7 @@ def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes]
         tag = hashlib.sha256(data).hexdigest()[:16]
         about.append([key, len(items), sum(item[3] for item in items), tag])
         for item in items:
-            folder = posixpath.dirname(item[1])
+            folder = item[1].rpartition("/")[0]
             folders[folder] = folders.get(folder, 0) + 1
     return groups, {"groups": about, "folders": sorted(folders.items())}
 
