@@ -14101,7 +14101,7 @@ const TEXTS = {
 };
 const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
   || "en";
-const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", value);
+const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", () => value);
 document.documentElement.lang = LANGUAGE;
 
 // Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
@@ -14392,7 +14392,11 @@ async function start(again = false) {
     return;
   }
   if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
-  if (!answer.ok) { notify(await problem(answer), 10, true); return; }
+  if (!answer.ok) {
+    notifyState(await problem(answer), true);
+    setTimeout(() => turn === starts && start(again), 5000);
+    return;
+  }
   const tag = answer.headers.get("ETag") + query;
   const value = await answer.json();
   if (turn !== starts) return;
@@ -14742,10 +14746,11 @@ function showEmpty(symbol, title, how, action) {
 
 function showLocked() {
   groups = [];
+  listTag = "";
   clearTiles();
   $("grid").style.height = 0;
   $("scrubber").hidden = true;
-  notify("");
+  notifyState("");
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }

@@ -10190,6 +10190,32 @@ def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, s
     assert "private" in browser.see("document.querySelector('#empty').innerText")
 
 
+def test_an_account_stays_signed_in_over_a_reload_and_is_refreshed_quietly(browser, start):
+    server = start(READ_AUTH_ENABLED="true", JWT_ACCESS_TOKEN_LIFETIME_MINUTES="1")
+    server.put("/image/mine.png", png())
+    user = User(server)
+    user.login()
+    assert owner_says(server, "user", "grant", user.name, "media_store_read").returncode == 0
+    browser.open(server.url + "/gallery")
+    browser.click("#account")
+    fill_in = (
+        "const form = document.querySelector('#login form');"
+        "form.elements.name.value = arguments[0]; form.elements.password.value = arguments[1];"
+        "form.elements.stay.checked = true; form.requestSubmit()"
+    )
+    browser.run(fill_in, user.name, "wrong")
+    assert browser.see("document.querySelector('#login .error').textContent")
+    browser.run(fill_in, user.name, user.password)
+    browser.see("document.querySelector('.tile')")
+    access = browser.run("return JSON.parse(localStorage.mediaserver).access")
+    browser.open(server.url + "/gallery?q=mine")  # less than a minute is left: a new one is taken
+    browser.see("document.querySelector('.tile')")
+    browser.see("JSON.parse(localStorage.mediaserver).access !== arguments[0]", access)
+    browser.click("#account")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+    assert browser.run("return localStorage.mediaserver") is None
+
+
 def test_names_that_look_like_markup_are_text_in_the_page(browser, start, tmp_path):
     name = '<img src=x onerror="window.hacked=1">\u202e&amp;.png'
     fill(tmp_path / "pictures" / "<b>folder", {name: png()})
