@@ -45,6 +45,7 @@ import types
 import urllib.error
 import urllib.request
 import uuid
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10174,6 +10175,30 @@ def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, s
     browser.see(f"!document.querySelector({tile!r})")
     assert server.get(f"/image/{sha256(public)}").status == 404
     assert server.get(f"/image/{sha256(new)}").body == new
+
+
+def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album):
+    browser.open(album.url + "/gallery?folder=a")
+    browser.see("document.querySelectorAll('.tile').length === 3")
+    browser.run("for (const each of document.querySelectorAll('.pick')) each.click()")
+    assert browser.run("return document.querySelector('#picked span').textContent") == "3 selected"
+    browser.run(  # in place of a download to disk
+        "URL.createObjectURL = (blob) => { window.zip = blob; return 'none'; };"
+        "save = async (url, name) => {"
+        " const bytes = new Uint8Array(await window.zip.arrayBuffer());"
+        " document.body.dataset.zip = name + ' ' + btoa(String.fromCharCode(...bytes)); }"
+    )
+    browser.click("#picked [title=Download]")
+    name, _, content = browser.see("document.body.dataset.zip").rpartition(" ")
+    assert name == "pictures.zip"
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(content))) as file:
+        assert file.testzip() is None
+        taken = {item.filename: item.date_time[:3] for item in file.infolist()}
+        read = {path: file.read(path) for path in taken}
+    folder = album.storage
+    assert read == {path: (folder / path).read_bytes() for path in taken}
+    assert set(taken) == {"a/old.png", "a/b/new.png", "a/b/Ärger.png"}
+    assert taken["a/old.png"] == time.localtime(1_000_000_000)[:3]
 
 
 def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, start):
