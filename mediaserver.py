@@ -53,6 +53,7 @@ if __name__ == "__main__" and __file__.endswith(".py"):
 
 import argparse
 import base64
+import bisect
 import contextlib
 import enum
 import errno
@@ -167,6 +168,12 @@ def parse_secret(text: str) -> str:
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError("has a control character, which no request can carry")
     return text
+
+
+def parse_log_format(text: str) -> str:
+    if text.lower() not in {"none", "text", "json"}:
+        raise ValueError(f"{text!r} is none of none, text and json")
+    return text.lower()
 
 
 def parse_boolean(text: str) -> bool:
@@ -374,6 +381,9 @@ class Settings(NamedTuple):
         ("*",), "comma-separated origins; empty turns CORS off", parse_origins, shown="*",
         empty=True,
     )  # fmt: skip
+    log_format: str = setting(
+        "none", "a line on standard error for each request: none, text or json", parse_log_format
+    )
 
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
@@ -1124,6 +1134,10 @@ class Principal(NamedTuple):
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
     grant: Grant | None = None  # of a scoped token
+
+    def __str__(self) -> str:
+        name = self.subject if self.user_id is None else self.user_id
+        return self.kind if name is None else f"{self.kind} {name}"
 
 
 ANONYMOUS = Principal("anonymous")
@@ -3519,6 +3533,7 @@ class IndexCursor(sqlite3.Cursor):
     execute = reporting(sqlite3.Cursor.execute)
     executemany = reporting(sqlite3.Cursor.executemany)
     fetchone = reporting(sqlite3.Cursor.fetchone)
+    fetchmany = reporting(sqlite3.Cursor.fetchmany)
     fetchall = reporting(sqlite3.Cursor.fetchall)
     __next__ = reporting(sqlite3.Cursor.__next__)
 
@@ -3787,6 +3802,11 @@ def replace_index(source: Path, target: Path) -> None:
 class Assets(Subject):
     """Contents and what is known of them."""
 
+    def count_by_kind(self) -> list[tuple[str, int, int]]:
+        """Number and bytes of the contents of each kind."""
+        sql = "SELECT coalesce(kind, 'other'), count(*), sum(size) FROM asset GROUP BY kind"
+        return self._index.read(sql).fetchall()
+
     def put(self, db: Database, asset: Asset) -> None:
         facts = asset.facts or (None,) * len(Facts._fields)
         row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
@@ -3990,15 +4010,15 @@ class Files(Subject):
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         rows = self._index.read(
             f"SELECT {', '.join(Shown._fields)} FROM ("
-            " SELECT *, CAST(strftime('%s', moment, 'unixepoch', 'localtime') AS REAL) AS taken,"
-            " strftime('%Y-%m', moment, 'unixepoch', 'localtime') AS month FROM ("
+            " SELECT *, strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken FROM ("
             "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
             "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
-            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256))"
-            " ORDER BY moment DESC, path",
+            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256)"
+            " ORDER BY moment DESC, path)",
             prefix, end,
         )  # fmt: skip
-        return (Shown(row[0], os.fsdecode(row[1]), *row[2:]) for row in rows)
+        while some := rows.fetchmany(MANY_ROWS):
+            yield from map(Shown._make, some)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -4015,11 +4035,14 @@ class Files(Subject):
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
 
 
+MANY_ROWS = 500  # fetched with one call
+
+
 class Shown(NamedTuple):
     """A content of the library as the gallery shows it."""
 
     sha256: str
-    path: str
+    path: bytes
     kind: str
     size: int
     width: int | None  # as stored
@@ -4030,8 +4053,7 @@ class Shown(NamedTuple):
     model: str | None
     latitude: float | None
     longitude: float | None
-    taken: float | None  # this place's wall clock, as seconds; null: beyond what SQLite counts
-    month: str | None  # of that, as YYYY-MM
+    taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
 
 
 class User(NamedTuple):
@@ -8267,7 +8289,9 @@ Segment = bytes | memoryview | FileSlice
 class Response:
     """An answer; `body` is bytes, or segments with their `length` (None: not known)."""
 
-    __slots__ = ("body", "headers", "length", "prepared", "resource", "status")
+    __slots__ = (
+        "body", "headers", "length", "prepared", "principal", "resource", "route", "status",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -8283,6 +8307,8 @@ class Response:
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
         self.prepared = b""  # the head behind its Date, where it is often sent
+        self.route = 0  # the number of what has made it, and for whom: for figures and the log
+        self.principal = ""
 
     def prepare(self) -> Response:
         """Put a hot answer's head together once, for plain GETs on a kept connection."""
@@ -8384,6 +8410,70 @@ class Exchange(Protocol):
         """The client has gone away."""
 
 
+STATUSES = (
+    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
+    422, 429, 431, 500, 501, 503, 505, 507,
+)  # fmt: skip
+DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
+
+
+class Meter:
+    """Counts answers in memory that all workers share; each writes to a part of its own.
+
+    Answers are told apart by the number of their route and by their status; durations of the
+    answers of a route are counted by the first of DURATIONS that they are not above.
+    """
+
+    def __init__(self, workers: int, routes: int) -> None:
+        self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
+        self._width = len(self._codes) + len(DURATIONS) + 2  # beyond the last; nanoseconds
+        self._part = 3 + routes * self._width
+        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
+        self._workers = workers
+        self._lock = threading.Lock()
+
+    def count(self, worker: int, route: int, status: int, seconds: float) -> None:
+        """Count an answer and how long it took, from its request's head to its last byte."""
+        first = worker * self._part + 3 + route * self._width
+        code = self._codes.get(status, len(STATUSES))
+        bucket = len(self._codes) + bisect.bisect_left(DURATIONS, seconds)
+        with self._lock:
+            self._numbers[first + code] += 1
+            self._numbers[first + bucket] += 1
+            self._numbers[first + self._width - 1] += int(seconds * 1e9)
+
+    def add_bytes(self, worker: int, taken: int, sent: int) -> None:
+        """Count bytes of bodies that were taken in, and of those that were sent."""
+        with self._lock:
+            self._numbers[worker * self._part] += taken
+            self._numbers[worker * self._part + 1] += sent
+
+    def set_in_flight(self, worker: int, count: int) -> None:
+        self._numbers[worker * self._part + 2] = count
+
+    def totals(self) -> tuple[int, int, int]:
+        """Bytes taken in and sent, and requests in flight, of all workers."""
+        return self._sum(0), self._sum(1), self._sum(2)
+
+    def answers(self, route: int) -> dict[int, int]:
+        """How many answers of a route had each status; 0 stands for those that are rare."""
+        first = 3 + route * self._width
+        return {
+            status: count
+            for status, place in self._codes.items()
+            if (count := self._sum(first + place))
+        }
+
+    def durations(self, route: int) -> tuple[list[int], float]:
+        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
+        first = 3 + route * self._width + len(self._codes)
+        counts = [self._sum(first + place) for place in range(len(DURATIONS) + 1)]
+        return list(itertools.accumulate(counts)), self._sum(first + len(counts)) / 1e9
+
+    def _sum(self, place: int) -> int:
+        return sum(self._numbers[place :: self._part])
+
+
 class Buffers(threading.local):
     """One receive buffer a thread: fresh pages for each request would cost more than reading."""
 
@@ -8426,7 +8516,8 @@ class Connection:
     """A client's connection, owned by the selector or by one thread, never by both."""
 
     __slots__ = (
-        "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor", "dropped",
+        "began", "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor",
+        "dropped",
         "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
         "received", "response", "scanned", "segments", "server", "share", "since", "socket",
         "state", "unsent",
@@ -8440,6 +8531,7 @@ class Connection:
         self.state = State.CLOSED
         self.since = self.deadline = 0.0  # of the state; monotonic seconds
         self.latest = 0.0  # when a head must be complete
+        self.began = 0.0  # when the latest head had come
         self.credit = 0.0  # seconds that a head or body may wait: more for each byte that comes
         self.counted = 0  # descriptors
         self.received = b""  # and not used yet
@@ -8504,6 +8596,7 @@ class Connection:
         if end < 0:
             self.scanned = len(self.received)
             return False
+        self.began = time.monotonic()
         self.head = parse_request_head(self.received[:end])
         self.received = self.received[end + 4 :]
         self.scanned = 0
@@ -8634,6 +8727,7 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
+            self.server.note_answer(self.head, self.peer, self.response, self.began)
             self.response.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
         self.collected.clear()
@@ -8797,9 +8891,13 @@ class Server(ThreadingHTTPServer):
     is_prompt: Callable[[RequestHead], bool]
     on_error: Callable[[HTTPError, str], Response]
     on_hangup: Callable[[], None]
+    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
 
-    def __init__(self, listener: socket.socket, loads: memoryview, number: int) -> None:
+    def __init__(
+        self, listener: socket.socket, loads: memoryview, number: int, meter: Meter | None = None
+    ) -> None:
         self.buffers = Buffers()
+        self._meter = meter or Meter(number + 1, routes=1)
         self._loads = loads
         self._number = number  # of this worker
         self._deferrals = 0
@@ -8830,6 +8928,19 @@ class Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.server_name, self.server_port = listener.getsockname()[:2]
+
+    def note_answer(
+        self, head: RequestHead | None, peer: str, response: Response, began: float
+    ) -> None:
+        """Count an answer that is over, and tell of it."""
+        seconds = time.monotonic() - began
+        self._meter.count(self._number, response.route, response.status, seconds)
+        taken = (head.content_length or 0) if head and response.status < 300 else 0
+        sent = (response.length or 0) if head and head.method != "HEAD" else 0
+        if taken or sent:
+            self._meter.add_bytes(self._number, taken, sent)
+        if self.on_answered is not None:
+            self.on_answered(head, peer, response, seconds)
 
     # -- the selector's thread
 
@@ -8998,6 +9109,7 @@ class Server(ThreadingHTTPServer):
             self._descriptors += more
             self._files += files
             self._in_flight += (state is State.WORKING) - (before is State.WORKING)
+            self._meter.set_in_flight(self._number, self._in_flight)
         if before is State.WORKING and self._stop_at is not None:
             self._wake()
 
@@ -9623,6 +9735,7 @@ class HotFile(NamedTuple):
     state: tuple[tuple[int, int], FileState]  # a link on the way would lead to another file
     content: Content
     whole: Response | None
+    route: int
 
 
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
@@ -9949,9 +10062,11 @@ class App:
     """What handlers need, built in one place."""
 
     def __init__(
-        self, settings: Settings, index: Index, thumbnails: Thumbnails, progress: SharedProgress
-    ) -> None:
+        self, settings: Settings, index: Index, thumbnails: Thumbnails, progress: SharedProgress,
+        meter: Meter | None = None,
+    ) -> None:  # fmt: skip
         self.settings = settings
+        self.meter = meter or Meter(1, len(ROUTES) + 1)
         self.index = index
         self.thumbnails = thumbnails
         self.folders = open_folders(settings, index)
@@ -10061,6 +10176,7 @@ class Request:
         self.peer = peer
         self.family = ""  # whose shape errors have
         self.principal = ANONYMOUS
+        self.route = 0  # its number, from 1
         self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
@@ -10077,13 +10193,11 @@ class Request:
 
     @property
     def client(self) -> str:
-        """The client's address: the last one in X-Forwarded-For that is no trusted proxy."""
-        chain = self.headers.get("x-forwarded-for", "").split(",")
-        trusted = self.app.settings.trusted_proxies
-        address = self.peer
-        while chain and is_trusted(address, trusted):  # a proxy that names no client is it
-            address = parse_address(chain.pop()) or address
-        return address
+        return client_address(self.headers, self.peer, self.app.settings.trusted_proxies)
+
+    def sign(self, response: Response) -> None:
+        """Note on an answer what has made it, and for whom."""
+        response.route, response.principal = self.route, str(self.principal)
 
     def url(self, path: str) -> str:
         """The absolute URL of a path here, as the client reaches it."""
@@ -10098,6 +10212,15 @@ class Request:
     def reference(self, path: str) -> str:
         """A path here for `Location` and pages: with PUBLIC_URL, whose path is the proxy's."""
         return self.app.settings.public_url + path
+
+
+def client_address(headers: Headers, peer: str, trusted: tuple[str, ...]) -> str:
+    """The client's address: the last one in X-Forwarded-For that is no trusted proxy."""
+    chain = headers.get("x-forwarded-for", "").split(",")
+    address = peer
+    while chain and is_trusted(address, trusted):  # a proxy that names no client is it
+        address = parse_address(chain.pop()) or address
+    return address
 
 
 def parse_address(text: str) -> str:
@@ -10778,9 +10901,10 @@ def log_refusal(request: Request, error: HTTPError) -> None:
 class Application:
     """Requests in, answers out."""
 
-    def __init__(self, app: App, routes: Iterable[Route]) -> None:
+    def __init__(self, app: App, routes: Sequence[Route]) -> None:
         self.app = app
         self.routes = RouteTable(routes)
+        self.numbers = {id(item): number for number, item in enumerate(routes, 1)}
         self._prompt = {item.path for item in routes if item.prompt}
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
@@ -10801,6 +10925,7 @@ class Application:
             return self.refuse(request, error)
         if isinstance(outcome, Response):
             self.finish(request.head, outcome, request.answer_headers)
+            request.sign(outcome)
         elif isinstance(outcome, Deferred):
             work = functools.partial(self.attempt, request, outcome.work)
             return outcome._replace(work=work)
@@ -10812,6 +10937,7 @@ class Application:
         self.give_back_use(request)
         response = error_response(problem, request.family)
         self.finish(request.head, response, request.answer_headers)
+        request.sign(response)
         return response
 
     def take_use(self, request: Request, item: Route) -> None:
@@ -10847,7 +10973,8 @@ class Application:
             return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
-        request.family, request.answer_headers = item.family, item.headers
+        request.family, request.route = item.family, self.numbers[id(item)]
+        request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         self.take_use(request, item)
         problems: list[Problem] = []
@@ -10975,6 +11102,7 @@ class Application:
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
+        response.route = hot.route
         if not may_wait and response.resource and not is_ready(head, response):
             response.close()
             return None
@@ -11299,6 +11427,8 @@ def remember_hot(app: App, request: Request, file: File, content: Content) -> No
         return
     small = isinstance(content.source, bytes)
     whole = app.prepare(content) if small else None
+    if whole:
+        whole.route = request.route
     if not small:
         if app.settings.accel_redirect:
             return
@@ -11309,7 +11439,7 @@ def remember_hot(app: App, request: Request, file: File, content: Content) -> No
         return
     if file.matches(status):
         path, state = f"{app.library.path}/{file.path}", (inode(status), state_of(status))
-        app.remember(request.head.target, HotFile(path, state, content, whole))
+        app.remember(request.head.target, HotFile(path, state, content, whole, request.route))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -13335,40 +13465,125 @@ def post_exists(app: App, request: Request) -> Response:
     return json_response(stored_json(app, request, request.fields["sha256"]))
 
 
+# -- Metrics and the log of requests -------------------------------------------------------
+# Prometheus' text format 0.0.4; what counts requests is of all workers together.
+
 METRICS = {
-    "uptime_seconds": "since the start of this worker",
-    "scan_running": "1 while the folder is scanned",
-    "scan_files_done": "files of the last scan that are done",
-    "scan_files": "files that the last scan found",
-    "scan_finished_timestamp_seconds": "when the last scan ended",
-    "degraded": "1 while the storage folder is missing or not mounted",
-    "assets": "contents known",
-    "files": "files known",
-    "accounts": "accounts",
-    "media_records": "media records of accounts",
-    "entities": "entities",
-    "hot_files": "public files that this worker answers without the index",
+    "build_info": ("gauge", "1, with the version of the program and of Python"),
+    "uptime_seconds": ("gauge", "since the start of this worker"),
+    "scan_running": ("gauge", "1 while the folder is scanned"),
+    "scan_files_done": ("gauge", "files of the last scan that are done"),
+    "scan_files": ("gauge", "files that the last scan found"),
+    "scan_finished_timestamp_seconds": ("gauge", "when the last scan ended"),
+    "degraded": ("gauge", "1 while the storage folder is missing or not mounted"),
+    "assets": ("gauge", "contents known, by kind"),
+    "assets_bytes": ("gauge", "bytes of these"),
+    "files": ("gauge", "files known"),
+    "accounts": ("gauge", "accounts"),
+    "media_records": ("gauge", "media records of accounts"),
+    "entities": ("gauge", "entities"),
+    "hot_files": ("gauge", "public files that this worker answers without the index"),
+    "decoder_restarts_total": ("counter", "times that the decoder host had to be started again"),
+    "failed_logins_total": ("counter", "logins that were refused"),
+    "upload_bytes_total": ("counter", "bytes of request bodies that were taken in"),
+    "sent_bytes_total": ("counter", "bytes of answers' bodies, as their heads announce them"),
+    "http_requests_in_flight": ("gauge", "requests that are being worked on"),
+    "http_requests_total": ("counter", "answers by method, route and status; 0: a rare one"),
+    "http_request_duration_seconds": ("histogram", "from a request's head to its last byte sent"),
 }
+Samples = Iterable[tuple[str, float]]  # what follows the metric's name, and the value
 
 
-def read_metrics(app: App) -> list[float]:
-    """The values of METRICS, in their order."""
-    scan = app.scanner.progress.get()
-    return [
-        time.monotonic() - app.started, scan.running, scan.done, scan.total, scan.finished_at or 0,
-        any(app.watcher.look()), *app.index.count_rows(), len(app.hot),
-    ]  # fmt: skip
+def read_metrics(app: App) -> dict[str, Samples]:
+    """Return the samples of METRICS."""
+    scan, meter = app.scanner.progress.get(), app.meter
+    _, files, accounts, records, entities = app.index.count_rows()
+    kinds = app.index.assets.count_by_kind()
+    taken, sent, in_flight = meter.totals()
+    python = ".".join(map(str, sys.version_info[:3]))
+    single: dict[str, float] = {
+        f'build_info{{version="{__version__}",python="{python}"}}': 1,
+        "uptime_seconds": time.monotonic() - app.started,
+        "scan_running": scan.running, "scan_files_done": scan.done, "scan_files": scan.total,
+        "scan_finished_timestamp_seconds": scan.finished_at or 0,
+        "degraded": any(app.watcher.look()), "files": files, "accounts": accounts,
+        "media_records": records, "entities": entities, "hot_files": len(app.hot),
+        "decoder_restarts_total": app.thumbnails.restarts[0], "upload_bytes_total": taken,
+        "failed_logins_total": count_failed_logins(meter), "sent_bytes_total": sent,
+        "http_requests_in_flight": in_flight,
+    }  # fmt: skip
+    samples: dict[str, Samples] = {
+        name.partition("{")[0]: [("".join(name.partition("{")[1:]), value)]
+        for name, value in single.items()
+    }
+    samples["assets"] = [(f'{{kind="{kind}"}}', count) for kind, count, _ in kinds]
+    samples["assets_bytes"] = [(f'{{kind="{kind}"}}', size) for kind, _, size in kinds]
+    samples["http_requests_total"] = count_requests(meter)
+    samples["http_request_duration_seconds"] = count_durations(meter)
+    return samples
+
+
+def count_failed_logins(meter: Meter) -> int:
+    routes = [number for number, item in enumerate(ROUTES, 1) if item.handler is login]
+    return sum(meter.answers(number).get(401, 0) for number in routes)
+
+
+def label_routes() -> Iterator[tuple[int, str]]:
+    """Yield each route's number and labels; 0 is all that no route has answered."""
+    yield 0, 'method="",route=""'
+    for number, item in enumerate(ROUTES, 1):
+        yield number, f'method="{item.method}",route="{item.path}"'
+
+
+def count_requests(meter: Meter) -> Samples:
+    for number, labels in label_routes():
+        for status, count in meter.answers(number).items():
+            yield f'{{{labels},code="{status}"}}', count
+
+
+def count_durations(meter: Meter) -> Samples:
+    """The histogram's samples of the routes that have been asked for."""
+    for number, labels in label_routes():
+        counts, seconds = meter.durations(number)
+        if not counts[-1]:
+            continue
+        for bound, count in zip((*DURATIONS, "+Inf"), counts, strict=True):
+            yield f'_bucket{{{labels},le="{bound}"}}', count
+        yield f"_sum{{{labels}}}", seconds
+        yield f"_count{{{labels}}}", counts[-1]
 
 
 @route("GET", "/metrics", PRIVATE_READ, "system", "Figures for Prometheus", {200: "text"})
 def get_metrics(app: App, request: Request) -> Response:
-    lines = [
-        f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} gauge\n"
-        f"mediaserver_{name} {value:.15g}\n"
-        for (name, help), value in zip(METRICS.items(), read_metrics(app), strict=True)
-    ]
-    headers = [("Content-Type", "text/plain; version=0.0.4"), NO_STORE]
+    samples = read_metrics(app)
+    lines = []
+    for name, (kind, help) in METRICS.items():
+        lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
+        lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples[name]]
+    headers = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), NO_STORE]
     return Response(200, headers, "".join(lines).encode())
+
+
+def log_request(
+    settings: Settings, head: RequestHead | None, peer: str, response: Response, seconds: float
+) -> None:
+    """Write a line about an answer; of its query, which may hold a token, nothing."""
+    entry = {
+        "time": format_time(time.time(), "milliseconds"),
+        "address": client_address(head.headers, peer, settings.trusted_proxies) if head else peer,
+        "method": head.method if head else "",
+        "path": head.path if head else "",
+        "status": response.status,
+        "bytes": response.length,
+        "seconds": round(seconds, 4),
+        "principal": response.principal or "anonymous",
+    }
+    line = json.dumps(entry)
+    if settings.log_format == "text":
+        pattern = '{time} {address} "{method} {path}" {status} {bytes} {seconds} s {principal}'
+        line = printable_line(pattern.format_map(entry))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(line + "\n")
 
 
 # -- OpenAPI -----------------------------------------------------------------------------
@@ -13856,7 +14071,7 @@ DOCS_MARKUP = """<!doctype html>
   <h1>mediaserver</h1>
   <p id="about">Loading the interface…</p>
   <label>Bearer token, for the calls below
-    <input id="token" type="password" autocomplete="off" spellcheck="false"></label>
+    <input id="token" type="password" autocomplete="new-password" spellcheck="false"></label>
 </header>
 <main id="main"></main>
 <script></script>
@@ -14087,9 +14302,9 @@ def shown_json(item: Shown) -> list[Any]:
     model = item.model or ""
     make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     values: list[Any] = [
-        item.sha256, printable(item.path), item.kind, ratio, item.taken or 0, item.size, width,
-        height, item.duration, f"{make or ''} {model}".strip() or None, item.latitude,
-        item.longitude,
+        item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
+        int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
+        f"{make or ''} {model}".strip() or None, item.latitude, item.longitude,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -14098,7 +14313,9 @@ def shown_json(item: Shown) -> list[Any]:
 
 def matches_search(item: Shown, words: Sequence[str]) -> bool:
     """Tell whether an item's path and camera have all these case-folded words."""
-    text = f"{printable(item.path)} {item.make} {item.model}".casefold()
+    if not words:
+        return True
+    text = f"{item.path.decode('utf-8', 'replace')} {item.make} {item.model}".casefold()
     return all(word in text for word in words)
 
 
@@ -14109,8 +14326,8 @@ def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Show
     items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
     items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
     if query["order"] == "date":
-        return ((item.month or "1970-01", item) for item in items)
-    named = ((posixpath.split(printable(item.path)), item) for item in items)
+        return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
+    named = ((posixpath.split(item.path.decode("utf-8", "replace")), item) for item in items)
     ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
     return ((folder, item) for (folder, _), item in ordered)
 
@@ -14127,7 +14344,7 @@ def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes]
         tag = hashlib.sha256(data).hexdigest()[:16]
         about.append([key, len(items), sum(item[3] for item in items), tag])
         for item in items:
-            folder = posixpath.dirname(item[1])
+            folder = item[1].rpartition("/")[0]
             folders[folder] = folders.get(folder, 0) + 1
     return groups, {"groups": about, "folders": sorted(folders.items())}
 
@@ -14190,10 +14407,10 @@ GALLERY_MARKUP = """<!doctype html>
     data-label="search" maxlength="200" autocomplete="off"></form>
   <select id="kind" data-label="kind"></select>
   <select id="jump" data-label="jump"></select>
-  <button id="folders" class="plain" data-icon="folder" data-t="folders" aria-expanded="false">
-  </button>
-  <button id="account" class="plain" data-icon="person" data-label="signIn"></button>
-  <button id="upload" class="main" data-icon="up" data-t="upload"></button>
+  <button type="button" id="folders" class="plain" data-icon="folder" data-t="folders"
+    aria-expanded="false"></button>
+  <button type="button" id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
 <p id="notice" role="status" hidden></p>
@@ -14201,9 +14418,9 @@ GALLERY_MARKUP = """<!doctype html>
   <div id="grid"></div>
   <div id="empty" hidden></div>
 </main>
-<footer><a href="docs" data-t="docs"></a></footer>
+<footer><a href="docs" data-t="docs">docs</a></footer>
 <div id="scrubber" aria-hidden="true" hidden><b></b></div>
-<div id="picked" role="toolbar" data-label="selection" hidden></div>
+<section id="picked" data-label="selection" hidden></section>
 <section id="uploads" data-label="uploads" hidden></section>
 <dialog id="viewer" data-label="viewer"></dialog>
 <dialog id="login" aria-labelledby="login-title"></dialog>
@@ -14383,7 +14600,7 @@ dialog { border: 0; color: inherit }
 
 @media (max-width: 46rem) {
   #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
-  h1 { flex: 1; overflow: hidden; text-overflow: ellipsis }
+  h1 { flex: 1 0 calc(100% - 10rem); overflow: hidden; text-overflow: ellipsis }
   #search { order: 5; flex: 1 0 40%; }
   select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
   #bar button { padding: .4rem .65rem }
@@ -14414,7 +14631,7 @@ const TEXTS = {
     docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
     viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
     next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
-    play: "Slideshow", full: "Full screen", more: "More", photo: "Photo", film: "Video",
+    play: "Slideshow", full: "Full screen", photo: "Photo", film: "Video",
     sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
     nothing: "No pictures here yet",
     nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
@@ -14447,7 +14664,7 @@ const TEXTS = {
     uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
     close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
     download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
-    full: "Vollbild", more: "Mehr", photo: "Foto", film: "Video", sound: "Tonaufnahme",
+    full: "Vollbild", photo: "Foto", film: "Video", sound: "Tonaufnahme",
     pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
     nothing: "Noch keine Bilder",
     nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
@@ -14477,7 +14694,7 @@ const TEXTS = {
 };
 const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
   || "en";
-const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", value);
+const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", () => value);
 document.documentElement.lang = LANGUAGE;
 
 // Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
@@ -14537,7 +14754,8 @@ function button(name, label, run, properties = {}) {
 const $ = (id) => document.getElementById(id);
 for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
 for (const each of document.querySelectorAll("[data-t]")) {
-  each.append(each.dataset.icon ? h("span", {}, t(each.dataset.t)) : t(each.dataset.t));
+  if (each.dataset.icon) each.append(h("span", {}, t(each.dataset.t)));
+  else each.textContent = t(each.dataset.t);
   if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
 }
 for (const each of document.querySelectorAll("[data-label]")) {
@@ -14738,8 +14956,7 @@ const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
 const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
 const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
 const original = (item) => `${ROOT}/image/${item[SHA]}`;
-const preview = (item, size) =>
-  size > 320 ? original(item) : `${ROOT}/thumbnail/${item[SHA]}`;
+const preview = (item, size) => `${ROOT}/preview/${item[SHA]}?size=${size}`;
 
 function itemsPath(more = {}) {
   const asked = new URLSearchParams(query);
@@ -14768,7 +14985,11 @@ async function start(again = false) {
     return;
   }
   if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
-  if (!answer.ok) { notify(await problem(answer), 10, true); return; }
+  if (!answer.ok) {
+    notifyState(await problem(answer), true);
+    setTimeout(() => turn === starts && start(again), 5000);
+    return;
+  }
   const tag = answer.headers.get("ETag") + query;
   const value = await answer.json();
   if (turn !== starts) return;
@@ -14836,7 +15057,7 @@ function arrange(group) {
     const room = width - GAP * (place - first);
     const last = place === group.items.length - 1;
     if (sum * goal < room && !last) return;
-    const height = Math.min(room / sum, last ? goal * 1.15 : Infinity);
+    const height = Math.min(room / sum, last ? goal : Infinity);
     group.rows.push([first, place + 1 - first, top, height]);
     top += height + GAP;
     [first, sum] = [place + 1, 0];
@@ -14999,7 +15220,7 @@ function showPicture(tile, item) {
 // What stands where there is no picture to see.
 function wordsFor(item) {
   const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
-  return h("span", {className: "words"}, icon(symbol),
+  return h("span", {className: "words", "aria-hidden": "true"}, icon(symbol),
     h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
 }
 
@@ -15118,10 +15339,11 @@ function showEmpty(symbol, title, how, action) {
 
 function showLocked() {
   groups = [];
+  listTag = "";
   clearTiles();
   $("grid").style.height = 0;
   $("scrubber").hidden = true;
-  notify("");
+  notifyState("");
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
@@ -15354,7 +15576,7 @@ function pack(...fields) {
 
 const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
-let factsOpen = false, slideshow = 0, opener = "";
+let factsOpen = false, slideshow = 0, lastShown = "";
 
 async function openLinked(key, sha) {
   const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
@@ -15382,7 +15604,7 @@ function openItem(group, place) {
 function show(group, place) {
   const item = group.items[place];
   shown = {group, place};
-  opener = `${group.key}/${item[SHA]}`;
+  lastShown = `${group.key}/${item[SHA]}`;
   const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
@@ -15481,7 +15703,7 @@ function closeViewer() {
   document.title = list.name;
   reveal(group, place);
   drawNow();
-  tiles.get(opener)?.firstChild.focus({preventScroll: true});
+  tiles.get(lastShown)?.firstChild.focus({preventScroll: true});
 }
 
 function toggleFacts() {
@@ -17222,8 +17444,9 @@ def serve(settings: Settings) -> None:
     watchdog = Watchdog(settings.workers)
     loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
     run = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
-    )
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads,
+        Meter(settings.workers, len(ROUTES) + 1),
+    )  # fmt: skip
     recover = functools.partial(settle, settings, thumbnails)
     ready()
     if settings.workers > 1:
@@ -17252,15 +17475,17 @@ def settle(settings: Settings, thumbnails: Thumbnails) -> None:
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, loads: memoryview, number: int = 0,
-    lifeline: socket.socket | None = None,
+    progress: SharedProgress, watchdog: Watchdog, loads: memoryview, meter: Meter,
+    number: int = 0, lifeline: socket.socket | None = None,
 ) -> bool:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans.
 
     True where it was the index that ended it: it is to be opened anew.
     """
-    app = App(settings, open_index(settings.database_url), thumbnails, progress)
-    server = Server(listener.dup(), loads, number)
+    app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
+    server = Server(listener.dup(), loads, number, meter)
+    if settings.log_format != "none":
+        server.on_answered = functools.partial(log_request, settings)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
@@ -17349,6 +17574,9 @@ def announce(
     warn(f"listening on {url}")
     places = addresses(address, port)
     warn(f"open {' or '.join(places)}")
+    if sys.stderr and sys.stderr.isatty():  # never in a log
+        key = urlencode({"key": settings.auth_token})
+        warn(f"to do everything there, as the owner: {places[0]}gallery#{key}")
     warn(f"scanning {settings.storage_dir}; thumbnails: {thumbnails.description}")
     if generated:
         warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")

@@ -45,6 +45,7 @@ import types
 import urllib.error
 import urllib.request
 import uuid
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10183,6 +10184,103 @@ def test_the_server_answers_while_it_scans(start, tmp_path):
     assert len(running.listed()) == 1500
 
 
+def read_samples(server: Server) -> dict[str, float]:
+    """The samples of /metrics, after a look at the form of its lines."""
+    answer = server.get("/metrics", **OWNER)
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    samples, types = {}, {}
+    for line in answer.body.decode().splitlines():
+        if line.startswith("#"):
+            _, word, name, rest = line.split(" ", 3)
+            types[name] = rest if word == "TYPE" else ""
+            continue
+        form = re.fullmatch(r"(\w+)(\{(?:\w+=\"[^\"]*\",?)+\})? (\S+)", line)
+        assert form, line
+        family = re.sub(r"_(bucket|sum|count)$", "", form[1])
+        assert types.get(form[1], types.get(family)), line
+        samples[form[1] + (form[2] or "")] = float(form[3])
+    return samples
+
+
+def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
+    server = start("--workers", "2")
+    stored = server.upload(png(), "a.png").json
+    for _ in range(20):  # over several connections, hence workers
+        assert server.get(f"/media/{stored['filename']}").status == 200
+    server.get("/media/none.png")
+    server.get("/no/such/path")
+    server.call("POST", LOGIN, {"username": "nobody", "password": "wrong"})
+    labels = 'method="GET",route="/media/{filename}"'
+    samples = wait_until(
+        lambda: (
+            (found := read_samples(server)).get(
+                f'mediaserver_http_requests_total{{{labels},code="200"}}'
+            )
+            == 20
+            and found
+        )
+    )
+    assert samples[f'mediaserver_http_requests_total{{{labels},code="404"}}'] == 1
+    assert samples['mediaserver_http_requests_total{method="",route="",code="404"}'] == 1
+    assert samples["mediaserver_failed_logins_total"] == 1
+    assert samples["mediaserver_upload_bytes_total"] > stored["size"]
+    assert samples['mediaserver_assets{kind="image"}'] == 1
+    assert samples['mediaserver_assets_bytes{kind="image"}'] == stored["size"]
+    durations = f"mediaserver_http_request_duration_seconds_bucket{{{labels}"
+    buckets = [value for name, value in samples.items() if name.startswith(durations)]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == 21
+    assert samples[f"mediaserver_http_request_duration_seconds_count{{{labels}}}"] == 21
+
+
+def test_the_log_of_requests_tells_who_asked_for_what_and_no_token(start):
+    server = start("--log-format", "json")
+    token = upload_token()
+    server.get(f"/media?page=1&token={token}", **{"X-Forwarded-For": "192.0.2.7"})
+    server.get("/entity/%0A1", **OWNER)
+    lines = wait_until(
+        lambda: (
+            (found := [json.loads(line) for line in server.log.splitlines() if line[0] == "{"])[1:]
+            and found
+        )
+    )
+    assert token not in server.log
+    assert OWNER_KEY not in server.log
+    known = {"status": 200, "method": "GET", "path": "/media", "principal": "uploader",
+             "address": "192.0.2.7", "bytes": 22}  # fmt: skip
+    assert known.items() <= lines[0].items()
+    assert (lines[1]["principal"], lines[1]["status"]) == ("owner", 404)
+
+
+def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, tmp_path):
+    server = start(log_format="text")
+    server.get("/health")
+    wait_until(lambda: re.search(r'"GET /health" 200 \d+ [\d.]+ s anonymous$', server.log, re.M))
+    refused = run_program("--log_format", "xml", cwd=server.storage.parent)
+    assert refused.returncode == 2
+    assert "LOG_FORMAT" in refused.stderr
+    server = start(storage=str(tmp_path / "other"))
+    server.get("/health")
+    assert "GET" not in server.log
+
+
+def test_a_terminal_is_shown_a_link_for_the_owner_and_a_log_is_not(start, tmp_path):
+    assert "key=" not in start().log
+    terminal, own = os.openpty()
+    command = [sys.executable, PROGRAM, "--storage_dir", tmp_path / "album", "--port", "0"]
+    environment = {**BARE_ENVIRONMENT, **SECRETS}
+    with subprocess.Popen(command, stderr=own, env=environment, cwd=tmp_path) as process:
+        os.close(own)
+        said = b""
+        while b"upload a picture" not in said:
+            said += os.read(terminal, 4096)
+        process.terminate()
+    os.close(terminal)
+    link = re.search(r"as the owner: http://\S+/gallery#(\S+)", said.decode())
+    assert link
+    assert link[1] == urlencode({"key": OWNER_KEY})
+
+
 # -- The gallery -------------------------------------------------------------------------
 
 
@@ -10419,6 +10517,30 @@ def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, s
     assert server.get(f"/image/{sha256(new)}").body == new
 
 
+def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album):
+    browser.open(album.url + "/gallery?folder=a")
+    browser.see("document.querySelectorAll('.tile').length === 3")
+    browser.run("for (const each of document.querySelectorAll('.pick')) each.click()")
+    assert browser.run("return document.querySelector('#picked span').textContent") == "3 selected"
+    browser.run(  # in place of a download to disk
+        "URL.createObjectURL = (blob) => { window.zip = blob; return 'none'; };"
+        "save = async (url, name) => {"
+        " const bytes = new Uint8Array(await window.zip.arrayBuffer());"
+        " document.body.dataset.zip = name + ' ' + btoa(String.fromCharCode(...bytes)); }"
+    )
+    browser.click("#picked [title=Download]")
+    name, _, content = browser.see("document.body.dataset.zip").rpartition(" ")
+    assert name == "pictures.zip"
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(content))) as file:
+        assert file.testzip() is None
+        taken = {item.filename: item.date_time[:3] for item in file.infolist()}
+        read = {path: file.read(path) for path in taken}
+    folder = album.storage
+    assert read == {path: (folder / path).read_bytes() for path in taken}
+    assert set(taken) == {"a/old.png", "a/b/new.png", "a/b/Ärger.png"}
+    assert taken["a/old.png"] == time.localtime(1_000_000_000)[:3]
+
+
 def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, start):
     need("PIL")
     server = start(READ_AUTH_ENABLED="true")
@@ -10431,6 +10553,32 @@ def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, s
     assert browser.run("return location.hash") == ""
     browser.click("#account")
     assert "private" in browser.see("document.querySelector('#empty').innerText")
+
+
+def test_an_account_stays_signed_in_over_a_reload_and_is_refreshed_quietly(browser, start):
+    server = start(READ_AUTH_ENABLED="true", JWT_ACCESS_TOKEN_LIFETIME_MINUTES="1")
+    server.put("/image/mine.png", png())
+    user = User(server)
+    user.login()
+    assert owner_says(server, "user", "grant", user.name, "media_store_read").returncode == 0
+    browser.open(server.url + "/gallery")
+    browser.click("#account")
+    fill_in = (
+        "const form = document.querySelector('#login form');"
+        "form.elements.name.value = arguments[0]; form.elements.password.value = arguments[1];"
+        "form.elements.stay.checked = true; form.requestSubmit()"
+    )
+    browser.run(fill_in, user.name, "wrong")
+    assert browser.see("document.querySelector('#login .error').textContent")
+    browser.run(fill_in, user.name, user.password)
+    browser.see("document.querySelector('.tile')")
+    access = browser.run("return JSON.parse(localStorage.mediaserver).access")
+    browser.open(server.url + "/gallery?q=mine")  # less than a minute is left: a new one is taken
+    browser.see("document.querySelector('.tile')")
+    browser.see("JSON.parse(localStorage.mediaserver).access !== arguments[0]", access)
+    browser.click("#account")
+    assert "private" in browser.see("document.querySelector('#empty').innerText")
+    assert browser.run("return localStorage.mediaserver") is None
 
 
 def test_names_that_look_like_markup_are_text_in_the_page(browser, start, tmp_path):
