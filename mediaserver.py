@@ -100,6 +100,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+    from typing import TextIO
 
     from PIL import Image
 
@@ -125,6 +126,9 @@ class SettingError(Exception):
         self.name = name
 
 
+WARNING_CHARACTERS = select.PIPE_BUF // 4  # written at once: so many are at most PIPE_BUF bytes
+
+
 def printable_line(text: str) -> str:
     r"""Text as one line of a log or a table can carry it.
 
@@ -135,10 +139,25 @@ def printable_line(text: str) -> str:
 
 
 def warn(message: str) -> None:
-    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full."""
+    """Tell the owner, on standard error, if anyone reads it there: it may be closed or full.
+
+    Strangers cause such lines: a pipe that nobody empties must cost them, and not a thread.
+    """
+    line = f"mediaserver: {message}\n"
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"mediaserver: {message}\n")
-        sys.stderr.flush()
+        for start in range(0, len(line), WARNING_CHARACTERS):
+            if not is_writable(sys.stderr):
+                return
+            sys.stderr.write(line[start : start + WARNING_CHARACTERS])
+            sys.stderr.flush()
+
+
+def is_writable(stream: TextIO) -> bool:
+    """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
+    try:
+        return bool(select.select([], [stream], [], 0)[1])
+    except (OSError, TypeError, ValueError):  # it has no descriptor
+        return True
 
 
 def parse_secret(text: str) -> str:
@@ -170,6 +189,17 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
         if not re.fullmatch(r"-?[0-9]{1,19}", digits) or not low <= int(digits) <= high:
             raise ValueError(f"{text!r} is not a whole number from {low} to {high}")
         return int(digits)
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """A parser of one of these words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return text.strip().lower()
 
     return parse
 
@@ -280,6 +310,10 @@ class Settings(NamedTuple):
         "HMAC secret of upload tokens, shared with the app that issues them"
     )
     token_expiry_seconds: int = number(900, 10**9, "how long an upload token is good for")
+    upload_tokens: str = setting(
+        "all", "which upload tokens are good: all, or scoped: those of token --scope alone",
+        one_of("all", "scoped"),
+    )  # fmt: skip
     auth_token: str = secret("static bearer token: the owner's key, every permission")
     upload_dir: Path = folder("where the images family keeps its files", "DATA/images")
     slugify_filenames: bool = flag(False, "store images under a slug of their name")
@@ -307,6 +341,21 @@ class Settings(NamedTuple):
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
     max_media_bytes: int = number(1073741824, MAX_BYTES, "largest file for accounts and entities")
+    user_quota_bytes: int = number(
+        10737418240, MAX_BYTES,
+        "what one account may store, deleted records included; 0: no bound", 0,
+    )  # fmt: skip
+    reserve_bytes: int | None = setting(
+        None, "free disk that uploads leave alone, for deleting, logins and the index",
+        whole_number(0, MAX_BYTES), shown="5 % of the disk, 536870912 at most",
+    )  # fmt: skip
+    trash_days: int = number(
+        0, 10**5,
+        "soft-deleted records and entities go for good after so many days; 0: never", 0,
+    )  # fmt: skip
+    upload_expiry_seconds: int = number(
+        86400, 10**9, "how long an unfinished resumable upload is kept after its last byte"
+    )
     preview_cache_bytes: int = number(
         2147483648, MAX_BYTES, "disk for previews, of which the least recently used go", 0
     )
@@ -530,7 +579,7 @@ class HTTPError(Exception):
 class Problem(NamedTuple):
     """One thing that is wrong with one field; `type` is pydantic's word for it."""
 
-    where: str  # "query", "path" or "body"
+    where: str  # "query", "path" or "body"; "body/member" in the object that is a member of it
     field: str
     message: str  # ends with a full stop where it is the whole sentence for the client
     type: str = "value_error"
@@ -997,18 +1046,83 @@ def verify_jwt(
     return verify_claims(payload, algorithm, now, leeway, token_type)
 
 
+# --- Scoped tokens: JSON Web Tokens of their own key for `?token=`
+
+SCOPES = frozenset({"upload", "delete", "read"})
+
+
+class Grant(NamedTuple):
+    """What a scoped token lets its bearer do, where, how much of it and until when."""
+
+    scopes: frozenset[str]
+    expires: float  # Unix seconds
+    path: str = "/"  # this path of a request, and what is below it
+    max_bytes: int | None = None  # of each file
+    uses: int | None = None  # requests that succeed
+    id: str = ""  # under which its uses are counted
+
+    def covers(self, scope: str, path: str) -> bool:
+        """Tell whether the token lets do this at a path without percent-encoding.
+
+        >>> [Grant(frozenset({"read"}), 0, "/a/").covers("read", p) for p in ("/a/b", "/a", "/ab")]
+        [True, True, False]
+        """
+        return scope in self.scopes and f"{path}/".startswith(f"{self.path.rstrip('/')}/")
+
+
+def scoped_key(secret: str) -> str:
+    """Return the HS256 key of scoped tokens: one that no other token is signed with."""
+    return derive_key(secret, "scoped tokens").hex()
+
+
+def sign_grant(grant: Grant, key: str) -> str:
+    """Return a scoped token; the key is what `scoped_key` makes of MEDIA_SERVER_SECRET."""
+    scopes = " ".join(sorted(grant.scopes))
+    limits = {"max_bytes": grant.max_bytes, "uses": grant.uses}
+    given = {name: value for name, value in limits.items() if value is not None}
+    about = {"scope": scopes, "path": grant.path, "exp": int(grant.expires), "jti": grant.id}
+    return sign_jwt({"token_type": "scoped", **about, **given}, key)
+
+
+def verify_grant(token: str, key: str, now: float) -> Grant:
+    """Return what a scoped token lets do, if it is ours and has not expired."""
+    algorithm, payload = verify_jws(token, _utf8(key), None)
+    claims = verify_claims(payload, algorithm, now, 0, "scoped")
+    scopes = frozenset(str(claims.get("scope")).split())
+    path, id = claims.get("path", "/"), claims.get("jti", "")
+    if not scopes or scopes - SCOPES:
+        raise TokenError(f"The token's scope is none of {', '.join(sorted(SCOPES))}.")
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise TokenError("The token's path is no path that begins with a slash.")
+    max_bytes, uses = (_limit_claim(claims, name) for name in ("max_bytes", "uses"))
+    if not isinstance(id, str) or (uses and not id):
+        raise TokenError("The token's jti, by which its uses are counted, is no text.")
+    return Grant(scopes, _time_claim(claims, "exp") or 0, path, max_bytes, uses, id)
+
+
+def _limit_claim(claims: Mapping[str, object], name: str) -> int | None:
+    """Return a claim that bounds something, None where it is absent."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+        raise TokenError(f"The token's {name} is no whole number above 0.")
+    return value
+
+
 # --- Principals and what they may do
 
 
 class Principal(NamedTuple):
     """Who makes a request."""
 
-    kind: str  # anonymous, uploader, token, owner, demo or view
+    kind: str  # anonymous, uploader, scoped, token, owner, demo or view
     user_id: int | None = None  # of an account, from HS256; 0 is the demo user
     subject: str | None = None  # `sub` of an ES256 token, which is no user here
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
+    grant: Grant | None = None  # of a scoped token
 
 
 ANONYMOUS = Principal("anonymous")
@@ -1029,9 +1143,10 @@ class Access(enum.Enum):
     WRITE = "write", WRITE_PERMISSION
     USER = "user", None
     BEARER = "bearer", None  # whoever has a bearer token, whatever else it lets do
+    TARGET = "as the target's upload", None  # what the credential lets do is seen later
 
 
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER = Access
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
@@ -1040,6 +1155,8 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
         return True
     if access is Access.USER:
         return principal.user_id is not None
+    if access is Access.TARGET:
+        return principal != ANONYMOUS
     if access is Access.BEARER:
         return principal.kind in {"token", "owner", "demo"}
     if access is Access.UPLOAD and principal.kind == "uploader":
@@ -1047,14 +1164,41 @@ def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> boo
     return principal.is_admin or access.value[1] in principal.permissions
 
 
+def describe_credential(access: Access) -> str:
+    """Say what lets in to routes of this access.
+
+    >>> describe_credential(Access.WRITE)
+    'AUTH_TOKEN or a token with the permission media_store_write'
+    """
+    if access is Access.USER:
+        return "a user's access token (POST /api/auth/login/)"
+    if access is Access.BEARER:
+        return "AUTH_TOKEN or an access token"
+    if access is Access.TARGET:
+        return "AUTH_TOKEN or a token that may upload"
+    return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
+
+
+class CredentialMissing(HTTPError):
+    """A 401 that says which credential is needed and how it is sent."""
+
+    def __init__(self, access: Access) -> None:
+        uploads = access in {Access.UPLOAD, Access.TARGET}
+        other = ", or an upload token as ?token=…" if uploads else ""
+        detail = f"Send {describe_credential(access)} as Authorization: Bearer …{other}."
+        super().__init__(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
 def require(access: Access, principal: Principal, read_auth_enabled: bool) -> None:
     """Raise 401 for a missing credential and 403 for one that does not suffice."""
     if allows(access, principal, read_auth_enabled):
         return
     if principal == ANONYMOUS:
-        raise HTTPError(401, "A credential is needed.", {"WWW-Authenticate": "Bearer"})
-    needs = {Access.USER: "a user's access token", Access.BEARER: "a bearer token"}
-    need = needs.get(access, f"{access.value[0]} permission")
+        raise CredentialMissing(access)
+    if principal.grant:
+        scopes, path = ", ".join(sorted(principal.grant.scopes)), principal.grant.path
+        raise HTTPError(403, f"The token is good, but only lets {scopes} at {path} and below.")
+    need = describe_credential(access)
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
@@ -1064,7 +1208,7 @@ class Keys:
     # Not a tuple: its repr would show the secrets.
     def __init__(
         self, auth_disabled: bool, auth_token: str, jwt_key: str, public_key: PublicKey | None,
-        upload_secret: str, upload_lifetime: int,
+        upload_secret: str, upload_lifetime: int, unscoped: bool = True,
     ) -> None:  # fmt: skip
         if not all(secret.strip() for secret in (auth_token, jwt_key, upload_secret)):
             raise ValueError("a secret is blank")
@@ -1074,6 +1218,8 @@ class Keys:
         self.public_key = public_key
         self.upload_secret = upload_secret
         self.upload_lifetime = upload_lifetime
+        self.unscoped = unscoped  # whether upload tokens without a scope are good
+        self.scoped_key = scoped_key(upload_secret)
         # Another secret, or the end of demo mode, ends what either of them let in
         self.view_key = derive_key(
             json.dumps([auth_disabled, auth_token, jwt_key]), "view cookies"
@@ -1196,6 +1342,29 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     return ANONYMOUS
 
 
+def _query_token_principal(token: str, keys: Keys, now: float) -> Principal:
+    """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
+    if token.count(".") == 2:
+        return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
+    verify_upload_token(token, keys.upload_secret, now, keys.upload_lifetime)
+    if not keys.unscoped:
+        raise TokenError("Only upload tokens with a scope are good here (UPLOAD_TOKENS).")
+    return UPLOADER
+
+
+def narrow(principal: Principal, method: str, path: str) -> Principal:
+    """Return the principal with what its scoped token, if it has one, lets do with this request.
+
+    `path` is without percent-encoding.
+    """
+    grant = principal.grant
+    if grant is None:
+        return principal
+    changes = grant.covers("delete" if method == "DELETE" else "upload", path)
+    permissions = frozenset({READ_PERMISSION} if grant.covers("read", path) else ())
+    return Principal("uploader" if changes else "scoped", permissions=permissions, grant=grant)
+
+
 def find_principal(
     authorization: str | None, upload_token: str | None, keys: Keys, now: float,
     cache: TokenCache | None = None, cookies: str = "",
@@ -1211,14 +1380,15 @@ def find_principal(
         return DEMO
     try:
         bearer = parse_bearer(authorization)
+        uploader = None
         if upload_token is not None:
-            verify_upload_token(upload_token, keys.upload_secret, now, keys.upload_lifetime)
+            uploader = _query_token_principal(upload_token, keys, now)
         if bearer is not None:
             return _bearer_principal(bearer, keys, now, cache)
     except TokenError as error:
         raise Unauthorized(error) from None
-    if upload_token is not None:
-        return UPLOADER
+    if uploader is not None:
+        return uploader
     return verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
 
 
@@ -1244,6 +1414,8 @@ MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpa
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
 MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
+FRAME_SAMPLES = 60  # stretches of sound whose frames are counted where nothing tells their number
+FRAME_SAMPLE_BYTES = 1 << 14
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
 
@@ -1267,7 +1439,7 @@ class Facts(NamedTuple):
     orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
     duration: float | None = None  # seconds
     created: float | None = None  # Unix seconds, UTC
-    created_source: str | None = None  # "exif", "xmp", "png", "container"
+    created_source: str | None = None  # "exif", "xmp", "iptc", "png", "container"
     make: str | None = None
     model: str | None = None
     latitude: float | None = None  # degrees, north and east positive
@@ -1275,23 +1447,64 @@ class Facts(NamedTuple):
     altitude: float | None = None  # metres
 
 
-MIME_TYPES = {
-    "3g2": "video/3gpp2", "3gp": "video/3gpp", "aac": "audio/aac", "aiff": "audio/x-aiff",
-    "amr": "audio/amr", "apng": "image/apng", "arw": "image/x-sony-arw", "avi": "video/x-msvideo",
-    "avif": "image/avif", "bmp": "image/bmp", "cr2": "image/x-canon-cr2",
-    "cr3": "image/x-canon-cr3", "dng": "image/x-adobe-dng", "flac": "audio/flac",
-    "flv": "video/x-flv", "gif": "image/gif", "heic": "image/heic", "heics": "image/heic-sequence",
-    "heif": "image/heif", "heifs": "image/heif-sequence", "ico": "image/x-icon",
-    "j2c": "image/x-j2c", "jp2": "image/jp2", "jpg": "image/jpeg", "jpx": "image/jpx",
-    "jxl": "image/jxl", "m2ts": "video/mp2t", "m4a": "audio/mp4", "m4b": "audio/mp4",
-    "m4v": "video/x-m4v", "mka": "audio/x-matroska", "mkv": "video/x-matroska",
-    "mov": "video/quicktime", "mp3": "audio/mpeg", "mp4": "video/mp4", "mpg": "video/mpeg",
-    "nef": "image/x-nikon-nef", "ogg": "audio/ogg", "ogv": "video/ogg", "opus": "audio/ogg",
-    "orf": "image/x-olympus-orf", "pef": "image/x-pentax-pef", "png": "image/png",
-    "raf": "image/x-fujifilm-raf", "rw2": "image/x-panasonic-rw2", "svg": "image/svg+xml",
-    "tiff": "image/tiff", "ts": "video/mp2t", "wav": "audio/x-wav", "webm": "video/webm",
-    "webp": "image/webp", "wma": "audio/x-ms-wma", "wmv": "video/x-ms-wmv",
-}  # fmt: skip
+_MEDIA_TYPES = """
+    3g2   video/3gpp2
+    3gp   video/3gpp
+    aac   audio/aac
+    aiff  audio/x-aiff         aif aifc
+    amr   audio/amr            awb
+    apng  image/apng
+    arw   image/x-sony-arw     srf sr2
+    avi   video/x-msvideo
+    avif  image/avif           avifs
+    bmp   image/bmp            dib
+    cr2   image/x-canon-cr2
+    cr3   image/x-canon-cr3
+    dng   image/x-adobe-dng
+    flac  audio/flac
+    flv   video/x-flv
+    gif   image/gif
+    heic  image/heic
+    heics image/heic-sequence
+    heif  image/heif           hif
+    heifs image/heif-sequence
+    ico   image/x-icon
+    j2c   image/x-j2c          j2k jpc
+    jp2   image/jp2
+    jpg   image/jpeg           jpeg jpe jfif insp
+    jpx   image/jpx            jpf
+    jxl   image/jxl
+    m2ts  video/mp2t           mts
+    m4a   audio/mp4
+    m4b   audio/mp4
+    m4v   video/x-m4v
+    mka   audio/x-matroska
+    mkv   video/x-matroska
+    mov   video/quicktime      qt
+    mp3   audio/mpeg
+    mp4   video/mp4            insv
+    mpg   video/mpeg           mpeg m2v vob
+    nef   image/x-nikon-nef
+    ogg   audio/ogg            oga
+    ogv   video/ogg
+    opus  audio/ogg
+    orf   image/x-olympus-orf
+    pef   image/x-pentax-pef
+    png   image/png
+    raf   image/x-fujifilm-raf
+    rw2   image/x-panasonic-rw2
+    srw   image/x-samsung-srw
+    svg   image/svg+xml
+    tiff  image/tiff           tif
+    ts    video/mp2t
+    wav   audio/x-wav
+    webm  video/webm           weba
+    webp  image/webp
+    wma   audio/x-ms-wma
+    wmv   video/x-ms-wmv       asf
+"""  # extension, MIME type, other extensions that such files have
+MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines())
+MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
 class Seekable(Protocol):
@@ -1326,6 +1539,9 @@ class _Span:
         self._budget[0] -= cost
         if self._budget[0] < 0:
             raise EOFError
+
+    def is_half_spent(self) -> bool:
+        return self._budget[0] < MAX_PROBE_COST // 2
 
     def some(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1403,6 +1619,7 @@ class _Draft:
 
     def __init__(self, extension: str) -> None:
         self.extension = extension
+        self.mime_type: str | None = None  # where it is not the extension's
         self.found: dict[str, Any] = {}
         self._time_rank = 99
         self._tries = MAX_TRIES
@@ -1427,6 +1644,8 @@ class _Draft:
         """A time of making, if it is a possible one; the lowest rank is the best."""
         if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
             return
+        if source == "container" and seconds in (0, _QUICKTIME_EPOCH):  # a clock never set
+            return
         if rank < self._time_rank:
             self._time_rank = rank
             self.found |= {"created": float(seconds), "created_source": source}
@@ -1438,16 +1657,34 @@ class _Draft:
             self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
 
 
+_ZONE = rb"Z|UTC|GMT|[-+]\d\d?(?::?\d\d)?"
 _WRITTEN_TIME = re.compile(
-    rb"(\d{4})[-:./](\d\d?)[-:./](\d\d?)"  # date: EXIF's colons, ISO 8601's hyphens
-    rb"(?:[T /]+(\d\d?):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"  # time: optional seconds, fraction
-    rb"\s*(Z|[-+]\d\d:?\d\d)?"
+    rb"(\d{4})[-:./ ] ?(\d\d?)[-:./ ] ?(\d\d?)(?!\d)"  # date: EXIF's colons, ISO 8601's hyphens
+    rb"(?:[T /]{1,2}(\d\d?): ?(\d\d?)(?:: ?(\d\d?)(?:[.,](\d+))?)? ?([AP]M)?)?"  # time of day
+    rb" ?(%b)?" % _ZONE,
+    re.IGNORECASE,
 )
-_TIME_ZONE = re.compile(rb"Z|[-+]\d\d:?\d\d")
+_TIME_ZONE = re.compile(_ZONE, re.IGNORECASE)
+MAX_ZONE_SECONDS = 15 * 3600  # the farthest zones are 14 hours ahead
+
+
+def parse_zone(text: bytes) -> int | None:
+    """Parse an offset from UTC into seconds, east positive; `None` for what is none.
+
+    >>> parse_zone(b"+2:00"), parse_zone(b"-0330"), parse_zone(b"Z"), parse_zone(b"-99:59")
+    (7200, -12600, 0, None)
+    """
+    text = text.strip(b"\0 ")
+    if not _TIME_ZONE.fullmatch(text):
+        return None
+    digits = text[1:].replace(b":", b"") if text[:1] in b"+-" else b"0"
+    hours, minutes = divmod(int(digits), 100) if len(digits) > 2 else (int(digits), 0)
+    seconds = hours * 3600 + minutes * 60
+    return (-seconds if text[:1] == b"-" else seconds) if seconds <= MAX_ZONE_SECONDS else None
 
 
 def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float | None:
-    """A written time is its Unix seconds; without a zone it is the machine's local time.
+    """Parse a written time into Unix seconds; without a zone it is the machine's local time.
 
     EXIF keeps the zone (`OffsetTime`) and the fraction (`SubSecTime`) apart: those are the other
     arguments. `None` for what is no possible time. EXIF 2.32 section 4.6.5, ISO 8601, XMP part 1.
@@ -1459,20 +1696,33 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     >>> parse_time(b"Mon, 10 Mar 2003 15:04:43 GMT")
     1047308683.0
     """
-    match = _WRITTEN_TIME.match(text.strip())
+    text = b" ".join(text.lstrip(b"\0 ").partition(b"\0")[0].split())
     try:
-        if match is None:  # with a month's name: C's `asctime` in films, RFC 1123's in PNG
-            return parsedate_to_datetime(text.decode("latin-1")).timestamp()
-        *parts, own_fraction, own_zone = match.groups()
-        zone = own_zone or (_TIME_ZONE.fullmatch(zone.strip(b" \0")) or [b""])[0]
-        moment = datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type]
-        seconds = (moment.replace(tzinfo=timezone.utc) if zone else moment).timestamp()
+        if match := _WRITTEN_TIME.match(text):
+            *digits, own_fraction, half, own_zone = match.groups(b"")
+            year, month, day, hour, minute, second = (int(each or 0) for each in digits)
+            if half:
+                hour = hour % 12 + (12 if half.upper() == b"PM" else 0)
+            moment = datetime(year, month, day, hour, minute, second)
+        else:  # with a month's name: C's `asctime` in videos, RFC 1123's in PNG
+            moment, own_fraction, own_zone = _parse_named_time(text.decode("latin-1"))
+        offsets = (parse_zone(each) for each in (own_zone, zone))
+        offset = next((each for each in offsets if each is not None), None)
+        if offset is None:
+            seconds = moment.timestamp()
+        else:
+            seconds = moment.replace(tzinfo=timezone.utc).timestamp() - offset
     except (ArithmeticError, LookupError, TypeError, ValueError):  # no such day, no time at all
         return None
-    if zone[1:]:
-        seconds -= int(zone[:3]) * 3600 + int(zone[:1] + zone[-2:]) * 60
     fraction = own_fraction or fraction.strip(b" \0")
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
+
+
+def _parse_named_time(text: str) -> tuple[datetime, bytes, bytes]:
+    """Parse a time with a month's name into the moment, no fraction, and the zone as written."""
+    moment = parsedate_to_datetime(text)
+    zone = moment.strftime("%z").encode()
+    return moment.replace(tzinfo=None), b"", zone[:5]
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -1483,34 +1733,39 @@ _TIFF_VALUES = {
 }  # fmt: skip
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
+_IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized, changed
+_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
     (0x9003, 0x9011, 0x9291),
     (0x9004, 0x9012, 0x9292),
-    (0x0132, 0x9010, 0x9290),
 )
+_OFFSET_TIME = 0x9010  # of DateTime, which is that of the last edit
 _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
 class _Ifd:
     """One TIFF directory: values by tag. What is missing or cannot be read is empty."""
 
-    def __init__(self, tiff: _Span, order: str, start: int) -> None:
-        self._tiff, self._order = tiff, order
+    def __init__(self, tiff: _Span, order: str, start: int, wide: bool = False) -> None:
+        self._tiff, self._order, self._wide = tiff, order, wide  # wide: BigTIFF
         self.entries: dict[int, tuple[int, int, bytes]] = {}
         self.next = 0
         if start < 8:  # in the header: there is none
             return
+        counter, entry, self._offset = (
+            order + each for each in (("Q", "HHQ8s", "Q") if wide else ("H", "HHI4s", "I"))
+        )
+        first, size = start + struct.calcsize(counter), struct.calcsize(entry)
         with contextlib.suppress(*_BROKEN):
-            (count,) = tiff.unpack(order + "H", start)
-            table = tiff.some(start + 2, 12 * min(count, MAX_IFD_ENTRIES))
-            entries = [*struct.iter_unpack(order + "HHI4s", table[: len(table) // 12 * 12])]
+            (count,) = tiff.unpack(counter, start)
+            table = tiff.some(first, size * min(count, MAX_IFD_ENTRIES))
+            entries = [*struct.iter_unpack(entry, table[: len(table) // size * size])]
             tiff.charge(STEP_COST * len(entries))
             self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
-            (self.next,) = tiff.unpack(order + "I", start + 2 + 12 * count)
+            (self.next,) = tiff.unpack(self._offset, first + size * count)
 
     def at(self, start: int) -> _Ifd:
-        return _Ifd(self._tiff, self._order, start)
+        return _Ifd(self._tiff, self._order, start, self._wide)
 
     def below(self, tag: int) -> _Ifd:
         """The directory that a tag points to, or this one: Canon's films have no tags for it."""
@@ -1521,7 +1776,7 @@ class _Ifd:
         length = count * struct.calcsize("=" + _TIFF_VALUES.get(kind, ""))
         if length <= len(inline):
             return inline[:length]
-        (start,) = struct.unpack(self._order + "I", inline)
+        (start,) = struct.unpack(self._offset, inline)
         return self._tiff.part(start, start + length).some(0, MAX_BLOCK_BYTES)
 
     def numbers(self, tag: int) -> list[float]:
@@ -1540,13 +1795,18 @@ class _Ifd:
 def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     """Time, maker, place and orientation; the main directory returns."""
     order = "<" if tiff.read(0, 2) == b"II" else ">"
-    main = _Ifd(tiff, order, tiff.unpack(order + "I", 4)[0])
+    wide = tiff.unpack(order + "H", 2) == (43,)
+    (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
+    main = _Ifd(tiff, order, start, wide)
     draft.note(orientation=main.number(_ORIENTATION))
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.below(_EXIF_IFD)
+    zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
-        draft.note_written_time(rank, "exif", *(detail.raw(tag) or main.raw(tag) for tag in tags))
+        written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
+        draft.note_written_time(rank, "exif", written, zone, fraction)
     _exif_place(main.below(_GPS_IFD), draft)
     return main
 
@@ -1566,10 +1826,15 @@ def _exif_place(gps: _Ifd, draft: _Draft) -> None:
 def _tiff(tiff: _Span, draft: _Draft) -> None:
     """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
     main = _exif(tiff, draft)
+    if draft.extension == "rw2":  # the sensor within its borders
+        top, left, bottom, right = map(main.number, (4, 5, 6, 7))
+        draft.note_size(right - left, bottom - top)
     pictures = [main, *map(main.at, map(int, main.numbers(_SUB_IFDS))), main.at(main.next)]
     full = next((p for p in pictures if p.numbers(_SUBFILE_TYPE) == [0]), main)
     draft.note_size(full.number(_WIDTH), full.number(_HEIGHT))
     _xmp(main.raw(_XMP_PACKET), draft)
+    _iptc(tiff.inner(main.raw(_IPTC_RECORD)), draft)
+    _metadata(tiff.inner(main.raw(_PHOTOSHOP_BLOCK)), draft)
     if _DNG_VERSION in main.entries:
         draft.extension = "dng"
     elif draft.extension == "tiff" and main.number(_SUBFILE_TYPE) == 1:
@@ -1577,21 +1842,68 @@ def _tiff(tiff: _Span, draft: _Draft) -> None:
         draft.extension = _RAW_BY_MAKER.get(maker, "tiff")
 
 
-_XMP_TIMES = (b"exif:DateTimeOriginal", b"photoshop:DateCreated", b"xmp:CreateDate")
+_XMP_TIMES = (  # namespace, its usual prefix, name; best first (XMP parts 1 and 2)
+    (b"http://ns.adobe.com/exif/1.0/", b"exif", b"DateTimeOriginal"),
+    (b"http://ns.adobe.com/photoshop/1.0/", b"photoshop", b"DateCreated"),
+    (b"http://ns.adobe.com/xap/1.0/", b"xmp", b"CreateDate"),
+)
+_XMP_PREFIX = re.compile(rb"([\w.-]+)\s*=\s*(?:\"([^\"]{,99})\"|'([^']{,99})')")
 _XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attribute or element
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    for rank, name in enumerate(_XMP_TIMES, 10):
-        for rest in packet.split(name, MAX_TRIES)[1:]:
+    """Times of capture in an XMP packet, under whatever prefixes it gives their namespaces."""
+    names = [_XMP_PREFIX.match(rest) for rest in packet.split(b"xmlns:", MAX_TRIES)[1:]]
+    prefixes = {name[2] or name[3]: name[1] for name in names if name}
+    for rank, (namespace, usual, name) in enumerate(_XMP_TIMES, 10):
+        full_name = prefixes.get(namespace, usual) + b":" + name
+        for rest in packet.split(full_name, MAX_TRIES)[1:]:
             if value := _XMP_VALUE.match(rest):
                 draft.note_written_time(rank, "xmp", value[1])
 
 
+_IPTC_DATE, _IPTC_TIME = b"\x1c\2\x37", b"\x1c\2\x3c"  # date and time created: 2:55 and 2:60
+
+
+def _resource_label(block: _Span, at: int) -> _Label:
+    """An image resource of Photoshop: `8BIM`, a number, a name and the size, padded to even."""
+    signature, number, name_size = block.unpack(">4s2sB", at)
+    if signature != b"8BIM":
+        raise EOFError
+    at += 6 + (name_size + 2 & ~1)
+    (size,) = block.unpack(">I", at)
+    return number, at + 4, at + 4 + size, at + 4 + (size + 1 & ~1)
+
+
+_resources = functools.partial(_Parts, _resource_label)
+
+
+def _dataset_label(iptc: _Span, at: int) -> _Label:
+    """A data set of IPTC's record: its number and size (IIM 4.2, section 1.5)."""
+    name, size = iptc.unpack(">3sH", at)
+    return name, at + 5, at + 5 + size, at + 5 + size
+
+
+_datasets = functools.partial(_Parts, _dataset_label)
+
+
+def _iptc(record: _Span, draft: _Draft) -> None:
+    """The date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
+    date = _datasets(record)[_IPTC_DATE].some(0, 8)
+    clock = _datasets(record)[_IPTC_TIME].some(0, 11)
+    written = b"%b-%b-%b " % (date[:4], date[4:6], date[6:])
+    written += b"%b:%b:%b" % (clock[:2], clock[2:4], clock[4:6]) if len(clock) >= 6 else b""
+    draft.note_written_time(15, "iptc", written, clock[6:])
+
+
 def _metadata(block: _Span, draft: _Draft) -> None:
-    """EXIF or XMP, with whatever prefix its container gives it."""
-    start = re.search(rb"II\*\0|MM\0\*|<", block.some(0, 64))
-    if start and start[0] == b"<":
+    """EXIF, XMP or IPTC, with whatever prefix its container gives it."""
+    start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.some(0, 64))
+    if start and start[0] == b"8BIM":
+        _iptc(_resources(block.part(start.start()))[b"\4\4"], draft)
+    elif start and start[0] == b"\x1c\2":
+        _iptc(block.part(start.start()), draft)
+    elif start and start[0] == b"<":
         _xmp(block.some(0, MAX_BLOCK_BYTES), draft)
     elif start:
         with contextlib.suppress(*_BROKEN):  # broken EXIF leaves the picture's size to be read
@@ -1615,9 +1927,9 @@ def _jpeg_label(jpeg: _Span, at: int) -> _Label:
 
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
-    """Segments up to the frame header; EXIF and XMP are in APP1."""
+    """Segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
     for marker, segment in _Parts(_jpeg_label, jpeg.part(2)):
-        if marker == b"\xe1":
+        if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
         elif marker[0] in _JPEG_FRAMES:
             height, width = segment.unpack(">HH", 1)
@@ -1641,20 +1953,20 @@ def _png(png: _Span, draft: _Draft) -> None:
             draft.extension = "apng"
         elif kind == b"eXIf":
             _metadata(chunk, draft)
-        elif kind == b"tIME":
-            written = b"%d-%d-%d %02d:%02d:%02dZ" % chunk.unpack(">HBBBBB", 0)
-            draft.note_written_time(21, "png", written)
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             with contextlib.suppress(*_BROKEN):
                 _png_text(kind, chunk, draft)
 
 
-_PNG_TIMES = (b"Creation Time", b"date:create", b"create-date")
-_PNG_PROFILES = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1")
+_PNG_TIMES = (b"Creation Time", b"create-date")
+_PNG_PROFILES = (
+    b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1",
+    b"Raw profile type xmp", b"Raw profile type iptc", b"Raw profile type 8bim",
+)  # fmt: skip
 
 
 def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
-    """Times and packed EXIF or XMP among the texts (PNG third edition, section 11.3.3)."""
+    """Times and packed EXIF, XMP or IPTC among the texts (PNG third edition, section 11.3.3)."""
     keyword, _, value = chunk.some(0, MAX_BLOCK_BYTES).partition(b"\0")
     if keyword not in _PNG_TIMES + _PNG_PROFILES:
         return
@@ -1683,6 +1995,8 @@ def _gif(gif: _Span, draft: _Draft) -> None:
             delays += (
                 int.from_bytes(data[at + 4 : at + 6], "little") if data[at + 1] == 0xF9 else 0
             )
+            if data[at + 2 : at + 14] == b"\x0bXMP DataXMP":  # as it is, not in sub-blocks
+                _xmp(gif.some(at + 14, MAX_BLOCK_BYTES), draft)
             at += 2
         else:
             frames += 1
@@ -1797,6 +2111,12 @@ def _jp2(jp2: _Span, draft: _Draft) -> None:
             _metadata(box, draft)
 
 
+def _j2c(j2c: _Span, draft: _Draft) -> None:
+    """A bare JPEG 2000 codestream: SIZ has the grid and where the picture begins on it."""
+    right, bottom, left, top = j2c.unpack(">IIII", 8)
+    draft.note_size(right - left, bottom - top)
+
+
 def _raf(raf: _Span, draft: _Draft) -> None:
     """Fujifilm's raw file carries a JPEG with everything that is known."""
     start, length = raf.unpack(">II", 84)
@@ -1840,7 +2160,7 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
         brand = film.read(8, 4)
         draft.extension = _BRANDS.get(brand) or _BRANDS.get(brand[:3], "mp4")
     image = MIME_TYPES[draft.extension].startswith("image")
-    movie = fragment = _NOTHING
+    movie, fragments, ends = _NOTHING, list[_Span](), [0.0]
     for kind, box in _boxes(film):
         if kind == b"moov":
             movie = box
@@ -1851,11 +2171,19 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
             _heif(film, box, draft)
         elif kind == b"uuid":
             _metadata(box, draft)
+        elif kind == b"sidx":
+            ends.append(_segment_index_end(box))
         elif kind == b"moof":
-            fragment = box
-    if fragment.size:  # the movie's own length may be that of its first fragment
+            indexed: list[_Span] = []
+            with contextlib.suppress(*_BROKEN):
+                indexed = [] if fragments else _last_fragments(film)
+            fragments = indexed or [box]
+            if indexed or film.is_half_spent():  # there may be thousands
+                break
+    if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
-        draft.note(duration=max(known, _fragments_end(movie, fragment)))
+        ends += [_fragments_end(movie, fragment) for fragment in fragments]
+        draft.note(duration=max(known, *ends))
 
 
 def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
@@ -1864,15 +2192,14 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
     for kind, box in _boxes(moov):
         if kind == b"mvhd":
             made, scale, units = _clock(box)
-            # since 1904; but some writers put Unix time, which would be before 1970
-            epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
-            draft.note_time(6, "container", made + epoch if made else None)
+            _note_clock(6, made, draft)
             draft.note(duration=units / scale)
         elif kind == b"trak":
             handlers.add(_track(box, draft))
         elif kind == b"udta":
-            for name, note in _boxes(box):  # length, language, text
-                _quicktime_note(name, note.some(4, MAX_NOTE_BYTES), draft)
+            for name, note in _boxes(box):  # length, language, text; but of `date` the text only
+                _quicktime_note(name, note.some(4 * (name != b"date"), MAX_NOTE_BYTES), draft)
+            _metadata(_boxes(box)[b"XMP_"], draft)
             _quicktime_keys(_boxes(box)[b"meta"], draft)
         elif kind == b"meta":
             _quicktime_keys(box, draft)
@@ -1890,6 +2217,16 @@ def _clock(box: _Span) -> tuple[int, int, int]:
     return made, scale, 0 if units == (1 << (64 if wide else 32)) - 1 else units
 
 
+def _note_clock(rank: int, made: int, draft: _Draft) -> None:
+    """Note a time since 1904; but some writers put Unix time, which would be before 1970.
+
+    Not of an image: that tells the time of capture, and this is only when its file was made.
+    """
+    if not MIME_TYPES[draft.extension].startswith("image"):
+        epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
+        draft.note_time(rank, "container", made + epoch)
+
+
 def _track(trak: _Span, draft: _Draft) -> bytes:
     boxes = _boxes(trak)
     media = _boxes(boxes[b"mdia"])
@@ -1900,13 +2237,15 @@ def _track(trak: _Span, draft: _Draft) -> bytes:
         draft.note_size(width >> 16, height >> 16)  # 16.16 fixed point
         a, b, c, d = ((cell > 0) - (cell < 0) for cell in (*matrix[0:2], *matrix[3:5]))
         draft.note(orientation=_ORIENTATION_OF.get((a, b, c, d), 1))
-    _, scale, units = _clock(media[b"mdhd"])
+    made, scale, units = _clock(media[b"mdhd"])
+    for track_made in [_clock(header)[0] for header in boxes.all(b"tkhd")] + [made]:
+        _note_clock(7, track_made, draft)
     draft.note(duration=units / scale)  # where the movie's is unknown
     return handler
 
 
 _QUICKTIME_NOTES = {
-    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created",
+    b"com.apple.quicktime.creationdate": "created", b"\xa9day": "created", b"date": "created",
     b"com.apple.quicktime.location.ISO6709": "place", b"\xa9xyz": "place",
     b"com.apple.quicktime.make": "make", b"\xa9mak": "make", b"com.android.manufacturer": "make",
     b"com.apple.quicktime.model": "model", b"\xa9mod": "model", b"com.android.model": "model",
@@ -1917,7 +2256,7 @@ _ISO6709 = re.compile(rb"([-+]\d\d(?:\.\d+)?)([-+]\d\d\d(?:\.\d+)?)([-+]\d+(?:\.
 def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
     subject = _QUICKTIME_NOTES.get(name)
     if subject == "created" and b":" in value:  # a bare year is an album's
-        draft.note_written_time(5, "container", value)
+        draft.note_written_time(4 if len(name) == 4 else 3, "container", value)
     elif subject == "place" and (match := _ISO6709.match(value)):
         draft.note(latitude=float(match[1]), longitude=float(match[2]))
         draft.note(altitude=float(match[3] or "nan"))
@@ -1926,15 +2265,16 @@ def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
 
 
 def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
-    """Names in `keys`, their values in `ilst` by number (QuickTime File Format, Metadata)."""
+    """Values in `ilst` by a name of four letters, or a number in `keys` (QuickTime, Metadata)."""
     bare = meta.some(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
     names = [key.some(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
-    for number, item in _boxes(boxes[b"ilst"]):
+    for label, item in _boxes(boxes[b"ilst"]):
         value = _boxes(item)[b"data"].some(8, MAX_NOTE_BYTES)
-        for name in names[int.from_bytes(number, "big") - 1 :][:1]:
-            _quicktime_note(name, value, draft)
+        number = int.from_bytes(label, "big")
+        name = names[number - 1] if 0 < number <= len(names) else label
+        _quicktime_note(name, value, draft)
 
 
 def _fragments_end(moov: _Span, moof: _Span) -> float:
@@ -1955,6 +2295,37 @@ def _fragments_end(moov: _Span, moof: _Span) -> float:
         units = start + sum(_run_units(run, units) for run in track.all(b"trun"))
         ends.append(units / scales[number])
     return max(ends)
+
+
+def _last_fragments(film: _Span) -> list[_Span]:
+    """Find each track's last `moof` by the index at the file's end (ISO 14496-12, 8.8.9 to 11)."""
+    kind, size = film.unpack(">4s4xI", film.size - 12)
+    index = _boxes(film.part(film.size - size))[b"mfra"] if kind == b"mfro" else _NOTHING
+    starts = set()
+    for table in _boxes(index).all(b"tfra"):
+        sizes, count = table.unpack(">II", 8)
+        wide = 8 if table.read(0, 1) == b"\1" else 4
+        entry = 2 * wide + sum((sizes >> shift & 3) + 1 for shift in (0, 2, 4))
+        if count:
+            starts.add(table.part(16 + entry * (count - 1) + wide).take(wide))
+    if not starts:  # no index, but the last fragment may be short
+        before = max(0, film.size - STREAM_SAMPLE_BYTES)
+        start = before + film.some(before, STREAM_SAMPLE_BYTES).rfind(b"moof") - 4
+        label, _, _, after = _box_label(film, start)
+        _, _, _, end = _box_label(film, after)
+        starts = {start} if label == b"moof" and end == film.size else starts
+    boxes = (next(iter(_boxes(film.part(start))), (b"", _NOTHING)) for start in starts)
+    return [box for kind, box in boxes if kind == b"moof"]
+
+
+def _segment_index_end(sidx: _Span) -> float:
+    """Find when the segments that an index names end, in seconds (ISO 14496-12, 8.16.3)."""
+    wide = sidx.read(0, 1) == b"\1"
+    scale, start = sidx.unpack(">IQ" if wide else ">II", 8)
+    entries = 28 if wide else 20
+    (count,) = sidx.unpack(">H", entries + 2)
+    segments = struct.iter_unpack(">4xI4x", sidx.read(entries + 4, 12 * count))
+    return float((start + sum(units for (units,) in segments)) / scale)
 
 
 def _run_units(trun: _Span, usual: int) -> int:
@@ -2031,6 +2402,8 @@ _INFO, _TIMESTAMP_SCALE, _DURATION, _DATE_UTC = map(bytes.fromhex, (
     "1549A966", "2AD7B1", "4489", "4461"))  # fmt: skip
 _TRACKS, _TRACK_ENTRY, _TRACK_TYPE, _VIDEO, _PIXEL_WIDTH, _PIXEL_HEIGHT = map(bytes.fromhex, (
     "1654AE6B", "AE", "83", "E0", "B0", "BA"))  # fmt: skip
+_TAGS, _TAG, _SIMPLE_TAG, _TAG_NAME, _TAG_STRING = map(bytes.fromhex, (
+    "1254C367", "7373", "67C8", "45A3", "4487"))  # fmt: skip
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
@@ -2059,7 +2432,12 @@ def _matroska(file: _Span, draft: _Draft) -> None:
         video = _elements(track[_VIDEO])
         draft.note_size(video[_PIXEL_WIDTH].number(), video[_PIXEL_HEIGHT].number())
     if tracks and all(track[_TRACK_TYPE].number() != 1 for track in tracks):
-        draft.extension = "mka"
+        draft.extension, draft.mime_type = ("webm", "audio/webm") if webm else ("mka", None)
+    for tag in map(_elements, _elements(_master(top, _TAGS)).all(_TAG)):
+        for simple in map(_elements, tag.all(_SIMPLE_TAG)):
+            if simple[_TAG_NAME].some(0, 16) == b"DATE_RECORDED":
+                value = simple[_TAG_STRING].some(0, MAX_NOTE_BYTES)
+                draft.note_written_time(5, "container", value)
     info = _elements(_master(top, _INFO))
     if made := info[_DATE_UTC].some(0, 8):
         nanoseconds = int.from_bytes(made, "big", signed=True)
@@ -2124,21 +2502,30 @@ def _avi(avi: _Span, draft: _Draft) -> None:
         elif kind == b"IDIT":
             draft.note_written_time(6, "container", chunk.some(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
+    _metadata(_chunks(avi.part(12))[b"_PMX"], draft)  # XMP, by its letters from the back
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
-    """Bytes over bytes a second; in RF64 the real length is in `ds64` (EBU Tech 3306)."""
-    rate = real_length = 0
+    """Bytes over bytes a second, or samples over their rate where packed sound tells these.
+
+    In RF64 the real length is in `ds64` (EBU Tech 3306).
+    """
+    packed, rate, samples, samples_rate, real_length = False, 0, 0, 0, 0
     for kind, chunk in _chunks(wav.part(12)):
         if kind == b"fmt ":
-            (rate,) = chunk.unpack("<I", 8)
+            packed = chunk.unpack("<H", 0)[0] not in (1, 3, 0xFFFE)  # PCM, floats, either
+            samples_rate, rate = chunk.unpack("<II", 4)
+        elif kind == b"fact":
+            (samples,) = chunk.unpack("<I", 0)
         elif kind == b"ds64":
             (real_length,) = chunk.unpack("<Q", 8)
         elif kind == b"bext":
             day, clock = chunk.unpack("10s8s", 320)
             draft.note_written_time(6, "container", day + b" " + clock)
-        elif kind == b"_PMX":  # XMP, by its letters from the back
+        elif kind == b"_PMX":
             _metadata(chunk, draft)
+        elif kind == b"data" and packed and samples:
+            draft.note(duration=samples / samples_rate)
         elif kind == b"data":
             draft.note(duration=min(real_length or chunk.size, wav.size) / rate)
 
@@ -2179,6 +2566,8 @@ def _ogg_clock(head: bytes, draft: _Draft) -> tuple[float, int, int]:
     if head.startswith(b"OpusHead"):
         draft.extension = "opus" if draft.extension == "ogg" else draft.extension
         return 48000, struct.unpack_from("<H", head, 10)[0], 0
+    if head.startswith(b"Speex   "):
+        return struct.unpack_from("<I", head, 36)[0], 0, 0
     if head.startswith(b"\x7fFLAC"):
         return int.from_bytes(head[27:30], "big") >> 4, 0, 0
     if head.startswith(b"\x80theora"):
@@ -2267,12 +2656,33 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     counted = _FRAME_COUNT.search(data[at : at + frame.length])
     frames: float = int.from_bytes(counted[1] or counted[2], "big") if counted else 0
     if not frames:
-        tag = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0  # ID3v1's
-        end, count = at, 0
-        while following := _frame(data, end):
-            end, count = end + following.length, count + 1
-        frames = (sound.size - at - tag) * count / (end - at)
+        frames = _count_frames(sound.part(at, sound.size - _tags_behind(file)))
     draft.note(duration=frames * frame.samples / frame.rate)
+
+
+def _count_frames(sound: _Span) -> float:
+    """Count all frames, or those of FRAME_SAMPLES stretches and infer the others."""
+    walked = count = 0
+    step = max(FRAME_SAMPLE_BYTES, sound.size // FRAME_SAMPLES)
+    with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
+        for start in range((step - FRAME_SAMPLE_BYTES) // 2, sound.size, step):
+            data = sound.some(start, FRAME_SAMPLE_BYTES)
+            found = _first_frame(data)
+            at = found[0] if found else len(data)
+            while frame := _frame(data, at):
+                sound.charge(2 * STEP_COST)
+                at, count, walked = at + frame.length, count + 1, walked + frame.length
+    return sound.size * count / walked
+
+
+def _tags_behind(file: _Span) -> int:
+    """The bytes that an ID3v1 tag and an APEv2 one before it take at the end."""
+    size = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0
+    footer = file.part(file.size - size - 32, file.size - size).some(0, 32)
+    if footer[:8] == b"APETAGEX":
+        length, _, flags = struct.unpack_from("<III", footer, 12)
+        size += length + (32 if flags >> 31 else 0)
+    return size
 
 
 def _behind_id3(file: _Span) -> _Span:
@@ -2284,13 +2694,234 @@ def _behind_id3(file: _Span) -> _Span:
     return file
 
 
+_AMR_FRAMES = (13, 14, 16, 18, 20, 21, 27, 32, 6) + 7 * (1,)  # bytes, by the frame's type
+_AMR_WIDE_FRAMES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6) + 6 * (1,)
+
+
+def _amr(amr: _Span, draft: _Draft) -> None:
+    """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
+    wide = amr.read(5, 1) == b"-"
+    sound, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
+    data, at, count = sound.some(0, MAX_BLOCK_BYTES), 0, 0
+    amr.charge(STEP_COST * len(data) // min(sizes[:1]))
+    while at < len(data):
+        at, count = at + sizes[data[at] >> 3 & 15], count + 1
+    draft.note(duration=sound.size / at * count / 50)
+
+
+# -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
+
+_PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
+    rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
+    rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
+    re.DOTALL,
+)
+_MPEG_SEQUENCE, _H264_PARAMETERS = rb"\0\0\x01\xb3", rb"\0\0\x01[\x27\x47\x67]"
+_VIDEO_START = re.compile(b"(?:%b|%b)" % (_MPEG_SEQUENCE, _H264_PARAMETERS))
+_AVCHD_NOTES = bytes.fromhex("17EE8C60F84D11D98CD60800200C9A66") + b"MDPM"
+_AVCHD_TIME = re.compile(rb"(?s)\x18(.)(..)(.)\x19(.)(.)(.)(.)")  # zone, BCD year to second
+_TS_PACKET = 188
+
+
+def _mpeg_ps(file: _Span, draft: _Draft) -> None:
+    _mpeg_streams(
+        file.some(0, MAX_BLOCK_BYTES),
+        file.part(file.size - MAX_BLOCK_BYTES).some(0, MAX_BLOCK_BYTES),
+        draft,
+    )
+
+
+def _mpeg_ts(file: _Span, draft: _Draft) -> None:
+    size = _TS_PACKET + 4 * (draft.extension == "m2ts")  # a time code before each packet
+    length = MAX_BLOCK_BYTES // size * size
+    last = max(0, file.size - length) // size * size
+    head, tail = (_ts_payload(file, start, length, size) for start in (0, last))
+    _mpeg_streams(head, tail, draft)
+
+
+def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
+    """The payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
+    data = file.some(start, length)
+    file.charge(STEP_COST * len(data) // size)
+    streams: dict[int, bytearray] = {}
+    for at in range(size - _TS_PACKET, len(data) - _TS_PACKET + 1, size):
+        flags, skipped = data[at + 3], 1 + data[at + 4]
+        if data[at] == 0x47 and flags & 0x10:
+            payload = data[at + 4 + (skipped if flags & 0x20 else 0) : at + _TS_PACKET]
+            number = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
+            streams.setdefault(number, bytearray()).extend(payload)
+    return b"".join(streams.values())
+
+
+def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
+    """Size and date from the start, the length from the times at both ends."""
+    if start := _VIDEO_START.search(head):
+        _mpeg_video(head[start.start() : start.start() + 256], draft)
+    _avchd_time(head, draft)
+    times = [_pes_times(data) for data in (head, tail)]
+    starts = [min(clocks) for clocks in times[0].values()]
+    videos = {stream for stream in times[1] if stream >= b"\xe0"}
+    ends = [  # a packet of sound has many frames, so its gap says nothing where video does
+        max(clocks) + (_frame_gap(clocks) if stream in videos or not videos else 0)
+        for stream, clocks in times[1].items()
+    ]
+    draft.note(duration=((max(ends) - min(starts)) % (1 << 33)) / 90_000)
+
+
+def _pes_times(data: bytes) -> dict[bytes, list[int]]:
+    """Presentation times in units of 1/90,000 s, by stream."""
+    times: dict[bytes, list[int]] = {}
+    for stream, new, old in _PES_TIME.findall(data):
+        a, b, c = struct.unpack(">BHH", new or old)
+        times.setdefault(stream, []).append((a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1)
+    return times
+
+
+def _frame_gap(clocks: list[int]) -> int:
+    """How long the last frame stays: as long as the shortest one before it."""
+    clocks = sorted(clocks)
+    return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
+
+
+def _mpeg_video(data: bytes, draft: _Draft) -> None:
+    """Size from MPEG-2's sequence header or H.264's sequence parameter set."""
+    if data[3] == 0xB3:
+        sides = int.from_bytes(data[4:7], "big")
+        return draft.note_size(sides >> 12, sides & 0xFFF)
+    draft.note_size(*_h264_size(data[4:].replace(b"\0\0\3", b"\0\0")))
+
+
+class _Bits:
+    """Bits from the highest on, as H.264 writes them (section 7.2)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left, self._bits = 8 * len(data), int.from_bytes(data, "big")
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise EOFError
+        return self._bits >> self._left & (1 << count) - 1
+
+    def golomb(self) -> int:
+        """An Exp-Golomb number (section 9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed(self) -> int:
+        number = self.golomb()
+        return number // 2 + 1 if number & 1 else -(number // 2)
+
+
+def _h264_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
+    profile, bits = data[0], _Bits(data[3:])
+    bits.golomb()
+    chroma, separate = 1, 0
+    if profile in (100, 110, 122, 244, 44, 83, 86, 118, 128):
+        chroma = bits.golomb()
+        separate = bits.take(1) if chroma == 3 else 0
+        bits.golomb(), bits.golomb(), bits.take(1)
+        if bits.take(1):
+            for i in range(12 if chroma == 3 else 8):
+                _skip_scaling_list(bits, 16 if i < 6 else 64)
+    bits.golomb()
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.take(1), bits.golomb(), bits.golomb()
+        for _ in range(bits.golomb() & 0xFF):
+            bits.golomb()
+    bits.golomb(), bits.take(1)
+    width, height = 16 * (1 + bits.golomb()), 1 + bits.golomb()
+    frames = bits.take(1)
+    if not frames:
+        bits.take(1)
+    bits.take(1)
+    height *= 16 * (2 - frames)
+    if bits.take(1):  # cropped, in units of the coarser chroma samples
+        across = 1 if separate or chroma in (0, 3) else 2
+        down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
+        left, right, top, bottom = (bits.golomb() for _ in range(4))
+        width, height = width - across * (left + right), height - down * (top + bottom)
+    return width, height
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size * bits.take(1)):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _avchd_time(head: bytes, draft: _Draft) -> None:
+    """The time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
+    _, found, notes = head.replace(b"\0\0\3", b"\0\0").partition(_AVCHD_NOTES)
+    if found and (match := _AVCHD_TIME.search(notes[:MAX_NOTE_BYTES])):
+        zone = match[1][0]
+        offset = b"%b%02d:%02d" % (b"-" if zone & 32 else b"+", zone >> 1 & 15, zone % 2 * 30)
+        parts = (part.hex().encode() for part in match.groups()[1:])
+        draft.note_written_time(5, "container", b"%b-%b-%b %b:%b:%b" % (*parts,), offset)
+
+
+# -- ASF and Flash video
+
+_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
+_ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+_ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
+_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
+_ASF_EPOCH = -11_644_473_600  # 1601, in Unix seconds
+
+
+def _asf_label(asf: _Span, at: int) -> _Label:
+    """An object: a GUID and the size of all of it (ASF specification 1.20, section 2.1)."""
+    name, size = asf.unpack("<16sQ", at)
+    return name, at + 24, at + size, at + size
+
+
+def _asf(asf: _Span, draft: _Draft) -> None:
+    """The header object's parts: a file with a video stream is WMV, else WMA."""
+    _, start, end, _ = _asf_label(asf, 0)
+    header = asf.part(start, end)
+    for name, part in _Parts(_asf_label, header.part(6)):
+        if name == _ASF_FILE:
+            made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
+            draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
+            draft.note(duration=units / 1e7 - preroll / 1e3)
+        elif name == _ASF_STREAM and part.some(0, 16) == _ASF_VIDEO:
+            draft.extension = "wmv"
+            draft.note_size(*part.unpack("<II", 54))
+
+
+_FLV_NUMBER = re.compile(rb"(?s)\0[\x05\x06\x08](width|height|duration)\0(.{8})")
+_FLV_DATE = re.compile(rb"(?s)\0\x0ccreationdate\x02\0.(.{10,40})")
+
+
+def _flv(flv: _Span, draft: _Draft) -> None:
+    """Numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
+    notes = flv.some(0, STREAM_SAMPLE_BYTES)
+    found = {
+        name.decode(): struct.unpack(">d", raw)[0] for name, raw in _FLV_NUMBER.findall(notes)
+    }
+    for date in _FLV_DATE.findall(notes)[:1]:
+        draft.note_written_time(6, "container", date)
+    if {"width", "height"} <= found.keys():
+        draft.note_size(int(found["width"]), int(found["height"]))
+    draft.note(duration=found.get("duration", 0.0))
+    (size,) = flv.unpack(">I", flv.size - 4)
+    low, high = flv.unpack(">3sB", flv.size - size)  # 4 bytes into the tag before that number
+    draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
+
+
 # -- What starts how
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
-_ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
-_ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _FactParser = Callable[[_Span, _Draft], None]
-_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
+_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
     ("jpg", rb"\xff\xd8\xff", _jpeg),
     ("png", rb"\x89PNG\r\n\x1a\n", _png),
     ("gif", rb"GIF8[79]a", _gif),
@@ -2298,34 +2929,33 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser | None]] = [
     ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
     ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
     ("tiff", rb"II\*\0|MM\0\*", _tiff),
-    ("tiff", rb"II\+\0\x08\0|MM\0\+\0\x08", None),  # BigTIFF
+    ("tiff", rb"II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),  # BigTIFF
     ("orf", rb"IIR[OS]|MMOR", _tiff),
     ("rw2", rb"IIU\0", _tiff),
     ("raf", rb"FUJIFILMCCD-RAW ", _raf),
     ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
     ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
     ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
-    ("j2c", rb"\xff\x4f\xff\x51\0", None),
+    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
     ("mp4", rb"\0...ftyp", _isobmff),
     ("mov", rb"\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
     ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
     ("avi", rb"RIFF....AVI ", _avi),
     ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
     ("aiff", rb"FORM....AIF[FC]", _aiff),
-    ("wmv", re.escape(_ASF) + rb"(?=.*" + re.escape(_ASF_VIDEO) + rb")", None),
-    ("wma", re.escape(_ASF), None),
-    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", None),
-    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", None),
-    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", None),
-    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", None),
+    ("wma", re.escape(_ASF), _asf),
+    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
+    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_ps),
+    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
+    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
     ("ogg", rb"OggS\0", _ogg),
     ("flac", rb"fLaC", _flac),
-    ("amr", rb"#!AMR(?:-WB)?\n", None),
+    ("amr", rb"#!AMR(?:-WB)?\n", _amr),
     ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
 ]
 
 
-def _identify(head: bytes) -> tuple[str, _FactParser | None] | None:
+def _identify(head: bytes) -> tuple[str, _FactParser] | None:
     """Extension and parser of the file that starts so."""
     for extension, magic, parse in _MEDIA_FORMATS:
         if re.match(magic, head, re.DOTALL):
@@ -2349,9 +2979,8 @@ def probe(file: Seekable) -> Facts | None:
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        if parse:
-            parse(span, draft)
-    mime_type = MIME_TYPES[draft.extension]
+        parse(span, draft)
+    mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
 
@@ -2550,8 +3179,40 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
     )
 )
 
+TOKENS_SCHEMA = """
+CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
+    id TEXT PRIMARY KEY,    -- the token's jti
+    used INTEGER NOT NULL,  -- requests that succeeded, and those under way
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+STORED_MEDIA_SCHEMA = """
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
+"""
+
+UPLOADS_SCHEMA = """
+CREATE TABLE upload (               -- one that may be resumed, or has been completed lately
+    id TEXT PRIMARY KEY,            -- random: the end of its URL, and its name in `.incoming/`
+    owner TEXT NOT NULL,            -- who may go on with it, and in whose number it counts
+    target TEXT NOT NULL,           -- the family that gets the file
+    root TEXT NOT NULL,             -- the folder where it arrives
+    metadata TEXT NOT NULL,         -- Upload-Metadata, as sent
+    length INTEGER,                 -- bytes; null: not known yet
+    received INTEGER NOT NULL,      -- bytes that are on disk for good
+    writer TEXT NOT NULL,           -- the request that may add more
+    expires_at REAL NOT NULL,
+    answer TEXT                     -- the family's, as JSON; null: it is not complete
+) WITHOUT ROWID;
+CREATE INDEX upload_by_expiry ON upload (expires_at);
+CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
+"""
+
 # number n brings an index from user_version n to n + 1
-MIGRATIONS = (SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA)
+MIGRATIONS = (
+    SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA,
+)  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -2670,8 +3331,113 @@ class Subject:
         self._index = index
 
 
-class TrackedConnection(sqlite3.Connection):
-    """A connection that a WeakSet can hold, until the thread that it belongs to has ended."""
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it is the index's file that is not what it should be."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own; an emptied file has no tables.
+    return type(error) is sqlite3.DatabaseError or str(error).startswith("no such table")
+
+
+def reporting(method: Callable[..., T]) -> Callable[..., T]:
+    """A cursor's method that tells of damage whenever it meets some."""
+
+    @functools.wraps(method)
+    def call(cursor: IndexCursor, *values: Any) -> T:
+        try:
+            return method(cursor, *values)
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                cursor.connection.on_damage(str(error))
+            raise
+
+    return call
+
+
+class IndexCursor(sqlite3.Cursor):
+    """What all reading and writing of the index goes through."""
+
+    connection: IndexConnection
+    execute = reporting(sqlite3.Cursor.execute)
+    executemany = reporting(sqlite3.Cursor.executemany)
+    fetchone = reporting(sqlite3.Cursor.fetchone)
+    fetchall = reporting(sqlite3.Cursor.fetchall)
+    __next__ = reporting(sqlite3.Cursor.__next__)
+
+
+class IndexConnection(sqlite3.Connection):
+    """A connection that tells of damage, and that a WeakSet can hold while its thread lives."""
+
+    on_damage: Callable[[str], None]
+
+    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.execute(sql, values)
+        return cursor
+
+    def executemany(self, sql: str, rows: Any) -> IndexCursor:
+        cursor = IndexCursor(self)
+        cursor.executemany(sql, rows)
+        return cursor
+
+
+SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
+SPARE_SHARE = 8  # at most this part of what is free
+SPARE_SECONDS = 10.0  # between two tries to have the space again
+
+
+class SpareSpace:
+    """Disk that a file holds for the index, which is written to on a full disk, too."""
+
+    def __init__(self, index: Path) -> None:
+        self._path = index.with_name("spare")
+        self._missed_at: float | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        return self._missed_at is not None
+
+    def hold(self) -> None:
+        """Take the space, unless it is held or there is too little."""
+        held = os.path.exists(self._path) or self._take()
+        self._missed_at = None if held else time.monotonic()
+
+    def _take(self) -> bool:
+        try:
+            disk = os.statvfs(self._path.parent)
+            size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
+            if size < SPARE_BYTES // SPARE_SHARE:
+                return False
+            with open(self._path, "xb", buffering=0) as file:
+                if allocate(file, size):
+                    return True
+            self._path.unlink()
+        except OSError:
+            pass
+        return False
+
+    def give_up(self) -> bool:
+        """Let the index have the space; whether it was held."""
+        self._missed_at = time.monotonic()
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def hold_again(self) -> None:
+        """Take the space that was given up, if that is some time ago and there is enough."""
+        if self._missed_at is not None and time.monotonic() > self._missed_at + SPARE_SECONDS:
+            self.hold()
+
+
+def allocate(file: io.FileIO, size: int) -> bool:
+    """Have the disk set so many bytes aside for a file; whether it has."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return True
+        return file.write(bytes(size)) == size  # macOS
+    except OSError:
+        return False
 
 
 class Change:
@@ -2690,13 +3456,17 @@ class Change:
 class Index:
     """The SQLite file and the subjects in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, query_only: bool = False) -> None:
         self.path = path
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        self._query_only = query_only
+        if not query_only:  # SQLite would let others read it
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._local = threading.local()
         self._lock = threading.Lock()
         self._waiting: deque[Change] = deque()
-        self._connections = weakref.WeakSet[TrackedConnection]()
+        self._connections = weakref.WeakSet[IndexConnection]()
+        self.spare = SpareSpace(path)
+        self.on_damage: Callable[[str], object] = lambda problem: None  # comes in any thread
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
@@ -2704,14 +3474,19 @@ class Index:
         self.users = Users(self)
         self.sessions = Sessions(self)
         self.failures = Failures(self)
+        self.token_uses = TokenUses(self)
         self.collections = Owned(self, "collection", Collection)
         self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
+        self.trash = Trash(self)
+        self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
-        connection = sqlite3.connect(self.path, factory=TrackedConnection, **options)
+        connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
+        connection.on_damage = self.report_damage
         self._connections.add(connection)
+        connection.execute(f"PRAGMA query_only = {self._query_only:d}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
         connection.execute(f"PRAGMA cache_size = -{cache_kib}")
@@ -2746,6 +3521,23 @@ class Index:
 
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        self._commit(changes)
+        if unwritten := [change for change in changes if is_full(change.error)]:
+            self.spare.give_up()
+            self._fold_in()
+            self._commit(unwritten)
+        if self.spare.is_missed:
+            self._fold_in()
+            self.spare.hold_again()
+
+    def _fold_in(self) -> None:
+        """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            change.error = None
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
@@ -2781,6 +3573,29 @@ class Index:
             for connection in list(self._connections):
                 connection.close()
 
+    def copy_to(self, path: Path) -> None:
+        """Write the whole index as it is at this moment to a file, or leave what is there."""
+        aside = path.with_name(f"{path.name}.new")
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL, 0o600))
+        with contextlib.closing(sqlite3.connect(aside)) as copy:
+            self._writer.backup(copy)
+        replace_index(aside, path)
+
+    def report_damage(self, problem: str) -> None:
+        """Have the index examined when it is opened next, and the program open it anew."""
+        with contextlib.suppress(OSError):
+            damage_mark(self.path).touch()
+        self.on_damage(problem)
+
+    def check(self) -> None:
+        """Look for damage in an index that was too large for that at its opening."""
+        if self.path.stat().st_size > CHECK_BYTES:
+            problem = self.read("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                self.report_damage(problem)
+
     def count_rows(self) -> tuple[int, ...]:
         """How many assets, files, accounts, media records and entities there are."""
         tables = ("asset", "file", "user", "media", "entity")
@@ -2796,6 +3611,18 @@ class Index:
         self.write(lambda db: db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value)), False)
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether it is the disk that had no room (SQLITE_FULL)."""
+    return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
+
+
+def replace_index(source: Path, target: Path) -> None:
+    """Put a closed index in the place of another one, of which nothing may be replayed on it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{target}-wal")
+    os.replace(source, target)
+
+
 class Assets(Subject):
     """Contents and what is known of them."""
 
@@ -2807,6 +3634,10 @@ class Assets(Subject):
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
             row,
         )
+
+    def is_known(self, sha256: str) -> bool:
+        sql = "SELECT 1 FROM asset WHERE sha256 = ?"
+        return self._index.read(sql, sha256).fetchone() is not None
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget a content that no file has; whether it was forgotten."""
@@ -2902,14 +3733,53 @@ class Files(Subject):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
+    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+        """The files with a content in some folders or of a user's own records."""
+        own = (
+            "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+        )
+        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        return [located(row) for row in rows]
+
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
-        # It reads page by page, so that no long read keeps the WAL from being folded in.
-        rows = "SELECT path, size, mtime_ns, ctime FROM file"
-        sql, last = f"{rows} WHERE root = ? AND path > ? ORDER BY path LIMIT 2000", b""
+        rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
+        return ((path, tuple(state)) for path, *state in rows)
+
+    def of_root(self, root: str) -> Iterator[File]:
+        """Every file of a folder in the order of the paths' bytes."""
+        return (File(root, os.fsdecode(path), *rest) for path, *rest in self._rows_in_order(
+            ", ".join(File._fields[1:]), root))  # fmt: skip
+
+    def _rows_in_order(self, columns: str, root: str) -> Iterator[Sequence[Any]]:
+        """Columns, the path first; page by page: a long read would keep the WAL from folding."""
+        rows = f"SELECT {columns} FROM file WHERE root = ? AND path > ?"
+        sql, last = f"{rows} ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
-            yield from ((path, tuple(state)) for path, *state in page)
+            yield from page
             last = page[-1][0]
+
+    def duplicates(self) -> list[list[str]]:
+        """The paths in the library that have the same content, by content."""
+        several = "SELECT sha256 FROM file WHERE root = 'library' GROUP BY sha256"
+        rows = self._index.read(
+            "SELECT sha256, path FROM file WHERE root = 'library' AND sha256 IN"
+            f" ({several} HAVING count(*) > 1) ORDER BY sha256, path"
+        )
+        groups = itertools.groupby(rows, lambda row: row[0])
+        return [[os.fsdecode(path) for _, path in group] for _, group in groups]
+
+    def total_size(self, since: float = 0.0) -> int:
+        """How many bytes the files have that came in or changed `since`."""
+        sql = "SELECT coalesce(sum(size), 0) FROM file WHERE max(added, ctime, mtime_ns / 1e9) >="
+        return int(self._index.read(f"{sql} ?", since).fetchone()[0])
+
+    def set_times(self, db: Database, file: File, mtime_ns: int, ctime: float) -> None:
+        """Note the times of a file that was copied."""
+        sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
+        db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
     def set_ctime(self, file: File, ctime: float) -> None:
         """Note the ctime of a file that was given or has lost a name."""
@@ -2926,14 +3796,19 @@ class Files(Subject):
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
 
-        The time is EXIF's for an image that has one, else the file's ctime.
+        The time is that of capture for an image that tells one, else the file's ctime.
         """
         rows = self._index.read(
-            "SELECT sha256, min(path), mtime_ns, CASE WHEN kind = 'image'"
-            " AND created_source = 'exif' THEN created ELSE ctime END"
+            "SELECT sha256, min(path), mtime_ns,"
+            " coalesce(CASE WHEN kind = 'image' THEN created END, ctime)"
             " FROM file JOIN asset USING (sha256) WHERE root = 'library' GROUP BY sha256"
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
+
+    def holding(self, sha256: str) -> list[File]:
+        """The files with a content."""
+        rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
+        return [File.from_row(row) for row in rows]
 
     def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
@@ -2947,15 +3822,22 @@ class Files(Subject):
         rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
         return [File.from_row(row) for row in rows]
 
-    def newest_images(self, limit: int) -> list[str]:
-        """Hashes of the library's images, the latest capture or arrival first."""
+    def shown(self, folder: str, below: bool) -> Iterator[Shown]:
+        """The media of the library in a folder, and below it if wanted, the newest first."""
+        prefix = os.fsencode(f"{folder}/") if folder else b""
+        end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
+        flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
         rows = self._index.read(
-            "SELECT sha256 FROM file JOIN asset USING (sha256)"
-            " WHERE root = 'library' AND kind = 'image' GROUP BY sha256"
-            " ORDER BY coalesce(created, mtime_ns / 1e9) DESC LIMIT ?",
-            limit,
-        )
-        return [row[0] for row in rows]
+            f"SELECT {', '.join(Shown._fields)} FROM ("
+            " SELECT *, CAST(strftime('%s', moment, 'unixepoch', 'localtime') AS REAL) AS taken,"
+            " strftime('%Y-%m', moment, 'unixepoch', 'localtime') AS month FROM ("
+            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
+            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256))"
+            " ORDER BY moment DESC, path",
+            prefix, end,
+        )  # fmt: skip
+        return (Shown(row[0], os.fsdecode(row[1]), *row[2:]) for row in rows)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -2970,6 +3852,25 @@ class Files(Subject):
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
         return ((os.fsdecode(row[0]), *row[1:]) for row in rows)
+
+
+class Shown(NamedTuple):
+    """A content of the library as the gallery shows it."""
+
+    sha256: str
+    path: str
+    kind: str
+    size: int
+    width: int | None  # as stored
+    height: int | None
+    orientation: int | None
+    duration: float | None
+    make: str | None
+    model: str | None
+    latitude: float | None
+    longitude: float | None
+    taken: float | None  # this place's wall clock, as seconds; null: beyond what SQLite counts
+    month: str | None  # of that, as YYYY-MM
 
 
 class User(NamedTuple):
@@ -3008,6 +3909,11 @@ class Users(Subject):
         sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
         row = self._index.read(sql, issued, user_id).fetchone()
         return row is not None and not row[0]
+
+    def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
+        """What a user's files take, those of softly deleted records included."""
+        sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
+        return int(self._index.query(db, sql, user_id).fetchone()[0])
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
@@ -3058,10 +3964,12 @@ class Users(Subject):
         return changed
 
     def set_active(self, db: Database, user: User, active: bool) -> None:
-        db.execute("UPDATE user SET is_active = ? WHERE id = ?", (active, user.id))
+        """Let an account in, or keep it out with all tokens that it has."""
+        # A clock that was wrong at its disabling must not keep out the tokens of later logins.
+        sql = "UPDATE user SET is_active = ?, tokens_from = iif(?, min(tokens_from, ?), ?)"
+        soon = int(time.time()) + 1
+        db.execute(f"{sql} WHERE id = ?", (active, active, soon, soon, user.id))
         if not active:
-            sql = "UPDATE user SET tokens_from = ? WHERE id = ?"
-            db.execute(sql, (int(time.time()) + 1, user.id))
             self._index.sessions.end_all(db, user.id)
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
@@ -3124,9 +4032,10 @@ class Sessions(Subject):
         session = self._find(db, token)
         if session is None:
             return None
+        at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
         if token.jti == session.jti:
             session = self._renew(db, session, jti, lifetime)
-        elif token.jti != session.previous_jti or arrived > session.rotated_at + RETRY_SECONDS:
+        elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
         sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
@@ -3170,6 +4079,28 @@ class Sessions(Subject):
 
 FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
 CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
+
+
+class TokenUses(Subject):
+    """How often scoped tokens that are good for some uses were used."""
+
+    def take(self, grant: Grant, now: float) -> bool:
+        """Count a use; whether there was one left."""
+
+        def apply(db: Database) -> bool:
+            db.execute("DELETE FROM token_use WHERE expires_at < ?", (now,))
+            sql = (
+                "INSERT INTO token_use VALUES (?, 1, ?)"
+                " ON CONFLICT (id) DO UPDATE SET used = used + 1 WHERE used < ?"
+            )
+            return db.execute(sql, (grant.id, grant.expires, grant.uses)).rowcount == 1
+
+        return self._index.write(apply)
+
+    def give_back(self, grant: Grant) -> None:
+        """Count a use less: the request failed."""
+        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
+        self._index.write(lambda db: db.execute(sql, (grant.id,)))
 
 
 class Failures(Subject):
@@ -3459,7 +4390,147 @@ class Entities(Subject):
         db.execute(f"UPDATE entity SET {settings} WHERE parent_id = :id", values)
 
 
-CHECK_BYTES = 8 << 20  # an index up to this size is checked whole at start (20 ms)
+class Trashed(NamedTuple):
+    """A media record or an entity that is softly deleted."""
+
+    kind: str  # media, entity
+    id: str
+    name: str
+    size: int  # bytes of its file
+    deleted_at: float
+    user_id: int | None  # of a media record
+
+
+TRASHED = """
+    SELECT 'media' AS kind, id, name, CASE WHEN path IS NULL THEN 0 ELSE size END AS size,
+        updated_at AS deleted_at, user_id
+    FROM media WHERE is_deleted = 1
+    UNION ALL
+    SELECT 'entity', CAST(id AS TEXT), coalesce(label, ''), coalesce(asset.size, 0),
+        (SELECT min(updated) FROM entity_version AS own WHERE own.id = entity.id AND version >
+            (SELECT coalesce(max(version), 0) FROM entity_version AS other
+             WHERE other.id = entity.id AND NOT other.is_deleted)),
+        NULL
+    FROM entity LEFT JOIN asset USING (sha256) WHERE is_deleted = 1
+"""  # an entity may have been changed since it was deleted
+
+
+class Trash(Subject):
+    """What is softly deleted, of users and among the entities."""
+
+    def all(self, until: float = math.inf) -> list[Trashed]:
+        """What was deleted before a time, in that order."""
+        sql = f"SELECT * FROM ({TRASHED}) WHERE deleted_at < ? ORDER BY deleted_at, kind, id"
+        return [Trashed(*row) for row in self._index.read(sql, until)]
+
+    def get(self, id: str, db: Database | None = None) -> Trashed | None:
+        """What has an id, which is a UUID for a media record and a number for an entity."""
+        row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
+        return Trashed(*row) if row else None
+
+    def restore_media(self, id: str, now: float) -> bool:
+        sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
+        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+
+    def remove_media(self, db: Database, id: str) -> list[str]:
+        """Forget a media record; the path of its file, if it had one."""
+        row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
+        return [row[0]] if row and row[0] else []
+
+
+CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
+
+
+def damage_mark(index: Path) -> Path:
+    """The file that says that damage was met in an index."""
+    return index.with_name(f"{index.name}-suspect")
+
+
+class OpenUpload(NamedTuple):
+    """An upload that comes in several requests, as it was when it was read."""
+
+    id: str
+    owner: str
+    target: str
+    root: str
+    metadata: str
+    length: int | None
+    received: int
+    writer: str
+    expires_at: float
+    answer: str | None = None
+
+
+class Uploads(Subject):
+    """Uploads that may be resumed; whoever takes one is the only one who can add to it."""
+
+    def add(self, upload: OpenUpload, most: int) -> bool:
+        """Record a new upload, unless its owner has `most` that are not complete."""
+
+        def apply(db: Database) -> bool:
+            sql = "SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL"
+            if db.execute(sql, (upload.owner,)).fetchone()[0] >= most:
+                return False
+            db.execute(f"INSERT INTO upload VALUES ({placeholders(upload)})", upload)
+            return True
+
+        return self._index.write(apply)
+
+    def get(self, id: str, now: float) -> OpenUpload | None:
+        sql = "SELECT * FROM upload WHERE id = ? AND expires_at > ?"
+        row = self._index.read(sql, id, now).fetchone()
+        return OpenUpload(*row) if row else None
+
+    def take(self, id: str, writer: str) -> OpenUpload | None:
+        """Make `writer` the only one who may go on; None if it is complete or gone."""
+        sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
+        row = self._write(sql, writer, id, durable=False)
+        return OpenUpload(*row) if row else None
+
+    def is_writer(self, id: str, writer: str) -> bool:
+        sql = "SELECT 1 FROM upload WHERE id = ? AND writer = ?"
+        return self._index.read(sql, id, writer).fetchone() is not None
+
+    def advance(self, upload: OpenUpload) -> bool:
+        """Record how far an upload has come; whether its writer is still the one."""
+        sql = (
+            "UPDATE upload SET length = ?, received = ?, expires_at = ?"
+            " WHERE id = ? AND writer = ? RETURNING 1"
+        )
+        values = (upload.length, upload.received, upload.expires_at, upload.id, upload.writer)
+        return self._write(sql, *values) is not None
+
+    def complete(self, upload: OpenUpload) -> None:
+        """Record the answer of an upload, which is complete."""
+        sql = "UPDATE upload SET length = ?, received = ?, answer = ? WHERE id = ?"
+        self._write(sql, upload.length, upload.received, upload.answer, upload.id)
+
+    def remove(self, id: str) -> None:
+        self._write("DELETE FROM upload WHERE id = ?", id)
+
+    def expired(self, now: float) -> list[OpenUpload]:
+        rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
+        return [OpenUpload(*row) for row in rows]
+
+    def unfinished(self) -> list[OpenUpload]:
+        rows = self._index.read("SELECT * FROM upload WHERE answer IS NULL")
+        return [OpenUpload(*row) for row in rows]
+
+    def missing_bytes(self, root: str) -> int:
+        """How many bytes the uploads of a known length have still to bring into a folder."""
+        sql = "SELECT total(length - received) FROM upload WHERE root = ? AND answer IS NULL"
+        return int(self._index.read(sql, root).fetchone()[0])
+
+    def promised_bytes(self, owner: str, target: str, but: str) -> int:
+        """How large the uploads of an owner for a family are or will be, one left out."""
+        sql = (
+            "SELECT total(coalesce(length, received)) FROM upload"
+            " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
+        )
+        return int(self._index.read(sql, owner, target, but).fetchone()[0])
+
+    def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
+        return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
 
 
 def open_index(path: Path) -> Index:
@@ -3469,7 +4540,9 @@ def open_index(path: Path) -> Index:
     the next scan. Raises SettingError where SQLite cannot use the place at all.
     """
     try:
-        return migrated(Index(path))
+        index = opened_on_any_disk(path)
+        index.spare.hold()
+        return index
     except sqlite3.OperationalError as error:
         raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
     except sqlite3.DatabaseError as error:
@@ -3479,11 +4552,22 @@ def open_index(path: Path) -> Index:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+        damage_mark(path).unlink(missing_ok=True)
         fresh = migrated(Index(path))
         # Ids go on behind all that the lost one can have given out: tokens and links carry them.
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
+
+
+def opened_on_any_disk(path: Path) -> Index:
+    """The index at `path`; on a full disk it needs the space that is kept for it."""
+    try:
+        return migrated(Index(path))
+    except sqlite3.OperationalError:
+        if not SpareSpace(path).give_up():
+            raise
+        return migrated(Index(path))
 
 
 def migrated(index: Index) -> Index:
@@ -3492,15 +4576,26 @@ def migrated(index: Index) -> Index:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
-    if index.path.stat().st_size <= CHECK_BYTES:
-        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
+    examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
+
+
+def examine(index: Index, version: int) -> None:
+    """Raise sqlite3.DatabaseError for what is damaged, if that can be told in little time."""
+    mark = damage_mark(index.path)
+    suspect = mark.exists()
+    if suspect and not version:
+        raise sqlite3.DatabaseError("there is nothing in it")
+    if suspect or index.path.stat().st_size <= CHECK_BYTES:
+        check = "integrity_check" if suspect else "quick_check"
+        problem = index._writer.execute(f"PRAGMA {check}(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+    mark.unlink(missing_ok=True)
 
 
 # ======================================================================================
@@ -3545,6 +4640,29 @@ class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
 
 
+class Limit(NamedTuple):
+    """How many bytes a file may have, and what to tell who sends more."""
+
+    size: int
+    sentence: str
+
+
+RESERVE_SHARE = 20  # where nothing is set, this part of the disk is kept
+MAX_RESERVE_BYTES = 512 << 20  # or this, of a large one
+
+
+def need_room(descriptor: int, size: int, reserve: int | None) -> None:
+    """Raise ENOSPC where so many more bytes would leave less than `reserve` of the disk free.
+
+    None is a share of the disk. Disks that do not tell (some FUSE) have room until they are full.
+    """
+    disk = os.fstatvfs(descriptor)
+    if reserve is None:
+        reserve = min(disk.f_blocks * disk.f_frsize // RESERVE_SHARE, MAX_RESERVE_BYTES)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize - size < reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
@@ -3563,7 +4681,22 @@ class Incoming:
         """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
         self.file.close()
         for name in filter(None, (self.kept if undo else None, self.name)):
-            self.folder.unlink(name)
+            with contextlib.suppress(OSError):  # then the next start finds the mark
+                self.folder.unlink(name)
+
+    def put_back(self, name: str) -> bool:
+        """Take back its place, and give the file in `.incoming/` the name that it had there.
+
+        That cannot be done once it has become the link of an equal file.
+        """
+        self.file.close()
+        if self.kept:
+            self.folder.unlink(self.kept)
+        with self.folder.resolve(self.name) as source, self.folder.resolve(name) as target:
+            if source.stat().st_nlink > 1:
+                return False
+            source.replace(target)
+        return True
 
 
 class Place(NamedTuple):
@@ -3603,6 +4736,7 @@ class Folder:
     def __init__(
         self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
         is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
+        reserve: int | None = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
@@ -3610,6 +4744,7 @@ class Folder:
         self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -3680,10 +4815,11 @@ class Folder:
         finally:
             os.close(descriptor)
 
-    def open(self, name: str) -> io.FileIO:
+    def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
         with self.resolve(name) as place:
-            file = io.FileIO(place.open(OPEN_FILE), "rb")
+            flags, mode = (OPEN_FILE | os.O_RDWR, "r+b") if write else (OPEN_FILE, "rb")
+            file = io.FileIO(place.open(flags), mode)
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise FileNotFoundError(errno.ENOENT, "no regular file")
@@ -3718,8 +4854,11 @@ class Folder:
 
     # Files on their way in and out
 
-    def recover(self, is_known: Callable[[str], object]) -> None:
-        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names."""
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
+
+        What may be `resumed` stays, by its name there.
+        """
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
         if not self.is_there():
@@ -3729,10 +4868,12 @@ class Folder:
         for prefix in ("", *inner):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known)
+                    self._recover(prefix + INCOMING, is_known, resumed)
 
-    def _recover(self, incoming: str, is_known: Callable[[str], object]) -> None:
-        left = self.files_in(incoming)
+    def _recover(
+        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
+    ) -> None:
+        left = [item for item in self.files_in(incoming) if item[0] not in resumed]
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
@@ -3745,16 +4886,37 @@ class Folder:
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def begin(self, limit: int, md5: bool = False) -> Receiving:
-        """Return what takes in a fresh file of at most `limit` bytes."""
+    def begin(self, limit: Limit, md5: bool = False) -> Receiving:
+        """Return what takes in a fresh file within a limit."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         incoming = Incoming(self, name, self._create(name))
-        return Receiving(incoming, self.buffers, limit, md5)
+        return Receiving(incoming, self.buffers, limit, new_hashes(md5))
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
 
     def _create(self, name: str) -> io.FileIO:
         """A new file for writing and reading; the folders on the way are made."""
         with self.resolve(name, make=True) as place:
             return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+
+    def make_file(self, name: str) -> None:
+        """Make an empty file, durably."""
+        self._create(name).close()
+        with self.resolve(name) as place:
+            sync_folder(place.folder)
+
+    def resume(self, name: str, limit: Limit) -> Receiving:
+        """Return what goes on with a file; BlockingIOError while another request does."""
+        file = self.open(name, write=True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            file.close()
+            raise
+        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
 
     @contextlib.contextmanager
     def turn(self, sha256: str) -> Iterator[None]:
@@ -3790,7 +4952,6 @@ class Folder:
                 self._place(incoming, name)
             except FileExistsError:
                 continue
-            incoming.kept = name
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
@@ -3810,10 +4971,12 @@ class Folder:
                 self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                inner, below, _ = name.partition("/")
+                if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{name.partition('/')[0]}/{INCOMING}/{new_mark(name)}")
+                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
                 self._link(incoming.name, target)
+            incoming.kept = name
             sync_folder(target.folder)
 
     def _mark(self, incoming: Incoming, mark: str) -> None:
@@ -3837,6 +5000,7 @@ class Folder:
         """Bring a file that has arrived to another file system of this tree, durably."""
         copy, source = self._create(name), incoming.file.fileno()
         try:
+            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
@@ -3869,6 +5033,37 @@ class Folder:
             mark = f"{name.partition('/')[0]}/{mark}"
             error = self._try_link(name, mark)
         return "" if error else mark
+
+    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
+        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
+
+        It is on disk for good after `os.sync`: many are written at once.
+        """
+        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
+        try:
+            with self._create(incoming) as file:
+                for block in blocks:
+                    write_all(file, block)
+                os.fchmod(file.fileno(), status.st_mode & 0o777)
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            with self.resolve(incoming) as place, self.resolve(name, make=True) as target:
+                place.replace(target)
+        except BaseException:
+            self.unlink(incoming)
+            raise
+
+    def link_in(self, name: str, folder: Folder, other: str) -> bool:
+        """Give another folder's file a name here, too; whether that can be."""
+        try:
+            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
+                source.link(target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return False
+            raise
+        return True
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
@@ -3972,27 +5167,48 @@ class Folder:
         return found
 
 
+class Hash(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: Buffer, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def new_hashes(md5: bool) -> Sequence[Hash]:
+    """Return SHA-256 and, if it is wanted, MD5, of nothing yet."""
+    return [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
+
+
 class Receiving:
     """A file while it arrives: written and hashed in large blocks of the pieces it is fed.
 
-    Whoever begins one ends it with `finish` or `discard`. After `pause` it holds a descriptor
-    and no memory to speak of, until it is fed again.
+    Whoever begins one ends it with `finish`, `discard` or `close`. After `pause` it holds a
+    descriptor and no memory to speak of, until it is fed again.
     """
 
-    def __init__(self, incoming: Incoming, buffers: WriteBuffers, limit: int, md5: bool) -> None:
-        self._incoming = incoming
+    def __init__(
+        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash]
+    ) -> None:
+        self.incoming = incoming
+        self.hashes = hashes
         self._buffers = buffers
         self._limit = limit
-        self._hashes = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
         self._buffer: memoryview | None = None
         self._filled = 0  # bytes of it
         self._head: bytes | None = None  # of the file; b"" where it has to be read again
 
+    def go_on(self, size: int, hashes: Sequence[Hash]) -> None:
+        """Forget all of the file but its first `size` bytes, which have `hashes`."""
+        self.incoming.file.truncate(size)
+        self.incoming.file.seek(size)
+        self.incoming.size, self.hashes = size, hashes
+        self._head = b"" if size else None
+
     def feed(self, piece: Buffer) -> None:
         """Take in the next bytes; TooLarge if they are too many."""
-        self._incoming.size += len(piece)
-        if self._incoming.size > self._limit:
-            raise TooLarge(f"The file is larger than {self._limit} bytes.")
+        self.incoming.size += len(piece)
+        if self.incoming.size > self._limit.size:
+            raise TooLarge(self._limit.sentence)
         used = 0
         while used < len(piece):
             buffer = self._buffer = self._buffer or self._buffers.take()
@@ -4010,17 +5226,18 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:HEAD_BYTES])
+        need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
-        writing = Background(write_block, self._incoming.file, block) if long else None
+        writing = Background(write_block, self.incoming.file, block) if long else None
         try:
-            for digest in self._hashes:
+            for digest in self.hashes:
                 digest.update(block)
         finally:
             if writing:
                 writing.finish()
         if not long:
-            write_block(self._incoming.file, block)
+            write_block(self.incoming.file, block)
 
     def pause(self) -> None:
         """Let go of memory while no more comes."""
@@ -4033,20 +5250,41 @@ class Receiving:
         if buffer is not None:
             self._buffers.give_back(buffer)
 
+    def sync(self) -> int:
+        """Make what has come durable; return how many bytes of the file are."""
+        self._write()
+        os.fsync(self.incoming.file.fileno())
+        return self.incoming.file.tell()
+
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
         self._release()
-        incoming = self._incoming
+        incoming = self.incoming
         head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
         incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
-        incoming.sha256, *rest = (digest.hexdigest() for digest in self._hashes)
+        incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
         incoming.md5 = "".join(rest)
         return incoming
 
+    def hash_again(self, hashes: Sequence[Hash]) -> None:
+        """Hash the file from its beginning, which other requests have brought."""
+        self._write()
+        position = 0
+        while piece := os.pread(self.incoming.file.fileno(), BUFFER_BYTES, position):
+            position += len(piece)
+            for digest in hashes:
+                digest.update(piece)
+        self.hashes = hashes
+
+    def close(self) -> None:
+        """Let go of the file, which stays."""
+        self._release()
+        self.incoming.file.close()
+
     def discard(self) -> None:
         self._release()
-        self._incoming.discard()
+        self.incoming.discard()
 
 
 class WriteBuffers:
@@ -4202,6 +5440,13 @@ def sync_folder(folder: int) -> None:
         except OSError as error:
             if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
                 raise
+
+
+def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+    """The bytes of a file of about this size, in blocks that are good until the next one."""
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
+    while count := file.readinto(buffer):
+        yield buffer[:count]
 
 
 def write_all(file: io.FileIO, data: memoryview) -> None:
@@ -4500,6 +5745,9 @@ class Shelf:
         with contextlib.suppress(OSError):
             for name, _ in self.folder.files_in(self.prefix + INCOMING):
                 self.folder.unlink(f"{self.prefix}{INCOMING}/{name}")
+
+
+PREVIEWS_PREFIX = "previews/"  # in DATA
 
 
 class PreviewCache(Shelf):
@@ -4960,9 +6208,10 @@ def write_renditions(
         if picture := decode(source, job, formats, ffmpeg):
             results = [encode(picture, rendition) for rendition in job.renditions]
     elif ffmpeg and job.renditions[0].format == "PNG":
-        results = list(filter(None, [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]))
+        results = [run_ffmpeg(ffmpeg, job, job.renditions[0].size)]
     for data in results:
-        target.write(FRAME_LENGTH.pack(len(data)) + data)
+        if data:
+            target.write(FRAME_LENGTH.pack(len(data)) + data)
 
 
 def decode(
@@ -5082,30 +6331,28 @@ def find_preparation(picture: Image.Image) -> Callable[[Image.Image], Image.Imag
     """
     mode, key = picture.mode, picture.info.get("transparency")
     if mode.startswith("I"):
-        levels = [value * 255 // 65535 for value in range(65536)]
-        if getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0:  # white is zero
-            levels.reverse()
-        shown = [255 * (value != key) for value in range(65536)]
-
-        def scale(part: Image.Image) -> Image.Image:
-            part = part.convert("I")
-            grey = part.point(levels, "L")
-            if key is None:
-                return grey
-            grey.putalpha(part.point(shown, "L"))
-            return grey.convert("RGBA").convert("RGBa")
-
-        return scale
+        white_is_zero = getattr(picture, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == 0
+        return functools.partial(scale_16_bits, white_is_zero, key)
     if mode == "F":  # TIFF of floats, from 0 to 1
         return lambda part: part.point(lambda value: value * 255.0).convert("L")
-    if isinstance(key, tuple) and any(
-        "16" in str(tile[3]) for tile in getattr(picture, "tile", ())
-    ):
-        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as the pixels
+    tiles = getattr(picture, "tile", ())
+    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in tiles):
+        picture.info["transparency"] = tuple(value >> 8 for value in key)  # as Pillow's pixels
     if key is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return lambda part: part.convert("RGBA").convert("RGBa")
     plain = {"1": "L", "P": "RGB", "RGBX": "RGB"}.get(mode, mode)
     return lambda part: part.convert(plain)
+
+
+def scale_16_bits(white_is_zero: bool, key: int | None, part: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8 bits; the value `key` is transparent."""
+    part = part.convert("I")
+    levels = [value * 255 // 65535 for value in range(65536)]
+    grey = part.point(levels[::-1] if white_is_zero else levels, "L")
+    if key is None:
+        return grey
+    grey.putalpha(part.point([255 * (value != key) for value in range(65536)], "L"))
+    return grey.convert("RGBA").convert("RGBa")
 
 
 def encode(picture: Image.Image, rendition: Rendition) -> bytes:
@@ -5121,7 +6368,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     if rendition.format == "PNG":
         # 3 ms and 6 % more bytes than level 6's 15 ms
         picture.save(written, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    elif rendition.format in Image.SAVE and rendition.format == "WEBP":
+    elif rendition.format == "WEBP" and "WEBP" in Image.SAVE:  # else a JPEG is a substitute
         picture.save(written, "WEBP", quality=PREVIEW_QUALITY, method=2)
     else:
         if picture.mode == "RGBA":
@@ -5336,17 +6583,12 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 # is a merge: memory stays flat and an unchanged file costs one lstat. Only new and changed
 # files are read. A second thread makes thumbnails for what has none.
 
-MEDIA_EXTENSIONS = frozenset(
-    b"jpg jpeg jpe jfif png apng gif webp bmp dib svg tif tiff heic heif hif avif ico jxl jp2 j2k"
-    b" dng nef cr2 cr3 arw orf rw2 raf pef srw"
-    b" mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg m2v ts mts m2ts vob ogv"
-    b" flv wmv asf wav flac mp3 m4a m4b aac ogg oga opus aif aiff aifc mka wma".split()
-)
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
 FRESH_SECONDS = 0.02  # for so long what was seen of a folder counts as seen now
+MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
 LOOK_SECONDS = 0.5  # a look at a folder that takes longer has met a disk that does not answer
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
 
@@ -5362,9 +6604,8 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
         with folder.open(path) as file:
             before = os.fstat(file.fileno())
             digest = hashlib.sha256()
-            buffer = memoryview(bytearray(min(BUFFER_BYTES, before.st_size + 1)))
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
+            for block in read_blocks(file, before.st_size):
+                digest.update(block)
             facts = probe(file)
             after = os.fstat(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
@@ -5444,6 +6685,8 @@ class Scanner:
 
     def _scan_loop(self, interval: float) -> None:
         pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+        with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
+            self._index.check()
         while not self._stopping:
             self._wait(pause)
             self._wanted.clear()
@@ -5480,8 +6723,11 @@ class Scanner:
             return True
         start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
         self.progress.set(start)
+        began = time.monotonic()
         whole = [self._scan_folder(folder) for folder in self._folders.values()]
         now = self.progress.get()
+        problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
+        warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
         self.progress.set(now._replace(running=False, finished_at=time.time()))
         return all(whole)
 
@@ -5495,17 +6741,19 @@ class Scanner:
         unreadable: list[bytes] = []
         new, gone, unchanged = self._compare(folder, unreadable)
         self._advance(unchanged, unchanged + len(new), len(unreadable))
-        failed = 0
+        failed, names = 0, [os.fsdecode(path) for path in unreadable]
         for start in range(0, len(new), SCAN_BATCH):
             if self._stopping:
                 return True
             batch = new[start : start + SCAN_BATCH]
-            missed = self._add([os.fsdecode(path) for path in batch], folder)
+            missed = self._add([os.fsdecode(path) for path in batch], folder, names)
             failed += missed
             self._advance(len(batch), 0, missed)
             self._fresh.set()
-        if unreadable or failed:
-            warn(f"{len(unreadable) + failed} files or folders in {folder.path} cannot be read")
+        if names:
+            more = ["…"] if len(names) > MAX_NAMED else []
+            listed = ", ".join([*names[:MAX_NAMED], *more])
+            warn(f"cannot read in {folder.path}: {printable_line(listed)[:MAX_NAMES_LENGTH]}")
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
@@ -5560,11 +6808,11 @@ class Scanner:
         gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, gone, unchanged
 
-    def _add(self, paths: Sequence[str], folder: Folder) -> int:
-        """Read files and put them into the index; how many could not be."""
+    def _add(self, paths: Sequence[str], folder: Folder, unreadable: list[str]) -> int:
+        """Read files and put them into the index; how many could not be, which are named."""
         from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
-        now, failed = time.time(), []
+        now, failed = time.time(), list[str]()
 
         def read(path: str) -> Located | None:
             try:
@@ -5575,6 +6823,7 @@ class Scanner:
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             found = list(filter(None, pool.map(read, paths)))
+        unreadable += failed
         return len(failed) + self._put_each(found)
 
     def _put_each(self, found: Sequence[Located]) -> int:
@@ -5696,8 +6945,10 @@ class Scanner:
         with contextlib.suppress(OSError):
             return self._thumbnails.find_preview(asset.sha256, rendition)
         outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE or not self._thumbnails.pillow:
-            return outcome if outcome is not Outcome.MADE else Outcome.IMPOSSIBLE
+        if outcome is not Outcome.MADE:
+            return outcome
+        if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
+            return Outcome.IMPOSSIBLE
         with self._folders[file.root].open(file.path) as source:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
@@ -5772,6 +7023,7 @@ MAX_QUERY_FIELDS = 1000  # as MAX_PARTS
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
+_REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 
 # -- Header fields ---------------------------------------------------------------------
 
@@ -6537,6 +7789,102 @@ def accepts_gzip(headers: Headers) -> bool:
     return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
 
 
+# -- Resumable uploads -----------------------------------------------------------------
+# tus 1.0 (https://tus.io/protocols/resumable-upload), and draft-ietf-httpbis-resumable-upload,
+# whose requests are told by `Upload-Complete`.
+
+TUS_VERSION = "1.0.0"
+DRAFT_VERSIONS = frozenset("45678")  # Upload-Draft-Interop-Version, with Upload-Complete
+CHECKSUMS = ("sha1", "md5", "sha256")  # the first one is a must
+_METADATA_KEY = re.compile(r"[!-+\--~]+")  # neither spaces nor commas
+_UPLOAD_BYTES = re.compile(r"[0-9]{1,15}")  # an Integer of RFC 9651 is not larger
+
+
+class UploadHead(NamedTuple):
+    """What the header of a request says about an upload that can be resumed."""
+
+    is_tus: bool
+    metadata: str  # as sent
+    length: int | None  # bytes of the whole; None: not told
+    is_deferred: bool  # tus: the length is told later
+    offset: int | None  # where the content begins
+    completes: bool  # draft: the content is the rest
+    checksum: tuple[str, bytes] | None  # tus: algorithm and digest of the content
+    draft: str  # the version of it that the client speaks, if it is one we do
+
+
+def check_tus_version(headers: Headers, *, needed: bool) -> None:
+    """Raise 412 for another version of tus than ours, or none where one is `needed`."""
+    if headers.get("tus-resumable", "" if needed else TUS_VERSION) != TUS_VERSION:
+        detail = f"Send Tus-Resumable: {TUS_VERSION}, or Upload-Complete as the IETF draft has it."
+        raise HTTPError(412, detail, {"Tus-Version": TUS_VERSION})
+
+
+def parse_upload_head(headers: Headers) -> UploadHead:
+    """Read the fields of both protocols; 400 for what is malformed, 412 where it is neither."""
+    completes = {"?1": True, "?0": False}.get(headers.get("upload-complete", ""))
+    is_tus = "tus-resumable" in headers or completes is None
+    check_tus_version(headers, needed=is_tus)
+    if "upload-concat" in headers:  # an extension that is not offered
+        raise HTTPError(501, "Uploads cannot be put together of others.")
+    defers = headers.get("upload-defer-length")
+    if defers not in {None, "1"}:
+        raise HTTPError(400, "Upload-Defer-Length can only be 1.")
+    draft = headers.get("upload-draft-interop-version", "")
+    return UploadHead(
+        is_tus=is_tus,
+        metadata=headers.get("upload-metadata", ""),
+        length=_parse_bytes(headers, "upload-length"),
+        is_deferred=defers is not None,
+        offset=_parse_bytes(headers, "upload-offset"),
+        completes=not is_tus and bool(completes),
+        checksum=_parse_checksum(headers.get("upload-checksum")) if is_tus else None,
+        draft=draft if draft in DRAFT_VERSIONS and not is_tus else "",
+    )
+
+
+def _parse_bytes(headers: Headers, name: str) -> int | None:
+    value = headers.get(name)
+    if value is not None and not _UPLOAD_BYTES.fullmatch(value):
+        raise HTTPError(400, f"{name.title()} is not a number of bytes.")
+    return int(value) if value else None
+
+
+def _parse_checksum(value: str | None) -> tuple[str, bytes] | None:
+    if value is None:
+        return None
+    algorithm, _, text = value.partition(" ")
+    if algorithm not in CHECKSUMS:
+        known = ", ".join(CHECKSUMS)
+        raise HTTPError(400, f"Upload-Checksum must be one of {known}, and a digest.")
+    return algorithm, _decode_base64(text, "Upload-Checksum")
+
+
+def parse_upload_metadata(value: str) -> dict[str, str]:
+    """Return the texts of Upload-Metadata: `key base64` with commas; 400 if it is malformed.
+
+    >>> parse_upload_metadata("target bWVkaWE=, is_public")
+    {'target': 'media', 'is_public': ''}
+    """
+    texts: dict[str, str] = {}
+    for pair in value.split(",") if value else ():
+        key, _, text = pair.strip(" ").partition(" ")
+        if not _METADATA_KEY.fullmatch(key) or key in texts:
+            raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
+        try:
+            texts[key] = _decode_base64(text, "Upload-Metadata").decode()
+        except UnicodeDecodeError:
+            raise HTTPError(400, f"{key} in Upload-Metadata is not UTF-8.") from None
+    return texts
+
+
+def _decode_base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise HTTPError(400, f"{where} has a value that is not base64.") from None
+
+
 def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
 
@@ -6779,6 +8127,10 @@ class Exchange(Protocol):
     What returns an answer has ended it. Nothing of it is called by two threads at once.
     """
 
+    @property
+    def interim(self) -> Sequence[tuple[str, str]]:
+        """The fields of a 104 that is sent before the body is read; none: no 104."""
+
     def feed(self, piece: memoryview) -> Answer | None:
         """Take in content, which is good until this returns; an answer if it is refused."""
 
@@ -6940,6 +8292,11 @@ class Connection:
         """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
         expects = self.head is not None and self.head.expects_continue
         return expects and not self.received and self.body is not None and not self.body.finished
+
+    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
+        if headers and self.head is not None and self.head.version > (1, 0):
+            self.socket.send(format_head(104, headers))  # as short as it is alone
 
     def skip_body(self) -> bool:
         """Pass over the rest of a body if all of it is here; whether the connection can go on."""
@@ -7608,6 +8965,7 @@ class Server(ThreadingHTTPServer):
             if isinstance(accepted, Answer):
                 return accepted
             connection.exchange = exchange = accepted
+            connection.send_interim(exchange.interim)
         try:
             answer = self._receive(connection, exchange)
         except HTTPError as error:
@@ -7720,13 +9078,19 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+MAX_CATALOGUES = 4  # choices of the gallery that are kept
+CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
+MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
-    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate"
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
+    " WWW-Authenticate, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
+    " Tus-Version, Upload-Complete, Upload-Defer-Length, Upload-Expires, Upload-Length,"
+    " Upload-Limit, Upload-Metadata, Upload-Offset"
 )
 CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
 RETRY_LATER = {"Retry-After": "60"}  # for what the owner has to mend
@@ -7744,7 +9108,7 @@ class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
     name: str
-    type: str = "string"  # string, text (a string or a number), integer, boolean
+    type: str = "string"  # string, text (a string or a number), integer, boolean, hashes
     required: bool = False
     or_upload: bool = False  # if it is required, a file in the body stands for it
     default: Any = None
@@ -7774,11 +9138,13 @@ class Upload(NamedTuple):
 class BodySpec(NamedTuple):
     """What a body may be and carry."""
 
-    kinds: tuple[str, ...]  # of "json", "form", "multipart"
+    kinds: tuple[str, ...]  # of BODY_TYPES, and "file": the file itself
     fields: tuple[Field, ...] = ()
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
+    list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
+    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
 
 
 class Route(NamedTuple):
@@ -7797,6 +9163,8 @@ class Route(NamedTuple):
     before: Callable[..., object] | None = None  # raises what goes before errors in the fields
     prompt: bool = False  # it needs neither disk nor index
     aliases: tuple[str, ...] = ()  # other paths of the same thing
+    headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
+    is_target: bool = False  # of resumable uploads for its family
 
 
 ROUTES: list[Route] = []
@@ -7968,6 +9336,45 @@ def write_json(file: io.FileIO, pieces: Callable[[], Iterator[str]], zipped: boo
     return content
 
 
+class Catalogue(NamedTuple):
+    """What the gallery shows of one choice: its groups in their order, and what each has."""
+
+    version: str | None  # of the library
+    good_until: float  # on the monotonic clock, though the library has changed
+    groups: dict[str, bytes]  # compressed JSON of the items
+    summary: dict[str, Any]
+
+
+class Catalogues:
+    """Keeps the catalogues that were asked for last, made anew when the library has changed.
+
+    Each is made by one thread for all, and while a scan changes the library all the time, no
+    more than a part of the time goes into them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[Any, ...], Catalogue] = {}
+
+    def get(
+        self, index: Index, key: tuple[Any, ...],
+        make: Callable[[], tuple[dict[str, bytes], dict[str, Any]]],
+    ) -> Catalogue:  # fmt: skip
+        """The catalogue of a choice, made by `make` (its groups and summary) if need be."""
+        with self._lock:
+            version, now = index.files.library_version(), time.monotonic()
+            found = self._kept.pop(key, None)
+            if found is None or (found.version != version and now > found.good_until):
+                groups, summary = make()
+                ended = time.monotonic()
+                good_until = ended + CATALOGUE_REST * (ended - now)
+                found = Catalogue(version, good_until, groups, summary)
+            while len(self._kept) >= MAX_CATALOGUES:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = found
+            return found
+
+
 def batched(pieces: Iterator[str]) -> Iterator[str]:
     while text := "".join(itertools.islice(pieces, LISTING_BATCH)):
         yield text
@@ -8041,6 +9448,270 @@ class Logins:
                 self._ended.wait(LOOK_AGAIN_SECONDS)
 
 
+def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
+    """The roots that files lie in, by the names that the index has for them.
+
+    Without an index nothing is known to be there: they are about to be filled.
+    """
+    places = {
+        "library": settings.storage_dir,
+        "images": settings.upload_dir,
+        "users": settings.database_dir / "users",
+        "entities": settings.media_storage_dir,
+    }
+    apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
+    buffers = WriteBuffers()
+    return {
+        name: Folder(
+            name, path, make=name != "library", buffers=buffers,
+            reserve=settings.reserve_bytes,
+            is_new=functools.partial(index.files.is_empty, name) if index else lambda: True,
+            excluded=apart if name == "library" else (),
+        )
+        for name, path in places.items()
+    }  # fmt: skip
+
+
+def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
+    """Where thumbnails lie: public ones beside the pictures where that can be, private ones."""
+    data = Folder("data", settings.database_dir, make=True, buffers=library.buffers)
+    beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
+    public = Shelf(library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+    return public, Shelf(data, "thumbnails/private/")
+
+
+CHECKPOINT_BYTES = 16 << 20  # of an upload, after which it is made durable how far it has come
+PAUSE_BYTES = 1 << 20  # the same where the client makes a pause, perhaps for ever
+MAX_OPEN_UPLOADS = 100  # of one account or address that are not complete
+MAX_KNOWN_HASHES = 1000  # of uploads between two requests; others are read again at their end
+EXPIRY_SECONDS = 60.0  # between two looks for what has expired
+
+
+class ResumableUploads:
+    """Uploads that come in several requests: files in `.incoming/` that the index knows."""
+
+    def __init__(self, index: Index, folders: Mapping[str, Folder], lifetime: int) -> None:
+        self.rows = index.uploads
+        self._folders = folders
+        self._lifetime = lifetime  # seconds behind the last byte
+        self._hashes: dict[str, tuple[int, Sequence[Hash]]] = {}  # of so many bytes
+
+    def expiry(self) -> float:
+        """When what comes now will have expired."""
+        return time.time() + self._lifetime
+
+    def get(self, id: str) -> OpenUpload | None:
+        return self.rows.get(id, time.time())
+
+    def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
+        """Make an empty upload for a family; 429 or 507 where there is no room for it."""
+        folder, id = self._folders[upload.folder], secrets.token_hex(16)
+        folder.need_room(self.rows.missing_bytes(folder.name) + (head.length or 0))
+        row = (id, owner, target, folder.name, head.metadata, head.length, 0, "", self.expiry())
+        opened = OpenUpload(*row)
+        folder.make_file(self._name(opened))
+        if not self.rows.add(opened, MAX_OPEN_UPLOADS):
+            folder.unlink(self._name(opened))
+            detail = f"More than {MAX_OPEN_UPLOADS} uploads are open: complete or delete some."
+            raise HTTPError(429, detail, RETRY_LATER)
+        return opened
+
+    def _name(self, upload: OpenUpload) -> str:
+        return f"{INCOMING}/{upload.id}"
+
+    def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Receiving]:
+        """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
+        folder = self._folders[upload.root]
+        try:
+            receiving = folder.resume(self._name(upload), limit)
+        except FileNotFoundError:
+            if not folder.is_there():
+                raise
+            raise HTTPError(404, NO_UPLOAD) from None
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(receiving.close)
+            taken = self.rows.take(upload.id, secrets.token_hex(8))
+            if taken is None or taken.received != upload.received:
+                raise HTTPError(409, BUSY_UPLOAD)
+            start: Sequence[Hash] = () if taken.received else new_hashes(md5)
+            size, hashes = self._hashes.pop(upload.id, (0, start))
+            receiving.go_on(taken.received, hashes if size == taken.received else start)
+            on_error.pop_all()
+        return taken._replace(length=upload.length), receiving
+
+    def leave(self, upload: OpenUpload, receiving: Receiving) -> None:
+        """Let go of an upload until another request goes on with it."""
+        while len(self._hashes) >= MAX_KNOWN_HASHES:
+            self._hashes.pop(next(iter(self._hashes)), None)
+        if receiving.hashes and receiving.incoming.size == upload.received:
+            self._hashes[upload.id] = (upload.received, receiving.hashes)
+
+    def refuse(self, upload: OpenUpload, incoming: Incoming, *, passing: bool) -> None:
+        """End an upload that its family does not take; keep it if that is `passing`."""
+        if not (passing and incoming.put_back(self._name(upload))):
+            incoming.discard()
+            self.rows.remove(upload.id)
+
+    def complete(self, upload: OpenUpload, answer: bytes) -> OpenUpload:
+        """Keep the answer for a client that has lost it; the upload as it is then."""
+        done = upload._replace(received=upload.length or 0, answer=answer.decode())
+        with contextlib.suppress(sqlite3.Error):  # the file is stored: that is what counts
+            self.rows.complete(done)
+        return done
+
+    def remove(self, upload: OpenUpload) -> None:
+        """Forget an upload, and what has come of one that is not complete."""
+        self._hashes.pop(upload.id, None)
+        self._folders[upload.root].unlink(self._name(upload))
+        self.rows.remove(upload.id)
+
+    def recover(self) -> frozenset[str]:
+        """Forget what has expired or was lost in a crash; the names in `.incoming/` that stay."""
+        self.remove_expired()
+        kept = []
+        for upload in self.rows.unfinished():
+            folder = self._folders[upload.root]
+            if folder.is_there() and folder.is_gone(self._name(upload)):
+                self.rows.remove(upload.id)
+            else:
+                kept.append(upload.id)
+        return frozenset(kept)
+
+    def remove_expired(self) -> None:
+        for upload in self.rows.expired(time.time()):
+            with contextlib.suppress(OSError):  # its disk is away: the next time
+                self.remove(upload)
+
+    def watch(self, stopping: threading.Event) -> None:
+        """Remove what expires, until `stopping`."""
+        while not stopping.wait(EXPIRY_SECONDS):
+            with contextlib.suppress(sqlite3.Error):
+                self.remove_expired()
+
+
+NO_UPLOAD = "There is no such upload, or it has expired."
+
+
+class Transfer:
+    """The content of one request on its way into an upload: a BodyReader.
+
+    It holds the upload's file only while content comes. So a client whose connection has died
+    unnoticed can go on with another request, after which this one adds nothing more.
+    """
+
+    def __init__(
+        self, uploads: ResumableUploads, upload: OpenUpload, head: UploadHead, limit: Limit,
+        *, md5: bool,
+    ) -> None:  # fmt: skip
+        self.is_tus = head.is_tus
+        self._uploads = uploads
+        self._head = head
+        self._md5 = md5
+        self._digest: Any = None  # of the content, where it has a checksum
+        if head.checksum:
+            self._digest = hashlib.new(head.checksum[0], usedforsecurity=False)
+        self.is_known = head.offset is not None or bool(head.draft)  # to the client, by its URL
+        try:
+            self.upload, self._receiving = uploads.take(upload, limit, md5=md5)
+        except BlockingIOError:
+            raise HTTPError(423, BUSY_UPLOAD, RETRY_SOON) from None
+        self._is_held = True
+        self._saved = self.upload.received
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, these among them."""
+        return self._receiving.incoming.size
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing, once this content is here."""
+        return self._head.completes or (self.is_tus and self.size == self.upload.length)
+
+    def feed(self, piece: memoryview) -> None:
+        self._hold()
+        self._receiving.feed(piece)
+        if self._digest:
+            self._digest.update(piece)
+        self._save_beyond(CHECKPOINT_BYTES)
+
+    def pause(self) -> None:
+        self._receiving.pause()
+        self._save_beyond(PAUSE_BYTES)
+        self._is_held = False
+        fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
+
+    def _hold(self) -> None:
+        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        if self._is_held:
+            return
+        try:
+            fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HTTPError(409, BUSY_UPLOAD) from None
+        if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
+            raise HTTPError(409, BUSY_UPLOAD)
+        self._is_held = True
+
+    def _save_beyond(self, count: int) -> None:
+        """Save once so many bytes have come; but what has a checksum is saved whole or not."""
+        if self._digest is None and self.size - self._saved >= count:
+            self._save()
+
+    def _save(self) -> None:
+        """Make what has come durable, and note how far that is."""
+        self._saved = received = self._receiving.sync()
+        if self.is_tus and received == self.upload.length:
+            received -= received > 0  # clients of tus take an offset at the end for a stored file
+        expiry = self._uploads.expiry()
+        self.upload = self.upload._replace(received=received, expires_at=expiry)
+        if not self._uploads.rows.advance(self.upload):
+            raise HTTPError(409, BUSY_UPLOAD)
+
+    def finish(self) -> Mapping[str, Any]:
+        """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
+        if self._digest and self._head.checksum != (self._digest.name, self._digest.digest()):
+            raise HTTPError(460, "The content has another checksum.")
+        self._hold()
+        self._digest = None
+        self._save()
+        if not self.is_whole:
+            self.close()
+        elif self.upload.length not in {None, self.size}:
+            raise HTTPError(400, f"The upload ends before its {self.upload.length} bytes.")
+        else:
+            self.upload = self.upload._replace(length=self.size)
+        return {}
+
+    def whole(self) -> Incoming:
+        """The file, which is complete."""
+        if not self._receiving.hashes:
+            self._receiving.hash_again(new_hashes(self._md5))
+        return self._receiving.finish()
+
+    def close(self) -> None:
+        """Let go of the upload, which another request may go on with."""
+        if not self._receiving.incoming.file.closed:
+            self._uploads.leave(self.upload, self._receiving)
+            self._receiving.close()
+
+    def discard(self) -> None:
+        """Keep what has come, unless nobody can know of it."""
+        if self._receiving.incoming.file.closed:
+            return
+        try:
+            with contextlib.suppress(HTTPError):
+                self._hold()
+                self._save_beyond(1)
+        finally:
+            self.close()
+        if not self.is_known:
+            self._uploads.remove(self.upload)
+
+
+BUSY_UPLOAD = "Another request is going on with this upload."
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -8050,35 +9721,17 @@ class App:
         self.settings = settings
         self.index = index
         self.thumbnails = thumbnails
-        places = {
-            "library": settings.storage_dir,
-            "images": settings.upload_dir,
-            "users": settings.database_dir / "users",
-            "entities": settings.media_storage_dir,
-        }
-        apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-        buffers = WriteBuffers()
-        self.folders = {
-            name: Folder(
-                name, path, make=name != "library", buffers=buffers,
-                is_new=functools.partial(index.files.is_empty, name),
-                excluded=apart if name == "library" else (),
-            )
-            for name, path in places.items()
-        }  # fmt: skip
+        self.folders = open_folders(settings, index)
         self.library, self.images, self.users, self.entities = self.folders.values()
-        data = Folder("data", settings.database_dir, make=True, buffers=buffers)
-        beside = os.access(settings.storage_dir, os.W_OK) or not settings.storage_dir.exists()
-        public = Shelf(self.library, ".thumbnails/") if beside else Shelf(data, "thumbnails/")
+        public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
-        previews = PreviewCache(data, "previews/", limit, used)
-        thumbnails.place(public, Shelf(data, "thumbnails/private/"), previews)
-        if index.get_meta("decoders") != thumbnails.description:
-            index.assets.retry_thumbnails()
-            index.set_meta("decoders", thumbnails.description)
+        previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
+        thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.watcher = Watcher(self.library, self.scanner)
-        self._disk_places = {name: threading.BoundedSemaphore(DISK_PLACES) for name in places}
+        self._disk_places = {
+            name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
+        }
         self.keys = Keys(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -8086,15 +9739,19 @@ class App:
             public_key=read_public_key(settings),
             upload_secret=settings.media_server_secret,
             upload_lifetime=settings.token_expiry_seconds,
+            unscoped=settings.upload_tokens == "all",
         )
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.new_passwords = ScryptRoom(1, MAX_NEW_PASSWORDS)
         room = ScryptRoom(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
         self.logins = Logins(index.failures, room)
+        lifetime = settings.upload_expiry_seconds
+        self.uploads = ResumableUploads(index, self.folders, lifetime)
         self.hot: dict[str, HotFile] = {}  # by request target
         self.hot_bytes = 0
         self.listing = Listing(settings.database_dir)
+        self.catalogues = Catalogues()
         self.started = time.monotonic()
 
     def problems(self, sight: Sight) -> list[str]:
@@ -8173,7 +9830,12 @@ class Request:
         self.pairs: list[tuple[str, str]] = []  # of the query
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
+        self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
+        self.counted: Grant | None = None  # the scoped token of which a use was taken
+        self.transfer: Transfer | None = None  # for an upload that can be resumed
+        self.interim: list[tuple[str, str]] = []  # fields of a 104
+        self.answer_headers: tuple[tuple[str, str], ...] = ()  # whatever the answer is
 
     @property
     def behind_proxy(self) -> bool:
@@ -8238,6 +9900,9 @@ def is_trusted(address: str, networks: tuple[str, ...]) -> bool:
 # -- Reading fields ----------------------------------------------------------------------
 
 
+MAX_SHOWN_CHARACTERS = 500  # of a value that is refused
+
+
 class Unfit(Exception):
     """A value is not what its field takes; its arguments are a Problem's from `message` on."""
 
@@ -8251,14 +9916,29 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
     if value is None and item.nullable:
         return None
     try:
+        if item.choices and value not in item.choices and value is not None:
+            shown = str(value)[:MAX_SHOWN_CHARACTERS]
+            raise Unfit(f'"{shown}" is not a valid choice', "choice")
         if item.type == "boolean":
             return parse_flag(value)
         if item.type == "integer":
             return check_bounds(item, parse_integer(value), where)
+        if item.type == "hashes":
+            return parse_hashes(value)
         return check_text(item, parse_string(value, numbers=item.type == "text"))
     except Unfit as error:
         problem = Problem(where, item.name, *error.args)
         raise Invalid(problem._replace(is_null=value is None)) from None
+
+
+def parse_hashes(value: Any) -> list[str]:
+    """Parse a list of hashes; they come out in lower case, each once, in their order."""
+    if not isinstance(value, list) or len(value) > MAX_HASHES:
+        raise Unfit(f"must be a list of at most {MAX_HASHES} hashes", "list_type")
+    for each in value:
+        if not isinstance(each, str) or not SHA256.fullmatch(each):
+            raise Unfit("has an item that is no SHA-256: 64 hexadecimal digits", "sha256")
+    return list(dict.fromkeys(each.lower() for each in value))
 
 
 def parse_string(value: Any, numbers: bool) -> str:
@@ -8267,8 +9947,9 @@ def parse_string(value: Any, numbers: bool) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise Unfit("has a character that is not allowed", "string_unicode")
+    for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
+        if any(first <= character <= last for character in value):
+            raise Unfit(f"{name} characters are not allowed.", "string_unicode")
     return value
 
 
@@ -8276,8 +9957,6 @@ def check_text(item: Field, text: str) -> str:
     shortest, longest = item.shortest, item.longest
     if not text and item.blank == "refused":
         raise Unfit("may not be blank", "blank")
-    if item.choices and text not in item.choices:
-        raise Unfit(f'"{text}" is not a valid choice', "choice")
     if longest is not None and len(text) > longest:
         raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
     if len(text) < shortest:
@@ -8289,8 +9968,8 @@ def parse_integer(value: Any) -> int:
     problem = "int_type"
     if isinstance(value, str):
         problem = "int_parsing"
-        if re.fullmatch(r"\s*[+-]?[0-9]{1,999}\s*", value, re.ASCII):
-            return int(value)
+        if match := re.fullmatch(r"\s*([+-]?[0-9]{1,999})(?:\.0*)?\s*", value, re.ASCII):
+            return int(match[1])
     elif isinstance(value, float):
         problem = "int_from_float"
         if value.is_integer():
@@ -8326,17 +10005,6 @@ def parse_flag(value: Any) -> bool:
     return parsed
 
 
-def parse_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """The declared fields among `values`; raises Invalid with all that is wrong with them."""
-    problems: list[Problem] = []
-    parsed = collect_declared(declared, values, where, problems)
-    if problems:
-        raise Invalid(*problems)
-    return parsed
-
-
 def collect_declared(
     declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[Problem],
     has_upload: bool = False,
@@ -8359,6 +10027,13 @@ def collect_declared(
     return parsed
 
 
+BODY_TYPES = {
+    "json": JSON_TYPE,
+    "form": "application/x-www-form-urlencoded",
+    "multipart": "multipart/form-data",
+}
+# What clients say of a body that is a file: nothing (`curl -T`), or a type, which is not believed
+FILE_TYPES = re.compile(r"|(application|binary)/octet-stream|(image|video|audio)/.*")
 UNCODED = {"", "identity", "utf-8"}  # Content-Encoding of a body that is sent as it is
 
 
@@ -8378,15 +10053,20 @@ class BodyReader(Protocol):
         """Forget what has come."""
 
 
-def open_body(request: Request, spec: BodySpec) -> BodyReader | None:
+def open_body(
+    request: Request, spec: BodySpec, parameters: Mapping[str, Any]
+) -> BodyReader | None:
     """What reads the body that a head declares; None if it has none. 400, 411, 413 or 415."""
     head, headers = request.head, request.headers
     unsized = head.content_length is None and not head.chunked
-    if unsized and (spec.upload or "content-type" in headers):
-        raise HTTPError(411, "A body needs Content-Length, or Transfer-Encoding: chunked.")
+    if unsized and not spec.reader and (spec.upload or "content-type" in headers):
+        how = "with Content-Length or Transfer-Encoding: chunked"
+        raise HTTPError(411, f"Send {body_in_words(spec)}, {how}.")
     if headers.get("content-encoding", "").lower() not in UNCODED:
         wanted = {"Accept-Encoding": "identity"}
         raise HTTPError(415, "Send the body without Content-Encoding.", wanted)
+    if spec.reader is not None:  # an empty body says something, too
+        return spec.reader(request, **parameters)
     media_type, parameters = parse_content_type(headers.get("content-type", ""))
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if not head.has_body:  # whatever its type would have been
@@ -8396,9 +10076,23 @@ def open_body(request: Request, spec: BodySpec) -> BodyReader | None:
     if media_type == "application/x-www-form-urlencoded" and "form" in spec.kinds:
         return TextBody(head, parse_urlencoded)
     if is_json and "json" in spec.kinds:
-        return TextBody(head, lambda text: unwrap(parse_json_object(text), spec.wrapper))
+        return TextBody(head, lambda text: parse_json(text, spec))
+    if spec.upload and "file" in spec.kinds and FILE_TYPES.fullmatch(media_type):
+        return FileBody(request, spec.upload)
     what = media_type or "a body without Content-Type"
-    raise HTTPError(415, f"This endpoint does not read {what}.")
+    raise HTTPError(415, f"This endpoint does not read {what}. Send {body_in_words(spec)}.")
+
+
+def body_in_words(spec: BodySpec) -> str:
+    """What an endpoint reads, in words.
+
+    >>> body_in_words(BodySpec(("multipart", "file"), upload=Upload("library", "")))
+    'multipart/form-data with the file in its field "file" or the file itself as the body'
+    """
+    kinds = [BODY_TYPES.get(kind, "the file itself as the body") for kind in spec.kinds]
+    if spec.upload:
+        kinds[spec.kinds.index("multipart")] += f' with the file in its field "{spec.upload.name}"'
+    return " or ".join(kinds)
 
 
 class TextBody:
@@ -8411,7 +10105,7 @@ class TextBody:
 
     def _check(self, length: int) -> None:
         if length > MAX_TEXT_BYTES:
-            raise HTTPError(413, f"The body is larger than {MAX_TEXT_BYTES} bytes.")
+            raise HTTPError(413, f"The body is larger than {format_size(MAX_TEXT_BYTES)}.")
 
     def feed(self, piece: memoryview) -> None:
         self._content += piece
@@ -8435,10 +10129,13 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     """The fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[Problem] = []
     if spec.upload and spec.upload.required and request.upload is None:
-        message = "is required: send one file as multipart/form-data"
+        message = f"is required: send {body_in_words(spec)}"
         problems.append(Problem("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
-    fields = collect_declared(spec.fields, values, "body", problems, has_upload)
+    where = "body"
+    if spec.wrapper and spec.wrapper in values:
+        values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
+    fields = collect_declared(spec.fields, values, where, problems, has_upload)
     if spec.check:
         known = {problem.field for problem in problems}
         problems += [each for each in spec.check(request, fields) if each.field not in known]
@@ -8447,8 +10144,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     return fields
 
 
-def parse_json_object(text: bytes) -> dict[str, Any]:
-    """The members of a JSON object (RFC 8259); 400 for anything else."""
+def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
+    """The members of a JSON object (RFC 8259), or the one field that a list is; 400 else."""
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -8457,16 +10154,19 @@ def parse_json_object(text: bytes) -> dict[str, Any]:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
+    if isinstance(value, list) and spec.list_field:
+        return {spec.list_field: value}
     if not isinstance(value, dict):
-        raise Invalid(Problem("body", "", "must be a JSON object", "dict_type"))
+        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        raise Invalid(Problem("body", "", message, "dict_type"))
     return value
 
 
-def unwrap(value: dict[str, Any], wrapper: str) -> dict[str, Any]:
-    """The object that a JSON object's `wrapper` holds, or the object itself."""
-    inner = value.get(wrapper, value)
+def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
+    """The object that is the member `wrapper` of a JSON object."""
+    inner = values[wrapper]
     if not isinstance(inner, dict):
-        raise Invalid(Problem("body", wrapper, "must be an object", "dict_type"))
+        raise Invalid(Problem("body", wrapper, "must be an object", "model_attributes_type"))
     return inner
 
 
@@ -8480,9 +10180,9 @@ class FormBody:
         self._request = request
         self._upload = spec.upload
         self._declared = {item.name for item in spec.fields}
-        self._limit = getattr(request.app.settings, spec.upload.limit) if spec.upload else 0
-        if (request.head.content_length or 0) > self._limit + FORM_SLACK_BYTES:
-            raise HTTPError(413, f"The file is larger than {self._limit} bytes.")
+        self._limit = upload_limit(request, spec.upload)
+        if (request.head.content_length or 0) > self._limit.size + FORM_SLACK_BYTES:
+            raise HTTPError(413, self._limit.sentence)
         self._parser = MultipartParser(boundary.encode("latin-1", "replace"))
         self._part: Part | None = None  # that is being read
         self._receiving: Receiving | None = None  # where its content goes if it is the file
@@ -8512,7 +10212,7 @@ class FormBody:
             return
         self._text_bytes += len(data)
         if self._text_bytes > MAX_TEXT_BYTES:
-            detail = f"The text fields are larger than {MAX_TEXT_BYTES} bytes together."
+            detail = f"The text fields are larger than {format_size(MAX_TEXT_BYTES)} together."
             raise HTTPError(413, detail)
         self._text += data
 
@@ -8543,6 +10243,64 @@ class FormBody:
             self._receiving = None
 
 
+class FileBody:
+    """A body that is the file itself, as `curl -T` sends it.
+
+    Its name is the last of the URL's path, with the extension of its content.
+    """
+
+    def __init__(self, request: Request, upload: Upload) -> None:
+        limit = upload_limit(request, upload)
+        if (request.head.content_length or 0) > limit.size:
+            raise HTTPError(413, limit.sentence)
+        self._request = request
+        self._receiving = begin_upload(request, upload, "", limit)
+
+    def feed(self, piece: memoryview) -> None:
+        self._receiving.feed(piece)
+
+    def pause(self) -> None:
+        self._receiving.pause()
+
+    def finish(self) -> Mapping[str, Any]:
+        path, incoming = self._request.head.path, self._receiving.finish()
+        extension = incoming.facts.extension if incoming.facts else "bin"
+        incoming.filename = f"{posixpath.basename(unquote(path.rstrip('/')))}.{extension}"
+        self._request.upload = incoming
+        return {}
+
+    def discard(self) -> None:
+        self._receiving.discard()
+
+
+def upload_limit(request: Request, upload: Upload | None) -> Limit:
+    """What the file of a body may have: by its setting, its token and what there is room for."""
+    settings, grant = request.app.settings, request.principal.grant
+    size: int = getattr(settings, upload.limit) if upload else 0
+    setting = upload.limit.upper() if upload else ""
+    limits = [Limit(size, f"The file is larger than {format_size(size)} ({setting}).")]
+    if grant and grant.max_bytes:
+        lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
+        limits.append(Limit(grant.max_bytes, f"The file is larger than {lets}."))
+    if request.room < size:
+        limits.append(Limit(request.room, quota_sentence(settings, request.room)))
+    return min(limits)
+
+
+def quota_sentence(settings: Settings, room: int) -> str:
+    quota = f"Your account may store {settings.user_quota_bytes} bytes (USER_QUOTA_BYTES)"
+    return f"{quota}; {room} of them are left."
+
+
+def format_size(size: int) -> str:
+    """Bytes for a person.
+
+    >>> format_size(10485760), format_size(1000)
+    ('10 MB', '1000 bytes')
+    """
+    return f"{size / 2**20:.4g} MB" if size >= 2**20 else f"{size} bytes"
+
+
 def decode_field(name: str, text: bytes | bytearray) -> str:
     try:
         return text.decode()
@@ -8550,18 +10308,25 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
         raise Invalid(Problem("body", name, "is not UTF-8", "string_unicode")) from None
 
 
-def begin_upload(request: Request, upload: Upload, filename: str, limit: int) -> Receiving:
-    """Open a file for what a form holds; an error if the file's name alone refuses it."""
+def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Receiving:
+    """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    parse_value(Field(upload.name), filename, "body")
-    if upload.check_name and filename:
-        upload.check_name(filename)
+    if filename:
+        check_upload(request.app, upload, filename)
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
-        if not folder.make and not request.app.takes_uploads():
-            raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
+        folder.need_room(request.head.content_length or 0)
         return folder.begin(limit, upload.md5)
+
+
+def check_upload(app: App, upload: Upload, filename: str) -> None:
+    """Refuse a file whose name, or place, refuses it."""
+    parse_value(Field(upload.name), filename, "body")
+    if upload.check_name:
+        upload.check_name(filename)
+    if not app.folders[upload.folder].make and not app.takes_uploads():
+        raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
 
 
 def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
@@ -8721,7 +10486,7 @@ def multirange_response(
 # -- The application ---------------------------------------------------------------------
 
 DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
-    errno.ENOSPC: (507, "The disk is full."),
+    errno.ENOSPC: (507, "The disk is full, but for what RESERVE_BYTES keeps."),
     errno.EDQUOT: (507, "The disk quota is used up."),
     errno.EFBIG: (507, "The file system takes no file of this size."),
     errno.EROFS: (503, "The storage folder cannot be written to."),
@@ -8759,6 +10524,23 @@ def complete_headers(response: Response) -> None:
         response.headers.append(("Cache-Control", "no-store"))
 
 
+REFUSALS = frozenset({401, 403, 429})
+MAX_LOGGED_PATH = 200  # characters
+
+
+def log_refusal(request: Request, error: HTTPError) -> None:
+    """Tell the owner of a credential or a login that is refused: README.md's filter counts them.
+
+    No credential is no attack, and what a query holds is no log's business.
+    """
+    if error.status not in REFUSALS or isinstance(error, CredentialMissing):
+        return
+    principal, path = request.principal, request.head.path[:MAX_LOGGED_PATH]
+    who = principal.kind if principal.user_id is None else f"user:{principal.user_id}"
+    about = f"{request.client} {who} {request.head.method} {path}: {error.status} {error.detail}"
+    warn(f"refused {printable_line(about)}")
+
+
 class Application:
     """Requests in, answers out."""
 
@@ -8773,7 +10555,9 @@ class Application:
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        return self.attempt(request, functools.partial(self.accept, request))
+        answer = self.attempt(request, functools.partial(self.accept, request))
+        # What reads an empty body, too, has it whole.
+        return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
     def attempt(self, request: Request, step: Callable[[], T]) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
@@ -8782,16 +10566,35 @@ class Application:
         except Exception as error:
             return self.refuse(request, error)
         if isinstance(outcome, Response):
-            self.finish(request.head, outcome)
+            self.finish(request.head, outcome, request.answer_headers)
         elif isinstance(outcome, Deferred):
             work = functools.partial(self.attempt, request, outcome.work)
             return outcome._replace(work=work)
         return outcome
 
     def refuse(self, request: Request, error: Exception) -> Response:
-        response = error_response(as_http_error(error), request.family)
-        self.finish(request.head, response)
+        problem = as_http_error(error)
+        log_refusal(request, problem)
+        self.give_back_use(request)
+        response = error_response(problem, request.family)
+        self.finish(request.head, response, request.answer_headers)
         return response
+
+    def take_use(self, request: Request, item: Route) -> None:
+        """Count a use of a scoped token that is good for so many requests; 401 after them."""
+        grant = request.principal.grant
+        goes_on = item.access is Access.TARGET and item.method != "POST"
+        if grant and grant.uses and item.access is not Access.OPEN and not goes_on:
+            if not self.app.index.token_uses.take(grant, time.time()):
+                raise Unauthorized(TokenError("The token was used as often as it may be."))
+            request.counted = grant
+
+    def give_back_use(self, request: Request) -> None:
+        """Count no use of a scoped token for a request that comes to nothing."""
+        if request.counted:
+            with contextlib.suppress(sqlite3.Error):
+                self.app.index.token_uses.give_back(request.counted)
+            request.counted = None
 
     def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
@@ -8800,24 +10603,33 @@ class Application:
             item.method: (item, parameters)
             for item, parameters in reversed(self.routes.find(head.path))
         }
-        request.family = next((item.family for item, _ in found.values()), "")
+        for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
+            request.family, request.answer_headers = item.family, item.headers
         preflight = "access-control-request-method" in head.headers
+        method = head.headers.get("x-http-method-override")
+        if method and request.family == "files":  # tus, for clients that cannot send PATCH
+            request.head = head = head._replace(method=method)
         if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
-            return self.answer_options(head, found)
+            return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
-        request.family = item.family
+        request.family, request.answer_headers = item.family, item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
-        parameters = {**parameters, **parse_declared(item.parameters, parameters, "path")}
+        self.take_use(request, item)
+        problems: list[Problem] = []
+        parsed = collect_declared(item.parameters, parameters, "path", problems)
+        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if problems:
+            raise Invalid(*problems)
+        parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
-        request.query = parse_declared(item.query, dict(request.pairs), "query")
         if item.body is not None:
-            body = open_body(request, item.body)
+            body = open_body(request, item.body, parameters)
             if body is not None:
                 return Accepted(self, request, item, parameters, body)
             if item.body.wrapper:
-                raise Invalid(Problem("body", "", "is required", "missing"))
+                raise Invalid(Problem("body", item.body.wrapper, "is required", "missing"))
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
@@ -8851,10 +10663,13 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
-        request.principal = principal
+        request.principal = narrow(principal, request.head.method, unquote(request.head.path))
 
-    def answer_options(self, head: RequestHead, found: Mapping[str, Any]) -> Response:
+    def answer_options(
+        self, request: Request, found: Mapping[str, tuple[Route, dict[str, str]]]
+    ) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
+        head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
         headers = [("Allow", allow)]
         asked = "access-control-request-method" in head.headers
@@ -8865,10 +10680,18 @@ class Application:
                 ("Access-Control-Allow-Headers", wanted or "Authorization, Content-Type"),
                 ("Access-Control-Max-Age", CORS_MAX_AGE),
             ]
+        if "OPTIONS" in found:  # what a protocol of its own has to say
+            item, parameters = found["OPTIONS"]
+            said = item.handler(self.app, request, **parameters)
+            assert isinstance(said, Response)
+            headers += said.headers
         return Response(204, headers)
 
-    def finish(self, head: RequestHead, response: Response) -> None:
+    def finish(
+        self, head: RequestHead, response: Response, more: Iterable[tuple[str, str]] = ()
+    ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
+        response.headers += more
         origin = head.headers.get("origin", "")
         response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
         complete_headers(response)
@@ -8941,6 +10764,10 @@ class Accepted:
         self._parameters = parameters
         self._body = body
 
+    @property
+    def interim(self) -> Sequence[tuple[str, str]]:
+        return self._request.interim
+
     def feed(self, piece: memoryview) -> Answer | None:
         return self._attempt(functools.partial(self._body.feed, piece))
 
@@ -8967,6 +10794,7 @@ class Accepted:
         if upload is not None:
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
+        request.counted = None  # it was worth its use
         return response
 
     def refuse(self, error: HTTPError) -> Response:
@@ -8974,6 +10802,7 @@ class Accepted:
         return self._application.refuse(self._request, error)
 
     def abandon(self) -> None:
+        self._application.give_back_use(self._request)
         with contextlib.suppress(OSError):  # what stays in `.incoming/` goes at the next start
             self._body.discard()
             if self._request.upload is not None:
@@ -9043,9 +10872,9 @@ def as_http_error(error: Exception) -> HTTPError:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         status, detail = DISK_ERRORS[error.errno]
         return HTTPError(status, detail, RETRY_LATER if status == 503 else None)
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)):
         warn(f"the index: {error}")
-        if "full" in str(error):
+        if is_full(error):
             return HTTPError(507, "The disk is full.")
         return HTTPError(503, "The index cannot be used now.", RETRY_LATER)
     import traceback  # only where something is wrong with the program
@@ -9066,6 +10895,7 @@ FASTAPI_MESSAGES = {
     "string_unicode": "Input should be a valid string,"
     " unable to parse raw data as a unicode string",
     "dict_type": "Input should be a valid dictionary",
+    "model_attributes_type": "Input should be a valid dictionary or object to extract fields from",
     "greater_than_equal": "Input should be greater than or equal to {0}",
     "less_than_equal": "Input should be less than or equal to {0}",
     "value_error": "Value error, {1}",
@@ -9078,7 +10908,6 @@ DJANGO_MESSAGES = {
     "int_type": "A valid integer is required.",
     "bool_parsing": "Must be a valid boolean.",
     "bool_type": "Must be a valid boolean.",
-    "dict_type": "Invalid data. Expected a dictionary.",
     "string_type": "Not a valid string.",
     "null": "This field may not be null.",
     "blank": "This field may not be blank.",
@@ -9107,8 +10936,8 @@ def error_response(error: HTTPError, family: str) -> Response:
 def fastapi_problem(problem: Problem) -> dict[str, Any]:
     sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
     message = sentence.format(problem.limit, problem.message)
-    location = [problem.where, problem.field] if problem.field else [problem.where]
-    return {"loc": location, "msg": message, "type": problem.type}
+    location = [*problem.where.split("/"), problem.field]
+    return {"loc": [name for name in location if name], "msg": message, "type": problem.type}
 
 
 def django_message(problem: Problem) -> str:
@@ -9257,6 +11086,23 @@ def finish_upload(app: App, incoming: Incoming, file: File) -> None:
         app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
 
 
+def remove_for_good(
+    app: App, folder: Folder, forget: Callable[[Database], tuple[T, list[str]]]
+) -> T:
+    """Have the index forget something, and delete the files at the paths that `forget` tells."""
+    with contextlib.ExitStack() as files:
+
+        def remove(db: Database) -> tuple[T, list[str]]:
+            result, paths = forget(db)
+            files.enter_context(folder.removing(paths))  # once this is committed
+            return result, app.index.files.remove_all(db, folder.name, paths)
+
+        result, gone = app.index.write(remove)
+    app.thumbnails.remove(*gone)
+    return result
+
+
+NOT_MEDIA = "The file is no image, video or audio."
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
@@ -9264,6 +11110,8 @@ def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
     allowed = ", ".join(sorted(extensions))
+    if not incoming.size:
+        raise HTTPError(400, "The file is empty.")
     if facts is None:
         raise HTTPError(400, f"The file's content is none of: {allowed}.")
     if facts.extension not in extensions:
@@ -9302,11 +11150,15 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 
 
 @route("POST", "/upload", UPLOAD, "media", "Upload a public image",
-       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD)  # fmt: skip
+       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
+       is_target=True)  # fmt: skip
+@route("PUT", "/upload", UPLOAD, "media", "Upload a public image, as curl -T does",
+       {201: "url, filename, size, content_type, sha256"},
+       body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     incoming = uploaded(request)
-    extension = check_extension(incoming.filename, MEDIA_NAMES)
     facts = check_type(incoming, MEDIA_TYPES)
+    extension = check_extension(incoming.filename, MEDIA_NAMES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
@@ -9454,7 +11306,7 @@ def get_image(app: App, request: Request, sha256: str) -> Response:
     return file_response(app, request, found, FOREVER)
 
 
-LIBRARY_UPLOAD = BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes"))
+LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_upload_bytes"))
 
 
 def library_name(wanted: str, filename: str) -> str:
@@ -9466,13 +11318,14 @@ def library_name(wanted: str, filename: str) -> str:
     raise HTTPError(400, "The file needs a name.")
 
 
-@route("PUT", "/image/{filename}", UPLOAD, "library", "Upload an image into the folder",
+@route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
+       "Upload an image into the folder",
        {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
-       body=LIBRARY_UPLOAD)  # fmt: skip
-def put_image(app: App, request: Request, filename: str) -> Response:
+       body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
+def put_image(app: App, request: Request, filename: str = "") -> Response:
     incoming = uploaded(request)
-    name = library_name(filename, incoming.filename)
     facts = check_type(incoming, LIBRARY_TYPES)
+    name = library_name(filename, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     twin = find_twin(app, incoming.sha256, "library") if readable else None
     known = twin and twin[0].path
@@ -9534,7 +11387,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
 
 
 @route("POST", "/upload-image", WRITE, "images", "Store a private image",
-       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD)  # fmt: skip
+       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, IMAGE_TYPES)
@@ -9612,7 +11465,7 @@ LOGIN = BodySpec(ANY_BODY, (
     name_field("email", MAX_EMAIL_LENGTH, blank="null"),
     password_field("password"),
 ), check=check_login_form)  # fmt: skip
-REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH),))
+REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
 PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
 
@@ -9895,7 +11748,7 @@ MEDIA_FIELDS = (
 def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
     if request.upload and request.upload.facts is None:
-        yield Problem("body", "file", "The file is no image, video or audio.")
+        yield Problem("body", "file", NOT_MEDIA if request.upload.size else "The file is empty.")
     elif request.upload and request.upload.facts:
         yield from kind_problems(values, request.upload.facts.kind)
 
@@ -9994,11 +11847,24 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)
     app.index.media.put(db, record)
+    if placed and (room := find_room(app, record.user_id, db)) < 0:
+        raise HTTPError(413, quota_sentence(app.settings, room + placed[0].size))
     return record
 
 
+def find_room(app: App, user_id: int, db: Database | None = None) -> int:
+    """What a user may store yet; below 0 where it is too much already."""
+    quota = app.settings.user_quota_bytes
+    return quota - app.index.users.stored_bytes(user_id, db) if quota else MAX_BYTES
+
+
+def check_room(app: App, request: Request) -> None:
+    """Bound the file that is about to come by what its user may store yet."""
+    request.room = max(0, find_room(app, caller(request)))
+
+
 @route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
-       {201: "the record"}, body=NEW_MEDIA_BODY)  # fmt: skip
+       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
@@ -10016,6 +11882,13 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
+def check_record(app: App, request: Request, id: str) -> None:
+    """Find the record that is about to be changed; a new file takes the place of its old one."""
+    record = find_record(app, request, id)
+    freed = record.size or 0 if record.path else 0
+    request.room = max(0, find_room(app, record.user_id) + freed)
+
+
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
        {200: "the record"})  # fmt: skip
 def get_record(app: App, request: Request, id: str) -> Response:
@@ -10028,11 +11901,11 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change a media record; a file replaces its file", {200: "the record"}, before=find_record,
+       "Change a media record; a file replaces its file", {200: "the record"}, before=check_record,
        body=MEDIA_BODY)  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
        "Change some of a media record; a file replaces its file", {200: "the record"},
-       before=find_record, body=partial(MEDIA_BODY))  # fmt: skip
+       before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     record = find_record(app, request, id)
     facts, changes = upload_facts(request), media_changes(request)
@@ -10212,7 +12085,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 # -- entities: versioned media entities --------------------------------------------------
 
-NO_ENTITY = "There is no entity {}, or not in that version."
+NO_ENTITY = "There is no entity {}."
 ENTITY_ID = (Field("id", "integer"),)
 ENTITY_VERSION = (Field("version", "integer", help="as it was in this version"),)
 ENTITY_TEXTS = (
@@ -10287,7 +12160,7 @@ def parse_filters(text: str) -> dict[str, Any]:
 
 
 @route("POST", "/entity/", WRITE, "entities", "Create an entity", {201: "the Item"},
-       body=ENTITY_CREATE)  # fmt: skip
+       body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
@@ -10330,17 +12203,10 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
 @route("DELETE", "/entity/{id}", WRITE, "entities", "Delete an entity for good",
        {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
-    with contextlib.ExitStack() as files:
+    def forget(db: Database) -> tuple[Entity, list[str]]:
+        return find_entity(app, id, db=db), app.index.entities.remove(db, id, time.time())
 
-        def remove(db: Database) -> tuple[Entity, list[str]]:
-            entity = find_entity(app, id, db=db)
-            paths = app.index.entities.remove(db, id, time.time())
-            files.enter_context(app.entities.removing(paths))  # once this is committed
-            return entity, app.index.files.remove_all(db, "entities", paths)
-
-        entity, gone = app.index.write(remove)
-    app.thumbnails.remove(*gone)
-    return json_response(entity_json(entity))
+    return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
 @route("GET", "/entity/{id}/versions", READ, "entities", "All versions, the oldest first",
@@ -10363,7 +12229,8 @@ def get_entity_file(app: App, request: Request, id: int) -> Response:
 def find_entity(
     app: App, id: int, version: int | None = None, db: Database | None = None
 ) -> Entity:
-    return existing(app.index.entities.get(id, version, db), NO_ENTITY.format(id))
+    missing = NO_ENTITY.format(id if version is None else f"{id} with a version {version}")
+    return existing(app.index.entities.get(id, version, db), missing)
 
 
 def save_entity(
@@ -10402,7 +12269,7 @@ def check_entity(
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
-        raise HTTPError(400, "The file's content is no image, video or audio.")
+        raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
     if entity.parent_id is not None:
         check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
@@ -10432,7 +12299,7 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
 def entity_json(entity: Entity) -> dict[str, Any]:
     """The Item of document 004."""
     asset, facts = entity.asset, entity.asset.facts if entity.asset else None
-    created = captured(facts) if facts else None
+    created = facts.created if facts else None
     return {
         "id": entity.id,
         "is_collection": entity.is_collection,
@@ -10455,10 +12322,327 @@ def entity_json(entity: Entity) -> dict[str, Any]:
     }
 
 
-def captured(facts: Facts) -> float | None:
-    """When a picture was taken, by its EXIF, or when a film or sound was made."""
-    trusted = facts.kind != "image" or facts.created_source == "exif"
-    return facts.created if trusted else None
+# -- trash ---------------------------------------------------------------------------------
+# What is softly deleted comes back, or goes for good: by the owner's commands, and after
+# TRASH_DAYS by itself.
+
+TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
+
+
+def restore_trashed(app: App, id: str) -> bool:
+    """Bring a media record or an entity back as it was; whether it was in the trash."""
+    trashed = app.index.trash.get(id)
+    if trashed is None or trashed.kind == "media":
+        return trashed is not None and app.index.trash.restore_media(id, time.time())
+
+    def draft(db: Database | None) -> Entity:
+        return find_entity(app, int(id), db=db)._replace(is_deleted=False)
+
+    save_entity(app, None, draft)
+    return True
+
+
+def empty_trash(app: App, until: float = math.inf) -> list[Trashed]:
+    """Remove for good what was deleted before a time; what went."""
+    removed = [remove_trashed(app, trashed, until) for trashed in app.index.trash.all(until)]
+    return list(filter(None, removed))
+
+
+def remove_trashed(app: App, trashed: Trashed, until: float) -> Trashed | None:
+    """Remove what is still in the trash, with the files that nothing else needs."""
+
+    def forget(db: Database) -> tuple[Trashed | None, list[str]]:
+        now = app.index.trash.get(trashed.id, db)
+        if now is None or now.deleted_at >= until:
+            return None, []  # it was restored meanwhile
+        if now.kind == "media":
+            return now, app.index.trash.remove_media(db, now.id)
+        return now, app.index.entities.remove(db, int(now.id), time.time())
+
+    folder = app.users if trashed.kind == "media" else app.entities
+    return remove_for_good(app, folder, forget)
+
+
+def empty_trash_daily(app: App, stopping: threading.Event) -> None:
+    """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
+    while True:
+        try:
+            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+        except (OSError, sqlite3.Error) as error:
+            warn(f"the trash is not emptied yet: {error}")
+        if stopping.wait(TRASH_SECONDS):
+            return
+
+
+# -- files: uploads that can be resumed --------------------------------------------------
+# Each family's `is_target` route takes files that come in parts, too: its checks are made at the
+# beginning, as far as they need no content, and its handler gets the whole. Both protocols work
+# on one kind of upload.
+
+TUS_HEADERS = (("Tus-Resumable", TUS_VERSION),)
+TUS_EXTENSIONS = (
+    "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
+)
+TUS_CONTENT, DRAFT_CONTENT = "application/offset+octet-stream", "application/partial-upload"
+TARGETS = {item.family: item for item in ROUTES if item.is_target}
+
+
+def find_target(request: Request, family: str) -> Route:
+    """The route that a file is for; 403 as there, 400 where there is none."""
+    target = TARGETS.get(family)
+    if target is None:
+        raise HTTPError(400, f"Upload-Metadata must have a target: {', '.join(TARGETS)}.")
+    request.family = family
+    require(target.access, request.principal, request.app.settings.read_auth_enabled)
+    return target
+
+
+def form_of(target: Route) -> tuple[BodySpec, Upload]:
+    assert target.body is not None and target.body.upload is not None
+    return target.body, target.body.upload
+
+
+def max_size(app: App, target: Route) -> int:
+    size: int = getattr(app.settings, form_of(target)[1].limit)
+    return size
+
+
+def owner_of(request: Request) -> str:
+    """Who may go on with what the caller begins, and in whose number it counts."""
+    principal = request.principal
+    if principal.user_id is not None:
+        return f"user {principal.user_id}"
+    if principal.subject is not None:
+        return f"subject {principal.subject}"
+    return f"address {network_of(request.client)}"
+
+
+def find_upload(app: App, request: Request, id: str) -> OpenUpload:
+    """An upload that is the caller's; 404 for another's as for none, 412 for another tus."""
+    check_tus_version(request.headers, needed=False)
+    upload = existing(app.uploads.get(id), NO_UPLOAD)
+    find_target(request, upload.target)
+    anybody = upload.owner.startswith("address ")  # who knows its URL, from wherever
+    is_mine = anybody or upload.owner == owner_of(request)
+    return existing(upload if is_mine else None, NO_UPLOAD)
+
+
+def begin_resumable(request: Request) -> Transfer:
+    """Accept a new upload; 400, 401, 403, 412, 413, 415, 429 or 507."""
+    app, head = request.app, parse_upload_head(request.headers)
+    texts = parse_upload_metadata(head.metadata)
+    target = find_target(request, texts.get("target", ""))
+    if head.is_tus:
+        check_content_type(request, TUS_CONTENT)
+        if (head.length is None) != head.is_deferred:
+            raise HTTPError(400, "Send either Upload-Length or Upload-Defer-Length: 1.")
+    spec, file = form_of(target)
+    head = head._replace(length=find_length(request, head), offset=None)
+    bound_room(request, target)
+    check_size(request, target, head.length, 0)
+    problems: list[Problem] = []
+    collect_declared(spec.fields, texts, "body", problems, has_upload=True)
+    if problems:
+        raise Invalid(*problems)
+    check_upload(app, file, texts.get("filename", ""))
+    upload = app.uploads.add(owner_of(request), target.family, file, head)
+    if head.draft:
+        version = ("Upload-Draft-Interop-Version", head.draft)
+        request.interim = [("Location", upload_url(request, upload)), limits(app, upload), version]
+    return open_transfer(request, upload, head)
+
+
+def continue_resumable(request: Request, id: str) -> Transfer:
+    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+    app, head = request.app, parse_upload_head(request.headers)
+    upload = find_upload(app, request, id)
+    check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
+    if head.offset is None:
+        raise HTTPError(400, "Upload-Offset must say where the content begins.")
+    state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
+    if upload.answer is not None and not head.is_tus:
+        raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None or head.offset != upload.received:
+        raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
+    target, length = TARGETS[upload.target], find_length(request, head, upload)
+    bound_room(request, target, upload.id)
+    check_size(request, target, length, upload.received)
+    return open_transfer(request, upload._replace(length=length), head)
+
+
+def check_content_type(request: Request, *types: str) -> None:
+    media_type, _ = parse_content_type(request.headers.get("content-type", ""))
+    if request.head.has_body and media_type not in types:
+        raise HTTPError(415, f"Send the content as {types[0]}.")
+
+
+def find_length(
+    request: Request, head: UploadHead, upload: OpenUpload | None = None
+) -> int | None:
+    """Bytes of a whole upload, if they are known; 400 where the client has told two numbers."""
+    offset, told = (upload.received, upload.length) if upload else (0, None)
+    rest = request.head.content_length if request.head.has_body else 0
+    ends = offset + rest if head.completes and rest is not None else None
+    lengths = {head.length, told, ends} - {None}
+    if len(lengths) > 1:
+        raise HTTPError(400, "The upload has another length than the request says.")
+    return next(iter(lengths), None)
+
+
+def check_size(request: Request, target: Route, length: int | None, offset: int) -> None:
+    """Refuse an upload that is too long, and content that goes beyond its end (413)."""
+    limit = upload_limit(request, form_of(target)[1])
+    if (length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
+    limit = limit if length is None else whole_limit(length)
+    if offset + (request.head.content_length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence)
+
+
+def bound_room(request: Request, target: Route, id: str = "") -> None:
+    """Take from the room that the caller has what other open uploads will need."""
+    if target.before is not None:  # it says what room there is
+        target.before(request.app, request)
+        rows = request.app.uploads.rows
+        request.room -= rows.promised_bytes(owner_of(request), target.family, id)
+        request.room = max(0, request.room)
+
+
+def whole_limit(length: int) -> Limit:
+    return Limit(length, f"The content goes beyond the upload's {length} bytes.")
+
+
+def open_transfer(request: Request, upload: OpenUpload, head: UploadHead) -> Transfer:
+    """What takes in the content of a request."""
+    file, length = form_of(TARGETS[upload.target])[1], upload.length
+    limit = upload_limit(request, file) if length is None else whole_limit(length)
+    request.transfer = Transfer(request.app.uploads, upload, head, limit, md5=file.md5)
+    return request.transfer
+
+
+def upload_url(request: Request, upload: OpenUpload) -> str:
+    """Where an upload is gone on with: with the token, too, that the caller has in the query."""
+    token = [pair for pair in request.pairs if pair[0] == "token"]
+    return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
+
+
+def completeness(upload: OpenUpload) -> str:
+    return "?0" if upload.answer is None else "?1"
+
+
+def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
+    size, age = max_size(app, TARGETS[upload.target]), upload.expires_at - time.time()
+    return "Upload-Limit", f"max-size={size}, max-age={max(0, int(age))}"
+
+
+def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
+    """How far an upload is, in the words of both protocols."""
+    length = ("Upload-Length", str(upload.length))
+    return [
+        ("Upload-Offset", str(upload.received)),
+        ("Upload-Complete", completeness(upload)),
+        ("Upload-Defer-Length", "1") if upload.length is None else length,
+        ("Upload-Expires", format_date(upload.expires_at)),
+        limits(app, upload),
+        ("Cache-Control", "no-store"),
+    ]
+
+
+@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", "What the server can do of tus 1.0",
+       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
+       headers=TUS_HEADERS)  # fmt: skip
+def describe_uploads(app: App, request: Request, id: str = "") -> Response:
+    size = max(max_size(app, target) for target in TARGETS.values())
+    headers = {
+        "Tus-Version": TUS_VERSION,
+        "Tus-Extension": TUS_EXTENSIONS,
+        "Tus-Max-Size": str(size),
+        "Tus-Checksum-Algorithm": ",".join(CHECKSUMS),
+        "Accept-Patch": f"{DRAFT_CONTENT}, {TUS_CONTENT}",
+        "Upload-Limit": f"max-size={size}",
+    }
+    return Response(204, headers.items())
+
+
+def transferred(request: Request) -> Transfer:
+    """The content of a route whose reader takes it in."""
+    assert request.transfer is not None
+    return request.transfer
+
+
+@route("POST", "/files", TARGET, "files", "Begin an upload that can be resumed",
+       {201: "where it goes on; the family's answer if it is complete"},
+       body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
+def create_upload(app: App, request: Request) -> Response:
+    transfer = transferred(request)
+    location = ("Location", upload_url(request, transfer.upload))
+    if not transfer.is_whole:
+        return Response(201, [location, *upload_headers(app, transfer.upload)])
+    answer = complete_upload(app, request, transfer)
+    if transfer.is_tus:
+        answer.status = 201
+        answer.headers = [field for field in answer.headers if field[0] != "Location"]
+        answer.headers.append(location)
+    return answer
+
+
+@route("PATCH", "/files/{id}", TARGET, "files", "Go on with an upload",
+       {204: "how far it is", 201: "the family's answer, at the end of one of the IETF draft"},
+       before=find_upload, body=BodySpec((), reader=continue_resumable),
+       headers=TUS_HEADERS)  # fmt: skip
+def continue_upload(app: App, request: Request, id: str) -> Response:
+    transfer = transferred(request)
+    if not transfer.is_whole:
+        return Response(204, upload_headers(app, transfer.upload))
+    answer = complete_upload(app, request, transfer)
+    return Response(204, answer.headers[1:]) if transfer.is_tus else answer
+
+
+@route("GET", "/files/{id}", TARGET, "files", "How far an upload is",
+       {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
+def get_upload(app: App, request: Request, id: str) -> Response:
+    upload = find_upload(app, request, id)
+    headers = upload_headers(app, upload)
+    if upload.metadata:
+        headers.append(("Upload-Metadata", upload.metadata))
+    answer = None if upload.answer is None else json.loads(upload.answer)
+    value = {"target": upload.target, "offset": upload.received, "length": upload.length}
+    return json_response({**value, "answer": answer}, 200, headers)
+
+
+@route("DELETE", "/files/{id}", TARGET, "files", "End an upload; what is complete stays stored",
+       {204: "nothing"}, headers=TUS_HEADERS)  # fmt: skip
+def delete_upload(app: App, request: Request, id: str) -> Response:
+    app.uploads.remove(find_upload(app, request, id))
+    return Response(204)
+
+
+def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
+    """Have its family take in a file that is whole, as if it had come in one request."""
+    upload = transfer.upload
+    target, texts = TARGETS[upload.target], parse_upload_metadata(upload.metadata)
+    spec, _ = form_of(target)
+    inner = Request(app, request.head._replace(method=target.method), request.peer)
+    inner.principal, inner.family = request.principal, target.family
+    inner.upload = incoming = transfer.whole()
+    incoming.filename = texts.get("filename", "")
+    names = re.findall(r"{(\w+)", target.path)
+    try:
+        inner.fields = parse_form(inner, spec, texts)
+        answer = target.handler(app, inner, **{name: texts.get(name, "") for name in names})
+    except BaseException as error:
+        for_good = isinstance(error, HTTPError) and error.status < 500
+        passing = transfer.is_known and not for_good
+        app.uploads.refuse(upload, incoming, passing=passing)
+        if for_good:  # the draft: the end of the upload itself has been reached
+            request.answer_headers += (("Upload-Complete", "?1"),)
+        raise
+    with contextlib.suppress(OSError):
+        incoming.discard(undo=False)
+    assert isinstance(answer, Response) and isinstance(answer.body, bytes)  # none is deferred
+    done = app.uploads.complete(upload, answer.body)
+    answer.headers += [field for field in upload_headers(app, done) if field[0] != "Cache-Control"]
+    return answer
 
 
 # ======================================================================================
@@ -10543,6 +12727,31 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     return Deferred("decoder", make)
 
 
+def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
+    """Which contents are on disk in a file that the principal may read."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    return {"stored": [
+        sha256 for sha256 in hashes
+        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
+    ]}  # fmt: skip
+
+
+@route("GET", "/exists", READ, "system", "Whether a content is stored", {200: "stored"},
+       query=(Field("sha256", "sha256", required=True),))  # fmt: skip
+def get_exists(app: App, request: Request) -> Response:
+    return json_response(stored_json(app, request, [check_sha256(request.query["sha256"])]))
+
+
+@route("POST", "/exists", READ, "system", "Which of up to 1,000 contents are stored",
+       {200: "stored"}, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
+           list_field="sha256"))  # fmt: skip
+def post_exists(app: App, request: Request) -> Response:
+    """Tell it of each hash in the list that is the body, in its order."""
+    return json_response(stored_json(app, request, request.fields["sha256"]))
+
+
 METRICS = {
     "uptime_seconds": "since the start of this worker",
     "scan_running": "1 while the folder is scanned",
@@ -10592,6 +12801,7 @@ OBJECTS: Mapping[str, str] = {
     "Refusal": "error",
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
+    "StoredContents": "stored:hashes",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -10633,21 +12843,30 @@ SCALARS: Mapping[str, dict[str, Any]] = {
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
     "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
+    "hashes": {
+        "type": "array",
+        "items": {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
+        "maxItems": MAX_HASHES,
+        "examples": [["5e" * 32]],
+    },
     "file": {"type": "string", "format": "binary"},
 }
 ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
     "the file": ("*/*", "file"),
     "image/png": ("image/png", "file"),
+    "image/webp or image/jpeg": ("image/*", "file"),
     "text": ("text/plain", "string"),
     "page": ("text/html", "string"),
     "page or health": (JSON_TYPE, "Health"),
     "the OpenAPI document": (JSON_TYPE, "object"),
+    "groups, folders, or items": (JSON_TYPE, "object"),
     **{words: (JSON_TYPE, name)
        for words, name in {
         "status, version, uptime, scan": "Health",
         "url, filename, size, content_type, sha256": "PublicImage",
         "count, files": "PublicFiles",
         "deleted": "Deleted",
+        "stored": "StoredContents",
         "by sha256": "Library",
         "message, sha256, filename, file_path, thumbnail_file": "Stored",
         "it was there": "Stored",
@@ -10668,11 +12887,6 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
         "version, transaction_id and the Item's fields of each": "Item[]",
     }.items()},
 }  # fmt: skip
-BODY_TYPES = {
-    "json": JSON_TYPE,
-    "form": "application/x-www-form-urlencoded",
-    "multipart": "multipart/form-data",
-}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -10769,8 +12983,13 @@ def describe_parameters(item: Route) -> list[dict[str, Any]]:
 
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
-    content = {}
+    content: dict[str, Any] = {}
+    if spec.reader:
+        content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
+        if kind == "file":
+            content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
+            continue
         fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
         required = [
             field.name for field in spec.fields
@@ -10785,8 +13004,10 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
         if spec.wrapper:
             outer = {"type": "object", "properties": {spec.wrapper: schema}}
             schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
+        if spec.list_field:
+            schema = fields[spec.list_field]
         content[BODY_TYPES[kind]] = {"schema": schema}
-    needed = bool(spec.wrapper or (spec.upload and spec.upload.required))
+    needed = bool(spec.wrapper or spec.list_field or (spec.upload and spec.upload.required))
     return {"required": needed, "content": content}
 
 
@@ -10828,7 +13049,7 @@ def describe_security(item: Route, settings: Settings) -> list[dict[str, list[st
     schemes = ["bearer"] if item.access is not OPEN else []
     if item.method == "GET" and item.access is not OPEN:
         schemes.append("viewCookie")
-    if item.access is UPLOAD:
+    if item.access in {UPLOAD, TARGET}:
         schemes.append("uploadToken")
     none: list[dict[str, list[str]]] = [{}] if anyone or settings.auth_disabled else []
     return none + [{name: []} for name in schemes]
@@ -10938,13 +13159,16 @@ class Page(NamedTuple):
     """A page as it is sent."""
 
     body: bytes
-    etag: str
+    etag: str  # weak, since it may be compressed
     policy: str  # its Content-Security-Policy
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup."""
-    names = {"style": style, "script": script}
+    """Put style and script into a page's markup, without indents and comments."""
+    names = {
+        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
+        for name, text in (("style", style), ("script", script))
+    }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for name, text in names.items()
@@ -10958,7 +13182,10 @@ def build_page(markup: str, style: str, script: str) -> Page:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     body = markup.encode()
-    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+    return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
+
+
+zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
 
 
 def page_response(request: Request, page: Page) -> Response:
@@ -10967,24 +13194,29 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Encoding"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
-    return Response(200, [("Content-Type", HTML_TYPE), *about], page.body)
+    about.append(("Content-Type", HTML_TYPE))
+    if accepts_gzip(request.headers):
+        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
+    return Response(200, about, page.body)
 
 
 PAGE_STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #faf9f7; --card: #fff; --ink: #1d1c1a; --soft: #66625c; --line: #e3dfd8;
-  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e;
+  --tile: #ebe8e2; --accent: #0b6b62; --on-accent: #fff; --bad: #b3261e; --on-bad: #fff;
+  --glass: #faf9f7e6; --shadow: 0 .5rem 2rem #0003;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #131312; --card: #1d1d1b; --ink: #edeae4; --soft: #a5a19a; --line: #33322f;
-    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80;
+    --tile: #262523; --accent: #6fd0c2; --on-accent: #06302b; --bad: #ff8a80; --on-bad: #3b0906;
+    --glass: #131312e6; --shadow: 0 .5rem 2rem #000a;
   }
 }
 *, ::before, ::after { box-sizing: border-box }
@@ -10999,11 +13231,11 @@ button { cursor: pointer }
 }
 """
 
-PAGE_SCRIPT = """
+PAGE_SCRIPT = r"""
 "use strict";
 
 // The server's address: pages may lie under a path, with or without a slash at its end.
-const ROOT = location.pathname.replace(/\\/(gallery|docs)?\\/?$/, "");
+const ROOT = location.pathname.replace(/\/(gallery|docs)?\/?$/, "");
 
 // An element with these properties and children; text only ever becomes a text node.
 function h(name, properties = {}, ...children) {
@@ -11012,7 +13244,7 @@ function h(name, properties = {}, ...children) {
     if (key in element && key !== "list") element[key] = value;
     else if (value !== null) element.setAttribute(key, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 """
@@ -11075,7 +13307,7 @@ pre {
 .inside img { max-width: 100%; max-height: 20rem; border-radius: .5rem }
 """
 
-DOCS_SCRIPT = """
+DOCS_SCRIPT = r"""
 const MAIN = document.getElementById("main");
 const TOKEN = document.getElementById("token");
 const MAX_SHOWN = 20000;  // characters of an answer
@@ -11146,7 +13378,7 @@ function request(method, path, form) {
   const url = ROOT + path + (query.size ? `?${query}` : "");
   words.push(location.origin + url);
   const quoted = words.map((word) =>
-    /^[\\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\\\''")}'`);
+    /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
   return {url, options: {method, headers, body}, curl: quoted.join(" ")};
 }
 
@@ -11156,14 +13388,14 @@ async function send(call, out) {
   try {
     const answer = await fetch(call.url, call.options);
     const type = answer.headers.get("Content-Type") || "";
-    lines = `${answer.status} ${answer.statusText}\\n`;
-    for (const [name, value] of answer.headers) lines += `${name}: ${value}\\n`;
+    lines = `${answer.status} ${answer.statusText}\n`;
+    for (const [name, value] of answer.headers) lines += `${name}: ${value}\n`;
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
-    } else if (/^(text|application\\/json)/.test(type)) {
+    } else if (/^(text|application\/json)/.test(type)) {
       let text = await answer.text();
       if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
@@ -11233,53 +13465,1815 @@ def get_docs(app: App, request: Request) -> Response:
     return page_response(request, DOCS)
 
 
-# -- The gallery page --------------------------------------------------------------------
+# -- The gallery: its data -----------------------------------------------------------------
+# Groups (months, or folders) of items. A first answer tells each group's size and width, so that
+# a page knows its height before it has asked for what comes into view.
 
-PAGE_PICTURES = 60
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>mediaserver</title>
-<style>
- :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
- body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
- a {{ aspect-ratio: 1; display: block; overflow: hidden; border-radius: .5rem; background: #8883 }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
-</style>
-<h1>mediaserver</h1>
-<p>{message}</p>
-<main>{pictures}</main>
-"""
-PAGE_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
+MAX_SEARCH = 200  # characters
+GALLERY_QUERY = (
+    Field("group", help="a key of `groups`: the answer is its items"),
+    Field("q", longest=MAX_SEARCH, help="words of path or camera"),
+    Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("folder", help="a folder's path"),
+    Field("below", "boolean", default=True, help="what is in the folders below it, too"),
+    Field("order", choices=("date", "name"), default="date", blank="not sent"),
 )
 
 
-@route("GET", "/", OPEN, "system", "A page for browsers, health for programs",
+def measure(item: Shown) -> tuple[int | None, int | None, int]:
+    """Return width and height as seen, and their ratio in hundredths within bounds."""
+    width, height = item.width, item.height
+    if (item.orientation or 1) > 4:
+        width, height = height, width
+    ratio = 100 * width // height if width and height else 100
+    return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
+
+
+def shown_json(item: Shown) -> list[Any]:
+    """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
+    width, height, ratio = measure(item)
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    values: list[Any] = [
+        item.sha256, printable(item.path), item.kind, ratio, item.taken or 0, item.size, width,
+        height, item.duration, f"{make or ''} {model}".strip() or None, item.latitude,
+        item.longitude,
+    ]  # fmt: skip
+    while values[-1] is None:
+        values.pop()
+    return values
+
+
+def matches_search(item: Shown, words: Sequence[str]) -> bool:
+    """Tell whether an item's path and camera have all these case-folded words."""
+    text = f"{printable(item.path)} {item.make} {item.model}".casefold()
+    return all(word in text for word in words)
+
+
+def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
+    """The items of a choice, each with its group's key."""
+    words = query.get("q", "").casefold().split()
+    kind = query.get("kind")
+    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
+    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
+    if query["order"] == "date":
+        return ((item.month or "1970-01", item) for item in items)
+    named = ((posixpath.split(printable(item.path)), item) for item in items)
+    ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
+    return ((folder, item) for (folder, _), item in ordered)
+
+
+def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+    groups: dict[str, bytes] = {}
+    about: list[list[Any]] = []
+    folders: dict[str, int] = {}
+    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
+        items = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": items}).encode("utf-8", "replace")
+        groups[key] = gzip_bytes(data)
+        tag = hashlib.sha256(data).hexdigest()[:16]
+        about.append([key, len(items), sum(item[3] for item in items), tag])
+        for item in items:
+            folder = posixpath.dirname(item[1])
+            folders[folder] = folders.get(folder, 0) + 1
+    return groups, {"groups": about, "folders": sorted(folders.items())}
+
+
+@route("GET", "/gallery/items", READ, "system",
+       "What the gallery shows: its groups, or the items of one",
+       {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
+def list_items(app: App, request: Request) -> Response:
+    query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
+    group = query.pop("group", None)
+    key = tuple(sorted(query.items()))
+    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    if group is None:
+        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
+    if group not in found.groups:
+        raise HTTPError(404, "There is no such group.")
+    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+
+
+def gallery_state(app: App, request: Request) -> dict[str, Any]:
+    """Return what the page shows around the items, and what this principal may do there."""
+    scan = app.scanner.progress.get()
+    return {
+        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "degraded": any(app.watcher.look()),
+        "scanning": scan.done if scan.running else None,
+        "can_upload": allows(UPLOAD, request.principal, True),
+        "max_upload_bytes": app.settings.max_upload_bytes,
+    }
+
+
+def tagged_json(request: Request, text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time."""
+    body = text.encode("utf-8", "replace")
+    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
+    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
+    if not_modified(request.headers, etag, None):
+        return Response(304, about)
+    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+
+
+# -- The gallery: its page -----------------------------------------------------------------
+
+GALLERY_MARKUP = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
+<meta name="referrer" content="same-origin">
+<meta name="theme-color" media="(prefers-color-scheme: light)" content="#faf9f7">
+<meta name="theme-color" media="(prefers-color-scheme: dark)" content="#131312">
+<title>mediaserver</title>
+<link rel="icon" href="data:,">
+<style></style>
+</head>
+<body>
+<header id="bar">
+  <h1><a id="home" href="gallery">mediaserver</a></h1>
+  <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
+    data-label="search" maxlength="200" autocomplete="off"></form>
+  <select id="kind" data-label="kind"></select>
+  <select id="jump" data-label="jump"></select>
+  <button id="folders" class="plain" data-icon="folder" data-t="folders" aria-expanded="false">
+  </button>
+  <button id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <button id="upload" class="main" data-icon="up" data-t="upload"></button>
+</header>
+<nav id="places" hidden data-label="folders"></nav>
+<p id="notice" role="status" hidden></p>
+<main id="stage">
+  <div id="grid"></div>
+  <div id="empty" hidden></div>
+</main>
+<footer><a href="docs" data-t="docs"></a></footer>
+<div id="scrubber" aria-hidden="true" hidden><b></b></div>
+<div id="picked" role="toolbar" data-label="selection" hidden></div>
+<section id="uploads" data-label="uploads" hidden></section>
+<dialog id="viewer" data-label="viewer"></dialog>
+<dialog id="login" aria-labelledby="login-title"></dialog>
+<input id="files" type="file" multiple hidden accept="image/*">
+<div id="drop" hidden data-t="dropHere"></div>
+<noscript>This page needs JavaScript. Without it, the pictures are listed at /list.</noscript>
+<script></script>
+</body>
+</html>
+"""
+
+GALLERY_STYLE = """
+#bar {
+  position: sticky; top: 0; z-index: 3; display: flex; align-items: center; gap: .5rem;
+  padding: .6rem max(1rem, env(safe-area-inset-left)); background: var(--glass);
+  backdrop-filter: blur(16px) saturate(1.4);
+}
+h1 { font-size: 1.15rem; font-weight: 650; letter-spacing: -.01em; margin: 0; min-width: 0 }
+h1 a { color: inherit; text-decoration: none; white-space: nowrap }
+#search { flex: 1; display: flex; justify-content: center }
+input, select {
+  min-width: 0; padding: .45rem .8rem; border: 1px solid transparent; border-radius: 1.25rem;
+  background: var(--tile); color: inherit;
+}
+#search input { width: min(26rem, 100%) }
+select { max-width: 9.5rem; text-overflow: ellipsis; cursor: pointer }
+button, .button {
+  display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
+  min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
+  color: inherit; font-weight: 550; text-decoration: none; white-space: nowrap;
+}
+button:hover, .button:hover { background: var(--tile) }
+button:disabled { opacity: .5; cursor: default }
+.main, .main:hover { background: var(--accent); color: var(--on-accent); padding: .4rem 1.1rem }
+.main:hover { filter: brightness(1.08) }
+svg { width: 1.25rem; height: 1.25rem; flex: none; fill: none; stroke: currentColor }
+svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
+[aria-expanded=true], [aria-pressed=true] { background: var(--tile) }
+
+#places { display: flex; flex-wrap: wrap; gap: .35rem; padding: .2rem 1rem .8rem }
+#places a, #places label {
+  display: flex; align-items: center; gap: .4rem; padding: .3rem .8rem; border-radius: 1rem;
+  background: var(--tile); color: inherit; text-decoration: none; font-size: .9rem;
+}
+#places a:hover { background: var(--line) }
+#places .here { background: none; color: var(--soft); padding: .3rem .2rem }
+#places small { color: var(--soft) }
+#notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
+#notice { background: var(--tile); color: var(--ink) }
+#notice.bad { background: var(--bad); color: var(--on-bad) }
+
+#stage { padding: 0 1rem; min-height: 70vh }
+#grid { position: relative; overflow: clip }
+#grid h2 {
+  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis;
+}
+#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
+#grid h2 small { margin-inline-start: .5rem }
+.tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
+.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
+.tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
+.tile img.ready { opacity: 1 }
+.tile img { transition: opacity .2s, transform .15s }
+.tile .words {
+  position: absolute; inset: 0; display: flex; flex-direction: column; gap: .3rem; padding: .5rem;
+  align-items: center; justify-content: center; font-size: .75rem; text-align: center;
+}
+.words b { font-size: .95rem; color: var(--ink) }
+.words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
+.badge {
+  position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
+  padding: .05rem .45rem; border-radius: 1rem; background: #000a; color: #fff; font-size: .72rem;
+  font-variant-numeric: tabular-nums; pointer-events: none;
+}
+.badge svg { width: .7rem; height: .7rem; fill: currentColor }
+.pick {
+  position: absolute; left: .35rem; top: .35rem; min-height: 0; width: 1.75rem; height: 1.75rem;
+  padding: 0; border-radius: 50%; color: #fff; background: #0006; opacity: 0;
+}
+.pick:hover { background: #0009 }
+.pick svg { width: 1rem; height: 1rem; stroke-width: 3 }
+.tile:hover .pick, .pick:focus-visible, .picking .pick { opacity: 1 }
+.tile.on .pick { background: var(--accent); color: var(--on-accent) }
+.tile.on img { transform: scale(.86); border-radius: .5rem }
+
+#empty { max-width: 26rem; margin: 14vh auto 0; text-align: center; color: var(--soft) }
+#empty svg { width: 3.5rem; height: 3.5rem; stroke-width: 1.2 }
+#empty h2 { color: var(--ink); font-size: 1.5rem; letter-spacing: -.02em; margin: .8rem 0 .4rem }
+#empty p { margin: 0 0 1.2rem }
+footer { padding: 3rem 1rem 1.5rem; text-align: center; font-size: .85rem }
+footer a { color: var(--soft) }
+
+#scrubber { position: fixed; right: 0; bottom: 1rem; top: 5rem; width: 2.75rem; z-index: 2 }
+#scrubber { touch-action: none; cursor: ns-resize; user-select: none }
+#scrubber span {
+  position: absolute; right: .5rem; font-size: .7rem; color: var(--soft); translate: 0 -50%;
+  padding: 0 .3rem; border-radius: .5rem; opacity: 0; pointer-events: none;
+}
+#scrubber:hover span, #scrubber.held span { opacity: 1; background: var(--glass) }
+#scrubber i { position: absolute; right: 0; width: .9rem; height: 3px; border-radius: 2px }
+#scrubber i { background: var(--accent); translate: 0 -50%; pointer-events: none }
+#scrubber b {
+  position: absolute; right: 2.2rem; padding: .25rem .8rem; border-radius: 1rem; font-weight: 600;
+  background: var(--accent); color: var(--on-accent); white-space: nowrap; translate: 0 -50%;
+  opacity: 0; pointer-events: none; font-size: .85rem;
+}
+#scrubber.held b { opacity: 1 }
+
+#picked, #uploads {
+  position: fixed; z-index: 4; background: var(--card); border-radius: 1rem;
+  inset-inline-end: 1rem; bottom: max(1rem, env(safe-area-inset-bottom));
+  box-shadow: var(--shadow);
+}
+#picked { display: flex; align-items: center; gap: .25rem; padding: .4rem .6rem .4rem 1.2rem }
+#picked { inset-inline: 0; margin: 0 auto; width: fit-content; max-width: calc(100vw - 2rem) }
+#picked span { margin-inline-end: .5rem }
+#uploads { width: min(24rem, calc(100vw - 2rem)); padding: 1rem }
+#uploads header { display: flex; align-items: center; gap: .2rem }
+#uploads h2 { flex: 1; margin: 0; font-size: 1rem }
+#uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
+#uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
+#uploads li { font-size: .88rem; align-items: center }
+#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
+#uploads li > b { white-space: nowrap }
+#uploads li > span { color: var(--soft); grid-column: 1 / -1 }
+#uploads li.failed > span { color: var(--bad) }
+#uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
+progress { width: 100%; height: .3rem; accent-color: var(--accent); grid-column: 1 / -1 }
+#drop {
+  position: fixed; inset: .75rem; z-index: 9; display: flex; align-items: center; font-weight: 600;
+  justify-content: center; border: 3px dashed var(--accent); border-radius: 1.25rem;
+  background: var(--glass); backdrop-filter: blur(8px); font-size: 1.4rem; pointer-events: none;
+}
+
+dialog { border: 0; color: inherit }
+#login { background: var(--card); border-radius: 1.25rem; padding: 1.75rem }
+#login { width: min(24rem, calc(100vw - 2rem)); box-shadow: var(--shadow) }
+#login::backdrop { background: #0008; backdrop-filter: blur(4px) }
+#login h2 { margin: 0 0 1rem; font-size: 1.4rem; letter-spacing: -.02em }
+#login label { display: block; margin: .7rem 0; font-size: .9rem; color: var(--soft) }
+#login label input:not([type=checkbox]) { display: block; width: 100%; margin-top: .2rem }
+#login input { border-radius: .7rem; color: var(--ink); padding: .55rem .8rem }
+#login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
+#login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
+.error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
+
+#viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
+#viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
+#viewer[open] { display: flex }
+#viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
+#view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
+#view { outline: 0 }
+#view > :not(.over) { position: absolute; inset: 0; margin: auto }
+#view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
+#view > img { user-select: none; -webkit-user-drag: none }
+#view > audio { width: min(30rem, 90%) }
+#view > .words { display: flex; flex-direction: column; align-items: center; gap: .6rem }
+#view > .words { justify-content: center; color: #bbb }
+#view .words b { color: #fff; font-size: 1.4rem }
+#view.large { cursor: grab }
+.over { position: absolute; z-index: 2; display: flex; align-items: center; gap: .1rem }
+.over.top { inset: 0 0 auto; padding: .5rem; background: linear-gradient(#000a, #0000) }
+.over.top h2 { flex: 1; min-width: 0; margin: 0 .5rem; font-size: .95rem; font-weight: 500 }
+.over.top h2 { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.over.side { top: 50%; translate: 0 -50% }
+.over.side button { width: 3rem; height: 3rem; border-radius: 50%; background: #0006 }
+.over.left { left: .6rem }
+.over.right { right: .6rem }
+.idle .over { opacity: 0; transition: opacity .4s }
+#facts { width: 20rem; overflow: auto; padding: 1rem 1.25rem; background: #181817; flex: none }
+#facts h2 { margin: .2rem 0 1rem; font-size: 1.1rem }
+#facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
+#facts dd { margin: 0; overflow-wrap: anywhere }
+#facts a { color: #6fd0c2 }
+
+@media (max-width: 46rem) {
+  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
+  h1 { flex: 1; overflow: hidden; text-overflow: ellipsis }
+  #search { order: 5; flex: 1 0 40%; }
+  select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
+  #bar button { padding: .4rem .65rem }
+  #bar button span { display: none }
+  #stage { padding: 0 .5rem }
+  #grid h2 { padding-inline-start: .25rem; font-size: 1.1rem }
+  .pick { opacity: 0; pointer-events: none }
+  .picking .pick { pointer-events: auto }
+  .over.side { display: none }
+  #viewer[open] { flex-direction: column }
+  #facts { width: auto; max-height: 45vh }
+  #places { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none }
+  #places > * { flex: none }
+  #scrubber { width: 2rem; top: 7.5rem }
+}
+"""
+
+GALLERY_SCRIPT = r"""
+// -- Words -------------------------------------------------------------------------------
+// One table for each language; `#` stands for a number or a name.
+
+const TEXTS = {
+  en: {
+    search: "Search names, folders, cameras", kind: "What to show", all: "Everything",
+    image: "Photos", video: "Videos", audio: "Sound", jump: "Go to a month", months: "Month",
+    folders: "Folders", everything: "All folders", below: "with folders below",
+    byName: "by name", byDate: "by date", upload: "Upload", signIn: "Sign in", signOut: "Sign out",
+    docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
+    viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
+    next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
+    play: "Slideshow", full: "Full screen", more: "More", photo: "Photo", film: "Video",
+    sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
+    nothing: "No pictures here yet",
+    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
+      + " appear after its next scan.",
+    none: "Nothing matches", noneHow: "Try other words, or look at everything.",
+    showAll: "Show everything", locked: "These pictures are private",
+    lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
+    degraded: "The picture folder, or a disk of it, is not there at the moment.",
+    scanning: "Looking through the folder: # files so far.", gone: "This is not here any more.",
+    copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
+    deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
+    loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
+    key: "Or the owner's key, or a token", useKey: "Use a key instead",
+    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
+    camera: "Camera", size: "Size",
+    length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
+    waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
+    failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
+    tooLarge: "Larger than the # that this server takes.",
+    wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
+    lost: "The connection was lost.", noRoom: "The server's disk is full.",
+    progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
+  },
+  de: {
+    search: "Namen, Ordner, Kameras suchen", kind: "Was gezeigt wird", all: "Alles",
+    image: "Fotos", video: "Videos", audio: "Ton", jump: "Zu einem Monat", months: "Monat",
+    folders: "Ordner", everything: "Alle Ordner", below: "mit Unterordnern",
+    byName: "nach Name", byDate: "nach Datum", upload: "Hochladen", signIn: "Anmelden",
+    signOut: "Abmelden", docs: "Für Entwickler: die Schnittstelle", selection: "Auswahl",
+    uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
+    close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
+    download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
+    full: "Vollbild", more: "Mehr", photo: "Foto", film: "Video", sound: "Tonaufnahme",
+    pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
+    nothing: "Noch keine Bilder",
+    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
+      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+    none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
+    showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
+    lockedHow: "Melden Sie sich an, um sie zu sehen.",
+    offline: "Der Server ist nicht erreichbar. Neuer Versuch…",
+    degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
+    scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
+    copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
+    deleted: "Gelöscht: #.",
+    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+    loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
+    key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
+    stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
+    taken: "Aufgenommen", camera: "Kamera", size: "Größe", length: "Länge", file: "Datei",
+    folder: "Ordner", place: "Ort", map: "auf einer Karte", waiting: "wartet",
+    sending: "wird gesendet", stored: "gespeichert", known: "schon da",
+    failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
+    tooLarge: "Größer als die #, die dieser Server annimmt.",
+    wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
+    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
+    progress: "# fertig", zipping: "Wird gesammelt: #",
+    zipLarge: "Das ist zu viel für eine Zip-Datei.",
+  },
+};
+const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
+  || "en";
+const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", value);
+document.documentElement.lang = LANGUAGE;
+
+// Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
+const format = (options) => new Intl.DateTimeFormat(LANGUAGE, {timeZone: "UTC", ...options});
+const MONTH = format({month: "long", year: "numeric"});
+const DAY = format({dateStyle: "long"});
+const MOMENT = format({dateStyle: "full", timeStyle: "short"});
+const NUMBER = new Intl.NumberFormat(LANGUAGE);
+
+function bytes(count) {
+  const power = count < 1000 ? 0 : Math.min(3, Math.floor(Math.log10(count) / 3));
+  const options = {maximumFractionDigits: power > 1 ? 1 : 0};
+  const number = new Intl.NumberFormat(LANGUAGE, options).format(count / 1000 ** power);
+  return `${number} ${["B", "kB", "MB", "GB"][power]}`;
+}
+
+function clock(seconds) {
+  const parts = [seconds / 3600, seconds / 60 % 60, seconds % 60].map(Math.floor);
+  const shown = parts[0] ? parts : parts.slice(1);
+  return shown.map((each, place) => place ? String(each).padStart(2, "0") : each).join(":");
+}
+
+// -- Pieces of the page ------------------------------------------------------------------
+
+const PATHS = {
+  folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
+  person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20c1-3.6 4-5 7.5-5s6.5 1.4 7.5 5",
+  up: "M12 16V5M7.5 9.5 12 5l4.5 4.5M5 19h14", down: "M12 5v11M7.5 11.5 12 16l4.5-4.5M5 19h14",
+  close: "M6 6l12 12M18 6 6 18", check: "M5 12.5l4.5 4.5L19 7.5", left: "M15 5l-7 7 7 7",
+  right: "M9 5l7 7-7 7", info: "M12 11v5M12 8v.01M12 21a9 9 0 1 0 0-18 9 9 0 0 0 0 18z",
+  link: "M10 14a4 4 0 0 0 6 .5l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6-.5l-3 3a4 4 0 0 0 6 6l1-1",
+  trash: "M5 7h14M10 7V4.5h4V7M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5", play: "M8 5.5v13l10.5-6.5z",
+  pause: "M9 6v12M15 6v12", full: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
+  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
+  lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
+  sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
+    + " 2.5 0 0 1 5 0z",
+};
+
+function icon(name) {
+  const make = (tag) => document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const [picture, path] = [make("svg"), make("path")];
+  picture.setAttribute("viewBox", "0 0 24 24");
+  picture.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", PATHS[name]);
+  picture.append(path);
+  return picture;
+}
+
+function button(name, label, run, properties = {}) {
+  const shown = properties.text ? h("span", {}, t(label)) : null;
+  const made = h("button", {type: "button", title: t(label), onclick: run}, icon(name), shown);
+  if (!shown) made.setAttribute("aria-label", t(label));
+  return made;
+}
+
+const $ = (id) => document.getElementById(id);
+for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
+for (const each of document.querySelectorAll("[data-t]")) {
+  each.append(each.dataset.icon ? h("span", {}, t(each.dataset.t)) : t(each.dataset.t));
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
+}
+for (const each of document.querySelectorAll("[data-label]")) {
+  each.setAttribute("aria-label", t(each.dataset.label));
+  if (each.tagName === "INPUT") each.placeholder = t(each.dataset.label);
+  if (each.tagName === "BUTTON") each.title = t(each.dataset.label);
+}
+
+let shown = null;  // {group, place} of what the viewer shows
+let noticeTimer = 0, stateShown = false;
+
+function notify(text, seconds = 0, bad = false) {
+  if (shown && text) $("view").querySelector("h2").textContent = text;
+  clearTimeout(noticeTimer);
+  $("notice").hidden = !text;
+  $("notice").textContent = text;
+  $("notice").className = bad ? "bad" : "";
+  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+}
+
+// What lasts until it is over: it takes the place of what is said for a moment.
+function notifyState(text, bad = false) {
+  if (text || stateShown) notify(text, 0, bad);
+  stateShown = Boolean(text);
+}
+
+// -- Who is signed in --------------------------------------------------------------------
+// An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
+// are asked for without a header, so a cookie that only reads goes beside: see POST /session.
+
+const stores = [sessionStorage, localStorage];
+let session = JSON.parse(stores.map((each) => each.getItem("mediaserver")).find(Boolean) || "{}");
+let uploadToken = "";
+
+function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver"))) {
+  session = value;
+  for (const each of stores) each.removeItem("mediaserver");
+  if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
+  const label = t(value.access ? "signOut" : "signIn");
+  $("account").setAttribute("aria-label", label);
+  $("account").title = label;
+  $("account").setAttribute("aria-pressed", Boolean(value.access));
+}
+
+// Seconds until a token's end; tokens that are no JWT last.
+function left(token) {
+  try {
+    const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+    return claims.exp - Date.now() / 1000;
+  } catch {
+    return Infinity;
+  }
+}
+
+const json = (method, value) => ({
+  method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(value),
+});
+
+let refreshing = null;
+
+async function refresh() {
+  const spent = json("POST", {refresh: session.refresh});
+  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
+  if (answer.ok) {
+    keepSession(await answer.json());
+    await startSession();
+  } else if (answer.status < 500) {
+    keepSession({});
+  }
+}
+
+async function bearer() {
+  if (session.refresh && left(session.access) < 60) {
+    refreshing ||= refresh().finally(() => { refreshing = null; });
+    await refreshing;
+  }
+  return session.access ? {Authorization: `Bearer ${session.access}`} : {};
+}
+
+const startSession = () => fetch(`${ROOT}/session`,
+  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+
+async function call(path, options = {}) {
+  return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
+}
+
+// What an answer says is wrong, in one sentence.
+async function problem(answer) {
+  if (answer.status === 403) return t("denied");
+  if (answer.status === 507) return t("noRoom");
+  const body = await answer.json().catch(() => ({}));
+  return typeof body.detail === "string" ? body.detail : t("wrong");
+}
+
+async function signOut() {
+  if (session.refresh) {
+    await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
+  }
+  keepSession({});
+  await fetch(`${ROOT}/session`, {method: "DELETE"});
+  start();
+}
+
+function signIn(then = start) {
+  const field = (name, type, complete) => h("label", {}, t(name),
+    h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
+  const error = h("p", {className: "error", role: "alert"});
+  const stay = h("input", {type: "checkbox", name: "stay"});
+  const form = h("form", {}, h("h2", {id: "login-title"}, t("loginTitle")),
+    field("name", "text", "username"), field("password", "password", "current-password"),
+    h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
+    h("label", {}, stay, " ", t("stay")), error,
+    h("div", {className: "row"},
+      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
+      h("button", {className: "main"}, t("signIn"))));
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    const {name, password, key} = form.elements;
+    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    error.textContent = said;
+    if (error.textContent) return;
+    $("login").close();
+    then();
+  };
+  $("login").replaceChildren(form);
+  $("login").showModal();
+}
+
+// Sign in; return what is wrong.
+async function enter(name, password, key, stay) {
+  let made = {access: key};
+  if (!key) {
+    const who = name.includes("@") ? {email: name} : {username: name};
+    const answer = await fetch(`${ROOT}/api/auth/login/`, json("POST", {...who, password}));
+    if (!answer.ok) return problem(answer);
+    made = await answer.json();
+  }
+  const headers = {Authorization: `Bearer ${made.access}`};
+  const answer = await fetch(`${ROOT}/session`, {method: "POST", headers});
+  if (!answer.ok) return problem(answer);
+  keepSession(made, stay);
+  return "";
+}
+
+$("account").onclick = () => session.access ? signOut() : signIn();
+
+// -- What is shown: the page's address ---------------------------------------------------
+// q, kind, folder, below and order choose; group and item open one in the viewer.
+
+const CHOICES = ["q", "kind", "folder", "below", "order"];
+let query = new URLSearchParams();  // of those
+
+function readAddress() {
+  const address = new URLSearchParams(location.search);
+  const found = new URLSearchParams();
+  for (const name of CHOICES) if (address.get(name)) found.set(name, address.get(name));
+  const changed = String(found) !== String(query);
+  query = found;
+  return {changed, group: address.get("group"), item: address.get("item")};
+}
+
+function addressOf(changes) {
+  const made = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(changes)) {
+    if (value) made.set(name, value);
+    else made.delete(name);
+  }
+  return made.size ? `?${made}` : location.pathname;
+}
+
+function choose(changes) {
+  closeViewer();
+  history.pushState(null, "", addressOf(changes));
+  start();
+}
+
+// A link that changes what is shown, without loading the page again.
+function choice(changes, properties, ...children) {
+  const link = h("a", {href: addressOf(changes), ...properties}, ...children);
+  link.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    choose(changes);
+  };
+  return link;
+}
+
+// -- The list: groups (months, or folders) of items --------------------------------------
+// The server tells of each group how many items it has and how wide they are together, so the
+// whole page's height is known at once; its items are asked for when it comes into view.
+
+const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE]
+  = Array(12).keys();
+const GAP = 4, HEAD = 54, AHEAD = 900;
+let groups = [], list = {}, listTag = "";
+
+const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
+const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
+const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
+const original = (item) => `${ROOT}/image/${item[SHA]}`;
+const preview = (item, size) =>
+  size > 320 ? original(item) : `${ROOT}/thumbnail/${item[SHA]}`;
+
+function itemsPath(more = {}) {
+  const asked = new URLSearchParams(query);
+  for (const [name, value] of Object.entries(more)) asked.set(name, value);
+  return `/gallery/items${asked.size ? `?${asked}` : ""}`;
+}
+
+let starts = 0;
+
+// Load the list as the address chooses it, and draw it; `again`: it may not have changed.
+async function start(again = false) {
+  const turn = ++starts;
+  const {group, item} = readAddress();
+  let answer;
+  try {
+    answer = await call(itemsPath());
+  } catch {
+    notifyState(t("offline"), true);
+    setTimeout(() => start(true), 5000);
+    return;
+  }
+  if (turn !== starts) return;
+  if (answer.status === 401 && session.access) {  // it has expired, or was never good
+    keepSession({});
+    start(again);
+    return;
+  }
+  if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
+  if (!answer.ok) { notify(await problem(answer), 10, true); return; }
+  const tag = answer.headers.get("ETag") + query;
+  const value = await answer.json();
+  if (turn !== starts) return;
+  setTimeout(() => document.hidden || turn !== starts || start(true),
+    value.scanning === null ? 30000 : 3000);
+  if (value.degraded) notifyState(t("degraded"), true);
+  else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  if (tag !== listTag || !again) takeList(value, again);
+  listTag = tag;
+  if (item) openLinked(group, item);
+  else closeViewer();
+}
+
+function takeList(value, again) {
+  const before = new Map(again ? groups.map((group) => [group.key, group]) : []);
+  list = value;
+  groups = value.groups.map(([key, count, ratio, tag]) => {
+    const known = before.get(key);
+    if (known?.tag === tag) return known;
+    return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
+  });
+  if (!again) clearTiles();
+  drawHeader();
+  layout();
+  if (!again) window.scrollTo(0, history.state?.top || 0);
+}
+
+function titleOf(group) {
+  if (query.get("order") === "name") return group.key || list.name;
+  const title = MONTH.format(new Date(`${group.key}-01T00:00:00Z`));
+  return title[0].toUpperCase() + title.slice(1);
+}
+
+// Load a group's items, once; the old ones are shown meanwhile.
+async function load(group) {
+  if (!group.fresh) {
+    group.asked ||= call(itemsPath({group: group.key})).then(async (answer) => {
+      if (!answer.ok) throw new TypeError(answer.status);
+      group.items = (await answer.json()).items;
+      group.count = group.items.length;
+      group.fresh = true;
+      settle(group);
+    }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
+    await group.asked;
+  }
+  return group.items || [];
+}
+
+// -- Layout: rows of one width -----------------------------------------------------------
+
+let width = 0, total = 0;
+const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
+
+// Rows of a group as [first item, its number of items, top, height] and its height.
+function arrange(group) {
+  const goal = target();
+  group.rows = [];
+  if (!group.items) {
+    group.height = HEAD + Math.max(1, Math.round(group.ratio * goal / width)) * (goal + GAP);
+    return;
+  }
+  let top = HEAD, first = 0, sum = 0;
+  group.items.forEach((item, place) => {
+    sum += item[RATIO] / 100;
+    const room = width - GAP * (place - first);
+    const last = place === group.items.length - 1;
+    if (sum * goal < room && !last) return;
+    const height = Math.min(room / sum, last ? goal * 1.15 : Infinity);
+    group.rows.push([first, place + 1 - first, top, height]);
+    top += height + GAP;
+    [first, sum] = [place + 1, 0];
+  });
+  group.height = top;
+}
+
+function layout() {
+  width = $("grid").clientWidth;
+  if (!width) return;
+  groups.forEach(arrange);
+  place();
+  draw();
+  drawScrubber();
+}
+
+function place() {
+  total = 0;
+  for (const group of groups) {
+    group.top = total;
+    total += group.height;
+  }
+  $("grid").style.height = `${total}px`;
+}
+
+// The group at this height of the list.
+function groupAt(top) {
+  let low = 0, high = groups.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (groups[middle].top <= top) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+// -- Drawing: only what is in view is in the document ------------------------------------
+
+const tiles = new Map();  // elements by group's key and place in it
+const picked = new Map();  // items by hash
+let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+
+function clearTiles() {
+  for (const element of tiles.values()) element.remove();
+  tiles.clear();
+}
+
+function draw() {
+  drawing ||= requestAnimationFrame(() => { drawing = 0; drawNow(); });
+}
+
+function drawNow() {
+  if (!groups.length) return;
+  const top = window.scrollY - $("grid").offsetTop;
+  const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
+  const fast = Math.abs(top - lastTop) > window.innerHeight;
+  lastTop = top;
+  clearTimeout(settling);
+  settling = fast ? setTimeout(draw, 120) : 0;
+  const wanted = new Set();
+  for (let number = groupAt(from); number < groups.length && groups[number].top < to; number++) {
+    drawGroup(groups[number], from, to, fast, wanted);
+  }
+  for (const [key, element] of tiles) {
+    if (wanted.has(key) || element.contains(document.activeElement)) continue;
+    element.querySelector("img")?.removeAttribute("src");
+    element.remove();
+    tiles.delete(key);
+  }
+  moveHandle();
+  clearTimeout(keeping);
+  keeping = setTimeout(() => shown || history.replaceState({top: window.scrollY}, ""), 400);
+}
+
+function drawGroup(group, from, to, fast, wanted) {
+  want(`${group.key} head ${group.count}`, wanted, () => h("h2", {}, titleOf(group),
+    h("small", {}, NUMBER.format(group.count)))).style.top = `${group.top}px`;
+  if (!group.fresh && !fast) load(group);
+  for (const [first, count, top, height] of group.rows) {
+    if (group.top + top + height < from || group.top + top > to) continue;
+    let x = 0;
+    for (let place = first; place < first + count; place++) {
+      const item = group.items[place];
+      const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
+      const wide = height * item[RATIO] / 100;
+      Object.assign(tile.style, {
+        insetInlineStart: `${x}px`, top: `${group.top + top}px`,
+        width: `${wide}px`, height: `${height}px`,
+      });
+      x += wide + GAP;
+      if (!fast) showPicture(tile, item);
+    }
+  }
+}
+
+// The element of this key, made if need be.
+function want(key, wanted, make) {
+  wanted.add(key);
+  if (!tiles.has(key)) {
+    tiles.set(key, make());
+    $("grid").append(tiles.get(key));
+  }
+  return tiles.get(key);
+}
+
+// A group's items have come: what is in view stays where it is.
+function settle(group) {
+  if (!groups.includes(group)) return;
+  const above = group.top + group.height < window.scrollY - $("grid").offsetTop;
+  const before = group.height;
+  arrange(group);
+  place();
+  if (above) window.scrollBy(0, group.height - before);
+  draw();
+}
+
+function describe(item) {
+  const kind = t({image: "photo", video: "film", audio: "sound"}[item[KIND]]);
+  return `${kind}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
+}
+
+function drawTile(key, item) {
+  const open = h("a",
+    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+  const act = (run, ...more) => {  // where the item is by then
+    const group = groups.find((each) => each.key === key);
+    run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
+  };
+  const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
+  pick.className = "pick";
+  pick.setAttribute("aria-pressed", picked.has(item[SHA]));
+  const tile = h("div", {className: picked.has(item[SHA]) ? "tile on" : "tile"}, open, pick);
+  tile.dataset.sha = item[SHA];
+  open.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    if (picked.size || event.shiftKey) act(togglePick, event.shiftKey);
+    else act(openItem);
+  };
+  open.onkeydown = (event) => act(moveFocus, event);
+  holdToPick(open, () => act(togglePick));
+  if (item[KIND] === "video") {
+    const length = item[SECONDS] ? clock(item[SECONDS]) : "";
+    tile.append(h("span", {className: "badge"}, icon("play"), length));
+  }
+  return tile;
+}
+
+function showPicture(tile, item) {
+  const link = tile.firstChild;
+  if (link.firstChild) return;
+  if (item[KIND] === "audio") { link.append(wordsFor(item)); return; }
+  const picture = h("img", {alt: "", decoding: "async", draggable: false});
+  picture.onload = () => picture.classList.add("ready");
+  picture.onerror = () => picture.hasAttribute("src") && picture.replaceWith(wordsFor(item));
+  picture.src = preview(item, 320);
+  link.append(picture);
+}
+
+// What stands where there is no picture to see.
+function wordsFor(item) {
+  const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
+  return h("span", {className: "words"}, icon(symbol),
+    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+}
+
+// Arrow keys go from tile to tile.
+async function moveFocus(group, place, event) {
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -rowLength(group, place),
+    ArrowDown: rowLength(group, place)}[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const there = await neighbour(group, place, step);
+  if (!there) return;
+  reveal(there.group, there.place);
+  drawNow();
+  tiles.get(`${there.group.key}/${there.group.items[there.place][SHA]}`)?.firstChild.focus();
+}
+
+const rowLength = (group, place) =>
+  group.rows.find(([first, count]) => place < first + count)?.[1] || 1;
+
+// Scroll so that an item is in view.
+function reveal(group, place) {
+  const row = group.rows.find(([first, count]) => place < first + count);
+  if (!row) return;
+  const top = $("grid").offsetTop + group.top + row[2];
+  const bar = $("bar").offsetHeight + 8;
+  if (top < window.scrollY + bar) window.scrollTo(0, top - bar - HEAD);
+  else if (top + row[3] > window.scrollY + window.innerHeight) {
+    window.scrollTo(0, top + row[3] - window.innerHeight + 24);
+  }
+}
+
+// The item some steps away, its group loaded if need be.
+async function neighbour(group, place, step) {
+  let there = place + step, number = groups.indexOf(group);
+  while (there < 0 || there >= groups[number].count) {
+    if (there < 0) {
+      if (number === 0) return null;
+      there += groups[--number].count;
+    } else {
+      there -= groups[number].count;
+      if (++number === groups.length) return null;
+    }
+  }
+  const found = groups[number];
+  return (await load(found))[there] ? {group: found, place: there} : null;
+}
+
+window.addEventListener("scroll", draw, {passive: true});
+new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($("grid"));
+
+// -- Above the list: search, kinds, months, folders --------------------------------------
+
+function fill(select, options, value) {
+  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
+  select.value = value;
+}
+
+function drawHeader() {
+  $("home").textContent = document.title = list.name;
+  $("home").href = location.pathname;
+  document.querySelector("footer a").href = `${ROOT}/docs`;
+  const words = $("search").elements.q;
+  if (words !== document.activeElement) words.value = query.get("q") || "";
+  fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
+    query.get("kind") || "");
+  $("jump").hidden = query.get("order") === "name" || groups.length < 2;
+  fill($("jump"), [["", t("months")], ...groups.map((group) => [group.key, titleOf(group)])], "");
+  drawPlaces();
+  drawEmpty();
+}
+
+function drawPlaces() {
+  const here = query.get("folder") || "";
+  const open = Boolean(here) || !$("places").hidden;
+  $("places").hidden = !open;
+  $("folders").setAttribute("aria-expanded", open);
+  const parts = here ? here.split("/") : [];
+  const path = parts.map((part, at) =>
+    choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
+  const inside = new Map();
+  for (const [folder, count] of list.folders) {
+    const rest = here ? folder.slice(here.length + 1) : folder;
+    const [name] = rest.split("/");
+    if (name) inside.set(name, (inside.get(name) || 0) + count);
+  }
+  const below = [...inside].map(([name, count]) => choice(
+    {folder: here ? `${here}/${name}` : name, below: ""}, {}, icon("folder"), name,
+    h("small", {}, NUMBER.format(count))));
+  const deep = query.get("below") !== "false";
+  const named = query.get("order") === "name";
+  const deeper = h("input", {type: "checkbox", checked: deep,
+    onchange: () => choose({below: deep ? "false" : ""})});
+  $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
+    ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
+    here ? h("label", {}, deeper, t("below")) : "",
+    choice({order: named ? "" : "name"}, {}, t(named ? "byDate" : "byName")));
+}
+
+function drawEmpty() {
+  $("empty").hidden = groups.length > 0;
+  if (groups.length) return;
+  if (query.size) {
+    const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
+    showEmpty("picture", "none", "noneHow",
+      choice(everything, {className: "button main"}, t("showAll")));
+  } else {
+    showEmpty("picture", "nothing", "nothingHow",
+      h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
+  }
+}
+
+function showEmpty(symbol, title, how, action) {
+  $("empty").hidden = false;
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, t(how)), action);
+}
+
+function showLocked() {
+  groups = [];
+  clearTiles();
+  $("grid").style.height = 0;
+  $("scrubber").hidden = true;
+  notify("");
+  showEmpty("lock", "locked", "lockedHow",
+    h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
+}
+
+$("home").onclick = (event) => {
+  event.preventDefault();
+  choose(Object.fromEntries(CHOICES.map((name) => [name, ""])));
+};
+$("search").onsubmit = (event) => {
+  event.preventDefault();
+  choose({q: $("search").elements.q.value.trim()});
+};
+$("search").elements.q.addEventListener("search", (event) => {
+  if (!event.target.value && query.get("q")) choose({q: ""});
+});
+$("kind").onchange = (event) => choose({kind: event.target.value});
+$("jump").onchange = (event) => {
+  const group = groups.find((each) => each.key === event.target.value);
+  if (group) window.scrollTo(0, $("grid").offsetTop + group.top - $("bar").offsetHeight);
+};
+$("folders").onclick = () => {
+  $("places").hidden = !$("places").hidden;
+  if ($("places").hidden && query.get("folder")) choose({folder: "", below: ""});
+  else drawPlaces();
+};
+
+// -- The scrubber: years along the right edge --------------------------------------------
+
+const handle = h("i");
+
+function drawScrubber() {
+  const bar = $("scrubber");
+  bar.hidden = total < 3 * window.innerHeight || query.get("order") === "name";
+  if (bar.hidden) return;
+  const marks = [];
+  let year = "", lowest = -30;
+  for (const group of groups) {
+    const top = group.top / total * bar.clientHeight;
+    if (group.key.slice(0, 4) === year || top < lowest + 20) continue;
+    year = group.key.slice(0, 4);
+    lowest = top;
+    marks.push(h("span", {}, year));
+    marks.at(-1).style.top = `${top}px`;
+  }
+  bar.replaceChildren(...marks, handle, bar.querySelector("b") || h("b"));
+  moveHandle();
+}
+
+function moveHandle() {
+  const bar = $("scrubber");
+  if (bar.hidden) return;
+  const scrolled = Math.max(0, window.scrollY - $("grid").offsetTop);
+  const top = scrolled / total * bar.clientHeight;
+  const bubble = bar.querySelector("b");
+  handle.style.top = bubble.style.top = `${top}px`;
+  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)]);
+}
+
+function scrub(event) {
+  const box = $("scrubber").getBoundingClientRect();
+  const share = Math.max(0, Math.min(1, (event.clientY - box.top) / box.height));
+  window.scrollTo({top: $("grid").offsetTop + share * total - 1, behavior: "instant"});
+}
+
+$("scrubber").onpointerdown = (event) => {
+  $("scrubber").setPointerCapture(event.pointerId);
+  $("scrubber").classList.add("held");
+  $("scrubber").onpointermove = scrub;
+  scrub(event);
+};
+$("scrubber").onlostpointercapture = () => {
+  $("scrubber").onpointermove = null;
+  $("scrubber").classList.remove("held");
+};
+
+// -- Selecting ---------------------------------------------------------------------------
+
+let lastPick = null;
+
+function togglePick(group, place, range) {
+  const on = !picked.has(group.items[place][SHA]);
+  const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
+  for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
+    const item = group.items[at];
+    if (on) picked.set(item[SHA], item);
+    else picked.delete(item[SHA]);
+  }
+  lastPick = {group, place};
+  drawPicked();
+}
+
+function drawPicked() {
+  document.body.classList.toggle("picking", picked.size > 0);
+  for (const tile of document.querySelectorAll(".tile")) {
+    tile.classList.toggle("on", picked.has(tile.dataset.sha));
+    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.sha));
+  }
+  const items = [...picked.values()];
+  $("picked").hidden = !items.length;
+  const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
+  $("picked").replaceChildren(count,
+    button("down", "download", () => downloadAll(items), {text: true}),
+    items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
+    button("close", "clear", clearPicks));
+}
+
+function clearPicks() {
+  picked.clear();
+  drawPicked();
+}
+
+// A long press selects, as phones have it.
+function holdToPick(link, pick) {
+  let timer = 0;
+  link.addEventListener("touchstart", () => {
+    timer = setTimeout(() => { pick(); timer = -1; }, 450);
+  }, {passive: true});
+  for (const name of ["touchmove", "touchcancel"]) {
+    link.addEventListener(name, () => clearTimeout(timer), {passive: true});
+  }
+  link.addEventListener("touchend", (event) => {
+    clearTimeout(timer);
+    if (timer === -1) event.preventDefault();
+  });
+  link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
+}
+
+// Uploads can be deleted again; what lies elsewhere in the folder is its owner's.
+const canDelete = (item) => /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+
+async function deleteAll(items) {
+  const what = items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
+  if (!window.confirm(t("sure", what))) return false;
+  for (const item of items) {
+    const path = `/media/${encodeURIComponent(nameOf(item))}`;
+    const answer = await call(withToken(path), {method: "DELETE"});
+    if (!answer.ok && answer.status !== 404) {
+      notify(await problem(answer), 8, true);
+      return false;
+    }
+    picked.delete(item[SHA]);
+  }
+  drawPicked();
+  await start(true);
+  notify(t("deleted", what), 4);
+  return true;
+}
+
+function save(url, name) {
+  h("a", {href: url, download: name}).click();
+}
+
+async function downloadAll(items) {
+  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
+  const size = items.reduce((sum, item) => sum + item[BYTES] + 1000, 0);
+  if (size > 0xffff0000 || items.length > 0xffff) {
+    notify(t("zipLarge"), 8, true);
+    return;
+  }
+  const zip = new Zip();
+  for (const [number, item] of items.entries()) {
+    notify(t("zipping", `${number + 1}/${items.length}`));
+    const answer = await call(`/image/${item[SHA]}`);
+    if (!answer.ok) { notify(await problem(answer), 8, true); return; }
+    await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
+  }
+  const url = URL.createObjectURL(zip.finish());
+  save(url, `${list.name}.zip`);
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  notify("");
+}
+
+const CRC = Uint32Array.from({length: 256}, (_, byte) => {
+  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
+  return byte;
+});
+
+// A zip file of stored (not compressed) files, as APPNOTE.TXT has it; the browser keeps the blobs.
+class Zip {
+  #parts = [];
+  #directory = [];
+  #size = 0;
+  #names = new Set();
+
+  async add(path, blob, date) {
+    let crc = 0xffffffff;
+    for await (const piece of blob.stream()) {
+      for (const byte of piece) crc = (crc >>> 8) ^ CRC[(crc ^ byte) & 255];
+    }
+    const name = new TextEncoder().encode(this.#free(path));
+    const year = Math.max(0, date.getUTCFullYear() - 1980);
+    const day = year << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
+    const time = date.getUTCHours() << 11 | date.getUTCMinutes() << 5 | date.getUTCSeconds() >> 1;
+    const about = [[2, 20], [2, 0x800], [2, 0], [2, time], [2, day], [4, ~crc >>> 0],
+      [4, blob.size], [4, blob.size], [2, name.length], [2, 0]];
+    const head = pack([4, 0x04034b50], ...about);
+    this.#directory.push(pack([4, 0x02014b50], [2, 20], ...about, [2, 0], [2, 0], [2, 0], [4, 0],
+      [4, this.#size]), name);
+    this.#parts.push(head, name, blob);
+    this.#size += head.length + name.length + blob.size;
+  }
+
+  #free(path) {
+    let free = path;
+    for (let number = 1; this.#names.has(free); number++) {
+      free = path.replace(/(\.[^./]*)?$/, `_${number}$1`);
+    }
+    this.#names.add(free);
+    return free;
+  }
+
+  finish() {
+    const length = this.#directory.reduce((sum, part) => sum + part.length, 0);
+    const count = this.#directory.length / 2;
+    return new Blob([...this.#parts, ...this.#directory, pack([4, 0x06054b50], [4, 0], [2, count],
+      [2, count], [4, length], [4, this.#size], [2, 0])], {type: "application/zip"});
+  }
+}
+
+// Little-endian numbers, each as [bytes, value].
+function pack(...fields) {
+  const made = [];
+  for (const [size, value] of fields) {
+    for (let byte = 0; byte < size; byte++) made.push(value >>> 8 * byte & 255);
+  }
+  return Uint8Array.from(made);
+}
+
+// -- The viewer --------------------------------------------------------------------------
+
+const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
+let pushed = false;  // whether its closing goes back in the history
+let factsOpen = false, slideshow = 0, opener = "";
+
+async function openLinked(key, sha) {
+  const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
+  if (isShown() && groups.includes(shown.group)) return;
+  const group = groups.find((each) => each.key === (key || ""));
+  const found = group ? await load(group) : [];
+  const at = found.findIndex((item) => item[SHA] === sha);
+  if (at < 0) {
+    closeViewer();
+    notify(t("gone"), 5, true);
+  } else if (isShown()) {
+    shown = {group, place: at};
+  } else {
+    pushed = false;
+    show(group, at);
+  }
+}
+
+function openItem(group, place) {
+  history.pushState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  pushed = true;
+  show(group, place);
+}
+
+function show(group, place) {
+  const item = group.items[place];
+  shown = {group, place};
+  opener = `${group.key}/${item[SHA]}`;
+  const focused = document.activeElement.title;
+  $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
+  if (!$("viewer").open) $("viewer").showModal();
+  const buttons = [...$("viewer").querySelectorAll("button")];
+  (buttons.find((each) => each.title === focused) || $("view")).focus();
+  document.title = nameOf(item);
+  for (const step of [1, -1]) {
+    neighbour(group, place, step).then((there) => {
+      const near = there && there.group.items[there.place];
+      if (near && near[KIND] === "image") new Image().src = preview(near, viewSize());
+    });
+  }
+}
+
+const viewSize = () =>
+  Math.max(window.innerWidth, window.innerHeight) * devicePixelRatio > 1600 ? 2160 : 1440;
+
+function drawView(item) {
+  const top = h("div", {className: "over top"}, button("close", "close", closeShown),
+    h("h2", {}, nameOf(item)),
+    button(slideshow ? "pause" : "play", "play", toggleSlideshow),
+    button("info", "info", toggleFacts),
+    button("link", "copy", copyLink),
+    button("down", "download", () => save(original(item), nameOf(item))),
+    canDelete(item) ? button("trash", "remove", deleteShown) : "",
+    document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
+  const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
+    return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
+  });
+  return h("div", {id: "view", tabIndex: -1}, drawMedium(item), top, ...sides);
+}
+
+function drawMedium(item) {
+  const failed = () => medium.replaceWith(wordsFor(item));
+  let medium;
+  if (item[KIND] === "image") {
+    medium = h("img", {alt: describe(item), draggable: false, onerror: () => {
+      medium.onerror = failed;
+      medium.src = original(item);
+    }});
+    medium.src = preview(item, viewSize());
+    zoomable(medium, item);
+  } else {
+    medium = h(item[KIND], {controls: true, autoplay: true, playsInline: true, onerror: failed});
+    if (item[KIND] === "video") medium.poster = preview(item, 720);
+    medium.src = original(item);
+    medium.onended = () => slideshow && go(1);
+  }
+  return medium;
+}
+
+function drawFacts(item) {
+  const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
+  const where = latitude === undefined || latitude === null ? null : h("span", {},
+    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+    h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
+      + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
+  const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
+  const rows = [
+    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["size", pixels + bytes(item[BYTES])],
+    ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
+    ["file", nameOf(item)], ["folder", folderOf(item) && choice(
+      {folder: folderOf(item), q: "", kind: ""}, {}, folderOf(item))],
+  ].filter(([, value]) => value);
+  return h("aside", {id: "facts"}, h("h2", {}, t("info")), h("dl", {},
+    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])));
+}
+
+async function go(step) {
+  const from = shown;
+  const there = await neighbour(from.group, from.place, step);
+  if (shown !== from) return;
+  if (!there) { stopSlideshow(); return; }
+  const item = there.group.items[there.place];
+  history.replaceState(null, "", addressOf({group: there.group.key, item: item[SHA]}));
+  show(there.group, there.place);
+}
+
+function closeShown() {
+  if (pushed) history.back();
+  else {
+    history.replaceState(null, "", addressOf({}));
+    closeViewer();
+  }
+}
+
+function closeViewer() {
+  if (!shown) return;
+  const {group, place} = shown;
+  shown = null;
+  stopSlideshow();
+  if (document.fullscreenElement) document.exitFullscreen();
+  $("viewer").replaceChildren();
+  $("viewer").close();
+  document.title = list.name;
+  reveal(group, place);
+  drawNow();
+  tiles.get(opener)?.firstChild.focus({preventScroll: true});
+}
+
+function toggleFacts() {
+  factsOpen = !factsOpen;
+  $("facts")?.remove();
+  if (factsOpen) $("viewer").append(drawFacts(shown.group.items[shown.place]));
+}
+
+function stopSlideshow() {
+  clearInterval(slideshow);
+  slideshow = 0;
+}
+
+function toggleSlideshow() {
+  if (slideshow) stopSlideshow();
+  else {
+    slideshow = setInterval(() =>
+      shown?.group.items[shown.place][KIND] === "image" && go(1), 4000);
+  }
+  show(shown.group, shown.place);
+}
+
+const toggleFull = () =>
+  document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
+
+async function copyLink() {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(location.href);
+    notify(t("copied"), 4);
+  } else window.prompt(t("link"), location.href);
+}
+
+async function deleteShown() {
+  const {group, place} = shown;
+  const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
+  const next = there && there.group.items[there.place];
+  history.replaceState(null, "", addressOf(next ? {group: there.group.key, item: next[SHA]} : {}));
+  if (!await deleteAll([group.items[place]])) {
+    history.replaceState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  }
+}
+
+$("viewer").addEventListener("cancel", (event) => {
+  event.preventDefault();
+  closeShown();
+});
+document.addEventListener("keydown", (event) => {
+  const elsewhere = !shown || event.target.matches("video, audio");
+  if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
+  const run = {
+    ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
+    s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
+  }[event.key];
+  if (!run) return;
+  event.preventDefault();
+  run();
+});
+
+// Hide what lies over a picture while nobody moves.
+let idle = 0;
+$("viewer").addEventListener("pointermove", () => {
+  $("viewer").classList.remove("idle");
+  clearTimeout(idle);
+  idle = setTimeout(() => $("viewer").classList.add("idle"), 3000);
+});
+$("viewer").addEventListener("focusin", () => $("viewer").classList.remove("idle"));
+
+// Wheel, pinch and double click zoom; a drag moves what is large, or else goes on.
+function zoomable(picture, item) {
+  const fingers = new Map();
+  let scale = 1, x = 0, y = 0, begun = null;
+
+  function apply() {
+    const view = $("view");
+    const within = (value, length) =>
+      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
+    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
+    picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
+    view.classList.toggle("large", scale > 1);
+    const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
+    if (scale > 1.5 && known && !picture.src.includes("/image/")) {
+      const large = new Image();  // shown only once it is there, so that nothing flickers
+      large.onload = () => { picture.src = large.src; };
+      large.src = original(item);
+    }
+  }
+
+  function zoom(factor, clientX, clientY) {
+    const box = $("view").getBoundingClientRect();
+    const fromX = clientX - box.left - box.width / 2;
+    const fromY = clientY - box.top - box.height / 2;
+    const wanted = Math.max(1, Math.min(8, scale * factor));
+    x = fromX - (fromX - x) * wanted / scale;
+    y = fromY - (fromY - y) * wanted / scale;
+    scale = wanted;
+    apply();
+  }
+
+  const spread = () => {
+    const [first, second] = [...fingers.values()];
+    return Math.hypot(first.clientX - second.clientX, first.clientY - second.clientY);
+  };
+  picture.onwheel = (event) => {
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event.clientX, event.clientY);
+  };
+  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event.clientX, event.clientY);
+  picture.onpointerdown = (event) => {
+    picture.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, event);
+    begun = fingers.size === 1 ? event : null;
+  };
+  picture.onpointermove = (event) => {
+    const before = fingers.get(event.pointerId);
+    if (!before) return;
+    if (fingers.size === 2) {
+      const wide = spread();
+      fingers.set(event.pointerId, event);
+      const [first, second] = [...fingers.values()];
+      const middle = (axis) => (first[axis] + second[axis]) / 2;
+      zoom(spread() / wide, middle("clientX"), middle("clientY"));
+      return;
+    }
+    fingers.set(event.pointerId, event);
+    if (scale > 1) {
+      x += event.clientX - before.clientX;
+      y += event.clientY - before.clientY;
+      apply();
+    }
+  };
+  picture.onpointerup = picture.onpointercancel = (event) => {
+    fingers.delete(event.pointerId);
+    if (!begun || event.type === "pointercancel" || scale > 1) return;
+    const [dx, dy] = [event.clientX - begun.clientX, event.clientY - begun.clientY];
+    begun = null;
+    if (Math.abs(dx) > 50 && Math.abs(dx) > 2 * Math.abs(dy)) go(dx < 0 ? 1 : -1);
+    else if (dy > 100 && dy > 2 * Math.abs(dx)) closeShown();
+  };
+}
+
+// -- Uploads -----------------------------------------------------------------------------
+
+const AT_ONCE = 3;
+const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
+const TAKES = /^(jpe?g|png|gif|webp|bmp|svg)$/;
+const uploads = [];
+let paused = false, refreshTimer = 0;
+
+const withToken = (path) =>
+  uploadToken ? `${path}?token=${encodeURIComponent(uploadToken)}` : path;
+
+function addUploads(files) {
+  for (const file of files) {
+    const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
+    const most = list.max_upload_bytes;
+    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
+    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
+    uploads.push(upload);
+  }
+  if (!files.length) return;
+  $("uploads").hidden = false;
+  drawUploads();
+  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
+  if (asks && !uploadToken) signIn(resumeUploads);
+  else pump();
+}
+
+function refuse(upload, message, final = false) {
+  Object.assign(upload, {state: "failed", message, final});
+}
+
+async function resumeUploads() {
+  await start(true);
+  pump();
+}
+
+function pump() {
+  const active = uploads.filter((each) => each.state === "sending").length;
+  const waiting = paused ? [] : uploads.filter((each) => each.state === "waiting");
+  for (const upload of waiting.slice(0, AT_ONCE - active)) sendUpload(upload);
+  drawUploads();
+}
+
+async function sendUpload(upload) {
+  upload.state = "sending";
+  const {file} = upload;
+  const named = KEEPS_NAME.test(extensionOf(file.name));
+  const form = new FormData();
+  form.append("file", file);
+  const request = upload.request = new XMLHttpRequest();
+  request.open(named ? "PUT" : "POST",
+    ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
+  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
+  request.upload.onprogress = (event) => {
+    upload.sent = event.loaded / event.total;
+    drawProgress(upload);
+  };
+  request.onloadend = () => {
+    endUpload(upload, request);
+    pump();
+  };
+  request.send(form);
+}
+
+function endUpload(upload, request) {
+  const {status} = request;
+  upload.request = null;
+  upload.sent = 0;
+  if (paused && status === 0) {
+    upload.state = "waiting";
+  } else if (status === 200 || status === 201) {
+    upload.state = status === 201 ? "stored" : "known";
+    clearTimeout(refreshTimer);
+    refreshTimer = setTimeout(() => start(true), 700);
+  } else if ((status === 429 || status === 503) && upload.tries++ < 5) {
+    upload.state = "later";
+    setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
+  } else if (status === 401) {
+    upload.state = "waiting";
+    paused = true;
+    signIn(() => { paused = false; resumeUploads(); });
+  } else {
+    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
+  }
+}
+
+function sentence(request) {
+  if (request.status === 0) return t("lost");
+  if (request.status === 403) return t("denied");
+  if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
+  if (request.status === 507) return t("noRoom");
+  try {
+    return String(JSON.parse(request.responseText).detail);
+  } catch {
+    return t("wrong");
+  }
+}
+
+function setPaused(value) {
+  paused = value;
+  if (paused) for (const each of uploads) each.request?.abort();
+  pump();
+}
+
+function retry(upload) {
+  upload.state = "waiting";
+  pump();
+}
+
+const isOver = (upload) => /^(stored|known|failed)$/.test(upload.state);
+
+function drawUploads() {
+  const over = uploads.filter(isOver).length;
+  const all = over === uploads.length;
+  const [symbol, label] = paused ? ["play", "resume"] : ["pause", "pause"];
+  const toggle = all ? "" : button(symbol, label, () => setPaused(!paused));
+  const close = button("close", "close", () => {
+    for (const each of uploads) each.request?.abort();
+    uploads.length = 0;
+    paused = false;
+    $("uploads").hidden = true;
+  });
+  const rows = [...uploads].sort((a, b) => rank(a) - rank(b)).slice(0, 200);
+  $("uploads").replaceChildren(
+    h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
+      toggle, close),
+    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("ul", {}, rows.map(drawUpload)));
+}
+
+const rank = (upload) =>
+  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+
+function drawUpload(upload) {
+  const again = upload.state === "failed" && !upload.final
+    ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
+  upload.bar = upload.state === "sending"
+    ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
+  const state = t(upload.state === "later" ? "waiting" : upload.state);
+  return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
+    upload.bar || h("span", {}, upload.message || state));
+}
+
+function drawProgress(upload) {
+  if (upload.bar) upload.bar.value = upload.sent;
+}
+
+$("upload").onclick = () => $("files").click();
+$("files").onchange = () => {
+  addUploads([...$("files").files]);
+  $("files").value = "";
+};
+window.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) addUploads([...event.clipboardData.files]);
+});
+window.addEventListener("beforeunload", (event) => {
+  if (uploads.some((each) => each.state === "sending")) event.preventDefault();
+});
+
+let dragged = 0;
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+window.addEventListener("dragenter", (event) => {
+  if (carriesFiles(event) && ++dragged) $("drop").hidden = false;
+});
+window.addEventListener("dragleave", (event) => {
+  if (carriesFiles(event) && --dragged <= 0) $("drop").hidden = true;
+});
+window.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+window.addEventListener("drop", async (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  dragged = 0;
+  $("drop").hidden = true;
+  const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
+  const files = await Promise.all(entries.filter(Boolean).map(filesIn));
+  addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
+});
+
+// The files of a dropped file or folder, however deep.
+async function filesIn(entry) {
+  const ask = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
+  if (entry.isFile) return [await ask(entry, "file")].flat();
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await ask(reader, "readEntries");  // a part of them at a time
+    if (!some.length) return found;
+    for (const each of some) found.push(...await filesIn(each));
+  }
+}
+
+// -- Beginning ---------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input, select");
+  if (typing || document.querySelector("dialog[open]")) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    $("search").elements.q.focus();
+  } else if (event.key === "Escape" && picked.size) clearPicks();
+});
+history.scrollRestoration = "manual";  // see takeList
+window.addEventListener("popstate", () => {
+  const {changed, group, item} = readAddress();
+  if (changed || !groups.length) start();
+  else if (item) openLinked(group, item);
+  else closeViewer();
+});
+document.addEventListener("visibilitychange", () => document.hidden || start(true));
+
+// A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
+async function begin() {
+  keepSession(session);
+  const address = new URLSearchParams(location.search);
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  uploadToken = address.get("token") || "";
+  if (key || uploadToken) {
+    address.delete("token");
+    history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
+  }
+  if (key) await enter("", "", key, false);
+  else if (session.refresh || session.access) startSession().catch(() => {});
+  readAddress();
+  start();
+}
+
+begin();
+"""
+
+GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+
+
+@route("GET", "/gallery", OPEN, "system", "The gallery page", {200: "page"})
+def get_gallery(app: App, request: Request) -> Response:
+    return page_response(request, GALLERY)
+
+
+@route("GET", "/", OPEN, "system", "The gallery page for browsers, health for programs",
        {200: "page or health"})  # fmt: skip
 def get_root(app: App, request: Request) -> Response:
-    vary = ("Vary", "Accept")
-    if "text/html" not in request.headers.get("accept", ""):
-        return json_response(health_json(app), headers=[vary])
-    headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Security-Policy", PAGE_POLICY),
-        ("X-Content-Type-Options", "nosniff"),
-        NO_STORE,
-        vary,
-    ]
-    return Response(200, headers, render_page(app, request).encode())
-
-
-def render_page(app: App, request: Request) -> str:
-    if not allows(Access.READ, request.principal, app.settings.read_auth_enabled):
-        return PAGE.format(message="The pictures here need a credential.", pictures="")
-    hashes = app.index.files.newest_images(PAGE_PICTURES)
-    shown = "thumbnail" if app.thumbnails.kinds else "image"
-    picture = '<a href="/image/{1}"><img src="/{0}/{1}" alt="" loading="lazy"></a>'
-    pictures = "".join(picture.format(shown, sha256) for sha256 in hashes)
-    message = "The newest pictures." if hashes else "There are no pictures yet."
-    return PAGE.format(message=message, pictures=pictures)
+    if "text/html" in request.headers.get("accept", ""):
+        return page_response(request, GALLERY)
+    return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
 # ======================================================================================
@@ -11289,13 +15283,30 @@ def render_page(app: App, request: Request) -> str:
 # that names the setting, and exit status 2.
 
 
+class Option(NamedTuple):
+    """An option of a command, which is given its value under its name."""
+
+    name: str  # with _
+    takes: str = ""  # the value as the usage shows it: DAYS; a flag takes none
+    parse: Callable[[str], Any] = str
+    parameter: str = ""  # where that cannot have the option's name
+
+    def __str__(self) -> str:
+        return f"[{f'--{self.name} {self.takes}'.strip().replace('_', '-')}]"
+
+
 class Command(NamedTuple):
-    """Something that the program does by `run(settings, *words)`."""
+    """Something that the program does by `run(settings, *words, **options)`."""
 
     name: str  # one word or two
     takes: str  # the words after it as the usage shows them: NAME, NAME PERMISSION...
     help: str
-    run: Callable[..., None]
+    run: Callable[..., int | None]  # an exit status other than 0
+    options: tuple[Option, ...] = ()
+
+    @property
+    def usage(self) -> str:
+        return " ".join(filter(None, (self.name, self.takes, *map(str, self.options))))
 
     def fits(self, words: Sequence[str]) -> bool:
         """Whether these words can follow: each that it takes, and more of a last one with dots."""
@@ -11303,13 +15314,25 @@ class Command(NamedTuple):
         return len(self.takes.split()) <= len(words) <= most
 
 
+AS_JSON = Option("json", parameter="as_json")
+
+
+class Call(NamedTuple):
+    """A command as it was called."""
+
+    command: Command
+    settings: Settings
+    words: Sequence[str]
+    options: Mapping[str, Any]
+
+
 COMMANDS: dict[str, Command] = {}
-Run = TypeVar("Run", bound=Callable[..., None])
+Run = TypeVar("Run", bound=Callable[..., int | None])
 
 
-def command(name: str, help: str, takes: str = "") -> Callable[[Run], Run]:
+def command(name: str, help: str, takes: str = "", *options: Option) -> Callable[[Run], Run]:
     def declare(run: Run) -> Run:
-        COMMANDS[name] = Command(name, takes, help, run)
+        COMMANDS[name] = Command(name, takes, help, run, options)
         return run
 
     return declare
@@ -11328,7 +15351,8 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]] | None:
 def build_parser() -> argparse.ArgumentParser:
     """`--help` comes from the table of settings and from the commands."""
     commands = "\n".join(
-        f"  {f'{item.name} {item.takes}':32} {item.help}" for item in COMMANDS.values()
+        f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
+        for item in COMMANDS.values()
     )
     hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
     parser = argparse.ArgumentParser(
@@ -11349,11 +15373,31 @@ def build_parser() -> argparse.ArgumentParser:
         if not how.secret:
             text = f"{how.help} ({how.shown or str(default).lower()})"
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+    for option in {option for item in COMMANDS.values() for option in item.options}:
+        action = "store" if option.takes else "store_true"
+        hidden_help: Any = {"help": argparse.SUPPRESS, "default": None}
+        parser.add_argument(f"--{option.name}", action=action, **hidden_help)
     return parser
 
 
-def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, list[str]]:
-    """The command, its settings and its words; SystemExit(2) with usage for what is none."""
+def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
+    """Take the command's own options out of what was given; SettingError for a bad value."""
+    values = {}
+    for option in found.options:
+        value = given.pop(option.name, None)
+        try:
+            parsed = option.parse(value) if isinstance(value, str) else value
+            values[option.parameter or option.name] = parsed
+        except ValueError as error:
+            raise SettingError(f"--{option.name}", str(error)) from None
+    known = {name for name, _, _ in Settings.table()}
+    for name in sorted(given.keys() - known):
+        raise SettingError(f"--{name}", f"is no option of {found.name}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_command_line(arguments: Sequence[str]) -> Call:
+    """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
     option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
@@ -11362,9 +15406,10 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
         parser.error(f"{unknown[0]} is no option; --help lists them")
     options = {name: value for name, value in vars(given).items() if value is not None}
     words = options.pop("words")
-    if "storage_dir" not in options and len(words) == 1 and os.path.isdir(words[0]):
-        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
     found = find_command(words)
+    if not found and "storage_dir" not in options and words and parse_path(words[-1]).is_dir():
+        options["storage_dir"] = words.pop()  # as people type it; a command's name comes first
+        found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
         parser.error(
@@ -11372,13 +15417,14 @@ def parse_command_line(arguments: Sequence[str]) -> tuple[Command, Settings, lis
             f" that it takes; commands: {names}"
         )
     try:
+        chosen = parse_options(found[0], options)
         dotenv = read_dotenv(Path(".env"), os.environ)
         settings = load_settings(options, os.environ, dotenv)
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
     warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
-    return found[0], settings, found[1]
+    return Call(found[0], settings, found[1], chosen)
 
 
 def make_folders(settings: Settings) -> None:
@@ -11406,11 +15452,16 @@ def make_folder(setting: str, path: Path, mode: int) -> bool:
     return made
 
 
-def need_folders(settings: Settings) -> None:
+def need_storage(settings: Settings) -> None:
     """Refuse to work for a server whose folder is not there; a command makes none."""
     if not settings.storage_dir.is_dir():
         problem = f"{settings.storage_dir} is not there: is it spelt right, is a disk not mounted?"
         raise SettingError("STORAGE_DIR", problem)
+
+
+def need_folders(settings: Settings) -> None:
+    """Refuse to work where STORAGE_DIR is not there; make the server's own folders."""
+    need_storage(settings)
     make_folders(settings)
 
 
@@ -11435,27 +15486,85 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a")
+    file = io.FileIO(settings.database_dir / "lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        problem = f"another mediaserver is running on {settings.database_dir}"
+        process = os.pread(file.fileno(), 20, 0).decode("ascii", "replace").strip()
+        stop = f"; stop it first: kill {process}" if process.isdecimal() else ""
+        problem = f"another mediaserver is running on {settings.database_dir}{stop}"
         raise SettingError("DATABASE_DIR", problem) from None
+    with contextlib.suppress(OSError):  # of a full disk: who is refused is told less
+        file.truncate(0)
+        file.write(b"%d\n" % os.getpid())
     return file
 
 
-@command("token", "print a fresh upload token")
-def print_token(settings: Settings) -> None:
+def parse_scopes(text: str) -> frozenset[str]:
+    scopes = frozenset(re.split(r"[\s,]+", text.strip()))
+    if scopes - SCOPES:
+        raise ValueError(f"{text!r} is none of {', '.join(sorted(SCOPES))}, or some with commas")
+    return scopes
+
+
+def parse_url_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is no path of a URL: it begins with a slash")
+    return text
+
+
+def parse_duration(text: str) -> int:
+    """Seconds, or minutes, hours, days or weeks with their letter.
+
+    >>> parse_duration("90"), parse_duration("2h")
+    (90, 7200)
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no time such as 90 (seconds), 30m, 12h, 7d or 2w")
+    return int(match[1]) * units[match[2] or "s"]
+
+
+@command(
+    "token", "print a fresh upload token, or one for less", "",
+    Option("scope", "upload|delete|read", parse_scopes), Option("path", "PATH", parse_url_path),
+    Option("max_bytes", "N", whole_number(1, MAX_BYTES)),
+    Option("uses", "N", whole_number(1, MAX_BYTES)), Option("expires", "TIME", parse_duration),
+)  # fmt: skip
+def print_token(
+    settings: Settings, scope: Set[str] | None = None, expires: int | None = None,
+    **limits: Any,
+) -> None:  # fmt: skip
+    """Print `TS.SIG` of the document; with any option, or if that is off, a scoped token."""
     if not settings.media_server_secret:
         need_folders(settings)
         settings, _ = with_secrets(settings)
-    print(sign_upload_token(settings.media_server_secret, time.time()))
+    secret, now = settings.media_server_secret, time.time()
+    if settings.upload_tokens == "all" and not (scope or expires or limits):
+        print(sign_upload_token(secret, now))
+        return
+    end, id = now + (expires or settings.token_expiry_seconds), secrets.token_urlsafe(12)
+    grant = Grant(frozenset(scope or {"upload"}), end, id=id, **limits)
+    print(sign_grant(grant, scoped_key(secret)))
 
 
 def opened_index(settings: Settings) -> contextlib.closing[Index]:
     """The index for a command, whether the server runs or not: SQLite's locks order the writes."""
     need_folders(settings)
     return contextlib.closing(migrated(Index(settings.database_url)))
+
+
+def index_to_read(settings: Settings) -> contextlib.closing[Index]:
+    """The index for a command that changes nothing: it is neither made nor migrated."""
+    need_storage(settings)
+    if not settings.database_url.exists():
+        raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
+    index = Index(settings.database_url, query_only=True)
+    if index.read("PRAGMA user_version").fetchone()[0] != len(MIGRATIONS):
+        index.close()
+        raise Refusal("another version of mediaserver made the index: start this one once")
+    return contextlib.closing(index)
 
 
 class Refusal(Exception):
@@ -11470,12 +15579,13 @@ def find_user(index: Index, name: str) -> User:
     return user
 
 
-@command("user list", "list the accounts")
+@command("user list", "list the accounts, and what their files take")
 def list_users(settings: Settings) -> None:
     with opened_index(settings) as index:
         for user in index.users.all():
             state = "active" if user.is_active else "disabled"
-            words = (str(user.id), user.email, user.username or "-", state, user.permissions)
+            used = f"{index.users.stored_bytes(user.id) / 1e6:.1f} MB"
+            words = (str(user.id), user.email, user.username or "-", state, used, user.permissions)
             print("\t".join(word if word.isprintable() else ascii(word) for word in words))
 
 
@@ -11489,12 +15599,12 @@ def change_permissions(settings: Settings, name: str, add: Set[str], drop: Set[s
 
 
 @command("user grant", "give permissions from the next token on", "NAME PERMISSION...")
-def grant(settings: Settings, name: str, *words: str) -> None:
+def grant_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(words), set())
 
 
 @command("user revoke", "take permissions from the next token on", "NAME PERMISSION...")
-def revoke(settings: Settings, name: str, *words: str) -> None:
+def revoke_permissions(settings: Settings, name: str, *words: str) -> None:
     change_permissions(settings, name, set(), set(words))
 
 
@@ -11560,6 +15670,621 @@ def enable_user(settings: Settings, name: str) -> None:
     set_active(settings, name, True)
 
 
+# -- verify --------------------------------------------------------------------------------
+
+PROGRESS_SECONDS = 0.5  # between two looks at a terminal
+LINE_SECONDS = 60.0  # and between two lines elsewhere
+
+
+def parse_days(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (days := float(text)) < 1e6:
+            return days
+    raise ValueError(f"{text!r} is no number of days")
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second, with K, M or G for powers of 1024, as curl and rsync read it.
+
+    >>> parse_rate("20M")
+    20971520
+    """
+    match = re.fullmatch(r"(\d{1,12})([kmg]?)", text.strip().lower())
+    if not match or not int(match[1]):
+        raise ValueError(f"{text!r} is no number of bytes a second, such as 20M")
+    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
+
+
+def format_bytes(count: float) -> str:
+    """
+    >>> format_bytes(999), format_bytes(5.24e9)
+    ('999 bytes', '5.2 GB')
+    """
+    power = min(int(math.log10(max(count, 1)) / 3), 4)
+    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B" if power else f"{count:.0f} bytes"
+
+
+class Progress:
+    """Says on standard error how far a long command is, and keeps it to a rate."""
+
+    def __init__(self, total: int, rate: float = math.inf, silent: bool = False) -> None:
+        """`total` in bytes, `rate` in bytes a second; `silent` prints no results."""
+        self.done = 0
+        self._silent = silent
+        self._total = total
+        self._rate = rate
+        self._began = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._pause = PROGRESS_SECONDS if self._terminal else LINE_SECONDS
+        self._next = self._began + self._pause
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._began, 1e-6)
+
+    @property
+    def speed(self) -> str:
+        return f"{format_bytes(self.done / self.seconds)}/s"
+
+    def advance(self, count: int) -> None:
+        """Note that so many bytes are done; returns when the rate allows more."""
+        self.done += count
+        time.sleep(max(self.done / self._rate - self.seconds, 0))
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._pause
+            self._show()
+
+    def _show(self) -> None:
+        left = (self._total - self.done) / self.done * self.seconds if self.done else 0
+        share = min(100 * self.done // max(self._total, 1), 100)
+        text = f"{share} % of {format_bytes(self._total)}, {self.speed}, {left:.0f} s left"
+        if self._terminal:
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
+        else:
+            warn(text)
+
+    def say(self, text: str) -> None:
+        """Print a line of the result, not behind the line that shows the progress."""
+        if self._silent:
+            return
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        print(printable_line(text), flush=True)
+
+
+# What verify finds; the exit status is 1 for the first four
+PROBLEMS = {
+    "damaged": "the bytes are others, though size and time are not",
+    "changed": "it was written to by something else than the server",
+    "missing": "it is gone",
+    "unreadable": "it cannot be read",
+}
+NOTES = {
+    "edited": "it was edited since the last scan",
+    "unknown": "no scan has seen it yet",
+    "orphaned": "nothing in the index needs it",
+}
+
+
+class Unreadable(OSError):
+    """It is the file that is read which makes trouble, not the one that is written."""
+
+
+class Verifier:
+    """Reads every file again and compares it with the index; changes nothing.
+
+    The server may run meanwhile: what seems to be wrong is looked up once more.
+    """
+
+    def __init__(
+        self, index: Index, folders: Mapping[str, Folder], progress: Progress, since: float = 0.0
+    ) -> None:
+        """Files that have neither come in nor changed `since` are not read, only looked at."""
+        self._index = index
+        self._folders = folders
+        self._progress = progress
+        self._since = since
+        self.late = 0  # files that were deleted or changed since they were looked up
+        self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.files = 0
+
+    @property
+    def ok(self) -> bool:
+        return not any(self.found[word] for word in PROBLEMS)
+
+    def summary(self) -> str:
+        counts = [f"{len(paths)} {word}" for word, paths in self.found.items() if paths]
+        return ", ".join(counts) or "all is as it was taken in"
+
+    def run(self, shelves: Sequence[Shelf]) -> None:
+        """Check all that is known, and name what is not."""
+        problem = self._index.read("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            self._note("damaged", str(self._index.path), problem)
+        for folder in self._folders.values():
+            if folder.is_missing():
+                if not folder.is_new():
+                    self._note("missing", folder.path, "it is not there or empty: a disk?")
+                continue
+            unknown = self._unknown(folder)
+            self.check(self._index.files.of_root(folder.name))
+            word = "orphaned" if folder.name in SERVER_ONLY else "unknown"
+            for path in unknown:
+                if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
+                    self._note(word, f"{folder.path}/{path}")
+        for shelf in shelves:
+            self._check_shelf(shelf)
+
+    def _note(self, word: str, path: str, reason: str = "") -> None:
+        if path not in self.found[word]:
+            self.found[word].append(path)
+            self._progress.say(f"{word}: {path}: {reason or {**PROBLEMS, **NOTES}[word]}")
+
+    def _unknown(self, folder: Folder) -> list[str]:
+        """Paths on disk that the index does not know, of what a scan would take in."""
+        unreadable: list[bytes] = []
+        wanted = is_media_name if folder.name not in SERVER_ONLY else bool
+        paths = [os.fsdecode(path) for path, _ in folder.walk(wanted, unreadable)]
+        for path in unreadable:
+            self._note("unreadable", f"{folder.path}/{os.fsdecode(path)}")
+        return [path for path in paths if not self._index.files.get(folder.name, path)]
+
+    def check(self, files: Iterable[File]) -> None:
+        """Compare files with the index, and where they differ with what it says now."""
+        for file in files:
+            self.files += 1
+            self._check(file)
+
+    def _check(self, file: File) -> None:
+        while (verdict := self._judge(file)) is not None:
+            now = self._index.files.get(file.root, file.path)
+            if now is not None and now[0] == file:
+                path = f"{self._folders[file.root].path}/{file.path}"
+                self._note(verdict[0], path, verdict[1])
+                break
+            self.late += 1
+            if now is None:
+                break
+            file = now[0]
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        """What is wrong with a file, and why; None if nothing is."""
+        try:
+            with self._folders[file.root].open(file.path) as source:
+                status = os.fstat(source.fileno())
+                sha256 = self._read(source, file, status)
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing", ""
+        except OSError as error:
+            return "unreadable", error.strerror or ""
+        if sha256 == file.sha256:
+            return None
+        if state_of(status)[:2] == (file.size, file.mtime_ns):
+            return "damaged", ""
+        return ("changed" if file.root in SERVER_ONLY else "edited"), ""
+
+    def _read(self, source: io.FileIO, file: File, status: os.stat_result) -> str:
+        """The sha256 of a file, which is taken for known where it is not due."""
+        is_due = max(file.added, file.ctime, file.mtime_ns / 1e9) >= self._since
+        if not is_due and file.matches(status):
+            return file.sha256
+        digest = hashlib.sha256()
+        for block in self._blocks(source, status):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self, source: io.FileIO, status: os.stat_result) -> Iterator[memoryview]:
+        """What the disk has of a file: memory may hold what was there before."""
+        forget_cached(source)
+        try:
+            for block in read_blocks(source, status.st_size):
+                yield block
+                self._progress.advance(len(block))
+        except OSError as error:
+            raise Unreadable(*error.args) from None
+        forget_cached(source)  # others need the memory
+
+    def _check_shelf(self, shelf: Shelf) -> None:
+        """Name the thumbnails or previews of what is not known any more."""
+        with contextlib.suppress(FileNotFoundError):
+            place = shelf.prefix.rstrip("/")
+            for name, _ in shelf.folder.files_in(place):
+                if not self._index.assets.is_known(name[:64]):
+                    self._note("orphaned", f"{shelf.folder.path}/{place}/{name}")
+
+
+def forget_cached(file: io.FileIO) -> None:
+    """Let the page cache drop what it has of a file (posix_fadvise(2))."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@command(
+    "verify", "read all files again and compare them with the index", "",
+    AS_JSON, Option("since", "DAYS", parse_days), Option("limit_rate", "RATE", parse_rate),
+)  # fmt: skip
+def verify(
+    settings: Settings, as_json: bool = False, since: float = math.inf,
+    limit_rate: float = math.inf,
+) -> int:  # fmt: skip
+    """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
+    with index_to_read(settings) as index:
+        folders, from_time = open_folders(settings, index), time.time() - since * 86400
+        progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
+        verifier = Verifier(index, folders, progress, from_time)
+        public, private = thumbnail_shelves(settings, folders["library"])
+        verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
+        duplicates = index.files.duplicates()
+    for paths in duplicates:
+        progress.say(f"duplicate: {' = '.join(paths)}")
+    read = f"{format_bytes(progress.done)} read at {progress.speed}"
+    progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
+    if as_json:
+        figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
+        value = {"ok": verifier.ok, **figures, **verifier.found, "duplicates": duplicates}
+        print(to_json(value))
+    return 0 if verifier.ok else 1
+
+
+# -- backup and restore --------------------------------------------------------------------
+# A backup is a folder that can be served, with everything in its default place. Its name ends
+# with PARTIAL until it is whole, and so does that of an index whose files are being restored:
+# one that was interrupted is found by it, and goes on.
+
+PARTIAL = ".partial"
+BACKUP_TIME = "%Y-%m-%dT%H%M%SZ"  # no colons: Windows' file systems have none
+MANIFEST = "manifest.sha256"  # in DATA, as sha256sum writes and reads it
+MAX_ROUNDS = 10  # of a backup beside a server that goes on deleting
+SAME_TIME_NS = 2 * 10**9  # what FAT's times are exact to
+
+
+def backup_settings(settings: Settings, folder: Path) -> Settings:
+    """The settings with which a backup is served."""
+    data = folder / ".mediaserver"
+    return settings._replace(
+        storage_dir=folder, database_dir=data, database_url=data / "index.sqlite3",
+        upload_dir=data / "images", media_storage_dir=data / "entities", public_key_path=None,
+    )  # fmt: skip
+
+
+class Copier(Verifier):
+    """Copies files to other folders while it verifies them; what is there already stays."""
+
+    def __init__(
+        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        super().__init__(index, sources, progress)
+        self.targets = targets
+        self.copied = 0  # bytes
+        self.others: dict[tuple[str, str], str] = {}  # hashes of copies that differ from the index
+
+    def copy_all(self, moment: Index) -> bool:
+        """Copy all that an index names; whether nothing of it was deleted or changed meanwhile."""
+        self.files = self.late = 0
+        for root in self.targets:
+            self.check(moment.files.of_root(root))
+        return not self.late
+
+    def _read(self, source: io.FileIO, file: File, status: os.stat_result) -> str:
+        self.others.pop((file.root, file.path), None)
+        if self._keep(file, status):
+            self._progress.advance(file.size)
+            return file.sha256
+        digest, target = hashlib.sha256(), self.targets[file.root]
+
+        def blocks() -> Iterator[memoryview]:
+            for block in self._blocks(source, status):
+                digest.update(block)
+                self.copied += len(block)
+                yield block
+
+        with writing_to(f"{target.path}/{file.path}"):
+            target.copy_in(file.path, status, blocks())
+        sha256 = digest.hexdigest()
+        if sha256 != file.sha256:
+            self.others[file.root, file.path] = sha256
+        return sha256
+
+    def _keep(self, file: File, status: os.stat_result) -> bool:
+        """Whether the target has the file, byte for byte."""
+        target = self.targets[file.root]
+        if target.is_gone(file.path):
+            return False
+        try:
+            found = describe(target, file.path, file.added)
+        except (OSError, ValueError):
+            return False
+        return found is not None and found[1].sha256 == file.sha256
+
+    def note_times(self, db: Database, index: Index) -> None:
+        """Have an index know the times of the copies, so that the next scan reads none of them."""
+        for root, folder in self.targets.items():
+            for file in index.files.of_root(root):
+                with contextlib.suppress(OSError):
+                    _, mtime_ns, ctime = state_of(folder.stat(file.path))
+                    index.files.set_times(db, file, mtime_ns, ctime)
+        self.disown(db, index)
+
+    def disown(self, db: Database, index: Index) -> None:
+        """Have an index know that some copies are not what it says: nothing is served for it."""
+        for root, path in self.others:
+            if found := index.files.get(root, path):
+                index.files.set_times(db, found[0], 0, 0.0)
+
+
+@contextlib.contextmanager
+def writing_to(place: str) -> Iterator[None]:
+    """Tell what a disk refuses while a copy is made; what has been copied stays."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        problem = f"{place} cannot be written: {error}"
+        raise Refusal(f"{problem}; another try goes on from here") from None
+
+
+class BackupCopier(Copier):
+    """Copies files beside a server that may run, and links those that an earlier backup has."""
+
+    def __init__(
+        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
+        progress: Progress, earlier: tuple[Index, Mapping[str, Folder]] | None,
+    ) -> None:  # fmt: skip
+        super().__init__(index, sources, targets, progress)
+        self._earlier = earlier
+        self._is_first = True  # what the targets have may be from a run that was interrupted
+
+    def copy_all(self, moment: Index) -> bool:
+        whole = super().copy_all(moment)
+        self._is_first = False
+        return whole
+
+    def _keep(self, file: File, status: os.stat_result) -> bool:
+        """Whether the target has the file or was given a link to it; not where it was edited."""
+        if not file.matches(status):
+            return False
+        has = super()._keep(file, status) if self._is_first else self.targets[file.root].has(file)
+        return has or self._link(file)
+
+    def _link(self, file: File) -> bool:
+        if self._earlier is None:
+            return False
+        (index, folders), target = self._earlier, self.targets[file.root]
+        with contextlib.suppress(OSError, ValueError, sqlite3.Error):
+            for other in index.files.holding(file.sha256):
+                found = folders[other.root].stat(other.path)
+                times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
+                if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
+                    target.unlink(file.path)
+                    return target.link_in(file.path, folders[other.root], other.path)
+        return False
+
+
+@contextlib.contextmanager
+def held_folder(path: Path) -> Iterator[None]:
+    """A folder, made if it is not there, that no other backup is made in meanwhile."""
+    try:
+        path.mkdir(0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise Refusal(f"{path} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refusal(f"another backup to {path} is under way") from None
+    finally:
+        os.close(descriptor)
+
+
+def backups_in(folder: Path, suffix: str = "") -> list[Path]:
+    """The whole backups in a folder, or those with PARTIAL as suffix, the oldest first."""
+    pattern = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z" + re.escape(suffix))
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def new_backup(folder: Path) -> Path:
+    """The name of a backup made now."""
+    while (path := folder / time.strftime(BACKUP_TIME, time.gmtime())).exists():
+        time.sleep(0.1)
+    return path
+
+
+def check_destination(destination: Path, sources: Mapping[str, Folder]) -> None:
+    """Refuse a place that would itself be backed up, and to back up what is not there."""
+    for folder in sources.values():
+        if destination.is_relative_to(folder.path):
+            raise Refusal(f"{destination} is in {folder.path}, of which it is to be a backup")
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+
+
+def fillable_folders(settings: Settings) -> dict[str, Folder]:
+    """The folders that files are copied to, without what an interrupted copy left half done."""
+    folders = open_folders(settings, None)
+    for folder in folders.values():
+        folder.recover(lambda name: True)
+    return folders
+
+
+def copy_secrets(settings: Settings, target: Settings) -> None:
+    data = Folder("data", target.database_dir, make=True, buffers=WriteBuffers())
+    key = settings.public_key_path or settings.database_dir / "public_key.pem"
+    for path, name in ((settings.secrets_file, "secrets.env"), (key, "public_key.pem")):
+        with contextlib.suppress(FileNotFoundError), io.FileIO(path) as file:
+            status = os.fstat(file.fileno())
+            data.copy_in(name, status, read_blocks(file, status.st_size))
+
+
+@command("backup", "copy everything into a dated folder in DEST, while the server runs", "DEST")
+def backup(settings: Settings, dest: str) -> int:
+    """Make a backup; returns 1 if some file is not as it was taken in."""
+    destination = Path(os.path.realpath(parse_path(dest)))
+    with index_to_read(settings) as index, contextlib.ExitStack() as cleanup:
+        sources = open_folders(settings, index)
+        check_destination(destination, sources)
+        cleanup.enter_context(held_folder(destination))
+        fresh = Path(f"{new_backup(destination)}{PARTIAL}")
+        begun = next(iter(backups_in(destination, PARTIAL)), fresh)
+        own = backup_settings(settings, begun)
+        own.storage_dir.mkdir(0o700, exist_ok=True)
+        own.database_dir.mkdir(0o700, exist_ok=True)
+        earlier = None
+        for last in backups_in(destination)[-1:]:
+            before = backup_settings(settings, last)
+            kept = contextlib.closing(Index(before.database_url, query_only=True))
+            earlier = cleanup.enter_context(kept), open_folders(before, None)
+        progress = Progress(index.files.total_size())
+        copier = BackupCopier(index, sources, fillable_folders(own), progress, earlier)
+        with writing_to(str(begun)):
+            copy_in_rounds(index, copier, own)
+            copy_secrets(settings, own)
+            os.sync()
+            place = begun.rename(new_backup(destination))
+            os.sync()
+    copied = f"{format_bytes(copier.copied)} copied in {progress.seconds:.0f} s"
+    progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
+    return 0 if copier.ok else 1
+
+
+def copy_in_rounds(index: Index, copier: BackupCopier, own: Settings) -> None:
+    """Copy until one moment's index names nothing that was deleted or changed meanwhile."""
+    for _ in range(MAX_ROUNDS):
+        index.copy_to(own.database_url)
+        with contextlib.closing(Index(own.database_url, query_only=True)) as moment:
+            if copier.copy_all(moment):
+                write_manifest(own, moment, copier)
+                break
+    else:
+        raise Refusal("files are deleted faster than they are copied: try again later")
+    with contextlib.closing(Index(own.database_url)) as copy:
+        copy.write(lambda db: copier.disown(db, copy))
+
+
+def write_manifest(own: Settings, moment: Index, copier: Copier) -> None:
+    """Write the hashes of a backup as `sha256sum -c` reads them; remove what has none."""
+    with open(own.database_dir / MANIFEST, "wb") as manifest:
+        for folder in copier.targets.values():
+            for path, _ in folder.walk(bool, []):
+                name = os.fsdecode(path)
+                found = moment.files.get(folder.name, name)
+                if found is None:  # left by a run that was interrupted
+                    folder.unlink(name)
+                    continue
+                sha256 = copier.others.get((folder.name, name), found[0].sha256)
+                place = os.path.relpath(f"{folder.path}/{name}", own.storage_dir)
+                manifest.write(format_hash(sha256, os.fsencode(place)))
+
+
+def format_hash(sha256: str, name: bytes) -> bytes:
+    r"""A line of sha256sum.
+
+    >>> format_hash("0a", b"a\nb")
+    b'\\0a  a\\nb\n'
+    """
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    mark = b"\\" if escaped != name else b""
+    return mark + sha256.encode() + b"  " + escaped + b"\n"
+
+
+def find_backup(settings: Settings, path: Path) -> Path:
+    """A backup, or the last one in a folder of them."""
+    if path.name.endswith(PARTIAL):
+        raise Refusal(f"{path} is not whole: its backup was interrupted")
+    if backup_settings(settings, path).database_url.exists():
+        return path
+    found = backups_in(path) if path.is_dir() else []
+    if not found:
+        raise Refusal(f"there is no backup in {path}")
+    return found[-1]
+
+
+def need_empty(settings: Settings, resumed: bool) -> None:
+    """Refuse what a server has taken something into, and folders with files, unless `resumed`."""
+    index = settings.database_url
+    if index.exists():
+        with contextlib.closing(Index(index, query_only=True)) as known:
+            if any(known.count_rows()):
+                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+    own = {"lock", "spare", "secrets.env", *(f"{index.name}{end}" for end in ("", "-wal", "-shm"))}
+    for name in () if resumed else PLACES:
+        place: Path = getattr(settings, name)
+        folder = place.parent if name == "database_url" else place
+        if any(set(files) - own for _, _, files in os.walk(folder)):
+            raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
+
+
+@command("restore", "bring a backup back into an empty STORAGE_DIR and verify it", "SOURCE")
+def restore(settings: Settings, source: str) -> int:
+    """Copy a backup to where the settings say; returns 1 if some file is not as it should be."""
+    own = backup_settings(settings, find_backup(settings, parse_path(source)))
+    place = settings.database_url.with_name(settings.database_url.name + PARTIAL)
+    need_empty(settings, resumed=place.exists())
+    make_folders(settings)
+    with writing_to(str(place)), lock_data_dir(settings):
+        with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.copy_to(place)
+        with contextlib.closing(migrated(Index(place))) as index:
+            progress = Progress(index.files.total_size(), silent=True)
+            folders = fillable_folders(settings)
+            copier = Copier(index, open_folders(own, index), folders, progress)
+            copier.copy_all(index)
+            copy_secrets(own, settings)
+            index.write(lambda db: copier.note_times(db, index))
+        os.sync()
+        replace_index(place, settings.database_url)
+    return verify(settings)
+
+
+# -- trash
+
+
+@contextlib.contextmanager
+def opened_app(settings: Settings) -> Iterator[App]:
+    """What handlers need, for a command that does what they do and signs nothing."""
+    names = [name for name, _, how in Settings.table() if how.secret]
+    blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
+    with opened_index(settings) as index:
+        yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
+
+
+@command("trash list", "list what is softly deleted", "", AS_JSON)
+def list_trash(settings: Settings, as_json: bool = False) -> None:
+    """The oldest first: kind, id, time, bytes, owner, name."""
+    with index_to_read(settings) as index:
+        found = index.trash.all()
+    values = [item._asdict() | {"deleted_at": format_time(item.deleted_at)} for item in found]
+    if as_json:
+        print(to_json(values))
+    for value in () if as_json else values:
+        order = ("kind", "id", "deleted_at", "size", "user_id", "name")
+        words = ["-" if value[name] is None else str(value[name]) for name in order]
+        print("\t".join(map(printable_line, words)))
+
+
+@command("trash restore", "bring back what is softly deleted, by the ids of the list", "ID...")
+def restore_trash(settings: Settings, *ids: str) -> None:
+    with opened_app(settings) as app:
+        unknown = [id for id in ids if not restore_trashed(app, id.lower())]
+    if unknown:
+        raise Refusal(f"not in the trash: {', '.join(unknown)}")
+
+
+@command(
+    "trash empty", "remove for good what is softly deleted", "",
+    Option("older_than", "DAYS", parse_days),
+)  # fmt: skip
+def empty_trash_now(settings: Settings, older_than: float | None = None) -> None:
+    until = math.inf if older_than is None else time.time() - older_than * 86400
+    with opened_app(settings) as app:
+        removed = empty_trash(app, until)
+    print(f"{len(removed)} removed, {format_bytes(sum(item.size for item in removed))}")
+
+
 # -- The server's processes --------------------------------------------------------------
 
 # What is told to the process. Until there is somebody to react, all of it waits.
@@ -11600,10 +16325,9 @@ class Watchdog:
         for number in range(workers):
             self._seen[number] = time.monotonic()
 
-    def watch(self, number: int, is_well: Callable[[float], bool]) -> None:
-        """Ask a worker every `interval` seconds whether it is well; ends with the process."""
-        while True:
-            time.sleep(self.interval)
+    def watch(self, number: int, is_well: Callable[[float], bool], over: threading.Event) -> None:
+        """Ask a worker every `interval` seconds whether it is well, until it is `over`."""
+        while not over.wait(self.interval):
             try:
                 if is_well(self.interval):
                     self._seen[number] = time.monotonic()
@@ -11625,28 +16349,37 @@ class Supervisor:
     """
 
     def __init__(
-        self, work: Callable[[int, socket.socket], None], watchdog: Watchdog, lock: io.FileIO,
-        listener: socket.socket,
+        self, work: Callable[[int, socket.socket], bool], recover: Callable[[], None],
+        watchdog: Watchdog, lock: io.FileIO, listener: socket.socket,
     ) -> None:  # fmt: skip
         self._work = work
+        self._recover = recover
         self._watchdog = watchdog
         self._held, self._lifeline = socket.socketpair()
         self._lock = lock
         self._listener = listener
         self._workers: dict[int, int] = {}  # number by process ID
         self._stopping = False
+        self._restarting = False
 
     def run(self, count: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, self._watchdog.interval, self._watchdog.interval)
-        for number in range(count):
-            self._start(number)
+        self._start_all(count)
         react: Mapping[int, Callable[[], None]] = {
             signal.SIGALRM: self._watchdog.report, signal.SIGCHLD: self._reap,
             signal.SIGHUP: self._scan, signal.SIGTERM: self._stop, signal.SIGINT: self._stop,
         }  # fmt: skip
         while self._workers:
             react[signal.sigwait(SIGNALS)]()
+            if self._restarting and not self._workers and not self._stopping:
+                self._restarting = False
+                self._recover()
+                self._start_all(count)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _start_all(self, count: int) -> None:
+        for number in range(count):
+            self._start(number)
 
     def _start(self, number: int) -> None:
         work = functools.partial(self._work, number, self._lifeline)
@@ -11658,7 +16391,10 @@ class Supervisor:
             if not ended:
                 continue
             number = self._workers.pop(process)
-            if not self._stopping:
+            if os.waitstatus_to_exitcode(status) == RESTART:
+                self._restarting = True
+                self._send(signal.SIGTERM, self._workers.values())
+            elif not self._stopping and not self._restarting:
                 warn(f"worker {number} ended with status {status}; another one takes its place")
                 time.sleep(1)  # one that cannot start must not use up the machine
                 self._start(number)
@@ -11679,8 +16415,11 @@ class Supervisor:
                 os.kill(process, number)  # it is there until it has been waited for
 
 
-def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], None]) -> int:
-    """The process ID of a child that runs `work`, without `ours`, and ends.
+RESTART = os.EX_TEMPFAIL  # a worker's exit status where all are to be started anew
+
+
+def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bool]) -> int:
+    """The process ID of a child that runs `work`, without `ours`, and ends: with RESTART if True.
 
     SIGNALS, which are blocked, wait for it until it unblocks them.
     """
@@ -11692,12 +16431,17 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], No
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         for item in ours:
             item.close()
-        work()
-        status = 0
+        status = RESTART if work() else 0
     finally:
-        if status:
+        if status == 1:
             sys.excepthook(*sys.exc_info())
         os._exit(status)
+
+
+LISTEN_HINTS: Mapping[int | None, str] = {
+    errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
+    errno.EACCES: "ports below 1024 are root's: give another --port",
+}
 
 
 @command("serve", "run the server (the default)")
@@ -11716,7 +16460,8 @@ def serve(settings: Settings) -> None:
     try:
         listener = open_listener(settings.host, settings.port)
     except OSError as error:
-        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}") from None
+        hint = LISTEN_HINTS.get(error.errno, "give an address of this machine as --host")
+        raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
     settle(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -11725,11 +16470,14 @@ def serve(settings: Settings) -> None:
     run = functools.partial(
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads
     )
+    recover = functools.partial(settle, settings, thumbnails)
+    ready()
     if settings.workers > 1:
-        ready()
-        Supervisor(run, watchdog, lock, listener).run(settings.workers)
+        Supervisor(run, recover, watchdog, lock, listener).run(settings.workers)
     else:
-        run(ready=ready)
+        while run():
+            recover()
+    thumbnails.stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
 
@@ -11737,21 +16485,28 @@ def serve(settings: Settings) -> None:
 def settle(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    if app.index.get_meta("decoders") != thumbnails.description:
+        app.index.assets.retry_thumbnails()
+        app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
+    resumed = app.uploads.recover()
     for folder in app.folders.values():
-        folder.recover(functools.partial(app.index.files.get, folder.name))
+        folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
     app.index.close()
 
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
     progress: SharedProgress, watchdog: Watchdog, loads: memoryview, number: int = 0,
-    lifeline: socket.socket | None = None, ready: Callable[[], None] | None = None,
-) -> None:  # fmt: skip
-    """Serve on a listening socket until told to stop; worker 0 also scans."""
+    lifeline: socket.socket | None = None,
+) -> bool:  # fmt: skip
+    """Serve on a listening socket until told to stop; worker 0 also scans.
+
+    True where it was the index that ended it: it is to be opened anew.
+    """
     app = App(settings, open_index(settings.database_url), thumbnails, progress)
-    server = Server(listener, loads, number)
+    server = Server(listener.dup(), loads, number)
     application = Application(app, ROUTES)
     server.application = application
     server.inline = application.inline
@@ -11759,18 +16514,33 @@ def run_server(
     server.client_of = application.client_of
     server.on_error = application.on_error
     server.lifeline = lifeline
-    handle_signals(server, app)
-    if ready:
-        ready()
+    app.index.on_damage = functools.partial(leave_index, server)
+    handle_signals(server, app, listener)
+    over = threading.Event()
     if watchdog.interval:
         check = functools.partial(is_well, server, app)
-        threading.Thread(target=watchdog.watch, args=(number, check), daemon=True).start()
+        threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
+    emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
     if number == 0:
         app.scanner.start(settings.rescan_interval)
+        threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
+        if settings.trash_days:
+            emptying.start()
     server.serve_forever()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    over.set()
     app.scanner.stop()
-    thumbnails.stop()
+    if emptying.is_alive():
+        emptying.join(SCANNER_STOP_SECONDS)
     app.index.close()
+    return listener.fileno() >= 0
+
+
+def leave_index(server: Server, problem: str) -> None:
+    """Stop using a damaged index."""
+    if not server.stopping:
+        warn(f"the index is damaged: {problem}")
+        server.stop()
 
 
 def is_well(server: Server, app: App, seconds: float) -> bool:
@@ -11779,13 +16549,14 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
     return time.monotonic() - server.turned_at < max(seconds, 3)  # it is noted once a second
 
 
-def handle_signals(server: Server, app: App) -> None:
-    """SIGTERM and SIGINT stop, a second SIGINT at once; SIGHUP scans."""
+def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
+    """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
     def stop(number: int, frame: object) -> None:
         if server.stopping and number == signal.SIGINT:
             os._exit(130)
         notify("STOPPING=1")
+        listener.close()
         server.stop()
 
     def scan() -> None:
@@ -11831,12 +16602,35 @@ def announce(
         warn("another program's tokens are good here only with the same secret")
     if settings.auth_disabled:
         warn("AUTH_DISABLED is on: everyone may do everything")
-    folder = shlex.quote(str(settings.storage_dir))
-    program = serve.__code__.co_filename  # also where bytecode is run
-    token = f"python3 {shlex.quote(program)} token --storage_dir {folder}"
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
+    else:
+        token = token_command(settings)
+        known = "MEDIA_SERVER_SECRET" in generated or is_in_dotenv(settings.media_server_secret)
+        if not known:
+            warn("in another shell, set MEDIA_SERVER_SECRET as it is set here; then")
     warn(f'upload a picture: curl -F file=@photo.jpg "{places[0]}upload?token=$({token})"')
+
+
+def is_in_dotenv(secret: str) -> bool:
+    """Whether commands in this folder find the secret of upload tokens in its `.env`."""
+    return read_dotenv(Path(".env"), {}).get("MEDIA_SERVER_SECRET") == secret
+
+
+def token_command(settings: Settings) -> str:
+    """The command that prints an upload token, as any shell and any folder can run it."""
+    program = os.path.abspath(serve.__code__.co_filename)  # also where bytecode is run
+    words = ["python3", program, "token"]
+    words += ["--scope", "upload"] if settings.upload_tokens == "scoped" else []
+    usual = load_settings({"storage_dir": str(settings.storage_dir)}, {}, {})
+    for name in PLACES:
+        if name == "storage_dir" or getattr(settings, name) != getattr(usual, name):
+            scheme = "sqlite:///" if name == "database_url" else ""
+            words += [f"--{name}", f"{scheme}{getattr(settings, name)}"]
+    command = shlex.join(words)
+    if is_in_dotenv(settings.media_server_secret):
+        return f"cd {shlex.quote(os.getcwd())} && {command}"
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11847,12 +16641,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_decoder_host(host, int(given[2]), given[3] or None)
         return 0
     try:
-        found, settings, words = parse_command_line(given)
-        if found.run is not serve:
+        call = parse_command_line(given)
+        run = call.command.run
+        if run is not serve:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        with usable_places(settings):
-            found.run(settings, *words)
-        return 0
+        with usable_places(call.settings):
+            return run(call.settings, *call.words, **call.options) or 0
     except SettingError as error:
         warn(str(error))
         return 2
