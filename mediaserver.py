@@ -6843,6 +6843,7 @@ SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
+FRESH_SECONDS = 0.02  # for so long what was seen of a folder counts as seen now
 MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
 LOOK_SECONDS = 0.5  # a look at a folder that takes longer has met a disk that does not answer
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
@@ -7226,14 +7227,14 @@ class Watcher:
         self._scanner = scanner
         self._lock = threading.Lock()
         self._seen = Sight()
-        self._since = 0.0  # when the latest look began, monotonic
+        self._since = -math.inf  # when the latest look began, monotonic
         self._done = threading.Event()  # set at its end
         self._done.set()
 
     def look(self) -> Sight:
         """Return what is seen now; what was seen last if that takes LOOK_SECONDS."""
         with self._lock:
-            if self._done.is_set():
+            if self._done.is_set() and time.monotonic() > self._since + FRESH_SECONDS:
                 self._done, self._since = threading.Event(), time.monotonic()
                 threading.Thread(target=self._look, args=(self._done,), daemon=True).start()
             done, since = self._done, self._since
@@ -8387,10 +8388,6 @@ class Exchange(Protocol):
     """
 
     @property
-    def client(self) -> str:
-        """Whose share of the unfinished bodies this is."""
-
-    @property
     def interim(self) -> Sequence[tuple[str, str]]:
         """The fields of a 104 that is sent before the body is read; none: no 104."""
 
@@ -8519,7 +8516,7 @@ class Connection:
         "began", "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor",
         "dropped",
         "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "share", "since", "socket",
+        "received", "response", "scanned", "segments", "server", "shares", "since", "socket",
         "state", "unsent",
     )  # fmt: skip
 
@@ -8540,7 +8537,7 @@ class Connection:
         self.body: BodyDecoder | None = None
         self.exchange: Exchange | None = None
         self.deferred: Deferred | None = None  # what gives the answer
-        self.share = ""  # the client in whose share of unfinished bodies this one counts
+        self.shares: dict[Shares, str] = {}  # in which it counts, for which client
         self.collected = bytearray()  # content that the exchange has not been fed yet
         self.failure: Exception | None = None  # that ended the body
         self.response: Response | None = None
@@ -8557,8 +8554,8 @@ class Connection:
         self.since = now = time.monotonic()
         if state is State.HEAD and begins:
             self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
-        if state in WAITS:
-            self.deadline = now + WAITS[state].seconds
+        if wait := WAITS.get(state):
+            self.deadline = now + wait.seconds
         if state is State.HEAD:
             self.deadline = min(self.deadline, now + self.credit, self.latest)
         elif state is State.BODY:
@@ -8572,11 +8569,8 @@ class Connection:
         """How many descriptors it has: the socket, a file that is sent, one that arrives."""
         if self.state is State.CLOSED:
             return 0
-        return 1 + self.sends_file + (self.exchange is not None)
-
-    @property
-    def sends_file(self) -> bool:
-        return self.response is not None and self.response.resource is not None
+        sends = self.response is not None and self.response.resource is not None
+        return 1 + sends + (self.exchange is not None)
 
     @property
     def has_much(self) -> bool:
@@ -8719,10 +8713,17 @@ class Connection:
         before, self.unsent = self.unsent, count_unsent(self.socket)
         return self.unsent < before
 
-    def give_back_share(self) -> None:
-        share, self.share = self.share, ""
-        if share:
-            self.server.shares.give_back(share)
+    def take_share(self, shares: Shares) -> None:
+        """Count for its client until it is given back; 429 or 503 where there are too many."""
+        if shares not in self.shares and self.head is not None:
+            client = self.server.client_of(self.head, self.peer)
+            shares.take(client)
+            self.shares[shares] = client
+
+    def give_back_shares(self) -> None:
+        while self.shares:
+            shares, client = self.shares.popitem()
+            shares.give_back(client)
 
     def finish(self) -> None:
         """Forget the request that has been answered."""
@@ -8730,8 +8731,10 @@ class Connection:
             self.server.note_answer(self.head, self.peer, self.response, self.began)
             self.response.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
-        self.collected.clear()
-        self.give_back_share()
+        if self.collected:
+            self.collected = bytearray()
+        if self.shares:
+            self.give_back_shares()
 
     def close(self) -> None:
         if self.exchange is not None:
@@ -8848,10 +8851,12 @@ class ShortWorkers(Workers):
 
 
 class Shares:
-    """Bounds the requests whose bodies are on their way: of one client, and of all together."""
+    """Bounds what takes long: of one client, and of all together."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, what: str, most: int, each: int) -> None:
+        self._what = what
         self._most = most
+        self._each = each
         self._lock = threading.Lock()
         self._all = 0
         self._clients: dict[str, int] = {}
@@ -8860,11 +8865,11 @@ class Shares:
         """Count one more; 429 or 503 where there are too many."""
         with self._lock:
             count = self._clients.get(client, 0)
-            if count >= MAX_CLIENT_BODIES:
-                detail = f"More than {MAX_CLIENT_BODIES} of your requests have not arrived yet."
+            if count >= self._each:
+                detail = f"More than {self._each} of your {self._what}."
                 raise HTTPError(429, detail, RETRY_SOON)
             if self._all >= self._most:
-                raise HTTPError(503, "Too many requests have not arrived yet.", RETRY_SOON)
+                raise HTTPError(503, f"Too many {self._what}.", RETRY_SOON)
             self._clients[client] = count + 1
             self._all += 1
 
@@ -8881,14 +8886,16 @@ class Server(ThreadingHTTPServer):
 
     `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
     `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
-    `is_prompt(head)` needs neither disk nor index, and waits for none that does. `loads`, which
-    all workers share, tells how many connections each of them has.
+    `is_prompt(head)` needs neither disk nor index, and waits for none that does;
+    `client_of(head, peer)` is whose share of what is bounded it takes. `loads`, which all
+    workers share, tells how many connections each of them has.
     """
 
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
     application: Callable[[RequestHead, str], Answer | Exchange]
     inline: Callable[[RequestHead], Response | None]
     is_prompt: Callable[[RequestHead], bool]
+    client_of: Callable[[RequestHead, str], str]
     on_error: Callable[[HTTPError, str], Response]
     on_hangup: Callable[[], None]
     on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
@@ -8912,7 +8919,6 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._in_flight = 0  # connections that threads hold
         self._descriptors = 0  # of all connections
-        self._files = 0  # that are being sent
         self._note_load()  # in the place of one that has died
         self._stop_at: float | None = None
         self._part_at = 0.0  # until then idle connections are kept while stopping
@@ -8921,8 +8927,10 @@ class Server(ThreadingHTTPServer):
         for end in (self._alarm, self._wakeup):
             end.setblocking(False)
         self._most_descriptors = limit_descriptors()
-        self.shares = Shares(self._most_descriptors // 4)  # half of all, as each has a file, too
-        self._most_files = self._most_descriptors // 3  # two thirds of all, with their sockets
+        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
+        most = self._most_descriptors
+        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
         super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()
@@ -9085,11 +9093,11 @@ class Server(ThreadingHTTPServer):
 
         Any thread may, for a connection that it owns; epoll and kqueue allow it.
         """
-        before, wait = connection.state, WAITS.get(state)
+        before = connection.state
         connection.enter(state)
         if before is state:
             return
-        held = WAITS.get(before)
+        held, wait = WAITS.get(before), WAITS.get(state)
         if held and (wait is None or wait.event != held.event):
             self._selector.unregister(connection.descriptor)
             del self._held[connection.descriptor]
@@ -9098,8 +9106,7 @@ class Server(ThreadingHTTPServer):
         elif before is State.WORKING and self._stop_at is not None:
             self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
         count = connection.count()
-        more, was, connection.counted = count - connection.counted, connection.counted, count
-        files = (count - 1) * (state is State.SENDING) - (was - 1) * (before is State.SENDING)
+        more, connection.counted = count - connection.counted, count
         if wait and (held is None or wait.event != held.event):
             # From here on it is the selector's, and no more this thread's.
             self._held[connection.descriptor] = connection
@@ -9107,7 +9114,6 @@ class Server(ThreadingHTTPServer):
             self._selector.register(connection.descriptor, wait.event, ready)
         with self._lock:
             self._descriptors += more
-            self._files += files
             self._in_flight += (state is State.WORKING) - (before is State.WORKING)
             self._meter.set_in_flight(self._number, self._in_flight)
         if before is State.WORKING and self._stop_at is not None:
@@ -9205,9 +9211,7 @@ class Server(ThreadingHTTPServer):
 
     def _refuse(self, connection: Connection, error: HTTPError) -> None:
         """Set out to answer an error that concerns the connection, and to end it."""
-        head = connection.head
-        origin = head.headers.get("origin", "") if head else find_origin(connection.received)
-        connection.begin(self.on_error(error, origin), keep_alive=False, unread=True)
+        connection.begin(self._error(connection, error), keep_alive=False, unread=True)
 
     def _send(self, connection: Connection, may_wait: bool) -> State:
         """Send what the client takes; the state that the connection is in then."""
@@ -9290,7 +9294,8 @@ class Server(ThreadingHTTPServer):
             if not self._deferred[answer.kind].is_full():
                 connection.deferred = answer
                 return State.WORKING
-            answer = self._busy(connection, "Too many requests wait for this.")
+            busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
+            answer = self._error(connection, busy)
         self._begin(connection, answer, whole=connection.skip_body())
         return None
 
@@ -9317,17 +9322,20 @@ class Server(ThreadingHTTPServer):
 
     def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
         """Set out to send an answer to a request that is here whole, or not."""
-        if response.resource is not None and self._files >= self._most_files:
-            response.close()
-            response = self._busy(connection, "Too many files are being sent.")
-        assert connection.head is not None
-        goes_on = whole and connection.head.keep_alive and self._stop_at is None
+        if response.resource is not None:
+            try:
+                connection.take_share(self.downloads)
+            except HTTPError as error:
+                response.close()
+                response = self._error(connection, error)
+        keep_alive = connection.head is not None and connection.head.keep_alive
+        goes_on = whole and keep_alive and self._stop_at is None
         connection.begin(response, goes_on, unread=not whole)
 
-    def _busy(self, connection: Connection, detail: str) -> Response:
-        assert connection.head is not None
-        origin = connection.head.headers.get("origin", "")
-        return self.on_error(HTTPError(503, f"{detail} Try again soon.", RETRY_SOON), origin)
+    def _error(self, connection: Connection, error: HTTPError) -> Response:
+        head = connection.head
+        origin = head.headers.get("origin", "") if head else find_origin(connection.received)
+        return self.on_error(error, origin)
 
     def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
@@ -9335,8 +9343,8 @@ class Server(ThreadingHTTPServer):
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        if connection.waits_for_continue and not connection.share:
-            self._take_share(connection, exchange)
+        if connection.waits_for_continue and not connection.shares:
+            connection.take_share(self.bodies)
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         for piece in connection.take_pieces():
             if response := exchange.feed(piece):
@@ -9345,20 +9353,14 @@ class Server(ThreadingHTTPServer):
             patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
             data = connection.receive_more(patience)
             if data is None:
-                self._take_share(connection, exchange)
+                connection.take_share(self.bodies)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
                     return response
         connection.received = body.rest
-        connection.give_back_share()
+        connection.give_back_shares()
         return exchange.finish()
-
-    def _take_share(self, connection: Connection, exchange: Exchange) -> None:
-        """Count a body that does not come at once; 429 or 503 where too many do not."""
-        if not connection.share:
-            self.shares.take(exchange.client)
-            connection.share = exchange.client
 
     def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
         """Whether the next request's head is here, or comes at once behind one with a body.
@@ -9743,6 +9745,7 @@ MAX_ADDRESS_FAILURES = 20  # and from one address
 LOOK_AGAIN_SECONDS = 0.2  # for the end of a login in another worker
 
 
+@functools.lru_cache(maxsize=1024)
 def network_of(address: str) -> str:
     """What stands for one client: an IPv6 address's /64, which one household has.
 
@@ -11078,6 +11081,9 @@ class Application:
         """The answer to a GET of a hot file, if that takes no waiting for the disk."""
         return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
 
+    def client_of(self, head: RequestHead, peer: str) -> str:
+        return network_of(Request(self.app, head, peer).client)
+
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request waits for neither disk nor index: a credential may be looked up."""
         return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
@@ -11122,10 +11128,6 @@ class Accepted:
         self._item = item
         self._parameters = parameters
         self._body = body
-
-    @property
-    def client(self) -> str:
-        return network_of(self._request.client)
 
     @property
     def interim(self) -> Sequence[tuple[str, str]]:
@@ -17490,6 +17492,7 @@ def run_server(
     server.application = application
     server.inline = application.inline
     server.is_prompt = application.is_prompt
+    server.client_of = application.client_of
     server.on_error = application.on_error
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)

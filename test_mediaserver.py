@@ -4821,7 +4821,6 @@ def test_a_client_that_reads_slowly_gets_all_of_it(server):
 class Echo:
     """An Exchange that answers with the path and the body."""
 
-    client = "somebody"
     interim = ()
 
     def __init__(self, path: str) -> None:
@@ -4877,6 +4876,7 @@ def bare_server(monkeypatch):
     bare.application = accept
     bare.inline = lambda head: None
     bare.is_prompt = lambda head: False
+    bare.client_of = lambda head, peer: head.headers.get("x-client", peer)
     bare.on_error = lambda error, origin: ms.Response(
         error.status, error.headers.items(), b"refused"
     )
@@ -4891,7 +4891,7 @@ def bare_server(monkeypatch):
     assert not thread.is_alive()
     for connection in list(bare._held.values()):
         bare._enter(connection, ms.State.CLOSED)
-    assert (bare._descriptors, bare._in_flight, bare.shares._all, bare._files) == (0, 0, 0, 0)
+    assert bare._descriptors == bare._in_flight == bare.bodies._all == bare.downloads._all == 0
     for item in (bare._alarm, bare._wakeup, bare._selector):
         item.close()
 
@@ -5003,8 +5003,8 @@ def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch
     for state, wait in ms.WAITS.items():
         monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
-    monkeypatch.setattr(ms, "MAX_CLIENT_BODIES", 3 if most == "client" else 100)
-    bare_server.shares._most = 3 if most == "all" else 100
+    bare_server.bodies._each = 3 if most == "client" else 100
+    bare_server.bodies._most = 3 if most == "all" else 100
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(3)]
         for raw in slow:
@@ -5069,26 +5069,36 @@ def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, mo
         assert {raw.answer().status for raw in slow} == {200}
 
 
-def test_files_that_are_sent_leave_descriptors_for_others(bare_server, monkeypatch, tmp_path):
+def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all(
+    bare_server, monkeypatch, tmp_path
+):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
     bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
     with open(bare_server.path, "wb") as file:
         file.truncate(bare_server.size)
-    bare_server._most_files = 2
+    bare_server.downloads._most, bare_server.downloads._each = 3, 2
     with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
-        for raw in slow:
-            raw.send(get_line("/file"))
-        wait_until(lambda: bare_server._files == 2)
-        assert bare_server._descriptors == 4
+
+        def begin(client: str) -> Raw:
+            raw = stack.enter_context(Raw(bare_server))
+            raw.send(get_line("/file", f"X-Client: {client}"))
+            return raw
+
+        slow = [begin(client) for client in ("one", "one", "other")]
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 3)
+        assert (bare_server.downloads._all, bare_server._descriptors) == (3, 6)
+        refused = [begin("one").answer(), begin("third").answer()]
+        assert [(each.status, each.headers["Retry-After"]) for each in refused] == [
+            (429, "1"), (503, "1")
+        ]  # fmt: skip
         with Raw(bare_server) as raw:
-            raw.send(get_line("/file") + get_line("/get"))
+            raw.send(get_line("/file") + get_line("/get"))  # and the connection goes on
             assert [raw.answer().status for _ in range(2)] == [503, 200]
-        slow.pop().socket.close()
-        wait_until(lambda: bare_server._files < 2)
-        with Raw(bare_server) as raw:
-            raw.send(get_line("/file", method="HEAD"))
-            assert raw.answer("HEAD").status == 200
+        slow[0].socket.close()
+        wait_until(lambda: bare_server.downloads._all == 2)
+        raw = stack.enter_context(Raw(bare_server))
+        raw.send(get_line("/file", method="HEAD"))
+        assert raw.answer("HEAD").status == 200
 
 
 def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
@@ -12701,3 +12711,47 @@ def test_a_thousand_idle_connections_cost_others_nothing(start):
         grown = memory(running.process.pid, "VmRSS") - at_first
     print(f"\np99 with 1,000 idle connections: x {after / before:.2f}, {grown >> 10} KiB more")
     assert grown < 20 << 20
+
+
+@pytest.mark.bench
+def test_600_slow_bodies_cost_others_next_to_nothing(start):
+    running = start()
+    get, upload = get_line("/health"), b"".join(upload_request(png_of(50_000)))
+
+    def p99(request: bytes) -> float:
+        each = (load(running.port, request, 1, 4) for _ in range(5))
+        return statistics.median(statistics.quantiles(one, n=100)[98] for one in each)
+
+    before = {name: p99(name) for name in (get, upload)}
+    at_first = memory(running.process.pid, "VmRSS")
+    with contextlib.ExitStack() as stack:
+        for number in range(600):
+            raw = stack.enter_context(Raw(running))
+            client = f"X-Forwarded-For: 10.0.{number % 20}.1"
+            raw.send(post("/api/auth/login", 100_000, "Content-Type: application/json", client))
+        after = {name: p99(name) for name in (get, upload)}
+        grown = memory(running.process.pid, "VmRSS") - at_first
+    ratios = [f"{after[name] / before[name]:.2f}" for name in (get, upload)]
+    print(
+        f"\np99 with 600 slow bodies: GET x {ratios[0]}, upload x {ratios[1]}, {grown >> 20} MiB"
+    )
+
+
+@pytest.mark.bench
+def test_ten_thousand_chunks_of_one_byte_cost_little(start):
+    running = start()
+    head, body = upload_request(png_of(10_000), "Transfer-Encoding: chunked")
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def cpu() -> float:
+        fields = Path(f"/proc/{running.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / ticks
+
+    with Raw(running) as raw:
+        raw.send(head)
+        before = cpu()
+        for byte in body:
+            raw.send(b"1\r\n%c\r\n" % byte)
+        raw.send(b"0\r\n\r\n")
+        assert raw.answer().status == 201
+        print(f"\n{len(body)} chunks of a byte: {cpu() - before:.2f} s of CPU")
