@@ -6842,6 +6842,7 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
+AWAY_SECONDS = 1.0  # between two looks for a disk that is away
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
 FRESH_SECONDS = 0.02  # for so long what was seen of a folder counts as seen now
 MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
@@ -6961,7 +6962,7 @@ class Scanner:
         """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
         end, away = time.monotonic() + seconds, self._away()
         while (left := end - time.monotonic()) > 0:
-            step = min(left, TRY_AGAIN_SECONDS) if away else left
+            step = min(left, AWAY_SECONDS) if away else left
             if self._wanted.wait(None if step == math.inf else step) or away != self._away():
                 return
 
