@@ -5402,7 +5402,7 @@ def overwrite_pages(index: Path, every: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "workers"), [("pages", "2"), ("pages", "1"), ("emptied", "1"), ("at rest", "1")]
+    ("damage", "workers"), [("pages", "2"), ("emptied", "1"), ("at rest", "1")]
 )
 def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage, workers):
     running = start("--workers", workers)
@@ -5414,7 +5414,7 @@ def test_an_index_that_is_damaged_at_any_time_comes_back_by_itself(start, damage
     running.rescan()
     if damage == "at rest":
         running.stop()
-    index = with_large_index(running, 40_000)
+    index = with_large_index(running, 40_000 if damage == "at rest" else 10_000)
     if damage == "emptied":
         os.truncate(index, 0)
     else:
@@ -6480,8 +6480,8 @@ def test_on_a_full_disk_everything_but_uploads_goes_on(start, tmp_path, mount):
     ballast = fill_up(place)
     assert send_everywhere(running, png_of(500_000), user.headers) == {507}
     assert {user.login()[0] for _ in range(5)} == {200}
-    for label in range(100):  # more than fits into what SQLite has already
-        Entities(running).patch(entity, label=f"{label}" * 999)
+    for label in range(50):  # more than fits into what SQLite has already
+        Entities(running).patch(entity, label=f"{label}" * 2000)
     assert running.get("/media").json["count"] == len(running.listed()) == 1
     assert running.get(f"/image/{stored['sha256']}").status == 200
     assert user.call("DELETE", f"{MEDIA}{key}/")[0] == 204
@@ -6575,6 +6575,7 @@ class Faults:
         command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"]
         subprocess.run(command, check=True)
         plan.write_bytes(bytes(8))
+        self._ways = 0
         with plan.open("r+b") as file:
             self._plan = memoryview(mmap.mmap(file.fileno(), 8)).cast("i")
         self.server = start(
@@ -6582,9 +6583,10 @@ class Faults:
         )
         self.server.scanned()
 
-    def at_every_call(self, prepare: Callable[[], Any], work: Callable[..., object]) -> None:
-        """Do `work` again and again; the first time its first call fails, then its second, ..."""
-        for call in itertools.count(1):
+    def at_each_call(self, prepare: Callable[[], Any], work: Callable[..., object]) -> None:
+        """Do `work` again and again; one time its first call fails, then its second, ..."""
+        self._ways += 1
+        for call in itertools.count(1 + self._ways % FAULTS_STEP, FAULTS_STEP):
             prepared = prepare()
             self._plan[0], self._plan[1] = call, ERRORS[call % len(ERRORS)]
             work(prepared)
@@ -6593,6 +6595,8 @@ class Faults:
                 return
 
 
+# EVERY_FAULT=1 pytest: each family alone meets all of them, not all families together.
+FAULTS_STEP = 1 if "EVERY_FAULT" in os.environ else 3
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EXDEV)
 FILED = {  # where the answer to an upload says that the file is
     "/upload": lambda found: found["url"],
@@ -6630,9 +6634,9 @@ def test_whichever_call_fails_what_was_answered_is_there_and_nothing_else(start,
             unsure.add(sha256(content))
 
     for way in UPLOADS:
-        faults.at_every_call(functools.partial(tuple, way), upload)
+        faults.at_each_call(functools.partial(tuple, way), upload)
     for way in (UPLOADS[0], UPLOADS[-1]):
-        faults.at_every_call(functools.partial(upload, way), delete)
+        faults.at_each_call(functools.partial(upload, way), delete)
     running.kill()
     again = start()
     again.scanned()
