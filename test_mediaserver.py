@@ -9912,16 +9912,15 @@ def test_the_log_of_requests_tells_who_asked_for_what_and_no_token(start):
     assert (lines[1]["principal"], lines[1]["status"]) == ("owner", 404)
 
 
-def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, tmp_path):
-    server = start(log_format="text")
+def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, server):
+    other, server = server, start(log_format="text")
     server.get("/health")
     wait_until(lambda: re.search(r'"GET /health" 200 \d+ [\d.]+ s anonymous$', server.log, re.M))
     refused = run_program("--log_format", "xml", cwd=server.storage.parent)
     assert refused.returncode == 2
     assert "LOG_FORMAT" in refused.stderr
-    server = start(storage=str(tmp_path / "other"))
-    server.get("/health")
-    assert "GET" not in server.log
+    other.get("/health")
+    assert "GET /health" not in other.log
 
 
 def test_a_terminal_is_shown_a_link_for_the_owner_and_a_log_is_not(start, tmp_path):
@@ -9956,10 +9955,8 @@ def shown_items(server: Server, **query: object) -> dict[str, list[str]]:
     return shown
 
 
-@pytest.fixture
-def album(start, tmp_path):
-    """A server whose folder has pictures of two months, a recording, and folders."""
-    folder = tmp_path / "pictures"
+def fill_album(folder: Path) -> None:
+    """Write pictures of two months and a recording, in folders."""
     fill(folder, {
         "a/old.png": png(4, 2), "a/b/new.png": png(2, 4), "a/b/Ärger.png": png(), "a0.wav": wav(),
         "c/note.txt": b"no picture",
@@ -9967,9 +9964,16 @@ def album(start, tmp_path):
     for name, moment in (("a/old.png", 1_000_000_000), ("a/b/new.png", 1_700_000_000),
                          ("a/b/Ärger.png", 1_700_000_100), ("a0.wav", 1_700_000_050)):  # fmt: skip
         os.utime(folder / name, (moment, moment))
-    running = start()
-    running.scanned()
-    return running
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    """A server of these, which tests only look at."""
+    folder = tmp_path_factory.mktemp("album") / "pictures"
+    fill_album(folder)
+    with Server(folder) as running:
+        running.scanned()
+        yield running
 
 
 @pytest.mark.parametrize(
@@ -9991,7 +9995,10 @@ def test_the_gallery_shows_what_an_address_chooses(album, query, expected):
     assert shown_items(album, **query) == expected
 
 
-def test_the_gallerys_list_names_folders_and_is_sent_only_when_it_has_changed(album):
+def test_the_gallerys_list_names_folders_and_is_sent_only_when_it_has_changed(start, tmp_path):
+    fill_album(tmp_path / "pictures")
+    album = start()
+    album.scanned()
     answer = album.get("/gallery/items")
     assert answer.json["folders"] == [["", 1], ["a", 1], ["a/b", 2]]
     assert answer.json["name"] == "pictures"
