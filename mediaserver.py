@@ -8430,8 +8430,10 @@ class Meter:
         self._workers = workers
         self._lock = threading.Lock()
 
-    def count(self, worker: int, route: int, status: int, seconds: float) -> None:
-        """Count an answer and how long it took, from its request's head to its last byte."""
+    def count(
+        self, worker: int, route: int, status: int, *, seconds: float, taken: int, sent: int
+    ) -> None:
+        """Count an answer, the bytes of bodies that it took in and sent, and how long it took."""
         first = worker * self._part + 3 + route * self._width
         code = self._codes.get(status, len(STATUSES))
         bucket = len(self._codes) + bisect.bisect_left(DURATIONS, seconds)
@@ -8439,10 +8441,6 @@ class Meter:
             self._numbers[first + code] += 1
             self._numbers[first + bucket] += 1
             self._numbers[first + self._width - 1] += int(seconds * 1e9)
-
-    def add_bytes(self, worker: int, taken: int, sent: int) -> None:
-        """Count bytes of bodies that were taken in, and of those that were sent."""
-        with self._lock:
             self._numbers[worker * self._part] += taken
             self._numbers[worker * self._part + 1] += sent
 
@@ -8943,11 +8941,10 @@ class Server(ThreadingHTTPServer):
     ) -> None:
         """Count an answer that is over, and tell of it."""
         seconds = time.monotonic() - began
-        self._meter.count(self._number, response.route, response.status, seconds)
         taken = (head.content_length or 0) if head and response.status < 300 else 0
         sent = (response.length or 0) if head and head.method != "HEAD" else 0
-        if taken or sent:
-            self._meter.add_bytes(self._number, taken, sent)
+        number, route = self._number, response.route
+        self._meter.count(number, route, response.status, seconds=seconds, taken=taken, sent=sent)
         if self.on_answered is not None:
             self.on_answered(head, peer, response, seconds)
 
