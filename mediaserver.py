@@ -8009,6 +8009,7 @@ FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is 
 
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
+TOO_SLOW = "The request took too long to arrive."
 
 
 class FileSlice:
@@ -8309,19 +8310,25 @@ class Connection:
     def receive_more(self, seconds: float) -> memoryview | None:
         """What comes within so short a time; good until this thread's next call.
 
-        Raises ConnectionAbortedError if the client closes the connection.
+        Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
+        been slower than MIN_RATE for too long.
         """
         buffer = self.server.buffers.body
         for may_wait in (True, False):
             try:
                 count = self.socket.recv_into(buffer)
             except BlockingIOError:
-                if may_wait and self.wait_readable(seconds):
+                began = time.monotonic()
+                readable = may_wait and self.wait_readable(seconds)
+                self.credit -= time.monotonic() - began
+                if readable:
                     continue
                 return None
             if not count:
                 raise ConnectionAbortedError("the client closed the connection within a body")
             self.credit += count / MIN_RATE
+            if self.credit < 0:
+                raise HTTPError(408, TOO_SLOW)
             return buffer[:count]
         return None
 
@@ -8775,7 +8782,7 @@ class Server(ThreadingHTTPServer):
 
     def _wake(self) -> None:
         """End the selector's wait."""
-        with contextlib.suppress(BlockingIOError):  # it is awake
+        with contextlib.suppress(OSError):  # it is awake, or over
             self._wakeup.send(b"\0")
 
     def _on_ready(self, connection: Connection) -> None:
@@ -8897,7 +8904,7 @@ class Server(ThreadingHTTPServer):
 
     def _expire(self, connection: Connection) -> None:
         """End a connection that made no progress; 408 if a request had begun."""
-        late = HTTPError(408, "The request took too long to arrive.")
+        late = HTTPError(408, TOO_SLOW)
         if connection.state is State.SENDING and connection.moves():
             connection.deadline += UNREAD_SECONDS
         elif connection.state is State.BODY:
