@@ -9102,6 +9102,7 @@ CORS_EXPOSED = (
 CORS_MAX_AGE = "86400"  # seconds a browser may remember a preflight
 RETRY_LATER = {"Retry-After": "60"}  # for what the owner has to mend
 
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 IMAGE_NAME = re.compile(r".*\.(jpg|jpeg|png|gif|webp|bmp)", re.IGNORECASE | re.DOTALL)
 CONVERTERS: Mapping[str, Callable[[str], bool]] = {
     "": bool,  # {name}: any one segment
@@ -10961,7 +10962,6 @@ def django_message(problem: Problem) -> str:
 # ======================================================================================
 # A handler reads like its row in CONTRACT.md. What the families share comes first: finding
 # a content that may be shown, and answering with it.
-SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def check_sha256(text: str) -> str:
