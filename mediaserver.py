@@ -7972,8 +7972,10 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # that wait for a slow reader; cheap hot GETs it answers where it stands (passing the GIL to a
 # thread costs more than such an answer), everything else goes to a thread. A head is accepted
 # once; then its body is fed to the request, by a thread while bytes come, and it is answered.
-# So ten thousand slow clients cost memory and descriptors, not threads. A connection is always
-# in one state of a table, and one method changes it. Media are unknown here.
+# So ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
+# threads of its own: decoders, passwords and long lists keep none from short requests, and what
+# needs no disk is answered while one hangs. A connection is always in one state of a table, and
+# one method changes it. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
