@@ -8229,8 +8229,10 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # that wait for a slow reader; cheap hot GETs it answers where it stands (passing the GIL to a
 # thread costs more than such an answer), everything else goes to a thread. A head is accepted
 # once; then its body is fed to the request, by a thread while bytes come, and it is answered.
-# So ten thousand slow clients cost memory and descriptors, not threads. A connection is always
-# in one state of a table, and one method changes it. Media are unknown here.
+# So ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
+# threads of its own: decoders, passwords and long lists keep none from short requests, and what
+# needs no disk is answered while one hangs. A connection is always in one state of a table, and
+# one method changes it. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
@@ -8266,6 +8268,7 @@ FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is 
 
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
+TOO_SLOW = "The request took too long to arrive."
 
 
 class FileSlice:
@@ -8635,19 +8638,25 @@ class Connection:
     def receive_more(self, seconds: float) -> memoryview | None:
         """What comes within so short a time; good until this thread's next call.
 
-        Raises ConnectionAbortedError if the client closes the connection.
+        Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
+        been slower than MIN_RATE for too long.
         """
         buffer = self.server.buffers.body
         for may_wait in (True, False):
             try:
                 count = self.socket.recv_into(buffer)
             except BlockingIOError:
-                if may_wait and self.wait_readable(seconds):
+                began = time.monotonic()
+                readable = may_wait and self.wait_readable(seconds)
+                self.credit -= time.monotonic() - began
+                if readable:
                     continue
                 return None
             if not count:
                 raise ConnectionAbortedError("the client closed the connection within a body")
             self.credit += count / MIN_RATE
+            if self.credit < 0:
+                raise HTTPError(408, TOO_SLOW)
             return buffer[:count]
         return None
 
@@ -9119,7 +9128,7 @@ class Server(ThreadingHTTPServer):
 
     def _wake(self) -> None:
         """End the selector's wait."""
-        with contextlib.suppress(BlockingIOError):  # it is awake
+        with contextlib.suppress(OSError):  # it is awake, or over
             self._wakeup.send(b"\0")
 
     def _on_ready(self, connection: Connection) -> None:
@@ -9241,7 +9250,7 @@ class Server(ThreadingHTTPServer):
 
     def _expire(self, connection: Connection) -> None:
         """End a connection that made no progress; 408 if a request had begun."""
-        late = HTTPError(408, "The request took too long to arrive.")
+        late = HTTPError(408, TOO_SLOW)
         if connection.state is State.SENDING and connection.moves():
             connection.deadline += UNREAD_SECONDS
         elif connection.state is State.BODY:

@@ -6386,7 +6386,7 @@ def test_a_disk_that_hangs_holds_up_neither_health_nor_accounts(start, tmp_path)
     assert running.get("/health").json["status"] == "ok"
     with contextlib.ExitStack() as stack:
         stack.enter_context(hanging(running.storage))
-        for number in range(150):
+        for number in range(120):
             raw = stack.enter_context(Raw(running))
             kinds = (get_line(f"/image/{sha256}"), get_line(f"/thumbnail/{sha256}"), upload)
             raw.send(kinds[number % 3])
@@ -8394,7 +8394,7 @@ def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
     user = User(running, 1)
     shelf, record = user.call("POST", SHELVES, {"name": "s"})[1]["id"], user.record(name="n")
     assert user.call("PATCH", f"{MEDIA}{record['id']}/", {"collection": shelf})[0] == 200
-    count = 20_000
+    count = 8_000
     with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3", timeout=30)) as db:
         columns = [row[1] for row in db.execute("PRAGMA table_info(media)")]
         values = ", ".join({"id": "hex(randomblob(16))"}.get(name, name) for name in columns)
@@ -8406,7 +8406,7 @@ def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
     before = memory(running.process.pid, "VmHWM")
     status, value = user.call("GET", own)
     assert (status, value["name"], len(value["media"])) == (200, "s", count)
-    assert memory(running.process.pid, "VmHWM") - before < 12 * 2**20
+    assert memory(running.process.pid, "VmHWM") - before < 8 * 2**20
 
 
 def test_the_settings_of_accounts_are_kept(start):
