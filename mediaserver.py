@@ -9840,6 +9840,7 @@ CHECKPOINT_BYTES = 16 << 20  # of an upload, after which it is made durable how 
 PAUSE_BYTES = 1 << 20  # the same where the client makes a pause, perhaps for ever
 MAX_OPEN_UPLOADS = 100  # of one account or address that are not complete
 MAX_KNOWN_HASHES = 1000  # of uploads between two requests; others are read again at their end
+LOCK_SECONDS = 0.5  # that a request waits for one whose client has just gone away
 EXPIRY_SECONDS = 60.0  # between two looks for what has expired
 
 
@@ -9877,13 +9878,7 @@ class ResumableUploads:
 
     def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Receiving]:
         """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
-        folder = self._folders[upload.root]
-        try:
-            receiving = folder.resume(self._name(upload), limit)
-        except FileNotFoundError:
-            if not folder.is_there():
-                raise
-            raise HTTPError(404, NO_UPLOAD) from None
+        receiving = self._resume(upload, limit)
         with contextlib.ExitStack() as on_error:
             on_error.callback(receiving.close)
             taken = self.rows.take(upload.id, secrets.token_hex(8))
@@ -9894,6 +9889,26 @@ class ResumableUploads:
             receiving.go_on(taken.received, hashes if size == taken.received else start)
             on_error.pop_all()
         return taken._replace(length=upload.length), receiving
+
+    def _resume(self, upload: OpenUpload, limit: Limit) -> Receiving:
+        """Take the file of an upload; 404 where it is gone, 423 while another request has it."""
+        # Another one may just be letting go of it, or handing it over to its family.
+        folder, end = self._folders[upload.root], time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return folder.resume(self._name(upload), limit)
+            except BlockingIOError:
+                refusal = HTTPError(423, BUSY_UPLOAD, RETRY_SOON)
+            except FileNotFoundError:
+                if not folder.is_there():
+                    raise
+                refusal = HTTPError(404, NO_UPLOAD)
+            now = self.get(upload.id)
+            if now is None or now.received != upload.received:
+                raise HTTPError(409, BUSY_UPLOAD)
+            if time.monotonic() > end:
+                raise refusal
+            time.sleep(LOCK_SECONDS / 10)
 
     def leave(self, upload: OpenUpload, receiving: Receiving) -> None:
         """Let go of an upload until another request goes on with it."""
@@ -9967,10 +9982,7 @@ class Transfer:
         if head.checksum:
             self._digest = hashlib.new(head.checksum[0], usedforsecurity=False)
         self.is_known = head.offset is not None or bool(head.draft)  # to the client, by its URL
-        try:
-            self.upload, self._receiving = uploads.take(upload, limit, md5=md5)
-        except BlockingIOError:
-            raise HTTPError(423, BUSY_UPLOAD, RETRY_SOON) from None
+        self.upload, self._receiving = uploads.take(upload, limit, md5=md5)
         self._is_held = True
         self._saved = self.upload.received
 
