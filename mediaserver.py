@@ -13052,8 +13052,7 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     if isinstance(made, Outcome):
-        check_outcome(made, "preview")
-    assert isinstance(made, bytes)
+        raise no_rendition("preview", made)
     return rendered_content(app, file, made)
 
 
