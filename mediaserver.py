@@ -6844,7 +6844,6 @@ HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
 AWAY_SECONDS = 1.0  # between two looks for a disk that is away
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
-FRESH_SECONDS = 0.02  # for so long what was seen of a folder counts as seen now
 MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
 LOOK_SECONDS = 0.5  # a look at a folder that takes longer has met a disk that does not answer
 SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd waits
@@ -7228,14 +7227,17 @@ class Watcher:
         self._scanner = scanner
         self._lock = threading.Lock()
         self._seen = Sight()
-        self._since = -math.inf  # when the latest look began, monotonic
+        self._since = 0.0  # when the latest look began, monotonic
         self._done = threading.Event()  # set at its end
         self._done.set()
 
     def look(self) -> Sight:
-        """Return what is seen now; what was seen last if that takes LOOK_SECONDS."""
+        """Return what is seen now; what was seen last if that takes LOOK_SECONDS.
+
+        Who asks while another one looks, gets what that one sees.
+        """
         with self._lock:
-            if self._done.is_set() and time.monotonic() > self._since + FRESH_SECONDS:
+            if self._done.is_set():
                 self._done, self._since = threading.Event(), time.monotonic()
                 threading.Thread(target=self._look, args=(self._done,), daemon=True).start()
             done, since = self._done, self._since

@@ -536,6 +536,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     }  # fmt: skip
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
     special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
+    special["log_format"] = "JSON"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -5119,7 +5120,7 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeyp
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", ((0, 0), (0, 0, 0.0)), ms.Content(b"", 100, "", "", None, ""), None)
+    hot = ms.HotFile("", ((0, 0), (0, 0, 0.0)), ms.Content(b"", 100, "", "", None, ""), None, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
