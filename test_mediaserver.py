@@ -10271,7 +10271,7 @@ def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, 
     assert refused.returncode == 2
     assert "LOG_FORMAT" in refused.stderr
     other.get("/health")
-    assert "GET /health" not in other.log
+    assert '"GET /health"' not in other.log
 
 
 def test_a_terminal_is_shown_a_link_for_the_owner_and_a_log_is_not(start, tmp_path):
