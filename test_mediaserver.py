@@ -82,6 +82,12 @@ def need(tool: str) -> Any:
     return miss(tool) if found is None else found
 
 
+def once() -> None:
+    """Skip what no Python under test has a part in, where .ci/run tests it with another one."""
+    if os.environ.get("TEST_ONCE") == "elsewhere":
+        pytest.skip("tested with another Python")
+
+
 def miss(tool: str) -> None:
     """Skip a test without its tool; fail where CI is set."""
     if os.environ.get("CI"):
@@ -10376,6 +10382,7 @@ class Browser:
     """Chromium, driven by the WebDriver protocol."""
 
     def __init__(self, *options: str, **capabilities: Any) -> None:
+        once()
         need("chromium")
         port = free_port()
         command = [need("chromedriver"), f"--port={port}"]
@@ -11756,6 +11763,7 @@ DROPIN = "/etc/systemd/system/mediaserver.service.d/setup.conf"
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
+    once()
     return Machine(tmp_path)
 
 
