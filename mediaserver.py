@@ -6051,6 +6051,14 @@ class PreviewCache(Shelf):
         self._used[0] = used
 
 
+class Making:
+    """What one thread makes and others wait for."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.result: Any = None
+
+
 class Thumbnails:
     """PNG thumbnails named by their source's sha256, made by decoder processes.
 
@@ -6073,7 +6081,7 @@ class Thumbnails:
         self._sockets: list[socket.socket] = []
         self._restart_at = 0.0
         self._lock = threading.Lock()
-        self._making: dict[str, threading.Event] = {}
+        self._making: dict[str, Making] = {}
         self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
 
     def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
@@ -6196,10 +6204,7 @@ class Thumbnails:
                 self._keep(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        outcome = self._once(sha256, make)
-        if outcome is None:
-            return Outcome.MADE if self.exists(sha256, private) else Outcome.FAILED
-        return outcome
+        return self._once(f"{sha256} {private}", make)
 
     def preview(
         self, source: io.FileIO, file: File, asset: Asset, rendition: Rendition
@@ -6216,9 +6221,7 @@ class Thumbnails:
             self._keep(sha256, rendition, made[0])
             return made[0]
 
-        while (made := self._once(f"{sha256} {rendition}", make)) is None:
-            pass  # another thread has made it, which may not have been kept
-        return made
+        return self._once(f"{sha256} {rendition}", make)
 
     def find_preview(self, sha256: str, rendition: Rendition) -> bytes:
         """A preview that is at hand; OSError where it is not."""
@@ -6230,20 +6233,25 @@ class Thumbnails:
         if self._previews:
             self._previews.store(sha256, rendition, data)
 
-    def _once(self, key: str, make: Callable[[], T]) -> T | None:
-        """What `make` returns; None after waiting for another thread that made it meanwhile."""
-        with self._lock:
-            other = self._making.get(key)
-            done = other or self._making.setdefault(key, threading.Event())
-        if other:
-            other.wait()
-            return None
+    def _once(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` returns; of threads with one key at once, the first makes it for all."""
+        while True:
+            with self._lock:
+                other = self._making.get(key)
+                if other is None:
+                    making = self._making[key] = Making()
+                    break
+            other.done.wait()
+            result: T | None = other.result
+            if result is not None:  # what it raised is its own affair: the next one tries
+                return result
         try:
-            return make()
+            made = making.result = make()
+            return made
         finally:
             with self._lock:
                 del self._making[key]
-            done.set()
+            making.done.set()
 
     def _render(
         self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...]
@@ -6544,8 +6552,9 @@ def read_orientation(picture: Image.Image) -> int:
     return 0
 
 
-def fit(width: int, height: int, size: int) -> tuple[int, int]:
+def fit(shape: tuple[int, int], size: int) -> tuple[int, int]:
     """The largest width and height of this shape within `size` by `size`, never enlarged."""
+    width, height = shape
     scale = min(1.0, size / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -6560,11 +6569,11 @@ def shrink(picture: Image.Image, size: int) -> Image.Image:
 
     # A JPEG is scaled while it is decoded, down to the next size above: half the time of the
     # default gap, and no difference to the eye.
-    picture.draft(None, fit(*picture.size, size))
+    picture.draft(None, fit(picture.size, size))
     profile = picture.info.get("icc_profile")
     prepare = find_preparation(picture)
     width, height = picture.size
-    fitted = fit(width, height, size)
+    fitted = fit(picture.size, size)
     factor = max(1, min(width // fitted[0], height // fitted[1]))
     rows = max(1, STRIP_PIXELS // width // factor) * factor
     reduced: Image.Image | None = None
@@ -6615,7 +6624,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     """The rendition of a picture that is at least as large, or whole."""
     from PIL import Image
 
-    fitted = fit(*picture.size, rendition.size)
+    fitted = fit(picture.size, rendition.size)
     if fitted != picture.size:
         resampling = getattr(Image, "Resampling", Image)
         picture = picture.resize(fitted, resampling.BICUBIC, reducing_gap=1.0)

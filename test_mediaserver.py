@@ -7015,6 +7015,26 @@ def test_what_cannot_be_drawn_has_no_thumbnail(server):
             assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
 
 
+def test_threads_that_want_the_same_rendition_all_get_the_verdict_of_the_first():
+    thumbnails, asked, go = ms.Thumbnails(), threading.Semaphore(0), threading.Event()
+    calls = []
+
+    def make() -> ms.Outcome:
+        calls.append(1)
+        asked.release()
+        go.wait(DEADLINE)
+        return ms.Outcome.IMPOSSIBLE
+
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(thumbnails._once, "a", make)]
+        asked.acquire()
+        made += [pool.submit(thumbnails._once, "a", make) for _ in range(3)]
+        wait_until(lambda: len(thumbnails._making["a"].done._cond._waiters) == 3)
+        go.set()
+        assert [future.result() for future in made] == [ms.Outcome.IMPOSSIBLE] * 4
+    assert calls == [1]
+
+
 def test_without_pillow_all_but_thumbnails_works_and_the_start_says_so(start, tmp_path):
     fill(tmp_path / "bare" / "PIL", {"__init__.py": b"raise ImportError"})
     running = start(pythonpath=str(tmp_path / "bare"), path=str(tmp_path / "bare"))
