@@ -5157,7 +5157,8 @@ def test_hundreds_of_slow_bodies_hold_up_nobody(server):
         assert server.call("POST", "/api/auth/login", {"email": "x", "password": "y"})[0] == 401
 
 
-def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(server):
+def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(start):
+    server = start("--workers", "1")  # each has a count of its own
     login = "Content-Type: application/json"
     with contextlib.ExitStack() as stack:
 
@@ -9624,6 +9625,7 @@ def test_what_expires_is_removed_while_the_server_runs(tmp_path, monkeypatch):
     stopping.set()
     watching.join(DEADLINE)
     assert uploads.rows.unfinished() == []
+    index.close()
 
 
 def test_open_uploads_have_bounds(start):
