@@ -62,6 +62,8 @@ import mediaserver as ms
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "mediaserver.py"
+# What the program goes on as, by itself: to begin there saves a compilation each time.
+BYTECODE = Path(importlib.util.cache_from_source(str(PROGRAM)))
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
@@ -288,7 +290,8 @@ class Server:
         home = Path(environment.pop("cwd", storage.parent))
         home.mkdir(parents=True, exist_ok=True)
         self.log_file = home / f"{unique().decode()}.log"
-        command = [sys.executable, PROGRAM, "--storage_dir", storage, "--port", "0"]
+        program = BYTECODE if BYTECODE.exists() else PROGRAM
+        command = [sys.executable, program, "--storage_dir", storage, "--port", "0"]
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, *WORKERS, *options],
