@@ -8166,7 +8166,8 @@ def prefers(headers: Headers, media_type: str, usual: str) -> bool:
         named, *parameters = element.replace("\t", "").replace(" ", "").split(";")
         found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
         weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
-    general = (weights[name] for name in (usual, "image/*", "*/*") if name in weights)
+    group = f"{usual.partition('/')[0]}/*"
+    general = (weights[name] for name in (usual, group, "*/*") if name in weights)
     return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
@@ -10547,6 +10548,8 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if isinstance(value, list) and spec.list_field:
         return {spec.list_field: value}
     if not isinstance(value, dict):
+        if spec.list_field:
+            raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
         message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
         raise Invalid(Problem("body", "", message, "dict_type"))
     return value
@@ -10808,7 +10811,7 @@ class Content(NamedTuple):
             headers.append(("Vary", self.vary or "Accept-Encoding"))
         if self.mime_type == "image/svg+xml":
             headers.append(("Content-Security-Policy", SVG_POLICY))
-        elif self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
+        elif self.filename and self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
             headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
         if self.encoding:
             headers.append(("Content-Encoding", self.encoding))
@@ -11889,8 +11892,13 @@ def caller(request: Request) -> int:
     return request.principal.user_id
 
 
+DEMO_USER = User(0, "", "demo", None, "", "", "", "", is_active=True)
+
+
 def find_account(app: App, request: Request) -> User:
     """The caller's account; 404 for the users of other programs."""
+    if request.principal.kind == "demo":
+        return DEMO_USER
     return existing(app.index.users.get(caller(request)))
 
 
@@ -12905,7 +12913,7 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
        {200: "title, expires_at, files"})  # fmt: skip
 def open_share(app: App, request: Request, token: str) -> Response:
     share = find_share(app, token)
-    for_browser = "text/html" in request.headers.get("accept", "")
+    for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     if for_browser and not has_password(app, request, share):
         return share_page(share, PASSWORD_FORM, 401)
     need_share_password(app, request, share)
@@ -12990,7 +12998,7 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
     finish_upload(app, incoming, file)
     app.scanner.wake()
-    if "text/html" in request.headers.get("accept", ""):
+    if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
 
@@ -16115,7 +16123,7 @@ def get_gallery(app: App, request: Request) -> Response:
 @route("GET", "/", OPEN, "system", "The gallery page for browsers, health for programs",
        {200: "page or health"})  # fmt: skip
 def get_root(app: App, request: Request) -> Response:
-    if "text/html" in request.headers.get("accept", ""):
+    if prefers(request.headers, "text/html", JSON_TYPE):
         return page_response(request, GALLERY)
     return json_response(health_json(app), headers=[("Vary", "Accept")])
 
