@@ -9187,6 +9187,7 @@ class Server(ThreadingHTTPServer):
 
     def _advance(self, connection: Connection) -> None:
         """Answer what has arrived, hand it to a thread, or go on waiting."""
+        answered = False
         while connection.response is not None or self._take_request(connection):
             if connection.response is None:
                 self._hand_over(connection, self._workers_for(connection))
@@ -9195,7 +9196,11 @@ class Server(ThreadingHTTPServer):
             if state is not State.IDLE:
                 self._enter(connection, state)
                 return
-        self._enter(connection, State.HEAD if connection.received else State.IDLE)
+            answered = True
+        if connection.received:
+            self._enter(connection, State.HEAD)
+        elif answered or connection.state not in {State.IDLE, State.HEAD}:
+            self._enter(connection, State.IDLE)  # which empty lines do not make longer
 
     def _workers_for(self, connection: Connection) -> Workers:
         if connection.deferred is not None:
@@ -10206,6 +10211,7 @@ class Request:
     def __init__(self, app: App, head: RequestHead, peer: str) -> None:
         self.app = app
         self.head = head
+        self.is_read = head.method in {"GET", "HEAD"}  # as sent, whatever a field says
         self.headers = head.headers
         self.peer = peer
         self.family = ""  # whose shape errors have
@@ -11003,7 +11009,7 @@ class Application:
             request.family, request.answer_headers = item.family, item.headers
         preflight = "access-control-request-method" in head.headers
         method = head.headers.get("x-http-method-override")
-        if method and request.family == "files":  # tus, for clients that cannot send PATCH
+        if method and (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
             request.head = head = head._replace(method=method)
         if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
             return self.answer_options(request, found)
@@ -11049,8 +11055,7 @@ class Application:
         token = ",".join(tokens) if tokens else None  # two are one malformed one
         authorization = request.headers.get("authorization")
         # A foreign page can send a cookie with what changes something, but not with a bearer
-        reads = request.head.method in {"GET", "HEAD"}
-        cookies = request.headers.get("cookie", "") if reads else ""
+        cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
             authorization, token, app.keys, time.time(), app.tokens, cookies
         )
@@ -12163,11 +12168,18 @@ MEDIA_FIELDS = (
 
 
 def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with an uploaded file: it is an image, video or audio, of the type given."""
+    """What is wrong with a file, an image, video or audio of the type given, or a collection."""
+    user_id, key = request.principal.user_id, (values.get("collection") or "").lower()
+    if user_id is not None and key and not request.app.index.collections.get(user_id, key):
+        yield no_collection(key)
     if request.upload and request.upload.facts is None:
         yield Problem("body", "file", NOT_MEDIA if request.upload.size else "The file is empty.")
     elif request.upload and request.upload.facts:
         yield from kind_problems(values, request.upload.facts.kind)
+
+
+def no_collection(key: str) -> Problem:
+    return Problem("body", "collection", f'Invalid pk "{key}" - object does not exist.')
 
 
 def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[Problem]:
@@ -12258,8 +12270,7 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
     """Write a record, and its file where that is new; 400 for a collection of somebody else."""
     key = record.collection_id
     if key and app.index.collections.get(record.user_id, key, db) is None:
-        message = f'Invalid pk "{key}" - object does not exist.'
-        raise Invalid(Problem("body", "collection", message))
+        raise Invalid(no_collection(key))
     if placed:
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)

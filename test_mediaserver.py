@@ -5180,6 +5180,16 @@ def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(
         assert begin("192.0.2.1").answer().status == 100
 
 
+def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
+    for state in (ms.State.IDLE, ms.State.HEAD):
+        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=0.3))
+    with Raw(bare_server) as raw:
+        with contextlib.suppress(OSError):
+            while not select.select([raw.socket], [], [], 0.02)[0]:
+                raw.send(b"\r\n")
+        assert raw.is_closed()
+
+
 def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
     for data, status in (
         (b"GET / HT", 408),
@@ -9504,6 +9514,9 @@ def test_the_method_may_be_in_a_header(server):
         body = content if method == "PATCH" else b""
         assert server.request("POST", upload.path, body, fields).status == status
     assert upload.head().status == 404
+    other = begin(server, len(content), "media")  # what only reads stays so
+    fields = {**OWNER, **TUS, "X-HTTP-Method-Override": "DELETE"}
+    assert server.request("GET", other.path, headers=fields).status == 200
 
 
 def test_what_the_family_refuses_ends_the_upload(server):
