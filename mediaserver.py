@@ -13503,7 +13503,8 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
 @route("GET", "/exists", READ, "system", "Whether a content is stored", {200: "stored"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def get_exists(app: App, request: Request) -> Response:
-    return json_response(stored_json(app, request, [check_sha256(request.query["sha256"])]))
+    hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
+    return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
 @route("POST", "/exists", READ, "system", "Which of up to 1,000 contents are stored",

@@ -6937,6 +6937,8 @@ def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, dj
         one_by_one = [server.get(f"/exists?sha256={each}", **headers) for each in asked[:5]]
         assert [each.json["stored"] for each in one_by_one] == [
             [each] if each in found else [] for each in asked[:5]]  # fmt: skip
+        query = urlencode([("sha256", each) for each in asked])
+        assert server.get(f"/exists?{query}", **headers).json["stored"] == found
         return {content for content in (public, private, own, entity) if sha256(content) in found}
 
     assert stored({}) == stored(django.headers) == {public, entity}
