@@ -8918,6 +8918,7 @@ class Server(ThreadingHTTPServer):
     client_of: Callable[[RequestHead, str], str]
     on_error: Callable[[HTTPError, str], Response]
     on_hangup: Callable[[], None]
+    on_orphaned: Callable[[], None]
     on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
 
     def __init__(
@@ -8977,7 +8978,7 @@ class Server(ThreadingHTTPServer):
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
         if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.stop)
+            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
         while not self._is_over():
             for key, _ in self._selector.select(self._patience(poll_interval)):
                 self._turn(key.data)
@@ -17582,18 +17583,21 @@ def is_well(server: Server, app: App, seconds: float) -> bool:
 def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
     """SIGTERM and SIGINT stop for good, a second SIGINT at once; SIGHUP scans."""
 
+    def leave() -> None:
+        listener.close()  # so that another server may have the port at once
+        server.stop()
+
     def stop(number: int, frame: object) -> None:
         if server.stopping and number == signal.SIGINT:
             os._exit(130)
         notify("STOPPING=1")
-        listener.close()
-        server.stop()
+        leave()
 
     def scan() -> None:
         app.scanner.request()
         notify_reload()
 
-    server.on_hangup = scan
+    server.on_hangup, server.on_orphaned = scan, leave
     signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)

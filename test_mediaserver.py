@@ -5278,6 +5278,27 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_the_supervisor(start):
     assert start().get("/health").status == 200
 
 
+def test_orphans_leave_the_port_at_once_and_answer_what_they_have_begun(start):
+    running = start("--workers", "2")
+
+    def is_free() -> bool:
+        with contextlib.suppress(OSError), contextlib.closing(socket.socket()) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", running.port))
+            other.listen()
+            return True
+        return False
+
+    with Raw(running) as raw:
+        fields = ("Content-Type: application/json", "Expect: 100-continue")
+        raw.send(post("/api/auth/login", 50, *fields))
+        assert raw.answer().status == 100
+        running.kill()
+        wait_until(is_free, "the port")
+        raw.send(bytes(50))
+        assert raw.answer().status == 400
+
+
 def test_a_worker_that_fails_says_why(capfd):
     process = ms.fork_worker([], lambda: {}["nothing"])
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
