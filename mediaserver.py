@@ -9544,15 +9544,19 @@ Handler = TypeVar("Handler", bound=Callable[..., Answer])
 
 
 def route(
-    method: str, path: str | Sequence[str], access: Access, family: str, summary: str,
-    answers: Mapping[int, str], **more: Any,
+    method: str, path: str | Sequence[str], access: Access, family: str,
+    answers: Mapping[int, str], summary: str = "", **more: Any,
 ) -> Callable[[Handler], Handler]:  # fmt: skip
-    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route."""
+    """Declare the decorated function, `handler(app, request, **path parameters)`, as a route.
+
+    Its docstring begins with the summary, where another one is not given.
+    """
     # Of several paths the first is the one that the documentation shows.
     path, *others = [path] if isinstance(path, str) else path
 
     def declare(handler: Handler) -> Handler:
-        about = (method, path, access, family, summary, answers, handler)
+        said = summary or (handler.__doc__ or "").partition(".\n")[0].rstrip(".")
+        about = (method, path, access, family, said, answers, handler)
         ROUTES.append(Route(*about, **more, aliases=tuple(others)))
         return handler
 
@@ -11561,13 +11565,14 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 ))  # fmt: skip
 
 
-@route("POST", "/upload", UPLOAD, "media", "Upload a public image",
+@route("POST", "/upload", UPLOAD, "media",
        {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
-       is_target=True)  # fmt: skip
-@route("PUT", "/upload", UPLOAD, "media", "Upload a public image, as curl -T does",
+       is_target=True, summary="Upload a public image")  # fmt: skip
+@route("PUT", "/upload", UPLOAD, "media",
        {201: "url, filename, size, content_type, sha256"},
        body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
+    """Upload a public image, as curl -T does."""
     incoming = uploaded(request)
     facts = check_type(incoming, MEDIA_TYPES)
     extension = check_extension(incoming.filename, MEDIA_NAMES)
@@ -11585,14 +11590,16 @@ def upload_media(app: App, request: Request) -> Response:
     return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
 
 
-@route("GET", "/media/{filename}", READ, "media", "A public image", {200: "the file"})
+@route("GET", "/media/{filename}", READ, "media", {200: "the file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
+    """A public image."""
     found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
     return file_response(app, request, found, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", "Delete a public image", {200: "deleted"})
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "deleted"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
+    """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
     existing(app.index.files.get("library", path), NO_FILE)
     with app.library.removing([path]):
@@ -11610,9 +11617,9 @@ MEDIA_PAGING = (
 )
 
 
-@route("GET", "/media", READ, "media", "All public images, newest first", {200: "count, files"},
-       query=MEDIA_PAGING)  # fmt: skip
+@route("GET", "/media", READ, "media", {200: "count, files"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
+    """All public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
     if request.query:
         size = request.query.get("page_size", 100)
@@ -11649,8 +11656,9 @@ LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
 LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
-@route("GET", "/list", READ, "library", "Everything in the folder, by SHA-256", {200: "by sha256"})
+@route("GET", "/list", READ, "library", {200: "by sha256"})
 def list_library(app: App, request: Request) -> Answer:
+    """Everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
 
 
@@ -11668,9 +11676,9 @@ def library_pieces(app: App) -> Iterator[str]:
     yield "{}" if before == "{" else "}"
 
 
-@route("GET", "/thumbnail/{sha256}", READ, "library", "A PNG that fits 256 × 256",
-       {200: "image/png"})  # fmt: skip
+@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "image/png"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
+    """A PNG that fits 256 × 256."""
     file, asset = find_content(app, request, check_sha256(sha256))
     work = functools.partial(thumbnail_response, app, request, file, asset)
     return Deferred("decoder", work) if asset.thumbnail is None else work()
@@ -11712,14 +11720,15 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
     return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
-@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", "A private image",
-       {200: "the file"})  # fmt: skip
+@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "the file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
+    """A private image."""
     return file_response(app, request, find_named(app, app.images, filename), "no-cache")
 
 
-@route("GET", "/image/{sha256}", READ, "library", "A file by its SHA-256", {200: "the file"})
+@route("GET", "/image/{sha256}", READ, "library", {200: "the file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
+    """A file by its SHA-256."""
     found = find_content(app, request, check_sha256(sha256))
     return file_response(app, request, found, FOREVER)
 
@@ -11737,10 +11746,10 @@ def library_name(wanted: str, filename: str) -> str:
 
 
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
-       "Upload an image into the folder",
        {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
        body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
+    """Upload an image into the folder."""
     incoming = uploaded(request)
     facts = check_type(incoming, LIBRARY_TYPES)
     name = library_name(filename, incoming.filename)
@@ -11804,9 +11813,10 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     return safe_name(f"{stem}{extension}")
 
 
-@route("POST", "/upload-image", WRITE, "images", "Store a private image",
+@route("POST", "/upload-image", WRITE, "images",
        {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
+    """Store a private image."""
     incoming = uploaded(request)
     facts = check_type(incoming, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
@@ -11918,10 +11928,11 @@ def check_registration(app: App, request: Request) -> None:
         raise HTTPError(403, "Registration is off here.")
 
 
-@route("POST", "/api/auth/register", OPEN, "accounts", "Make an account", {201: "the user"},
+@route("POST", "/api/auth/register", OPEN, "accounts", {201: "the user"},
        body=REGISTRATION, before=check_registration)  # fmt: skip
 @deferred("password")
 def register(app: App, request: Request) -> Response:
+    """Make an account."""
     values = request.fields
     values["password"] = app.new_passwords.hash(values["password"])
 
@@ -11938,10 +11949,11 @@ def login_key(user: User | None, name: str) -> str:
     return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
 
 
-@route("POST", "/api/auth/login", OPEN, "accounts", "Get an access and a refresh token",
+@route("POST", "/api/auth/login", OPEN, "accounts",
        {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
 @deferred("password")
 def login(app: App, request: Request) -> Response:
+    """Get an access and a refresh token."""
     name = request.fields.get("username") or request.fields["email"]
     user = app.index.users.find(name)
     stored = user.password if user and user.is_active else DUMMY_PASSWORD_HASH
@@ -11998,9 +12010,9 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route("POST", "/api/auth/token/refresh", OPEN, "accounts", "Spend a refresh token for new tokens",
-       {200: "access, refresh"}, body=REFRESH)  # fmt: skip
+@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "access, refresh"}, body=REFRESH)
 def refresh_tokens(app: App, request: Request) -> Response:
+    """Spend a refresh token for new tokens."""
     arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
     sessions = app.index.sessions
     try:
@@ -12025,9 +12037,9 @@ LOGOUT = BodySpec(ANY_BODY, (
 
 
 @route("POST", "/api/auth/logout", USER, "accounts",
-       "Spend a refresh token, which ends its session, or end all my sessions",
        {205: "nothing", 400: "error"}, body=LOGOUT)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
+    """Spend a refresh token, which ends its session, or end all my sessions."""
     sessions, user_id = app.index.sessions, caller(request)
     if request.fields.get("all"):
         app.index.write(lambda db: sessions.end_all(db, user_id))
@@ -12039,9 +12051,10 @@ def logout(app: App, request: Request) -> Response:
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
 
-@route("GET", "/api/auth/sessions", USER, "accounts", "Where I am logged in, last used first",
+@route("GET", "/api/auth/sessions", USER, "accounts",
        {200: "a list of id, created_at, last_used_at, address, user_agent"})  # fmt: skip
 def list_sessions(app: App, request: Request) -> Response:
+    """Where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
     return json_response([session_json(session) for session in found])
 
@@ -12056,22 +12069,23 @@ def session_json(session: Session) -> dict[str, Any]:
     }
 
 
-@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", "End one of my sessions",
-       {204: "nothing"})  # fmt: skip
+@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: "nothing"})
 def end_one_session(app: App, request: Request, id: str) -> Response:
+    """End one of my sessions."""
     existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
     return Response(204)
 
 
-@route("GET", "/api/auth/profile", USER, "accounts", "Who I am", {200: "the user"})
+@route("GET", "/api/auth/profile", USER, "accounts", {200: "the user"})
 def get_profile(app: App, request: Request) -> Response:
+    """Who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
-@route("POST", "/api/auth/password", USER, "accounts", "Change my password and end all sessions",
-       {204: "nothing"}, body=PASSWORD_CHANGE)  # fmt: skip
+@route("POST", "/api/auth/password", USER, "accounts", {204: "nothing"}, body=PASSWORD_CHANGE)
 @deferred("password")
 def change_password(app: App, request: Request) -> Response:
+    """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
     if app.logins.check(key, request.client, values["old_password"], user.password):
@@ -12229,11 +12243,12 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
     return request.url(f"{path}?expires={expires}&signature={signature}")
 
 
-@route("GET", MEDIA_PATHS, USER, "accounts", "My media records",
+@route("GET", MEDIA_PATHS, USER, "accounts",
        {200: "a page of records"},
        query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
               *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
+    """My media records."""
     to_json = functools.partial(record_json, app, request)
     equal = tuple((name, value) for name, value in request.query.items() if name == "type")
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
@@ -12292,9 +12307,10 @@ def check_room(app: App, request: Request) -> None:
     request.room = max(0, find_room(app, caller(request)))
 
 
-@route("POST", MEDIA_PATHS, USER, "accounts", "Make a media record, with a file or without",
+@route("POST", MEDIA_PATHS, USER, "accounts",
        {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
+    """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
@@ -12318,9 +12334,9 @@ def check_record(app: App, request: Request, id: str) -> None:
     request.room = max(0, find_room(app, record.user_id) + freed)
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", "One of my media records",
-       {200: "the record"})  # fmt: skip
+@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "the record"})
 def get_record(app: App, request: Request, id: str) -> Response:
+    """One of my media records."""
     value = record_json(app, request, find_record(app, request, id))
     return json_response(value)
 
@@ -12330,12 +12346,13 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change a media record; a file replaces its file", {200: "the record"}, before=check_record,
-       body=MEDIA_BODY)  # fmt: skip
+       {200: "the record"}, before=check_record,
+       body=MEDIA_BODY, summary="Change a media record; a file replaces its file")  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Change some of a media record; a file replaces its file", {200: "the record"},
+       {200: "the record"},
        before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
+    """Change some of a media record; a file replaces its file."""
     record = find_record(app, request, id)
     facts, changes = upload_facts(request), media_changes(request)
     if facts:
@@ -12377,17 +12394,17 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       "Delete a media record softly: its file stays on disk", {204: "nothing"})  # fmt: skip
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
 def delete_record(app: App, request: Request, id: str) -> Response:
+    """Delete a media record softly: its file stays on disk."""
     existing(app.index.media.hide(caller(request), id.lower(), time.time()))
     return Response(204)
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
-       "The file of a media record, for its owner or by the signature in its URL",
        {200: "the file"}, query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
+    """The file of a media record, for its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
         record = find_signed(app, request, id)
     else:
@@ -12412,16 +12429,18 @@ MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
-       "Put a media record into a collection", {200: "the record"}, before=find_record,
+       {200: "the record"}, before=find_record,
        body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
+    """Put a media record into a collection."""
     key = request.fields["collection_id"]
     return move_record(app, request, id, find_collection(app, request, key).id)
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
-       "Take a media record out of its collection", {200: "the record"})  # fmt: skip
+       {200: "the record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
+    """Take a media record out of its collection."""
     return move_record(app, request, id, None)
 
 
@@ -12456,15 +12475,15 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
     return existing(app.index.collections.get(caller(request), id.lower()))
 
 
-@route("GET", COLLECTION_PATHS, USER, "accounts", "My collections",
-       {200: "a page of collections"}, query=PAGING)  # fmt: skip
+@route("GET", COLLECTION_PATHS, USER, "accounts", {200: "a page of collections"}, query=PAGING)
 def list_collections(app: App, request: Request) -> Response:
+    """My collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route("POST", COLLECTION_PATHS, USER, "accounts", "Make a collection", {201: "the collection"},
-       body=COLLECTION_BODY)  # fmt: skip
+@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "the collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
+    """Make a collection."""
     now, values = time.time(), request.fields
     about = (values["name"], values.get("description"))
     collection = Collection(str(uuid.uuid4()), caller(request), *about, now, now)
@@ -12472,9 +12491,9 @@ def create_collection(app: App, request: Request) -> Response:
     return json_response(collection_json(collection), 201)
 
 
-@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       "One of my collections and its media", {200: "the collection, media"})  # fmt: skip
+@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "the collection, media"})
 def get_collection(app: App, request: Request, id: str) -> Response:
+    """One of my collections and its media."""
     collection = find_collection(app, request, id)
     wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
 
@@ -12488,11 +12507,13 @@ def get_collection(app: App, request: Request, id: str) -> Response:
     return long_response(request, content._replace(cache_control="private, no-cache"))
 
 
-@route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change a collection",
-       {200: "the collection"}, before=find_collection, body=COLLECTION_BODY)  # fmt: skip
-@route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", "Change some of a collection",
+@route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       {200: "the collection"}, summary="Change a collection", before=find_collection,
+       body=COLLECTION_BODY)  # fmt: skip
+@route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
        {200: "the collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
+    """Change some of a collection."""
     changes = {**request.fields, "updated_at": time.time()}
     key = find_collection(app, request, id).id
 
@@ -12505,9 +12526,9 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       "Delete a collection and keep its media", {204: "nothing"})  # fmt: skip
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
 def delete_collection(app: App, request: Request, id: str) -> Response:
+    """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
 
@@ -12551,9 +12572,9 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route("GET", "/entity/", READ, "entities", "A page of the entities", {200: "items, pagination"},
-       query=ENTITY_LIST)  # fmt: skip
+@route("GET", "/entity/", READ, "entities", {200: "items, pagination"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
+    """A page of the entities."""
     query = request.query
     page, size = query["page"], query["page_size"]
     filters = parse_filters(query.get("filter_param", ""))
@@ -12588,25 +12609,28 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route("POST", "/entity/", WRITE, "entities", "Create an entity", {201: "the Item"},
+@route("POST", "/entity/", WRITE, "entities", {201: "the Item"},
        body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
+    """Create an entity."""
     draft = Entity(**request.fields)
     entity = save_entity(app, request.upload, lambda db: draft)
     location = ("Location", request.reference(f"/entity/{entity.id}"))
     return json_response(entity_json(entity), 201, [location])
 
 
-@route("GET", "/entity/{id}", READ, "entities", "An entity", {200: "the Item"},
+@route("GET", "/entity/{id}", READ, "entities", {200: "the Item"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
+    """An entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
-@route("PUT", "/entity/{id}", WRITE, "entities", "Replace an entity", {200: "the Item"},
+@route("PUT", "/entity/{id}", WRITE, "entities", {200: "the Item"},
        parameters=ENTITY_ID, body=ENTITY_REPLACE,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
+    """Replace an entity."""
     fields = request.fields
     texts: dict[str, Any] = {item.name: fields.get(item.name) for item in ENTITY_TEXTS}
 
@@ -12619,37 +12643,43 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, request.upload, draft)))
 
 
-@route("PATCH", "/entity/{id}", WRITE, "entities", "Change, move, soft-delete or restore",
+@route("PATCH", "/entity/{id}", WRITE, "entities",
        {200: "the Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
+    """Change, move, soft-delete or restore."""
+
     def draft(db: Database | None) -> Entity:
         return find_entity(app, id, db=db)._replace(**request.fields)
 
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route("DELETE", "/entity/{id}", WRITE, "entities", "Delete an entity for good",
+@route("DELETE", "/entity/{id}", WRITE, "entities",
        {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
+    """Delete an entity for good."""
+
     def forget(db: Database) -> tuple[Entity, list[str]]:
         return find_entity(app, id, db=db), app.index.entities.remove(db, id, time.time())
 
     return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
-@route("GET", "/entity/{id}/versions", READ, "entities", "All versions, the oldest first",
+@route("GET", "/entity/{id}/versions", READ, "entities",
        {200: "version, transaction_id and the Item's fields of each"},
        parameters=ENTITY_ID)  # fmt: skip
 def list_versions(app: App, request: Request, id: int) -> Response:
+    """All versions, the oldest first."""
     versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
     names = ("version", "transaction_id")
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
-@route("GET", "/entity/{id}/file", READ, "entities", "An entity's content", {200: "the file"},
+@route("GET", "/entity/{id}/file", READ, "entities", {200: "the file"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
+    """An entity's content."""
     entity = find_entity(app, id, request.query.get("version"))
     found = app.index.files.get("entities", entity.path) if entity.path else None
     return file_response(app, request, existing(found, NO_FILE), "no-cache")
@@ -12823,10 +12853,10 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
     return Share("", owner, kind, "entities", str(entity.id))
 
 
-@route("POST", "/shares", BEARER, "shares", "Make a link to files, for who has no account",
-       {201: "the share"}, body=NEW_SHARE)  # fmt: skip
+@route("POST", "/shares", BEARER, "shares", {201: "the share"}, body=NEW_SHARE)
 @deferred("password")
 def create_share(app: App, request: Request) -> Response:
+    """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
     if values["upload"] and shared.kind != "folder":
@@ -12861,16 +12891,17 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
-@route("GET", "/shares", BEARER, "shares", "My links; an administrator's are all",
-       {200: "a list of shares"})  # fmt: skip
+@route("GET", "/shares", BEARER, "shares", {200: "a list of shares"})
 def list_shares(app: App, request: Request) -> Response:
+    """My links; an administrator's are all."""
     principal = request.principal
     shares = app.index.shares.all(time.time(), principal.user_id, principal.is_admin)
     return json_response([share_json(request, share) for share in shares])
 
 
-@route("DELETE", "/shares/{id}", BEARER, "shares", "End a link", {204: "nothing"})
+@route("DELETE", "/shares/{id}", BEARER, "shares", {204: "nothing"})
 def end_share(app: App, request: Request, id: str) -> Response:
+    """End a link."""
     principal = request.principal
     existing(app.index.shares.remove(id, principal.user_id, principal.is_admin))
     return Response(204)
@@ -12921,9 +12952,9 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
     return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
 
 
-@route("GET", "/s/{token}", OPEN, "shares", "What a link shows: a page for browsers",
-       {200: "title, expires_at, files"})  # fmt: skip
+@route("GET", "/s/{token}", OPEN, "shares", {200: "title, expires_at, files"})
 def open_share(app: App, request: Request, token: str) -> Response:
+    """What a link shows: a page for browsers."""
     share = find_share(app, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     if for_browser and not has_password(app, request, share):
@@ -12968,10 +12999,11 @@ def shared_html(file: Mapping[str, Any]) -> str:
     return f'<a href="{url}">{name}</a>'
 
 
-@route("POST", "/s/{token}", OPEN, "shares", "Tell a link's password",
+@route("POST", "/s/{token}", OPEN, "shares",
        {303: "sets a cookie", 429: "too many failed logins"}, body=SHARE_PASSWORD)  # fmt: skip
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
+    """Tell a link's password."""
     share = find_share(app, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
@@ -12994,11 +13026,12 @@ def check_guest(app: App, request: Request, token: str) -> Share:
     return share
 
 
-@route("POST", "/s/{token}/upload", OPEN, "shares", "Add a picture or film to a link's folder",
+@route("POST", "/s/{token}/upload", OPEN, "shares",
        {201: "name, type, size, url", 303: "back to the page, for browsers"},
        body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
        before=check_guest)  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
+    """Add a picture or film to a link's folder."""
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
@@ -13015,10 +13048,11 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
-@route("GET", "/s/{token}/{n}", OPEN, "shares", "A file of a link, by its SHA-256",
+@route("GET", "/s/{token}/{n}", OPEN, "shares",
        {200: "the file"},
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
+    """A file of a link, by its SHA-256."""
     share = find_share(app, token)
     need_share_password(app, request, share)
     found = app.index.shares.files(share, sha256=check_sha256(n))
@@ -13313,10 +13347,11 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
     ]
 
 
-@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", "What the server can do of tus 1.0",
+@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files",
        {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
        headers=TUS_HEADERS)  # fmt: skip
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
+    """What the server can do of tus 1.0."""
     size = max(max_size(app, target) for target in TARGETS.values())
     headers = {
         "Tus-Version": TUS_VERSION,
@@ -13335,10 +13370,11 @@ def transferred(request: Request) -> Transfer:
     return request.transfer
 
 
-@route("POST", "/files", TARGET, "files", "Begin an upload that can be resumed",
+@route("POST", "/files", TARGET, "files",
        {201: "where it goes on; the family's answer if it is complete"},
        body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
+    """Begin an upload that can be resumed."""
     transfer = transferred(request)
     location = ("Location", upload_url(request, transfer.upload))
     if not transfer.is_whole:
@@ -13351,11 +13387,12 @@ def create_upload(app: App, request: Request) -> Response:
     return answer
 
 
-@route("PATCH", "/files/{id}", TARGET, "files", "Go on with an upload",
+@route("PATCH", "/files/{id}", TARGET, "files",
        {204: "how far it is", 201: "the family's answer, at the end of one of the IETF draft"},
        before=find_upload, body=BodySpec((), reader=continue_resumable),
        headers=TUS_HEADERS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
+    """Go on with an upload."""
     transfer = transferred(request)
     if not transfer.is_whole:
         return Response(204, upload_headers(app, transfer.upload))
@@ -13363,9 +13400,10 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
     return Response(204, answer.headers[1:]) if transfer.is_tus else answer
 
 
-@route("GET", "/files/{id}", TARGET, "files", "How far an upload is",
+@route("GET", "/files/{id}", TARGET, "files",
        {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
 def get_upload(app: App, request: Request, id: str) -> Response:
+    """How far an upload is."""
     upload = find_upload(app, request, id)
     headers = upload_headers(app, upload)
     if upload.metadata:
@@ -13375,9 +13413,9 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files", "End an upload; what is complete stays stored",
-       {204: "nothing"}, headers=TUS_HEADERS)  # fmt: skip
+@route("DELETE", "/files/{id}", TARGET, "files", {204: "nothing"}, headers=TUS_HEADERS)
 def delete_upload(app: App, request: Request, id: str) -> Response:
+    """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
     return Response(204)
 
@@ -13434,9 +13472,9 @@ def health_json(app: App) -> dict[str, Any]:
     return {**health, "problems": problems} if problems else health
 
 
-@route("GET", "/health", OPEN, "system", "How the server is",
-       {200: "status, version, uptime, scan"}, prompt=True)  # fmt: skip
+@route("GET", "/health", OPEN, "system", {200: "status, version, uptime, scan"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
+    """How the server is."""
     return json_response(health_json(app))
 
 
@@ -13448,16 +13486,16 @@ def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
     return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
 
 
-@route("POST", "/session", BEARER, "system", "Let a browser's pages show what the bearer may read",
-       {204: "sets the view cookie"})  # fmt: skip
+@route("POST", "/session", BEARER, "system", {204: "sets the view cookie"})
 def start_session(app: App, request: Request) -> Response:
+    """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
     return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
 
 
-@route("DELETE", "/session", OPEN, "system", "End the browser's session",
-       {204: "ends the view cookie"})  # fmt: skip
+@route("DELETE", "/session", OPEN, "system", {204: "ends the view cookie"})
 def end_session(app: App, request: Request) -> Response:
+    """End the browser's session."""
     return Response(204, [view_cookie(request, "", 0), NO_STORE])
 
 
@@ -13466,9 +13504,10 @@ PREVIEW_QUERY = (
 )
 
 
-@route("GET", "/preview/{sha256}", READ, "system", "A picture for browsers, within a square",
+@route("GET", "/preview/{sha256}", READ, "system",
        {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
+    """A picture for browsers, within a square."""
     file, asset = find_content(app, request, check_sha256(sha256))
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
@@ -13501,19 +13540,23 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     ]}  # fmt: skip
 
 
-@route("GET", "/exists", READ, "system", "Whether a content is stored", {200: "stored"},
+@route("GET", "/exists", READ, "system", {200: "stored"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def get_exists(app: App, request: Request) -> Response:
+    """Whether a content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
-@route("POST", "/exists", READ, "system", "Which of up to 1,000 contents are stored",
+@route("POST", "/exists", READ, "system",
        {200: "stored"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"))  # fmt: skip
 def post_exists(app: App, request: Request) -> Response:
-    """Tell it of each hash in the list that is the body, in its order."""
+    """Which of up to 1,000 contents are stored.
+
+    Tell it of each hash in the list that is the body, in its order.
+    """
     return json_response(stored_json(app, request, request.fields["sha256"]))
 
 
@@ -13605,8 +13648,9 @@ def count_durations(meter: Meter) -> Samples:
         yield f"_count{{{labels}}}", counts[-1]
 
 
-@route("GET", "/metrics", PRIVATE_READ, "system", "Figures for Prometheus", {200: "text"})
+@route("GET", "/metrics", PRIVATE_READ, "system", {200: "text"})
 def get_metrics(app: App, request: Request) -> Response:
+    """Figures for Prometheus."""
     samples = read_metrics(app)
     lines = []
     for name, (kind, help) in METRICS.items():
@@ -14002,9 +14046,9 @@ def openapi_json(request: Request) -> dict[str, Any]:
     }
 
 
-@route("GET", "/openapi.json", OPEN, "system", "This interface as OpenAPI 3.1",
-       {200: "the OpenAPI document"})  # fmt: skip
+@route("GET", "/openapi.json", OPEN, "system", {200: "the OpenAPI document"})
 def get_openapi(app: App, request: Request) -> Response:
+    """This interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
 
 
@@ -14318,8 +14362,9 @@ fetch(`${ROOT}/openapi.json`).then((answer) => answer.json()).then(draw);
 DOCS = build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIPT)
 
 
-@route("GET", "/docs", OPEN, "system", "This interface, to read and to try", {200: "page"})
+@route("GET", "/docs", OPEN, "system", {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
+    """This interface, to read and to try."""
     return page_response(request, DOCS)
 
 
@@ -14402,9 +14447,9 @@ def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes]
 
 
 @route("GET", "/gallery/items", READ, "system",
-       "What the gallery shows: its groups, or the items of one",
        {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
 def list_items(app: App, request: Request) -> Response:
+    """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
     group = query.pop("group", None)
     key = tuple(sorted(query.items()))
@@ -16128,14 +16173,15 @@ begin();
 GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
 
 
-@route("GET", "/gallery", OPEN, "system", "The gallery page", {200: "page"})
+@route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
+    """The gallery page."""
     return page_response(request, GALLERY)
 
 
-@route("GET", "/", OPEN, "system", "The gallery page for browsers, health for programs",
-       {200: "page or health"})  # fmt: skip
+@route("GET", "/", OPEN, "system", {200: "page or health"})
 def get_root(app: App, request: Request) -> Response:
+    """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
         return page_response(request, GALLERY)
     return json_response(health_json(app), headers=[("Vary", "Accept")])
