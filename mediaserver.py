@@ -275,13 +275,13 @@ class Setting(NamedTuple):
     empty: bool = False  # an empty value means something
 
 
-def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **how: Any) -> Any:
+def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **spec: Any) -> Any:
     """A Setting, in the place of a value of another type."""
-    return Setting(default, help, parse, **how)
+    return Setting(default, help, parse, **spec)
 
 
-def number(default: int, high: int, help: str, low: int = 1, **how: Any) -> Any:
-    return setting(default, help, whole_number(low, high), **how)
+def number(default: int, high: int, help: str, low: int = 1, **spec: Any) -> Any:
+    return setting(default, help, whole_number(low, high), **spec)
 
 
 def flag(default: bool, help: str) -> Any:
@@ -388,8 +388,8 @@ class Settings(NamedTuple):
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
         """Name, default and description of each setting, in the order of the documentation."""
-        for name, how in cls._field_defaults.items():
-            yield name, how.default, how
+        for name, spec in cls._field_defaults.items():
+            yield name, spec.default, spec
 
     @property
     def secrets_file(self) -> Path:
@@ -461,7 +461,7 @@ def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> 
     """Tell of what was meant as a setting, but is read by nobody."""
     import difflib  # only for names that are no settings
 
-    table = {name.upper(): how for name, _, how in Settings.table()}
+    table = {name.upper(): spec for name, _, spec in Settings.table()}
     for name in dotenv:
         if name in table and not table[name].environment:
             warn(f".env: {name} has no effect there; give --{name.lower()}")
@@ -482,15 +482,15 @@ def load_settings(
     Raises SettingError with the setting's name for a value that cannot be used.
     """
     values: dict[str, Any] = {}
-    for name, _, how in Settings.table():
+    for name, _, spec in Settings.table():
         label = name.upper()
         layers = [options.get(name)]
-        if how.environment:
+        if spec.environment:
             layers += [environment.get(label), dotenv.get(label)]
-        given = [text for text in layers if text or (text == "" and (how.secret or how.empty))]
+        given = [text for text in layers if text or (text == "" and (spec.secret or spec.empty))]
         try:
             for text in given[:1]:
-                values[name] = how.parse(text)
+                values[name] = spec.parse(text)
         except ValueError as error:
             raise SettingError(label, str(error)) from None
     if "storage_dir" not in values:
@@ -526,7 +526,7 @@ def check_folders(values: Mapping[str, Any]) -> None:
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     """Settings with every secret in place, and the names of those that were not given."""
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
-    names = [name for name, _, how in Settings.table() if how.secret]
+    names = [name for name, _, spec in Settings.table() if spec.secret]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
@@ -542,7 +542,7 @@ def forget_secrets() -> None:
     Linux shows the environment that a process began with (proc_pid_environ(5)), also that of a
     forked one, whatever was unset since: so the values are overwritten where they lie.
     """
-    names = [name.upper() for name, _, how in Settings.table() if how.secret]
+    names = [name.upper() for name, _, spec in Settings.table() if spec.secret]
     given = [name for name in names if os.environ.pop(name, None)]
     if not given:
         return
@@ -587,7 +587,7 @@ class HTTPError(Exception):
         self.headers = dict(headers or {})
 
 
-class Problem(NamedTuple):
+class FieldError(NamedTuple):
     """One thing that is wrong with one field; `type` is pydantic's word for it."""
 
     where: str  # "query", "path" or "body"; "body/member" in the object that is a member of it
@@ -598,10 +598,10 @@ class Problem(NamedTuple):
     is_null: bool = False  # it is wrong because it is null
 
 
-class Invalid(HTTPError):
+class ValidationError(HTTPError):
     """Fields that do not parse; each family answers them in its own shape."""
 
-    def __init__(self, *problems: Problem) -> None:
+    def __init__(self, *problems: FieldError) -> None:
         super().__init__(400, "; ".join(f"{p.field}: {p.message}" for p in problems))
         self.problems = problems
 
@@ -773,7 +773,7 @@ MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
 MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
 
 
-class ScryptRoom:
+class PasswordHasher:
     """Lets a few passwords be hashed at once and some wait for that; 503 for more.
 
     They have threads of their own: the C library keeps what a thread has freed for that thread,
@@ -1217,7 +1217,7 @@ def require(access: Access, principal: Principal, read_auth_enabled: bool) -> No
     raise HTTPError(403, f"The credential is good, but this needs {need}.")
 
 
-class Keys:
+class AuthConfig:
     """What credentials are checked with; a blank secret would accept forgeries and is refused."""
 
     # Not a tuple: its repr would show the secrets.
@@ -1244,7 +1244,7 @@ class Keys:
 class TokenCache:
     """A bounded memory of verified tokens, least recently used out first; safe between threads.
 
-    It belongs to one set of `Keys`. Tokens are held as digests: a memory dump shows none.
+    It belongs to one `AuthConfig`. Tokens are held as digests: a memory dump shows none.
     """
 
     def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
@@ -1310,7 +1310,9 @@ def parse_bearer(authorization: str | None) -> str | None:
     return token.lstrip(" ")
 
 
-def _bearer_principal(token: str, keys: Keys, now: float, cache: TokenCache | None) -> Principal:
+def _bearer_principal(
+    token: str, keys: AuthConfig, now: float, cache: TokenCache | None
+) -> Principal:
     if equals_secret(token, keys.auth_token):
         return OWNER
     if " " in token:
@@ -1357,7 +1359,7 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     return ANONYMOUS
 
 
-def _query_token_principal(token: str, keys: Keys, now: float) -> Principal:
+def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principal:
     """Return who comes with `?token=`: an uploader, or whom a scoped token lets do something."""
     if token.count(".") == 2:
         return Principal("scoped", grant=verify_grant(token, keys.scoped_key, now))
@@ -1381,7 +1383,7 @@ def narrow(principal: Principal, method: str, path: str) -> Principal:
 
 
 def find_principal(
-    authorization: str | None, upload_token: str | None, keys: Keys, now: float,
+    authorization: str | None, upload_token: str | None, keys: AuthConfig, now: float,
     cache: TokenCache | None = None, cookies: str = "",
 ) -> Principal:  # fmt: skip
     """Return who makes a request, from its `Authorization`, `?token=` and `Cookie`.
@@ -1427,9 +1429,9 @@ MAX_IFD_ENTRIES = 1000
 MAX_TRIES = 64  # written times looked at in one file, occurrences of a name in a packet
 MAX_BLOCK_BYTES = 1 << 18  # looked at of a block of metadata, also when it unpacks to more
 MAX_NOTE_BYTES = 256  # of a name, a written time, a list of numbers
-MAX_SYNC_BYTES = 8192  # in which sound must begin after its tags
+MAX_SYNC_BYTES = 8192  # in which audio must begin after its tags
 STREAM_SAMPLE_BYTES = 1 << 16  # looked at of the start or end of what has no index
-FRAME_SAMPLES = 60  # stretches of sound whose frames are counted where nothing tells their number
+FRAME_SAMPLES = 60  # stretches of audio whose frames are counted where nothing tells their number
 FRAME_SAMPLE_BYTES = 1 << 14
 EARLIEST_TIME = -4544208000  # 1826, the year of the first photograph, in Unix seconds
 LATEST_TIME = 253370764800  # the year 9999, where calendars end
@@ -1558,7 +1560,7 @@ class _Span:
     def is_half_spent(self) -> bool:
         return self._budget[0] < MAX_PROBE_COST // 2
 
-    def some(self, at: int, length: int) -> bytes:
+    def peek(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
         return self.read(at, min(length, self.size - at)) if 0 <= at < self.size else b""
 
@@ -1567,9 +1569,9 @@ class _Span:
 
     def number(self) -> int:
         """The big-endian number that fills it; 0 if it is empty."""
-        return int.from_bytes(self.some(0, 8), "big")
+        return int.from_bytes(self.peek(0, 8), "big")
 
-    def take(self, length: int) -> int:
+    def read_uint(self, length: int) -> int:
         """Cut a big-endian number off its start."""
         digits = self.read(0, length)
         self._start, self.size = self._start + length, self.size - length
@@ -1592,20 +1594,20 @@ class _Span:
 
 
 # A label, where in the span that it labels starts and ends, and where the next label stands.
-_Label = tuple[bytes, int, int, int]
+_Header = tuple[bytes, int, int, int]
 
 
 class _Parts:
     """The parts of a span: a walk over all with their labels, or the first one with a label."""
 
-    def __init__(self, read_label: Callable[[_Span, int], _Label], span: _Span) -> None:
-        self._read_label, self._span = read_label, span
+    def __init__(self, read_header: Callable[[_Span, int], _Header], span: _Span) -> None:
+        self._read_header, self._span = read_header, span
 
     def __iter__(self) -> Iterator[tuple[bytes, _Span]]:
         at = 0
         while at < self._span.size:
             try:
-                label, start, end, after = self._read_label(self._span, at)
+                label, start, end, after = self._read_header(self._span, at)
             except EOFError:  # padding, or a file that was cut
                 return
             if end < start:
@@ -1773,7 +1775,7 @@ class _Ifd:
         first, size = start + struct.calcsize(counter), struct.calcsize(entry)
         with contextlib.suppress(*_BROKEN):
             (count,) = tiff.unpack(counter, start)
-            table = tiff.some(first, size * min(count, MAX_IFD_ENTRIES))
+            table = tiff.peek(first, size * min(count, MAX_IFD_ENTRIES))
             entries = [*struct.iter_unpack(entry, table[: len(table) // size * size])]
             tiff.charge(STEP_COST * len(entries))
             self.entries = {tag: (*value,) for tag, *value in reversed(entries)}
@@ -1782,7 +1784,7 @@ class _Ifd:
     def at(self, start: int) -> _Ifd:
         return _Ifd(self._tiff, self._order, start, self._wide)
 
-    def below(self, tag: int) -> _Ifd:
+    def sub_ifd(self, tag: int) -> _Ifd:
         """The directory that a tag points to, or this one: Canon's films have no tags for it."""
         return self.at(self.number(tag)) if tag in self.entries else self
 
@@ -1792,7 +1794,7 @@ class _Ifd:
         if length <= len(inline):
             return inline[:length]
         (start,) = struct.unpack(self._offset, inline)
-        return self._tiff.part(start, start + length).some(0, MAX_BLOCK_BYTES)
+        return self._tiff.part(start, start + length).peek(0, MAX_BLOCK_BYTES)
 
     def numbers(self, tag: int) -> list[float]:
         layout = _TIFF_VALUES.get(self.entries.get(tag, (0,))[0], "s")
@@ -1816,13 +1818,13 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     draft.note(orientation=main.number(_ORIENTATION))
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
-    detail = main.below(_EXIF_IFD)
+    detail = main.sub_ifd(_EXIF_IFD)
     zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
         written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
         zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
         draft.note_written_time(rank, "exif", written, zone, fraction)
-    _exif_place(main.below(_GPS_IFD), draft)
+    _exif_place(main.sub_ifd(_GPS_IFD), draft)
     return main
 
 
@@ -1881,7 +1883,7 @@ def _xmp(packet: bytes, draft: _Draft) -> None:
 _IPTC_DATE, _IPTC_TIME = b"\x1c\2\x37", b"\x1c\2\x3c"  # date and time created: 2:55 and 2:60
 
 
-def _resource_label(block: _Span, at: int) -> _Label:
+def _resource_header(block: _Span, at: int) -> _Header:
     """An image resource of Photoshop: `8BIM`, a number, a name and the size, padded to even."""
     signature, number, name_size = block.unpack(">4s2sB", at)
     if signature != b"8BIM":
@@ -1891,22 +1893,22 @@ def _resource_label(block: _Span, at: int) -> _Label:
     return number, at + 4, at + 4 + size, at + 4 + (size + 1 & ~1)
 
 
-_resources = functools.partial(_Parts, _resource_label)
+_resources = functools.partial(_Parts, _resource_header)
 
 
-def _dataset_label(iptc: _Span, at: int) -> _Label:
+def _dataset_header(iptc: _Span, at: int) -> _Header:
     """A data set of IPTC's record: its number and size (IIM 4.2, section 1.5)."""
     name, size = iptc.unpack(">3sH", at)
     return name, at + 5, at + 5 + size, at + 5 + size
 
 
-_datasets = functools.partial(_Parts, _dataset_label)
+_datasets = functools.partial(_Parts, _dataset_header)
 
 
 def _iptc(record: _Span, draft: _Draft) -> None:
     """The date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
-    date = _datasets(record)[_IPTC_DATE].some(0, 8)
-    clock = _datasets(record)[_IPTC_TIME].some(0, 11)
+    date = _datasets(record)[_IPTC_DATE].peek(0, 8)
+    clock = _datasets(record)[_IPTC_TIME].peek(0, 11)
     written = b"%b-%b-%b " % (date[:4], date[4:6], date[6:])
     written += b"%b:%b:%b" % (clock[:2], clock[2:4], clock[4:6]) if len(clock) >= 6 else b""
     draft.note_written_time(15, "iptc", written, clock[6:])
@@ -1914,13 +1916,13 @@ def _iptc(record: _Span, draft: _Draft) -> None:
 
 def _metadata(block: _Span, draft: _Draft) -> None:
     """EXIF, XMP or IPTC, with whatever prefix its container gives it."""
-    start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.some(0, 64))
+    start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.peek(0, 64))
     if start and start[0] == b"8BIM":
         _iptc(_resources(block.part(start.start()))[b"\4\4"], draft)
     elif start and start[0] == b"\x1c\2":
         _iptc(block.part(start.start()), draft)
     elif start and start[0] == b"<":
-        _xmp(block.some(0, MAX_BLOCK_BYTES), draft)
+        _xmp(block.peek(0, MAX_BLOCK_BYTES), draft)
     elif start:
         with contextlib.suppress(*_BROKEN):  # broken EXIF leaves the picture's size to be read
             _exif(block.part(start.start()), draft)
@@ -1932,9 +1934,9 @@ _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
-def _jpeg_label(jpeg: _Span, at: int) -> _Label:
+def _jpeg_header(jpeg: _Span, at: int) -> _Header:
     """A marker and its segment (ITU-T T.81, B.1); browsers skip stray bytes before it, too."""
-    marker = _JPEG_MARKER.search(jpeg.some(at, 512))
+    marker = _JPEG_MARKER.search(jpeg.peek(at, 512))
     if marker is None:
         raise EOFError
     start = at + marker.end()
@@ -1944,7 +1946,7 @@ def _jpeg_label(jpeg: _Span, at: int) -> _Label:
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
     """Segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
-    for marker, segment in _Parts(_jpeg_label, jpeg.part(2)):
+    for marker, segment in _Parts(_jpeg_header, jpeg.part(2)):
         if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
         elif marker[0] in _JPEG_FRAMES:
@@ -1954,7 +1956,7 @@ def _jpeg(jpeg: _Span, draft: _Draft) -> None:
             return
 
 
-def _png_label(png: _Span, at: int) -> _Label:
+def _png_header(png: _Span, at: int) -> _Header:
     """PNG third edition, section 5.3: length, kind, content and a CRC of 4 bytes."""
     length, kind = png.unpack(">I4s", at)
     return kind, at + 8, at + 8 + length, at + 12 + length
@@ -1962,7 +1964,7 @@ def _png_label(png: _Span, at: int) -> _Label:
 
 def _png(png: _Span, draft: _Draft) -> None:
     """All chunks, those after the pixels too."""
-    for kind, chunk in _Parts(_png_label, png.part(8)):
+    for kind, chunk in _Parts(_png_header, png.part(8)):
         if kind == b"IHDR":
             draft.note_size(*chunk.unpack(">II", 0))
         elif kind == b"acTL":
@@ -1983,7 +1985,7 @@ _PNG_PROFILES = (
 
 def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
     """Times and packed EXIF, XMP or IPTC among the texts (PNG third edition, section 11.3.3)."""
-    keyword, _, value = chunk.some(0, MAX_BLOCK_BYTES).partition(b"\0")
+    keyword, _, value = chunk.peek(0, MAX_BLOCK_BYTES).partition(b"\0")
     if keyword not in _PNG_TIMES + _PNG_PROFILES:
         return
     deflated = kind == b"zTXt" or (kind == b"iTXt" and value[:1] == b"\1")
@@ -2004,7 +2006,7 @@ def _gif(gif: _Span, draft: _Draft) -> None:
     """The screen's size, and the sum of the frames' delays if all of it is within reach."""
     width, height, flags = gif.unpack("<HHB", 6)
     draft.note_size(width, height)
-    data, at = gif.some(0, MAX_GIF_BYTES), 13 + _gif_colours(flags)
+    data, at = gif.peek(0, MAX_GIF_BYTES), 13 + _gif_colours(flags)
     delays = frames = 0
     while data[at] in b"!,":
         if data[at] == ord("!"):
@@ -2012,7 +2014,7 @@ def _gif(gif: _Span, draft: _Draft) -> None:
                 int.from_bytes(data[at + 4 : at + 6], "little") if data[at + 1] == 0xF9 else 0
             )
             if data[at + 2 : at + 14] == b"\x0bXMP DataXMP":  # as it is, not in sub-blocks
-                _xmp(gif.some(at + 14, MAX_BLOCK_BYTES), draft)
+                _xmp(gif.peek(at + 14, MAX_BLOCK_BYTES), draft)
             at += 2
         else:
             frames += 1
@@ -2068,7 +2070,7 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 def _svg(svg: _Span, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
     attributes: dict[bytes, bytes] = {}
-    attribute = _svg_root(svg.some(0, 16 * SNIFF_BYTES))
+    attribute = _svg_root(svg.peek(0, 16 * SNIFF_BYTES))
     while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
         name, double, single = attribute.groups(b"")
         if name in _SVG_SIDES:
@@ -2089,36 +2091,36 @@ def _jxl_codestream(head: bytes, draft: _Draft) -> None:
     """SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
     bits = int.from_bytes(head[2:], "little")
 
-    def take(count: int) -> int:
+    def read_uint(count: int) -> int:
         nonlocal bits
         value, bits = bits & (1 << count) - 1, bits >> count
         return value
 
     def side(small: int) -> int:
-        return 8 * (1 + take(5)) if small else 1 + take((9, 13, 18, 30)[take(2)])
+        return 8 * (1 + read_uint(5)) if small else 1 + read_uint((9, 13, 18, 30)[read_uint(2)])
 
-    small = take(1)
+    small = read_uint(1)
     height = side(small)
-    over, under = _JXL_RATIOS[take(3)]
+    over, under = _JXL_RATIOS[read_uint(3)]
     draft.note_size(height * over // under if over else side(small), height)
     # unless the metadata are the default, or have no extra fields
-    draft.note(orientation=1 + take(3) if not take(1) and take(1) else 1)
+    draft.note(orientation=1 + read_uint(3) if not read_uint(1) and read_uint(1) else 1)
 
 
 def _jxl(jxl: _Span, draft: _Draft) -> None:
     """A bare codestream, or boxes: `jxlc` is one, `jxlp` a numbered piece of one."""
     if jxl.read(0, 2) == b"\xff\x0a":
-        return _jxl_codestream(jxl.some(0, 32), draft)
+        return _jxl_codestream(jxl.peek(0, 32), draft)
     for kind, box in _boxes(jxl):
         if kind in (b"jxlc", b"jxlp"):
-            _jxl_codestream(box.some(0 if kind == b"jxlc" else 4, 32), draft)
+            _jxl_codestream(box.peek(0 if kind == b"jxlc" else 4, 32), draft)
         elif kind in (b"Exif", b"xml "):
             _metadata(box, draft)
 
 
 def _jp2(jp2: _Span, draft: _Draft) -> None:
     for kind, box in _boxes(jp2):
-        if kind == b"ftyp" and box.some(0, 4) == b"jpx ":
+        if kind == b"ftyp" and box.peek(0, 4) == b"jpx ":
             draft.extension = "jpx"
         elif kind == b"jp2h":
             height, width = _boxes(box)[b"ihdr"].unpack(">II", 0)
@@ -2157,7 +2159,7 @@ _TURNED_LEFT = (0, 8, 5, 6, 7, 4, 1, 2, 3)  # by orientation: the one a quarter 
 _UPSIDE_DOWN, _LEFT_TO_RIGHT = (0, 4, 3, 2, 1, 8, 7, 6, 5), (0, 2, 1, 4, 3, 6, 5, 8, 7)
 
 
-def _box_label(span: _Span, at: int) -> _Label:
+def _box_header(span: _Span, at: int) -> _Header:
     """Size and kind; 1 stands for a size of 64 bits behind the kind, 0 for all that is left."""
     size, kind = span.unpack(">I4s", at)
     start = at + 8
@@ -2168,23 +2170,23 @@ def _box_label(span: _Span, at: int) -> _Label:
     return kind, start, end, end
 
 
-_boxes = functools.partial(_Parts, _box_label)
+_boxes = functools.partial(_Parts, _box_header)
 
 
-def _isobmff(film: _Span, draft: _Draft) -> None:
+def _isobmff(file: _Span, draft: _Draft) -> None:
     if draft.extension == "mp4":  # there is a brand
-        brand = film.read(8, 4)
+        brand = file.read(8, 4)
         draft.extension = _BRANDS.get(brand) or _BRANDS.get(brand[:3], "mp4")
     image = MIME_TYPES[draft.extension].startswith("image")
     movie, fragments, ends = _NOTHING, list[_Span](), [0.0]
-    for kind, box in _boxes(film):
+    for kind, box in _boxes(file):
         if kind == b"moov":
             movie = box
             handlers = _movie(box, draft)
-            if handlers & {b"vide", b"soun"} == {b"soun"} and film.read(8, 3) in (b"iso", b"das"):
+            if handlers & {b"vide", b"soun"} == {b"soun"} and file.read(8, 3) in (b"iso", b"das"):
                 draft.extension = "m4a"  # of these brands only, as exiftool has it
         elif kind == b"meta" and image:
-            _heif(film, box, draft)
+            _heif(file, box, draft)
         elif kind == b"uuid":
             _metadata(box, draft)
         elif kind == b"sidx":
@@ -2192,9 +2194,9 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
         elif kind == b"moof":
             indexed: list[_Span] = []
             with contextlib.suppress(*_BROKEN):
-                indexed = [] if fragments else _last_fragments(film)
+                indexed = [] if fragments else _last_fragments(file)
             fragments = indexed or [box]
-            if indexed or film.is_half_spent():  # there may be thousands
+            if indexed or file.is_half_spent():  # there may be thousands
                 break
     if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
@@ -2203,7 +2205,7 @@ def _isobmff(film: _Span, draft: _Draft) -> None:
 
 
 def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
-    """What the index of a film says; its tracks' handlers return: `vide`, `soun`, ..."""
+    """What the index of a video says; its tracks' handlers return: `vide`, `soun`, ..."""
     handlers = set()
     for kind, box in _boxes(moov):
         if kind == b"mvhd":
@@ -2214,14 +2216,14 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
             handlers.add(_track(box, draft))
         elif kind == b"udta":
             for name, note in _boxes(box):  # length, language, text; but of `date` the text only
-                _quicktime_note(name, note.some(4 * (name != b"date"), MAX_NOTE_BYTES), draft)
+                _quicktime_note(name, note.peek(4 * (name != b"date"), MAX_NOTE_BYTES), draft)
             _metadata(_boxes(box)[b"XMP_"], draft)
             _quicktime_keys(_boxes(box)[b"meta"], draft)
         elif kind == b"meta":
             _quicktime_keys(box, draft)
         elif kind == b"uuid" and draft.extension == "cr3":
             for _, piece in _boxes(box.part(16)):  # EXIF in four pieces, each a TIFF
-                if piece.some(0, 4) in (b"II*\0", b"MM\0*"):
+                if piece.peek(0, 4) in (b"II*\0", b"MM\0*"):
                     _tiff(piece, draft)
     return handlers
 
@@ -2246,7 +2248,7 @@ def _note_clock(rank: int, made: int, draft: _Draft) -> None:
 def _track(trak: _Span, draft: _Draft) -> bytes:
     boxes = _boxes(trak)
     media = _boxes(boxes[b"mdia"])
-    handler = media[b"hdlr"].some(8, 4)
+    handler = media[b"hdlr"].peek(8, 4)
     if handler == b"vide" and "width" not in draft.found:
         wide = boxes[b"tkhd"].read(0, 1) == b"\1"
         *matrix, width, height = boxes[b"tkhd"].unpack(">9iII", 52 if wide else 40)
@@ -2282,19 +2284,19 @@ def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
 
 def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
     """Values in `ilst` by a name of four letters, or a number in `keys` (QuickTime, Metadata)."""
-    bare = meta.some(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
+    bare = meta.peek(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
-    names = [key.some(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
+    names = [key.peek(0, MAX_NOTE_BYTES) for _, key in _boxes(boxes[b"keys"].part(8))]
     for label, item in _boxes(boxes[b"ilst"]):
-        value = _boxes(item)[b"data"].some(8, MAX_NOTE_BYTES)
+        value = _boxes(item)[b"data"].peek(8, MAX_NOTE_BYTES)
         number = int.from_bytes(label, "big")
         name = names[number - 1] if 0 < number <= len(names) else label
         _quicktime_note(name, value, draft)
 
 
 def _fragments_end(moov: _Span, moof: _Span) -> float:
-    """When the longest track of a film's last fragment ends (ISO 14496-12, section 8.8)."""
+    """When the longest track of a video's last fragment ends (ISO 14496-12, section 8.8)."""
     scales = {}
     for track in map(_boxes, _boxes(moov).all(b"trak")):
         (number,) = track[b"tkhd"].unpack(">I", 20 if track[b"tkhd"].read(0, 1) == b"\1" else 12)
@@ -2313,24 +2315,24 @@ def _fragments_end(moov: _Span, moof: _Span) -> float:
     return max(ends)
 
 
-def _last_fragments(film: _Span) -> list[_Span]:
+def _last_fragments(file: _Span) -> list[_Span]:
     """Find each track's last `moof` by the index at the file's end (ISO 14496-12, 8.8.9 to 11)."""
-    kind, size = film.unpack(">4s4xI", film.size - 12)
-    index = _boxes(film.part(film.size - size))[b"mfra"] if kind == b"mfro" else _NOTHING
+    kind, size = file.unpack(">4s4xI", file.size - 12)
+    index = _boxes(file.part(file.size - size))[b"mfra"] if kind == b"mfro" else _NOTHING
     starts = set()
     for table in _boxes(index).all(b"tfra"):
         sizes, count = table.unpack(">II", 8)
         wide = 8 if table.read(0, 1) == b"\1" else 4
         entry = 2 * wide + sum((sizes >> shift & 3) + 1 for shift in (0, 2, 4))
         if count:
-            starts.add(table.part(16 + entry * (count - 1) + wide).take(wide))
+            starts.add(table.part(16 + entry * (count - 1) + wide).read_uint(wide))
     if not starts:  # no index, but the last fragment may be short
-        before = max(0, film.size - STREAM_SAMPLE_BYTES)
-        start = before + film.some(before, STREAM_SAMPLE_BYTES).rfind(b"moof") - 4
-        label, _, _, after = _box_label(film, start)
-        _, _, _, end = _box_label(film, after)
-        starts = {start} if label == b"moof" and end == film.size else starts
-    boxes = (next(iter(_boxes(film.part(start))), (b"", _NOTHING)) for start in starts)
+        before = max(0, file.size - STREAM_SAMPLE_BYTES)
+        start = before + file.peek(before, STREAM_SAMPLE_BYTES).rfind(b"moof") - 4
+        label, _, _, after = _box_header(file, start)
+        _, _, _, end = _box_header(file, after)
+        starts = {start} if label == b"moof" and end == file.size else starts
+    boxes = (next(iter(_boxes(file.part(start))), (b"", _NOTHING)) for start in starts)
     return [box for kind, box in boxes if kind == b"moof"]
 
 
@@ -2384,9 +2386,9 @@ def _heif_links(ipma: _Span, item: int) -> list[int]:
     """The numbers, from 1 on, of an item's properties (ISO 23008-12, section 9.3)."""
     version, flags = ipma.unpack(">B2xB", 0)
     table, wide = ipma.part(4), flags & 1
-    for _ in range(table.take(4)):
-        number = table.take(4 if version else 2)
-        links = [table.take(1 + wide) for _ in range(table.take(1))]
+    for _ in range(table.read_uint(4)):
+        number = table.read_uint(4 if version else 2)
+        links = [table.read_uint(1 + wide) for _ in range(table.read_uint(1))]
         if number == item:
             return [link & (0x7FFF if wide else 0x7F) for link in links]  # without "essential"
     return []
@@ -2399,10 +2401,10 @@ def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
     fields_of_extent = (index_size if version else 0, offset_size, length_size)
     table, wide = iloc.part(6), 4 if version == 2 else 2
-    for _ in range(table.take(wide)):
-        number, method = table.take(wide), table.take(2 if version else 0) & 15
-        _, base, count = table.take(2), table.take(base_size), table.take(2)
-        extents = [[table.take(size) for size in fields_of_extent] for _ in range(count)]
+    for _ in range(table.read_uint(wide)):
+        number, method = table.read_uint(wide), table.read_uint(2 if version else 0) & 15
+        _, base, count = table.read_uint(2), table.read_uint(base_size), table.read_uint(2)
+        extents = [[table.read_uint(size) for size in fields_of_extent] for _ in range(count)]
         if number == item:
             _, start, length = extents[0]
             source = boxes[b"idat"] if method == 1 else file
@@ -2423,10 +2425,10 @@ _TAGS, _TAG, _SIMPLE_TAG, _TAG_NAME, _TAG_STRING = map(bytes.fromhex, (
 _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
-def _element_label(span: _Span, at: int) -> _Label:
+def _element_header(span: _Span, at: int) -> _Header:
     """Id and size, each as long as the zero bits it starts with say (RFC 8794, section 4)."""
     label = span.read(at, 9 - span.read(at, 1)[0].bit_length())
-    if label == _CLUSTER:  # sound and pictures from here on
+    if label == _CLUSTER:  # audio and video from here on
         raise EOFError
     at += len(label)
     raw = span.read(at, 9 - span.read(at, 1)[0].bit_length())
@@ -2436,12 +2438,12 @@ def _element_label(span: _Span, at: int) -> _Label:
     return label, start, end, end
 
 
-_elements = functools.partial(_Parts, _element_label)
+_elements = functools.partial(_Parts, _element_header)
 
 
 def _matroska(file: _Span, draft: _Draft) -> None:
     top = _elements(file)
-    webm = _elements(top[_EBML])[_DOC_TYPE].some(0, 4) == b"webm"
+    webm = _elements(top[_EBML])[_DOC_TYPE].peek(0, 4) == b"webm"
     draft.extension = "webm" if webm else "mkv"
     tracks = [_elements(track) for track in _elements(_master(top, _TRACKS)).all(_TRACK_ENTRY)]
     for track in tracks:
@@ -2451,11 +2453,11 @@ def _matroska(file: _Span, draft: _Draft) -> None:
         draft.extension, draft.mime_type = ("webm", "audio/webm") if webm else ("mka", None)
     for tag in map(_elements, _elements(_master(top, _TAGS)).all(_TAG)):
         for simple in map(_elements, tag.all(_SIMPLE_TAG)):
-            if simple[_TAG_NAME].some(0, 16) == b"DATE_RECORDED":
-                value = simple[_TAG_STRING].some(0, MAX_NOTE_BYTES)
+            if simple[_TAG_NAME].peek(0, 16) == b"DATE_RECORDED":
+                value = simple[_TAG_STRING].peek(0, MAX_NOTE_BYTES)
                 draft.note_written_time(5, "container", value)
     info = _elements(_master(top, _INFO))
-    if made := info[_DATE_UTC].some(0, 8):
+    if made := info[_DATE_UTC].peek(0, 8):
         nanoseconds = int.from_bytes(made, "big", signed=True)
         draft.note_time(6, "container", _MATROSKA_EPOCH + nanoseconds / 1e9)
     length = info[_DURATION]
@@ -2468,7 +2470,7 @@ def _master(top: _Parts, label: bytes) -> _Span:
     segment = top[_SEGMENT]
     for _, seek in _elements(_elements(segment)[_SEEK_HEAD]):
         entry = _elements(seek)
-        if entry[_SEEK_ID].some(0, 4) == label:
+        if entry[_SEEK_ID].peek(0, 4) == label:
             segment = segment.part(entry[_SEEK_POSITION].number())
     return _elements(segment)[label]
 
@@ -2476,13 +2478,13 @@ def _master(top: _Parts, label: bytes) -> _Span:
 # -- RIFF and IFF: WebP, AVI, WAV, AIFF
 
 
-def _chunk_label(span: _Span, at: int, layout: str = "<4sI") -> _Label:
+def _chunk_header(span: _Span, at: int, layout: str = "<4sI") -> _Header:
     kind, size = span.unpack(layout, at)
     return kind, at + 8, at + 8 + size, at + 8 + size + (size & 1)
 
 
-_chunks = functools.partial(_Parts, _chunk_label)
-_iff_chunks = functools.partial(_Parts, functools.partial(_chunk_label, layout=">4sI"))
+_chunks = functools.partial(_Parts, _chunk_header)
+_iff_chunks = functools.partial(_Parts, functools.partial(_chunk_header, layout=">4sI"))
 
 
 def _webp(webp: _Span, draft: _Draft) -> None:
@@ -2512,17 +2514,17 @@ def _avi(avi: _Span, draft: _Draft) -> None:
         if kind == b"avih":
             frame_time, frames, width, height = chunk.unpack("<I12xI12xII", 0)
             draft.note_size(width, height)
-        elif kind == b"LIST" and chunk.some(12, 4) == b"vids":
+        elif kind == b"LIST" and chunk.peek(12, 4) == b"vids":
             scale, rate, _, length = chunk.unpack("<IIII", 32)
             draft.note(duration=length * scale / rate)
         elif kind == b"IDIT":
-            draft.note_written_time(6, "container", chunk.some(0, MAX_NOTE_BYTES))
+            draft.note_written_time(6, "container", chunk.peek(0, MAX_NOTE_BYTES))
     draft.note(duration=frame_time * frames / 1e6)
     _metadata(_chunks(avi.part(12))[b"_PMX"], draft)  # XMP, by its letters from the back
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
-    """Bytes over bytes a second, or samples over their rate where packed sound tells these.
+    """Bytes over bytes a second, or samples over their rate where packed audio tells these.
 
     In RF64 the real length is in `ds64` (EBU Tech 3306).
     """
@@ -2560,12 +2562,12 @@ def _ogg(ogg: _Span, draft: _Draft) -> None:
     """Codecs from the first pages, length from the last granule positions."""
     clocks: dict[bytes, tuple[float, int, int]] = {}
     at = 0
-    while ogg.some(at, 4) == b"OggS" and ogg.read(at + 5, 1)[0] & 2:  # streams begin side by side
+    while ogg.peek(at, 4) == b"OggS" and ogg.read(at + 5, 1)[0] & 2:  # streams begin side by side
         serial, count = ogg.unpack("<4s8xB", at + 14)
         start = at + 27 + count
-        clocks[serial] = _ogg_clock(ogg.some(start, 64).ljust(64, b"\0"), draft)
+        clocks[serial] = _ogg_clock(ogg.peek(start, 64).ljust(64, b"\0"), draft)
         at = start + sum(ogg.read(at + 27, count))
-    tail = ogg.part(ogg.size - STREAM_SAMPLE_BYTES).some(0, STREAM_SAMPLE_BYTES)
+    tail = ogg.part(ogg.size - STREAM_SAMPLE_BYTES).peek(0, STREAM_SAMPLE_BYTES)
     ends = [0.0]
     for position, serial in re.findall(rb"OggS\0.(.{8})(.{4})", tail, re.DOTALL):
         rate, skip, shift = clocks.get(serial, (0, 0, 0))
@@ -2660,13 +2662,13 @@ def _first_frame(data: bytes) -> tuple[int, _Frame] | None:
 
 def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     """The frame count of a Xing or VBRI tag, else the bytes over the mean size of some frames."""
-    sound = _behind_id3(file)
-    if sound.some(0, 4) == b"fLaC":
+    audio = _behind_id3(file)
+    if audio.peek(0, 4) == b"fLaC":
         draft.extension = "flac"
-        return _flac(sound, draft)
-    padding = sound.some(0, STREAM_SAMPLE_BYTES)
-    sound = sound.part(len(padding) - len(padding.lstrip(b"\0")))
-    data = sound.some(0, STREAM_SAMPLE_BYTES)
+        return _flac(audio, draft)
+    padding = audio.peek(0, STREAM_SAMPLE_BYTES)
+    audio = audio.part(len(padding) - len(padding.lstrip(b"\0")))
+    data = audio.peek(0, STREAM_SAMPLE_BYTES)
     if not (found := _first_frame(data)):
         return
     at, frame = found
@@ -2674,32 +2676,32 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     counted = _FRAME_COUNT.search(data[at : at + frame.length])
     frames: float = int.from_bytes(counted[1] or counted[2], "big") if counted else 0
     if not frames:
-        frames = _count_frames(sound.part(at, sound.size - _tags_behind(file)))
+        frames = _count_frames(audio.part(at, audio.size - _tags_behind(file)))
     draft.note(duration=frames * frame.samples / frame.rate)
 
 
-def _count_frames(sound: _Span) -> float:
+def _count_frames(audio: _Span) -> float:
     """Count all frames, or those of FRAME_SAMPLES stretches and infer the others."""
     walked = count = 0
-    step = max(FRAME_SAMPLE_BYTES, sound.size // FRAME_SAMPLES)
+    step = max(FRAME_SAMPLE_BYTES, audio.size // FRAME_SAMPLES)
     with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
-        for start in range((step - FRAME_SAMPLE_BYTES) // 2, sound.size, step):
-            data = sound.some(start, FRAME_SAMPLE_BYTES)
+        for start in range((step - FRAME_SAMPLE_BYTES) // 2, audio.size, step):
+            data = audio.peek(start, FRAME_SAMPLE_BYTES)
             found = _first_frame(data)
             at = found[0] if found else len(data)
             while frame := _frame(data, at):
-                sound.charge(2 * STEP_COST)
+                audio.charge(2 * STEP_COST)
                 at, count, walked = at + frame.length, count + 1, walked + frame.length
-    return sound.size * count / walked
+    return audio.size * count / walked
 
 
 def _tags_behind(file: _Span) -> int:
     """The bytes that an ID3v1 tag, and an APEv2 or ID3v2 one before it, take at the end."""
-    size = 128 if file.part(file.size - 128).some(0, 3) == b"TAG" else 0
-    footer = file.part(file.size - size - 10, file.size - size).some(0, 10)
+    size = 128 if file.part(file.size - 128).peek(0, 3) == b"TAG" else 0
+    footer = file.part(file.size - size - 10, file.size - size).peek(0, 10)
     if footer[:3] == b"3DI":  # ID3v2.4, section 3.4: a tag with a footer has a header as well
         return size + 20 + _id3_size(footer)
-    footer = file.part(file.size - size - 32, file.size - size).some(0, 32)
+    footer = file.part(file.size - size - 32, file.size - size).peek(0, 32)
     if footer[:8] == b"APETAGEX":
         length, _, flags = struct.unpack_from("<III", footer, 12)
         size += length + (32 if flags >> 31 else 0)
@@ -2708,7 +2710,7 @@ def _tags_behind(file: _Span) -> int:
 
 def _behind_id3(file: _Span) -> _Span:
     """What ID3v2 tags leave (ID3v2.4 section 3.1)."""
-    while file.some(0, 3) == b"ID3":
+    while file.peek(0, 3) == b"ID3":
         header = file.read(0, 10)
         file = file.part(10 + _id3_size(header) + (10 if header[5] & 0x10 else 0))
     return file
@@ -2727,12 +2729,12 @@ _AMR_WIDE_FRAMES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6) + 6 * (1,)
 def _amr(amr: _Span, draft: _Draft) -> None:
     """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
     wide = amr.read(5, 1) == b"-"
-    sound, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
-    data, at, count = sound.some(0, MAX_BLOCK_BYTES), 0, 0
+    audio, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
+    data, at, count = audio.peek(0, MAX_BLOCK_BYTES), 0, 0
     amr.charge(STEP_COST * len(data) // min(sizes[:1]))
     while at < len(data):
         at, count = at + sizes[data[at] >> 3 & 15], count + 1
-    draft.note(duration=sound.size / at * count / 50)
+    draft.note(duration=audio.size / at * count / 50)
 
 
 # -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
@@ -2751,8 +2753,8 @@ _TS_PACKET = 188
 
 def _mpeg_ps(file: _Span, draft: _Draft) -> None:
     _mpeg_streams(
-        file.some(0, MAX_BLOCK_BYTES),
-        file.part(file.size - MAX_BLOCK_BYTES).some(0, MAX_BLOCK_BYTES),
+        file.peek(0, MAX_BLOCK_BYTES),
+        file.part(file.size - MAX_BLOCK_BYTES).peek(0, MAX_BLOCK_BYTES),
         draft,
     )
 
@@ -2767,7 +2769,7 @@ def _mpeg_ts(file: _Span, draft: _Draft) -> None:
 
 def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
     """The payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
-    data = file.some(start, length)
+    data = file.peek(start, length)
     file.charge(STEP_COST * len(data) // size)
     streams: dict[int, bytearray] = {}
     for at in range(size - _TS_PACKET, len(data) - _TS_PACKET + 1, size):
@@ -2787,7 +2789,7 @@ def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
     times = [_pes_times(data) for data in (head, tail)]
     starts = [min(clocks) for clocks in times[0].values()]
     videos = {stream for stream in times[1] if stream >= b"\xe0"}
-    ends = [  # a packet of sound has many frames, so its gap says nothing where video does
+    ends = [  # a packet of audio has many frames, so its gap says nothing where video does
         max(clocks) + (_frame_gap(clocks) if stream in videos or not videos else 0)
         for stream, clocks in times[1].items()
     ]
@@ -2823,7 +2825,7 @@ class _Bits:
     def __init__(self, data: bytes) -> None:
         self._left, self._bits = 8 * len(data), int.from_bytes(data, "big")
 
-    def take(self, count: int) -> int:
+    def read_uint(self, count: int) -> int:
         self._left -= count
         if self._left < 0:
             raise EOFError
@@ -2832,9 +2834,9 @@ class _Bits:
     def golomb(self) -> int:
         """An Exp-Golomb number (section 9.1)."""
         zeros = 0
-        while not self.take(1):
+        while not self.read_uint(1):
             zeros += 1
-        return (1 << zeros) - 1 + self.take(zeros)
+        return (1 << zeros) - 1 + self.read_uint(zeros)
 
     def signed(self) -> int:
         number = self.golomb()
@@ -2848,9 +2850,9 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     chroma, separate = 1, 0
     if profile in (100, 110, 122, 244, 44, 83, 86, 118, 128):
         chroma = bits.golomb()
-        separate = bits.take(1) if chroma == 3 else 0
-        bits.golomb(), bits.golomb(), bits.take(1)
-        if bits.take(1):
+        separate = bits.read_uint(1) if chroma == 3 else 0
+        bits.golomb(), bits.golomb(), bits.read_uint(1)
+        if bits.read_uint(1):
             for i in range(12 if chroma == 3 else 8):
                 _skip_scaling_list(bits, 16 if i < 6 else 64)
     bits.golomb()
@@ -2858,17 +2860,17 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     if order == 0:
         bits.golomb()
     elif order == 1:
-        bits.take(1), bits.golomb(), bits.golomb()
+        bits.read_uint(1), bits.golomb(), bits.golomb()
         for _ in range(bits.golomb() & 0xFF):
             bits.golomb()
-    bits.golomb(), bits.take(1)
+    bits.golomb(), bits.read_uint(1)
     width, height = 16 * (1 + bits.golomb()), 1 + bits.golomb()
-    frames = bits.take(1)
+    frames = bits.read_uint(1)
     if not frames:
-        bits.take(1)
-    bits.take(1)
+        bits.read_uint(1)
+    bits.read_uint(1)
     height *= 16 * (2 - frames)
-    if bits.take(1):  # cropped, in units of the coarser chroma samples
+    if bits.read_uint(1):  # cropped, in units of the coarser chroma samples
         across = 1 if separate or chroma in (0, 3) else 2
         down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
         left, right, top, bottom = (bits.golomb() for _ in range(4))
@@ -2878,7 +2880,7 @@ def _h264_size(data: bytes) -> tuple[int, int]:
 
 def _skip_scaling_list(bits: _Bits, size: int) -> None:
     last = following = 8
-    for _ in range(size * bits.take(1)):
+    for _ in range(size * bits.read_uint(1)):
         if following:
             following = (last + bits.signed()) % 256
         last = following or last
@@ -2903,7 +2905,7 @@ _ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _ASF_EPOCH = -11_644_473_600  # 1601, in Unix seconds
 
 
-def _asf_label(asf: _Span, at: int) -> _Label:
+def _asf_header(asf: _Span, at: int) -> _Header:
     """An object: a GUID and the size of all of it (ASF specification 1.20, section 2.1)."""
     name, size = asf.unpack("<16sQ", at)
     return name, at + 24, at + size, at + size
@@ -2911,14 +2913,14 @@ def _asf_label(asf: _Span, at: int) -> _Label:
 
 def _asf(asf: _Span, draft: _Draft) -> None:
     """The header object's parts: a file with a video stream is WMV, else WMA."""
-    _, start, end, _ = _asf_label(asf, 0)
+    _, start, end, _ = _asf_header(asf, 0)
     header = asf.part(start, end)
-    for name, part in _Parts(_asf_label, header.part(6)):
+    for name, part in _Parts(_asf_header, header.part(6)):
         if name == _ASF_FILE:
             made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
             draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
             draft.note(duration=units / 1e7 - preroll / 1e3)
-        elif name == _ASF_STREAM and part.some(0, 16) == _ASF_VIDEO:
+        elif name == _ASF_STREAM and part.peek(0, 16) == _ASF_VIDEO:
             draft.extension = "wmv"
             draft.note_size(*part.unpack("<II", 54))
 
@@ -2929,7 +2931,7 @@ _FLV_DATE = re.compile(rb"(?s)\0\x0ccreationdate\x02\0.(.{10,40})")
 
 def _flv(flv: _Span, draft: _Draft) -> None:
     """Numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
-    notes = flv.some(0, STREAM_SAMPLE_BYTES)
+    notes = flv.peek(0, STREAM_SAMPLE_BYTES)
     found = {
         name.decode(): struct.unpack(">d", raw)[0] for name, raw in _FLV_NUMBER.findall(notes)
     }
@@ -3131,7 +3133,7 @@ def probe(file: Seekable) -> Facts | None:
     facts, never an exception; an `OSError` of the medium passes.
     """
     span = _Span(file, 0, file.seek(0, io.SEEK_END), [MAX_PROBE_COST])
-    known = _identify(span.some(0, SNIFF_BYTES))
+    known = _identify(span.peek(0, SNIFF_BYTES))
     if known is None:
         return None
     extension, parse = known
@@ -3145,7 +3147,7 @@ def probe(file: Seekable) -> Facts | None:
 def sniff(head: bytes) -> MediaType | None:
     """The type of the file that starts so; SNIFF_BYTES are enough.
 
-    `probe` may know better what only the rest tells: sound without pictures in a container, a
+    `probe` may know better what only the rest tells: audio without pictures in a container, a
     codec behind a long tag.
 
     >>> sniff(b"GIF89a")
@@ -3160,7 +3162,7 @@ def sniff(head: bytes) -> MediaType | None:
 # ======================================================================================
 # 5. Index
 # ======================================================================================
-# SQLite in WAL mode. `asset` says what is true of a content, `file` where it lies; one class
+# SQLite in WAL mode. `asset` says what is true of some content, `file` where it lies; one class
 # per subject has its SQL beside it, and there is no SQL elsewhere. Each thread reads through
 # a connection of its own. Writers queue up; whoever gets the lock commits for all who wait
 # (group commit), so that many small writes share one transaction and one fsync.
@@ -3171,7 +3173,7 @@ CREATE TABLE meta (
     value TEXT NOT NULL
 ) WITHOUT ROWID;
 
-CREATE TABLE asset (                -- what is true of a content, wherever it lies
+CREATE TABLE asset (                -- what is true of some content, wherever it lies
     sha256 TEXT PRIMARY KEY,        -- 64 lower-case hex digits
     size INTEGER NOT NULL,          -- bytes
     kind TEXT,                      -- image, video, audio; null: none of these
@@ -3192,7 +3194,7 @@ CREATE TABLE asset (                -- what is true of a content, wherever it li
     thumbnail INTEGER               -- 1: there is one, 0: none can be made, null: not tried yet
 ) WITHOUT ROWID;
 
-CREATE TABLE file (                 -- where a content lies
+CREATE TABLE file (                 -- where content lies
     root TEXT NOT NULL,             -- the folder's name in the program: library, images, ...
     path BLOB NOT NULL,             -- below that folder, the file system's bytes
     sha256 TEXT NOT NULL REFERENCES asset,
@@ -3393,7 +3395,7 @@ Located = tuple["File", "Asset"]
 
 
 class Asset(NamedTuple):
-    """What is true of a content; `facts` is None where it is no image, video or audio."""
+    """What is true of some content; `facts` is None where it is no image, video or audio."""
 
     sha256: str
     size: int
@@ -3498,7 +3500,7 @@ ENTITY_WIDTH = len(ENTITY_COLUMNS)
 ENTITY_STORED = (*ENTITY_COLUMNS, "sha256", "kind", "mime_type", "extension", "search")
 
 
-class Subject:
+class Table:
     """What is in the index about one kind of thing."""
 
     def __init__(self, index: Index) -> None:
@@ -3651,8 +3653,8 @@ class Index:
         self.failures = Failures(self)
         self.token_uses = TokenUses(self)
         self.shares = ShareLinks(self)
-        self.collections = Owned(self, "collection", Collection)
-        self.media = Owned(self, "media", MediaRecord, "is_deleted = 0")
+        self.collections = OwnedTable(self, "collection", Collection)
+        self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
         self.trash = Trash(self)
         self.uploads = Uploads(self)
@@ -3799,7 +3801,7 @@ def replace_index(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-class Assets(Subject):
+class Assets(Table):
     """Contents and what is known of them."""
 
     def count_by_kind(self) -> list[tuple[str, int, int]]:
@@ -3821,7 +3823,7 @@ class Assets(Subject):
         return self._index.read(sql, sha256).fetchone() is not None
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
-        """Forget a content that no file has; whether it was forgotten."""
+        """Forget an asset that no file has; return whether it was forgotten."""
         unused = "NOT EXISTS (SELECT 1 FROM file WHERE file.sha256 = asset.sha256)"
         sql = f"DELETE FROM asset WHERE sha256 = ? AND {unused}"
         return db.execute(sql, (sha256,)).rowcount > 0
@@ -3871,11 +3873,11 @@ def upsert(db: Database, table: str, columns: Sequence[str], row: Sequence[Any])
     return db.execute(sql, row).fetchone()[0]
 
 
-class Files(Subject):
+class Files(Table):
     """Files on disk, by folder and path."""
 
     def put(self, db: Database, file: File, asset: Asset) -> str | None:
-        """Know `file`; the hash of a content that was there before and is now nowhere."""
+        """Know `file`; the hash of the content that was there before and is now nowhere."""
         self._index.assets.put(db, asset)
         key = (file.root, os.fsencode(file.path))
         state = (file.sha256, file.size, file.mtime_ns, file.ctime)
@@ -3909,13 +3911,13 @@ class Files(Subject):
         return located(row) if row else None
 
     def with_content(self, sha256: str, roots: Sequence[str]) -> list[Located]:
-        """The files with a content in some folders, by path."""
+        """The files of an asset in some folders, by path."""
         condition = f"sha256 = ? AND root IN ({placeholders(roots)}) ORDER BY root DESC, path"
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
     def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
-        """The files with a content in some folders or of a user's own records."""
+        """The files of an asset in some folders or of a user's own records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
             " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
@@ -3987,7 +3989,7 @@ class Files(Subject):
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
     def holding(self, sha256: str) -> list[File]:
-        """The files with a content."""
+        """The files of an asset."""
         rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
         return [File.from_row(row) for row in rows]
 
@@ -4077,7 +4079,7 @@ class User(NamedTuple):
 USER_COLUMNS = ", ".join(f"user.{name}" for name in User._fields)
 
 
-class Users(Subject):
+class Users(Table):
     """Accounts."""
 
     def get(self, user_id: int) -> User | None:
@@ -4188,7 +4190,7 @@ MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires 
 RETRY_SECONDS = 10  # in which a spent refresh token gives its successor again
 
 
-class Sessions(Subject):
+class Sessions(Table):
     """Logins; each has one refresh token that is not spent."""
 
     def open(self, db: Database, user: User, session: Session) -> bool:
@@ -4264,7 +4266,7 @@ FAILURE_SECONDS = 15 * 60  # the window in which failed logins are counted
 CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it has failed
 
 
-class TokenUses(Subject):
+class TokenUses(Table):
     """How often scoped tokens that are good for some uses were used."""
 
     def take(self, grant: Grant, now: float) -> bool:
@@ -4314,7 +4316,7 @@ SHARED_FILES = {  # which files of its root a share with the target ?2 of the ow
 }
 
 
-class ShareLinks(Subject):
+class ShareLinks(Table):
     """Links that show files to who has no account."""
 
     def add(self, share: Share, now: float) -> None:
@@ -4348,7 +4350,7 @@ class ShareLinks(Subject):
         return bool(self.files(share, limit=1))
 
     def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
-        """What a share shows, or only what of it has a content, in the order of the paths."""
+        """What a share shows, or only what of it has an asset, in the order of the paths."""
         chosen = f"root = ?1 AND {SHARED_FILES[share.kind]}{' AND sha256 = ?4' * bool(sha256)}"
         sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
         target = int(share.target) if share.kind == "entity" else share.target
@@ -4356,7 +4358,7 @@ class ShareLinks(Subject):
         return [located(row) for row in rows]
 
 
-class Failures(Subject):
+class Failures(Table):
     """Failed logins of the last minutes, by account and by address.
 
     A login counts as failed from its beginning until it succeeds, so that many at once, in
@@ -4426,7 +4428,7 @@ class Collection(NamedTuple):
 
 
 class MediaRecord(NamedTuple):
-    """A user's record of a picture, film or sound, with its file or without."""
+    """A user's record of an image, video or audio, with its file or without."""
 
     id: str
     user_id: int
@@ -4441,7 +4443,7 @@ class MediaRecord(NamedTuple):
     updated_at: float
 
 
-def folded(*texts: str | None) -> str:
+def search_text(*texts: str | None) -> str:
     """Texts as searches compare them, without case; no match reaches from one into the next.
 
     >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
@@ -4450,10 +4452,10 @@ def folded(*texts: str | None) -> str:
     return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
 
 
-Thing = TypeVar("Thing", bound="Collection | MediaRecord")
+Record = TypeVar("Record", bound="Collection | MediaRecord")
 
 
-class Wanted(NamedTuple):
+class Query(NamedTuple):
     """Which of a user's things are asked for; the columns' names are the program's own words."""
 
     user_id: int
@@ -4462,28 +4464,28 @@ class Wanted(NamedTuple):
     order: tuple[tuple[str, bool], ...] = ()  # column, and whether it is descending
 
 
-class Owned(Generic[Thing]):
+class OwnedTable(Generic[Record]):
     """Things of users in one table; every method asks whose, so that nobody meets another's."""
 
-    def __init__(self, index: Index, table: str, make: type[Thing], condition: str = "1") -> None:
+    def __init__(self, index: Index, table: str, make: type[Record], condition: str = "1") -> None:
         self._index = index
         self._table = table
         self._make = make
         self._condition = condition  # which of the rows there are for users
         self._select = f"SELECT {', '.join(make._fields)}"
 
-    def _where(self, wanted: Wanted) -> tuple[str, list[Any]]:
+    def _where(self, wanted: Query) -> tuple[str, list[Any]]:
         clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
         clauses += [f"{column} = ?" for column, _ in wanted.equal]
         clauses += ["instr(folded, ?)"] * len(wanted.terms)
         values = [value for _, value in wanted.equal]
         return " AND ".join(clauses), [wanted.user_id, *values, *wanted.terms]
 
-    def count(self, wanted: Wanted) -> int:
+    def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
         return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
 
-    def each(self, wanted: Wanted, limit: int = -1, offset: int = 0) -> Iterator[Thing]:
+    def each(self, wanted: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
         """The things wanted in order; those that are equal in it are ordered by id."""
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
@@ -4491,20 +4493,20 @@ class Owned(Generic[Thing]):
         sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
         return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
 
-    def get(self, user_id: int, key: str, db: Database | None = None) -> Thing | None:
+    def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
         """One thing by its id, in the transaction of `db` where there is one."""
         thing = self.of_anyone(key, db)
         return thing if thing and thing.user_id == user_id else None
 
-    def of_anyone(self, key: str, db: Database | None = None) -> Thing | None:
+    def of_anyone(self, key: str, db: Database | None = None) -> Record | None:
         """One thing by its id, for who has shown leave to read it."""
         sql = f"{self._select} FROM {self._table} WHERE id = ? AND {self._condition}"
         row = self._index.query(db, sql, key).fetchone()
         return self._make(*row) if row else None
 
-    def put(self, db: Database, thing: Thing) -> None:
+    def put(self, db: Database, thing: Record) -> None:
         """Add a thing or change the one with its id."""
-        row = [*thing, folded(thing.name, thing.description)]
+        row = [*thing, search_text(thing.name, thing.description)]
         upsert(db, self._table, (*thing._fields, "folded"), row)
 
     def release_path(self, db: Database, path: str) -> None:
@@ -4531,7 +4533,7 @@ class Owned(Generic[Thing]):
         return self._index.write(apply) > 0
 
 
-class Entities(Subject):
+class Entities(Table):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
     def get(
@@ -4582,12 +4584,12 @@ class Entities(Subject):
             equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
             conditions[f"{column} {equal}"] = value
         if text:
-            conditions["instr(search, ?)"] = folded(text)
+            conditions["instr(search, ?)"] = search_text(text)
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return table + words, [v for condition, v in conditions.items() if "?" in condition]
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
-        """The entity that has a content."""
+        """The entity that has an asset."""
         row = self._index.query(db, "SELECT id FROM entity WHERE sha256 = ?", sha256).fetchone()
         return row[0] if row else None
 
@@ -4609,7 +4611,7 @@ class Entities(Subject):
         row: list[Any] = [entity.id or None, *entity[1:ENTITY_WIDTH]]
         row += [getattr(asset, "sha256", None)]
         row += [getattr(facts, name, None) for name in ("kind", "mime_type", "extension")]
-        row += [folded(entity.label, entity.description)]
+        row += [search_text(entity.label, entity.description)]
         row[0] = upsert(db, "entity", ENTITY_STORED, row)
         into = f"({', '.join(ENTITY_STORED)}) VALUES ({placeholders(row)})"
         db.execute(f"INSERT INTO entity_version {into}", row)
@@ -4668,7 +4670,7 @@ TRASHED = """
 """  # an entity may have been changed since it was deleted
 
 
-class Trash(Subject):
+class Trash(Table):
     """What is softly deleted, of users and among the entities."""
 
     def all(self, until: float = math.inf) -> list[Trashed]:
@@ -4714,7 +4716,7 @@ class OpenUpload(NamedTuple):
     answer: str | None = None
 
 
-class Uploads(Subject):
+class Uploads(Table):
     """Uploads that may be resumed; whoever takes one is the only one who can add to it."""
 
     def add(self, upload: OpenUpload, most: int) -> bool:
@@ -5172,7 +5174,7 @@ class Folder:
         return Receiving(Incoming(self, name, file), self.buffers, limit, [])
 
     @contextlib.contextmanager
-    def turn(self, sha256: str) -> Iterator[None]:
+    def content_lock(self, sha256: str) -> Iterator[None]:
         """Uploads of equal content go in here one after the other, whatever their process.
 
         So the later ones find what the first one has stored. Whoever leaves removes the lock
@@ -5192,13 +5194,13 @@ class Folder:
                             self.unlink(name)
                     return
 
-    def keep(self, incoming: Incoming, names: Iterable[str], twin: str | None = None) -> str:
+    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
         """Put a file in place under the first of `names` that is free; return that name.
 
         The file is on disk for good when this returns. Of `twin`, the name of a file with the
         same content, a link is made instead if one can be.
         """
-        if not (twin and self._become_twin(incoming, twin)):
+        if not (duplicate and self._link_duplicate(incoming, duplicate)):
             os.fsync(incoming.file.fileno())
         for name in names:
             try:
@@ -5208,10 +5210,10 @@ class Folder:
             return name
         raise FileExistsError(f"no free name in {self.name}")
 
-    def _become_twin(self, incoming: Incoming, twin: str) -> bool:
+    def _link_duplicate(self, incoming: Incoming, duplicate: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
         link = f"{incoming.name}-twin"
-        if self._try_link(twin, link):
+        if self._try_link(duplicate, link):
             return False
         with self.resolve(link) as source, self.resolve(incoming.name) as target:
             source.replace(target)
@@ -5844,7 +5846,7 @@ JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
 REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
-FRAME_SECONDS = 1.0  # the first frame of a film is often black
+FRAME_SECONDS = 1.0  # the first frame of a video is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
@@ -6859,7 +6861,7 @@ SCANNER_STOP_SECONDS = 5.0  # more than a thumbnail takes, less than systemd wai
 
 
 def is_media_name(name: bytes) -> bool:
-    """Whether a file name has an extension of an image, a film or a sound."""
+    """Whether a file name has an extension of an image, a video or audio."""
     return name.rpartition(b".")[2].lower() in MEDIA_EXTENSIONS and b"." in name
 
 
@@ -7179,7 +7181,7 @@ class Scanner:
             return False
 
     def ensure_thumbnail(self, file: File, asset: Asset) -> Outcome:
-        """Have the thumbnail of a content, which is made now if that has not been tried yet.
+        """Have the thumbnail of an asset, which is made now if that has not been tried yet.
 
         OSError where the file cannot be opened or the thumbnail not stored.
         """
@@ -7203,7 +7205,7 @@ class Scanner:
         return outcome
 
     def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """The preview of a content, which is made now if it is not at hand.
+        """The preview of an asset, which is made now if it is not at hand.
 
         OSError where the file cannot be opened.
         """
@@ -9515,7 +9517,7 @@ class BodySpec(NamedTuple):
     upload: Upload | None = None
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
-    check: Callable[[Request, Mapping[str, Any]], Iterable[Problem]] | None = None  # the rest
+    check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
     reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
 
 
@@ -9794,7 +9796,7 @@ def network_of(address: str) -> str:
 class Logins:
     """Checks passwords, and no more wrong ones than an account and an address may try."""
 
-    def __init__(self, failures: Failures, room: ScryptRoom) -> None:
+    def __init__(self, failures: Failures, room: PasswordHasher) -> None:
         self._failures = failures
         self._room = room
         self._ended = threading.Condition()
@@ -10124,7 +10126,7 @@ class App:
         self._disk_places = {
             name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
         }
-        self.keys = Keys(
+        self.keys = AuthConfig(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
             jwt_key=settings.jwt_signing_key,
@@ -10136,8 +10138,8 @@ class App:
         self.tokens = TokenCache()
         self.file_key = derive_key(settings.jwt_signing_key, "file URLs")
         self.share_key = derive_key(settings.jwt_signing_key, "share cookies")
-        self.new_passwords = ScryptRoom(1, MAX_NEW_PASSWORDS)
-        room = ScryptRoom(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
+        self.new_passwords = PasswordHasher(1, MAX_NEW_PASSWORDS)
+        room = PasswordHasher(MAX_SCRYPTS, MAX_SCRYPTS + MAX_WAITING_FOR_SCRYPT)
         self.logins = Logins(index.failures, room)
         lifetime = settings.upload_expiry_seconds
         self.uploads = ResumableUploads(index, self.folders, lifetime)
@@ -10329,8 +10331,8 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
             return parse_hashes(value)
         return check_text(item, parse_string(value, numbers=item.type == "text"))
     except Unfit as error:
-        problem = Problem(where, item.name, *error.args)
-        raise Invalid(problem._replace(is_null=value is None)) from None
+        problem = FieldError(where, item.name, *error.args)
+        raise ValidationError(problem._replace(is_null=value is None)) from None
 
 
 def parse_hashes(value: Any) -> list[str]:
@@ -10408,7 +10410,7 @@ def parse_flag(value: Any) -> bool:
 
 
 def collect_declared(
-    declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[Problem],
+    declared: Sequence[Field], values: Mapping[str, Any], where: str, problems: list[FieldError],
     has_upload: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The declared fields among `values` that are right; to `problems` goes what is not.
@@ -10421,10 +10423,10 @@ def collect_declared(
             if item.name in values and (item.blank != "not sent" or values[item.name] != ""):
                 parsed[item.name] = parse_value(item, values[item.name], where)
             elif item.required and not (item.or_upload and has_upload):
-                problems.append(Problem(where, item.name, "is required", "missing"))
+                problems.append(FieldError(where, item.name, "is required", "missing"))
             elif item.default is not None:
                 parsed[item.name] = item.default
-        except Invalid as error:
+        except ValidationError as error:
             problems += error.problems
     return parsed
 
@@ -10529,10 +10531,10 @@ def parse_urlencoded(text: bytes) -> dict[str, Any]:
 
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a form; raises Invalid with all that is wrong with it."""
-    problems: list[Problem] = []
+    problems: list[FieldError] = []
     if spec.upload and spec.upload.required and request.upload is None:
         message = f"is required: send {body_in_words(spec)}"
-        problems.append(Problem("body", spec.upload.name, message, "missing"))
+        problems.append(FieldError("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
     where = "body"
     if spec.wrapper and spec.wrapper in values:
@@ -10542,7 +10544,7 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         known = {problem.field for problem in problems}
         problems += [each for each in spec.check(request, fields) if each.field not in known]
     if problems:
-        raise Invalid(*problems)
+        raise ValidationError(*problems)
     return fields
 
 
@@ -10562,7 +10564,7 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
         message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
-        raise Invalid(Problem("body", "", message, "dict_type"))
+        raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
 
 
@@ -10570,7 +10572,9 @@ def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
     """The object that is the member `wrapper` of a JSON object."""
     inner = values[wrapper]
     if not isinstance(inner, dict):
-        raise Invalid(Problem("body", wrapper, "must be an object", "model_attributes_type"))
+        raise ValidationError(
+            FieldError("body", wrapper, "must be an object", "model_attributes_type")
+        )
     return inner
 
 
@@ -10608,7 +10612,7 @@ class FormBody:
         if self._upload and part.name == self._upload.name and part.filename is not None:
             self._receiving = begin_upload(self._request, self._upload, part.filename, self._limit)
         elif part.filename and part.name in self._declared:
-            raise Invalid(Problem("body", part.name, "must be a text", "string_type"))
+            raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
 
     def _take(self, data: memoryview) -> None:
         if self._receiving is not None:
@@ -10629,7 +10633,9 @@ class FormBody:
             return
         text, self._text = self._text, bytearray()
         if self._upload and part.name == self._upload.name and text:
-            raise Invalid(Problem("body", part.name, "must be a file, not a text", "file"))
+            raise ValidationError(
+                FieldError("body", part.name, "must be a file, not a text", "file")
+            )
         if part.filename is None and part.name in self._declared:
             self._values[part.name] = decode_field(part.name, text)
 
@@ -10709,7 +10715,7 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError:
-        raise Invalid(Problem("body", name, "is not UTF-8", "string_unicode")) from None
+        raise ValidationError(FieldError("body", name, "is not UTF-8", "string_unicode")) from None
 
 
 def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Receiving:
@@ -11024,11 +11030,11 @@ class Application:
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         self.take_use(request, item)
-        problems: list[Problem] = []
+        problems: list[FieldError] = []
         parsed = collect_declared(item.parameters, parameters, "path", problems)
         request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
         if problems:
-            raise Invalid(*problems)
+            raise ValidationError(*problems)
         parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
@@ -11037,7 +11043,9 @@ class Application:
             if body is not None:
                 return Accepted(self, request, item, parameters, body)
             if item.body.wrapper:
-                raise Invalid(Problem("body", item.body.wrapper, "is required", "missing"))
+                raise ValidationError(
+                    FieldError("body", item.body.wrapper, "is required", "missing")
+                )
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
@@ -11331,9 +11339,9 @@ def error_response(error: HTTPError, family: str) -> Response:
     status, value = error.status, dict[str, Any](detail=error.detail)
     if family == "accounts":
         value |= error.members
-    if isinstance(error, Invalid) and family == "entities":
-        status, value = 422, {"detail": [fastapi_problem(problem) for problem in error.problems]}
-    elif isinstance(error, Invalid) and family == "accounts":
+    if isinstance(error, ValidationError) and family == "entities":
+        status, value = 422, {"detail": [fastapi_error(problem) for problem in error.problems]}
+    elif isinstance(error, ValidationError) and family == "accounts":
         value = {}
         for problem in error.problems:
             name = problem.field or "non_field_errors"
@@ -11341,14 +11349,14 @@ def error_response(error: HTTPError, family: str) -> Response:
     return json_response(value, status, error.headers.items())
 
 
-def fastapi_problem(problem: Problem) -> dict[str, Any]:
+def fastapi_error(problem: FieldError) -> dict[str, Any]:
     sentence = FASTAPI_MESSAGES.get(problem.type, "{1}")
     message = sentence.format(problem.limit, problem.message)
     location = [*problem.where.split("/"), problem.field]
     return {"loc": [name for name in location if name], "msg": message, "type": problem.type}
 
 
-def django_message(problem: Problem) -> str:
+def django_message(problem: FieldError) -> str:
     kind = "null" if problem.is_null else problem.type
     if kind in DJANGO_MESSAGES:
         return DJANGO_MESSAGES[kind].format(problem.limit)
@@ -11361,7 +11369,7 @@ def django_message(problem: Problem) -> str:
 # 12. Families
 # ======================================================================================
 # A handler reads like its row in CONTRACT.md. What the families share comes first: finding
-# a content that may be shown, and answering with it.
+# an asset that may be shown, and answering with it.
 
 
 def check_sha256(text: str) -> str:
@@ -11380,7 +11388,7 @@ def existing(thing: T | None, otherwise: str = "Not found.") -> T:
     return thing
 
 
-def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
+def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
     """A file of these folders with this content, unchanged on disk."""
     found = app.index.files.with_content(sha256, roots)
     return next(filter(None, map(app.scanner.current, found)), None)
@@ -11389,7 +11397,7 @@ def find_twin(app: App, sha256: str, *roots: str) -> Located | None:
 def find_content(app: App, request: Request, sha256: str) -> Located:
     """A file with this content that the principal may read and that is still on disk; 404."""
     private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    return existing(find_twin(app, sha256, "library", *private), NO_FILE)
+    return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
 
 def find_named(app: App, folder: Folder, path: str) -> Located:
@@ -11489,8 +11497,8 @@ def remember_hot(app: App, request: Request, file: File, content: Content) -> No
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
     """Put an upload in place, linked to its equal if there is one; what the index is to know."""
-    twin = find_twin(app, incoming.sha256, folder.name) if folder.make else None
-    name = folder.keep(incoming, names, twin and twin[0].path)
+    duplicate = find_duplicate(app, incoming.sha256, folder.name) if folder.make else None
+    name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
     return File(folder.name, name, asset.sha256, *state_of(folder.stat(name)), time.time()), asset
 
@@ -11754,8 +11762,8 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
     facts = check_type(incoming, LIBRARY_TYPES)
     name = library_name(filename, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
-    twin = find_twin(app, incoming.sha256, "library") if readable else None
-    known = twin and twin[0].path
+    duplicate = find_duplicate(app, incoming.sha256, "library") if readable else None
+    known = duplicate and duplicate[0].path
     if known is None:
         folder = time.strftime("uploads/%Y%m%d", time.gmtime())
         names = numbered_names(f"{folder}/{name}")
@@ -11863,21 +11871,21 @@ def password_field(name: str, shortest: int = 0) -> Field:
     return needed(name, shortest=shortest, longest=MAX_PASSWORD_LENGTH)
 
 
-def check_registration_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+def check_registration_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
     if not re.fullmatch(EMAIL, values.get("email", "")):
-        yield Problem("body", "email", "Enter a valid email address.")
+        yield FieldError("body", "email", "Enter a valid email address.")
     yield from taken_problems(request.app.index.users.taken(values))
 
 
-def taken_problems(names: Iterable[str]) -> Iterator[Problem]:
+def taken_problems(names: Iterable[str]) -> Iterator[FieldError]:
     for name in names:
         message = f"user with this {name.replace('_', ' ')} already exists."
-        yield Problem("body", name, message, "unique")
+        yield FieldError("body", name, message, "unique")
 
 
-def check_login_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+def check_login_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
     if not (values.get("username") or values.get("email")):
-        yield Problem("body", "username", "is required", "missing")
+        yield FieldError("body", "username", "is required", "missing")
 
 
 REGISTRATION = BodySpec(ANY_BODY, (
@@ -11938,7 +11946,7 @@ def register(app: App, request: Request) -> Response:
 
     def add(db: Database) -> User:
         if problems := list(taken_problems(app.index.users.taken(values, db))):
-            raise Invalid(*problems)  # by another request meanwhile
+            raise ValidationError(*problems)  # by another request meanwhile
         return app.index.users.add(db, values, time.time())
 
     return json_response(user_json(app.index.write(add)), 201)
@@ -12025,9 +12033,9 @@ def refresh_tokens(app: App, request: Request) -> Response:
     return json_response(sign_tokens(app, *renewed))
 
 
-def check_logout_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+def check_logout_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
     if not (values.get("refresh") or values.get("all")):
-        yield Problem("body", "refresh", "is required", "missing")
+        yield FieldError("body", "refresh", "is required", "missing")
 
 
 LOGOUT = BodySpec(ANY_BODY, (
@@ -12092,7 +12100,7 @@ def change_password(app: App, request: Request) -> Response:
         password = app.new_passwords.hash(values["new_password"])
         if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
             return Response(204)
-    raise Invalid(Problem("body", "old_password", "Wrong password."))
+    raise ValidationError(FieldError("body", "old_password", "Wrong password."))
 
 
 # Lists, in the shape of Django REST Framework's PageNumberPagination.
@@ -12144,18 +12152,20 @@ def parse_ordering(text: str, columns: Set[str]) -> tuple[tuple[str, bool], ...]
 def parse_search(text: str) -> tuple[str, ...]:
     terms = tuple(dict.fromkeys(text.casefold().split()))
     if len(terms) > MAX_SEARCH_TERMS:
-        raise Invalid(Problem("query", "search", f"has more than {MAX_SEARCH_TERMS} words"))
+        raise ValidationError(
+            FieldError("query", "search", f"has more than {MAX_SEARCH_TERMS} words")
+        )
     return terms
 
 
 def list_owned(
-    request: Request, things: Owned[Thing], columns: Set[str], to_json: Callable[[Thing], Any],
-    equal: tuple[tuple[str, str], ...] = (),
+    request: Request, things: OwnedTable[Record], columns: Set[str],
+    to_json: Callable[[Record], Any], equal: tuple[tuple[str, str], ...] = (),
 ) -> Response:  # fmt: skip
     """A page of the caller's own things."""
     query = request.query
     order = parse_ordering(query.get("ordering", ""), columns)
-    wanted = Wanted(caller(request), equal, parse_search(query.get("search", "")), order)
+    wanted = Query(caller(request), equal, parse_search(query.get("search", "")), order)
     count = things.count(wanted)
     page, size, last = read_page(query, count)
     value = {
@@ -12182,25 +12192,27 @@ MEDIA_FIELDS = (
 )
 
 
-def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[Problem]:
+def check_media_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
     """What is wrong with a file, an image, video or audio of the type given, or a collection."""
     user_id, key = request.principal.user_id, (values.get("collection") or "").lower()
     if user_id is not None and key and not request.app.index.collections.get(user_id, key):
         yield no_collection(key)
     if request.upload and request.upload.facts is None:
-        yield Problem("body", "file", NOT_MEDIA if request.upload.size else "The file is empty.")
+        yield FieldError(
+            "body", "file", NOT_MEDIA if request.upload.size else "The file is empty."
+        )
     elif request.upload and request.upload.facts:
         yield from kind_problems(values, request.upload.facts.kind)
 
 
-def no_collection(key: str) -> Problem:
-    return Problem("body", "collection", f'Invalid pk "{key}" - object does not exist.')
+def no_collection(key: str) -> FieldError:
+    return FieldError("body", "collection", f'Invalid pk "{key}" - object does not exist.')
 
 
-def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[Problem]:
+def kind_problems(values: Mapping[str, Any], kind: str) -> Iterator[FieldError]:
     given = values.get("type", kind)
     if given != kind:
-        yield Problem("body", "type", f'The file is of type "{kind}", not "{given}".')
+        yield FieldError("body", "type", f'The file is of type "{kind}", not "{given}".')
 
 
 RECORD_UPLOAD = Upload("users", "max_media_bytes", required=False)
@@ -12286,7 +12298,7 @@ def put_record(app: App, db: Database, record: MediaRecord, placed: Located | No
     """Write a record, and its file where that is new; 400 for a collection of somebody else."""
     key = record.collection_id
     if key and app.index.collections.get(record.user_id, key, db) is None:
-        raise Invalid(no_collection(key))
+        raise ValidationError(no_collection(key))
     if placed:
         app.index.media.release_path(db, placed[0].path)
         app.index.files.put(db, *placed)
@@ -12359,9 +12371,9 @@ def change_record(app: App, request: Request, id: str) -> Response:
         changes["type"] = facts.kind
     elif record.path:
         if problems := list(kind_problems(request.fields, record.type)):
-            raise Invalid(*problems)
+            raise ValidationError(*problems)
     elif request.head.method == "PUT" and "type" not in changes:
-        raise Invalid(Problem("body", "type", "is required", "missing"))
+        raise ValidationError(FieldError("body", "type", "is required", "missing"))
     if record.path:
         changes.pop("size", None)
     placed = place_upload(app, request)
@@ -12495,7 +12507,7 @@ def create_collection(app: App, request: Request) -> Response:
 def get_collection(app: App, request: Request, id: str) -> Response:
     """One of my collections and its media."""
     collection = find_collection(app, request, id)
-    wanted = Wanted(collection.user_id, (("collection_id", collection.id),))
+    wanted = Query(collection.user_id, (("collection_id", collection.id),))
 
     def pieces() -> Iterator[str]:
         yield f'{to_json(collection_json(collection))[:-1]},"media":['
@@ -12601,7 +12613,7 @@ def parse_filters(text: str) -> dict[str, Any]:
         column, kind = ENTITY_FILTERS.get(key, ("", ""))
         if not equals or not column or column in filters:
             message = f"{pair.strip()!r} is not one key=value of {', '.join(ENTITY_FILTERS)}"
-            raise Invalid(Problem("query", "filter_param", message))
+            raise ValidationError(FieldError("query", "filter_param", message))
         if value.lower() == "null" and kind != "boolean":
             filters[column] = None
         else:
@@ -12699,9 +12711,9 @@ def save_entity(
     # It is asked twice: nothing is stored for what will be refused, and the transaction decides.
     if upload is None:
         return app.index.write(lambda db: put_entity(app, db, draft(db)))
-    with app.entities.turn(upload.sha256):
+    with app.entities.content_lock(upload.sha256):
         check_entity(app, draft(None), upload)
-        content = find_twin(app, upload.sha256, "entities") or store_entity_file(app, upload)
+        content = find_duplicate(app, upload.sha256, "entities") or store_entity_file(app, upload)
         return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
 
 
@@ -12860,7 +12872,7 @@ def create_share(app: App, request: Request) -> Response:
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
     if values["upload"] and shared.kind != "folder":
-        raise Invalid(Problem("body", "upload", "is for folders only"))
+        raise ValidationError(FieldError("body", "upload", "is for folders only"))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -13031,7 +13043,7 @@ def check_guest(app: App, request: Request, token: str) -> Share:
        body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
        before=check_guest)  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
-    """Add a picture or film to a link's folder."""
+    """Add an image or video to a link's folder."""
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
@@ -13239,10 +13251,10 @@ def begin_resumable(request: Request) -> Transfer:
     head = head._replace(length=find_length(request, head), offset=None)
     bound_room(request, target)
     check_size(request, target, head.length, 0)
-    problems: list[Problem] = []
+    problems: list[FieldError] = []
     collect_declared(spec.fields, texts, "body", problems, has_upload=True)
     if problems:
-        raise Invalid(*problems)
+        raise ValidationError(*problems)
     check_upload(app, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
@@ -13543,7 +13555,7 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
 @route("GET", "/exists", READ, "system", {200: "stored"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def get_exists(app: App, request: Request) -> Response:
-    """Whether a content is stored."""
+    """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
@@ -16270,7 +16282,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"  {item.usage:32}{'' if len(item.usage) <= 32 else chr(10) + ' ' * 34} {item.help}"
         for item in COMMANDS.values()
     )
-    hidden = ", ".join(name.upper() for name, _, how in Settings.table() if how.secret)
+    hidden = ", ".join(name.upper() for name, _, spec in Settings.table() if spec.secret)
     parser = argparse.ArgumentParser(
         prog="mediaserver.py",
         usage="python3 mediaserver.py [COMMAND] --storage_dir DIR [options]",
@@ -16285,9 +16297,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"mediaserver {__version__}")
-    for name, default, how in Settings.table():
-        if not how.secret:
-            text = f"{how.help} ({how.shown or str(default).lower()})"
+    for name, default, spec in Settings.table():
+        if not spec.secret:
+            text = f"{spec.help} ({spec.shown or str(default).lower()})"
             parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
     for option in {option for item in COMMANDS.values() for option in item.options}:
         action = "store" if option.takes else "store_true"
@@ -17165,7 +17177,7 @@ def restore(settings: Settings, source: str) -> int:
 @contextlib.contextmanager
 def opened_app(settings: Settings) -> Iterator[App]:
     """What handlers need, for a command that does what they do and signs nothing."""
-    names = [name for name, _, how in Settings.table() if how.secret]
+    names = [name for name, _, spec in Settings.table() if spec.secret]
     blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
     with opened_index(settings) as index:
         yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
@@ -17254,7 +17266,7 @@ class Importer:
         raise AssertionError("names have no end")
 
     def _refuse(self, facts: Facts | None) -> str:
-        """Say why a content is not taken in, or nothing."""
+        """Say why some content is not taken in, or nothing."""
         if facts is None:
             return "its content is no image, video or audio"
         if self._types is not None and facts.extension not in self._types:
@@ -17536,7 +17548,7 @@ def serve(settings: Settings) -> None:
     except OSError as error:
         hint = LISTEN_HINTS.get(error.errno, "give an address of this machine as --host")
         raise SettingError("HOST, PORT", f"cannot listen: {error.strerror}; {hint}") from None
-    settle(settings, thumbnails)
+    recover(settings, thumbnails)
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
@@ -17545,19 +17557,19 @@ def serve(settings: Settings) -> None:
         run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads,
         Meter(settings.workers, len(ROUTES) + 1),
     )  # fmt: skip
-    recover = functools.partial(settle, settings, thumbnails)
+    recover_again = functools.partial(recover, settings, thumbnails)
     ready()
     if settings.workers > 1:
-        Supervisor(run, recover, watchdog, lock, listener).run(settings.workers)
+        Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
     else:
         while run():
-            recover()
+            recover_again()
     thumbnails.stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
 
 
-def settle(settings: Settings, thumbnails: Thumbnails) -> None:
+def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
     if app.index.get_meta("decoders") != thumbnails.description:

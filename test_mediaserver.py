@@ -938,7 +938,9 @@ def spki(point: bytes) -> bytes:
 
 PUBLIC_POINT = multiply(PRIVATE_KEY, G)
 PEM = pem_of(spki(der_point(PUBLIC_POINT)))
-KEYS = ms.Keys(False, "owner's key", KEYS_SECRET, ms.parse_public_key(PEM), "upload secret", 900)
+KEYS = ms.AuthConfig(
+    False, "owner's key", KEYS_SECRET, ms.parse_public_key(PEM), "upload secret", 900
+)
 
 ACCESS: dict[str, object] = {"token_type": "access", "exp": NOW + 60, "user_id": 7}
 FOREIGN: dict[str, object] = {"sub": "user123", "exp": NOW + 60}
@@ -1335,12 +1337,12 @@ def test_a_principal_is_found_in_the_contracts_order(
 
 
 def test_demo_mode_looks_at_no_credential() -> None:
-    demo = ms.Keys(True, "a", "b", None, "c", 900)
+    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
     assert ms.find_principal("Bearer wrong", "wrong", demo, NOW) == ms.DEMO
 
 
 def test_a_non_ascii_owners_key_is_known_in_both_encodings() -> None:
-    keys = ms.Keys(False, "schlüssel", "b", None, "c", 900)
+    keys = ms.AuthConfig(False, "schlüssel", "b", None, "c", 900)
     for text in ("schlüssel", "schlüssel".encode().decode("latin-1")):
         assert ms.find_principal(f"Bearer {text}", None, keys, NOW) == ms.OWNER
 
@@ -1348,7 +1350,7 @@ def test_a_non_ascii_owners_key_is_known_in_both_encodings() -> None:
 def test_blank_secrets_make_no_keys_and_no_secret_is_in_their_repr() -> None:
     for secrets in (["", "b", "c"], ["a", " ", "c"], ["a", "b", ""]):
         with pytest.raises(ValueError, match="blank"):
-            ms.Keys(False, secrets[0], secrets[1], None, secrets[2], 900)
+            ms.AuthConfig(False, secrets[0], secrets[1], None, secrets[2], 900)
     assert "owner's key" not in repr(KEYS)
     assert KEYS_SECRET not in repr(KEYS)
 
@@ -1434,7 +1436,7 @@ def test_access_is_the_contracts_table(access: ms.Access, allowed: str) -> None:
 def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen) -> None:
     value = ms.sign_view(principal, KEYS.view_key, NOW)
 
-    def found(cookies: str, now: float = NOW, keys: ms.Keys = KEYS) -> ms.Principal:
+    def found(cookies: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal:
         return ms.find_principal(None, None, keys, now, None, cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
@@ -1443,7 +1445,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
     for owners_key, jwt_key in (("changed", KEYS_SECRET), ("owner's key", "changed")):
-        keys = ms.Keys(False, owners_key, jwt_key, None, "c", 900)
+        keys = ms.AuthConfig(False, owners_key, jwt_key, None, "c", 900)
         assert found(good, keys=keys) == ms.ANONYMOUS
     token = ms.sign_upload_token("upload secret", NOW)
     assert ms.find_principal(None, token, KEYS, NOW, None, good) == ms.UPLOADER
@@ -1461,7 +1463,7 @@ def test_a_bad_view_cookie_counts_as_none(value: str) -> None:
 def test_a_verified_token_is_remembered_until_it_expires() -> None:
     cache, token = ms.TokenCache(size=2), f"Bearer {es256(FOREIGN)}"
     principal = ms.find_principal(token, None, KEYS, NOW, cache)
-    keyless = ms.Keys(False, "a", "b", None, "c", 900)
+    keyless = ms.AuthConfig(False, "a", "b", None, "c", 900)
     assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
     with pytest.raises(ms.HTTPError):
         ms.find_principal(token, None, keyless, NOW + 60, cache)
@@ -8416,7 +8418,7 @@ def test_what_is_anothers_is_404_at_every_endpoint(server, jane, django):
 def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, django, jane):
     content = png()
     record = django.upload(content, "secret-name.png")[1]
-    twin = jane.upload(content)[1]
+    duplicate = jane.upload(content)[1]
     for headers in ({}, OWNER, django.headers):
         for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
             assert server.request("GET", f"/{tail}", headers=headers).status in {401, 403, 404}
@@ -8426,7 +8428,7 @@ def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, djan
         assert sha256(content).encode() not in body
         assert b"secret-name" not in body
     assert server.put("/image/new.png", content).status == 201  # not "known"
-    assert jane.call("DELETE", f"{MEDIA}{twin['id']}/")[0] == 204
+    assert jane.call("DELETE", f"{MEDIA}{duplicate['id']}/")[0] == 204
     assert server.get(local(record["file"])).body == content
 
 
