@@ -63,6 +63,7 @@ import gc
 import hashlib
 import hmac
 import html
+import http.client
 import importlib
 import importlib.util
 import io
@@ -95,6 +96,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
@@ -5814,6 +5816,264 @@ def slugify(text: str) -> str:
 def read_syllable(character: str) -> str:
     syllable = SLUG_SYLLABLE.fullmatch(unicodedata.name(character, ""))
     return (syllable[1] or syllable[2]).lower() if syllable else character
+
+
+# -- S3 ------------------------------------------------------------------------------------
+# As much of the protocol of object stores as a Bucket needs. Requests are signed (AWS, Signature
+# Version 4) and connections kept. What fails is tried again; what fails then, too, or takes too
+# long, opens the circuit: until it closes, requests fail at once, and one from time to time
+# finds out whether the store is back. So one that is away keeps few threads, and no other work.
+
+S3_SECONDS = 10.0  # that a store may take to go on with a request
+S3_PLACES = 32  # requests at once
+S3_PLACE_SECONDS = 1.0  # that one waits for a place among them
+S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
+S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
+S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
+S3_BLOCK_BYTES = 256 << 10  # sent and received at once
+S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
+EMPTY_SHA256 = hashlib.sha256().hexdigest()
+UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+
+
+class Unavailable(OSError):
+    """A store that does not answer, or only with errors that pass."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EHOSTUNREACH, reason)
+
+
+class Signer(NamedTuple):
+    """Signs requests by AWS's Signature Version 4.
+
+    Targets are paths with queries, percent-encoded but for the unreserved characters (RFC 3986).
+    """
+
+    key_id: str
+    secret: str
+    region: str
+    service: str = "s3"
+
+    def authorize(self, method: str, target: str, headers: Mapping[str, str], payload: str) -> str:
+        """Return the value of Authorization; `payload` is the SHA-256 of the body.
+
+        All `headers`, whose names are in lower case, are signed; x-amz-date is among them.
+        """
+        at = headers["x-amz-date"]
+        names, signature = self._sign(method, target, headers, payload, at=at)
+        about = f"Credential={self.key_id}/{self._scope(at)}, SignedHeaders={names}"
+        return f"AWS4-HMAC-SHA256 {about}, Signature={signature}"
+
+    def presign(self, host: str, path: str, seconds: int, at: str) -> str:
+        """Return the target that anyone may GET for so many seconds from `at` (ISO 8601 basic)."""
+        query = urlencode({
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{self.key_id}/{self._scope(at)}",
+            "X-Amz-Date": at, "X-Amz-Expires": seconds, "X-Amz-SignedHeaders": "host",
+        })  # fmt: skip
+        target = f"{path}?{query}"
+        signature = self._sign("GET", target, {"host": host}, UNSIGNED_PAYLOAD, at=at)[1]
+        return f"{target}&X-Amz-Signature={signature}"
+
+    def _scope(self, at: str) -> str:
+        return f"{at[:8]}/{self.region}/{self.service}/aws4_request"
+
+    def _sign(
+        self, method: str, target: str, headers: Mapping[str, str], payload: str, *, at: str
+    ) -> tuple[str, str]:
+        """Return the names of the signed headers and the signature."""
+        path, _, query = target.partition("?")
+        pairs = sorted(pair.partition("=")[::2] for pair in filter(None, query.split("&")))
+        query = "&".join(f"{name}={value}" for name, value in pairs)
+        fields = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in sorted(headers))
+        names = ";".join(sorted(headers))
+        request = "\n".join((method, path, query, fields, names, payload))
+        digest = hashlib.sha256(request.encode()).hexdigest()
+        key = f"AWS4{self.secret}".encode()
+        for part in self._scope(at).split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        text = f"AWS4-HMAC-SHA256\n{at}\n{self._scope(at)}\n{digest}"
+        return names, hmac.digest(key, text.encode(), "sha256").hex()
+
+
+class ObjectBody(NamedTuple):
+    """The content of a request; `pieces` gives it anew for each try."""
+
+    size: int = 0
+    sha256: str = EMPTY_SHA256
+    pieces: Callable[[], Iterable[bytes]] = tuple
+
+
+class S3Request(NamedTuple):
+    """A request to a bucket, or with a key to an object in it; header names in lower case."""
+
+    method: str
+    bucket: str
+    key: str = ""
+    query: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    body: ObjectBody = ObjectBody()
+
+    @property
+    def target(self) -> str:
+        path = f"/{self.bucket}/{self.key}".rstrip("/")
+        query = urlencode(self.query, quote_via=quote, safe="-_.~")
+        return f"{quote(os.fsencode(path), safe='/-_.~')}?{query}".rstrip("?")
+
+
+class S3Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]  # names as they came
+    body: bytes
+
+    def text(self, name: str) -> str:
+        """Return the text of the first XML element of a name; empty where there is none."""
+        found = re.search(rf"<{name}>([^<]*)</{name}>", self.body.decode("utf-8", "replace"))
+        return html.unescape(found[1]) if found else ""
+
+
+class S3Client:
+    """Speaks with an object store for all who use it in this process."""
+
+    def __init__(self, endpoint: str, signer: Signer) -> None:
+        """Without an endpoint it is AWS's. Buckets are paths, which every store understands."""
+        self._signer = signer
+        self._endpoint = urlsplit(endpoint or f"https://s3.{signer.region}.amazonaws.com")
+        self._places = threading.BoundedSemaphore(S3_PLACES)
+        self._idle: deque[tuple[float, HTTPConnection]] = deque()
+        self._retry_at = 0.0  # monotonic; 0: the circuit is closed
+        self._lock = threading.Lock()
+
+    def presign(self, request: S3Request, seconds: int, now: float) -> str:
+        """Return a URL under which anyone may GET an object for so many seconds from `now`."""
+        host, at = self._endpoint.netloc, format_amz_date(now)
+        target = self._signer.presign(host, request.target, seconds, at)
+        return f"{self._endpoint.scheme}://{host}{target}"
+
+    def call(self, request: S3Request) -> S3Answer:
+        """Return the whole answer to a request; an OSError where it is refused."""
+        with self.place():
+            connection, response = self.open(request)
+            try:
+                answer = S3Answer(response.status, dict(response.headers), response.read())
+            except (OSError, HTTPException) as error:
+                connection.close()
+                raise Unavailable(f"an answer broke off: {error}") from None
+            self.keep(connection)
+        check_answer(request, answer)
+        return answer
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place among the requests that are under way; Unavailable if none gets free."""
+        if not self._places.acquire(timeout=S3_PLACE_SECONDS):
+            raise Unavailable("too many requests are under way")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def open(self, request: S3Request) -> tuple[HTTPConnection, HTTPResponse]:
+        """Send a request, if need be again; return the answer, of which the body is to be read."""
+        self._pass_circuit()
+        for wait in (*S3_RETRIES, 0.0):
+            connection, is_slow = self._connect(), False
+            try:
+                response = self._exchange(connection, request)
+                if response.status not in S3_PASSING:
+                    self._retry_at = 0.0
+                    return connection, response
+                problem = f"answers {response.status}"
+            except (OSError, HTTPException) as error:
+                problem = str(error) or type(error).__name__
+                is_slow = isinstance(error, TimeoutError)
+            connection.close()
+            self.close()
+            if is_slow or not wait:
+                break
+            time.sleep(wait * secrets.randbelow(1000) / 1000)
+        self._open_circuit(problem)
+        raise Unavailable(problem)
+
+    def _pass_circuit(self) -> None:
+        """Let requests pass, of those that come while the circuit is open one at a time."""
+        with self._lock:
+            now = time.monotonic()
+            if self._retry_at > now:
+                raise Unavailable("it did not answer before")
+            if self._retry_at:
+                self._retry_at = now + S3_SECONDS
+
+    def _open_circuit(self, problem: str) -> None:
+        with self._lock:
+            if not self._retry_at:
+                warn(f"{self._endpoint.netloc} cannot be used: {printable_line(problem)}")
+            self._retry_at = time.monotonic() + S3_OPEN_SECONDS
+
+    def close(self) -> None:
+        """Close what is kept: where one connection has ended, the others have, too."""
+        while connection := self._take_kept():
+            connection.close()
+
+    def _take_kept(self) -> HTTPConnection | None:
+        with contextlib.suppress(IndexError):
+            while True:
+                since, connection = self._idle.pop()
+                if since > time.monotonic() - S3_IDLE_SECONDS:
+                    return connection
+                connection.close()
+        return None
+
+    def _connect(self) -> HTTPConnection:
+        """Take a kept connection, or a new one."""
+        if kept := self._take_kept():
+            return kept
+        secure = self._endpoint.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else HTTPConnection
+        return kind(self._endpoint.netloc, timeout=S3_SECONDS, blocksize=S3_BLOCK_BYTES)
+
+    def keep(self, connection: HTTPConnection) -> None:
+        """Keep a connection whose latest answer has been read for the next request."""
+        self._idle.append((time.monotonic(), connection))
+
+    def _exchange(self, connection: HTTPConnection, request: S3Request) -> HTTPResponse:
+        """Send a request over a connection and return the answer, of which the head is read."""
+        method, target, body = request.method, request.target, request.body
+        headers = {
+            **request.headers, "host": self._endpoint.netloc,
+            "x-amz-content-sha256": body.sha256, "x-amz-date": format_amz_date(time.time()),
+        }  # fmt: skip
+        headers["authorization"] = self._signer.authorize(method, target, headers, body.sha256)
+        if method in {"PUT", "POST"}:
+            headers["content-length"] = str(body.size)
+        if connection.sock is None:
+            connection.connect()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered
+            connection.request(method, target, body.pieces(), headers)
+        return connection.getresponse()
+
+
+def format_amz_date(seconds: float) -> str:
+    """
+    >>> format_amz_date(1369353600)
+    '20130524T000000Z'
+    """
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+
+
+def check_answer(request: S3Request, answer: S3Answer) -> None:
+    """Raise the OSError that an answer stands for."""
+    is_error = b"<Error>" in answer.body[:1000]  # a long CompleteMultipartUpload begins with 200
+    if answer.status < 300 and not is_error:
+        return
+    number = {403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST}.get(answer.status)
+    place = f"s3://{request.bucket}/{request.key}"
+    if number not in {errno.ENOENT, errno.EEXIST}:
+        code = answer.text("Code") or answer.headers.get("x-amz-error-code", "")
+        text = f"{request.method} {place}: {answer.status} {code} {answer.text('Message')}"
+        warn(printable_line(text))
+    number = number or errno.EIO
+    raise OSError(number, os.strerror(number), place)
 
 
 # ======================================================================================

@@ -2926,6 +2926,176 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
         assert files_below(tmp_path) == {"sub/a.png"}
 
 
+# -- S3
+
+S3_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
+DOCUMENTED_KEYS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+# AWS's aws-sig-v4-test-suite: its names, requests and signatures.
+SIGV4_SUITE = {
+    "get-vanilla": (
+        "GET", "/", {},
+        "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
+    ),
+    "get-vanilla-query-order-key-case": (
+        "GET", "/?Param2=value2&Param1=value1", {},
+        "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500",
+    ),
+    "get-utf8": (
+        "GET", "/%E1%88%B4", {},
+        "8318018e0b0f223aa2bbf98705b62bb787dc9c0e678f255a891fd03141be5d85",
+    ),
+    "get-header-value-trim": (
+        "GET", "/", {"my-header1": " value1", "my-header2": ' "a   b   c"'},
+        "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736",
+    ),
+    "post-vanilla": (
+        "POST", "/", {},
+        "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+    ),
+}  # fmt: skip
+# Amazon S3's documentation, "Examples: Signature Calculations".
+SIGV4_DOCUMENTED = {
+    "get-object": (
+        "GET", "/test.txt", {"range": "bytes=0-9"}, b"",
+        "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+    ),
+    "put-object": (
+        "PUT", "/test%24file.text",
+        {"date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"},
+        b"Welcome to Amazon S3.",
+        "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd",
+    ),
+    "get-bucket-lifecycle": (
+        "GET", "/?lifecycle", {}, b"",
+        "fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543",
+    ),
+    "list-objects": (
+        "GET", "/?max-keys=2&prefix=J", {}, b"",
+        "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGV4_SUITE)
+def test_requests_are_signed_as_in_the_test_suite_of_aws(name):
+    method, target, headers, signature = SIGV4_SUITE[name]
+    given = {"host": "example.amazonaws.com", "x-amz-date": "20150830T123600Z", **headers}
+    signer = ms.Signer(*S3_KEYS, "us-east-1", "service")
+    found = signer.authorize(method, target, given, ms.EMPTY_SHA256)
+    assert found == (
+        "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request,"
+        f" SignedHeaders={';'.join(sorted(given))}, Signature={signature}"
+    )
+
+
+@pytest.mark.parametrize("name", SIGV4_DOCUMENTED)
+def test_requests_are_signed_as_in_the_documentation_of_amazon_s3(name):
+    method, target, headers, body, signature = SIGV4_DOCUMENTED[name]
+    given = {
+        "host": "examplebucket.s3.amazonaws.com", "x-amz-date": "20130524T000000Z",
+        "x-amz-content-sha256": sha256(body), **headers,
+    }  # fmt: skip
+    signer = ms.Signer(*DOCUMENTED_KEYS, "us-east-1")
+    found = signer.authorize(method, target, given, sha256(body))
+    assert found.endswith(f", Signature={signature}")
+
+
+def test_urls_are_signed_as_in_the_documentation_of_amazon_s3():
+    signer = ms.Signer(*DOCUMENTED_KEYS, "us-east-1")
+    host = "examplebucket.s3.amazonaws.com"
+    assert signer.presign(host, "/test.txt", 86400, "20130524T000000Z") == (
+        "/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F"
+        "20130524%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400"
+        "&X-Amz-SignedHeaders=host&X-Amz-Signature="
+        "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
+    )
+
+
+class FakeStore:
+    """An object store's end of connections; `script` has one step for each: bytes, or a fault."""
+
+    def __init__(self, *script: object) -> None:
+        self.asked: list[bytes] = []
+        self._script = iter(script)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._held: list[socket.socket] = []
+        self.client = ms.S3Client(self.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        for step in self._script:
+            connection, _ = self._listener.accept()
+            self._held.append(connection)
+            self.asked.append(connection.recv(65536))
+            if isinstance(step, bytes):
+                connection.sendall(step)
+            elif step == "reset":
+                connection.close()
+
+    def __enter__(self) -> FakeStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self.client.close()
+        for connection in self._held:
+            connection.close()
+
+
+S3_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+S3_BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+S3_DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+S3_MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+S3_GET = ms.S3Request("GET", "bucket", "a b/ä.png")
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr(ms, "S3_RETRIES", (1e-9, 1e-9))
+
+
+@pytest.mark.parametrize("passing", [(), (S3_BUSY,), ("reset", "reset"), (S3_BUSY, "reset")])
+def test_a_request_to_a_store_is_tried_again_after_what_passes(no_waits, passing):
+    with FakeStore(*passing, S3_OK) as store:
+        assert store.client.call(S3_GET).body == b"ok"
+        assert len(store.asked) == len(passing) + 1
+        assert store.asked[-1].startswith(b"GET /bucket/a%20b/%C3%A4.png HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(S3_DENIED, PermissionError), (S3_MISSING, FileNotFoundError)]
+)
+def test_what_a_store_refuses_is_not_tried_again(no_waits, answer, error):
+    with FakeStore(answer, S3_OK) as store:
+        with pytest.raises(error):
+            store.client.call(S3_GET)
+        assert len(store.asked) == 1
+
+
+@pytest.mark.parametrize("fault", [("hangs",), (S3_BUSY,) * 3, ("reset",) * 3])
+def test_a_store_that_is_away_is_asked_again_only_after_a_while(no_waits, monkeypatch, fault):
+    monkeypatch.setattr(ms, "S3_SECONDS", 0.1 if "hangs" in fault else DEADLINE)
+    with FakeStore(*fault, S3_OK, S3_OK) as store:
+        client = store.client
+        for _ in range(3):  # the circuit is open after the first
+            with pytest.raises(ms.Unavailable):
+                client.call(S3_GET)
+        wait_until(lambda: len(store.asked) == len(fault))
+        monkeypatch.setattr(ms, "S3_SECONDS", DEADLINE)
+        client._retry_at = time.monotonic()
+        assert [client.call(S3_GET).body for _ in range(2)] == [b"ok", b"ok"]
+
+
+def test_a_kept_connection_that_has_ended_costs_another_try_and_no_error(no_waits):
+    kept = S3_OK.replace(b"Connection: close\r\n", b"")
+    with FakeStore(kept, kept) as store:
+        client = store.client
+        assert client.call(S3_GET).body == b"ok"
+        store._held[0].close()
+        assert client.call(S3_GET).body == b"ok"
+
+
 # ======================================================================================
 # 7. Thumbnails
 # ======================================================================================
