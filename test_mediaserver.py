@@ -2169,16 +2169,20 @@ def wav(kind: bytes = b"RIFF") -> bytes:
     return kind + bytes(4) + b"WAVE" + sizes + chunk(b"fmt ", form) + data
 
 
-def ogg(first: bytes, granule: int, serial: int = 7) -> bytes:
-    def page(flags: int, at: int, body: bytes) -> bytes:
-        return struct.pack("<4sBBqIIIBB", b"OggS", 0, flags, at, serial, 0, 0, 1, len(body)) + body
+def ogg_page(flags: int, granule: int, *packets: bytes) -> bytes:
+    head = struct.pack("<4sBBqIIIB", b"OggS", 0, flags, granule, 7, 0, 0, len(packets))
+    return head + bytes(map(len, packets)) + b"".join(packets)
 
-    return page(2, 0, first) + page(4, granule, b"xx")
+
+def ogg(first: bytes, granule: int, *pages: bytes) -> bytes:
+    """An Ogg stream whose last page, behind those given, ends at `granule`."""
+    return ogg_page(2, 0, first) + b"".join(pages) + ogg_page(4, granule, b"xx")
 
 
 MP3_FRAME = b"\xff\xfb\x90\x00" + bytes(413)  # MPEG 1 layer III, 128 kbit/s, 44,100 Hz
 ADTS_FRAME = b"\xff\xf1\x50\x80\x01\x9f\xfc" + bytes(5)  # 12 bytes, 44,100 Hz
-VORBIS = b"\1vorbis" + bytes(5) + struct.pack("<I", 44100) + bytes(14)
+VORBIS = b"\1vorbis" + bytes(5) + struct.pack("<I12xB", 44100, 0xB8) + b"\1"
+OPUS = b"OpusHead\1\2" + struct.pack("<HI", 312, 44100)
 THEORA = (
     b"\x80theora\3\2\1"
     + bytes(4)
@@ -2416,8 +2420,17 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                          {"duration": pytest.approx(3.0, abs=0.01)}),
     "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
     "Vorbis": (ogg(VORBIS, 132300), "audio/ogg", {"duration": 3.0}),
-    "Opus": (ogg(b"OpusHead\1\2" + struct.pack("<HI", 312, 44100), 144312), "audio/ogg",
-             {"duration": 3.0}),
+    "Vorbis that begins later": (ogg(VORBIS, 441024, ogg_page(0, 310772, b"a", b"b")),
+                                 "audio/ogg", {"duration": 3.0}),
+    "Vorbis, cut within a page": (ogg(VORBIS, 441000, ogg_page(0, 1024, b"a"),
+                                      ogg_page(0, 132300, b"a"))[:-1], "audio/ogg",
+                                  {"duration": 3.0}),
+    "Opus": (ogg(OPUS, 144312), "audio/ogg", {"duration": 3.0}),
+    "Opus that begins later": (ogg(OPUS, 192000, ogg_page(0, 48960, b"\x78a", b"\x78b",
+                                                          b"\x78c")), "audio/ogg",
+                               {"duration": pytest.approx(3.04)}),
+    "Opus of many frames a packet": (ogg(OPUS, 192000, ogg_page(0, 53760, b"\x7b\6")),
+                                     "audio/ogg", {"duration": 3.0}),
 }  # fmt: skip
 
 
