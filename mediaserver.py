@@ -4825,6 +4825,13 @@ def opened_on_any_disk(path: Path) -> Index:
         return migrated(Index(path))
 
 
+def fold_wal_in(path: Path) -> None:
+    """Bring the WAL into an index that is closed: where processes close it at once, none does."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        with contextlib.closing(Index(path, query_only=True)) as index:
+            index.get_meta("decoders")  # what was not read is closed as it is
+
+
 def migrated(index: Index) -> Index:
     """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
     db = index._writer
@@ -17561,6 +17568,7 @@ def serve(settings: Settings) -> None:
     ready()
     if settings.workers > 1:
         Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
+        fold_wal_in(settings.database_url)
     else:
         while run():
             recover_again()

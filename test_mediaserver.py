@@ -4979,7 +4979,7 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
     with Raw(bare_server) as raw, Raw(bare_server) as other:
         raw.send(post("/a", len(body)) + body[:split])
         wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
-        assert bare_server._in_flight == 0
+        wait_until(lambda: bare_server._in_flight == 0)
         other.send(post("/b", 1) + b"x")
         assert other.answer().body == b"/bx"
         raw.send(body[split : split + 10])  # stays with the selector
@@ -5498,6 +5498,21 @@ def test_a_copy_of_the_index_of_a_stopped_server_has_everything(start, tmp_path,
     copy = shutil.copy(running.data / "index.sqlite3", tmp_path)
     with contextlib.closing(sqlite3.connect(copy)) as index:
         assert index.execute("SELECT count(*) FROM user").fetchone() == (3,)
+
+
+def test_a_wal_that_its_processes_left_to_each_other_is_folded_in(tmp_path):
+    left = tmp_path / "left"
+    left.mkdir()
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as index:
+        index.set_meta("key", "value")
+        for part in tmp_path.glob("index*"):
+            shutil.copy(part, left)
+    assert (left / "index-wal").stat().st_size
+    ms.fold_wal_in(left / "index")
+    assert not (left / "index-wal").exists()
+    with contextlib.closing(ms.Index(left / "index", query_only=True)) as index:
+        assert index.get_meta("key") == "value"
+    ms.fold_wal_in(tmp_path / "none" / "index")  # as after a disk that went
 
 
 def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
