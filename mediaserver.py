@@ -170,12 +170,6 @@ def parse_secret(text: str) -> str:
     return text
 
 
-def parse_log_format(text: str) -> str:
-    if text.lower() not in {"none", "text", "json"}:
-        raise ValueError(f"{text!r} is none of none, text and json")
-    return text.lower()
-
-
 def parse_boolean(text: str) -> bool:
     """
     >>> parse_boolean("Yes"), parse_boolean("off")
@@ -382,7 +376,9 @@ class Settings(NamedTuple):
         empty=True,
     )  # fmt: skip
     log_format: str = setting(
-        "none", "a line on standard error for each request: none, text or json", parse_log_format
+        "none",
+        "a line on standard error for each request: none, text or json",
+        one_of("none", "text", "json"),
     )
 
     @classmethod
@@ -766,49 +762,6 @@ def verify_password(password: str, stored: str) -> bool:
     n, r, p, salt, digest = match.groups()
     actual = _scrypt(password, decode_base64url(salt), int(n), int(r), int(p))
     return hmac.compare_digest(actual, decode_base64url(digest))
-
-
-MAX_SCRYPTS = 4  # at once, by their memory
-MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
-MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
-
-
-class PasswordHasher:
-    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
-
-    They have threads of their own: the C library keeps what a thread has freed for that thread,
-    so that scrypts in the threads of forty requests left 400 MiB behind.
-    """
-
-    def __init__(self, at_once: int, places: int) -> None:
-        self._at_once = at_once
-        self._places = threading.BoundedSemaphore(places)
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, which `run` needs."""
-        if not self._places.acquire(blocking=False):
-            detail = "Too many passwords are being checked; try again in a moment."
-            raise HTTPError(503, detail, {"Retry-After": "5"})
-        try:
-            yield
-        finally:
-            self._places.release()
-
-    def run(self, work: Callable[..., T], *arguments: str) -> T:
-        """Call one of the functions above when it is its turn."""
-        with self._lock:
-            if self._threads is None:
-                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
-
-                self._threads = ThreadPoolExecutor(self._at_once)
-        return self._threads.submit(work, *arguments).result()
-
-    def hash(self, password: str) -> str:
-        with self.place():
-            return self.run(hash_password, password)
 
 
 # --- ES256: ECDSA over P-256 with SHA-256
@@ -4446,7 +4399,7 @@ class MediaRecord(NamedTuple):
 def search_text(*texts: str | None) -> str:
     """Texts as searches compare them, without case; no match reaches from one into the next.
 
-    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
+    >>> search_text("STRASSE", None, "Ä") == search_text("straße", "", "ä")
     True
     """
     return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
@@ -9798,6 +9751,49 @@ def network_of(address: str) -> str:
             mapped = parsed.ipv4_mapped
             return str(mapped or ipaddress.ip_network((parsed, 64), strict=False))
     return address
+
+
+MAX_SCRYPTS = 4  # at once, by their memory
+MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
+MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
+
+
+class PasswordHasher:
+    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
+
+    They have threads of their own: the C library keeps what a thread has freed for that thread,
+    so that scrypts in the threads of forty requests left 400 MiB behind.
+    """
+
+    def __init__(self, at_once: int, places: int) -> None:
+        self._at_once = at_once
+        self._places = threading.BoundedSemaphore(places)
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, which `run` needs."""
+        if not self._places.acquire(blocking=False):
+            detail = "Too many passwords are being checked; try again in a moment."
+            raise HTTPError(503, detail, {"Retry-After": "5"})
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def run(self, work: Callable[..., T], *arguments: str) -> T:
+        """Call `hash_password` or `verify_password` when it is its turn."""
+        with self._lock:
+            if self._threads is None:
+                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
+
+                self._threads = ThreadPoolExecutor(self._at_once)
+        return self._threads.submit(work, *arguments).result()
+
+    def hash(self, password: str) -> str:
+        with self.place():
+            return self.run(hash_password, password)
 
 
 class Logins:
