@@ -11263,7 +11263,8 @@ def accepts(port: int) -> bool:
 
 def free_port() -> int:
     """A port below those that the kernel gives to clients, lest one of them takes it first."""
-    while accepts(port := random.randrange(10_000, 32_000)):
+    choose = random.SystemRandom()  # two suites may have the same seed
+    while accepts(port := choose.randrange(10_000, 32_000)):
         pass
     return port
 
@@ -11310,8 +11311,12 @@ class Site(Server):
 
     def __enter__(self) -> Site:
         self.process = subprocess.Popen(self.command)
-        wait_until(lambda: accepts(self.port), "nginx")
+        wait_until(self._is_ready, "nginx")
         return self
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, (self.config.parent / "error.log").read_text()
+        return accepts(self.port)
 
     def stop(self) -> None:
         self.process.terminate()
