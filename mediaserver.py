@@ -4780,11 +4780,10 @@ def opened_on_any_disk(path: Path) -> Index:
 
 def fold_wal_in(path: Path) -> None:
     """Bring the WAL into an index that is closed: where processes close it at once, none does."""
-    with (
-        contextlib.suppress(sqlite3.DatabaseError),
-        contextlib.closing(Index(path, query_only=True)) as index,
-    ):
+    with contextlib.suppress(sqlite3.DatabaseError):
+        index = Index(path, query_only=True)
         index.get_meta("decoders")  # what was not read is closed as it is
+        index.close()
 
 
 def migrated(index: Index) -> Index:

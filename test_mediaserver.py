@@ -11515,7 +11515,10 @@ def before_a_listener(
 
     def hear(listener: socket.socket) -> None:
         while True:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it was shut down
+                return
             with connection:
                 lines = connection.recv(65536).decode().strip().split("\r\n")[1:]
                 fields = [line.partition(": ") for line in lines]
@@ -11524,9 +11527,14 @@ def before_a_listener(
                 connection.sendall(b"HTTP/1.1 204 No\r\nConnection: close\r\n\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=hear, args=(listener,), daemon=True).start()
-        with Site(folder, certificate, listener.getsockname()[1], folder) as site:
-            yield site, heard
+        thread = threading.Thread(target=hear, args=(listener,))
+        thread.start()
+        try:
+            with Site(folder, certificate, listener.getsockname()[1], folder) as site:
+                yield site, heard
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(DEADLINE)
 
 
 def test_what_a_client_forges_does_not_reach_the_server(tmp_path, certificate):
