@@ -4827,6 +4827,14 @@ def opened_on_any_disk(path: Path) -> Index:
         return migrated(Index(path))
 
 
+def fold_wal_in(path: Path) -> None:
+    """Bring the WAL into an index that is closed: where processes close it at once, none does."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        index = Index(path, query_only=True)
+        index.get_meta("decoders")  # what was not read is closed as it is
+        index.close()
+
+
 def migrated(index: Index) -> Index:
     """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
     db = index._writer
@@ -17606,6 +17614,7 @@ def serve(settings: Settings) -> None:
     ready()
     if settings.workers > 1:
         Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
+        fold_wal_in(settings.database_url)
     else:
         while run():
             recover_again()
