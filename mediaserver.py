@@ -12413,7 +12413,8 @@ def delete_record(app: App, request: Request, id: str) -> Response:
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
-       {200: "file"}, query=(Field("expires"), Field("signature")))  # fmt: skip
+       {200: "file", 403: "Error: The signature is not good, or no longer."},
+       query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     """The file of a media record, for its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
@@ -13400,7 +13401,7 @@ def transferred(request: Request) -> Transfer:
 @route("POST", "/files", TARGET, "files",
        {201: "object: Location says where it goes on; if it is complete, the family's answer.",
         409: "Error", 412: "Error", 460: "Error"},
-       body=BodySpec(("tus", "draft"), reader=begin_resumable), headers=TUS_HEADERS,
+       body=BodySpec(("tus", "draft", "file"), reader=begin_resumable), headers=TUS_HEADERS,
        header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
@@ -13572,7 +13573,7 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
 
 @route("GET", "/exists", READ, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
-def get_exists(app: App, request: Request) -> Response:
+def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
@@ -13582,7 +13583,7 @@ def get_exists(app: App, request: Request) -> Response:
        {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"))  # fmt: skip
-def post_exists(app: App, request: Request) -> Response:
+def check_hashes(app: App, request: Request) -> Response:
     """Which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
@@ -13903,8 +13904,11 @@ def example_of(schema: Mapping[str, Any]) -> Any:
         return {"key": example_of(schema["additionalProperties"])}
     if "items" in schema:
         return [example_of(schema["items"])]
+    kinds = schema.get("type", "object")
+    if "null" in kinds:
+        return None
     values = {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}
-    return None if isinstance(schema.get("type"), list) else values.get(schema.get("type", ""), {})
+    return values.get(kinds if isinstance(kinds, str) else kinds[0], {})
 
 
 def field_schema(item: Field, in_json: bool = False) -> dict[str, Any]:
