@@ -14296,61 +14296,64 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
-// A field of a form for one parameter, or one property of a body.
-function field(name, schema, required) {
+// A field of a form for one value: `place` is path, query, header or body.
+function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
   const choices = schema.enum || (schema.type === "boolean" ? ["true", "false"] : null);
   const input = choices
     ? h("select", {}, h("option", {value: ""}, "–"), choices.map((c) => h("option", {}, c)))
     : h("input", {type: schema.format === "binary" ? "file" : "text"});
   input.name = name;
-  if (schema.default !== undefined) input.placeholder = String(schema.default);
+  input.dataset.place = place;
+  const sample = schema.default !== undefined ? schema.default : (schema.examples || [])[0];
+  if (sample !== undefined) input.placeholder = String(sample);
   return h("label", {}, `${name} · ${hints.filter(Boolean).join(", ")}`, input);
 }
 
-// The fields of a body: a form's, or one text for JSON.
+// The fields of a body: a form's, one text for JSON, or a file.
 function bodyFields(operation, form) {
   const content = operation.requestBody ? operation.requestBody.content : {};
-  const type = ["multipart/form-data", "application/json"].find((each) => content[each]);
+  const wanted = ["multipart/form-data", "application/json", ...Object.keys(content)];
+  const type = wanted.find((each) => content[each]);
   if (!type) return [];
   form.dataset.type = type;
-  const {schema} = content[type];
-  if (type === "application/json") {
-    const {properties = {}} = schema.anyOf ? schema.anyOf[1] : schema;
-    const draft = Object.fromEntries(Object.entries(properties).map(([name, each]) =>
-      [name, typeOf(each) === "boolean" ? false : typeOf(each) === "integer" ? null : ""]));
-    const text = JSON.stringify(schema.anyOf ? {body: draft} : draft, null, 2);
-    return [h("label", {}, "body, as JSON", h("textarea", {name: "body", value: text}))];
+  const {schema, example} = content[type];
+  if (example !== undefined) {
+    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    text.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", text)];
   }
-  return Object.entries(schema.properties).map(([name, each]) => {
-    const label = field(name, each, (schema.required || []).includes(name));
-    label.querySelector("[name]").dataset.part = "yes";
-    return label;
-  });
+  return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
+    field("body", name, each, (schema.required || []).includes(name)));
 }
 
 // What a filled form asks for: fetch's arguments, and the same as a curl command.
 function request(method, path, form) {
   const query = new URLSearchParams();
+  const {type} = form.dataset;
   const headers = TOKEN.value ? {Authorization: `Bearer ${TOKEN.value}`} : {};
-  const parts = form.dataset.type === "multipart/form-data" ? new FormData() : null;
+  const parts = type === "multipart/form-data" ? new FormData() : null;
   const words = ["curl", "-X", method];
   let body = parts || undefined;
   if (TOKEN.value) words.push("-H", "Authorization: Bearer TOKEN");
-  for (const input of form.querySelectorAll("[name]")) {
-    const {name, value} = input;
-    if (name === "body" && input.tagName === "TEXTAREA") {
-      headers["Content-Type"] = "application/json";
-      words.push("-H", "Content-Type: application/json", "-d", value);
-      body = value;
-    } else if (input.dataset.part && value) {
-      const file = input.files && input.files[0];
+  for (const {name, value, files, dataset: {place}} of form.querySelectorAll("[name]")) {
+    const file = files && files[0];
+    if (place === "path") {
+      path = path.replace(`{${name}}`, encodeURIComponent(value));
+    } else if (!value) {
+      continue;
+    } else if (place === "query") {
+      query.append(name, value);
+    } else if (place === "header") {
+      headers[name] = value;
+      words.push("-H", `${name}: ${value}`);
+    } else if (parts) {
       parts.append(name, file || value);
       words.push("-F", file ? `${name}=@${file.name}` : `${name}=${value}`);
-    } else if (path.includes(`{${name}}`)) {
-      path = path.replace(`{${name}}`, encodeURIComponent(value));
-    } else if (!input.dataset.part && value) {
-      query.append(name, value);
+    } else {
+      headers["Content-Type"] = type;
+      words.push("-H", `Content-Type: ${type}`, "--data-binary", file ? `@${file.name}` : value);
+      body = file || value;
     }
   }
   const url = ROOT + path + (query.size ? `?${query}` : "");
@@ -14396,7 +14399,7 @@ function drawOperation(api, path, method, operation) {
   const out = h("div", {role: "status"});
   const curl = h("pre");
   const parameters = (operation.parameters || []).map((each) =>
-    field(each.name, each.schema, each.required));
+    field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
   const current = () => request(method, path, form);
   const update = () => { curl.textContent = current().curl; };

@@ -10322,14 +10322,6 @@ def test_answers_are_as_the_openapi_document_has_them(server, django):
     assert stored["sha256"] in server.get("/list").json
 
 
-def test_the_docs_page_draws_every_operation_in_a_browser(server, tmp_path):
-    answer = server.get("/docs")
-    assert "unsafe" not in answer.headers["Content-Security-Policy"]
-    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
-    page = dump_page(server.url + "/docs", tmp_path)
-    assert page.count("<details>") == len(operations_of(server.get("/openapi.json").json))
-
-
 def test_the_server_answers_while_it_scans(start, tmp_path):
     fill(tmp_path / "pictures", {f"{i // 100}/{i}.png": png() for i in range(1500)})
     running = start()
@@ -10645,6 +10637,29 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     browser.see("document.activeElement.ariaLabel?.includes('old.png')")
     browser.open(address)
     browser.see(TITLE_SHOWN, "new.png")
+
+
+def test_the_docs_page_has_every_operation_and_tries_one_with_a_token(browser, server, tmp_path):
+    answer = server.get("/docs")
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
+    browser.open(server.url + "/docs")
+    count = len(operations_of(server.get("/openapi.json").json))
+    browser.see("document.querySelectorAll('details').length === arguments[0]", count)
+    browser.run(
+        "document.getElementById('token').value = arguments[0];"
+        "window.box = [...document.querySelectorAll('details')]"
+        "  .find((each) => each.innerText.startsWith('POST\\n/upload\\n'));"
+        "box.open = true",
+        OWNER_KEY,
+    )
+    browser.see("box.querySelector('form')")
+    (tmp_path / "it's.png").write_bytes(content := png())
+    browser.choose_files("details[open] [name=file]", tmp_path / "it's.png")
+    browser.click("details[open] button")
+    assert sha256(content) in browser.see("box.querySelector('[role=status]').innerText")
+    curl = "curl -X POST -H 'Authorization: Bearer TOKEN' -F 'file=@it'\\''s.png' "
+    assert browser.run("return box.querySelector('pre').textContent").startswith(curl + "http")
 
 
 def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
