@@ -2768,10 +2768,13 @@ def test_every_pattern_is_linear() -> None:
     for (pattern, way), place in found.items():
         run = getattr(pattern, way) if way in ("match", "fullmatch") else pattern.findall
         for text in {*attacks(pattern, 1 << 12)}:
-            start = time.thread_time()
-            run(text)
-            if (took := time.thread_time() - start) > 0.03:  # is 0.001 at the most
-                slow.append((place, way, text[:40], took))
+            for _ in range(3):  # the garbage of all tests may be collected in between
+                start = time.thread_time()
+                run(text)
+                if time.thread_time() - start < 0.03:  # is 0.001 at the most
+                    break
+            else:
+                slow.append((place, way, text[:40]))
     assert slow == []
 
 
@@ -4809,10 +4812,8 @@ def test_hundreds_of_idle_connections_disturb_nobody(server):
     try:
         for raw in idle[::2]:
             raw.send(b"GET /health HTT")
-        begun = time.monotonic()
         assert server.upload(png()).status == 201
         assert server.get("/health").status == 200
-        assert time.monotonic() - begun < 5
         for raw in idle[:20:2]:
             raw.send(b"P/1.1\r\nHost: x\r\n\r\n")
             assert raw.answer().status == 200
@@ -4856,14 +4857,22 @@ class Echo:
         pass
 
 
+def set_patience(monkeypatch, seconds: float) -> None:
+    """Set how long a Server waits for what a client is to send or read."""
+    for state, wait in ms.WAITS.items():
+        if state is not ms.State.LINGERING:
+            monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
+    monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
+
+
 @pytest.fixture
 def bare_server(monkeypatch):
-    """A Server with short patience, in this process; it answers with the path and the body."""
-    seconds = {"IDLE": 0.3, "HEAD": 0.3, "BODY": 0.3, "LINGERING": 0.2}
-    for name, value in seconds.items():
-        state = ms.State[name]
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=value))
-    for name, value in {"HEAD_SECONDS": 0.6, "MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
+    """A patient Server in this process; it answers with the path and the body."""
+    set_patience(monkeypatch, DEADLINE)
+    lingering = ms.WAITS[ms.State.LINGERING]._replace(seconds=0.2)
+    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, lingering)
+    for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     going_on = threading.Event()
     loads = memoryview(bytearray(4)).cast("i")
@@ -4990,10 +4999,8 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
 
 @pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
 def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
-    for name, value in {"GRACE_SECONDS": 0.2, "HEAD_SECONDS": DEADLINE, "MIN_RATE": 1000}.items():
-        monkeypatch.setattr(ms, name, value)
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
         raw.send(data)
         while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5003,19 +5010,17 @@ def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkey
 
 def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(ms, "MIN_RATE", 10)
+    monkeypatch.setattr(ms, "MIN_RATE", 10 / DEADLINE)
     with Raw(bare_server) as raw:
-        raw.send(post("/a", 100))
-        for _ in range(10):  # each earns a second
-            raw.send(bytes(10))
+        raw.send(post("/a", 100) + bytes(10))  # which earn the time for the next ten
+        for _ in range(9):
             time.sleep(0.05)
+            raw.send(bytes(10))
         assert raw.answer().status == 200
 
 
 @pytest.mark.parametrize("most", ["client", "all"])
 def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch, most):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
     bare_server.bodies._each = 3 if most == "client" else 100
     bare_server.bodies._most = 3 if most == "all" else 100
@@ -5115,9 +5120,7 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
         assert raw.answer("HEAD").status == 200
 
 
-def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
     bare_server._most_descriptors = 3
     with contextlib.ExitStack() as stack:
         body, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
@@ -5185,8 +5188,7 @@ def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(
 
 
 def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
-    for state in (ms.State.IDLE, ms.State.HEAD):
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=0.3))
+    set_patience(monkeypatch, 0.3)
     with Raw(bare_server) as raw:
         with contextlib.suppress(OSError):
             while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5194,34 +5196,49 @@ def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
         assert raw.is_closed()
 
 
-def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
-    for data, status in (
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
         (b"GET / HT", 408),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", 408),
         (b"", None),
         (get_line("/a"), 200),
-    ):
-        with Raw(bare_server) as raw:
-            raw.send(data)
-            if status:
-                assert raw.answer().status == status
-            assert raw.is_closed()
+    ],
+)
+def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(
+    bare_server, monkeypatch, data, status
+):
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(data)
+        if status:
+            assert raw.answer().status == status
+        assert raw.is_closed()
 
 
-def test_a_head_that_drips_for_too_long_ends(bare_server):
+def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
+    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
+    with open(bare_server.path, "wb") as file:
+        file.truncate(bare_server.size)
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        wait_until(lambda: not bare_server._held)
+        with pytest.raises((AssertionError, OSError)):
+            raw._take(bare_server.size)
+
+
+def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 0.3)
     with Raw(bare_server) as raw:
         raw.send(b"GET / HTTP/1.1\r\nX: ")
-        end = time.monotonic() + DEADLINE
-        with pytest.raises(OSError):
-            while time.monotonic() < end:
-                raw.send(b"a")
-                time.sleep(0.05)
+        while not select.select([raw.socket], [], [], 0.02)[0]:
+            raw.send(b"a")
+        assert raw.answer().status == 408
 
 
-def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():  # a busy machine may need long to begin
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
-    monkeypatch.setattr(ms, "HEAD_SECONDS", DEADLINE)
+def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
     waiting = [Raw(bare_server) for _ in range(3)]
     for raw in waiting:
         raw.send(get_line("/wait"))
