@@ -2825,6 +2825,90 @@ def test_a_write_that_fails_takes_nothing_else_with_it(tmp_path, others):
         assert [change.error for change in waiting] == [None]
 
 
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[ms.Index]:
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as opened:
+        yield opened
+
+
+def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
+    """How SQLite goes about each SELECT that `ask` has the index run."""
+    run, read = [], index.read
+    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    ask()
+    del index.read
+    rows = [read(f"EXPLAIN QUERY PLAN {sql}", *values) for sql, values in run]
+    return [" ".join(row[3] for row in found) for found in rows]
+
+
+@pytest.mark.parametrize("kind", [(), (("type", "image"),)], ids=["all", "of a type"])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("order", ["created_at", "name", "size"])
+def test_lists_of_accounts_go_by_indexes(index, order, descending, kind):
+    query = ms.Query(1, kind, order=((order, descending),))
+    (count,) = plans(index, lambda: index.media.count(query))
+    assert "USING COVERING INDEX media_by_" in count
+    (found,) = plans(index, lambda: list(index.media.each(query, 10)))
+    assert "USING INDEX media_by_" in found
+    assert "TEMP B-TREE" not in found
+
+
+@pytest.mark.parametrize(
+    ("filters", "by"),
+    [
+        ({"kind": "image"}, "entity_by_kind"), ({"parent_id": 5}, "entity_by_parent"),
+        ({"mime_type": "x"}, "entity_by_mime_type"), ({"extension": "x"}, "entity_by_extension"),
+        ({"is_collection": True}, "entity_collection"), ({"is_deleted": True}, "entity_deleted"),
+    ],
+)  # fmt: skip
+def test_lists_of_entities_go_by_indexes(index, filters, by):
+    count, page = plans(index, lambda: index.entities.page(None, filters, "", 10, -1))
+    chosen, joined, _ = page.partition(" SEARCH asset USING PRIMARY KEY")
+    assert joined
+    assert by in count
+    assert by in chosen
+    assert "TEMP B-TREE" not in chosen
+
+
+def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.close()
+    before = index.path.read_bytes()
+    with pytest.raises(ms.SettingError, match="newer mediaserver"):
+        ms.open_index(index.path)
+    assert index.path.read_bytes() == before
+
+
+def test_an_account_has_at_most_so_many_sessions_and_those_that_end_last_stay(index, monkeypatch):
+    monkeypatch.setattr(ms, "MAX_SESSIONS", 2)
+    users = [index.write(lambda db: index.users.add(db, an_account(), 0.0)) for _ in range(2)]
+    for name, user, expires_at in (
+        ("a", 0, 9e9), ("b", 0, 7e9), ("of another", 1, 5e9), ("c", 0, 8e9), ("late", 0, 6e9),
+    ):  # fmt: skip
+        session = ms.Session(name, users[user].id, name, 1e9, expires_at, 1e9)
+        opened = functools.partial(index.sessions.open, user=users[user], session=session)
+        assert index.write(opened)
+    found = index.read("SELECT id FROM session ORDER BY id").fetchall()
+    assert found == [("a",), ("c",), ("of another",)]
+
+
+def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
+    for name, made in (("a", True), ("b", False), ("c", None)):
+        asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", f"{name}.png", asset.sha256, 1, 2, 3.0, 4.0)
+        index.write(functools.partial(index.files.put, file=file, asset=asset))
+        if made is not None:
+            index.assets.set_thumbnail(asset.sha256, made)
+
+    def waiting() -> list[str]:
+        found = index.assets.without_thumbnail(["image"], 9, "")
+        return [asset.sha256[0] for _, asset in found]
+
+    assert waiting() == ["c"]
+    index.assets.retry_thumbnails()
+    assert waiting() == ["b", "c"]
+
+
 # ======================================================================================
 # 6. Store
 # ======================================================================================
@@ -8552,26 +8636,6 @@ def test_an_accounts_upload_that_was_answered_survives_a_kill_and_the_rest_is_go
     assert user.refresh(refresh)[0] == 200
 
 
-def plan(server: Server, query: str) -> str:
-    """How SQLite goes about a query on the server's index."""
-    database = sqlite3.connect(server.data / "index.sqlite3")
-    try:
-        return " ".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}"))
-    finally:
-        database.close()
-
-
-def test_lists_of_accounts_go_by_indexes(server):
-    for kind in ("", " AND type = 'image'"):
-        where = f"user_id = 1 AND is_deleted = 0{kind}"
-        count = plan(server, f"SELECT count(*) FROM media WHERE {where}")
-        assert "USING COVERING INDEX media_by_" in count
-        for order in ("created_at ASC, id ASC", "name DESC, id DESC", "size ASC, id ASC"):
-            found = plan(server, f"SELECT * FROM media WHERE {where} ORDER BY {order} LIMIT 10")
-            assert "USING INDEX media_by_" in found
-            assert kind or "TEMP B-TREE" not in found
-
-
 # -- entities: versioned media entities ----------------------------------------------------
 
 
@@ -9272,17 +9336,6 @@ def test_a_version_of_the_list_has_what_was_then(stock):
     assert page["items"] == [stock.get(5)]
     assert page["pagination"]["total_items"] == 1
     assert stock.listed(version=4)["pagination"]["total_pages"] == 0
-
-
-def test_lists_of_entities_go_by_indexes(stock):
-    for condition, index in {
-        "kind IS 'image'": "entity_by_kind", "parent_id IS 5": "entity_by_parent",
-        "mime_type IS 'x'": "entity_by_mime_type", "extension IS 'x'": "entity_by_extension",
-        "is_collection = 1": "entity_collection", "is_deleted = 1": "entity_deleted",
-    }.items():  # fmt: skip
-        found = plan(stock.server, f"SELECT * FROM entity WHERE {condition} ORDER BY id LIMIT 1")
-        assert index in found
-        assert "TEMP B-TREE" not in found
 
 
 # -- files: uploads that can be resumed ---------------------------------------------------
