@@ -1647,16 +1647,20 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
-def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path):
-    for token in (
-        upload_token(age=905), upload_token(age=-120), upload_token(secret="x"), "", "a" * 9000,
-        "%00", "%ED%A0%80",
-    ):  # fmt: skip
-        answer = server.send_file(method, f"{path}?token={token}", png(), headers={})
-        assert answer.status in {401, 400 if "%" in token else 401}
-        if answer.status == 401:
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-        assert set(answer.json) == {"detail"}
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: upload_token(age=905), lambda: upload_token(age=-120),
+        lambda: upload_token(secret="x"), lambda: "", lambda: "a" * 9000, lambda: "%00",
+        lambda: "%ED%A0%80",
+    ],
+    ids=["old", "of the future", "another secret's", "empty", "long", "NUL", "no UTF-8"],
+)  # fmt: skip
+def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path, make):
+    answer = server.send_file(method, f"{path}?token={make()}", png(), headers={})
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert set(answer.json) == {"detail"}
 
 
 SCOPED_KEY = ms.derive_key(UPLOAD_SECRET, "scoped tokens").hex()
@@ -5916,7 +5920,7 @@ def test_other_fields_beside_the_file_are_passed_over(server):
 
 def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     answer = server.request("OPTIONS", "/image/a.png")
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert {"GET", "PUT"} <= set(answer.headers["Allow"].split(", "))
     asked = {
         "Origin": "https://app.example",
@@ -5924,7 +5928,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
         "Access-Control-Request-Headers": "authorization, x-own",
     }
     answer = server.request("OPTIONS", "/image/a.png", headers=asked)
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
     assert "PUT" in answer.headers["Access-Control-Allow-Methods"]
     assert "authorization" in answer.headers["Access-Control-Allow-Headers"].lower()
@@ -5936,7 +5940,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     assert server.request("OPTIONS", "/nothing").status == 404
     with Raw(server) as raw:
         raw.send(get_line("*", method="OPTIONS"))
-        assert raw.answer("HEAD").status in {200, 204}
+        assert raw.answer("HEAD").status == 204
 
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
@@ -6128,11 +6132,10 @@ def test_a_deleted_image_is_gone_from_everywhere(server):
     "name",
     ["..%2fsecret.png", "%2e%2e%2fsecret.png", "..", "%2e%2e", "a%00.png", ".incoming", "%5c"],
 )
-def test_no_name_leads_out_of_the_media_folder(server, name):
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_no_name_leads_out_of_the_media_folder(server, method, name):
     (server.storage / "secret.png").write_bytes(png())
-    for method in ("GET", "DELETE"):
-        answer = server.request(method, f"/media/{name}", headers=OWNER)
-        assert answer.status in {400, 404, 405}
+    assert server.request(method, f"/media/{name}", headers=OWNER).status == 404
     assert (server.storage / "secret.png").exists()
 
 
@@ -6175,7 +6178,7 @@ def test_one_range_is_206_416_or_passed_over(server, served):
             assert (answer.status, answer.body) == (206, content[first : last + 1]), value
             assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
             head = server.request("HEAD", path, headers={"Range": value})
-            assert (head.status in {200, 206}, head.body) == (True, b"")
+            assert (head.status, head.body) == (200, b"")  # RFC 9110, 14.2: of GET only
 
 
 def test_several_ranges_are_one_multipart_answer(server, served):
@@ -6882,7 +6885,7 @@ def test_no_link_on_the_way_is_followed_by_anything(start, tmp_path):
     for path in (f"/media/{name}", "/media/secret.png", f"/image/{sha256(public)}"):
         assert running.get(path).status == 404
     assert running.upload(png()).status == 503
-    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status in {404, 503}
+    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status == 503
     running.rescan()
     assert (images / name).exists()
     assert running.listed() == {}
@@ -7058,7 +7061,7 @@ def test_previews_are_private_where_their_pictures_are(start):
         answer = running.get(path, **READER)
         assert answer.status == 200
         assert "private" in answer.headers["Cache-Control"]
-        assert running.get(path).status in {401, 404}
+        assert running.get(path).status == 401
 
 
 def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
@@ -7155,21 +7158,20 @@ def test_without_space_for_previews_they_are_made_for_each_request(start):
 @pytest.mark.parametrize(
     ("digest", "status"),
     [("0" * 64, 404), ("x", 400), ("0" * 63, 400), ("0" * 65, 400), ("g" * 64, 400),
-     ("%00" + "0" * 63, 400), (sha256(b""), 404)],
+     ("%00" + "0" * 63, 404), (sha256(b""), 404)],
 )  # fmt: skip
-def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(server, digest, status):
-    assert server.get(f"/thumbnail/{digest}").status in {
-        status,
-        404 if "%00" in digest else status,
-    }
-    assert server.get(f"/image/{digest}").status in {status, 404 if "%00" in digest else status}
+@pytest.mark.parametrize("route", ["image", "thumbnail"])
+def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(
+    server, route, digest, status
+):
+    assert server.get(f"/{route}/{digest}").status == status
 
 
-def test_what_cannot_be_drawn_has_no_thumbnail(server):
-    for content, name in ((svg(), "a.svg"), (png()[:40], "a.png")):
-        made = server.upload(content, name)
-        if made.status == 201:
-            assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
+@pytest.mark.parametrize(("content", "name"), [(svg(), "a.svg"), (png()[:40], "a.png")])
+def test_what_cannot_be_drawn_has_no_thumbnail(server, content, name):
+    made = server.upload(content, name)
+    assert made.status == 201
+    assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
 
 
 def test_threads_that_want_the_same_rendition_all_get_the_verdict_of_the_first():
@@ -7434,14 +7436,14 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
     running = start()
     content = png(300, 200)
     name = running.store(content, "secret.png").json["stored_as"]
-    digest = sha256(content)
+    digest, draws = sha256(content), importlib.util.find_spec("PIL") is not None
     running.rescan()
     for headers, status in (({}, 404), (WRITER, 404), (READER, 200), (OWNER, 200)):
         answer = running.request("GET", f"/image/{digest}", headers=headers)
         assert answer.status == status
         assert status == 404 or "private" in answer.headers["Cache-Control"]
         thumbnail = running.request("GET", f"/thumbnail/{digest}", headers=headers)
-        assert thumbnail.status == 404 if status == 404 else thumbnail.status in {200, 404}
+        assert thumbnail.status == (status if draws else 404)
         assert thumbnail.status == 404 or "private" in thumbnail.headers["Cache-Control"]
     for path in ("/list", "/media"):
         text = running.request("GET", path, headers=OWNER).body.decode()
@@ -7462,7 +7464,6 @@ def test_an_upload_folder_elsewhere_is_used_and_found_again(start, tmp_path):
     running.store(content, "a.png")
     assert (tmp_path / "box" / "of images" / "a.png").read_bytes() == content
     fill(tmp_path / "box" / "of images", {"put by hand.png": content})
-    assert running.get("/image/put%20by%20hand.png", **READER).status in {200, 404}
     running.rescan()
     assert running.get("/image/put%20by%20hand.png", **READER).body == content
 
@@ -8537,7 +8538,7 @@ def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, djan
     duplicate = jane.upload(content)[1]
     for headers in ({}, OWNER, django.headers):
         for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
-            assert server.request("GET", f"/{tail}", headers=headers).status in {401, 403, 404}
+            assert server.request("GET", f"/{tail}", headers=headers).status == 404
     month = time.strftime("%Y-%m")
     for path in ("/list", "/media", "/gallery/items", f"/gallery/items?group={month}"):
         body = server.get(path).body
@@ -9109,12 +9110,20 @@ def test_what_does_not_parse_is_422_as_fastapi_words_it(entities):
         assert (answer.status, answer.json["detail"][0]["loc"]) == (422, ["body", "label"])
 
 
-def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
-    for digits in (2**63 - 1, 2**63, 2**64, 10**30, -1, 0, -(2**63), "9" * 5000):
-        for tail in ("", "?version=1", "/file", "/versions"):
-            assert server.get(f"/entity/{digits}{tail}").status in {404, 422}
-        assert server.get(f"/entity/?version={digits}").status in {200, 422}
-        assert server.get(f"/entity/?page={digits}").status in {200, 422}
+@pytest.mark.parametrize(
+    ("digits", "one", "version", "page"),
+    [
+        (2**63 - 1, 404, 200, 200), (2**63, 422, 200, 200), (10**30, 422, 200, 200),
+        ("9" * 5000, 422, 422, 422), (-1, 404, 200, 422), (0, 404, 200, 422),
+        (-(2**63), 422, 200, 422),
+    ],
+    ids=["largest", "too large", "10**30", "5000 digits", "-1", "0", "smallest"],
+)  # fmt: skip
+def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server, digits, one, version, page):
+    for tail in ("", "?version=1", "/file", "/versions"):
+        assert server.get(f"/entity/{digits}{tail}").status == one
+    assert server.get(f"/entity/?version={digits}").status == version
+    assert server.get(f"/entity/?page={digits}").status == page
 
 
 # The declarations of document 004 as its own program has them
