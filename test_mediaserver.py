@@ -1647,16 +1647,20 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
-def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path):
-    for token in (
-        upload_token(age=905), upload_token(age=-120), upload_token(secret="x"), "", "a" * 9000,
-        "%00", "%ED%A0%80",
-    ):  # fmt: skip
-        answer = server.send_file(method, f"{path}?token={token}", png(), headers={})
-        assert answer.status in {401, 400 if "%" in token else 401}
-        if answer.status == 401:
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-        assert set(answer.json) == {"detail"}
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: upload_token(age=905), lambda: upload_token(age=-120),
+        lambda: upload_token(secret="x"), lambda: "", lambda: "a" * 9000, lambda: "%00",
+        lambda: "%ED%A0%80",
+    ],
+    ids=["old", "of the future", "another secret's", "empty", "long", "NUL", "no UTF-8"],
+)  # fmt: skip
+def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path, make):
+    answer = server.send_file(method, f"{path}?token={make()}", png(), headers={})
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert set(answer.json) == {"detail"}
 
 
 SCOPED_KEY = ms.derive_key(UPLOAD_SECRET, "scoped tokens").hex()
@@ -2781,10 +2785,13 @@ def test_every_pattern_is_linear() -> None:
     for (pattern, way), place in found.items():
         run = getattr(pattern, way) if way in ("match", "fullmatch") else pattern.findall
         for text in {*attacks(pattern, 1 << 12)}:
-            start = time.thread_time()
-            run(text)
-            if (took := time.thread_time() - start) > 0.03:  # is 0.001 at the most
-                slow.append((place, way, text[:40], took))
+            for _ in range(3):  # the garbage of all tests may be collected in between
+                start = time.thread_time()
+                run(text)
+                if time.thread_time() - start < 0.03:  # is 0.001 at the most
+                    break
+            else:
+                slow.append((place, way, text[:40]))
     assert slow == []
 
 
@@ -2833,6 +2840,90 @@ def test_a_write_that_fails_takes_nothing_else_with_it(tmp_path, others):
         found = [index.get_meta(key) for key in ("failed", "other", "later")]
         assert found == [None, "1" if others else None, "1"]
         assert [change.error for change in waiting] == [None]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[ms.Index]:
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as opened:
+        yield opened
+
+
+def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
+    """How SQLite goes about each SELECT that `ask` has the index run."""
+    run, read = [], index.read
+    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    ask()
+    del index.read
+    rows = [read(f"EXPLAIN QUERY PLAN {sql}", *values) for sql, values in run]
+    return [" ".join(row[3] for row in found) for found in rows]
+
+
+@pytest.mark.parametrize("kind", [(), (("type", "image"),)], ids=["all", "of a type"])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("order", ["created_at", "name", "size"])
+def test_lists_of_accounts_go_by_indexes(index, order, descending, kind):
+    query = ms.Query(1, kind, order=((order, descending),))
+    (count,) = plans(index, lambda: index.media.count(query))
+    assert "USING COVERING INDEX media_by_" in count
+    (found,) = plans(index, lambda: list(index.media.each(query, 10)))
+    assert "USING INDEX media_by_" in found
+    assert "TEMP B-TREE" not in found
+
+
+@pytest.mark.parametrize(
+    ("filters", "by"),
+    [
+        ({"kind": "image"}, "entity_by_kind"), ({"parent_id": 5}, "entity_by_parent"),
+        ({"mime_type": "x"}, "entity_by_mime_type"), ({"extension": "x"}, "entity_by_extension"),
+        ({"is_collection": True}, "entity_collection"), ({"is_deleted": True}, "entity_deleted"),
+    ],
+)  # fmt: skip
+def test_lists_of_entities_go_by_indexes(index, filters, by):
+    count, page = plans(index, lambda: index.entities.page(None, filters, "", 10, -1))
+    chosen, joined, _ = page.partition(" SEARCH asset USING PRIMARY KEY")
+    assert joined
+    assert by in count
+    assert by in chosen
+    assert "TEMP B-TREE" not in chosen
+
+
+def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.close()
+    before = index.path.read_bytes()
+    with pytest.raises(ms.SettingError, match="newer mediaserver"):
+        ms.open_index(index.path)
+    assert index.path.read_bytes() == before
+
+
+def test_an_account_has_at_most_so_many_sessions_and_those_that_end_last_stay(index, monkeypatch):
+    monkeypatch.setattr(ms, "MAX_SESSIONS", 2)
+    users = [index.write(lambda db: index.users.add(db, an_account(), 0.0)) for _ in range(2)]
+    for name, user, expires_at in (
+        ("a", 0, 9e9), ("b", 0, 7e9), ("of another", 1, 5e9), ("c", 0, 8e9), ("late", 0, 6e9),
+    ):  # fmt: skip
+        session = ms.Session(name, users[user].id, name, 1e9, expires_at, 1e9)
+        opened = functools.partial(index.sessions.open, user=users[user], session=session)
+        assert index.write(opened)
+    found = index.read("SELECT id FROM session ORDER BY id").fetchall()
+    assert found == [("a",), ("c",), ("of another",)]
+
+
+def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
+    for name, made in (("a", True), ("b", False), ("c", None)):
+        asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", f"{name}.png", asset.sha256, 1, 2, 3.0, 4.0)
+        index.write(functools.partial(index.files.put, file=file, asset=asset))
+        if made is not None:
+            index.assets.set_thumbnail(asset.sha256, made)
+
+    def waiting() -> list[str]:
+        found = index.assets.without_thumbnail(["image"], 9, "")
+        return [asset.sha256[0] for _, asset in found]
+
+    assert waiting() == ["c"]
+    index.assets.retry_thumbnails()
+    assert waiting() == ["b", "c"]
 
 
 # ======================================================================================
@@ -4998,10 +5089,8 @@ def test_hundreds_of_idle_connections_disturb_nobody(server):
     try:
         for raw in idle[::2]:
             raw.send(b"GET /health HTT")
-        begun = time.monotonic()
         assert server.upload(png()).status == 201
         assert server.get("/health").status == 200
-        assert time.monotonic() - begun < 5
         for raw in idle[:20:2]:
             raw.send(b"P/1.1\r\nHost: x\r\n\r\n")
             assert raw.answer().status == 200
@@ -5045,14 +5134,22 @@ class Echo:
         pass
 
 
+def set_patience(monkeypatch, seconds: float) -> None:
+    """Set how long a Server waits for what a client is to send or read."""
+    for state, wait in ms.WAITS.items():
+        if state is not ms.State.LINGERING:
+            monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
+    monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
+
+
 @pytest.fixture
 def bare_server(monkeypatch):
-    """A Server with short patience, in this process; it answers with the path and the body."""
-    seconds = {"IDLE": 0.3, "HEAD": 0.3, "BODY": 0.3, "LINGERING": 0.2}
-    for name, value in seconds.items():
-        state = ms.State[name]
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=value))
-    for name, value in {"HEAD_SECONDS": 0.6, "MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
+    """A patient Server in this process; it answers with the path and the body."""
+    set_patience(monkeypatch, DEADLINE)
+    lingering = ms.WAITS[ms.State.LINGERING]._replace(seconds=0.2)
+    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, lingering)
+    for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     going_on = threading.Event()
     loads = memoryview(bytearray(4)).cast("i")
@@ -5179,10 +5276,8 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
 
 @pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
 def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
-    for name, value in {"GRACE_SECONDS": 0.2, "HEAD_SECONDS": DEADLINE, "MIN_RATE": 1000}.items():
-        monkeypatch.setattr(ms, name, value)
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
         raw.send(data)
         while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5192,19 +5287,17 @@ def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkey
 
 def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(ms, "MIN_RATE", 10)
+    monkeypatch.setattr(ms, "MIN_RATE", 10 / DEADLINE)
     with Raw(bare_server) as raw:
-        raw.send(post("/a", 100))
-        for _ in range(10):  # each earns a second
-            raw.send(bytes(10))
+        raw.send(post("/a", 100) + bytes(10))  # which earn the time for the next ten
+        for _ in range(9):
             time.sleep(0.05)
+            raw.send(bytes(10))
         assert raw.answer().status == 200
 
 
 @pytest.mark.parametrize("most", ["client", "all"])
 def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch, most):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
     bare_server.bodies._each = 3 if most == "client" else 100
     bare_server.bodies._most = 3 if most == "all" else 100
@@ -5304,9 +5397,7 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
         assert raw.answer("HEAD").status == 200
 
 
-def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
     bare_server._most_descriptors = 3
     with contextlib.ExitStack() as stack:
         body, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
@@ -5374,8 +5465,7 @@ def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(
 
 
 def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
-    for state in (ms.State.IDLE, ms.State.HEAD):
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=0.3))
+    set_patience(monkeypatch, 0.3)
     with Raw(bare_server) as raw:
         with contextlib.suppress(OSError):
             while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5383,34 +5473,49 @@ def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
         assert raw.is_closed()
 
 
-def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
-    for data, status in (
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
         (b"GET / HT", 408),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", 408),
         (b"", None),
         (get_line("/a"), 200),
-    ):
-        with Raw(bare_server) as raw:
-            raw.send(data)
-            if status:
-                assert raw.answer().status == status
-            assert raw.is_closed()
+    ],
+)
+def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(
+    bare_server, monkeypatch, data, status
+):
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(data)
+        if status:
+            assert raw.answer().status == status
+        assert raw.is_closed()
 
 
-def test_a_head_that_drips_for_too_long_ends(bare_server):
+def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
+    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
+    with open(bare_server.path, "wb") as file:
+        file.truncate(bare_server.size)
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        wait_until(lambda: not bare_server._held)
+        with pytest.raises((AssertionError, OSError)):
+            raw._take(bare_server.size)
+
+
+def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 0.3)
     with Raw(bare_server) as raw:
         raw.send(b"GET / HTTP/1.1\r\nX: ")
-        end = time.monotonic() + DEADLINE
-        with pytest.raises(OSError):
-            while time.monotonic() < end:
-                raw.send(b"a")
-                time.sleep(0.05)
+        while not select.select([raw.socket], [], [], 0.02)[0]:
+            raw.send(b"a")
+        assert raw.answer().status == 408
 
 
-def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():  # a busy machine may need long to begin
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
-    monkeypatch.setattr(ms, "HEAD_SECONDS", DEADLINE)
+def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
     waiting = [Raw(bare_server) for _ in range(3)]
     for raw in waiting:
         raw.send(get_line("/wait"))
@@ -6004,7 +6109,7 @@ def test_other_fields_beside_the_file_are_passed_over(server):
 
 def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     answer = server.request("OPTIONS", "/image/a.png")
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert {"GET", "PUT"} <= set(answer.headers["Allow"].split(", "))
     asked = {
         "Origin": "https://app.example",
@@ -6012,7 +6117,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
         "Access-Control-Request-Headers": "authorization, x-own",
     }
     answer = server.request("OPTIONS", "/image/a.png", headers=asked)
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
     assert "PUT" in answer.headers["Access-Control-Allow-Methods"]
     assert "authorization" in answer.headers["Access-Control-Allow-Headers"].lower()
@@ -6024,7 +6129,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     assert server.request("OPTIONS", "/nothing").status == 404
     with Raw(server) as raw:
         raw.send(get_line("*", method="OPTIONS"))
-        assert raw.answer("HEAD").status in {200, 204}
+        assert raw.answer("HEAD").status == 204
 
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
@@ -6216,11 +6321,10 @@ def test_a_deleted_image_is_gone_from_everywhere(server):
     "name",
     ["..%2fsecret.png", "%2e%2e%2fsecret.png", "..", "%2e%2e", "a%00.png", ".incoming", "%5c"],
 )
-def test_no_name_leads_out_of_the_media_folder(server, name):
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_no_name_leads_out_of_the_media_folder(server, method, name):
     (server.storage / "secret.png").write_bytes(png())
-    for method in ("GET", "DELETE"):
-        answer = server.request(method, f"/media/{name}", headers=OWNER)
-        assert answer.status in {400, 404, 405}
+    assert server.request(method, f"/media/{name}", headers=OWNER).status == 404
     assert (server.storage / "secret.png").exists()
 
 
@@ -6263,7 +6367,7 @@ def test_one_range_is_206_416_or_passed_over(server, served):
             assert (answer.status, answer.body) == (206, content[first : last + 1]), value
             assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
             head = server.request("HEAD", path, headers={"Range": value})
-            assert (head.status in {200, 206}, head.body) == (True, b"")
+            assert (head.status, head.body) == (200, b"")  # RFC 9110, 14.2: of GET only
 
 
 def test_several_ranges_are_one_multipart_answer(server, served):
@@ -6970,7 +7074,7 @@ def test_no_link_on_the_way_is_followed_by_anything(start, tmp_path):
     for path in (f"/media/{name}", "/media/secret.png", f"/image/{sha256(public)}"):
         assert running.get(path).status == 404
     assert running.upload(png()).status == 503
-    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status in {404, 503}
+    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status == 503
     running.rescan()
     assert (images / name).exists()
     assert running.listed() == {}
@@ -7146,7 +7250,7 @@ def test_previews_are_private_where_their_pictures_are(start):
         answer = running.get(path, **READER)
         assert answer.status == 200
         assert "private" in answer.headers["Cache-Control"]
-        assert running.get(path).status in {401, 404}
+        assert running.get(path).status == 401
 
 
 def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
@@ -7243,21 +7347,20 @@ def test_without_space_for_previews_they_are_made_for_each_request(start):
 @pytest.mark.parametrize(
     ("digest", "status"),
     [("0" * 64, 404), ("x", 400), ("0" * 63, 400), ("0" * 65, 400), ("g" * 64, 400),
-     ("%00" + "0" * 63, 400), (sha256(b""), 404)],
+     ("%00" + "0" * 63, 404), (sha256(b""), 404)],
 )  # fmt: skip
-def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(server, digest, status):
-    assert server.get(f"/thumbnail/{digest}").status in {
-        status,
-        404 if "%00" in digest else status,
-    }
-    assert server.get(f"/image/{digest}").status in {status, 404 if "%00" in digest else status}
+@pytest.mark.parametrize("route", ["image", "thumbnail"])
+def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(
+    server, route, digest, status
+):
+    assert server.get(f"/{route}/{digest}").status == status
 
 
-def test_what_cannot_be_drawn_has_no_thumbnail(server):
-    for content, name in ((svg(), "a.svg"), (png()[:40], "a.png")):
-        made = server.upload(content, name)
-        if made.status == 201:
-            assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
+@pytest.mark.parametrize(("content", "name"), [(svg(), "a.svg"), (png()[:40], "a.png")])
+def test_what_cannot_be_drawn_has_no_thumbnail(server, content, name):
+    made = server.upload(content, name)
+    assert made.status == 201
+    assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
 
 
 def test_threads_that_want_the_same_rendition_all_get_the_verdict_of_the_first():
@@ -7522,14 +7625,14 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
     running = start()
     content = png(300, 200)
     name = running.store(content, "secret.png").json["stored_as"]
-    digest = sha256(content)
+    digest, draws = sha256(content), importlib.util.find_spec("PIL") is not None
     running.rescan()
     for headers, status in (({}, 404), (WRITER, 404), (READER, 200), (OWNER, 200)):
         answer = running.request("GET", f"/image/{digest}", headers=headers)
         assert answer.status == status
         assert status == 404 or "private" in answer.headers["Cache-Control"]
         thumbnail = running.request("GET", f"/thumbnail/{digest}", headers=headers)
-        assert thumbnail.status == 404 if status == 404 else thumbnail.status in {200, 404}
+        assert thumbnail.status == (status if draws else 404)
         assert thumbnail.status == 404 or "private" in thumbnail.headers["Cache-Control"]
     for path in ("/list", "/media"):
         text = running.request("GET", path, headers=OWNER).body.decode()
@@ -7550,7 +7653,6 @@ def test_an_upload_folder_elsewhere_is_used_and_found_again(start, tmp_path):
     running.store(content, "a.png")
     assert (tmp_path / "box" / "of images" / "a.png").read_bytes() == content
     fill(tmp_path / "box" / "of images", {"put by hand.png": content})
-    assert running.get("/image/put%20by%20hand.png", **READER).status in {200, 404}
     running.rescan()
     assert running.get("/image/put%20by%20hand.png", **READER).body == content
 
@@ -8625,7 +8727,7 @@ def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, djan
     duplicate = jane.upload(content)[1]
     for headers in ({}, OWNER, django.headers):
         for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
-            assert server.request("GET", f"/{tail}", headers=headers).status in {401, 403, 404}
+            assert server.request("GET", f"/{tail}", headers=headers).status == 404
     month = time.strftime("%Y-%m")
     for path in ("/list", "/media", "/gallery/items", f"/gallery/items?group={month}"):
         body = server.get(path).body
@@ -8722,26 +8824,6 @@ def test_an_accounts_upload_that_was_answered_survives_a_kill_and_the_rest_is_go
     assert len(kept) <= user.listed()["count"] == len(user.files())
     assert list((user.folder.parent / ".incoming").glob("*")) == []
     assert user.refresh(refresh)[0] == 200
-
-
-def plan(server: Server, query: str) -> str:
-    """How SQLite goes about a query on the server's index."""
-    database = sqlite3.connect(server.data / "index.sqlite3")
-    try:
-        return " ".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}"))
-    finally:
-        database.close()
-
-
-def test_lists_of_accounts_go_by_indexes(server):
-    for kind in ("", " AND type = 'image'"):
-        where = f"user_id = 1 AND is_deleted = 0{kind}"
-        count = plan(server, f"SELECT count(*) FROM media WHERE {where}")
-        assert "USING COVERING INDEX media_by_" in count
-        for order in ("created_at ASC, id ASC", "name DESC, id DESC", "size ASC, id ASC"):
-            found = plan(server, f"SELECT * FROM media WHERE {where} ORDER BY {order} LIMIT 10")
-            assert "USING INDEX media_by_" in found
-            assert kind or "TEMP B-TREE" not in found
 
 
 # -- entities: versioned media entities ----------------------------------------------------
@@ -9217,12 +9299,20 @@ def test_what_does_not_parse_is_422_as_fastapi_words_it(entities):
         assert (answer.status, answer.json["detail"][0]["loc"]) == (422, ["body", "label"])
 
 
-def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
-    for digits in (2**63 - 1, 2**63, 2**64, 10**30, -1, 0, -(2**63), "9" * 5000):
-        for tail in ("", "?version=1", "/file", "/versions"):
-            assert server.get(f"/entity/{digits}{tail}").status in {404, 422}
-        assert server.get(f"/entity/?version={digits}").status in {200, 422}
-        assert server.get(f"/entity/?page={digits}").status in {200, 422}
+@pytest.mark.parametrize(
+    ("digits", "one", "version", "page"),
+    [
+        (2**63 - 1, 404, 200, 200), (2**63, 422, 200, 200), (10**30, 422, 200, 200),
+        ("9" * 5000, 422, 422, 422), (-1, 404, 200, 422), (0, 404, 200, 422),
+        (-(2**63), 422, 200, 422),
+    ],
+    ids=["largest", "too large", "10**30", "5000 digits", "-1", "0", "smallest"],
+)  # fmt: skip
+def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server, digits, one, version, page):
+    for tail in ("", "?version=1", "/file", "/versions"):
+        assert server.get(f"/entity/{digits}{tail}").status == one
+    assert server.get(f"/entity/?version={digits}").status == version
+    assert server.get(f"/entity/?page={digits}").status == page
 
 
 # The declarations of document 004 as its own program has them
@@ -9444,17 +9534,6 @@ def test_a_version_of_the_list_has_what_was_then(stock):
     assert page["items"] == [stock.get(5)]
     assert page["pagination"]["total_items"] == 1
     assert stock.listed(version=4)["pagination"]["total_pages"] == 0
-
-
-def test_lists_of_entities_go_by_indexes(stock):
-    for condition, index in {
-        "kind IS 'image'": "entity_by_kind", "parent_id IS 5": "entity_by_parent",
-        "mime_type IS 'x'": "entity_by_mime_type", "extension IS 'x'": "entity_by_extension",
-        "is_collection = 1": "entity_collection", "is_deleted = 1": "entity_deleted",
-    }.items():  # fmt: skip
-        found = plan(stock.server, f"SELECT * FROM entity WHERE {condition} ORDER BY id LIMIT 1")
-        assert index in found
-        assert "TEMP B-TREE" not in found
 
 
 # -- files: uploads that can be resumed ---------------------------------------------------
@@ -10824,7 +10903,7 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     assert browser.see("document.querySelectorAll('.tile').length === 4")
     headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
     assert browser.see(headings) == "November 20233,September 20011"
-    browser.run("document.querySelector('.tile a').focus()")
+    browser.run("document.querySelector('.tile a[aria-label*=Ärger]').focus()")
     browser.press(ENTER)
     browser.see(TITLE_SHOWN, "Ärger.png")
     browser.press(RIGHT)
