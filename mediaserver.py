@@ -8298,6 +8298,19 @@ class FileSlice:
         self.count = count
         self.before = before
 
+    def is_at_hand(self) -> bool:
+        """Whether the next bytes are in memory, by samples of the page cache."""
+        if not hasattr(os, "RWF_NOWAIT"):
+            return False
+        last = self.offset + min(self.count, SEND_BYTES) - 1
+        probe, descriptor = [bytearray(1)], self.file.fileno()
+        try:
+            for offset in (*range(self.offset, last, SAMPLE_BYTES), last):
+                os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN; or the file system cannot tell
+            return False
+        return True
+
 
 Segment = bytes | memoryview | FileSlice
 
@@ -8430,31 +8443,31 @@ DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    Answers are told apart by the number of their route and by their status; durations of the
-    answers of a route are counted by the first of DURATIONS that they are not above.
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
         self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
-        self._width = len(self._codes) + len(DURATIONS) + 2  # beyond the last; nanoseconds
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        self._width = len(self._codes) * self._columns + 1  # nanoseconds of all
         self._part = 3 + routes * self._width
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._workers = workers
         self._lock = threading.Lock()
 
     def count(
-        self, worker: int, route: int, status: int, *, seconds: float, taken: int, sent: int
+        self, worker: int, response: Response, seconds: float, taken: int, sent: int
     ) -> None:
-        """Count an answer, the bytes of bodies that it took in and sent, and how long it took."""
-        first = worker * self._part + 3 + route * self._width
-        code = self._codes.get(status, len(STATUSES))
-        bucket = len(self._codes) + bisect.bisect_left(DURATIONS, seconds)
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, worker * self._part
+        first = own + 3 + response.route * self._width
+        row = self._codes.get(response.status, len(STATUSES)) * self._columns
         with self._lock:
-            self._numbers[first + code] += 1
-            self._numbers[first + bucket] += 1
-            self._numbers[first + self._width - 1] += int(seconds * 1e9)
-            self._numbers[worker * self._part] += taken
-            self._numbers[worker * self._part + 1] += sent
+            numbers[first + row + bisect.bisect_left(DURATIONS, seconds)] += 1
+            numbers[first + self._width - 1] += int(seconds * 1e9)
+            numbers[own + 1] += sent
+            if taken:
+                numbers[own] += taken
 
     def set_in_flight(self, worker: int, count: int) -> None:
         self._numbers[worker * self._part + 2] = count
@@ -8465,18 +8478,19 @@ class Meter:
 
     def answers(self, route: int) -> dict[int, int]:
         """How many answers of a route had each status; 0 stands for those that are rare."""
-        first = 3 + route * self._width
-        return {
-            status: count
-            for status, place in self._codes.items()
-            if (count := self._sum(first + place))
-        }
+        counts = {status: sum(self._row(route, place)) for status, place in self._codes.items()}
+        return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        first = 3 + route * self._width + len(self._codes)
-        counts = [self._sum(first + place) for place in range(len(DURATIONS) + 1)]
-        return list(itertools.accumulate(counts)), self._sum(first + len(counts)) / 1e9
+        rows = [self._row(route, place) for place in self._codes.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + (route + 1) * self._width - 1) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place * self._columns
+        return [self._sum(first + column) for column in range(self._columns)]
 
     def _sum(self, place: int) -> int:
         return sum(self._numbers[place :: self._part])
@@ -8501,6 +8515,9 @@ class State(enum.IntEnum):
     CLOSED = enum.auto()
 
 
+IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
+
+
 class Wait(NamedTuple):
     """What the selector waits for on a connection, and what happens if it does not come."""
 
@@ -8510,14 +8527,14 @@ class Wait(NamedTuple):
 
 
 WAITS: dict[State, Wait] = {
-    State.IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    State.HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
-    State.LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
+    IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
 # Who gives way first when descriptors run out; an answer that is being sent does not.
-GIVING_WAY = (State.LINGERING, State.IDLE, State.HEAD, State.BODY)
+GIVING_WAY = (LINGERING, IDLE, HEAD, BODY)
 
 
 class Connection:
@@ -8535,7 +8552,7 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = State.CLOSED
+        self.state = CLOSED
         self.event = 0  # that the selector waits for
         self.since = self.deadline = 0.0  # of the state; monotonic seconds
         self.latest = 0.0  # when a head must be complete
@@ -8562,15 +8579,13 @@ class Connection:
     def set_deadline(self, state: State) -> None:
         """Note how long a state that begins, or in which something has come, may last."""
         self.since = now = time.monotonic()
-        wait = WAITS.get(state)
-        if wait is None:
-            return
-        self.deadline = now + wait.seconds
-        if state is State.HEAD:
+        if wait := WAITS.get(state):
+            self.deadline = now + wait.seconds
+        if state is HEAD:
             if state is not self.state:
                 self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
             self.deadline = min(self.deadline, now + self.credit, self.latest)
-        elif state is State.BODY:
+        elif state is BODY:
             self.deadline = min(self.deadline, now + self.credit)
 
     def earn(self, count: int) -> None:
@@ -8586,7 +8601,7 @@ class Connection:
 
     def take_head(self) -> bool:
         """Whether a request is here, its head whole; or what is none, and is refused."""
-        if self.scanned < 2:  # one may be the CR of an empty line
+        if self.received[:1] == b"\r":
             self.received = skip_empty_lines(self.received)
         if not self.received:
             return False
@@ -8708,22 +8723,22 @@ class Connection:
         """
         try:
             state = self._send_segments(may_wait)
-            if state is State.SENDING:
+            if state is SENDING:
                 self.unsent = count_unsent(self.socket)
-            if state is not State.IDLE:
+            if state is not IDLE:
                 return state
             self.finish()
             if not self.last:
-                return State.IDLE
+                return IDLE
             if not self.lingering:
-                return State.CLOSED
+                return CLOSED
             # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
             # the client has read the answer.
             self.received = b""
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
-            return State.CLOSED
-        return State.LINGERING
+            return CLOSED
+        return LINGERING
 
     def _send_segments(self, may_wait: bool) -> State:
         """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
@@ -8732,17 +8747,17 @@ class Connection:
             if self.pending is None:
                 self.pending = next(self.segments, None)
                 if self.pending is None:
-                    return State.IDLE
+                    return IDLE
             if not may_wait:
                 if not shares:
-                    return State.SENDING
-                if not is_at_hand(self.pending):
-                    return State.WORKING
+                    return SENDING
+                if isinstance(self.pending, FileSlice) and not self.pending.is_at_hand():
+                    return WORKING
                 shares -= 1
             try:
                 self.pending = self._send_some(self.pending)
             except BlockingIOError:
-                return State.SENDING
+                return SENDING
 
     def _send_some(self, segment: Segment) -> Segment | None:
         """Send some of a segment and return the rest of it."""
@@ -8781,8 +8796,9 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self.head, self.peer, self.response, self.began)
-            self.response.close()
+            self.server.note_answer(self, self.response)
+            if self.response.resource is not None:
+                self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
@@ -8794,22 +8810,6 @@ class Connection:
             self.exchange.abandon()
         self.finish()
         self.socket.close()
-
-
-def is_at_hand(segment: Segment) -> bool:
-    """Whether the next bytes are in memory: of a file, by samples of the page cache."""
-    if not isinstance(segment, FileSlice):
-        return True
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    last = segment.offset + min(segment.count, SEND_BYTES) - 1
-    probe, descriptor = [bytearray(1)], segment.file.fileno()
-    try:
-        for offset in (*range(segment.offset, last, SAMPLE_BYTES), last):
-            os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
-    except OSError:  # EAGAIN; or the file system cannot tell
-        return False
-    return True
 
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
@@ -8845,7 +8845,7 @@ class Connections:
         if state is not connection.state:
             with self._lock:
                 self._move(connection, connection.state, state)
-            if state is State.CLOSED:
+            if state is CLOSED:
                 connection.close()
 
     def _move(self, connection: Connection, before: State, state: State) -> None:
@@ -8857,15 +8857,15 @@ class Connections:
             self.held.pop(connection.descriptor, None)
             # While a GET is worked on nothing more comes as a rule, and `rest` is rarely needed.
             quiet = connection.body is None and connection.event == selectors.EVENT_READ
-            if state is State.CLOSED or not quiet:
+            if state is CLOSED or not quiet:
                 self._select(connection, 0)
-        count = connection.count_descriptors() if state is not State.CLOSED else 0
+        count = connection.count_descriptors() if state is not CLOSED else 0
         self.descriptors += count - connection.counted
         connection.counted = count
-        if before is State.WORKING or state is State.WORKING:
+        if before is WORKING or state is WORKING:
             if wait:
                 self.landed_at = connection.since
-            self.in_flight += 1 if state is State.WORKING else -1
+            self.in_flight += 1 if state is WORKING else -1
             self._note_in_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
 
@@ -8882,7 +8882,7 @@ class Connections:
     def rest(self, connection: Connection) -> None:
         """Have the selector wait for nothing on a connection that a thread has."""
         with self._lock:
-            if connection.state is State.WORKING:
+            if connection.state is WORKING:
                 self._select(connection, 0)
 
     def within(self, *states: State) -> list[Connection]:
@@ -8897,7 +8897,7 @@ class Connections:
         """Close the connection that can be missed best; whether there was one."""
         for state in GIVING_WAY:
             if held := self.within(state):
-                self.enter(min(held, key=lambda connection: connection.deadline), State.CLOSED)
+                self.enter(min(held, key=lambda connection: connection.deadline), CLOSED)
                 return True
         return False
 
@@ -9056,7 +9056,7 @@ class Runner:
     def hand_over(self, connection: Connection, workers: Workers | None = None) -> None:
         """Have a thread go on with a connection."""
         workers = workers or self._choose(connection)
-        self._connections.enter(connection, State.WORKING)
+        self._connections.enter(connection, WORKING)
         workers.submit(functools.partial(self._run, connection, workers))
 
     def _choose(self, connection: Connection) -> Workers:
@@ -9074,8 +9074,8 @@ class Runner:
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            state = State.CLOSED
-        if state is State.WORKING:
+            state = CLOSED
+        if state is WORKING:
             self.hand_over(connection)
             self._server.wake()  # to see whether the one short thread is held up
         else:
@@ -9088,22 +9088,22 @@ class Runner:
                 return awaited
             had_body = connection.body is not None
             state = connection.send(may_wait=True)
-            if state is not State.IDLE:
+            if state is not IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
-                return State.HEAD if connection.received else State.IDLE
+                return HEAD if connection.received else IDLE
             if connection.response is None and self._choose(connection) is not workers:
-                return State.WORKING
+                return WORKING
 
     def _answer(self, connection: Connection) -> State | None:
         """Have the service answer; the state in which more of a body or work is awaited."""
         answer = self._ask(connection)
         if answer is None:
-            return State.BODY
+            return BODY
         if isinstance(answer, Deferred):
             if not self.pools.deferred[answer.kind].is_full():
                 connection.deferred = answer
-                return State.WORKING
+                return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
             answer = connection.error(busy)
         connection.begin(answer, whole=connection.skip_body())
@@ -9178,10 +9178,10 @@ class Reactor:
     def on_ready(self, connection: Connection) -> None:
         """Take in what has come, or send more of an answer."""
         state = connection.state
-        if state is State.WORKING:
+        if state is WORKING:
             self._connections.rest(connection)
             return
-        if state is State.SENDING:
+        if state is SENDING:
             self.advance(connection)
             return
         try:
@@ -9190,16 +9190,16 @@ class Reactor:
             return
         except OSError:
             data = b""
-        if state is State.BODY:
+        if state is BODY:
             self._collect(connection, data)
         elif not data:
-            self._connections.enter(connection, State.CLOSED)
-        elif state is State.LINGERING:
+            self._connections.enter(connection, CLOSED)
+        elif state is LINGERING:
             connection.dropped += len(data)
             if connection.dropped > LINGER_BYTES:
-                self._connections.enter(connection, State.CLOSED)
+                self._connections.enter(connection, CLOSED)
         else:
-            if state is State.HEAD:
+            if state is HEAD:
                 connection.earn(len(data))
             connection.received += data
             self.advance(connection)
@@ -9218,27 +9218,29 @@ class Reactor:
         if enough or connection.failure:
             self._runner.hand_over(connection)
         else:
-            self._connections.enter(connection, State.BODY)
+            self._connections.enter(connection, BODY)
 
     def advance(self, connection: Connection) -> None:
         """Answer what has arrived, hand it to a thread, or go on waiting."""
         answered = False
-        while connection.response is not None or self._take_request(connection):
+        while connection.response is not None or (
+            connection.received and self._take_request(connection)
+        ):
             if connection.response is None:
                 self._runner.hand_over(connection)
                 return
             state = connection.send(may_wait=False)
-            if state is State.WORKING:
+            if state is WORKING:
                 self._runner.hand_over(connection, self._runner.pools.answers)
                 return
-            if state is not State.IDLE:
+            if state is not IDLE:
                 self._connections.enter(connection, state)
                 return
             answered = True
         if connection.received:
-            self._connections.enter(connection, State.HEAD)
-        elif answered or connection.state > State.HEAD:
-            self._connections.enter(connection, State.IDLE)  # which empty lines do not lengthen
+            self._connections.enter(connection, HEAD)
+        elif answered or connection.state > HEAD:
+            self._connections.enter(connection, IDLE)  # which empty lines do not lengthen
 
     def _take_request(self, connection: Connection) -> bool:
         """Whether a request is here, or the answer to what is none, or to what is cheap."""
@@ -9257,16 +9259,16 @@ class Reactor:
     def expire(self, connection: Connection) -> None:
         """End a connection that made no progress; 408 if a request had begun."""
         late = HTTPError(408, TOO_SLOW)
-        if connection.state is State.SENDING and connection.moves():
+        if connection.state is SENDING and connection.moves():
             connection.deadline += UNREAD_SECONDS
-        elif connection.state is State.BODY:
+        elif connection.state is BODY:
             connection.failure = late
             self._runner.hand_over(connection)
-        elif connection.state is State.HEAD and connection.received:
+        elif connection.state is HEAD and connection.received:
             connection.refuse(late)
             self.advance(connection)
         else:
-            self._connections.enter(connection, State.CLOSED)
+            self._connections.enter(connection, CLOSED)
 
 
 class Server(ThreadingHTTPServer):
@@ -9290,8 +9292,8 @@ class Server(ThreadingHTTPServer):
         self.connections = Connections(self._selector, note)
         self.runner = Runner(self, self.connections)
         self._reactor = Reactor(service, self.connections, self.runner)
-        self._stop_at: float | None = None
-        self._part_at = 0.0  # until then idle connections are kept while stopping
+        self.stopping = False
+        self._stop_at = self._part_at = 0.0  # until then idle connections are kept
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
         self._alarm, self._wakeup = socket.socketpair()
         for end in (self._alarm, self._wakeup):
@@ -9306,17 +9308,14 @@ class Server(ThreadingHTTPServer):
         self.socket = listener
         self.server_name, self.server_port = listener.getsockname()[:2]
 
-    def note_answer(
-        self, head: RequestHead | None, peer: str, response: Response, began: float
-    ) -> None:
+    def note_answer(self, connection: Connection, response: Response) -> None:
         """Count an answer that is over, and tell of it."""
-        seconds = time.monotonic() - began
-        taken = (head.content_length or 0) if head and response.status < 300 else 0
-        sent = (response.length or 0) if head and head.method != "HEAD" else 0
-        number, route = self._number, response.route
-        self._meter.count(number, route, response.status, seconds=seconds, taken=taken, sent=sent)
+        head, seconds = connection.head, time.monotonic() - connection.began
+        taken = head.content_length if head and response.status < 300 else 0
+        sent = response.length if head and head.method != "HEAD" else 0
+        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
         if self.on_answered is not None:
-            self.on_answered(head, peer, response, seconds)
+            self.on_answered(head, connection.peer, response, seconds)
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
@@ -9327,7 +9326,7 @@ class Server(ThreadingHTTPServer):
         if self.lifeline is not None:
             self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
         while not self._is_over():
-            patience = poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
+            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
             patience = PATIENCE_SECONDS if short.is_waiting() else patience
             for key, _ in self._selector.select(patience):
                 self._turn(key.data)
@@ -9348,7 +9347,7 @@ class Server(ThreadingHTTPServer):
         except Exception as error:
             warn(f"a connection was dropped: {type(error).__name__}: {error}")
             if isinstance(ready, Connection):
-                self.connections.enter(ready, State.CLOSED)
+                self.connections.enter(ready, CLOSED)
 
     @property
     def date(self) -> str:
@@ -9393,22 +9392,20 @@ class Server(ThreadingHTTPServer):
         connection, connections = Connection(request, client_address[0], self), self.connections
         full = connections.descriptors >= connections.most_descriptors
         full = full and not connections.make_room()
-        connections.enter(connection, State.HEAD)
+        connections.enter(connection, HEAD)
         if full:
             connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
             self._reactor.advance(connection)
 
-    @property
-    def stopping(self) -> bool:
-        return self._stop_at is not None
-
     def stop(self) -> None:
         """Take no more requests; `serve_forever` returns when those in flight are answered."""
-        self._stop_at = self._stop_at or time.monotonic() + STOP_SECONDS
+        if not self.stopping:
+            self._stop_at = time.monotonic() + STOP_SECONDS
+            self.stopping = True
 
     def _is_over(self) -> bool:
         """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
-        if self._stop_at is None:
+        if not self.stopping:
             return False
         now, connections = time.monotonic(), self.connections
         if self.socket.fileno() >= 0:
@@ -9426,9 +9423,9 @@ class Server(ThreadingHTTPServer):
         if (in_flight or held) and now < part_at:
             return False
         for connection in held:
-            if connection.state in (State.IDLE, State.HEAD):
-                connections.enter(connection, State.CLOSED)
-        busy = in_flight or any(c.state in (State.BODY, State.SENDING) for c in held)
+            if connection.state in (IDLE, HEAD):
+                connections.enter(connection, CLOSED)
+        busy = in_flight or any(c.state in (BODY, SENDING) for c in held)
         return not busy or now > self._stop_at
 
 
@@ -11260,8 +11257,8 @@ def is_ready(head: RequestHead, response: Response) -> bool:
     """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
-    segments: list[Segment] = list(response.body)  # type: ignore[arg-type]
-    if not all(map(is_at_hand, segments)):
+    segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
+    if not all(isinstance(each, bytes) or each.is_at_hand() for each in segments):
         return False
     if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
         response.body = b"".join(map(read_segment, segments))
