@@ -8522,13 +8522,10 @@ RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads ahead
+SAMPLE_BYTES = 512 << 10  # between samples of the page cache; twice as many cost 10 % of 2 MB
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
-MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones are left to that
-DEFER_SECONDS = 0.0001  # that the other is waited for
-MAX_DEFERRALS = 20  # while connections come; then all are taken
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
 PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
@@ -8570,6 +8567,19 @@ class FileSlice:
         self.offset = offset
         self.count = count
         self.before = before
+
+    def is_at_hand(self) -> bool:
+        """Whether the next bytes are in memory, by samples of the page cache."""
+        if not hasattr(os, "RWF_NOWAIT"):
+            return False
+        last = self.offset + min(self.count, SEND_BYTES) - 1
+        probe, descriptor = [bytearray(1)], self.file.fileno()
+        try:
+            for offset in (*range(self.offset, last, SAMPLE_BYTES), last):
+                os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN; or the file system cannot tell
+            return False
+        return True
 
 
 Segment = bytes | memoryview | FileSlice
@@ -8615,8 +8625,7 @@ class Response:
         """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
         if self.prepared and keep_alive:
             start = b"HTTP/1.1 200 OK\r\nDate: " + date.encode()
-            yield b"".join((start, self.prepared, self.body))  # type: ignore[arg-type]
-            return
+            return iter((b"".join((start, self.prepared, self.body)),))  # type: ignore[arg-type]
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
         chunked = (
@@ -8632,11 +8641,10 @@ class Response:
             headers.append(("Connection", "keep-alive"))
         block = format_head(self.status, headers)
         if bodiless or (head is not None and head.method == "HEAD"):
-            yield block
-        elif isinstance(self.body, bytes):
-            yield block + self.body
-        else:
-            yield from join_head(block, chunk_segments(self.body) if chunked else self.body)
+            return iter((block,))
+        if isinstance(self.body, bytes):
+            return iter((block + self.body,))
+        return join_head(block, chunk_segments(self.body) if chunked else self.body)
 
 
 def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -8705,31 +8713,31 @@ DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    Answers are told apart by the number of their route and by their status; durations of the
-    answers of a route are counted by the first of DURATIONS that they are not above.
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
         self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
-        self._width = len(self._codes) + len(DURATIONS) + 2  # beyond the last; nanoseconds
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        self._width = len(self._codes) * self._columns + 1  # nanoseconds of all
         self._part = 3 + routes * self._width
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._workers = workers
         self._lock = threading.Lock()
 
     def count(
-        self, worker: int, route: int, status: int, *, seconds: float, taken: int, sent: int
+        self, worker: int, response: Response, seconds: float, taken: int, sent: int
     ) -> None:
-        """Count an answer, the bytes of bodies that it took in and sent, and how long it took."""
-        first = worker * self._part + 3 + route * self._width
-        code = self._codes.get(status, len(STATUSES))
-        bucket = len(self._codes) + bisect.bisect_left(DURATIONS, seconds)
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, worker * self._part
+        first = own + 3 + response.route * self._width
+        row = self._codes.get(response.status, len(STATUSES)) * self._columns
         with self._lock:
-            self._numbers[first + code] += 1
-            self._numbers[first + bucket] += 1
-            self._numbers[first + self._width - 1] += int(seconds * 1e9)
-            self._numbers[worker * self._part] += taken
-            self._numbers[worker * self._part + 1] += sent
+            numbers[first + row + bisect.bisect_left(DURATIONS, seconds)] += 1
+            numbers[first + self._width - 1] += int(seconds * 1e9)
+            numbers[own + 1] += sent
+            if taken:
+                numbers[own] += taken
 
     def set_in_flight(self, worker: int, count: int) -> None:
         self._numbers[worker * self._part + 2] = count
@@ -8740,18 +8748,19 @@ class Meter:
 
     def answers(self, route: int) -> dict[int, int]:
         """How many answers of a route had each status; 0 stands for those that are rare."""
-        first = 3 + route * self._width
-        return {
-            status: count
-            for status, place in self._codes.items()
-            if (count := self._sum(first + place))
-        }
+        counts = {status: sum(self._row(route, place)) for status, place in self._codes.items()}
+        return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        first = 3 + route * self._width + len(self._codes)
-        counts = [self._sum(first + place) for place in range(len(DURATIONS) + 1)]
-        return list(itertools.accumulate(counts)), self._sum(first + len(counts)) / 1e9
+        rows = [self._row(route, place) for place in self._codes.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + (route + 1) * self._width - 1) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place * self._columns
+        return [self._sum(first + column) for column in range(self._columns)]
 
     def _sum(self, place: int) -> int:
         return sum(self._numbers[place :: self._part])
@@ -8764,7 +8773,7 @@ class Buffers(threading.local):
         self.body = memoryview(bytearray(BODY_BUFFER_BYTES))
 
 
-class State(enum.Enum):
+class State(enum.IntEnum):
     """Where a connection is; see WAITS."""
 
     IDLE = enum.auto()  # no request has begun
@@ -8776,6 +8785,9 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
+
+
 class Wait(NamedTuple):
     """What the selector waits for on a connection, and what happens if it does not come."""
 
@@ -8785,25 +8797,24 @@ class Wait(NamedTuple):
 
 
 WAITS: dict[State, Wait] = {
-    State.IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    State.HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
-    State.LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
+    IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
 # Who gives way first when descriptors run out; an answer that is being sent does not.
-GIVING_WAY = (State.LINGERING, State.IDLE, State.HEAD, State.BODY)
+GIVING_WAY = (LINGERING, IDLE, HEAD, BODY)
 
 
 class Connection:
-    """A client's connection, owned by the selector or by one thread, never by both."""
+    """A client's connection, owned by the selector's thread or by another one, never by both."""
 
     __slots__ = (
         "began", "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor",
-        "dropped",
-        "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "shares", "since", "socket",
-        "state", "unsent",
+        "dropped", "event", "exchange", "failure", "head", "last", "latest", "lingering", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "shares", "since",
+        "socket", "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -8811,7 +8822,8 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = State.CLOSED
+        self.state = CLOSED
+        self.event = 0  # that the selector waits for
         self.since = self.deadline = 0.0  # of the state; monotonic seconds
         self.latest = 0.0  # when a head must be complete
         self.began = 0.0  # when the latest head had come
@@ -8834,59 +8846,55 @@ class Connection:
         self.dropped = 0  # bytes of it
         self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
 
-    def enter(self, state: State) -> None:
-        """Note a state and how long it may last."""
-        begins, self.state = state is not self.state, state
+    def set_deadline(self, state: State) -> None:
+        """Note how long a state that begins, or in which something has come, may last."""
         self.since = now = time.monotonic()
-        if state is State.HEAD and begins:
-            self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
         if wait := WAITS.get(state):
             self.deadline = now + wait.seconds
-        if state is State.HEAD:
+        if state is HEAD:
+            if state is not self.state:
+                self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
             self.deadline = min(self.deadline, now + self.credit, self.latest)
-        elif state is State.BODY:
+        elif state is BODY:
             self.deadline = min(self.deadline, now + self.credit)
 
     def earn(self, count: int) -> None:
         """Balance the time that a head or body has waited with the bytes that have come."""
         self.credit += count / MIN_RATE - (time.monotonic() - self.since)
 
-    def count(self) -> int:
-        """How many descriptors it has: the socket, a file that is sent, one that arrives."""
-        if self.state is State.CLOSED:
-            return 0
+    def count_descriptors(self) -> int:
+        """How many it has while it is open: the socket, a file that is sent, one that arrives."""
         sends = self.response is not None and self.response.resource is not None
         return 1 + sends + (self.exchange is not None)
-
-    @property
-    def has_much(self) -> bool:
-        """Whether there is enough of a body for a thread."""
-        finished = self.body is not None and self.body.finished
-        return finished or len(self.collected) >= COLLECT_BYTES
 
     # -- reading
 
     def take_head(self) -> bool:
-        """Parse the next head if it is here whole. Raises HTTPError for a malformed one."""
-        if self.scanned < 2:  # one may be the CR of an empty line
+        """Whether a request is here, its head whole; or what is none, and is refused."""
+        if self.received[:1] == b"\r":
             self.received = skip_empty_lines(self.received)
         if not self.received:
             return False
-        end = find_head_end(self.received, self.scanned)
-        if end < 0:
-            self.scanned = len(self.received)
-            return False
-        self.began = time.monotonic()
-        self.head = parse_request_head(self.received[:end])
+        try:
+            end = find_head_end(self.received, self.scanned)
+            if end < 0:
+                self.scanned = len(self.received)
+                return False
+            self.began = time.monotonic()
+            self.head = parse_request_head(self.received[:end])
+        except HTTPError as error:
+            self.refuse(error)
+            return True
         self.received = self.received[end + 4 :]
         self.scanned = 0
         self.body = self.head.body_decoder() if self.head.has_body else None
         return True
 
-    def take_body(self) -> None:
-        """Decode and keep what has been received. Raises HTTPError for what is malformed."""
+    def take_body(self) -> bool:
+        """Decode and keep what was received; whether that is all. Raises HTTPError."""
         for piece in self.take_pieces():
             self.collected += piece
+        return self.body is None or self.body.finished
 
     def take_pieces(self) -> list[memoryview]:
         """What there is of a body's content. Raises HTTPError for what is malformed."""
@@ -8900,32 +8908,25 @@ class Connection:
             self.received = self.body.rest
         return pieces
 
+    def skip_body(self) -> bool:
+        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
+        try:
+            return self.take_body()
+        except HTTPError:
+            return False
+
     @property
     def waits_for_continue(self) -> bool:
         """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
         expects = self.head is not None and self.head.expects_continue
         return expects and not self.received and self.body is not None and not self.body.finished
 
-    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
-        if headers and self.head is not None and self.head.version > (1, 0):
-            self.socket.send(format_head(104, headers))  # as short as it is alone
-
-    def skip_body(self) -> bool:
-        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
-        try:
-            self.take_body()
-        except HTTPError:
-            return False
-        return self.body is None or self.body.finished
-
-    def receive_more(self, seconds: float) -> memoryview | None:
-        """What comes within so short a time; good until this thread's next call.
+    def receive_more(self, buffer: memoryview, seconds: float) -> memoryview | None:
+        """What comes into the buffer within so short a time, if anything does.
 
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
         """
-        buffer = self.server.buffers.body
         for may_wait in (True, False):
             try:
                 count = self.socket.recv_into(buffer)
@@ -8955,35 +8956,80 @@ class Connection:
         poll.register(self.socket, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    # -- writing
+    # -- answering
 
-    def begin(self, response: Response, keep_alive: bool, unread: bool = False) -> None:
-        """Set out to send an answer, the last one unless `keep_alive`; `unread`: of a body."""
+    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
+        if headers and self.head is not None and self.head.version > (1, 0):
+            self.socket.send(format_head(104, headers))  # as short as it is alone
+
+    def begin(self, response: Response, whole: bool = True) -> None:
+        """Set out to answer a request; one that is not here `whole` is the connection's last."""
+        if response.resource is not None:
+            try:
+                self.take_share(self.server.downloads)
+            except HTTPError as error:
+                response.close()
+                response = self.error(error)
+        goes_on = whole and self.head is not None and self.head.keep_alive
+        self.last = not goes_on or self.server.stopping
+        self.lingering = not whole
         self.response = response
-        self.last = not keep_alive
-        self.lingering = unread
-        self.segments = response.to_segments(self.head, keep_alive, self.server.date)
+        self.segments = response.to_segments(self.head, not self.last, self.server.date)
 
-    def flush(self, may_wait: bool) -> bool:
-        """Send what the socket takes; whether the whole answer is gone.
+    def refuse(self, error: HTTPError) -> None:
+        """Set out to answer an error that concerns the connection, and to end it."""
+        self.begin(self.error(error), whole=False)
 
-        Unless it `may_wait`, it stops where the disk would have to be read, or others wait.
+    def error(self, error: HTTPError) -> Response:
+        origin = self.head.headers.get("origin", "") if self.head else find_origin(self.received)
+        return self.server.service.on_error(error, origin)
+
+    def send(self, may_wait: bool) -> State:
+        """Send what the client takes; the state that the connection is in then.
+
+        Unless it `may_wait`, it leaves it to others to go on after a while, and to a thread
+        where the disk would have to be read.
         """
+        try:
+            state = self._send_segments(may_wait)
+            if state is SENDING:
+                self.unsent = count_unsent(self.socket)
+            if state is not IDLE:
+                return state
+            self.finish()
+            if not self.last:
+                return IDLE
+            if not self.lingering:
+                return CLOSED
+            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
+            # the client has read the answer.
+            self.received = b""
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return CLOSED
+        return LINGERING
+
+    def _send_segments(self, may_wait: bool) -> State:
+        """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
         shares = FAIR_SENDS
         while True:
             if self.pending is None:
                 self.pending = next(self.segments, None)
                 if self.pending is None:
-                    return True
-            if not may_wait and (shares == 0 or not is_at_hand(self.pending)):
-                return False
-            shares -= 1
+                    return IDLE
+            if not may_wait:
+                if not shares:
+                    return SENDING
+                if isinstance(self.pending, FileSlice) and not self.pending.is_at_hand():
+                    return WORKING
+                shares -= 1
             try:
-                self.pending = self._send(self.pending)
+                self.pending = self._send_some(self.pending)
             except BlockingIOError:
-                return False
+                return SENDING
 
-    def _send(self, segment: Segment) -> Segment | None:
+    def _send_some(self, segment: Segment) -> Segment | None:
         """Send some of a segment and return the rest of it."""
         if not isinstance(segment, FileSlice):
             sent = self.socket.send(segment)
@@ -8993,7 +9039,7 @@ class Connection:
             segment.before = memoryview(segment.before)[sent:]
             return segment
         count = min(segment.count, SEND_BYTES)
-        sent = os.sendfile(self.socket.fileno(), segment.file.fileno(), segment.offset, count)
+        sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
         segment.offset += sent
@@ -9008,7 +9054,7 @@ class Connection:
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
         if shares not in self.shares and self.head is not None:
-            client = self.server.client_of(self.head, self.peer)
+            client = self.server.service.client_of(self.head, self.peer)
             shares.take(client)
             self.shares[shares] = client
 
@@ -9020,8 +9066,9 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self.head, self.peer, self.response, self.began)
-            self.response.close()
+            self.server.note_answer(self, self.response)
+            if self.response.resource is not None:
+                self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
@@ -9035,22 +9082,6 @@ class Connection:
         self.socket.close()
 
 
-def is_at_hand(segment: Segment) -> bool:
-    """Whether the next bytes are in memory: of a file, by samples of the page cache."""
-    if not isinstance(segment, FileSlice):
-        return True
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    last = segment.offset + min(segment.count, SEND_BYTES) - 1
-    probe, descriptor = [bytearray(1)], segment.file.fileno()
-    try:
-        for offset in (*range(segment.offset, last, SAMPLE_BYTES), last):
-            os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
-    except OSError:  # EAGAIN; or the file system cannot tell
-        return False
-    return True
-
-
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
 
 
@@ -9060,6 +9091,85 @@ def count_unsent(sock: socket.socket) -> int:
 
     count = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int.from_bytes(count, sys.byteorder)
+
+
+class Connections:
+    """All connections, each in its state: what the selector holds, and what threads do."""
+
+    def __init__(self, selector: selectors.BaseSelector, note: Callable[[int], None]) -> None:
+        self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
+        self.in_flight = 0  # those that threads have
+        self.descriptors = 0  # of all
+        self.most_descriptors = limit_descriptors()
+        self.landed_at = -math.inf  # when a thread last let go of one that may go on
+        self._selector = selector
+        self._note_in_flight = note
+        self._lock = threading.Lock()
+
+    def enter(self, connection: Connection, state: State) -> None:
+        """Put a connection into a state: the only writer of states, selector and counters.
+
+        Any thread may, for a connection that it owns; epoll and kqueue allow it.
+        """
+        connection.set_deadline(state)
+        if state is not connection.state:
+            with self._lock:
+                self._move(connection, connection.state, state)
+            if state is CLOSED:
+                connection.close()
+
+    def _move(self, connection: Connection, before: State, state: State) -> None:
+        wait = WAITS.get(state)
+        if wait:
+            self.held[connection.descriptor] = connection
+            self._select(connection, wait.event)
+        else:
+            self.held.pop(connection.descriptor, None)
+            # While a GET is worked on nothing more comes as a rule, and `rest` is rarely needed.
+            quiet = connection.body is None and connection.event == selectors.EVENT_READ
+            if state is CLOSED or not quiet:
+                self._select(connection, 0)
+        count = connection.count_descriptors() if state is not CLOSED else 0
+        self.descriptors += count - connection.counted
+        connection.counted = count
+        if before is WORKING or state is WORKING:
+            if wait:
+                self.landed_at = connection.since
+            self.in_flight += 1 if state is WORKING else -1
+            self._note_in_flight(self.in_flight)
+        connection.state = state  # from here on it is another thread's
+
+    def _select(self, connection: Connection, event: int) -> None:
+        if event and connection.event:
+            if event != connection.event:
+                self._selector.modify(connection.descriptor, event, connection)
+        elif event:
+            self._selector.register(connection.descriptor, event, connection)
+        elif connection.event:
+            self._selector.unregister(connection.descriptor)
+        connection.event = event
+
+    def rest(self, connection: Connection) -> None:
+        """Have the selector wait for nothing on a connection that a thread has."""
+        with self._lock:
+            if connection.state is WORKING:
+                self._select(connection, 0)
+
+    def within(self, *states: State) -> list[Connection]:
+        """Those that the selector holds in these states."""
+        return [c for c in list(self.held.values()) if c.state in states]
+
+    def late(self, now: float) -> list[Connection]:
+        """Those whose state has lasted too long."""
+        return [c for c in list(self.held.values()) if c.deadline < now]
+
+    def make_room(self) -> bool:
+        """Close the connection that can be missed best; whether there was one."""
+        for state in GIVING_WAY:
+            if held := self.within(state):
+                self.enter(min(held, key=lambda connection: connection.deadline), CLOSED)
+                return True
+        return False
 
 
 class Workers:
@@ -9142,6 +9252,17 @@ class ShortWorkers(Workers):
             self._began = None
 
 
+class Pools:
+    """Threads for each kind of work, so that none keeps those of another waiting."""
+
+    def __init__(self) -> None:
+        self.short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
+        self.bodies = Workers("body", MAX_THREADS)
+        self.answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self.prompt = Workers("prompt", PROMPT_THREADS)
+        self.deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
+
+
 class Shares:
     """Bounds what takes long: of one client, and of all together."""
 
@@ -9173,400 +9294,62 @@ class Shares:
                 del self._clients[client]
 
 
-class Server(ThreadingHTTPServer):
-    """HTTP/1.1 with keep-alive, deadlines and limits around an application.
+class Service(Protocol):
+    """What a Server is around."""
 
-    `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
-    `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
-    `is_prompt(head)` needs neither disk nor index, and waits for none that does;
-    `client_of(head, peer)` is whose share of what is bounded it takes. `loads`, which all
-    workers share, tells how many connections each of them has.
-    """
+    def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
+        """Answer a request in a thread, or accept it to be fed its body."""
 
-    lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, str], Answer | Exchange]
-    inline: Callable[[RequestHead], Response | None]
-    is_prompt: Callable[[RequestHead], bool]
-    client_of: Callable[[RequestHead, str], str]
-    on_error: Callable[[HTTPError, str], Response]
-    on_hangup: Callable[[], None]
-    on_orphaned: Callable[[], None]
-    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+    def inline(self, head: RequestHead) -> Response | None:
+        """Answer a cheap request in the selector's thread, without blocking."""
 
-    def __init__(
-        self, listener: socket.socket, loads: memoryview, number: int, meter: Meter | None = None
-    ) -> None:
-        self.buffers = Buffers()
-        self._meter = meter or Meter(number + 1, routes=1)
-        self._loads = loads
-        self._number = number  # of this worker
-        self._deferrals = 0
-        self._date = (0, "")  # a second and its name
-        self._selector = selectors.DefaultSelector()
-        self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
-        self._bodies = Workers("body", MAX_THREADS)
-        self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
-        self._prompt = Workers("prompt", PROMPT_THREADS)
-        self._deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
-        self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
-        self._lock = threading.Lock()
-        self._in_flight = 0  # connections that threads hold
-        self._descriptors = 0  # of all connections
-        self._note_load()  # in the place of one that has died
-        self._stop_at: float | None = None
-        self._part_at = 0.0  # until then idle connections are kept while stopping
-        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
-        self._alarm, self._wakeup = socket.socketpair()
-        for end in (self._alarm, self._wakeup):
-            end.setblocking(False)
-        self._most_descriptors = limit_descriptors()
-        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        most = self._most_descriptors
-        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
-        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
-        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()
-        self.socket = listener
-        self.server_name, self.server_port = listener.getsockname()[:2]
+    def is_prompt(self, head: RequestHead) -> bool:
+        """Whether a request needs neither disk nor index, and waits for none that does."""
 
-    def note_answer(
-        self, head: RequestHead | None, peer: str, response: Response, began: float
-    ) -> None:
-        """Count an answer that is over, and tell of it."""
-        seconds = time.monotonic() - began
-        taken = (head.content_length or 0) if head and response.status < 300 else 0
-        sent = (response.length or 0) if head and head.method != "HEAD" else 0
-        number, route = self._number, response.route
-        self._meter.count(number, route, response.status, seconds=seconds, taken=taken, sent=sent)
-        if self.on_answered is not None:
-            self.on_answered(head, peer, response, seconds)
+    def client_of(self, head: RequestHead, peer: str) -> str:
+        """Whose share of what is bounded a request takes."""
 
-    # -- the selector's thread
+    def on_error(self, error: HTTPError, origin: str) -> Response:
+        """The answer to a message that is no request."""
 
-    def serve_forever(self, poll_interval: float = 1.0) -> None:
-        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
-        self._short.start()
-        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
-        while not self._is_over():
-            for key, _ in self._selector.select(self._patience(poll_interval)):
-                self._turn(key.data)
-            self._short.relieve()
-            self._note_load()
-            now = time.monotonic()
-            if now >= self.turned_at + poll_interval:
-                self.turned_at = now
-                self._sweep(now)
 
-    def _patience(self, poll_interval: float) -> float:
-        if self._short.is_waiting():
-            return PATIENCE_SECONDS
-        return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
+class Runner:
+    """What threads do with connections: have requests answered, and send the answers."""
 
-    def _turn(self, ready: Callable[[], None]) -> None:
-        """Do what an event asks for; no mistake in it may end the loop."""
-        try:
-            ready()
-        except Exception as error:
-            warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            for connection in getattr(ready, "args", ()):
-                self._enter(connection, State.CLOSED)
+    def __init__(self, server: Server, connections: Connections) -> None:
+        self.pools = Pools()
+        self._server = server
+        self._service = server.service
+        self._connections = connections
+        self._buffers = Buffers()
 
-    @property
-    def date(self) -> str:
-        """The value of Date, put together once a second."""
-        second, name = int(time.time()), self._date
-        if name[0] != second:
-            self._date = name = (second, format_date(second))
-        return name[1]
+    def hand_over(self, connection: Connection, workers: Workers | None = None) -> None:
+        """Have a thread go on with a connection."""
+        workers = workers or self._choose(connection)
+        self._connections.enter(connection, WORKING)
+        workers.submit(functools.partial(self._run, connection, workers))
 
-    @property
-    def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
-        return self._wakeup.fileno()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop_at is not None
-
-    def stop(self) -> None:
-        """Take no more requests; `serve_forever` returns when those in flight are answered."""
-        self._stop_at = self._stop_at or time.monotonic() + STOP_SECONDS
-
-    def _is_over(self) -> bool:
-        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
-        if self._stop_at is None:
-            return False
-        if self.socket.fileno() >= 0:
-            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept_one():
-                    break
-            self._selector.unregister(self.socket)
-            self.socket.close()
-            if self._in_flight or self._held:
-                self._part_at = time.monotonic() + FAREWELL_SECONDS
-        # In this order: a thread first puts `_part_at` off, then gives back, then counts down.
-        in_flight, held = self._in_flight, list(self._held.values())
-        # A request that is on its way while its connection is closed would be lost to a client
-        # that the next process, on the same inherited socket, could have served.
-        if time.monotonic() < self._part_at:
-            return False
-        for connection in held:
-            if connection.state in {State.IDLE, State.HEAD}:
-                self._enter(connection, State.CLOSED)
-        busy = in_flight or any(c.state in {State.BODY, State.SENDING} for c in held)
-        return not busy or time.monotonic() > self._stop_at
-
-    def _drain_alarm(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if signal.SIGHUP in self._alarm.recv(4096):
-                self.on_hangup()
-
-    def _accept(self) -> None:
-        for _ in range(64):  # then the others have their turn
-            if self._defers() or not self._accept_one():
-                return
-
-    def _accept_one(self) -> bool:
-        """Take in the next connection, if there is one."""
-        try:
-            sock, address = self.socket.accept()
-        except BlockingIOError:
-            self._deferrals = 0
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self._make_room()
-            return False
-        sock.setblocking(False)
-        self._note_load()
-        self.process_request(sock, address)
-        return True
-
-    def _note_load(self) -> int:
-        """Tell the other workers how many connections this one has."""
-        load = self._loads[self._number] = len(self._held) + self._in_flight
-        return load
-
-    def _defers(self) -> bool:
-        """Whether a worker with fewer connections is given the time to take the next one.
-
-        Without this, the one that wakes first takes all that come together.
-        """
-        ahead = self._note_load() > min(self._loads) + MAX_LEAD
-        if not ahead or self._deferrals == MAX_DEFERRALS:
-            return False
-        self._deferrals += 1
-        time.sleep(DEFER_SECONDS)
-        return True
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
-        connection = Connection(request, client_address[0], self)
-        full = self._descriptors >= self._most_descriptors and not self._make_room()
-        self._enter(connection, State.HEAD)
-        if full:
-            self._refuse(connection, HTTPError(503, "Too many connections are open.", RETRY_SOON))
-            self._advance(connection)
-
-    def _make_room(self) -> bool:
-        """Close the connection that can be missed best; whether there was one."""
-        for state in GIVING_WAY:
-            held = [c for c in list(self._held.values()) if c.state is state]
-            if held:
-                self._enter(min(held, key=lambda connection: connection.deadline), State.CLOSED)
-                return True
-        return False
-
-    def _enter(self, connection: Connection, state: State) -> None:
-        """Put a connection into a state: the only writer of states, selector and counters.
-
-        Any thread may, for a connection that it owns; epoll and kqueue allow it.
-        """
-        before = connection.state
-        connection.enter(state)
-        if before is state:
-            return
-        held, wait = WAITS.get(before), WAITS.get(state)
-        if held and (wait is None or wait.event != held.event):
-            self._selector.unregister(connection.descriptor)
-            del self._held[connection.descriptor]
-        if state is State.CLOSED:
-            connection.close()
-        elif before is State.WORKING and self._stop_at is not None:
-            self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
-        count = connection.count()
-        more, connection.counted = count - connection.counted, count
-        if wait and (held is None or wait.event != held.event):
-            # From here on it is the selector's, and no more this thread's.
-            self._held[connection.descriptor] = connection
-            ready = functools.partial(self._on_ready, connection)
-            self._selector.register(connection.descriptor, wait.event, ready)
-        with self._lock:
-            self._descriptors += more
-            self._in_flight += (state is State.WORKING) - (before is State.WORKING)
-            self._meter.set_in_flight(self._number, self._in_flight)
-        if before is State.WORKING and self._stop_at is not None:
-            self._wake()
-
-    def _wake(self) -> None:
-        """End the selector's wait."""
-        with contextlib.suppress(OSError):  # it is awake, or over
-            self._wakeup.send(b"\0")
-
-    def _on_ready(self, connection: Connection) -> None:
-        if connection.state is State.SENDING:
-            if connection.pending is None or not is_at_hand(connection.pending):
-                self._hand_over(connection, self._answers)
-            else:
-                self._advance(connection)
-            return
-        try:
-            data = connection.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if connection.state is State.BODY:
-            self._collect(connection, data)
-        elif connection.state is State.LINGERING:
-            connection.dropped += len(data)
-            if not data or connection.dropped > LINGER_BYTES:
-                self._enter(connection, State.CLOSED)
-        elif data:
-            if connection.state is State.HEAD:
-                connection.earn(len(data))
-            connection.received += data
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    def _collect(self, connection: Connection, data: bytes) -> None:
-        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
-        connection.received = data
-        if not data:
-            connection.failure = ConnectionAbortedError("the client closed within a body")
-        connection.earn(len(data))
-        try:
-            connection.take_body()
-        except HTTPError as error:
-            connection.failure = error
-        if connection.failure or connection.has_much:
-            self._hand_over(connection, self._bodies)
-        else:
-            self._enter(connection, State.BODY)
-
-    def _advance(self, connection: Connection) -> None:
-        """Answer what has arrived, hand it to a thread, or go on waiting."""
-        answered = False
-        while connection.response is not None or self._take_request(connection):
-            if connection.response is None:
-                self._hand_over(connection, self._workers_for(connection))
-                return
-            state = self._send(connection, may_wait=False)
-            if state is not State.IDLE:
-                self._enter(connection, state)
-                return
-            answered = True
-        if connection.received:
-            self._enter(connection, State.HEAD)
-        elif answered or connection.state not in {State.IDLE, State.HEAD}:
-            self._enter(connection, State.IDLE)  # which empty lines do not make longer
-
-    def _workers_for(self, connection: Connection) -> Workers:
+    def _choose(self, connection: Connection) -> Workers:
         if connection.deferred is not None:
-            return self._deferred[connection.deferred.kind]
+            return self.pools.deferred[connection.deferred.kind]
         if connection.body is not None:
-            return self._bodies
+            return self.pools.bodies
         assert connection.head is not None
-        return self._prompt if self.is_prompt(connection.head) else self._short
+        return self.pools.prompt if self._service.is_prompt(connection.head) else self.pools.short
 
-    def _take_request(self, connection: Connection) -> bool:
-        """Whether a request is here, or the answer to what is none, or to what is cheap."""
-        if not self._take_head(connection):
-            return False
-        if connection.head is None or connection.response is not None:
-            return True
-        response = self.inline(connection.head)
-        if response is not None:
-            self._begin(connection, response)
-        elif self._in_flight >= MAX_IN_FLIGHT and not self.is_prompt(connection.head):
-            self._refuse(
-                connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
-            )
-        return True
-
-    def _take_head(self, connection: Connection) -> bool:
-        """Whether a whole head is here, or the answer to a malformed one."""
-        try:
-            return connection.take_head()
-        except HTTPError as error:
-            self._refuse(connection, error)
-            return True
-
-    def _refuse(self, connection: Connection, error: HTTPError) -> None:
-        """Set out to answer an error that concerns the connection, and to end it."""
-        connection.begin(self._error(connection, error), keep_alive=False, unread=True)
-
-    def _send(self, connection: Connection, may_wait: bool) -> State:
-        """Send what the client takes; the state that the connection is in then."""
-        try:
-            if not connection.flush(may_wait):
-                connection.unsent = count_unsent(connection.socket)
-                return State.SENDING
-            connection.finish()
-            if not connection.last:
-                return State.IDLE
-            if not connection.lingering:
-                return State.CLOSED
-            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
-            # the client has read the answer.
-            connection.received = b""
-            connection.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return State.CLOSED
-        return State.LINGERING
-
-    def _hand_over(self, connection: Connection, workers: Workers) -> None:
-        self._enter(connection, State.WORKING)
-        workers.submit(functools.partial(self._work, connection, workers))
-
-    def _sweep(self, now: float) -> None:
-        for connection in list(self._held.values()):
-            if connection.deadline < now:
-                self._expire(connection)
-
-    def _expire(self, connection: Connection) -> None:
-        """End a connection that made no progress; 408 if a request had begun."""
-        late = HTTPError(408, TOO_SLOW)
-        if connection.state is State.SENDING and connection.moves():
-            connection.deadline += UNREAD_SECONDS
-        elif connection.state is State.BODY:
-            connection.failure = late
-            self._hand_over(connection, self._bodies)
-        elif connection.state is State.HEAD and connection.received:
-            self._refuse(connection, late)
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    # -- a thread with a request
-
-    def _work(self, connection: Connection, workers: Workers) -> None:
+    def _run(self, connection: Connection, workers: Workers) -> None:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
             state = self._proceed(connection, workers)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            state = State.CLOSED
-        if state is State.WORKING:
-            self._hand_over(connection, self._workers_for(connection))
-            self._wake()  # to see whether the one short thread is held up
+            state = CLOSED
+        if state is WORKING:
+            self.hand_over(connection)
+            self._server.wake()  # to see whether the one short thread is held up
         else:
-            self._enter(connection, state)
+            self._connections.enter(connection, state)
 
     def _proceed(self, connection: Connection, workers: Workers) -> State:
         """Do what can be done by these workers; the state that the connection is in then."""
@@ -9574,37 +9357,37 @@ class Server(ThreadingHTTPServer):
             if connection.response is None and (awaited := self._answer(connection)):
                 return awaited
             had_body = connection.body is not None
-            state = self._send(connection, may_wait=True)
-            if state is not State.IDLE:
+            state = connection.send(may_wait=True)
+            if state is not IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
-                return State.HEAD if connection.received else State.IDLE
-            if connection.response is None and self._workers_for(connection) is not workers:
-                return State.WORKING
+                return HEAD if connection.received else IDLE
+            if connection.response is None and self._choose(connection) is not workers:
+                return WORKING
 
     def _answer(self, connection: Connection) -> State | None:
-        """Have the application answer; the state in which more of a body or work is awaited."""
+        """Have the service answer; the state in which more of a body or work is awaited."""
         answer = self._ask(connection)
         if answer is None:
-            return State.BODY
+            return BODY
         if isinstance(answer, Deferred):
-            if not self._deferred[answer.kind].is_full():
+            if not self.pools.deferred[answer.kind].is_full():
                 connection.deferred = answer
-                return State.WORKING
+                return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = self._error(connection, busy)
-        self._begin(connection, answer, whole=connection.skip_body())
+            answer = connection.error(busy)
+        connection.begin(answer, whole=connection.skip_body())
         return None
 
     def _ask(self, connection: Connection) -> Answer | None:
-        """The application's answer; None if nothing more comes of a body for now."""
+        """The service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             response: Response = connection.deferred.work()
             return response
         exchange = connection.exchange
         if exchange is None:
             assert connection.head is not None
-            accepted = self.application(connection.head, connection.peer)
+            accepted = self._service(connection.head, connection.peer)
             if isinstance(accepted, Answer):
                 return accepted
             connection.exchange = exchange = accepted
@@ -9617,23 +9400,6 @@ class Server(ThreadingHTTPServer):
             connection.exchange = None
         return answer
 
-    def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
-        """Set out to send an answer to a request that is here whole, or not."""
-        if response.resource is not None:
-            try:
-                connection.take_share(self.downloads)
-            except HTTPError as error:
-                response.close()
-                response = self._error(connection, error)
-        keep_alive = connection.head is not None and connection.head.keep_alive
-        goes_on = whole and keep_alive and self._stop_at is None
-        connection.begin(response, goes_on, unread=not whole)
-
-    def _error(self, connection: Connection, error: HTTPError) -> Response:
-        head = connection.head
-        origin = head.headers.get("origin", "") if head else find_origin(connection.received)
-        return self.on_error(error, origin)
-
     def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
         body = connection.body
@@ -9641,16 +9407,16 @@ class Server(ThreadingHTTPServer):
         if connection.failure is not None:
             raise connection.failure
         if connection.waits_for_continue and not connection.shares:
-            connection.take_share(self.bodies)
+            connection.take_share(self._server.bodies)
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         for piece in connection.take_pieces():
             if response := exchange.feed(piece):
                 return response
         while not body.finished:
-            patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
-            data = connection.receive_more(patience)
+            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
+            data = connection.receive_more(self._buffers.body, patience)
             if data is None:
-                connection.take_share(self.bodies)
+                connection.take_share(self._server.bodies)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
@@ -9665,10 +9431,272 @@ class Server(ThreadingHTTPServer):
         A client that sends one file after the other keeps its thread, unless others wait for
         one: to give the connection back and take it again is a tenth of a small upload's time.
         """
-        waits = had_body and not connection.received and self._stop_at is None
-        if waits and not self._bodies.has_backlog():
+        waits = had_body and not connection.received and not self._server.stopping
+        if waits and not self.pools.bodies.has_backlog():
             connection.receive_soon(SOON_SECONDS)
-        return self._take_head(connection)
+        return connection.take_head()
+
+
+class Reactor:
+    """What the selector's thread does with a connection on which something has happened."""
+
+    def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
+        self._service = service
+        self._connections = connections
+        self._runner = runner
+
+    def on_ready(self, connection: Connection) -> None:
+        """Take in what has come, or send more of an answer."""
+        state = connection.state
+        if state is WORKING:
+            self._connections.rest(connection)
+            return
+        if state is SENDING:
+            self.advance(connection)
+            return
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if state is BODY:
+            self._collect(connection, data)
+        elif not data:
+            self._connections.enter(connection, CLOSED)
+        elif state is LINGERING:
+            connection.dropped += len(data)
+            if connection.dropped > LINGER_BYTES:
+                self._connections.enter(connection, CLOSED)
+        else:
+            if state is HEAD:
+                connection.earn(len(data))
+            connection.received += data
+            self.advance(connection)
+
+    def _collect(self, connection: Connection, data: bytes) -> None:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
+        connection.received = data
+        if not data:
+            connection.failure = ConnectionAbortedError("the client closed within a body")
+        connection.earn(len(data))
+        enough = False
+        try:
+            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
+        except HTTPError as error:
+            connection.failure = error
+        if enough or connection.failure:
+            self._runner.hand_over(connection)
+        else:
+            self._connections.enter(connection, BODY)
+
+    def advance(self, connection: Connection) -> None:
+        """Answer what has arrived, hand it to a thread, or go on waiting."""
+        answered = False
+        while connection.response is not None or (
+            connection.received and self._take_request(connection)
+        ):
+            if connection.response is None:
+                self._runner.hand_over(connection)
+                return
+            state = connection.send(may_wait=False)
+            if state is WORKING:
+                self._runner.hand_over(connection, self._runner.pools.answers)
+                return
+            if state is not IDLE:
+                self._connections.enter(connection, state)
+                return
+            answered = True
+        if connection.received:
+            self._connections.enter(connection, HEAD)
+        elif answered or connection.state > HEAD:
+            self._connections.enter(connection, IDLE)  # which empty lines do not lengthen
+
+    def _take_request(self, connection: Connection) -> bool:
+        """Whether a request is here, or the answer to what is none, or to what is cheap."""
+        if not connection.take_head():
+            return False
+        head = connection.head
+        if head is None or connection.response is not None:
+            return True
+        response = self._service.inline(head)
+        if response is not None:
+            connection.begin(response)
+        elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
+            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
+        return True
+
+    def expire(self, connection: Connection) -> None:
+        """End a connection that made no progress; 408 if a request had begun."""
+        late = HTTPError(408, TOO_SLOW)
+        if connection.state is SENDING and connection.moves():
+            connection.deadline += UNREAD_SECONDS
+        elif connection.state is BODY:
+            connection.failure = late
+            self._runner.hand_over(connection)
+        elif connection.state is HEAD and connection.received:
+            connection.refuse(late)
+            self.advance(connection)
+        else:
+            self._connections.enter(connection, CLOSED)
+
+
+class Server(ThreadingHTTPServer):
+    """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
+
+    lifeline: socket.socket | None = None  # readable when the supervisor is gone
+    on_hangup: Callable[[], None]
+    on_orphaned: Callable[[], None]
+    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+
+    def __init__(
+        self, listener: socket.socket, service: Service, meter: Meter | None = None,
+        number: int = 0,
+    ) -> None:  # fmt: skip
+        self.service = service
+        self._meter = meter or Meter(number + 1, routes=1)
+        self._number = number  # of this worker
+        self._date = (0, "")  # a second and its name
+        self._selector = selectors.DefaultSelector()
+        note = functools.partial(self._meter.set_in_flight, number)
+        self.connections = Connections(self._selector, note)
+        self.runner = Runner(self, self.connections)
+        self._reactor = Reactor(service, self.connections, self.runner)
+        self.stopping = False
+        self._stop_at = self._part_at = 0.0  # until then idle connections are kept
+        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
+        self._alarm, self._wakeup = socket.socketpair()
+        for end in (self._alarm, self._wakeup):
+            end.setblocking(False)
+        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
+        most = self.connections.most_descriptors
+        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
+        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+
+    def note_answer(self, connection: Connection, response: Response) -> None:
+        """Count an answer that is over, and tell of it."""
+        head, seconds = connection.head, time.monotonic() - connection.began
+        taken = head.content_length if head and response.status < 300 else 0
+        sent = response.length if head and head.method != "HEAD" else 0
+        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
+        if self.on_answered is not None:
+            self.on_answered(head, connection.peer, response, seconds)
+
+    def serve_forever(self, poll_interval: float = 1.0) -> None:
+        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
+        short = self.runner.pools.short
+        short.start()
+        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
+        if self.lifeline is not None:
+            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
+        while not self._is_over():
+            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
+            patience = PATIENCE_SECONDS if short.is_waiting() else patience
+            for key, _ in self._selector.select(patience):
+                self._turn(key.data)
+            short.relieve()
+            now = time.monotonic()
+            if now >= self.turned_at + poll_interval:
+                self.turned_at = now
+                for connection in self.connections.late(now):
+                    self._reactor.expire(connection)
+
+    def _turn(self, ready: Connection | Callable[[], None]) -> None:
+        """Do what an event asks for; no mistake in it may end the loop."""
+        try:
+            if isinstance(ready, Connection):
+                self._reactor.on_ready(ready)
+            else:
+                ready()
+        except Exception as error:
+            warn(f"a connection was dropped: {type(error).__name__}: {error}")
+            if isinstance(ready, Connection):
+                self.connections.enter(ready, CLOSED)
+
+    @property
+    def date(self) -> str:
+        """The value of Date, put together once a second."""
+        second, name = int(time.time()), self._date
+        if name[0] != second:
+            self._date = name = (second, format_date(second))
+        return name[1]
+
+    @property
+    def wakeup_descriptor(self) -> int:
+        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
+        return self._wakeup.fileno()
+
+    def wake(self) -> None:
+        """End the selector's wait."""
+        with contextlib.suppress(OSError):  # it is awake, or over
+            self._wakeup.send(b"\0")
+
+    def _drain_alarm(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if signal.SIGHUP in self._alarm.recv(4096):
+                self.on_hangup()
+
+    # -- beginning and end
+
+    def _accept(self) -> bool:
+        """Take in the next connection, if there is one: one a turn, the next may be another's."""
+        try:
+            sock, address = self.socket.accept()
+        except BlockingIOError:
+            return False
+        except OSError:  # the client is gone already, or descriptors are used up
+            self.connections.make_room()
+            return False
+        sock.setblocking(False)
+        self.process_request(sock, address)
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
+        connection, connections = Connection(request, client_address[0], self), self.connections
+        full = connections.descriptors >= connections.most_descriptors
+        full = full and not connections.make_room()
+        connections.enter(connection, HEAD)
+        if full:
+            connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
+            self._reactor.advance(connection)
+
+    def stop(self) -> None:
+        """Take no more requests; `serve_forever` returns when those in flight are answered."""
+        if not self.stopping:
+            self._stop_at = time.monotonic() + STOP_SECONDS
+            self.stopping = True
+
+    def _is_over(self) -> bool:
+        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
+        if not self.stopping:
+            return False
+        now, connections = time.monotonic(), self.connections
+        if self.socket.fileno() >= 0:
+            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
+                if not self._accept():
+                    break
+            self._selector.unregister(self.socket)
+            self.socket.close()
+            self._part_at = now + FAREWELL_SECONDS
+        # In this order: a thread lets go of a connection before it counts down.
+        in_flight, held = connections.in_flight, connections.within(*WAITS)
+        # A request that is on its way while its connection is closed would be lost to a client
+        # that the next process, on the same inherited socket, could have served.
+        part_at = max(self._part_at, connections.landed_at + FAREWELL_SECONDS)
+        if (in_flight or held) and now < part_at:
+            return False
+        for connection in held:
+            if connection.state in (IDLE, HEAD):
+                connections.enter(connection, CLOSED)
+        busy = in_flight or any(c.state in (BODY, SENDING) for c in held)
+        return not busy or now > self._stop_at
 
 
 def limit_descriptors() -> int:
@@ -9680,31 +9708,6 @@ def limit_descriptors() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = inherited_listener() or socket.create_server(
-        (host, port), family=family, backlog=LISTEN_BACKLOG
-    )
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
-    listener.setblocking(False)
-    return listener
-
-
-def inherited_listener() -> socket.socket | None:
-    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
-
-    It outlives this process: connections that come during a restart wait in its backlog.
-    """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    listener = socket.socket(fileno=3)
-    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
-        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
-    listener.set_inheritable(False)
-    return listener
 
 
 # ======================================================================================
@@ -11569,8 +11572,8 @@ def is_ready(head: RequestHead, response: Response) -> bool:
     """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
-    segments: list[Segment] = list(response.body)  # type: ignore[arg-type]
-    if not all(map(is_at_hand, segments)):
+    segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
+    if not all(isinstance(each, bytes) or each.is_at_hand() for each in segments):
         return False
     if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
         response.body = b"".join(map(read_segment, segments))
@@ -17908,6 +17911,31 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bo
         os._exit(status)
 
 
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = inherited_listener() or socket.create_server(
+        (host, port), family=family, backlog=LISTEN_BACKLOG
+    )
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    listener.setblocking(False)
+    return listener
+
+
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
+
+    It outlives this process: connections that come during a restart wait in its backlog.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    listener = socket.socket(fileno=3)
+    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
+        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
+    listener.set_inheritable(False)
+    return listener
+
+
 LISTEN_HINTS: Mapping[int | None, str] = {
     errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
     errno.EACCES: "ports below 1024 are root's: give another --port",
@@ -17936,9 +17964,8 @@ def serve(settings: Settings) -> None:
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
-    loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
     run = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads,
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog,
         Meter(settings.workers, len(ROUTES) + 1),
     )  # fmt: skip
     recover_again = functools.partial(recover, settings, thumbnails)
@@ -17970,7 +17997,7 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, loads: memoryview, meter: Meter,
+    progress: SharedProgress, watchdog: Watchdog, meter: Meter,
     number: int = 0, lifeline: socket.socket | None = None,
 ) -> bool:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans.
@@ -17978,15 +18005,9 @@ def run_server(
     True where it was the index that ended it: it is to be opened anew.
     """
     app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
-    server = Server(listener.dup(), loads, number, meter)
+    server = Server(listener.dup(), Application(app, ROUTES), meter, number)
     if settings.log_format != "none":
         server.on_answered = functools.partial(log_request, settings)
-    application = Application(app, ROUTES)
-    server.application = application
-    server.inline = application.inline
-    server.is_prompt = application.is_prompt
-    server.client_of = application.client_of
-    server.on_error = application.on_error
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)

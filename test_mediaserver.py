@@ -5143,57 +5143,71 @@ def set_patience(monkeypatch, seconds: float) -> None:
     monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
 
 
+class EchoService:
+    """Answers with the path and the body; `going_on` lets go what waits."""
+
+    def __init__(self):
+        self.accepted = []
+        self.going_on = threading.Event()
+        self.path, self.size = Path(os.devnull), 0  # of /file
+
+    def __call__(self, head, peer):
+        self.accepted.append(head.path)
+        if head.path == "/wait":
+            self.going_on.wait(DEADLINE)
+        echo = Echo(head.path)
+        if head.path.startswith("/deferred"):
+            answer = echo.finish()
+            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(DEADLINE) and answer)
+            if not head.has_body:
+                return deferred
+            echo.finish = lambda: deferred
+        if head.path == "/file":
+            source = io.FileIO(self.path)
+            return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
+        return echo if head.has_body else echo.finish()
+
+    def inline(self, head):
+        return None
+
+    def is_prompt(self, head):
+        return head.path == "/prompt"
+
+    def client_of(self, head, peer):
+        return head.headers.get("x-client", peer)
+
+    def on_error(self, error, origin):
+        return ms.Response(error.status, error.headers.items(), b"refused")
+
+
+def close_bare(server: ms.Server) -> None:
+    for connection in server.connections.within(*ms.WAITS):
+        server.connections.enter(connection, ms.State.CLOSED)
+    for item in (server._alarm, server._wakeup, server._selector):
+        item.close()
+
+
 @pytest.fixture
 def bare_server(monkeypatch):
-    """A patient Server in this process; it answers with the path and the body."""
+    """A patient Server in this process, around an EchoService."""
     set_patience(monkeypatch, DEADLINE)
     lingering = ms.WAITS[ms.State.LINGERING]._replace(seconds=0.2)
     monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, lingering)
     for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
-    going_on = threading.Event()
-    loads = memoryview(bytearray(4)).cast("i")
-    bare = ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0)
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.port = bare.server_port
-    bare.accepted = []
-
-    def accept(head, peer):
-        bare.accepted.append(head.path)
-        if head.path == "/wait":
-            going_on.wait(DEADLINE)
-        echo = Echo(head.path)
-        if head.path.startswith("/deferred"):
-            answer = echo.finish()
-            deferred = ms.Deferred("decoder", lambda: going_on.wait(DEADLINE) and answer)
-            if not head.has_body:
-                return deferred
-            echo.finish = lambda: deferred
-        if head.path == "/file":
-            source = io.FileIO(bare.path)
-            return ms.Response(200, [], [ms.FileSlice(source, 0, bare.size)], bare.size, source)
-        return echo if head.has_body else echo.finish()
-
-    bare.application = accept
-    bare.inline = lambda head: None
-    bare.is_prompt = lambda head: False
-    bare.client_of = lambda head, peer: head.headers.get("x-client", peer)
-    bare.on_error = lambda error, origin: ms.Response(
-        error.status, error.headers.items(), b"refused"
-    )
-    bare.going_on = going_on
     thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
     thread.start()
     yield bare
-    going_on.set()
+    bare.service.going_on.set()
     bare.stop()
-    bare._wakeup.send(b"\0")
+    bare.wake()
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    for connection in list(bare._held.values()):
-        bare._enter(connection, ms.State.CLOSED)
-    assert bare._descriptors == bare._in_flight == bare.bodies._all == bare.downloads._all == 0
-    for item in (bare._alarm, bare._wakeup, bare._selector):
-        item.close()
+    close_bare(bare)
+    counts = bare.connections
+    assert counts.descriptors == counts.in_flight == bare.bodies._all == bare.downloads._all == 0
 
 
 def test_a_wakeup_without_data_is_no_error(monkeypatch):
@@ -5206,30 +5220,28 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
             theirs.send(b"abc")
         return True
 
-    class Stub:
-        buffers = ms.Buffers()
-
     monkeypatch.setattr(ms.Connection, "wait_readable", wait_readable)
+    buffer = memoryview(bytearray(10))
     with ours, theirs:
         ours.setblocking(False)
-        connection = ms.Connection(ours, "peer", Stub())
+        connection = ms.Connection(ours, "peer", None)
         connection.receive_soon(1)
         assert connection.received == b""
-        assert connection.receive_more(1) is None
-        assert bytes(connection.receive_more(1)) == b"abc"
+        assert connection.receive_more(buffer, 1) is None
+        assert bytes(connection.receive_more(buffer, 1)) == b"abc"
     assert next(wakeups) == 3
 
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server._bodies._limit = 1
+    bare_server.runner.pools.bodies._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
-        wait_until(lambda: bare_server._in_flight == 1)
+        wait_until(lambda: bare_server.connections.in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server._bodies.has_backlog)
-        bare_server.going_on.set()
+        wait_until(bare_server.runner.pools.bodies.has_backlog)
+        bare_server.service.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
 
@@ -5239,7 +5251,7 @@ def post(path: str, length: int, *fields: str) -> bytes:
 
 
 def states(server: ms.Server) -> Counter[ms.State]:
-    return Counter(connection.state for connection in list(server._held.values()))
+    return Counter(connection.state for connection in server.connections.within(*ms.WAITS))
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
@@ -5256,7 +5268,7 @@ def test_a_request_is_accepted_once_however_its_body_comes(bare_server, size, co
             raw.send(sent[start : start + size])
         assert raw.answer().body == b"/a" + body
         assert raw.answer().body == b"/b"
-    assert bare_server.accepted == ["/a", "/b"]
+    assert bare_server.service.accepted == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("split", [0, 1, 70_000])
@@ -5265,13 +5277,13 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
     with Raw(bare_server) as raw, Raw(bare_server) as other:
         raw.send(post("/a", len(body)) + body[:split])
         wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
-        wait_until(lambda: bare_server._in_flight == 0)
+        wait_until(lambda: bare_server.connections.in_flight == 0)
         other.send(post("/b", 1) + b"x")
         assert other.answer().body == b"/bx"
         raw.send(body[split : split + 10])  # stays with the selector
         raw.send(body[split + 10 :])
         assert raw.answer().body == b"/a" + body
-    assert bare_server.accepted == ["/a", "/b"]
+    assert bare_server.service.accepted == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
@@ -5339,29 +5351,29 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
                 raw.send(post(f"/deferred{number}", 1) + b"x")
             else:
                 raw.send(get_line(f"/deferred{number}"))
-        wait_until(bare_server._deferred["decoder"].is_full)
+        wait_until(bare_server.runner.pools.deferred["decoder"].is_full)
         with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
-        bare_server.going_on.set()
+        bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
-    bare_server.is_prompt = lambda head: head.path == "/prompt"
-    bare_server._short._limit = bare_server._bodies._limit = 2
+    pools = bare_server.runner.pools
+    pools.short._limit = pools.bodies._limit = 2
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
         for number, raw in enumerate(slow):
             raw.send(get_line("/wait") if number % 2 else post("/wait", 1) + b"x")
-        wait_until(lambda: bare_server._in_flight == 12)
+        wait_until(lambda: bare_server.connections.in_flight == 12)
         with Raw(bare_server) as raw:
             raw.send(get_line("/prompt") * 2)
             assert [raw.answer().status for _ in range(2)] == [200, 200]
             raw.send(get_line("/other"))
             assert raw.answer().status == 503
-        bare_server.going_on.set()
+        bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
 
 
@@ -5369,9 +5381,10 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
     bare_server, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
-    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
-    with open(bare_server.path, "wb") as file:
-        file.truncate(bare_server.size)
+    service = bare_server.service
+    service.path, service.size = tmp_path / "large", 64 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
     bare_server.downloads._most, bare_server.downloads._each = 3, 2
     with contextlib.ExitStack() as stack:
 
@@ -5382,7 +5395,7 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
 
         slow = [begin(client) for client in ("one", "one", "other")]
         wait_until(lambda: states(bare_server)[ms.State.SENDING] == 3)
-        assert (bare_server.downloads._all, bare_server._descriptors) == (3, 6)
+        assert (bare_server.downloads._all, bare_server.connections.descriptors) == (3, 6)
         refused = [begin("one").answer(), begin("third").answer()]
         assert [(each.status, each.headers["Retry-After"]) for each in refused] == [
             (429, "1"), (503, "1")
@@ -5398,11 +5411,11 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
 
 
 def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
-    bare_server._most_descriptors = 3
+    bare_server.connections.most_descriptors = 3
     with contextlib.ExitStack() as stack:
         body, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
         body.send(post("/slow", 2) + b"a")  # it counts twice, for a file
-        wait_until(lambda: bare_server._descriptors == 3)
+        wait_until(lambda: bare_server.connections.descriptors == 3)
         new = stack.enter_context(Raw(bare_server))
         new.send(get_line("/new"))
         assert new.answer().status == 200
@@ -5420,7 +5433,7 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
-    bare_server._most_descriptors = 0
+    bare_server.connections.most_descriptors = 0
     with Raw(bare_server) as raw:
         assert raw.answer().status == 503
         assert raw.is_closed()
@@ -5521,7 +5534,7 @@ def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
         raw.send(get_line("/wait"))
     refused = waiting[2].answer()
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
-    bare_server.going_on.set()
+    bare_server.service.going_on.set()
     assert [raw.answer().body for raw in waiting[:2]] == [b"/wait"] * 2
     for raw in waiting:
         raw.socket.close()
@@ -5603,28 +5616,14 @@ def test_a_worker_that_fails_says_why(capfd):
     assert "KeyError: 'nothing'" in capfd.readouterr().err
 
 
-def test_a_worker_leaves_a_connection_to_one_that_has_fewer_for_a_moment(monkeypatch):
-    monkeypatch.setattr(ms, "DEFER_SECONDS", 0)
-    loads = memoryview(bytearray(8)).cast("i")
-    taken = []
-    with ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0) as ours:
-        ours.process_request = lambda sock, peer: taken.append(sock.close())
-        ours._in_flight = 5
-
-        def accept(turns: int) -> int:
-            for _ in range(turns):
-                ours._accept()
-            return len(taken)
-
-        with socket.create_connection(ours.server_address, DEADLINE):
-            assert accept(ms.MAX_DEFERRALS) == 0
-            assert accept(1) == 1, "the other did not come for it"
-        assert list(loads) == [5, 0]
-        loads[1] = 4
-        with socket.create_connection(ours.server_address, DEADLINE):
-            assert accept(1) == 2
-    for item in (ours._alarm, ours._wakeup, ours._selector):
-        item.close()
+def test_a_worker_takes_one_connection_a_turn_and_leaves_the_next_to_others():
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
+    with bare, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
+        bare._accept()
+        assert len(bare.connections.held) == 1
+        close_bare(bare)
 
 
 # -- What a crash, a stop or a large file does
