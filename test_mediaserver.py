@@ -67,9 +67,9 @@ PROGRAM = HERE / "mediaserver.py"
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
-    "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
-    "wget",
+    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
+    "haproxy", "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare",
+    "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -9982,6 +9982,107 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     assert (part.status, part.body) == (206, answer.body[5:25])
 
 
+def table(kind: bytes, *numbers: int) -> bytes:
+    return box(kind, full(0), struct.pack(f">{len(numbers)}I", *numbers))
+
+
+def told_video(shown: bool = True) -> bytes:
+    """A video with a track of positions between picture and sound; `shown`: or as it is sent."""
+    hide = (lambda data: data) if shown else (lambda data: bytes(len(data)))
+    kept = (lambda kind: kind) if shown else (lambda kind: b"free")
+    secret, noted = hide(b"SECRET "), kept(b"udta")
+
+    def track(
+        handler: bytes, entry: bytes, sizes: tuple[int, ...], chunks: tuple[int, ...]
+    ) -> bytes:
+        tables = box(
+            b"stbl", box(b"stsd", full(0), struct.pack(">I", 1), entry), table(b"stsz", *sizes),
+            table(b"stsc", 2, 1, 2, 1, 2, 1, 1), table(b"stco", len(chunks), *chunks),
+        )  # fmt: skip
+        handler_box = box(b"hdlr", full(0), bytes(4), handler, hide(b"SECRETMAKER.") + secret)
+        media = box(b"mdia", table(b"mdhd", *times, 9), handler_box, box(b"minf", tables))
+        return box(b"tkhd", full(0), *[struct.pack(">I", n) for n in times]) + media + note
+
+    times = (12345, 12346) if shown else (0, 0)
+    note = box(noted, hide(b"SECRET"))
+    picture = box(b"avc1", bytes(12), hide(b"GoPr"), bytes(26), hide(b"SECRET".ljust(32)), b"more")
+    # Two channels of two bytes each, though the table says that a sample has one.
+    sound = box(b"sowt", bytes(8), bytes(4), hide(b"GoPr"), struct.pack(">HH", 2, 16), bytes(8))
+    places = struct.pack(">II", 0, 0)
+    start = box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + box(kept(b"free"), hide(b"SECRET"))
+    # before, picture (2 samples), position, sound (2 of 4 bytes), picture, position, sound, after
+    data = [secret, b"PICTURE1", secret, b"AUDIO1 .", b"PICTURE2", secret, b"AUDI", secret]
+    at = list(itertools.accumulate((len(each) for each in data), initial=len(start) + 8))
+    gps = track(b"meta", box(b"gpmd", places), (0, 3, 3, 4, 7), (at[2], at[5]))
+    movie = box(
+        b"moov", table(b"mvhd", *times, 600),
+        box(b"trak", track(b"vide", picture, (0, 3, 4, 4, 8), (at[1], at[4]))),
+        box(b"trak", gps) if shown else box(b"free", bytes(len(gps))),
+        box(b"trak", track(b"soun", sound, (1, 3), (at[3], at[6]))),
+        note, box(kept(b"meta"), hide(quicktime())),
+    )  # fmt: skip
+    mark = box(kept(b"uuid"), hide(b"SECRET OF A MAKER")) + hide(b"SEC")
+    return start + box(b"mdat", *data) + movie + mark
+
+
+def test_a_video_is_sent_in_ranges_without_what_it_says_of_its_making(server):
+    video, bare = told_video(), told_video(shown=False)
+    fill(server.storage, {"told/a.mov": video})
+    server.rescan()
+    made = share(server, kind="folder", target="told", strip=True)
+    path = local(shared(server, made)[0]["url"])
+    answer = server.get(path)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "video/quicktime")
+    assert answer.headers["ETag"] != f'"{sha256(video)}"'
+    assert (answer.body, b"SECRET" in answer.body) == (bare, False)
+    for first, last in ((0, 40), (39, 39), (50, 80), (200, len(bare) - 1), (0, len(bare) - 1)):
+        part = server.get(path, Range=f"bytes={first}-{last}")
+        assert (part.status, part.body) == (206, bare[first : last + 1])
+    parts = server.get(path, Range="bytes=5-60,300-500")
+    assert bare[5:61] in parts.body and bare[300:501] in parts.body
+    assert server.get(path, Range="bytes=0-9", If_Range=answer.headers["ETag"]).status == 206
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.mp4", "a.heic"])
+def test_exiftool_finds_nothing_in_what_a_link_sends(server, tmp_path, name):
+    exiftool, path = need("exiftool"), tmp_path / name
+    if name == "a.heic":
+        need("pillow_heif").from_pillow(need("PIL.Image").new("RGB", (64, 48))).save(path)
+    else:
+        ffmpeg = [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc2=d=1:s=64x64:r=5"]
+        ffmpeg += ["-f", "lavfi", "-i", "sine=d=1", "-timecode", "10:00:00:00"]
+        options = ["-metadata", "location=+48.1333+011.5667/", "-c:a", "pcm_s16le"]
+        subprocess.run([*ffmpeg, *(options if name == "a.mov" else options[:2]), path], check=True)
+    told = ["-Make=SECRET", "-Model=SECRET", "-GPSLatitude=48.1", "-GPSLongitude=11.5"]
+    told += ["-GPSLatitudeRef=N", "-GPSLongitudeRef=E", "-XMP:Creator=SECRET", "-CreateDate=now"]
+    subprocess.run([exiftool, "-q", "-overwrite_original", *told, path], check=True)
+    fill(server.storage, {f"exiftool-{name}/{name}": path.read_bytes()})
+    server.rescan()
+    made = share(server, kind="folder", target=f"exiftool-{name}", strip=True)
+    sent = server.get(local(shared(server, made)[0]["url"])).body
+    (tmp_path / "sent").write_bytes(sent)
+    assert len(sent) == path.stat().st_size
+    look = [exiftool, "-a", "-u", "-ee", "-s", "-G1"]
+    said = [subprocess.run([*look, each], capture_output=True, text=True, check=True).stdout
+            for each in (path, tmp_path / "sent")]  # fmt: skip
+    for word in ("SECRET", "GPS", "XMP-dc", "[Keys]", "[UserData]"):
+        assert word not in said[1]
+    assert "GPS" in said[0] and "SECRET" in said[0]
+    if name == "a.heic":
+        shown = [seen_pixels_of_heif(each) for each in (path.read_bytes(), sent)]
+    else:
+        show = [need("ffmpeg"), "-v", "error", "-i"]
+        every = ["-map", "0:v", "-map", "0:a", "-f", "md5", "-"]
+        shown = [subprocess.run([*show, each, *every], capture_output=True, check=True)
+                 for each in (path, tmp_path / "sent")]  # fmt: skip
+        shown = [(each.stdout, each.stderr) for each in shown]
+    assert shown[0] == shown[1]
+
+
+def seen_pixels_of_heif(content: bytes) -> bytes:
+    return bytes(need("pillow_heif").open_heif(io.BytesIO(content)).to_pillow().tobytes())
+
+
 def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_at_all(
     start, pillow
 ):
@@ -9989,11 +10090,13 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
     out, film = io.BytesIO(), b"RIFF" + (36).to_bytes(4, "little") + b"WAVEfmt " + bytes(24)
     image_module.effect_noise((60, 40), 50).convert("RGB").save(out, "TIFF", description="SECRET")
     cut = told_picture("JPEG")[0][:-60]  # its end is missing
-    fill(running.storage, {"f/a.tiff": out.getvalue(), "f/b.wav": film, "f/c.jpg": cut})
+    files = {"a.tiff": out.getvalue(), "b.wav": film, "c.jpg": cut, "d.mp4": fragmented()}
+    fill(running.storage / "f", files)
     running.rescan()
     made = share(running, kind="folder", target="f", strip=True)
-    files = shared(running, made)
+    *files, split = shared(running, made)
     assert [file["name"] for file in files] == ["a.tiff", "c.jpg"]
+    assert (split["name"], running.get(local(split["url"])).status) == ("d.mp4", 404)
     for file in files:
         answer = running.get(local(file["url"]))
         assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
