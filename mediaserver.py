@@ -8313,7 +8313,7 @@ def parse_upload_metadata(value: str) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for pair in value.split(",") if value else ():
-        key, _, text = pair.strip(" ").partition(" ")
+        key, _, text = pair.lstrip(" ").partition(" ")
         if not _METADATA_KEY.fullmatch(key) or key in texts:
             raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
         try:
@@ -9693,7 +9693,7 @@ class BodySpec(NamedTuple):
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
-    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
+    reader: Callable[..., BodyReader | None] | None = None  # `reader(request, **parameters)`
 
 
 class Route(NamedTuple):
@@ -10102,6 +10102,28 @@ class ResumableUploads:
     def get(self, id: str) -> OpenUpload | None:
         return self.rows.get(id, time.time())
 
+    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+        """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
+
+        Who asks has perhaps lost a connection whose last bytes are still being saved.
+        """
+        end = time.monotonic() + LOCK_SECONDS
+        while self._has_more(upload) and time.monotonic() < end:
+            time.sleep(LOCK_SECONDS / 50)
+            upload = self.get(upload.id) or upload
+        return upload
+
+    def _has_more(self, upload: OpenUpload) -> bool:
+        """Whether the file has more than is noted, but for a byte that `_save` holds back."""
+        with contextlib.suppress(OSError):
+            size = self._folders[upload.root].stat(self._name(upload)).st_size
+            return size > upload.received + 1
+        return False
+
+    def refusal(self, id: str) -> HTTPError:
+        """Return why a request cannot go on with an upload: 404 where it is gone, else 409."""
+        return HTTPError(409, BUSY_UPLOAD) if self.get(id) else HTTPError(404, NO_UPLOAD)
+
     def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
@@ -10125,7 +10147,7 @@ class ResumableUploads:
             on_error.callback(receiving.close)
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             start: Sequence[Hash] = () if taken.received else new_hashes(md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
@@ -10147,7 +10169,7 @@ class ResumableUploads:
                 refusal = HTTPError(404, NO_UPLOAD)
             now = self.get(upload.id)
             if now is None or now.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             if time.monotonic() > end:
                 raise refusal
             time.sleep(LOCK_SECONDS / 10)
@@ -10252,7 +10274,7 @@ class Transfer:
         fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
 
     def _hold(self) -> None:
-        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        """Take the file again after a pause; 409 if another request has, 404 if it has ended."""
         if self._is_held:
             return
         try:
@@ -10260,7 +10282,7 @@ class Transfer:
         except BlockingIOError:
             raise HTTPError(409, BUSY_UPLOAD) from None
         if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
         self._is_held = True
 
     def _save_beyond(self, count: int) -> None:
@@ -10276,7 +10298,7 @@ class Transfer:
         expiry = self._uploads.expiry()
         self.upload = self.upload._replace(received=received, expires_at=expiry)
         if not self._uploads.rows.advance(self.upload):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
 
     def finish(self) -> Mapping[str, Any]:
         """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
@@ -11097,12 +11119,12 @@ def content_response(head: RequestHead, content: Content) -> Response:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
-        body = content.cut(0, content.size - 1) if content.size else ()
+        body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
-        return Response(206, fields, content.cut(first, last), last + 1 - first, held)
+        return Response(206, fields, [*content.cut(first, last)], last + 1 - first, held)
     return multirange_response(content, fields, ranges)
 
 
@@ -12497,13 +12519,11 @@ def list_records(app: App, request: Request) -> Response:
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
 
 
-def place_upload(app: App, request: Request) -> Located | None:
-    """Put an uploaded file into the caller's own folder."""
-    if request.upload is None:
-        return None
+def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
+    """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{caller(request)}/{day}/{upload_name(request.upload)}")
-    return store_upload(app, request.upload, app.users, names)
+    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    return store_upload(app, upload, app.users, names)
 
 
 def upload_facts(request: Request) -> Facts | None:
@@ -12558,7 +12578,8 @@ def create_record(app: App, request: Request) -> Response:
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = empty._replace(**changes)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     if placed:
         record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
@@ -12607,7 +12628,8 @@ def change_record(app: App, request: Request, id: str) -> Response:
         raise ValidationError(FieldError("body", "type", "is required", "missing"))
     if record.path:
         changes.pop("size", None)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     while True:
         with contextlib.suppress(Stale):
             record = write_record(app, find_record(app, request, id), changes, placed)
@@ -13043,7 +13065,7 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("strip", "boolean", default=False, nullable=False,
           help="send pictures, MP4 and MOV without GPS and camera data, and nothing else"),
     Field("upload", "boolean", default=False, nullable=False,
-          help="guests may add pictures and videos to a folder"),
+          help="guests may add pictures and videos to a folder or collection"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -13102,8 +13124,8 @@ def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
-    if values["upload"] and shared.kind != "folder":
-        raise ValidationError(FieldError("body", "upload", "is for folders only"))
+    if values["upload"] and not can_grow(app, shared):
+        raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -13117,6 +13139,13 @@ def create_share(app: App, request: Request) -> Response:
     app.index.shares.add(share, now)
     path = f"/s/{share.id}"
     return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+
+
+def can_grow(app: App, share: Share) -> bool:
+    """Whether what is shared is a place for more than it has."""
+    if share.kind == "entity":
+        return find_entity(app, int(share.target)).is_collection
+    return share.kind in {"folder", "collection"}
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -13272,26 +13301,79 @@ def check_guest(app: App, request: Request, token: str) -> Share:
     return share
 
 
-@route("POST", "/s/{token}/upload", OPEN, "shares",
-       {201: "name, type, size, url", 303: "back to the page, for browsers"},
-       body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
-       before=check_guest)  # fmt: skip
+def open_guest_form(request: Request, token: str) -> BodyReader | None:
+    """Read a guest's form, whose file goes where the link's others are; 401, 403, 404, 413."""
+    share = check_guest(request.app, request, token)
+    if share.kind == "collection" and share.owner is not None:
+        request.room = max(0, find_room(request.app, share.owner))
+    return open_body(request, BodySpec(("multipart",), upload=GUEST_UPLOADS[share.kind]), {})
+
+
+GUEST_UPLOADS = {
+    "folder": Upload("library", "max_upload_bytes"),
+    "collection": RECORD_UPLOAD._replace(required=True),
+    "entity": ENTITY_UPLOAD._replace(required=True, name="file"),
+}
+
+
+@route(
+    "POST",
+    "/s/{token}/upload",
+    OPEN,
+    "shares",
+    {201: "name, type, size, url", 303: "back to the page, for browsers"},
+    body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"], reader=open_guest_form),
+)
 def add_to_share(app: App, request: Request, token: str) -> Response:
-    """Add an image or video to a link's folder."""
+    """Add a picture or video to what a link shows."""
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    name = safe_name(incoming.filename) or "file"
-    if not is_media_name(os.fsencode(name)):
-        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
-    names = numbered_names(f"{share.target}/{name}")
-    file, asset = store_upload(app, incoming, app.library, names)
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
-    app.scanner.wake()
+    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
+    file, asset = add[share.kind](app, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
+
+
+def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+    """Put a guest's file into a folder of the library."""
+    assert incoming.facts is not None
+    name = upload_name(incoming)
+    if not is_media_name(os.fsencode(name)):
+        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
+    placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
+    app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
+    finish_upload(app, incoming, placed[0])
+    app.scanner.wake()
+    return placed
+
+
+def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make a record of a guest's file in a collection, for its owner."""
+    assert incoming.facts is not None and share.owner is not None
+    existing(app.index.collections.get(share.owner, share.target))
+    placed, now = place_upload(app, share.owner, incoming), time.time()
+    record = MediaRecord(
+        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
+        incoming.size, placed[0].path, None, None, share.target, now, now,
+    )  # fmt: skip
+    app.index.write(lambda db: put_record(app, db, record, placed))
+    return placed
+
+
+def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make an entity of a guest's file in one that is a collection."""
+    if find_entity(app, int(share.target)).is_deleted:
+        raise HTTPError(404, NO_FILE)
+    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+    try:
+        entity = save_entity(app, incoming, lambda db: draft)
+    except HTTPError as error:
+        if error.status == 409:  # whose it is, is no guest's business
+            raise HTTPError(409, "This picture is here already.") from None
+        raise
+    return existing(app.index.files.get("entities", entity.path or ""))
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
@@ -13519,8 +13601,8 @@ def begin_resumable(request: Request) -> Transfer:
     return open_transfer(request, upload, head)
 
 
-def continue_resumable(request: Request, id: str) -> Transfer:
-    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+def continue_resumable(request: Request, id: str) -> Transfer | None:
+    """Accept more of an upload, None if it is complete and none comes; 400 to 423."""
     app, head = request.app, parse_upload_head(request.headers)
     upload = find_upload(app, request, id)
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
@@ -13529,6 +13611,8 @@ def continue_resumable(request: Request, id: str) -> Transfer:
     state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
     if upload.answer is not None and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
+        return None
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
     target, length = TARGETS[upload.target], find_length(request, head, upload)
@@ -13632,18 +13716,13 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     return Response(204, headers.items())
 
 
-def transferred(request: Request) -> Transfer:
-    """The content of a route whose reader takes it in."""
-    assert request.transfer is not None
-    return request.transfer
-
-
 @route("POST", "/files", TARGET, "files",
        {201: "where it goes on; the family's answer if it is complete"},
        body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    assert transfer is not None  # begin_resumable has made it
     location = ("Location", upload_url(request, transfer.upload))
     if not transfer.is_whole:
         return Response(201, [location, *upload_headers(app, transfer.upload)])
@@ -13661,7 +13740,9 @@ def create_upload(app: App, request: Request) -> Response:
        headers=TUS_HEADERS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    if transfer is None:
+        return Response(204, upload_headers(app, find_upload(app, request, id)))
     if not transfer.is_whole:
         return Response(204, upload_headers(app, transfer.upload))
     answer = complete_upload(app, request, transfer)
@@ -13672,7 +13753,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
        {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
-    upload = find_upload(app, request, id)
+    upload = app.uploads.at_rest(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers.append(("Upload-Metadata", upload.metadata))
@@ -14154,7 +14235,7 @@ def describe_parameters(item: Route) -> list[dict[str, Any]]:
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
     content: dict[str, Any] = {}
-    if spec.reader:
+    if spec.reader and not spec.kinds:
         content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
         if kind == "file":
