@@ -9370,11 +9370,16 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (400, {"Upload-Length": "-1"}),
         (400, {"Upload-Length": "1e3"}),
         (400, {"Upload-Defer-Length": "1"}),
-        (400, {"Upload-Length": None, "Upload-Defer-Length": "2"}),
+        (400, {"Upload-Length": "hello"}),
+        *[(400, {"Upload-Length": None, "Upload-Defer-Length": n}) for n in ("2", "0", "-1", "x")],
         (501, {"Upload-Concat": "partial"}),
+        (501, {"Upload-Concat": "PARTIAL"}),
+        (412, {"Tus-Resumable": "0.1.0"}),
         (413, {"Upload-Length": "10485761"}),
         (413, {"Upload-Length": "2000000000", **about("entities")}),
         (400, {"Upload-Metadata": None}),
+        (400, {"Upload-Metadata": ""}),
+        (400, {"Upload-Length": "0"}),  # no family takes an empty file
         (400, {"Upload-Metadata": "target"}),
         (400, {"Upload-Metadata": "target bWVkaWE"}),
         (400, {"Upload-Metadata": "target bWVkaWE=,,"}),
@@ -9410,6 +9415,9 @@ def test_a_beginning_that_is_refused_leaves_nothing(server, status, changes):
         (415, {"Content-Type": "image/png"}),
         (400, {"Upload-Offset": None}),
         (400, {"Upload-Offset": "-5"}),
+        (400, {"Upload-Offset": "hello"}),
+        (415, {"Content-Type": "application/json"}),
+        (415, {"Content-Type": None}),
         (409, {"Upload-Offset": "4"}),
         (409, {"Upload-Offset": "6"}),
         (400, {"Upload-Length": "11"}),
@@ -9434,6 +9442,90 @@ def test_content_that_is_refused_changes_nothing(server, status, changes):
     if status == 409:
         assert answer.headers["Upload-Offset"] == "5"
     assert upload.offset() == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("file/name dGVzdC5tcDQ=,size OTYwMjQ0,type! dmlkZW8vbXA0,video,withWhitespace ",
+         {"file/name": "test.mp4", "size": "960244", "type!": "video/mp4", "video": "",
+          "withWhitespace": ""}),
+        ("hello d29ybGQ=, tus cnVsZXM=", {"hello": "world", "tus": "rules"}),
+        ("filename d29ybGRfZG9taW5hdGlvbl9wbGFuLnBkZg==,is_confidential",
+         {"filename": "world_domination_plan.pdf", "is_confidential": ""}),
+        ("filename dGVzdC5tcDQ=, filename cGFja2FnZS5qc29u", None),
+        ("video ,video dHJ1ZQ==", None), ("size,size ", None), ("\t\n", None), ("€¢ß", None),
+        ("test, te st ", None),
+        ("test,,test", None), ("key ZW1vamk", None), ("key invalid-base64==", None),
+        ("key =ZW1vamk", None), ("key  ", None), ("too-many   spaces", None),
+    ],
+)  # fmt: skip
+def test_metadata_are_read_as_by_the_cases_of_tus_server(text, values):
+    if values is None:
+        assert status_of(ms.parse_upload_metadata, text) == 400
+    else:
+        assert ms.parse_upload_metadata(text) == values
+
+
+def test_the_other_cases_of_tus_server_pass(server):
+    """Those of its Post, Patch, Head, Delete and Server that no other test here has."""
+    forwarded = {"X-Forwarded-Host": "foo.com", "X-Forwarded-Proto": "https"}
+    for more, start in (
+        (forwarded, "https://foo.com"),
+        ({"X-Forwarded-Proto": "foo"}, server.url),
+    ):
+        fields = {**OWNER, **TUS, **about("entities"), "Upload-Length": "10", **more}
+        begun = server.request("POST", "/files", headers={**fields, "Content-Type": "a/false"})
+        assert begun.status == 201, "a type without content is no matter"
+        assert begun.headers["Location"].startswith(f"{start}/files/")
+    assert server.request("DELETE", "/files/123", headers={**OWNER, **TUS}).status == 404
+    fields = {**OWNER, **TUS, **metadata(target="entities"), "Upload-Defer-Length": "1"}
+    begun = server.request("POST", "/files", headers=fields)
+    upload = Resumable(server, begun.headers["Location"], OWNER)
+    assert upload.head().headers["Upload-Length"] is None
+    assert upload.send(0, b"01234", **{"Upload-Length": "2000000000"}).status == 413
+    assert upload.send(0, b"01234", **{"Upload-Length": "10"}).status == 204
+    assert upload.head().headers["Upload-Length"] == "10"
+    assert upload.head().headers["Upload-Defer-Length"] is None
+    assert upload.send(5, b"5", **{"Upload-Length": "20"}).status == 400
+
+
+def test_nothing_more_for_a_complete_upload_is_taken(server):
+    content = png()
+    upload = begin(server, len(content), "media")
+    assert upload.send(0, content).status == 204
+    answer = upload.send(len(content), b"")
+    assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(len(content)))
+    assert answer.headers["Upload-Complete"] == "?1"
+    assert [upload.send(*each).status for each in ((len(content), b"x"), (0, b""))] == [409, 409]
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path):
+    index = ms.open_index(tmp_path / "index")
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    uploads = ms.ResumableUploads(index, {"images": folder}, 60)
+    fields = headers(tus_resumable="1.0.0", upload_length="500", upload_offset="0")
+    head = ms.parse_upload_head(fields)
+    begun = uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    transfer = ms.Transfer(uploads, begun, head, ms.Limit(500, ""), md5=False)
+    transfer.feed(memoryview(bytes(300)))
+    transfer.pause()  # what has come is not much, and so not saved yet
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(uploads.at_rest, begun)
+        transfer.discard()
+        assert asking.result().received == 300
+    index.close()
+
+
+def test_a_request_whose_upload_was_ended_meanwhile_is_told_so(server):
+    upload = begin(server, 3_000_000)
+    with upload.begin_to_send(0, 3_000_000, bytes(2_000_000)) as stalled:
+        wait_until(upload.offset, "a pause in what comes")
+        wait_until(lambda: server.request("DELETE", upload.path, headers={**OWNER, **TUS}).status
+                   in {204, 404})  # fmt: skip
+        stalled.send(bytes(1_000_000))
+        assert stalled.answer().status == 404
 
 
 def test_an_upload_is_its_beginner_s_alone(server, jane, django):
@@ -10136,8 +10228,41 @@ def test_guests_may_add_pictures_to_a_folder_whose_link_says_so(start):
     assert "<form" not in running.get(local(closed["url"]), accept="text/html").body.decode()
     running.rescan()
     assert len(shared(running, made, cookie=cookie)) == 4
-    values = {"kind": "file", "target": sha256(content), "upload": True}
-    assert running.call("POST", "/shares", values, OWNER)[0] == 400
+
+
+@pytest.mark.parametrize("kind", ["collection", "entity"])
+def test_guests_may_add_pictures_to_a_collection_or_an_entity_that_is_one(start, kind):
+    running = start(user_quota_bytes="5000", read_auth_enabled="true")
+    jane = User(running)
+    if kind == "collection":
+        who, target = jane.headers, jane.call("POST", SHELVES, {"name": "s"})[1]["id"]
+        other = jane.call("POST", MEDIA, {"name": "n", "type": "image", "size": 1})[1]["id"]
+        values = {"kind": "media", "target": other}
+    else:
+        who, target = OWNER, Entities(running).collection()["id"]
+        other = Entities(running).create(png())["id"]
+        values = {"kind": "entity", "target": other}
+    assert running.call("POST", "/shares", {**values, "upload": True}, who)[0] == 400
+    made = share(running, who, kind=kind, target=target, upload=True)
+    path = f"{local(made['url'])}/upload"
+    content = png(padding=2000)
+    added = running.send_file("POST", path, content, "x.png", {})
+    assert added.status == 201, added.body
+    assert running.get(local(added.json["url"])).body == content
+    assert [file["size"] for file in shared(running, made)] == [len(content)]
+    again = running.send_file("POST", path, content, "x.png", {})
+    if kind == "collection":
+        found = jane.call("GET", f"{SHELVES}{target}/")[1]["media"]
+        assert [record["name"] for record in found] == ["x.png", "x.png"]
+        assert again.status == 201
+        assert running.send_file("POST", path, png_of(4000), "y.png", {}).status == 413
+        assert jane.call("DELETE", f"{SHELVES}{target}/")[0] == 204
+    else:
+        entity = Entities(running).get(f"?filter_param=parent_id={target}")["items"][0]
+        assert (entity["label"], entity["md5"]) == ("x.png", md5(content))
+        assert (again.status, again.json) == (409, {"detail": "This picture is here already."})
+        assert running.call("PATCH", f"/entity/{target}", {"is_deleted": True}, OWNER)[0] == 200
+    assert running.send_file("POST", path, png(), "z.png", {}).status == 404
 
 
 def test_every_kind_of_thing_is_shared_by_who_may(start):
