@@ -1490,17 +1490,17 @@ class Seekable(Protocol):
 class _Span:
     """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
-    __slots__ = ("_budget", "_file", "_start", "size")
+    __slots__ = ("_budget", "_file", "size", "start")
 
     def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
-        self._file, self._start, self.size = file, start, size
+        self._file, self.start, self.size = file, start, size
         self._budget = budget  # a list of one number, which all spans of a file share
 
     def read(self, at: int, length: int) -> bytes:
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
         self.charge(READ_COST + length)
-        self._file.seek(self._start + at)
+        self._file.seek(self.start + at)
         data = self._file.read(length)
         if len(data) < length:  # the file was cut meanwhile
             raise EOFError
@@ -1529,13 +1529,13 @@ class _Span:
     def read_uint(self, length: int) -> int:
         """Cut a big-endian number off its start."""
         digits = self.read(0, length)
-        self._start, self.size = self._start + length, self.size - length
+        self.start, self.size = self.start + length, self.size - length
         return int.from_bytes(digits, "big")
 
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self._start + start, max(0, end - start), self._budget)
+        return _Span(self._file, self.start + start, max(0, end - start), self._budget)
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
@@ -2330,11 +2330,16 @@ def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
             orientation = (_UPSIDE_DOWN, _LEFT_TO_RIGHT)[box.number() & 1][orientation]
     # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
     draft.note(orientation=orientation)
-    iinf = boxes[b"iinf"]
+    wanted = [item for item, kind in _heif_kinds(boxes[b"iinf"]) if kind in (b"Exif", b"mime")]
+    for item, extents in _heif_extents(file, boxes) if wanted else ():
+        if item in wanted and extents:
+            _metadata(extents[0], draft)
+
+
+def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
+    """Yield number and type of each item (ISO 14496-12, 8.11.6)."""
     for _, entry in _boxes(iinf.part(6 if iinf.read(0, 1) == b"\0" else 8)):
-        number, kind = entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
-        if kind in (b"Exif", b"mime"):
-            _metadata(_heif_item(file, boxes, number), draft)
+        yield entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
 
 
 def _heif_links(ipma: _Span, item: int) -> list[int]:
@@ -2349,8 +2354,8 @@ def _heif_links(ipma: _Span, item: int) -> list[int]:
     return []
 
 
-def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
-    """The first extent of an item (`iloc`, ISO 14496-12 section 8.11.3)."""
+def _heif_extents(file: _Span, boxes: _Parts) -> Iterator[tuple[int, list[_Span]]]:
+    """Yield each item's number and where its bytes are (`iloc`, ISO 14496-12, 8.11.3)."""
     iloc = boxes[b"iloc"]
     version, sizes = iloc.unpack(">B3xH", 0)
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
@@ -2359,12 +2364,12 @@ def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
     for _ in range(table.read_uint(wide)):
         number, method = table.read_uint(wide), table.read_uint(2 if version else 0) & 15
         _, base, count = table.read_uint(2), table.read_uint(base_size), table.read_uint(2)
-        extents = [[table.read_uint(size) for size in fields_of_extent] for _ in range(count)]
-        if number == item:
-            _, start, length = extents[0]
-            source = boxes[b"idat"] if method == 1 else file
-            return source.part(base + start, base + start + length)
-    return _NOTHING
+        source = (file, boxes[b"idat"], _NOTHING)[min(method, 2)]  # 2: in another item
+        extents = []
+        for _ in range(count):
+            _, start, length = (table.read_uint(size) for size in fields_of_extent)
+            extents.append(source.part(base + start, base + start + length))
+        yield number, extents
 
 
 # -- Matroska and WebM (RFC 8794, RFC 9559)
@@ -2949,9 +2954,9 @@ def _flv(flv: _Span, draft: _Draft) -> None:
     draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
-# -- Pictures without what they say of their making ------------------------------------------
-# What shows the picture is copied as it is: its colours and how it stands stay. Everything else,
-# known here or not, goes, and so does what follows the picture's end.
+# -- Media without what they say of their making ---------------------------------------------
+# What shows a picture or a video stays as it is, its colours and how it stands too. Everything
+# else, known here or not, goes, and so does what follows its end.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
@@ -3079,6 +3084,223 @@ def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
 STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
     "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
 }  # fmt: skip
+
+# ISO base media files may be long and are read in ranges. So nothing in them moves: what is not
+# shown is overwritten, as it is sent, with zeros in a box of the type `free`.
+PATCHED = frozenset({  # extensions
+    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
+})  # fmt: skip
+MAX_PATCHING_COST = 8 << 20  # bytes of a file's tables
+MAX_PATCHING_STEPS = 10**7
+_ZEROS = memoryview(bytes(STRIP_BLOCK))
+_SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
+    box: frozenset(shown.split()) for box, shown in {
+        b"file": b"ftyp styp mdat meta moov",
+        b"moov": b"mvhd iods trak", b"trak": b"tkhd edts tapt mdia",
+        b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
+        b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
+                 b" saiz saio",
+        b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
+    }.items()
+}  # fmt: skip
+_SHOWN_TRACKS = frozenset({b"vide", b"soun"})  # positions are in others, and in subtitles
+_SHOWN_ITEMS = frozenset(
+    b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
+)
+_TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
+_BARE_ITEMS = {  # by type: what says nothing
+    b"Exif": bytes(4) + orientation_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+}  # fmt: skip
+_PCM = frozenset({
+    b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
+})  # fmt: skip
+
+
+class Patch(NamedTuple):
+    """A stretch of a file that is sent as `content`, and zeros behind it."""
+
+    start: int
+    end: int
+    content: bytes = b""
+
+    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """Yield what is sent for the part between two positions in the file."""
+        content = self.content[start - self.start : end - self.start]
+        if content:
+            yield content
+        for at in range(start + len(content), end, STRIP_BLOCK):
+            yield _ZEROS[: end - at]
+
+
+def find_patches(file: Seekable, size: int) -> list[Patch]:
+    """Return what makes an ISO base media file say nothing of its making, in order.
+
+    ValueError for one that is not understood; fragments are not.
+    """
+    try:
+        return _PatchFinder(_Span(file, 0, size, [MAX_PATCHING_COST])).run()
+    except _BROKEN as error:
+        raise ValueError("a broken file") from error
+
+
+class _PatchFinder:
+    """Collects what to overwrite in an ISO base media file, and which of its data are shown."""
+
+    def __init__(self, file: _Span) -> None:
+        self._file = file
+        self._patches: list[Patch] = []
+        self._data: list[_Span] = []  # boxes of samples, and of items
+        self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
+
+    def run(self) -> list[Patch]:
+        self._walk(b"file", self._file)
+        if len(self._data) * len(self._shown) > MAX_PATCHING_STEPS:
+            raise ValueError("too many boxes")
+        self._shown.sort()
+        for box in self._data:
+            at = 0
+            for start, end in self._shown:
+                self._blank(box, at, start - box.start)
+                at = max(at, end - box.start)
+            self._blank(box, at)
+        return in_order(self._patches)
+
+    def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
+        part = span.part(start, end)
+        if part.size:
+            self._patches.append(Patch(part.start, part.start + part.size))
+
+    def _hide(self, box: _Span, header: int) -> None:
+        """Make a free box of one whose header stands so many bytes before it."""
+        type_at = box.start - header + 4
+        self._patches.append(Patch(type_at, type_at + 4, b"free"))
+        self._blank(box)
+
+    def _boxes(self, span: _Span) -> Iterator[tuple[bytes, _Span, int]]:
+        """Yield type, content and size of the header of each box; overwrite what is none."""
+        at = 0
+        while at < span.size:
+            try:
+                kind, start, end, _ = _box_header(span, at)
+            except EOFError:
+                start = end = -1
+            if not at < start <= min(end, span.size):
+                self._blank(span, at)
+                return
+            yield kind, span.part(start, end), start - at
+            at = end
+
+    def _walk(self, kind: bytes, span: _Span) -> None:
+        """Go through the boxes of a file or box, and hide what is not shown."""
+        for child, box, header in self._boxes(span):
+            if child == b"moof":
+                raise ValueError("the file has fragments")
+            if child in _SHOWN_BOXES[kind] and self._is_shown(child, box):
+                self._keep(child, box)
+            else:
+                self._hide(box, header)
+
+    @staticmethod
+    def _is_shown(kind: bytes, box: _Span) -> bool:
+        if kind == b"trak":
+            return _boxes(_boxes(box)[b"mdia"])[b"hdlr"].peek(8, 4) in _SHOWN_TRACKS
+        return kind != b"meta" or _boxes(box.part(4))[b"hdlr"].peek(8, 4) == b"pict"
+
+    def _keep(self, kind: bytes, box: _Span) -> None:
+        """Overwrite what a box that is shown tells, and those in it."""
+        if kind in {b"mvhd", b"tkhd", b"mdhd"}:  # times of making and change
+            self._blank(box, 4, 20 if box.read(0, 1) == b"\1" else 12)
+        elif kind == b"hdlr":  # a name
+            self._blank(box, 12)
+        elif kind in {b"mdat", b"idat"}:
+            self._data.append(box)
+        elif kind == b"ipco":
+            for name, content, header in self._boxes(box):
+                if name in _TELLING_PROPERTIES:
+                    self._hide(content, header)
+        elif kind in _SHOWN_BOXES:
+            self._walk(kind, box.part(4) if kind == b"meta" else box)
+        if kind == b"meta":
+            self._keep_items(_boxes(box.part(4)))
+        elif kind == b"trak":
+            self._keep_samples(_boxes(_boxes(box)[b"mdia"]))
+
+    def _keep_samples(self, media: _Parts) -> None:
+        """Note where a track's samples are, and overwrite who made its codec."""
+        tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
+        for kind, entry in _boxes(tables[b"stsd"].part(8)):
+            self._blank(entry, 12, 16)  # vendor
+            if media[b"hdlr"].read(8, 4) == b"vide":
+                self._blank(entry, 42, 74)  # the codec's name
+            else:
+                unit = max(unit, _audio_unit(kind, entry))
+        self._shown += _track_chunks(tables, unit)
+
+    def _keep_items(self, boxes: _Parts) -> None:
+        """Note where the items of a picture are, and overwrite those that do not show it."""
+        kinds = dict(_heif_kinds(boxes[b"iinf"]))
+        for item, extents in _heif_extents(self._file, boxes):
+            kind = kinds.get(item, b"")
+            content = _BARE_ITEMS.get(kind, b"")
+            for extent in extents:
+                start, end = extent.start, extent.start + extent.size
+                if start == end:
+                    raise ValueError("an item that is elsewhere")
+                self._shown.append((start, end))
+                if kind not in _SHOWN_ITEMS:
+                    self._patches.append(Patch(start, end, content[: extent.size]))
+                    content = b""
+
+
+def in_order(patches: Iterable[Patch]) -> list[Patch]:
+    """Sort patches; where a crafted file makes them overlap, the first one stays.
+
+    >>> in_order([Patch(8, 12, b"abcd"), Patch(4, 10)])
+    [Patch(start=4, end=10, content=b''), Patch(start=10, end=12, content=b'cd')]
+    """
+    ordered, at = list[Patch](), 0
+    for patch in sorted(patches):
+        if patch.end > at:
+            start = max(patch.start, at)
+            ordered.append(Patch(start, patch.end, patch.content[start - patch.start :]))
+            at = patch.end
+    return ordered
+
+
+def _audio_unit(kind: bytes, entry: _Span) -> float:
+    """Return a sample's bytes by its description, or 0: cameras write 1 for longer ones."""
+    version, channels, bits = entry.unpack(">H6xHH", 8)
+    if version == 0 and kind in _PCM:
+        return float(channels * -(-bits // 8))
+    samples, frame = entry.unpack(">I4xI", 28) if version == 1 else (0, 0)
+    return float(frame / samples) if samples else 0.0
+
+
+def _numbers(table: _Span, layout: str) -> list[int]:
+    """Read the big-endian numbers behind their count."""
+    count = table.read_uint(4)
+    data = table.read(0, count * struct.calcsize(layout))
+    return list(struct.unpack(f">{count}{layout}", data))
+
+
+def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
+    """Yield where a track's chunks start and end (14496-12, 8.7).
+
+    `unit` is what a sample takes at least, where all take the same.
+    """
+    wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
+    starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
+    equal = max(size, unit) if (size := sizes.read_uint(4)) else 0
+    ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
+    count = runs.read_uint(4)
+    layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
+    firsts = [first for first, _ in layout[1:]] + [len(starts) + 1]
+    sample = 0
+    for (first, count), after in zip(layout, firsts, strict=False):
+        for start in starts[first - 1 : after - 1]:
+            before, sample = sample, min(sample + count, len(ends) - 1)
+            length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
+            yield start, start + length
 
 
 # -- What starts how
@@ -8408,7 +8630,7 @@ def parse_upload_metadata(value: str) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for pair in value.split(",") if value else ():
-        key, _, text = pair.strip(" ").partition(" ")
+        key, _, text = pair.lstrip(" ").partition(" ")
         if not _METADATA_KEY.fullmatch(key) or key in texts:
             raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
         try:
@@ -9791,7 +10013,7 @@ class BodySpec(NamedTuple):
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
-    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
+    reader: Callable[..., BodyReader | None] | None = None  # `reader(request, **parameters)`
 
 
 class Route(NamedTuple):
@@ -10202,6 +10424,28 @@ class ResumableUploads:
     def get(self, id: str) -> OpenUpload | None:
         return self.rows.get(id, time.time())
 
+    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+        """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
+
+        Who asks has perhaps lost a connection whose last bytes are still being saved.
+        """
+        end = time.monotonic() + LOCK_SECONDS
+        while self._has_more(upload) and time.monotonic() < end:
+            time.sleep(LOCK_SECONDS / 50)
+            upload = self.get(upload.id) or upload
+        return upload
+
+    def _has_more(self, upload: OpenUpload) -> bool:
+        """Whether the file has more than is noted, but for a byte that `_save` holds back."""
+        with contextlib.suppress(OSError):
+            size = self._folders[upload.root].stat(self._name(upload)).st_size
+            return size > upload.received + 1
+        return False
+
+    def refusal(self, id: str) -> HTTPError:
+        """Return why a request cannot go on with an upload: 404 where it is gone, else 409."""
+        return HTTPError(409, BUSY_UPLOAD) if self.get(id) else HTTPError(404, NO_UPLOAD)
+
     def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
@@ -10225,7 +10469,7 @@ class ResumableUploads:
             on_error.callback(receiving.close)
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             start: Sequence[Hash] = () if taken.received else new_hashes(md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
@@ -10247,7 +10491,7 @@ class ResumableUploads:
                 refusal = HTTPError(404, NO_UPLOAD)
             now = self.get(upload.id)
             if now is None or now.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             if time.monotonic() > end:
                 raise refusal
             time.sleep(LOCK_SECONDS / 10)
@@ -10352,7 +10596,7 @@ class Transfer:
         fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
 
     def _hold(self) -> None:
-        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        """Take the file again after a pause; 409 if another request has, 404 if it has ended."""
         if self._is_held:
             return
         try:
@@ -10360,7 +10604,7 @@ class Transfer:
         except BlockingIOError:
             raise HTTPError(409, BUSY_UPLOAD) from None
         if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
         self._is_held = True
 
     def _save_beyond(self, count: int) -> None:
@@ -10376,7 +10620,7 @@ class Transfer:
         expiry = self._uploads.expiry()
         self.upload = self.upload._replace(received=received, expires_at=expiry)
         if not self._uploads.rows.advance(self.upload):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
 
     def finish(self) -> Mapping[str, Any]:
         """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
@@ -11127,6 +11371,7 @@ class Content(NamedTuple):
     internal: str = ""  # where the proxy finds the file itself
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
+    patches: Sequence[Patch] = ()  # of the file as it is sent
 
     @property
     def etag(self) -> str:
@@ -11152,11 +11397,23 @@ class Content(NamedTuple):
             headers.append(("Content-Encoding", self.encoding))
         return headers
 
-    def cut(self, first: int, last: int, before: bytes = b"") -> Segment:
-        """The bytes from `first` to `last`, both included, after `before`."""
+    def cut(self, first: int, last: int, before: bytes = b"") -> Iterator[Segment]:
+        """Yield `before` and the bytes from `first` to `last`, both included."""
         if isinstance(self.source, bytes):
-            return before + self.source[first : last + 1]
-        return FileSlice(self.source, first, last + 1 - first, before)
+            yield before + self.source[first : last + 1]
+            return
+        if self.patches and before:
+            yield before
+            before = b""
+        at, end = first, last + 1
+        number = bisect.bisect(self.patches, first, key=lambda patch: patch.end)
+        for patch in itertools.takewhile(lambda patch: patch.start < end, self.patches[number:]):
+            if at < patch.start:
+                yield FileSlice(self.source, at, patch.start - at)
+            start, at = max(at, patch.start), min(patch.end, end)
+            yield from patch.cut(start, at)
+        if at < end:
+            yield FileSlice(self.source, at, end - at, before)
 
 
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -11184,12 +11441,12 @@ def content_response(head: RequestHead, content: Content) -> Response:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
-        body = [content.cut(0, content.size - 1)] if content.size else []
+        body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
-        return Response(206, fields, [content.cut(first, last)], last + 1 - first, held)
+        return Response(206, fields, [*content.cut(first, last)], last + 1 - first, held)
     return multirange_response(content, fields, ranges)
 
 
@@ -11204,7 +11461,7 @@ def multirange_response(
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
         head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
         length += len(head) + last + 1 - first
-        parts.append(content.cut(first, last, head))
+        parts += content.cut(first, last, head)
     end = f"\r\n--{boundary}--\r\n".encode()
     fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
     held = content.source if isinstance(content.source, io.FileIO) else None
@@ -12585,13 +12842,11 @@ def list_records(app: App, request: Request) -> Response:
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
 
 
-def place_upload(app: App, request: Request) -> Located | None:
-    """Put an uploaded file into the caller's own folder."""
-    if request.upload is None:
-        return None
+def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
+    """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{caller(request)}/{day}/{upload_name(request.upload)}")
-    return store_upload(app, request.upload, app.users, names)
+    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    return store_upload(app, upload, app.users, names)
 
 
 def upload_facts(request: Request) -> Facts | None:
@@ -12646,7 +12901,8 @@ def create_record(app: App, request: Request) -> Response:
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = empty._replace(**changes)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     if placed:
         record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
@@ -12695,7 +12951,8 @@ def change_record(app: App, request: Request, id: str) -> Response:
         raise ValidationError(FieldError("body", "type", "is required", "missing"))
     if record.path:
         changes.pop("size", None)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     while True:
         with contextlib.suppress(Stale):
             record = write_record(app, find_record(app, request, id), changes, placed)
@@ -13133,9 +13390,9 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("title", "text", longest=MAX_TITLE_LENGTH),
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
     Field("strip", "boolean", default=False, nullable=False,
-          help="send pictures without GPS and camera data; videos and recordings are left out"),
+          help="send pictures, MP4 and MOV without GPS and camera data, and nothing else"),
     Field("upload", "boolean", default=False, nullable=False,
-          help="guests may add pictures and videos to a folder"),
+          help="guests may add pictures and videos to a folder or collection"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -13195,8 +13452,8 @@ def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
-    if values["upload"] and shared.kind != "folder":
-        raise ValidationError(FieldError("body", "upload", "is for folders only"))
+    if values["upload"] and not can_grow(app, shared):
+        raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -13210,6 +13467,13 @@ def create_share(app: App, request: Request) -> Response:
     app.index.shares.add(share, now)
     path = f"/s/{share.id}"
     return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+
+
+def can_grow(app: App, share: Share) -> bool:
+    """Whether what is shared is a place for more than it has."""
+    if share.kind == "entity":
+        return find_entity(app, int(share.target)).is_collection
+    return share.kind in {"folder", "collection"}
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -13309,7 +13573,10 @@ def open_share(app: App, request: Request, token: str) -> Response:
 
 def may_show(share: Share, asset: Asset) -> bool:
     """Whether a file can be sent as the share promises."""
-    return not share.strips or (asset.facts is not None and asset.facts.kind == "image")
+    facts = asset.facts
+    return not share.strips or (
+        facts is not None and (facts.kind == "image" or facts.extension in PATCHED)
+    )
 
 
 def shared_json(
@@ -13362,26 +13629,75 @@ def check_guest(app: App, request: Request, token: str) -> Share:
     return share
 
 
+def open_guest_form(request: Request, token: str) -> BodyReader | None:
+    """Read a guest's form, whose file goes where the link's others are; 401, 403, 404, 413."""
+    share = check_guest(request.app, request, token)
+    if share.kind == "collection" and share.owner is not None:
+        request.room = max(0, find_room(request.app, share.owner))
+    return open_body(request, BodySpec(("multipart",), upload=GUEST_UPLOADS[share.kind]), {})
+
+
+GUEST_UPLOADS = {
+    "folder": Upload("library", "max_upload_bytes"),
+    "collection": RECORD_UPLOAD._replace(required=True),
+    "entity": ENTITY_UPLOAD._replace(required=True, name="file"),
+}
+
+
 @route("POST", "/s/{token}/upload", OPEN, "shares",
        {201: "SharedFile", 303: ""},
-       body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
-       before=check_guest)  # fmt: skip
+       body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
+                     reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
-    """Add an image or video to a link's folder."""
+    """Add a picture or video to what a link shows."""
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    name = safe_name(incoming.filename) or "file"
-    if not is_media_name(os.fsencode(name)):
-        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
-    names = numbered_names(f"{share.target}/{name}")
-    file, asset = store_upload(app, incoming, app.library, names)
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
-    app.scanner.wake()
+    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
+    file, asset = add[share.kind](app, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
+
+
+def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+    """Put a guest's file into a folder of the library."""
+    assert incoming.facts is not None
+    name = upload_name(incoming)
+    if not is_media_name(os.fsencode(name)):
+        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
+    placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
+    app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
+    finish_upload(app, incoming, placed[0])
+    app.scanner.wake()
+    return placed
+
+
+def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make a record of a guest's file in a collection, for its owner."""
+    assert incoming.facts is not None and share.owner is not None
+    existing(app.index.collections.get(share.owner, share.target))
+    placed, now = place_upload(app, share.owner, incoming), time.time()
+    record = MediaRecord(
+        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
+        incoming.size, placed[0].path, None, None, share.target, now, now,
+    )  # fmt: skip
+    app.index.write(lambda db: put_record(app, db, record, placed))
+    return placed
+
+
+def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make an entity of a guest's file in one that is a collection."""
+    if find_entity(app, int(share.target)).is_deleted:
+        raise HTTPError(404, NO_FILE)
+    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+    try:
+        entity = save_entity(app, incoming, lambda db: draft)
+    except HTTPError as error:
+        if error.status == 409:  # whose it is, is no guest's business
+            raise HTTPError(409, "This picture is here already.") from None
+        raise
+    return existing(app.index.files.get("entities", entity.path or ""))
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
@@ -13404,11 +13720,16 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
 
 
 def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
-    """Answer with a picture that does not say where, when and with what it was taken."""
+    """Answer with a file that does not say where, when and with what it was taken; 404, 503."""
+    facts = asset.facts
+    assert facts is not None  # as may_show has it
     try:
-        content = write_stripped(app, file, asset.facts)
-    except ValueError:  # what cannot be copied so is shown as a preview, which says nothing either
-        content = make_preview_content(app, file, asset)
+        content = (patch_file if facts.extension in PATCHED else strip_file)(app, file, facts)
+    except ValueError:
+        if facts.kind != "image":
+            detail = "This file cannot be sent without what it says of its making."
+            raise HTTPError(404, detail) from None
+        content = make_preview_content(app, file, asset)  # which says nothing either
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     with contextlib.ExitStack() as on_error:
         on_error.callback(close_source, content)
@@ -13417,32 +13738,49 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     return response
 
 
-def write_stripped(app: App, file: File, facts: Facts | None) -> Content:
+def patch_file(app: App, file: File, facts: Facts) -> Content:
+    """Return a file with patches over what it says of its making; ValueError."""
+    with contextlib.ExitStack() as on_error, app.disk(file.root):
+        source = open_file(app, file)
+        on_error.callback(source.close)
+        patches = find_patches(source, file.size)
+        check_unchanged(file, source)
+        on_error.pop_all()
+    digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
+    return Content(source, file.size, facts.mime_type, digest, None, "", patches=patches)
+
+
+def strip_file(app: App, file: File, facts: Facts) -> Content:
     """Copy a picture without what it says of its making to a file without a name; ValueError."""
     import tempfile  # as in write_listing
 
-    if facts is None or facts.extension not in STRIPPERS:
+    if facts.extension not in STRIPPERS:
         raise ValueError("a type that is not copied")
     digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     with contextlib.ExitStack() as on_error:
         on_error.callback(target.close)
-        with app.disk(file.root), open_file(app, file) as source:
+        with app.disk(file.root), io.BufferedReader(open_file(app, file)) as source:
             for piece in STRIPPERS[facts.extension](source, facts.orientation):
                 digest.update(piece)
                 target.write(piece)
-            if not file.matches(os.fstat(source.fileno())):
-                raise HTTPError(404, NO_FILE)
+            check_unchanged(file, source)
         on_error.pop_all()
     about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
     return Content(*about)
 
 
-def open_file(app: App, file: File) -> BinaryIO:
+def open_file(app: App, file: File) -> io.FileIO:
     """Open a file for reading; 404 where it is not there."""
     try:
-        return io.BufferedReader(app.folders[file.root].open(file.path))
+        return app.folders[file.root].open(file.path)
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
+
+
+def check_unchanged(file: File, source: BinaryIO | io.FileIO) -> None:
+    """Refuse an open file that is not what the index knows (404)."""
+    if not file.matches(os.fstat(source.fileno())):
+        raise HTTPError(404, NO_FILE)
 
 
 def make_preview_content(app: App, file: File, asset: Asset) -> Content:
@@ -13599,8 +13937,8 @@ def begin_resumable(request: Request) -> Transfer:
     return open_transfer(request, upload, head)
 
 
-def continue_resumable(request: Request, id: str) -> Transfer:
-    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+def continue_resumable(request: Request, id: str) -> Transfer | None:
+    """Accept more of an upload, None if it is complete and none comes; 400 to 423."""
     app, head = request.app, parse_upload_head(request.headers)
     upload = find_upload(app, request, id)
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
@@ -13609,6 +13947,8 @@ def continue_resumable(request: Request, id: str) -> Transfer:
     state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
     if upload.answer is not None and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
+        return None
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
     target, length = TARGETS[upload.target], find_length(request, head, upload)
@@ -13712,12 +14052,6 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     return Response(204, headers.items())
 
 
-def transferred(request: Request) -> Transfer:
-    """The content of a route whose reader takes it in."""
-    assert request.transfer is not None
-    return request.transfer
-
-
 @route("POST", "/files", TARGET, "files",
        {201: "object: Location says where it goes on; if it is complete, the family's answer.",
         409: "Error", 412: "Error", 460: "Error"},
@@ -13725,7 +14059,8 @@ def transferred(request: Request) -> Transfer:
        header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    assert transfer is not None  # begin_resumable has made it
     location = ("Location", upload_url(request, transfer.upload))
     if not transfer.is_whole:
         return Response(201, [location, *upload_headers(app, transfer.upload)])
@@ -13744,7 +14079,9 @@ def create_upload(app: App, request: Request) -> Response:
        headers=TUS_HEADERS, header_fields=UPLOAD_FIELDS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    if transfer is None:
+        return Response(204, upload_headers(app, find_upload(app, request, id)))
     if not transfer.is_whole:
         return Response(204, upload_headers(app, transfer.upload))
     answer = complete_upload(app, request, transfer)
@@ -13755,7 +14092,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
        {200: "ResumableUpload", 412: "Error"}, headers=TUS_HEADERS)  # fmt: skip
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
-    upload = find_upload(app, request, id)
+    upload = app.uploads.at_rest(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers.append(("Upload-Metadata", upload.metadata))

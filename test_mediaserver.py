@@ -67,9 +67,9 @@ PROGRAM = HERE / "mediaserver.py"
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
-    "nginx", "node", "openapi-python-client", "openssl", "promtool", "schemathesis", "setfacl",
-    "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
+    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
+    "haproxy", "nginx", "node", "openapi-python-client", "openssl", "promtool", "schemathesis",
+    "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -9652,11 +9652,16 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (400, {"Upload-Length": "-1"}),
         (400, {"Upload-Length": "1e3"}),
         (400, {"Upload-Defer-Length": "1"}),
-        (400, {"Upload-Length": None, "Upload-Defer-Length": "2"}),
+        (400, {"Upload-Length": "hello"}),
+        *[(400, {"Upload-Length": None, "Upload-Defer-Length": n}) for n in ("2", "0", "-1", "x")],
         (501, {"Upload-Concat": "partial"}),
+        (501, {"Upload-Concat": "PARTIAL"}),
+        (412, {"Tus-Resumable": "0.1.0"}),
         (413, {"Upload-Length": "10485761"}),
         (413, {"Upload-Length": "2000000000", **about("entities")}),
         (400, {"Upload-Metadata": None}),
+        (400, {"Upload-Metadata": ""}),
+        (400, {"Upload-Length": "0"}),  # no family takes an empty file
         (400, {"Upload-Metadata": "target"}),
         (400, {"Upload-Metadata": "target bWVkaWE"}),
         (400, {"Upload-Metadata": "target bWVkaWE=,,"}),
@@ -9692,6 +9697,9 @@ def test_a_beginning_that_is_refused_leaves_nothing(server, status, changes):
         (415, {"Content-Type": "image/png"}),
         (400, {"Upload-Offset": None}),
         (400, {"Upload-Offset": "-5"}),
+        (400, {"Upload-Offset": "hello"}),
+        (415, {"Content-Type": "application/json"}),
+        (415, {"Content-Type": None}),
         (409, {"Upload-Offset": "4"}),
         (409, {"Upload-Offset": "6"}),
         (400, {"Upload-Length": "11"}),
@@ -9716,6 +9724,90 @@ def test_content_that_is_refused_changes_nothing(server, status, changes):
     if status == 409:
         assert answer.headers["Upload-Offset"] == "5"
     assert upload.offset() == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("file/name dGVzdC5tcDQ=,size OTYwMjQ0,type! dmlkZW8vbXA0,video,withWhitespace ",
+         {"file/name": "test.mp4", "size": "960244", "type!": "video/mp4", "video": "",
+          "withWhitespace": ""}),
+        ("hello d29ybGQ=, tus cnVsZXM=", {"hello": "world", "tus": "rules"}),
+        ("filename d29ybGRfZG9taW5hdGlvbl9wbGFuLnBkZg==,is_confidential",
+         {"filename": "world_domination_plan.pdf", "is_confidential": ""}),
+        ("filename dGVzdC5tcDQ=, filename cGFja2FnZS5qc29u", None),
+        ("video ,video dHJ1ZQ==", None), ("size,size ", None), ("\t\n", None), ("€¢ß", None),
+        ("test, te st ", None),
+        ("test,,test", None), ("key ZW1vamk", None), ("key invalid-base64==", None),
+        ("key =ZW1vamk", None), ("key  ", None), ("too-many   spaces", None),
+    ],
+)  # fmt: skip
+def test_metadata_are_read_as_by_the_cases_of_tus_server(text, values):
+    if values is None:
+        assert status_of(ms.parse_upload_metadata, text) == 400
+    else:
+        assert ms.parse_upload_metadata(text) == values
+
+
+def test_the_other_cases_of_tus_server_pass(server):
+    """Those of its Post, Patch, Head, Delete and Server that no other test here has."""
+    forwarded = {"X-Forwarded-Host": "foo.com", "X-Forwarded-Proto": "https"}
+    for more, start in (
+        (forwarded, "https://foo.com"),
+        ({"X-Forwarded-Proto": "foo"}, server.url),
+    ):
+        fields = {**OWNER, **TUS, **about("entities"), "Upload-Length": "10", **more}
+        begun = server.request("POST", "/files", headers={**fields, "Content-Type": "a/false"})
+        assert begun.status == 201, "a type without content is no matter"
+        assert begun.headers["Location"].startswith(f"{start}/files/")
+    assert server.request("DELETE", "/files/123", headers={**OWNER, **TUS}).status == 404
+    fields = {**OWNER, **TUS, **metadata(target="entities"), "Upload-Defer-Length": "1"}
+    begun = server.request("POST", "/files", headers=fields)
+    upload = Resumable(server, begun.headers["Location"], OWNER)
+    assert upload.head().headers["Upload-Length"] is None
+    assert upload.send(0, b"01234", **{"Upload-Length": "2000000000"}).status == 413
+    assert upload.send(0, b"01234", **{"Upload-Length": "10"}).status == 204
+    assert upload.head().headers["Upload-Length"] == "10"
+    assert upload.head().headers["Upload-Defer-Length"] is None
+    assert upload.send(5, b"5", **{"Upload-Length": "20"}).status == 400
+
+
+def test_nothing_more_for_a_complete_upload_is_taken(server):
+    content = png()
+    upload = begin(server, len(content), "media")
+    assert upload.send(0, content).status == 204
+    answer = upload.send(len(content), b"")
+    assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(len(content)))
+    assert answer.headers["Upload-Complete"] == "?1"
+    assert [upload.send(*each).status for each in ((len(content), b"x"), (0, b""))] == [409, 409]
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path):
+    index = ms.open_index(tmp_path / "index")
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    uploads = ms.ResumableUploads(index, {"images": folder}, 60)
+    fields = headers(tus_resumable="1.0.0", upload_length="500", upload_offset="0")
+    head = ms.parse_upload_head(fields)
+    begun = uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    transfer = ms.Transfer(uploads, begun, head, ms.Limit(500, ""), md5=False)
+    transfer.feed(memoryview(bytes(300)))
+    transfer.pause()  # what has come is not much, and so not saved yet
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(uploads.at_rest, begun)
+        transfer.discard()
+        assert asking.result().received == 300
+    index.close()
+
+
+def test_a_request_whose_upload_was_ended_meanwhile_is_told_so(server):
+    upload = begin(server, 3_000_000)
+    with upload.begin_to_send(0, 3_000_000, bytes(2_000_000)) as stalled:
+        wait_until(upload.offset, "a pause in what comes")
+        wait_until(lambda: server.request("DELETE", upload.path, headers={**OWNER, **TUS}).status
+                   in {204, 404})  # fmt: skip
+        stalled.send(bytes(1_000_000))
+        assert stalled.answer().status == 404
 
 
 def test_an_upload_is_its_beginner_s_alone(server, jane, django):
@@ -10264,6 +10356,107 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     assert (part.status, part.body) == (206, answer.body[5:25])
 
 
+def table(kind: bytes, *numbers: int) -> bytes:
+    return box(kind, full(0), struct.pack(f">{len(numbers)}I", *numbers))
+
+
+def told_video(shown: bool = True) -> bytes:
+    """A video with a track of positions between picture and sound; `shown`: or as it is sent."""
+    hide = (lambda data: data) if shown else (lambda data: bytes(len(data)))
+    kept = (lambda kind: kind) if shown else (lambda kind: b"free")
+    secret, noted = hide(b"SECRET "), kept(b"udta")
+
+    def track(
+        handler: bytes, entry: bytes, sizes: tuple[int, ...], chunks: tuple[int, ...]
+    ) -> bytes:
+        tables = box(
+            b"stbl", box(b"stsd", full(0), struct.pack(">I", 1), entry), table(b"stsz", *sizes),
+            table(b"stsc", 2, 1, 2, 1, 2, 1, 1), table(b"stco", len(chunks), *chunks),
+        )  # fmt: skip
+        handler_box = box(b"hdlr", full(0), bytes(4), handler, hide(b"SECRETMAKER.") + secret)
+        media = box(b"mdia", table(b"mdhd", *times, 9), handler_box, box(b"minf", tables))
+        return box(b"tkhd", full(0), *[struct.pack(">I", n) for n in times]) + media + note
+
+    times = (12345, 12346) if shown else (0, 0)
+    note = box(noted, hide(b"SECRET"))
+    picture = box(b"avc1", bytes(12), hide(b"GoPr"), bytes(26), hide(b"SECRET".ljust(32)), b"more")
+    # Two channels of two bytes each, though the table says that a sample has one.
+    sound = box(b"sowt", bytes(8), bytes(4), hide(b"GoPr"), struct.pack(">HH", 2, 16), bytes(8))
+    places = struct.pack(">II", 0, 0)
+    start = box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + box(kept(b"free"), hide(b"SECRET"))
+    # before, picture (2 samples), position, sound (2 of 4 bytes), picture, position, sound, after
+    data = [secret, b"PICTURE1", secret, b"AUDIO1 .", b"PICTURE2", secret, b"AUDI", secret]
+    at = list(itertools.accumulate((len(each) for each in data), initial=len(start) + 8))
+    gps = track(b"meta", box(b"gpmd", places), (0, 3, 3, 4, 7), (at[2], at[5]))
+    movie = box(
+        b"moov", table(b"mvhd", *times, 600),
+        box(b"trak", track(b"vide", picture, (0, 3, 4, 4, 8), (at[1], at[4]))),
+        box(b"trak", gps) if shown else box(b"free", bytes(len(gps))),
+        box(b"trak", track(b"soun", sound, (1, 3), (at[3], at[6]))),
+        note, box(kept(b"meta"), hide(quicktime())),
+    )  # fmt: skip
+    mark = box(kept(b"uuid"), hide(b"SECRET OF A MAKER")) + hide(b"SEC")
+    return start + box(b"mdat", *data) + movie + mark
+
+
+def test_a_video_is_sent_in_ranges_without_what_it_says_of_its_making(server):
+    video, bare = told_video(), told_video(shown=False)
+    fill(server.storage, {"told/a.mov": video})
+    server.rescan()
+    made = share(server, kind="folder", target="told", strip=True)
+    path = local(shared(server, made)[0]["url"])
+    answer = server.get(path)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "video/quicktime")
+    assert answer.headers["ETag"] != f'"{sha256(video)}"'
+    assert (answer.body, b"SECRET" in answer.body) == (bare, False)
+    for first, last in ((0, 40), (39, 39), (50, 80), (200, len(bare) - 1), (0, len(bare) - 1)):
+        part = server.get(path, Range=f"bytes={first}-{last}")
+        assert (part.status, part.body) == (206, bare[first : last + 1])
+    parts = server.get(path, Range="bytes=5-60,300-500")
+    assert bare[5:61] in parts.body and bare[300:501] in parts.body
+    assert server.get(path, Range="bytes=0-9", If_Range=answer.headers["ETag"]).status == 206
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.mp4", "a.heic"])
+def test_exiftool_finds_nothing_in_what_a_link_sends(server, tmp_path, name):
+    exiftool, path = need("exiftool"), tmp_path / name
+    if name == "a.heic":
+        need("pillow_heif").from_pillow(need("PIL.Image").new("RGB", (64, 48))).save(path)
+    else:
+        ffmpeg = [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc2=d=1:s=64x64:r=5"]
+        ffmpeg += ["-f", "lavfi", "-i", "sine=d=1", "-timecode", "10:00:00:00"]
+        options = ["-metadata", "location=+48.1333+011.5667/", "-c:a", "pcm_s16le"]
+        subprocess.run([*ffmpeg, *(options if name == "a.mov" else options[:2]), path], check=True)
+    told = ["-Make=SECRET", "-Model=SECRET", "-GPSLatitude=48.1", "-GPSLongitude=11.5"]
+    told += ["-GPSLatitudeRef=N", "-GPSLongitudeRef=E", "-XMP:Creator=SECRET", "-CreateDate=now"]
+    subprocess.run([exiftool, "-q", "-overwrite_original", *told, path], check=True)
+    fill(server.storage, {f"exiftool-{name}/{name}": path.read_bytes()})
+    server.rescan()
+    made = share(server, kind="folder", target=f"exiftool-{name}", strip=True)
+    sent = server.get(local(shared(server, made)[0]["url"])).body
+    (tmp_path / "sent").write_bytes(sent)
+    assert len(sent) == path.stat().st_size
+    look = [exiftool, "-a", "-u", "-ee", "-s", "-G1"]
+    said = [subprocess.run([*look, each], capture_output=True, text=True, check=True).stdout
+            for each in (path, tmp_path / "sent")]  # fmt: skip
+    for word in ("SECRET", "GPS", "XMP-dc", "[Keys]", "[UserData]"):
+        assert word not in said[1]
+    assert "GPS" in said[0] and "SECRET" in said[0]
+    if name == "a.heic":
+        shown = [seen_pixels_of_heif(each) for each in (path.read_bytes(), sent)]
+    else:
+        show = [need("ffmpeg"), "-v", "error", "-i"]
+        every = ["-map", "0:v", "-map", "0:a", "-f", "md5", "-"]
+        shown = [subprocess.run([*show, each, *every], capture_output=True, check=True)
+                 for each in (path, tmp_path / "sent")]  # fmt: skip
+        shown = [(each.stdout, each.stderr) for each in shown]
+    assert shown[0] == shown[1]
+
+
+def seen_pixels_of_heif(content: bytes) -> bytes:
+    return bytes(need("pillow_heif").open_heif(io.BytesIO(content)).to_pillow().tobytes())
+
+
 def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_at_all(
     start, pillow
 ):
@@ -10271,11 +10464,13 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
     out, film = io.BytesIO(), b"RIFF" + (36).to_bytes(4, "little") + b"WAVEfmt " + bytes(24)
     image_module.effect_noise((60, 40), 50).convert("RGB").save(out, "TIFF", description="SECRET")
     cut = told_picture("JPEG")[0][:-60]  # its end is missing
-    fill(running.storage, {"f/a.tiff": out.getvalue(), "f/b.wav": film, "f/c.jpg": cut})
+    files = {"a.tiff": out.getvalue(), "b.wav": film, "c.jpg": cut, "d.mp4": fragmented()}
+    fill(running.storage / "f", files)
     running.rescan()
     made = share(running, kind="folder", target="f", strip=True)
-    files = shared(running, made)
+    *files, split = shared(running, made)
     assert [file["name"] for file in files] == ["a.tiff", "c.jpg"]
+    assert (split["name"], running.get(local(split["url"])).status) == ("d.mp4", 404)
     for file in files:
         answer = running.get(local(file["url"]))
         assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
@@ -10315,8 +10510,41 @@ def test_guests_may_add_pictures_to_a_folder_whose_link_says_so(start):
     assert "<form" not in running.get(local(closed["url"]), accept="text/html").body.decode()
     running.rescan()
     assert len(shared(running, made, cookie=cookie)) == 4
-    values = {"kind": "file", "target": sha256(content), "upload": True}
-    assert running.call("POST", "/shares", values, OWNER)[0] == 400
+
+
+@pytest.mark.parametrize("kind", ["collection", "entity"])
+def test_guests_may_add_pictures_to_a_collection_or_an_entity_that_is_one(start, kind):
+    running = start(user_quota_bytes="5000", read_auth_enabled="true")
+    jane = User(running)
+    if kind == "collection":
+        who, target = jane.headers, jane.call("POST", SHELVES, {"name": "s"})[1]["id"]
+        other = jane.call("POST", MEDIA, {"name": "n", "type": "image", "size": 1})[1]["id"]
+        values = {"kind": "media", "target": other}
+    else:
+        who, target = OWNER, Entities(running).collection()["id"]
+        other = Entities(running).create(png())["id"]
+        values = {"kind": "entity", "target": other}
+    assert running.call("POST", "/shares", {**values, "upload": True}, who)[0] == 400
+    made = share(running, who, kind=kind, target=target, upload=True)
+    path = f"{local(made['url'])}/upload"
+    content = png(padding=2000)
+    added = running.send_file("POST", path, content, "x.png", {})
+    assert added.status == 201, added.body
+    assert running.get(local(added.json["url"])).body == content
+    assert [file["size"] for file in shared(running, made)] == [len(content)]
+    again = running.send_file("POST", path, content, "x.png", {})
+    if kind == "collection":
+        found = jane.call("GET", f"{SHELVES}{target}/")[1]["media"]
+        assert [record["name"] for record in found] == ["x.png", "x.png"]
+        assert again.status == 201
+        assert running.send_file("POST", path, png_of(4000), "y.png", {}).status == 413
+        assert jane.call("DELETE", f"{SHELVES}{target}/")[0] == 204
+    else:
+        entity = Entities(running).get(f"?filter_param=parent_id={target}")["items"][0]
+        assert (entity["label"], entity["md5"]) == ("x.png", md5(content))
+        assert (again.status, again.json) == (409, {"detail": "This picture is here already."})
+        assert running.call("PATCH", f"/entity/{target}", {"is_deleted": True}, OWNER)[0] == 200
+    assert running.send_file("POST", path, png(), "z.png", {}).status == 404
 
 
 def test_every_kind_of_thing_is_shared_by_who_may(start):
