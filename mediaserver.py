@@ -3094,7 +3094,7 @@ MAX_PATCHING_COST = 8 << 20  # bytes of a file's tables
 MAX_PATCHING_STEPS = 10**7
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
 _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
-    box: frozenset(shown.split()) for box, shown in {
+    box: frozenset(names.split()) for box, names in {
         b"file": b"ftyp styp mdat meta moov",
         b"moov": b"mvhd iods trak", b"trak": b"tkhd edts tapt mdia",
         b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
