@@ -6335,6 +6335,7 @@ MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
 MAX_EMBEDDED = 4  # of which are tried, the largest first
 MAX_JPEG_SEGMENTS = 64  # before its size
 JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
+LOOK_UP_SECONDS = 0.2  # between looks whether the server ends, while a decoder works
 REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
@@ -6577,6 +6578,7 @@ class Thumbnails:
         self._lock = threading.Lock()
         self._making: dict[str, Making] = {}
         self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+        self.is_over = False  # nobody waits for what is being made
 
     def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
         """Say where thumbnails and previews lie."""
@@ -6785,16 +6787,28 @@ class Thumbnails:
         """The renditions; none where the decoder says that it can make none, None if it died."""
         host = self._host
         end, result = os.pipe()
-        with open(end, "rb") as pipe:
+        with open(end, "rb", buffering=0) as pipe:
             with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
                 if host is not None:
                     socket.send_fds(host, [job.to_bytes()], [source.fileno(), result])
             os.close(result)
-            data = pipe.read(MAX_RESULT_BYTES + 1)
+            data = self._read_result(pipe)
         if len(data) > MAX_RESULT_BYTES:
             return []
         frames = data.removesuffix(DECODER_DONE)
         return split_frames(frames) if frames != data else None
+
+    def _read_result(self, pipe: io.FileIO) -> bytes:
+        """What a decoder writes until it ends; less when the server does."""
+        data, poll = bytearray(), select.poll()
+        poll.register(pipe, select.POLLIN)
+        while len(data) <= MAX_RESULT_BYTES and not self.is_over:
+            if poll.poll(LOOK_UP_SECONDS * 1000):
+                piece = pipe.read(MAX_RESULT_BYTES)
+                if not piece:
+                    break
+                data += piece
+        return bytes(data)
 
 
 def split_frames(data: bytes) -> list[bytes]:
@@ -7420,6 +7434,7 @@ class Scanner:
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
+        self._thumbnails.is_over = False
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
@@ -7436,7 +7451,7 @@ class Scanner:
 
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
-        self._stopping = True
+        self._stopping = self._thumbnails.is_over = True
         self._wanted.set()
         self._fresh.set()
         for thread in self._threads:
@@ -18314,8 +18329,8 @@ def serve(settings: Settings) -> None:
         while run():
             recover_again()
     thumbnails.stop()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
+    os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:

@@ -5648,6 +5648,34 @@ def test_sigterm_lets_an_upload_finish_and_takes_no_new_one(start):
     assert (running.storage / "media" / answer.json["filename"]).read_bytes() == content
 
 
+def test_a_stop_waits_for_no_thumbnail_that_is_made_ahead(start, pillow):
+    running = start()
+    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    (host,) = map(int, children.read_text().split())
+    running.scanned()
+    descriptors = Path(f"/proc/{running.process.pid}/fd")
+
+    def count_pipes() -> int:
+        count = 0
+        for link in descriptors.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                count += os.readlink(link).startswith("pipe:")
+        return count
+
+    before = count_pipes()
+    os.kill(host, signal.SIGSTOP)  # its decoders will never be done
+    try:
+        (running.storage / "a.png").write_bytes(png())
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: count_pipes() > before, "the wait for a decoder")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(DEADLINE) == 0
+    finally:
+        os.kill(host, signal.SIGCONT)
+
+
 def test_sigterm_answers_every_request_that_came_before_it(start):
     running = start()
     path = f"/media/{running.upload(png()).json['filename']}"
