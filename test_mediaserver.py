@@ -8007,6 +8007,214 @@ def test_an_imported_picture_keeps_its_address_and_stays_private_where_it_was(
         assert running.get(f"/image/{sha256(content)}").status == 404
 
 
+def make_database(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A database as another program leaves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for table, rows in tables.items():
+            names = ", ".join(rows[0])
+            db.execute(f'CREATE TABLE "{table}" ({names})')
+            marks = ", ".join("?" * len(rows[0]))
+            db.executemany(
+                f'INSERT INTO "{table}" VALUES ({marks})', [[*row.values()] for row in rows]
+            )
+
+
+def django_hash(password: str) -> str:
+    key = hashlib.pbkdf2_hmac("sha256", password.encode(), b"NaCl", 1000)
+    return f"pbkdf2_sha256$1000$NaCl${base64.b64encode(key).decode()}"
+
+
+SHOWN, HIDDEN = png_of(300), png_of(400)
+
+
+def media_handler(source: Path, form: str) -> dict[str, str]:
+    """What media_handler leaves: its two databases, or dumps of them; the ids of its things."""
+    ids = {name: str(uuid.uuid4()) for name in ("shelf", "shown", "hidden", "lost", "note")}
+    day = "2025-09-16 06:59:00.123456"
+    mary = {
+        "id": 7, "password": django_hash("correct horse"), "first_name": "Mary", "last_name": "Ä",
+        "email": "Mary@example.com", "username": "mary", "phone_number": None, "is_active": 1,
+        "is_staff": 0, "is_superuser": 0, "last_login": None, "date_joined": day,
+    }  # fmt: skip
+    ann = {**mary, "id": 9, "email": "ann@example.com", "username": None, "password": "bcrypt$x",
+           "is_active": 0}  # fmt: skip
+    row = {"created_at": day, "updated_at": day}
+    shelf = {"id": ids["shelf"], "user": 7, "name": "Summer", "description": None, **row}
+
+    def record(name: str, file: str | None, **more: Any) -> dict[str, Any]:
+        return {"id": ids[name], "user": 7, "name": name, "type": "image", "size": 5, "file": file,
+                "storage_path": file, "description": "d", "is_deleted": 0, "collection_id": None,
+                **row, **more}  # fmt: skip
+
+    records = [
+        record("shown", "image/a.png", collection_id=ids["shelf"]),
+        record("hidden", "image/b.png", is_deleted=1), record("lost", "image/gone.png", user=9),
+        record("note", None, storage_path="image/b.png"),
+    ]  # fmt: skip
+    tables = {"accounts_customuser": [mary, ann], "media_handler_collection": [shelf],
+              "media_handler_media": records}  # fmt: skip
+    fill(source / "backend_server/media", {"image/a.png": SHOWN, "image/b.png": HIDDEN})
+    if form == "dump":
+        items = []
+        for table, rows in tables.items():
+            for row in rows:
+                fields = {name: value for name, value in row.items() if name != "id"}
+                if "collection_id" in fields:
+                    fields["collection"] = fields.pop("collection_id")
+                app, _, model = table.rpartition("_")
+                items.append({"model": f"{app}.{model}", "pk": row["id"], "fields": fields})
+        (source / "dump.json").write_text(json.dumps(items))
+        (source / "package.json").write_text("{}")
+        return ids
+    for row in (shelf, *records):  # SQLite has no UUIDs
+        row["id"] = row["id"].replace("-", "")
+        if row.get("collection_id"):
+            row["collection_id"] = row["collection_id"].replace("-", "")
+    make_database(
+        source / "auth_server/db.sqlite3", {"accounts_customuser": tables["accounts_customuser"]}
+    )
+    del tables["accounts_customuser"]
+    make_database(source / "backend_server/db.sqlite3", tables)
+    return ids
+
+
+@pytest.mark.parametrize("form", ["databases", "dump"])
+def test_what_media_handler_knows_is_taken_in_once_with_its_ids_and_passwords(
+    start, tmp_path, form
+):
+    running, source = start(), tmp_path / "media_handler"
+    ids = media_handler(source, form)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+
+    def imported(*options: str) -> Counter[str]:
+        run = owner_says(running, "import", source, *options)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return Counter(line.split("\t")[0] for line in run.stdout.splitlines())
+
+    assert imported("--dry-run") == {"new": 7}
+    assert running.call("POST", LOGIN, {"username": "mary", "password": "correct horse"})[0] == 401
+    assert imported() == {"new": 7}
+    assert imported() == imported("--dry-run") == {"here": 7}
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+    status, tokens = running.call("POST", LOGIN, {"username": "mary", "password": "correct horse"})
+    assert (status, claims_of(tokens["access"])["user_id"]) == (200, 7)
+    headers = {"Authorization": f"Bearer {tokens['access']}"}
+    profile = running.call("GET", "/api/auth/profile/", headers=headers)[1]
+    assert (profile["email"], profile["last_name"]) == ("Mary@example.com", "Ä")
+    shown = running.call("GET", f"{MEDIA}{ids['shown']}/", headers=headers)[1]
+    assert running.get(local(shown["file"])).body == SHOWN
+    assert (shown["storage_path"], shown["size"]) == ("image/a.png", 300)
+    assert shown["created_at"].startswith("2025-09-16T06:59:00.123")
+    shelf = running.call("GET", f"{SHELVES}{ids['shelf']}/", headers=headers)[1]
+    assert [each["id"] for each in shelf["media"]] == [ids["shown"]]
+    note = running.call("GET", f"{MEDIA}{ids['note']}/", headers=headers)[1]
+    assert (note["file"], note["storage_path"]) == (None, "image/b.png"), "a note is no file"
+    assert running.call("GET", f"{MEDIA}{ids['hidden']}/", headers=headers)[0] == 404
+    assert owner_says(running, "trash", "restore", ids["hidden"]).returncode == 0
+    hidden = running.call("GET", f"{MEDIA}{ids['hidden']}/", headers=headers)[1]
+    assert running.get(local(hidden["file"])).body == HIDDEN
+    users = owner_says(running, "user", "list").stdout
+    assert "9\tann@example.com\t-\tdisabled" in users
+    assert owner_says(running, "verify").returncode == 0
+
+
+def test_records_are_given_to_nobody_who_may_be_another(start, tmp_path):
+    running, source = start(), tmp_path / "media_handler"
+    media_handler(source, "databases")
+    (source / "auth_server/db.sqlite3").unlink()
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+        db.execute("INSERT INTO sqlite_sequence VALUES ('user', 6)")
+        db.commit()
+    assert User(running).id == 7
+    run = owner_says(running, "import", source)
+    outcomes = [line.split("\t")[0] for line in run.stdout.splitlines()]
+    assert (run.returncode, sorted(outcomes)) == (1, ["failed"] * 4 + ["new"])
+
+
+def colan(source: Path) -> None:
+    """What CoLAN's media store leaves, with an entity that was changed twice."""
+    blank = dict.fromkeys(
+        (
+            "create_date",
+            "file_size",
+            "height",
+            "width",
+            "duration",
+            "mime_type",
+            "type",
+            "extension",
+        )
+    )
+    content = SHOWN
+    path = f"2025/11/24/{md5(content)}.png"
+    shelf = {"id": 3, "is_collection": 1, "label": "Shelf", "description": None, "parent_id": None,
+             "added_date": 1763980000123, "updated_date": 1763980000123, **blank, "md5": None,
+             "file_path": None, "is_deleted": None}  # fmt: skip
+    picture = {**shelf, "id": 4, "is_collection": 0, "label": "now", "parent_id": 3,
+               "updated_date": 1763980002000, "md5": md5(content), "file_path": path,
+               "is_deleted": 0}  # fmt: skip
+    gone = {**picture, "id": 5, "parent_id": None, "is_deleted": 1, "md5": "0" * 32,
+            "file_path": "2025/11/24/gone.png"}  # fmt: skip
+    old = {**picture, "label": "then", "updated_date": 1763980000123, "md5": "1" * 32,
+           "file_path": "2025/11/24/old.png"}  # fmt: skip
+    states = [
+        (old, 2, 0),
+        ({**old, "label": "later"}, 5, 1),
+        (picture, 6, 1),
+        ({**gone, "id": 6}, 7, 2),
+    ]
+    versions = [{**row, "transaction_id": number, "end_transaction_id": None,
+                 "operation_type": kind} for row, number, kind in states]  # fmt: skip
+    make_database(
+        source / "media_store.db",
+        {"entities": [shelf, picture, gone], "entities_version": versions},
+    )
+    fill(source / "media_store", {path: content})
+
+
+def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start, tmp_path):
+    running, source = start(), tmp_path / "data"
+    colan(source)
+    assert owner_says(running, "import", source, "--dry-run").stdout.count("new\tentity") == 3
+    first, again = (owner_says(running, "import", source) for _ in range(2))
+    assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
+    assert "its file 2025/11/24/gone.png is gone" in first.stdout
+    assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
+    entities = Entities(running)
+    item = entities.get(4)
+    assert (item["label"], item["parent_id"], item["md5"]) == ("now", 3, md5(SHOWN))
+    assert (item["added_date"], item["file_path"]) == (
+        "2025-11-24T10:26:40.123000Z", f"2025/11/24/{md5(SHOWN)}.png",
+    )  # fmt: skip
+    assert entities.content(4) == SHOWN
+    assert [each["label"] for each in entities.get("4/versions")] == ["then", "later", "now"]
+    assert entities.get(5)["is_deleted"] is True
+    assert entities.create(png())["id"] == 6
+    assert owner_says(running, "verify").returncode == 0
+
+
+def test_an_entity_s_id_that_is_taken_is_told(start, tmp_path):
+    running, source = start(), tmp_path / "data"
+    colan(source)
+    for _ in range(4):
+        mine = Entities(running).create(png())
+    run = owner_says(running, "import", source)
+    assert run.returncode == 1
+    assert "failed\tentity 4\tanother entity has its id here" in run.stdout
+    assert Entities(running).get(4) == mine
+
+
+def test_a_folder_without_a_database_is_no_source_of_records(start, tmp_path):
+    running = start()
+    fill(tmp_path / "old", {"a.sqlite3": b"SQLite format 3\0" + bytes(100), "sub/a.png": png()})
+    run = owner_says(running, "import", tmp_path / "old")
+    assert (run.returncode, "a.sqlite3 cannot be read" in run.stderr) == (1, True)
+    (tmp_path / "old/a.sqlite3").write_bytes(b"x")
+    run = owner_says(running, "import", tmp_path / "old", "--into", "entities")
+    assert (run.returncode, "there is no database" in run.stderr) == (1, True)
+
+
 def test_an_import_of_what_is_served_already_or_is_no_folder_is_refused(start, tmp_path):
     running = start()
     fill(running.storage, {"sub/sub/a.png": png()})
