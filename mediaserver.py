@@ -206,11 +206,20 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def parse_seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < 1e9:
-            return seconds
-    raise ValueError(f"{text!r} is not a number of seconds")
+def amount_of(unit: str, most: float) -> Callable[[str], float]:
+    """Return what parses a number of a unit of time, from 0 to below `most`.
+
+    >>> amount_of("days", 1e6)("1.5")
+    1.5
+    """
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 <= (amount := float(text)) < most:
+                return amount
+        raise ValueError(f"{text!r} is not a number of {unit}")
+
+    return parse
 
 
 def parse_path(text: str) -> Path:
@@ -304,7 +313,7 @@ class Settings(NamedTuple):
     port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
-        0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
+        0, "seconds between scans; 0: only at start and on SIGHUP", amount_of("seconds", 1e9),
         environment=False,
     )  # fmt: skip
     workers: int = number(1, 64, "server processes", environment=False)
@@ -525,6 +534,10 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     names = [name for name, _, spec in Settings.table() if spec.secret]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
+    for name in missing:
+        if name in kept and not (kept[name] or "").strip():
+            problem = f"is blank in {settings.secrets_file}: give it a value or delete its line"
+            raise SettingError(name, problem)
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
     if made.items() - kept.items():
         write_secrets(settings.secrets_file, {**kept, **made})
@@ -1239,7 +1252,7 @@ def _parse_user_id(value: object) -> int:
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
     """Return whom verified claims speak for."""
-    permissions = claims.get("permissions", [])
+    permissions = claims.get("permissions") or []
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
     subject = claims.get("sub") if algorithm == "ES256" else None
@@ -3742,6 +3755,11 @@ SPARE_SHARE = 8  # at most this part of what is free
 SPARE_SECONDS = 10.0  # between two tries to have the space again
 
 
+def open_private(path: str, flags: int) -> int:
+    """Open a file as `open` does; a new one can be read by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 class SpareSpace:
     """Disk that a file holds for the index, which is written to on a full disk, too."""
 
@@ -3764,7 +3782,7 @@ class SpareSpace:
             size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
             if size < SPARE_BYTES // SPARE_SHARE:
                 return False
-            with open(self._path, "xb", buffering=0) as file:
+            with open(self._path, "xb", buffering=0, opener=open_private) as file:
                 if allocate(file, size):
                     return True
             self._path.unlink()
@@ -4290,15 +4308,17 @@ class Users(Table):
         return list(self._select("ORDER BY id"))
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
-        """Which of the unique fields another account has."""
-        unique = {
-            "email": ("email_key", values.get("email", "").casefold()),
-            "username": ("username", values.get("username")),
-            "phone_number": ("phone_number", values.get("phone_number")),
+        """Which of the unique fields another account has; a login takes e-mail and username."""
+        email, username = values.get("email", ""), values.get("username")
+        name = "email_key = ? OR username = ?"
+        unique: dict[str, tuple[str, list[Any]]] = {
+            "email": (name, [email.casefold(), email]),
+            "username": (name, [username and username.casefold(), username]),
+            "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
-        sql = "SELECT 1 FROM user WHERE {} = ?"
         query = functools.partial(self._index.query, db)
-        return [n for n, (c, v) in unique.items() if query(sql.format(c), v).fetchone()]
+        sql = "SELECT 1 FROM user WHERE {}"
+        return [n for n, (c, v) in unique.items() if query(sql.format(c), *v).fetchone()]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         """Write a new account; an `id` among the values is that of another program."""
@@ -4720,6 +4740,11 @@ class OwnedTable(Generic[Record]):
         return self._index.write(apply) > 0
 
 
+def bounded(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
+
+
 class Entities(Table):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
@@ -4728,7 +4753,7 @@ class Entities(Table):
     ) -> Entity | None:
         sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
         if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, version]
+            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
         row = self._index.query(db, sql, *values).fetchone()
         return Entity.from_row(row) if row else None
 
@@ -4766,10 +4791,10 @@ class Entities(Table):
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
         table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": version}
+        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
         for column, value in filters.items():
             equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = value
+            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
         if text:
             conditions["instr(search, ?)"] = search_text(text)
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -4864,6 +4889,9 @@ TRASHED = """
 """  # an entity may have been changed since it was deleted
 
 
+MAX_CLOCK_STEP = 86400.0  # seconds between two looks at the trash, by the clock
+
+
 class Trash(Table):
     """What is softly deleted, of users and among the entities."""
 
@@ -4876,6 +4904,20 @@ class Trash(Table):
         """What has an id, which is a UUID for a media record and a number for an entity."""
         row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
         return Trashed(*row) if row else None
+
+    def is_clock_steady(self, now: float) -> bool:
+        """Whether it is about as late as when this was asked last, perhaps before a restart.
+
+        A clock that is wrong at a start, or was, must not make years of what was just deleted.
+        """
+
+        def look(db: Database) -> bool:
+            sql = "SELECT value FROM meta WHERE key = 'trash_looked_at'"
+            row = db.execute(sql).fetchone()
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('trash_looked_at', ?)", (str(now),))
+            return row is None or abs(now - float(row[0])) < MAX_CLOCK_STEP
+
+        return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
         sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
@@ -5876,7 +5918,12 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
@@ -10607,7 +10654,7 @@ def parse_hashes(value: Any) -> list[str]:
 def parse_string(value: Any, numbers: bool) -> str:
     """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+        value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
     for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
@@ -10644,9 +10691,7 @@ def parse_integer(value: Any) -> int:
 
 def check_bounds(item: Field, number: int, where: str) -> int:
     low, high = item.minimum, item.maximum
-    if where == "query":  # past any page, and what SQLite can take
-        number = max(-MAX_BYTES, min(number, MAX_BYTES))
-    elif abs(number) > MAX_BYTES:
+    if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise Unfit("is too large", "int_parsing_size")
     if low is not None and number < low:
         raise Unfit(f"must be at least {low}", "greater_than_equal", low)
@@ -10795,6 +10840,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
+    if spec.upload and not has_upload and values.get(spec.upload.name):
+        problems.append(no_file(spec.upload))
     where = "body"
     if spec.wrapper and spec.wrapper in values:
         values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
@@ -10805,6 +10852,10 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if problems:
         raise ValidationError(*problems)
     return fields
+
+
+def no_file(upload: Upload) -> FieldError:
+    return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
@@ -10822,9 +10873,13 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        kind = JSON_KINDS.get(type(value), "number")
+        message = f"Invalid data. Expected a dictionary, but got {kind}."
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
+
+
+JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -10892,9 +10947,7 @@ class FormBody:
             return
         text, self._text = self._text, bytearray()
         if self._upload and part.name == self._upload.name and text:
-            raise ValidationError(
-                FieldError("body", part.name, "must be a file, not a text", "file")
-            )
+            raise ValidationError(no_file(self._upload))
         if part.filename is None and part.name in self._declared:
             self._values[part.name] = decode_field(part.name, text)
 
@@ -12175,7 +12228,7 @@ LOGIN = BodySpec(ANY_BODY, (
 ), check=check_login_form)  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
-PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
+PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), needed("new_password")))
 
 
 def unauthorized(detail: str) -> HTTPError:
@@ -12368,11 +12421,17 @@ def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    if app.logins.check(key, request.client, values["old_password"], user.password):
+    is_right = app.logins.check(key, request.client, values["old_password"], user.password)
+    problems: list[FieldError] = []  # of both are told at once
+    collect_declared((NEW_PASSWORD,), values, "body", problems)
+    if is_right and not problems:
         password = app.new_passwords.hash(values["new_password"])
-        if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
-            return Response(204)
-    raise ValidationError(FieldError("body", "old_password", "Wrong password."))
+        is_right = app.index.write(lambda db: app.index.users.set_password(db, user, password))
+    if not is_right:
+        problems.append(FieldError("body", "old_password", "Wrong password."))
+    if problems:
+        raise ValidationError(*problems)
+    return Response(204)
 
 
 # Lists, in the shape of Django REST Framework's PageNumberPagination.
@@ -13536,7 +13595,8 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
     """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
     while True:
         try:
-            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+            if app.index.trash.is_clock_steady(now := time.time()):
+                empty_trash(app, now - app.settings.trash_days * 86400)
         except (OSError, sqlite3.Error) as error:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
@@ -16697,6 +16757,8 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
         found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
+        if words and "storage_dir" in options and parse_path(words[-1]).is_dir():
+            parser.error(f"{words[-1]} is one folder too many: STORAGE_DIR is one")
         parser.error(
             f"{' '.join(words)!r} is neither a folder that is there nor a command with the words"
             f" that it takes; commands: {names}"
@@ -16771,7 +16833,7 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a+")
+    file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -16961,11 +17023,7 @@ PROGRESS_SECONDS = 0.5  # between two looks at a terminal
 LINE_SECONDS = 60.0  # and between two lines elsewhere
 
 
-def parse_days(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (days := float(text)) < 1e6:
-            return days
-    raise ValueError(f"{text!r} is no number of days")
+parse_days = amount_of("days", 1e6)
 
 
 def parse_rate(text: str) -> int:
@@ -17496,7 +17554,9 @@ def need_empty(settings: Settings, resumed: bool) -> None:
     if index.exists():
         with contextlib.closing(Index(index, query_only=True)) as known:
             if any(known.count_rows()):
-                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+                raise Refusal(
+                    f"{index} knows files already; a backup is brought back into a new folder"
+                )
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:

@@ -784,6 +784,13 @@ def test_help_explains_every_setting_and_command(tmp_path):
     assert all(name in words for name in ms.COMMANDS)
 
 
+def test_a_secret_that_somebody_has_blanked_stops_the_start(tmp_path):
+    fill(tmp_path / "pictures/.mediaserver", {"secrets.env": b"AUTH_TOKEN=\n"})
+    ended = run_program("--storage_dir", tmp_path / "pictures", cwd=tmp_path)
+    assert (ended.returncode, "AUTH_TOKEN: is blank in" in ended.stderr) == (2, True)
+    assert (tmp_path / "pictures/.mediaserver/secrets.env").read_text() == "AUTH_TOKEN=\n"
+
+
 def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path, monkeypatch):
     for name in ("AUTH_TOKEN", "MEDIA_SERVER_SECRET"):
         monkeypatch.delitem(SECRETS, name)
@@ -797,6 +804,8 @@ def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path
             assert running.request("GET", "/image/a.png", headers=owner).status == 404
             wait_until(lambda server=running: "same secret" in server.log)
             assert f"{file} " in running.log
+            for name in ("lock", "index.sqlite3-spare"):
+                assert (running.data / name).stat().st_mode & 0o777 == 0o600
             assert not any(value in running.log for value in kept[-1].values())
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"AUTH_TOKEN", "MEDIA_SERVER_SECRET"}
@@ -5746,6 +5755,29 @@ def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(st
     assert files_below(running.storage) == before
 
 
+def test_a_page_far_beyond_the_last_is_empty_and_told_as_it_was_asked(server):
+    for query in ("", f"&version={10**30}", f"&filter_param=parent_id={10**30}"):
+        answer = server.get(f"/entity/?page={10**30}{query}").json
+        assert (answer["items"], answer["pagination"]["page"]) == ([], 10**30)
+    assert server.get(f"/media?page={10**30}").json["files"] == []
+
+
+@pytest.mark.parametrize("name", ["1e999", "-1e999"])
+def test_a_number_without_an_end_is_no_name(server, jane, name):
+    body = f'{{"name": {name}, "type": "image"}}'.encode()
+    headers = {**jane.headers, "Content-Type": "application/json"}
+    answer = server.request("POST", MEDIA, body, headers)
+    assert (answer.status, set(answer.json)) == (400, {"name"})
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_text_is_no_file_in_any_kind_of_body(server, jane, kind):
+    values = {"name": "a", "type": "image", "file": "x"}
+    body = (json.dumps if "json" in kind else urlencode)(values).encode()
+    answer = server.request("POST", MEDIA, body, {**jane.headers, "Content-Type": kind})
+    assert (answer.status, set(answer.json)) == (400, {"file"})
+
+
 MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
     ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
     ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
@@ -5761,6 +5793,10 @@ MESSAGES = [  # what is wrong: method, path, type and body, and words of what is
      form("a.png", b"", "image")[0], 400, ["is empty"]),
     ("GET", "/entity/999", None, None, 404, ["There is no entity 999."]),
     ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
+    ("GET", f"/entity/999?version={10**30}", None, None, 404, [f"a version 1{'0' * 30}."]),
+    ("GET", f"/entity/999?version=-{10**30}", None, None, 404, [f"a version -1{'0' * 30}."]),
+    *[("POST", "/shares", "application/json", text, 400, [f"but got {kind}."])
+      for text, kind in ((b"[]", "list"), (b"null", "null"), (b"1.5", "number"))],
 ]  # fmt: skip
 
 
@@ -7538,6 +7574,7 @@ def test_unique_fields_are_unique_only_the_email_in_any_case_and_blank_is_none(s
     assert register(phone_number=phone)[0] == 201
     for field, taken in (
         ("email", jane.email.upper()), ("username", jane.name), ("phone_number", phone),
+        ("username", jane.email.upper()),  # a login takes either
     ):  # fmt: skip
         message = f"user with this {field.replace('_', ' ')} already exists."
         assert register(**{field: taken}) == (400, {field: [message]})
@@ -7860,6 +7897,8 @@ def test_a_new_password_ends_every_session(server):
     change = {"old_password": "wrong", "new_password": " new password "}
     status, value = user.call("POST", path, change)
     assert (status, set(value)) == (400, {"old_password"})
+    status, value = user.call("POST", path, {**change, "new_password": "short"})
+    assert (status, set(value)) == (400, {"old_password", "new_password"})
     change["old_password"] = user.password
     status, value = user.call("POST", path, {**change, "new_password": "short"})
     assert (status, set(value)) == (400, {"new_password"})
@@ -8007,7 +8046,7 @@ def test_an_imported_picture_keeps_its_address_and_stays_private_where_it_was(
         assert running.get(f"/image/{sha256(content)}").status == 404
 
 
-def make_database(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def make_database(path: Path, tables: Mapping[str, list[dict[str, Any]]]) -> None:
     """A database as another program leaves it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
@@ -11349,9 +11388,10 @@ def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
     ("words", "status", "told"),
     [
         (["verify"], 1, "there is no index"),
-        (["verify", "--since", "soon"], 2, "--since: 'soon' is no number of days"),
+        (["verify", "--since", "soon"], 2, "--since: 'soon' is not a number of days"),
         (["verify", "--limit-rate", "0"], 2, "--limit_rate: '0' is no number of bytes a second"),
         (["token", "--json"], 2, "--json: is no option of token"),
+        (["/"], 2, "/ is one folder too many"),
     ],
 )
 def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, status, told):
@@ -11488,7 +11528,7 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
     told_by_verify = run_here("restore", tmp_path / "backups", *options)
     assert re.search(r"^9 files, .*: all is as it was taken in$", told_by_verify, re.M)
     run_here("restore", tmp_path / "backups", *options, status=1)
-    assert "is in use" in capsys.readouterr().err
+    assert "knows files already" in capsys.readouterr().err
     served = start(storage=storage, **elsewhere)
     with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
         known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
@@ -11576,7 +11616,7 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
         (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
-        (["restore", whole, "--storage_dir", filled.storage], "is in use"),
+        (["restore", whole, "--storage_dir", filled.storage], "knows files already"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
     ):
         run_here(*words, status=1)
@@ -11656,6 +11696,15 @@ def test_the_trash_empties_itself_after_trash_days(start):
     wait_until(lambda: running.get(f"/entity/{items[0]['id']}").status == 404)
     assert running.get(f"/entity/{items[1]['id']}").status == 200
     assert trash(running, "list").count("\n") == 2
+
+
+def test_a_clock_that_jumps_empties_no_trash_before_it_has_stayed_there(tmp_path):
+    index = ms.open_index(tmp_path / "index")
+    day = 86400
+    steps = (0, 3600, 4000 * day, 4000 * day + 3600, day, day + 3600)
+    steady = [index.trash.is_clock_steady(1e9 + step) for step in steps]
+    assert steady == [True, True, False, True, False, True]
+    index.close()
 
 
 # ======================================================================================
