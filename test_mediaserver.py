@@ -68,8 +68,8 @@ BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
-    "haproxy", "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare",
-    "varnishd", "wget",
+    "haproxy", "nginx", "node", "openapi-python-client", "openssl", "promtool", "schemathesis",
+    "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -1656,16 +1656,20 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
-def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path):
-    for token in (
-        upload_token(age=905), upload_token(age=-120), upload_token(secret="x"), "", "a" * 9000,
-        "%00", "%ED%A0%80",
-    ):  # fmt: skip
-        answer = server.send_file(method, f"{path}?token={token}", png(), headers={})
-        assert answer.status in {401, 400 if "%" in token else 401}
-        if answer.status == 401:
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-        assert set(answer.json) == {"detail"}
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: upload_token(age=905), lambda: upload_token(age=-120),
+        lambda: upload_token(secret="x"), lambda: "", lambda: "a" * 9000, lambda: "%00",
+        lambda: "%ED%A0%80",
+    ],
+    ids=["old", "of the future", "another secret's", "empty", "long", "NUL", "no UTF-8"],
+)  # fmt: skip
+def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path, make):
+    answer = server.send_file(method, f"{path}?token={make()}", png(), headers={})
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert set(answer.json) == {"detail"}
 
 
 SCOPED_KEY = ms.derive_key(UPLOAD_SECRET, "scoped tokens").hex()
@@ -2178,16 +2182,20 @@ def wav(kind: bytes = b"RIFF") -> bytes:
     return kind + bytes(4) + b"WAVE" + sizes + chunk(b"fmt ", form) + data
 
 
-def ogg(first: bytes, granule: int, serial: int = 7) -> bytes:
-    def page(flags: int, at: int, body: bytes) -> bytes:
-        return struct.pack("<4sBBqIIIBB", b"OggS", 0, flags, at, serial, 0, 0, 1, len(body)) + body
+def ogg_page(flags: int, granule: int, *packets: bytes) -> bytes:
+    head = struct.pack("<4sBBqIIIB", b"OggS", 0, flags, granule, 7, 0, 0, len(packets))
+    return head + bytes(map(len, packets)) + b"".join(packets)
 
-    return page(2, 0, first) + page(4, granule, b"xx")
+
+def ogg(first: bytes, granule: int, *pages: bytes) -> bytes:
+    """An Ogg stream whose last page, behind those given, ends at `granule`."""
+    return ogg_page(2, 0, first) + b"".join(pages) + ogg_page(4, granule, b"xx")
 
 
 MP3_FRAME = b"\xff\xfb\x90\x00" + bytes(413)  # MPEG 1 layer III, 128 kbit/s, 44,100 Hz
 ADTS_FRAME = b"\xff\xf1\x50\x80\x01\x9f\xfc" + bytes(5)  # 12 bytes, 44,100 Hz
-VORBIS = b"\1vorbis" + bytes(5) + struct.pack("<I", 44100) + bytes(14)
+VORBIS = b"\1vorbis" + bytes(5) + struct.pack("<I12xB", 44100, 0xB8) + b"\1"
+OPUS = b"OpusHead\1\2" + struct.pack("<HI", 312, 44100)
 THEORA = (
     b"\x80theora\3\2\1"
     + bytes(4)
@@ -2425,8 +2433,17 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
                          {"duration": pytest.approx(3.0, abs=0.01)}),
     "AAC": (ADTS_FRAME * 129, "audio/aac", {"duration": pytest.approx(3.0, abs=0.01)}),
     "Vorbis": (ogg(VORBIS, 132300), "audio/ogg", {"duration": 3.0}),
-    "Opus": (ogg(b"OpusHead\1\2" + struct.pack("<HI", 312, 44100), 144312), "audio/ogg",
-             {"duration": 3.0}),
+    "Vorbis that begins later": (ogg(VORBIS, 441024, ogg_page(0, 310772, b"a", b"b")),
+                                 "audio/ogg", {"duration": 3.0}),
+    "Vorbis, cut within a page": (ogg(VORBIS, 441000, ogg_page(0, 1024, b"a"),
+                                      ogg_page(0, 132300, b"a"))[:-1], "audio/ogg",
+                                  {"duration": 3.0}),
+    "Opus": (ogg(OPUS, 144312), "audio/ogg", {"duration": 3.0}),
+    "Opus that begins later": (ogg(OPUS, 192000, ogg_page(0, 48960, b"\x78a", b"\x78b",
+                                                          b"\x78c")), "audio/ogg",
+                               {"duration": pytest.approx(3.04)}),
+    "Opus of many frames a packet": (ogg(OPUS, 192000, ogg_page(0, 53760, b"\x7b\6")),
+                                     "audio/ogg", {"duration": 3.0}),
 }  # fmt: skip
 
 
@@ -2777,10 +2794,13 @@ def test_every_pattern_is_linear() -> None:
     for (pattern, way), place in found.items():
         run = getattr(pattern, way) if way in ("match", "fullmatch") else pattern.findall
         for text in {*attacks(pattern, 1 << 12)}:
-            start = time.thread_time()
-            run(text)
-            if (took := time.thread_time() - start) > 0.03:  # is 0.001 at the most
-                slow.append((place, way, text[:40], took))
+            for _ in range(3):  # the garbage of all tests may be collected in between
+                start = time.thread_time()
+                run(text)
+                if time.thread_time() - start < 0.03:  # is 0.001 at the most
+                    break
+            else:
+                slow.append((place, way, text[:40]))
     assert slow == []
 
 
@@ -2829,6 +2849,90 @@ def test_a_write_that_fails_takes_nothing_else_with_it(tmp_path, others):
         found = [index.get_meta(key) for key in ("failed", "other", "later")]
         assert found == [None, "1" if others else None, "1"]
         assert [change.error for change in waiting] == [None]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[ms.Index]:
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as opened:
+        yield opened
+
+
+def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
+    """How SQLite goes about each SELECT that `ask` has the index run."""
+    run, read = [], index.read
+    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    ask()
+    del index.read
+    rows = [read(f"EXPLAIN QUERY PLAN {sql}", *values) for sql, values in run]
+    return [" ".join(row[3] for row in found) for found in rows]
+
+
+@pytest.mark.parametrize("kind", [(), (("type", "image"),)], ids=["all", "of a type"])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("order", ["created_at", "name", "size"])
+def test_lists_of_accounts_go_by_indexes(index, order, descending, kind):
+    query = ms.Query(1, kind, order=((order, descending),))
+    (count,) = plans(index, lambda: index.media.count(query))
+    assert "USING COVERING INDEX media_by_" in count
+    (found,) = plans(index, lambda: list(index.media.each(query, 10)))
+    assert "USING INDEX media_by_" in found
+    assert "TEMP B-TREE" not in found
+
+
+@pytest.mark.parametrize(
+    ("filters", "by"),
+    [
+        ({"kind": "image"}, "entity_by_kind"), ({"parent_id": 5}, "entity_by_parent"),
+        ({"mime_type": "x"}, "entity_by_mime_type"), ({"extension": "x"}, "entity_by_extension"),
+        ({"is_collection": True}, "entity_collection"), ({"is_deleted": True}, "entity_deleted"),
+    ],
+)  # fmt: skip
+def test_lists_of_entities_go_by_indexes(index, filters, by):
+    count, page = plans(index, lambda: index.entities.page(None, filters, "", 10, -1))
+    chosen, joined, _ = page.partition(" SEARCH asset USING PRIMARY KEY")
+    assert joined
+    assert by in count
+    assert by in chosen
+    assert "TEMP B-TREE" not in chosen
+
+
+def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.close()
+    before = index.path.read_bytes()
+    with pytest.raises(ms.SettingError, match="newer mediaserver"):
+        ms.open_index(index.path)
+    assert index.path.read_bytes() == before
+
+
+def test_an_account_has_at_most_so_many_sessions_and_those_that_end_last_stay(index, monkeypatch):
+    monkeypatch.setattr(ms, "MAX_SESSIONS", 2)
+    users = [index.write(lambda db: index.users.add(db, an_account(), 0.0)) for _ in range(2)]
+    for name, user, expires_at in (
+        ("a", 0, 9e9), ("b", 0, 7e9), ("of another", 1, 5e9), ("c", 0, 8e9), ("late", 0, 6e9),
+    ):  # fmt: skip
+        session = ms.Session(name, users[user].id, name, 1e9, expires_at, 1e9)
+        opened = functools.partial(index.sessions.open, user=users[user], session=session)
+        assert index.write(opened)
+    found = index.read("SELECT id FROM session ORDER BY id").fetchall()
+    assert found == [("a",), ("c",), ("of another",)]
+
+
+def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
+    for name, made in (("a", True), ("b", False), ("c", None)):
+        asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", f"{name}.png", asset.sha256, 1, 2, 3.0, 4.0)
+        index.write(functools.partial(index.files.put, file=file, asset=asset))
+        if made is not None:
+            index.assets.set_thumbnail(asset.sha256, made)
+
+    def waiting() -> list[str]:
+        found = index.assets.without_thumbnail(["image"], 9, "")
+        return [asset.sha256[0] for _, asset in found]
+
+    assert waiting() == ["c"]
+    index.assets.retry_thumbnails()
+    assert waiting() == ["b", "c"]
 
 
 # ======================================================================================
@@ -2933,6 +3037,182 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
         folder.keep(incoming, ["sub/a.png"])
         incoming.discard(undo=False)
         assert files_below(tmp_path) == {"sub/a.png"}
+
+
+# -- S3
+
+S3_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
+DOCUMENTED_KEYS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+# AWS's aws-sig-v4-test-suite: its names, requests and signatures.
+SIGV4_SUITE = {
+    "get-vanilla": (
+        "GET", "/", {},
+        "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
+    ),
+    "get-vanilla-query-order-key-case": (
+        "GET", "/?Param2=value2&Param1=value1", {},
+        "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500",
+    ),
+    "get-utf8": (
+        "GET", "/%E1%88%B4", {},
+        "8318018e0b0f223aa2bbf98705b62bb787dc9c0e678f255a891fd03141be5d85",
+    ),
+    "get-header-value-trim": (
+        "GET", "/", {"my-header1": " value1", "my-header2": ' "a   b   c"'},
+        "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736",
+    ),
+    "post-vanilla": (
+        "POST", "/", {},
+        "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+    ),
+}  # fmt: skip
+# Amazon S3's documentation, "Examples: Signature Calculations".
+SIGV4_DOCUMENTED = {
+    "get-object": (
+        "GET", "/test.txt", {"range": "bytes=0-9"}, b"",
+        "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+    ),
+    "put-object": (
+        "PUT", "/test%24file.text",
+        {"date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"},
+        b"Welcome to Amazon S3.",
+        "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd",
+    ),
+    "get-bucket-lifecycle": (
+        "GET", "/?lifecycle", {}, b"",
+        "fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543",
+    ),
+    "list-objects": (
+        "GET", "/?max-keys=2&prefix=J", {}, b"",
+        "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGV4_SUITE)
+def test_requests_are_signed_as_in_the_test_suite_of_aws(name):
+    method, target, headers, signature = SIGV4_SUITE[name]
+    given = {"host": "example.amazonaws.com", "x-amz-date": "20150830T123600Z", **headers}
+    signer = ms.Signer(*S3_KEYS, "us-east-1", "service")
+    found = signer.authorize(method, target, given, ms.EMPTY_SHA256)
+    assert found == (
+        "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request,"
+        f" SignedHeaders={';'.join(sorted(given))}, Signature={signature}"
+    )
+
+
+@pytest.mark.parametrize("name", SIGV4_DOCUMENTED)
+def test_requests_are_signed_as_in_the_documentation_of_amazon_s3(name):
+    method, target, headers, body, signature = SIGV4_DOCUMENTED[name]
+    given = {
+        "host": "examplebucket.s3.amazonaws.com", "x-amz-date": "20130524T000000Z",
+        "x-amz-content-sha256": sha256(body), **headers,
+    }  # fmt: skip
+    signer = ms.Signer(*DOCUMENTED_KEYS, "us-east-1")
+    found = signer.authorize(method, target, given, sha256(body))
+    assert found.endswith(f", Signature={signature}")
+
+
+def test_urls_are_signed_as_in_the_documentation_of_amazon_s3():
+    signer = ms.Signer(*DOCUMENTED_KEYS, "us-east-1")
+    host = "examplebucket.s3.amazonaws.com"
+    assert signer.presign(host, "/test.txt", 86400, "20130524T000000Z") == (
+        "/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F"
+        "20130524%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400"
+        "&X-Amz-SignedHeaders=host&X-Amz-Signature="
+        "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
+    )
+
+
+class FakeStore:
+    """An object store's end of connections; `script` has one step for each: bytes, or a fault."""
+
+    def __init__(self, *script: object) -> None:
+        self.asked: list[bytes] = []
+        self._script = iter(script)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._held: list[socket.socket] = []
+        self.client = ms.S3Client(self.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for step in self._script:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # it is over
+                return
+            self._held.append(connection)
+            self.asked.append(connection.recv(65536))
+            if isinstance(step, bytes):
+                connection.sendall(step)
+            elif step == "reset":
+                connection.close()
+
+    def __enter__(self) -> FakeStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for connection in self._held:
+            connection.close()
+
+
+S3_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+S3_BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+S3_DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+S3_MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+S3_GET = ms.S3Request("GET", "bucket", "a b/ä.png")
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr(ms, "S3_RETRIES", (1e-9, 1e-9))
+
+
+@pytest.mark.parametrize("passing", [(), (S3_BUSY,), ("reset", "reset"), (S3_BUSY, "reset")])
+def test_a_request_to_a_store_is_tried_again_after_what_passes(no_waits, passing):
+    with FakeStore(*passing, S3_OK) as store:
+        assert store.client.call(S3_GET).body == b"ok"
+        assert len(store.asked) == len(passing) + 1
+        assert store.asked[-1].startswith(b"GET /bucket/a%20b/%C3%A4.png HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(S3_DENIED, PermissionError), (S3_MISSING, FileNotFoundError)]
+)
+def test_what_a_store_refuses_is_not_tried_again(no_waits, answer, error):
+    with FakeStore(answer, S3_OK) as store:
+        with pytest.raises(error):
+            store.client.call(S3_GET)
+        assert len(store.asked) == 1
+
+
+@pytest.mark.parametrize("fault", [("hangs",), (S3_BUSY,) * 3, ("reset",) * 3])
+def test_a_store_that_is_away_is_asked_again_only_after_a_while(no_waits, monkeypatch, fault):
+    monkeypatch.setattr(ms, "S3_SECONDS", 0.1 if "hangs" in fault else DEADLINE)
+    with FakeStore(*fault, S3_OK, S3_OK) as store:
+        client = store.client
+        for _ in range(3):  # the circuit is open after the first
+            with pytest.raises(ms.Unavailable):
+                client.call(S3_GET)
+        wait_until(lambda: len(store.asked) == len(fault))
+        monkeypatch.setattr(ms, "S3_SECONDS", DEADLINE)
+        client._retry_at = time.monotonic()
+        assert [client.call(S3_GET).body for _ in range(2)] == [b"ok", b"ok"]
+
+
+def test_a_kept_connection_that_has_ended_costs_another_try_and_no_error(no_waits):
+    kept = S3_OK.replace(b"Connection: close\r\n", b"")
+    with FakeStore(kept, kept) as store:
+        client = store.client
+        assert client.call(S3_GET).body == b"ok"
+        store._held[0].close()
+        assert client.call(S3_GET).body == b"ok"
 
 
 # ======================================================================================
@@ -4818,10 +5098,8 @@ def test_hundreds_of_idle_connections_disturb_nobody(server):
     try:
         for raw in idle[::2]:
             raw.send(b"GET /health HTT")
-        begun = time.monotonic()
         assert server.upload(png()).status == 201
         assert server.get("/health").status == 200
-        assert time.monotonic() - begun < 5
         for raw in idle[:20:2]:
             raw.send(b"P/1.1\r\nHost: x\r\n\r\n")
             assert raw.answer().status == 200
@@ -4865,58 +5143,80 @@ class Echo:
         pass
 
 
-@pytest.fixture
-def bare_server(monkeypatch):
-    """A Server with short patience, in this process; it answers with the path and the body."""
-    seconds = {"IDLE": 0.3, "HEAD": 0.3, "BODY": 0.3, "LINGERING": 0.2}
-    for name, value in seconds.items():
-        state = ms.State[name]
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=value))
-    for name, value in {"HEAD_SECONDS": 0.6, "MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
-        monkeypatch.setattr(ms, name, value)
-    going_on = threading.Event()
-    loads = memoryview(bytearray(4)).cast("i")
-    bare = ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0)
-    bare.port = bare.server_port
-    bare.accepted = []
+def set_patience(monkeypatch, seconds: float) -> None:
+    """Set how long a Server waits for what a client is to send or read."""
+    for state, wait in ms.WAITS.items():
+        if state is not ms.State.LINGERING:
+            monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
+    monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
 
-    def accept(head, peer):
-        bare.accepted.append(head.path)
+
+class EchoService:
+    """Answers with the path and the body; `going_on` lets go what waits."""
+
+    def __init__(self):
+        self.accepted = []
+        self.going_on = threading.Event()
+        self.path, self.size = Path(os.devnull), 0  # of /file
+
+    def __call__(self, head, peer):
+        self.accepted.append(head.path)
         if head.path == "/wait":
-            going_on.wait(DEADLINE)
+            self.going_on.wait(DEADLINE)
         echo = Echo(head.path)
         if head.path.startswith("/deferred"):
             answer = echo.finish()
-            deferred = ms.Deferred("decoder", lambda: going_on.wait(DEADLINE) and answer)
+            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(DEADLINE) and answer)
             if not head.has_body:
                 return deferred
             echo.finish = lambda: deferred
         if head.path == "/file":
-            source = io.FileIO(bare.path)
-            return ms.Response(200, [], [ms.FileSlice(source, 0, bare.size)], bare.size, source)
+            source = io.FileIO(self.path)
+            return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
         return echo if head.has_body else echo.finish()
 
-    bare.application = accept
-    bare.inline = lambda head: None
-    bare.is_prompt = lambda head: False
-    bare.client_of = lambda head, peer: head.headers.get("x-client", peer)
-    bare.on_error = lambda error, origin: ms.Response(
-        error.status, error.headers.items(), b"refused"
-    )
-    bare.going_on = going_on
+    def inline(self, head):
+        return None
+
+    def is_prompt(self, head):
+        return head.path == "/prompt"
+
+    def client_of(self, head, peer):
+        return head.headers.get("x-client", peer)
+
+    def on_error(self, error, origin):
+        return ms.Response(error.status, error.headers.items(), b"refused")
+
+
+def close_bare(server: ms.Server) -> None:
+    for connection in server.connections.within(*ms.WAITS):
+        server.connections.enter(connection, ms.State.CLOSED)
+    for item in (server._alarm, server._wakeup, server._selector):
+        item.close()
+
+
+@pytest.fixture
+def bare_server(monkeypatch):
+    """A patient Server in this process, around an EchoService."""
+    set_patience(monkeypatch, DEADLINE)
+    lingering = ms.WAITS[ms.State.LINGERING]._replace(seconds=0.2)
+    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, lingering)
+    for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
+        monkeypatch.setattr(ms, name, value)
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
+    bare.port = bare.server_port
     thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
     thread.start()
     yield bare
-    going_on.set()
+    bare.service.going_on.set()
     bare.stop()
-    bare._wakeup.send(b"\0")
+    bare.wake()
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    for connection in list(bare._held.values()):
-        bare._enter(connection, ms.State.CLOSED)
-    assert bare._descriptors == bare._in_flight == bare.bodies._all == bare.downloads._all == 0
-    for item in (bare._alarm, bare._wakeup, bare._selector):
-        item.close()
+    close_bare(bare)
+    counts = bare.connections
+    assert counts.descriptors == counts.in_flight == bare.bodies._all == bare.downloads._all == 0
 
 
 def test_a_wakeup_without_data_is_no_error(monkeypatch):
@@ -4929,30 +5229,28 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
             theirs.send(b"abc")
         return True
 
-    class Stub:
-        buffers = ms.Buffers()
-
     monkeypatch.setattr(ms.Connection, "wait_readable", wait_readable)
+    buffer = memoryview(bytearray(10))
     with ours, theirs:
         ours.setblocking(False)
-        connection = ms.Connection(ours, "peer", Stub())
+        connection = ms.Connection(ours, "peer", None)
         connection.receive_soon(1)
         assert connection.received == b""
-        assert connection.receive_more(1) is None
-        assert bytes(connection.receive_more(1)) == b"abc"
+        assert connection.receive_more(buffer, 1) is None
+        assert bytes(connection.receive_more(buffer, 1)) == b"abc"
     assert next(wakeups) == 3
 
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server._bodies._limit = 1
+    bare_server.runner.pools.bodies._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
-        wait_until(lambda: bare_server._in_flight == 1)
+        wait_until(lambda: bare_server.connections.in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server._bodies.has_backlog)
-        bare_server.going_on.set()
+        wait_until(bare_server.runner.pools.bodies.has_backlog)
+        bare_server.service.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
 
@@ -4962,7 +5260,7 @@ def post(path: str, length: int, *fields: str) -> bytes:
 
 
 def states(server: ms.Server) -> Counter[ms.State]:
-    return Counter(connection.state for connection in list(server._held.values()))
+    return Counter(connection.state for connection in server.connections.within(*ms.WAITS))
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
@@ -4979,7 +5277,7 @@ def test_a_request_is_accepted_once_however_its_body_comes(bare_server, size, co
             raw.send(sent[start : start + size])
         assert raw.answer().body == b"/a" + body
         assert raw.answer().body == b"/b"
-    assert bare_server.accepted == ["/a", "/b"]
+    assert bare_server.service.accepted == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("split", [0, 1, 70_000])
@@ -4988,21 +5286,19 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
     with Raw(bare_server) as raw, Raw(bare_server) as other:
         raw.send(post("/a", len(body)) + body[:split])
         wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
-        assert bare_server._in_flight == 0
+        wait_until(lambda: bare_server.connections.in_flight == 0)
         other.send(post("/b", 1) + b"x")
         assert other.answer().body == b"/bx"
         raw.send(body[split : split + 10])  # stays with the selector
         raw.send(body[split + 10 :])
         assert raw.answer().body == b"/a" + body
-    assert bare_server.accepted == ["/a", "/b"]
+    assert bare_server.service.accepted == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
 def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
-    for name, value in {"GRACE_SECONDS": 0.2, "HEAD_SECONDS": DEADLINE, "MIN_RATE": 1000}.items():
-        monkeypatch.setattr(ms, name, value)
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
         raw.send(data)
         while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5012,19 +5308,17 @@ def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkey
 
 def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(ms, "MIN_RATE", 10)
+    monkeypatch.setattr(ms, "MIN_RATE", 10 / DEADLINE)
     with Raw(bare_server) as raw:
-        raw.send(post("/a", 100))
-        for _ in range(10):  # each earns a second
-            raw.send(bytes(10))
+        raw.send(post("/a", 100) + bytes(10))  # which earn the time for the next ten
+        for _ in range(9):
             time.sleep(0.05)
+            raw.send(bytes(10))
         assert raw.answer().status == 200
 
 
 @pytest.mark.parametrize("most", ["client", "all"])
 def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch, most):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
     bare_server.bodies._each = 3 if most == "client" else 100
     bare_server.bodies._most = 3 if most == "all" else 100
@@ -5066,29 +5360,29 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
                 raw.send(post(f"/deferred{number}", 1) + b"x")
             else:
                 raw.send(get_line(f"/deferred{number}"))
-        wait_until(bare_server._deferred["decoder"].is_full)
+        wait_until(bare_server.runner.pools.deferred["decoder"].is_full)
         with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
-        bare_server.going_on.set()
+        bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
-    bare_server.is_prompt = lambda head: head.path == "/prompt"
-    bare_server._short._limit = bare_server._bodies._limit = 2
+    pools = bare_server.runner.pools
+    pools.short._limit = pools.bodies._limit = 2
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
         for number, raw in enumerate(slow):
             raw.send(get_line("/wait") if number % 2 else post("/wait", 1) + b"x")
-        wait_until(lambda: bare_server._in_flight == 12)
+        wait_until(lambda: bare_server.connections.in_flight == 12)
         with Raw(bare_server) as raw:
             raw.send(get_line("/prompt") * 2)
             assert [raw.answer().status for _ in range(2)] == [200, 200]
             raw.send(get_line("/other"))
             assert raw.answer().status == 503
-        bare_server.going_on.set()
+        bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
 
 
@@ -5096,9 +5390,10 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
     bare_server, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
-    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
-    with open(bare_server.path, "wb") as file:
-        file.truncate(bare_server.size)
+    service = bare_server.service
+    service.path, service.size = tmp_path / "large", 64 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
     bare_server.downloads._most, bare_server.downloads._each = 3, 2
     with contextlib.ExitStack() as stack:
 
@@ -5109,7 +5404,7 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
 
         slow = [begin(client) for client in ("one", "one", "other")]
         wait_until(lambda: states(bare_server)[ms.State.SENDING] == 3)
-        assert (bare_server.downloads._all, bare_server._descriptors) == (3, 6)
+        assert (bare_server.downloads._all, bare_server.connections.descriptors) == (3, 6)
         refused = [begin("one").answer(), begin("third").answer()]
         assert [(each.status, each.headers["Retry-After"]) for each in refused] == [
             (429, "1"), (503, "1")
@@ -5124,14 +5419,12 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
         assert raw.answer("HEAD").status == 200
 
 
-def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
-    bare_server._most_descriptors = 3
+def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
+    bare_server.connections.most_descriptors = 3
     with contextlib.ExitStack() as stack:
         body, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
         body.send(post("/slow", 2) + b"a")  # it counts twice, for a file
-        wait_until(lambda: bare_server._descriptors == 3)
+        wait_until(lambda: bare_server.connections.descriptors == 3)
         new = stack.enter_context(Raw(bare_server))
         new.send(get_line("/new"))
         assert new.answer().status == 200
@@ -5149,7 +5442,7 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
-    bare_server._most_descriptors = 0
+    bare_server.connections.most_descriptors = 0
     with Raw(bare_server) as raw:
         assert raw.answer().status == 503
         assert raw.is_closed()
@@ -5194,8 +5487,7 @@ def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(
 
 
 def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
-    for state in (ms.State.IDLE, ms.State.HEAD):
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=0.3))
+    set_patience(monkeypatch, 0.3)
     with Raw(bare_server) as raw:
         with contextlib.suppress(OSError):
             while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5203,40 +5495,55 @@ def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
         assert raw.is_closed()
 
 
-def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
-    for data, status in (
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
         (b"GET / HT", 408),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", 408),
         (b"", None),
         (get_line("/a"), 200),
-    ):
-        with Raw(bare_server) as raw:
-            raw.send(data)
-            if status:
-                assert raw.answer().status == status
-            assert raw.is_closed()
+    ],
+)
+def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(
+    bare_server, monkeypatch, data, status
+):
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(data)
+        if status:
+            assert raw.answer().status == status
+        assert raw.is_closed()
 
 
-def test_a_head_that_drips_for_too_long_ends(bare_server):
+def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
+    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
+    with open(bare_server.path, "wb") as file:
+        file.truncate(bare_server.size)
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        wait_until(lambda: not bare_server._held)
+        with pytest.raises((AssertionError, OSError)):
+            raw._take(bare_server.size)
+
+
+def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 0.3)
     with Raw(bare_server) as raw:
         raw.send(b"GET / HTTP/1.1\r\nX: ")
-        end = time.monotonic() + DEADLINE
-        with pytest.raises(OSError):
-            while time.monotonic() < end:
-                raw.send(b"a")
-                time.sleep(0.05)
+        while not select.select([raw.socket], [], [], 0.02)[0]:
+            raw.send(b"a")
+        assert raw.answer().status == 408
 
 
-def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():  # a busy machine may need long to begin
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
-    monkeypatch.setattr(ms, "HEAD_SECONDS", DEADLINE)
+def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
     waiting = [Raw(bare_server) for _ in range(3)]
     for raw in waiting:
         raw.send(get_line("/wait"))
     refused = waiting[2].answer()
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
-    bare_server.going_on.set()
+    bare_server.service.going_on.set()
     assert [raw.answer().body for raw in waiting[:2]] == [b"/wait"] * 2
     for raw in waiting:
         raw.socket.close()
@@ -5318,28 +5625,14 @@ def test_a_worker_that_fails_says_why(capfd):
     assert "KeyError: 'nothing'" in capfd.readouterr().err
 
 
-def test_a_worker_leaves_a_connection_to_one_that_has_fewer_for_a_moment(monkeypatch):
-    monkeypatch.setattr(ms, "DEFER_SECONDS", 0)
-    loads = memoryview(bytearray(8)).cast("i")
-    taken = []
-    with ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0) as ours:
-        ours.process_request = lambda sock, peer: taken.append(sock.close())
-        ours._in_flight = 5
-
-        def accept(turns: int) -> int:
-            for _ in range(turns):
-                ours._accept()
-            return len(taken)
-
-        with socket.create_connection(ours.server_address, DEADLINE):
-            assert accept(ms.MAX_DEFERRALS) == 0
-            assert accept(1) == 1, "the other did not come for it"
-        assert list(loads) == [5, 0]
-        loads[1] = 4
-        with socket.create_connection(ours.server_address, DEADLINE):
-            assert accept(1) == 2
-    for item in (ours._alarm, ours._wakeup, ours._selector):
-        item.close()
+def test_a_worker_takes_one_connection_a_turn_and_leaves_the_next_to_others():
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
+    with bare, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
+        bare._accept()
+        assert len(bare.connections.held) == 1
+        close_bare(bare)
 
 
 # -- What a crash, a stop or a large file does
@@ -5507,6 +5800,21 @@ def test_a_copy_of_the_index_of_a_stopped_server_has_everything(start, tmp_path,
     copy = shutil.copy(running.data / "index.sqlite3", tmp_path)
     with contextlib.closing(sqlite3.connect(copy)) as index:
         assert index.execute("SELECT count(*) FROM user").fetchone() == (3,)
+
+
+def test_a_wal_that_its_processes_left_to_each_other_is_folded_in(tmp_path):
+    left = tmp_path / "left"
+    left.mkdir()
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as index:
+        index.set_meta("key", "value")
+        for part in tmp_path.glob("index*"):
+            shutil.copy(part, left)
+    assert (left / "index-wal").stat().st_size
+    ms.fold_wal_in(left / "index")
+    assert not (left / "index-wal").exists()
+    with contextlib.closing(ms.Index(left / "index", query_only=True)) as index:
+        assert index.get_meta("key") == "value"
+    ms.fold_wal_in(tmp_path / "none" / "index")  # as after a disk that went
 
 
 def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
@@ -5836,7 +6144,7 @@ def test_other_fields_beside_the_file_are_passed_over(server):
 
 def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     answer = server.request("OPTIONS", "/image/a.png")
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert {"GET", "PUT"} <= set(answer.headers["Allow"].split(", "))
     asked = {
         "Origin": "https://app.example",
@@ -5844,7 +6152,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
         "Access-Control-Request-Headers": "authorization, x-own",
     }
     answer = server.request("OPTIONS", "/image/a.png", headers=asked)
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
     assert "PUT" in answer.headers["Access-Control-Allow-Methods"]
     assert "authorization" in answer.headers["Access-Control-Allow-Headers"].lower()
@@ -5856,7 +6164,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     assert server.request("OPTIONS", "/nothing").status == 404
     with Raw(server) as raw:
         raw.send(get_line("*", method="OPTIONS"))
-        assert raw.answer("HEAD").status in {200, 204}
+        assert raw.answer("HEAD").status == 204
 
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
@@ -6048,11 +6356,10 @@ def test_a_deleted_image_is_gone_from_everywhere(server):
     "name",
     ["..%2fsecret.png", "%2e%2e%2fsecret.png", "..", "%2e%2e", "a%00.png", ".incoming", "%5c"],
 )
-def test_no_name_leads_out_of_the_media_folder(server, name):
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_no_name_leads_out_of_the_media_folder(server, method, name):
     (server.storage / "secret.png").write_bytes(png())
-    for method in ("GET", "DELETE"):
-        answer = server.request(method, f"/media/{name}", headers=OWNER)
-        assert answer.status in {400, 404, 405}
+    assert server.request(method, f"/media/{name}", headers=OWNER).status == 404
     assert (server.storage / "secret.png").exists()
 
 
@@ -6095,7 +6402,7 @@ def test_one_range_is_206_416_or_passed_over(server, served):
             assert (answer.status, answer.body) == (206, content[first : last + 1]), value
             assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
             head = server.request("HEAD", path, headers={"Range": value})
-            assert (head.status in {200, 206}, head.body) == (True, b"")
+            assert (head.status, head.body) == (200, b"")  # RFC 9110, 14.2: of GET only
 
 
 def test_several_ranges_are_one_multipart_answer(server, served):
@@ -6802,7 +7109,7 @@ def test_no_link_on_the_way_is_followed_by_anything(start, tmp_path):
     for path in (f"/media/{name}", "/media/secret.png", f"/image/{sha256(public)}"):
         assert running.get(path).status == 404
     assert running.upload(png()).status == 503
-    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status in {404, 503}
+    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status == 503
     running.rescan()
     assert (images / name).exists()
     assert running.listed() == {}
@@ -6978,7 +7285,7 @@ def test_previews_are_private_where_their_pictures_are(start):
         answer = running.get(path, **READER)
         assert answer.status == 200
         assert "private" in answer.headers["Cache-Control"]
-        assert running.get(path).status in {401, 404}
+        assert running.get(path).status == 401
 
 
 def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
@@ -7075,21 +7382,20 @@ def test_without_space_for_previews_they_are_made_for_each_request(start):
 @pytest.mark.parametrize(
     ("digest", "status"),
     [("0" * 64, 404), ("x", 400), ("0" * 63, 400), ("0" * 65, 400), ("g" * 64, 400),
-     ("%00" + "0" * 63, 400), (sha256(b""), 404)],
+     ("%00" + "0" * 63, 404), (sha256(b""), 404)],
 )  # fmt: skip
-def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(server, digest, status):
-    assert server.get(f"/thumbnail/{digest}").status in {
-        status,
-        404 if "%00" in digest else status,
-    }
-    assert server.get(f"/image/{digest}").status in {status, 404 if "%00" in digest else status}
+@pytest.mark.parametrize("route", ["image", "thumbnail"])
+def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(
+    server, route, digest, status
+):
+    assert server.get(f"/{route}/{digest}").status == status
 
 
-def test_what_cannot_be_drawn_has_no_thumbnail(server):
-    for content, name in ((svg(), "a.svg"), (png()[:40], "a.png")):
-        made = server.upload(content, name)
-        if made.status == 201:
-            assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
+@pytest.mark.parametrize(("content", "name"), [(svg(), "a.svg"), (png()[:40], "a.png")])
+def test_what_cannot_be_drawn_has_no_thumbnail(server, content, name):
+    made = server.upload(content, name)
+    assert made.status == 201
+    assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
 
 
 def test_threads_that_want_the_same_rendition_all_get_the_verdict_of_the_first():
@@ -7354,14 +7660,14 @@ def test_private_content_is_known_to_nobody_without_private_read(start):
     running = start()
     content = png(300, 200)
     name = running.store(content, "secret.png").json["stored_as"]
-    digest = sha256(content)
+    digest, draws = sha256(content), importlib.util.find_spec("PIL") is not None
     running.rescan()
     for headers, status in (({}, 404), (WRITER, 404), (READER, 200), (OWNER, 200)):
         answer = running.request("GET", f"/image/{digest}", headers=headers)
         assert answer.status == status
         assert status == 404 or "private" in answer.headers["Cache-Control"]
         thumbnail = running.request("GET", f"/thumbnail/{digest}", headers=headers)
-        assert thumbnail.status == 404 if status == 404 else thumbnail.status in {200, 404}
+        assert thumbnail.status == (status if draws else 404)
         assert thumbnail.status == 404 or "private" in thumbnail.headers["Cache-Control"]
     for path in ("/list", "/media"):
         text = running.request("GET", path, headers=OWNER).body.decode()
@@ -7382,7 +7688,6 @@ def test_an_upload_folder_elsewhere_is_used_and_found_again(start, tmp_path):
     running.store(content, "a.png")
     assert (tmp_path / "box" / "of images" / "a.png").read_bytes() == content
     fill(tmp_path / "box" / "of images", {"put by hand.png": content})
-    assert running.get("/image/put%20by%20hand.png", **READER).status in {200, 404}
     running.rescan()
     assert running.get("/image/put%20by%20hand.png", **READER).body == content
 
@@ -8668,7 +8973,7 @@ def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, djan
     duplicate = jane.upload(content)[1]
     for headers in ({}, OWNER, django.headers):
         for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
-            assert server.request("GET", f"/{tail}", headers=headers).status in {401, 403, 404}
+            assert server.request("GET", f"/{tail}", headers=headers).status == 404
     month = time.strftime("%Y-%m")
     for path in ("/list", "/media", "/gallery/items", f"/gallery/items?group={month}"):
         body = server.get(path).body
@@ -8765,26 +9070,6 @@ def test_an_accounts_upload_that_was_answered_survives_a_kill_and_the_rest_is_go
     assert len(kept) <= user.listed()["count"] == len(user.files())
     assert list((user.folder.parent / ".incoming").glob("*")) == []
     assert user.refresh(refresh)[0] == 200
-
-
-def plan(server: Server, query: str) -> str:
-    """How SQLite goes about a query on the server's index."""
-    database = sqlite3.connect(server.data / "index.sqlite3")
-    try:
-        return " ".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}"))
-    finally:
-        database.close()
-
-
-def test_lists_of_accounts_go_by_indexes(server):
-    for kind in ("", " AND type = 'image'"):
-        where = f"user_id = 1 AND is_deleted = 0{kind}"
-        count = plan(server, f"SELECT count(*) FROM media WHERE {where}")
-        assert "USING COVERING INDEX media_by_" in count
-        for order in ("created_at ASC, id ASC", "name DESC, id DESC", "size ASC, id ASC"):
-            found = plan(server, f"SELECT * FROM media WHERE {where} ORDER BY {order} LIMIT 10")
-            assert "USING INDEX media_by_" in found
-            assert kind or "TEMP B-TREE" not in found
 
 
 # -- entities: versioned media entities ----------------------------------------------------
@@ -9260,12 +9545,20 @@ def test_what_does_not_parse_is_422_as_fastapi_words_it(entities):
         assert (answer.status, answer.json["detail"][0]["loc"]) == (422, ["body", "label"])
 
 
-def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
-    for digits in (2**63 - 1, 2**63, 2**64, 10**30, -1, 0, -(2**63), "9" * 5000):
-        for tail in ("", "?version=1", "/file", "/versions"):
-            assert server.get(f"/entity/{digits}{tail}").status in {404, 422}
-        assert server.get(f"/entity/?version={digits}").status in {200, 422}
-        assert server.get(f"/entity/?page={digits}").status in {200, 422}
+@pytest.mark.parametrize(
+    ("digits", "one", "version", "page"),
+    [
+        (2**63 - 1, 404, 200, 200), (2**63, 422, 200, 200), (10**30, 422, 200, 200),
+        ("9" * 5000, 422, 422, 422), (-1, 404, 200, 422), (0, 404, 200, 422),
+        (-(2**63), 422, 200, 422),
+    ],
+    ids=["largest", "too large", "10**30", "5000 digits", "-1", "0", "smallest"],
+)  # fmt: skip
+def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server, digits, one, version, page):
+    for tail in ("", "?version=1", "/file", "/versions"):
+        assert server.get(f"/entity/{digits}{tail}").status == one
+    assert server.get(f"/entity/?version={digits}").status == version
+    assert server.get(f"/entity/?page={digits}").status == page
 
 
 # The declarations of document 004 as its own program has them
@@ -9487,17 +9780,6 @@ def test_a_version_of_the_list_has_what_was_then(stock):
     assert page["items"] == [stock.get(5)]
     assert page["pagination"]["total_items"] == 1
     assert stock.listed(version=4)["pagination"]["total_pages"] == 0
-
-
-def test_lists_of_entities_go_by_indexes(stock):
-    for condition, index in {
-        "kind IS 'image'": "entity_by_kind", "parent_id IS 5": "entity_by_parent",
-        "mime_type IS 'x'": "entity_by_mime_type", "extension IS 'x'": "entity_by_extension",
-        "is_collection = 1": "entity_collection", "is_deleted = 1": "entity_deleted",
-    }.items():  # fmt: skip
-        found = plan(stock.server, f"SELECT * FROM entity WHERE {condition} ORDER BY id LIMIT 1")
-        assert index in found
-        assert "TEMP B-TREE" not in found
 
 
 # -- files: uploads that can be resumed ---------------------------------------------------
@@ -10678,12 +10960,85 @@ def test_the_openapi_document_is_valid_and_has_every_route(server):
     assert document["openapi"].startswith("3.1.")
     paths = {(item.method, re.sub(r"\{.*?\}", "{}", item.path.rstrip("/"))) for item in ms.ROUTES}
     assert operations_of(document) == paths
-    identifiers = [
-        operation["operationId"]
+    operations = [each for methods in document["paths"].values() for each in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if re.match(r"(get|post|put|patch|delete)_\1|<", name)]
+    assert all(operation["summary"] for operation in operations)
+
+
+def test_the_openapi_documents_examples_are_what_its_schemas_take(server):
+    validate = need("jsonschema").validate
+    document = server.get("/openapi.json").json
+    messages = [
+        message
         for operations in document["paths"].values()
         for operation in operations.values()
+        for message in (operation.get("requestBody", {}), *operation["responses"].values())
     ]
-    assert len(set(identifiers)) == len(identifiers)
+    checked = 0
+    for message in (*messages, *document["components"]["responses"].values()):
+        for content in message.get("content", {}).values():
+            if "example" in content:
+                schema = {**content["schema"], "components": document["components"]}
+                validate(content["example"], schema)
+                checked += 1
+    assert checked > 50
+
+
+def test_schemathesis_gets_no_answer_that_the_openapi_document_does_not_have(start, tmp_path):
+    once()
+    schemathesis = need("schemathesis")
+    server = start(auth_disabled="true")
+    document = server.get("/openapi.json").json
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            del operation["responses"]["default"]  # which would allow any error
+    (tmp_path / "openapi.json").write_text(json.dumps(document))
+    (tmp_path / "binary.py").write_text(
+        "from schemathesis import serializer\n"
+        "for kind in ('offset+octet-stream', 'partial-upload'):\n"
+        "    serializer.alias(f'application/{kind}', 'application/octet-stream')\n"
+    )
+    checks = ("not_a_server_error,status_code_conformance,content_type_conformance,"
+              "response_schema_conformance,response_headers_conformance")  # fmt: skip
+    command = [
+        schemathesis, "run", "openapi.json", "--url", server.url,
+        "--phases", "examples,fuzzing", "--max-examples", "3", "--generation-deterministic",
+        "--continue-on-failure", "--checks", checks,
+    ]  # fmt: skip
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "binary", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    assert " passed" in done.stdout
+
+
+def test_a_client_that_is_generated_of_the_openapi_document_uploads_and_lists(
+    server, tmp_path, monkeypatch
+):
+    once()
+    generate = [need("openapi-python-client"), "generate", "--meta", "none"]
+    need("attr")
+    need("httpx")
+    (tmp_path / "settings.yml").write_text("post_hooks: []")  # no formatting
+    generate += ["--url", f"{server.url}/openapi.json", "--config", tmp_path / "settings.yml"]
+    generate += ["--output-path", tmp_path / "generated_client"]
+    subprocess.run(generate, capture_output=True, check=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module
+    content = png()
+    made = module("generated_client.types").File(io.BytesIO(content), "a.png", "image/png")
+    body = module("generated_client.models").UploadMediaBody(file=made)
+    media = "generated_client.api.media"
+    with module("generated_client").AuthenticatedClient(server.url, OWNER_KEY) as client:
+        stored = module(f"{media}.upload_media").sync(client=client, body=body)
+        listed = module(f"{media}.list_media").sync(client=client)
+    assert stored.sha256 == sha256(content)
+    assert [(each.filename, each.size) for each in listed.files][:1] == [
+        (stored.filename, stored.size)
+    ]
 
 
 def test_answers_are_as_the_openapi_document_has_them(server, django):
@@ -10724,14 +11079,6 @@ def test_answers_are_as_the_openapi_document_has_them(server, django):
     assert stored["sha256"] in server.get("/list").json
 
 
-def test_the_docs_page_draws_every_operation_in_a_browser(server, tmp_path):
-    answer = server.get("/docs")
-    assert "unsafe" not in answer.headers["Content-Security-Policy"]
-    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
-    page = dump_page(server.url + "/docs", tmp_path)
-    assert page.count("<details>") == len(operations_of(server.get("/openapi.json").json))
-
-
 def test_the_server_answers_while_it_scans(start, tmp_path):
     fill(tmp_path / "pictures", {f"{i // 100}/{i}.png": png() for i in range(1500)})
     running = start()
@@ -10760,6 +11107,15 @@ def read_samples(server: Server) -> dict[str, float]:
         assert types.get(form[1], types.get(family)), line
         samples[form[1] + (form[2] or "")] = float(form[3])
     return samples
+
+
+def test_promtool_has_nothing_to_say_about_the_metrics(server):
+    server.upload(png())
+    metrics = server.get("/metrics", **OWNER).body
+    checked = subprocess.run(
+        [need("promtool"), "check", "metrics"], input=metrics, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
@@ -11021,7 +11377,7 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     assert browser.see("document.querySelectorAll('.tile').length === 4")
     headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
     assert browser.see(headings) == "November 20233,September 20011"
-    browser.run("document.querySelector('.tile a').focus()")
+    browser.run("document.querySelector('.tile a[aria-label*=Ärger]').focus()")
     browser.press(ENTER)
     browser.see(TITLE_SHOWN, "Ärger.png")
     browser.press(RIGHT)
@@ -11038,6 +11394,29 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     browser.see("document.activeElement.ariaLabel?.includes('old.png')")
     browser.open(address)
     browser.see(TITLE_SHOWN, "new.png")
+
+
+def test_the_docs_page_has_every_operation_and_tries_one_with_a_token(browser, server, tmp_path):
+    answer = server.get("/docs")
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
+    browser.open(server.url + "/docs")
+    count = len(operations_of(server.get("/openapi.json").json))
+    browser.see("document.querySelectorAll('details').length === arguments[0]", count)
+    browser.run(
+        "document.getElementById('token').value = arguments[0];"
+        "window.box = [...document.querySelectorAll('details')]"
+        "  .find((each) => each.innerText.startsWith('POST\\n/upload\\n'));"
+        "box.open = true",
+        OWNER_KEY,
+    )
+    browser.see("box.querySelector('form')")
+    (tmp_path / "it's.png").write_bytes(content := png())
+    browser.choose_files("details[open] [name=file]", tmp_path / "it's.png")
+    browser.click("details[open] button")
+    assert sha256(content) in browser.see("box.querySelector('[role=status]').innerText")
+    curl = "curl -X POST -H 'Authorization: Bearer TOKEN' -F 'file=@it'\\''s.png' "
+    assert browser.run("return box.querySelector('pre').textContent").startswith(curl + "http")
 
 
 def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
@@ -11733,7 +12112,8 @@ def accepts(port: int) -> bool:
 
 def free_port() -> int:
     """A port below those that the kernel gives to clients, lest one of them takes it first."""
-    while accepts(port := random.randrange(10_000, 32_000)):
+    choose = random.SystemRandom()  # two suites may have the same seed
+    while accepts(port := choose.randrange(10_000, 32_000)):
         pass
     return port
 
@@ -11780,8 +12160,12 @@ class Site(Server):
 
     def __enter__(self) -> Site:
         self.process = subprocess.Popen(self.command)
-        wait_until(lambda: accepts(self.port), "nginx")
+        wait_until(self._is_ready, "nginx")
         return self
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, (self.config.parent / "error.log").read_text()
+        return accepts(self.port)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -11980,7 +12364,10 @@ def before_a_listener(
 
     def hear(listener: socket.socket) -> None:
         while True:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it was shut down
+                return
             with connection:
                 lines = connection.recv(65536).decode().strip().split("\r\n")[1:]
                 fields = [line.partition(": ") for line in lines]
@@ -11989,9 +12376,14 @@ def before_a_listener(
                 connection.sendall(b"HTTP/1.1 204 No\r\nConnection: close\r\n\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=hear, args=(listener,), daemon=True).start()
-        with Site(folder, certificate, listener.getsockname()[1], folder) as site:
-            yield site, heard
+        thread = threading.Thread(target=hear, args=(listener,))
+        thread.start()
+        try:
+            with Site(folder, certificate, listener.getsockname()[1], folder) as site:
+                yield site, heard
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(DEADLINE)
 
 
 def test_what_a_client_forges_does_not_reach_the_server(tmp_path, certificate):
