@@ -1379,7 +1379,8 @@ def test_an_accounts_hash_is_in_no_log():
         ({"user_id": "07"}, None), ({"user_id": "\u0667"}, None), ({"user_id": None}, None),
         ({"user_id": [7]}, None), ({"permissions": "media_store_write"}, None),
         ({"permissions": {"media_store_write": 1}}, None),
-        ({"permissions": ["media_store_write", 1]}, None), ({"permissions": None}, None),
+        ({"permissions": ["media_store_write", 1]}, None), ({"permissions": None}, 7),
+        ({"permissions": False}, None),
     ],
 )  # fmt: skip
 def test_the_claims_of_an_account_are_taken_at_their_exact_type(
