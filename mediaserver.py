@@ -208,11 +208,20 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def parse_seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < 1e9:
-            return seconds
-    raise ValueError(f"{text!r} is not a number of seconds")
+def amount_of(unit: str, most: float) -> Callable[[str], float]:
+    """Return what parses a number of a unit of time, from 0 to below `most`.
+
+    >>> amount_of("days", 1e6)("1.5")
+    1.5
+    """
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 <= (amount := float(text)) < most:
+                return amount
+        raise ValueError(f"{text!r} is not a number of {unit}")
+
+    return parse
 
 
 def parse_path(text: str) -> Path:
@@ -306,7 +315,7 @@ class Settings(NamedTuple):
     port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
-        0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
+        0, "seconds between scans; 0: only at start and on SIGHUP", amount_of("seconds", 1e9),
         environment=False,
     )  # fmt: skip
     workers: int = number(1, 64, "server processes", environment=False)
@@ -527,6 +536,10 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     names = [name for name, _, spec in Settings.table() if spec.secret]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
+    for name in missing:
+        if name in kept and not (kept[name] or "").strip():
+            problem = f"is blank in {settings.secrets_file}: give it a value or delete its line"
+            raise SettingError(name, problem)
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
     if made.items() - kept.items():
         write_secrets(settings.secrets_file, {**kept, **made})
@@ -757,7 +770,13 @@ def hash_password(password: str, salt: bytes | None = None) -> str:
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none."""
+    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none.
+
+    Accounts that were imported have Django's PBKDF2 hashes, `pbkdf2_sha256$rounds$salt$base64`.
+    """
+    if match := re.fullmatch(r"pbkdf2_sha256\$(\d{1,8})\$([^$]+)\$([\w+/=]+)", stored, re.ASCII):
+        key = hashlib.pbkdf2_hmac("sha256", _utf8(password), match[2].encode(), int(match[1]))
+        return hmac.compare_digest(base64.b64encode(key).decode(), match[3])
     match = re.fullmatch(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+)", stored, re.ASCII)
     if not match:
         return False
@@ -1235,7 +1254,7 @@ def _parse_user_id(value: object) -> int:
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
     """Return whom verified claims speak for."""
-    permissions = claims.get("permissions", [])
+    permissions = [] if (told := claims.get("permissions")) is None else told
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
     subject = claims.get("sub") if algorithm == "ES256" else None
@@ -3787,6 +3806,11 @@ SPARE_SHARE = 8  # at most this part of what is free
 SPARE_SECONDS = 10.0  # between two tries to have the space again
 
 
+def open_private(path: str, flags: int) -> int:
+    """Open a file as `open` does; a new one can be read by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 class SpareSpace:
     """Disk that a file holds for the index, which is written to on a full disk, too."""
 
@@ -3809,7 +3833,7 @@ class SpareSpace:
             size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
             if size < SPARE_BYTES // SPARE_SHARE:
                 return False
-            with open(self._path, "xb", buffering=0) as file:
+            with open(self._path, "xb", buffering=0, opener=open_private) as file:
                 if allocate(file, size):
                     return True
             self._path.unlink()
@@ -4335,17 +4359,20 @@ class Users(Table):
         return list(self._select("ORDER BY id"))
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
-        """Which of the unique fields another account has."""
-        unique = {
-            "email": ("email_key", values.get("email", "").casefold()),
-            "username": ("username", values.get("username")),
-            "phone_number": ("phone_number", values.get("phone_number")),
+        """Which of the unique fields another account has; a login takes e-mail and username."""
+        email, username = values.get("email", ""), values.get("username")
+        name = "email_key = ? OR username = ?"
+        unique: dict[str, tuple[str, list[Any]]] = {
+            "email": (name, [email.casefold(), email]),
+            "username": (name, [username and username.casefold(), username]),
+            "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
-        sql = "SELECT 1 FROM user WHERE {} = ?"
         query = functools.partial(self._index.query, db)
-        return [n for n, (c, v) in unique.items() if query(sql.format(c), v).fetchone()]
+        sql = "SELECT 1 FROM user WHERE {}"
+        return [n for n, (c, v) in unique.items() if query(sql.format(c), *v).fetchone()]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
+        """Write a new account; an `id` among the values is that of another program."""
         row = {
             "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
             "email_key": values["email"].casefold(), "now": now,
@@ -4356,7 +4383,7 @@ class Users(Table):
             " :phone_number, :first_name, :last_name, :password, :now)"
             f" RETURNING {USER_COLUMNS}"
         )
-        return User(*db.execute(sql, {**row, "id": self._free_id(db)}).fetchone())
+        return User(*db.execute(sql, {"id": self._free_id(db), **row}).fetchone())
 
     def _free_id(self, db: Database) -> int:
         """The next id; those are left out under which another program's user has records here."""
@@ -4739,11 +4766,16 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
-    def hide(self, user_id: int, key: str, now: float) -> bool:
+    def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
-        return self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount) > 0
+        return db.execute(sql, (now, key, user_id)).rowcount > 0
+
+    def is_known(self, key: str) -> bool:
+        """Whether there is something with this id, softly deleted or not."""
+        sql = f"SELECT 1 FROM {self._table} WHERE id = ?"
+        return self._index.read(sql, key).fetchone() is not None
 
     def remove_collection(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; whether there was one."""
@@ -4759,6 +4791,11 @@ class OwnedTable(Generic[Record]):
         return self._index.write(apply) > 0
 
 
+def bounded(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
+
+
 class Entities(Table):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
@@ -4767,7 +4804,7 @@ class Entities(Table):
     ) -> Entity | None:
         sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
         if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, version]
+            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
         row = self._index.query(db, sql, *values).fetchone()
         return Entity.from_row(row) if row else None
 
@@ -4805,10 +4842,10 @@ class Entities(Table):
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
         table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": version}
+        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
         for column, value in filters.items():
             equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = value
+            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
         if text:
             conditions["instr(search, ?)"] = search_text(text)
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -4831,7 +4868,14 @@ class Entities(Table):
         if current and current.is_same(entity):
             return current
         version, added = entity.version + 1, entity.added if entity.id else now
-        entity = entity._replace(version=version, added=added, updated=now)
+        return self._write(db, entity._replace(version=version, added=added, updated=now))
+
+    def adopt(self, db: Database, versions: Iterable[Entity]) -> None:
+        """Write all versions of an entity of another program, under its id, which is free."""
+        for number, entity in enumerate(versions, 1):
+            self._write(db, entity._replace(version=number))
+
+    def _write(self, db: Database, entity: Entity) -> Entity:
         entity = entity._replace(transaction_id=self._next_transaction(db))
         asset, facts = entity.asset, entity.asset and entity.asset.facts
         row: list[Any] = [entity.id or None, *entity[1:ENTITY_WIDTH]]
@@ -4896,6 +4940,9 @@ TRASHED = """
 """  # an entity may have been changed since it was deleted
 
 
+MAX_CLOCK_STEP = 86400.0  # seconds between two looks at the trash, by the clock
+
+
 class Trash(Table):
     """What is softly deleted, of users and among the entities."""
 
@@ -4908,6 +4955,20 @@ class Trash(Table):
         """What has an id, which is a UUID for a media record and a number for an entity."""
         row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
         return Trashed(*row) if row else None
+
+    def is_clock_steady(self, now: float) -> bool:
+        """Whether it is about as late as when this was asked last, perhaps before a restart.
+
+        A clock that is wrong at a start, or was, must not make years of what was just deleted.
+        """
+
+        def look(db: Database) -> bool:
+            sql = "SELECT value FROM meta WHERE key = 'trash_looked_at'"
+            row = db.execute(sql).fetchone()
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('trash_looked_at', ?)", (str(now),))
+            return row is None or abs(now - float(row[0])) < MAX_CLOCK_STEP
+
+        return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
         sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
@@ -5916,7 +5977,12 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
@@ -10925,7 +10991,7 @@ def parse_hashes(value: Any) -> list[str]:
 def parse_string(value: Any, numbers: bool) -> str:
     """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+        value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
     for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
@@ -10962,9 +11028,7 @@ def parse_integer(value: Any) -> int:
 
 def check_bounds(item: Field, number: int, where: str) -> int:
     low, high = item.minimum, item.maximum
-    if where == "query":  # past any page, and what SQLite can take
-        number = max(-MAX_BYTES, min(number, MAX_BYTES))
-    elif abs(number) > MAX_BYTES:
+    if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise Unfit("is too large", "int_parsing_size")
     if low is not None and number < low:
         raise Unfit(f"must be at least {low}", "greater_than_equal", low)
@@ -11113,6 +11177,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
+    if spec.upload and not has_upload and values.get(spec.upload.name):
+        problems.append(no_file(spec.upload))
     where = "body"
     if spec.wrapper and spec.wrapper in values:
         values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
@@ -11123,6 +11189,10 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if problems:
         raise ValidationError(*problems)
     return fields
+
+
+def no_file(upload: Upload) -> FieldError:
+    return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
@@ -11140,9 +11210,13 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        kind = JSON_KINDS.get(type(value), "number")
+        message = f"Invalid data. Expected a dictionary, but got {kind}."
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
+
+
+JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -11210,9 +11284,7 @@ class FormBody:
             return
         text, self._text = self._text, bytearray()
         if self._upload and part.name == self._upload.name and text:
-            raise ValidationError(
-                FieldError("body", part.name, "must be a file, not a text", "file")
-            )
+            raise ValidationError(no_file(self._upload))
         if part.filename is None and part.name in self._declared:
             self._values[part.name] = decode_field(part.name, text)
 
@@ -12493,7 +12565,7 @@ LOGIN = BodySpec(ANY_BODY, (
 ), check=check_login_form)  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
-PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
+PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), needed("new_password")))
 
 
 def unauthorized(detail: str) -> HTTPError:
@@ -12687,11 +12759,17 @@ def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    if app.logins.check(key, request.client, values["old_password"], user.password):
+    is_right = app.logins.check(key, request.client, values["old_password"], user.password)
+    problems: list[FieldError] = []  # of both are told at once
+    collect_declared((NEW_PASSWORD,), values, "body", problems)
+    if is_right and not problems:
         password = app.new_passwords.hash(values["new_password"])
-        if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
-            return Response(204)
-    raise ValidationError(FieldError("body", "old_password", "Wrong password."))
+        is_right = app.index.write(lambda db: app.index.users.set_password(db, user, password))
+    if not is_right:
+        problems.append(FieldError("body", "old_password", "Wrong password."))
+    if problems:
+        raise ValidationError(*problems)
+    return Response(204)
 
 
 # Lists, in the shape of Django REST Framework's PageNumberPagination.
@@ -13000,7 +13078,8 @@ def write_record(
 @route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
-    existing(app.index.media.hide(caller(request), id.lower(), time.time()))
+    user, media, now = caller(request), app.index.media, time.time()
+    existing(app.index.write(lambda db: media.hide(db, user, id.lower(), now)))
     return Response(204)
 
 
@@ -13855,7 +13934,8 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
     """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
     while True:
         try:
-            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+            if app.index.trash.is_clock_steady(now := time.time()):
+                empty_trash(app, now - app.settings.trash_days * 86400)
         except (OSError, sqlite3.Error) as error:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
@@ -17079,6 +17159,8 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
         found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
+        if words and "storage_dir" in options and parse_path(words[-1]).is_dir():
+            parser.error(f"{words[-1]} is one folder too many: STORAGE_DIR is one")
         parser.error(
             f"{' '.join(words)!r} is neither a folder that is there nor a command with the words"
             f" that it takes; commands: {names}"
@@ -17153,7 +17235,7 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a+")
+    file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -17343,11 +17425,7 @@ PROGRESS_SECONDS = 0.5  # between two looks at a terminal
 LINE_SECONDS = 60.0  # and between two lines elsewhere
 
 
-def parse_days(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (days := float(text)) < 1e6:
-            return days
-    raise ValueError(f"{text!r} is no number of days")
+parse_days = amount_of("days", 1e6)
 
 
 def parse_rate(text: str) -> int:
@@ -17878,7 +17956,9 @@ def need_empty(settings: Settings, resumed: bool) -> None:
     if index.exists():
         with contextlib.closing(Index(index, query_only=True)) as known:
             if any(known.count_rows()):
-                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+                raise Refusal(
+                    f"{index} knows files already; a backup is brought back into a new folder"
+                )
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
@@ -17974,34 +18054,65 @@ DESTINATIONS = {
 }
 
 
+RECORDS = ("accounts", "entities")  # families that are taken in from databases
+
+
+class Result(NamedTuple):
+    """What has become of something that was to be taken in."""
+
+    word: str  # new, here, left or failed
+    detail: str  # where it is, or why
+
+
+def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result]]:
+    """Yield what has become of one thing; Refusal where the others would fail like it."""
+    try:
+        yield what, work()
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
+            raise Refusal(f"stopped at {what}: {error.strerror}") from None
+        yield what, Result("failed", error.strerror or str(error))
+
+
 class Importer:
     """Copies files from another program's folder; what is here already stays as it is."""
 
-    def __init__(self, origin: Folder, folder: Folder, destination: Destination) -> None:
+    def __init__(
+        self, origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+    ) -> None:
         self._origin = origin
         self._folder = folder
         self._types = destination.types
         self._prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
         self._is_tree = destination.is_tree
+        self._is_trial = is_trial
 
-    def take(self, path: str, is_trial: bool) -> tuple[str, str]:
-        """Take in a file unless it is a trial: `new` or `here`, its place; or `left` and why."""
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all files, and yield what becomes of each."""
+        unreadable: list[bytes] = []
+        for path, _ in self._origin.walk(bool, unreadable):
+            name = os.fsdecode(path)
+            yield from attempt(name, functools.partial(self._take, name))
+        for path in unreadable:
+            yield os.fsdecode(path), Result("failed", "it cannot be read")
+
+    def _take(self, path: str) -> Result:
         if not is_media_name(os.fsencode(path)):
-            return "left", "its name is not that of an image, video or audio"
+            return Result("left", "its name is not that of an image, video or audio")
         found = describe(self._origin, path, 0.0)
         if found is None:
-            return "left", "it is gone"
+            return Result("left", "it is gone")
         file, asset = found
         if reason := self._refuse(asset.facts):
-            return "left", reason
+            return Result("left", reason)
         names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
         for name in names:
             if self._folder.is_gone(name):
                 free = itertools.chain([name], names)
-                return "new", name if is_trial else self._copy(file, free)
+                return Result("new", name if self._is_trial else self._copy(file, free))
             kept = describe(self._folder, name, 0.0)
             if kept and kept[1].sha256 == asset.sha256:
-                return "here", name
+                return Result("here", name)
         raise AssertionError("names have no end")
 
     def _refuse(self, facts: Facts | None) -> str:
@@ -18014,22 +18125,307 @@ class Importer:
 
     def _copy(self, file: File, names: Iterable[str]) -> str:
         """Copy a file with its times under the first name that is free; return that name."""
-        with self._origin.open(file.path) as source:
-            status = os.fstat(source.fileno())
-            receiving = self._folder.begin(Limit(sys.maxsize, ""))  # it may have grown
-            with contextlib.ExitStack() as on_error:
-                on_error.callback(receiving.discard)
-                for block in read_blocks(source, file.size):
-                    receiving.feed(block)
-                incoming = receiving.finish()
-                if incoming.sha256 != file.sha256:
-                    raise BlockingIOError(errno.EAGAIN, "it is being written")
-                times = (status.st_atime_ns, status.st_mtime_ns)
-                os.utime(incoming.file.fileno(), ns=times)
-                name = self._folder.keep(incoming, names)
-                on_error.pop_all()
-        incoming.discard(undo=False)
-        return name
+        return copy_file(
+            self._origin, file, self._folder, lambda new: self._folder.keep(new, names)
+        )
+
+
+def copy_file(
+    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], md5: bool = False
+) -> T:
+    """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
+    with origin.open(file.path) as source:
+        status = os.fstat(source.fileno())
+        receiving = folder.begin(Limit(sys.maxsize, ""), md5)  # it may have grown
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(receiving.discard)
+            for block in read_blocks(source, file.size):
+                receiving.feed(block)
+            incoming = receiving.finish()
+            if incoming.sha256 != file.sha256:
+                raise BlockingIOError(errno.EAGAIN, "it is being written")
+            os.utime(incoming.file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            kept = keep(incoming)
+            on_error.pop_all()
+    incoming.discard(undo=False)
+    return kept
+
+
+# The tables of media_handler's two services (Django) and of CoLAN's media store (SQLAlchemy, with
+# a row for each version). They are read from SQLite files and, as PostgreSQL's cannot be read
+# without its driver, from what `manage.py dumpdata` writes.
+SOURCE_TABLES = (
+    "accounts_customuser", "media_handler_collection", "media_handler_media", "entities",
+    "entities_version",
+)  # fmt: skip
+Row = dict[str, Any]
+MAX_DUMP_BYTES = 1 << 30
+PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
+
+
+def read_tables(source: Path) -> dict[str, list[Row]]:
+    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder."""
+    tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
+    readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
+               ".json": read_dump}  # fmt: skip
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if read := readers.get(os.path.splitext(name)[1]):
+                for table, row in read(Path(folder, name)):
+                    tables[table].append(row)
+    return tables
+
+
+def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what a database has, read from a copy: SQLite writes beside it."""
+    import tempfile
+
+    with open(path, "rb") as file:
+        if file.read(16) != b"SQLite format 3\0":
+            return
+    with tempfile.TemporaryDirectory() as place:
+        for suffix in ("", "-wal", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{suffix}", f"{place}/copy{suffix}")
+        with contextlib.closing(sqlite3.connect(f"{place}/copy")) as db:
+            db.row_factory = sqlite3.Row
+            try:
+                known = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
+                for table in SOURCE_TABLES:
+                    order = "transaction_id" if table.endswith("_version") else "id"
+                    sql = f"SELECT * FROM {table} ORDER BY {order}"
+                    for row in db.execute(sql) if table in known else ():
+                        yield table, dict(row)
+            except sqlite3.Error as error:
+                raise Refusal(f"{path} cannot be read: {error}") from None
+
+
+def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
+    if path.stat().st_size > MAX_DUMP_BYTES:
+        return
+    try:
+        items = json.loads(path.read_bytes())
+    except ValueError:
+        return
+    for item in items if isinstance(items, list) else ():
+        table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
+        if table in SOURCE_TABLES:
+            row = {"id": item["pk"], **item["fields"]}
+            yield table, row | {"collection_id": row.get("collection")}
+
+
+def read_time(value: object) -> float:
+    """Return Unix seconds of a time as those databases have it: milliseconds, or UTC as a text.
+
+    >>> read_time(1700000000000), read_time("2023-11-14 22:13:20"), read_time(None)
+    (1700000000.0, 1700000000.0, 0.0)
+    """
+    if isinstance(value, (int, float)):
+        return value / 1000
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(re.sub(r"(\.\d{3})\d*|Z$", r"\1", str(value)))
+        return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
+    return 0.0
+
+
+class RecordImporter:
+    """Takes in what another program's database has, under its ids and with its times."""
+
+    def __init__(
+        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], is_trial: bool
+    ) -> None:
+        self._app, self._index, self._origin = app, app.index, origin
+        self._tables = tables
+        self._is_trial = is_trial
+        self._users: dict[int, int] = {}  # ids there and here
+        self._histories: dict[int, list[Row]] = {}  # of entities
+        for row in tables["entities_version"]:
+            self._histories.setdefault(row["id"], []).append(row)
+        self._places = [""]  # below the source, where paths may begin
+        for folder, folders, _ in os.walk(origin.path):
+            place = os.path.relpath(folder, origin.path)
+            self._places += [f"{place}/"] if place != "." else []
+            if place.count("/") + (place != ".") >= PLACES_BELOW:
+                folders.clear()
+
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all rows, and yield what becomes of each."""
+        takers = (self._take_user, self._take_collection, self._take_media, self._take_entity)
+        names = ("user", "collection", "media", "entity")
+        for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
+            for row in self._tables[table]:
+                yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+
+    def _take_user(self, row: Row) -> Result:
+        users, email = self._index.users, row["email"]
+        known = users.find(email)
+        if known and known.email.casefold() == email.casefold():
+            self._users[row["id"]] = known.id
+            return Result("here", email)
+        names = ("first_name", "last_name", "email", "username", "phone_number", "password")
+        values = {name: row[name] for name in names}
+        if taken := users.taken(values):
+            return Result("failed", f"{email}: another account has its {', '.join(taken)}")
+        if not users.get(row["id"]):
+            values["id"] = row["id"]
+
+        def add(db: Database) -> User:
+            user = users.add(db, values, read_time(row["date_joined"]))
+            if not row["is_active"]:
+                users.set_active(db, user, False)
+            return user
+
+        self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
+        is_read = str(row["password"]).startswith("pbkdf2_sha256$")
+        return Result("new", email if is_read else f"{email}: set its password (user passwd)")
+
+    def _owner(self, id: int) -> int | None:
+        """The account here of a user there; None where it is not certain who that is."""
+        if self._tables["accounts_customuser"] or self._index.users.get(id):
+            return self._users.get(id)
+        return id  # accounts are elsewhere, and tokens carry the id
+
+    def _take_collection(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.collections.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        collection = Collection(id, owner, row["name"], row["description"], *times)
+        if not self._is_trial:
+            self._index.write(lambda db: self._index.collections.put(db, collection))
+        return Result("new", row["name"])
+
+    def _take_media(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.media.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        path, file = self._find(row.get("file")), None
+        if not self._is_trial and path:
+            names = numbered_names(f"{owner}/{row['file']}")
+            file = self._copy(path, self._app.users, self._free(self._app.users, names))
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
+        record = MediaRecord(
+            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=shelf,
+            size=file[0].size if file else row["size"], path=file[0].path if file else None,
+            note=None if file else row["storage_path"], description=row["description"],
+            created_at=times[0], updated_at=times[1],
+        )  # fmt: skip
+
+        def put(db: Database) -> None:
+            if file:
+                self._index.files.put(db, *file)
+            self._index.media.put(db, record)
+            if row["is_deleted"]:
+                self._index.media.hide(db, owner, id, times[1])
+
+        if not self._is_trial:
+            self._index.write(put)
+        return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
+
+    def _take_entity(self, row: Row) -> Result:
+        id, history = row["id"], self._history(row)
+        known = self._index.entities.get(id)
+        if known and known.added == read_time(row["added_date"]):
+            return Result("here", row["label"] or "")
+        path = self._find(row["file_path"])
+        found = describe(self._origin, path, 0.0) if path else None
+        sha256 = found[0].sha256 if found else ""
+        if problem := self._entity_problem(id, sha256):
+            return Result("failed", problem)
+        files: dict[str | None, Located | None] = {}
+        for each in () if self._is_trial else history:
+            files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
+
+        def put(db: Database) -> str:
+            if problem := self._entity_problem(id, sha256, db):
+                return problem  # the server has been faster
+            for file in filter(None, files.values()):
+                self._index.files.put(db, *file)
+            versions = [entity_of(each, files[each["file_path"]]) for each in history]
+            self._index.entities.adopt(db, versions)
+            return ""
+
+        if not self._is_trial and (problem := self._index.write(put)):
+            return Result("failed", problem)
+        fate = self._fate(row["file_path"], path)
+        return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
+
+    def _history(self, row: Row) -> list[Row]:
+        """The versions of an entity, the oldest first; the last one is what it is now."""
+        told = ("label", "description", "parent_id", "is_deleted", "file_path")
+        deleted = 2  # SQLAlchemy-Continuum's operation_type
+        versions = [
+            v for v in self._histories.get(row["id"], ()) if v["operation_type"] != deleted
+        ]
+        is_whole = versions and all(versions[-1][name] == row[name] for name in told)
+        return versions if is_whole else [*versions, row]
+
+    def _entity_problem(self, id: int, sha256: str, db: Database | None = None) -> str:
+        """Why an entity cannot be taken in, or nothing."""
+        if self._index.entities.get(id, db=db):
+            return "another entity has its id here"
+        holder = self._index.entities.holder(sha256, db) if sha256 else None
+        return f"entity {holder} has the same content" if holder else ""
+
+    def _take_content(self, name: str | None, md5: str | None) -> Located | None:
+        """Copy what an entity has or had, unless it is gone."""
+        path = self._find(name)
+        folder = self._app.entities
+        placed = self._copy(path, folder, numbered_names(name or ""), md5=True) if path else None
+        return placed and (placed[0], placed[1]._replace(md5=placed[1].md5 or md5))
+
+    def _fate(self, name: str | None, path: str | None) -> str:
+        return "without a file" if not name else path or f"its file {name} is gone"
+
+    def _find(self, name: str | None) -> str | None:
+        """The path below the source of a file that a database names; None if it is gone."""
+        for place in self._places if name else ():
+            with contextlib.suppress(ValueError):
+                if not self._origin.is_gone(f"{place}{name}"):
+                    self._places.remove(place)
+                    self._places.insert(0, place)
+                    return f"{place}{name}"
+        return None
+
+    def _free(self, folder: Folder, names: Iterable[str]) -> Iterator[str]:
+        """The names under which no record has a file."""
+        return (name for name in names if not self._index.files.get(folder.name, name))
+
+    def _copy(
+        self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
+    ) -> Located | None:
+        """Copy a file; what an import that was interrupted has left there is taken for it."""
+        found = describe(self._origin, path, 0.0)
+        for name in names if found else ():
+            if found and folder.is_gone(name):
+                free = itertools.chain([name], names)
+                keep = functools.partial(store_upload, self._app, folder=folder, names=free)
+                return copy_file(self._origin, found[0], folder, keep, md5)
+            kept = describe(folder, name, time.time())
+            if kept and found and kept[1].sha256 == found[0].sha256:
+                return kept
+        return None
+
+
+NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
+
+
+def entity_of(row: Row, file: Located | None) -> Entity:
+    """A version of an entity as CoLAN's media store has it."""
+    return Entity(
+        id=row["id"], is_collection=bool(row["is_collection"]), label=row["label"],
+        description=row["description"], parent_id=row["parent_id"],
+        is_deleted=bool(row["is_deleted"]), added=read_time(row["added_date"]),
+        updated=read_time(row["updated_date"]),
+        path=file[0].path if file else None, asset=file[1] if file else None,
+    )  # fmt: skip
 
 
 def choose_destination(source: Path, family: str) -> Destination:
@@ -18044,8 +18440,8 @@ def choose_destination(source: Path, family: str) -> Destination:
 
 
 def parse_family(text: str) -> str:
-    if text not in DESTINATIONS:
-        raise ValueError(f"{text!r} is none of {', '.join(DESTINATIONS)}")
+    if text not in {*DESTINATIONS, *RECORDS}:
+        raise ValueError(f"{text!r} is none of {', '.join((*DESTINATIONS, *RECORDS))}")
     return text
 
 
@@ -18054,7 +18450,7 @@ def parse_family(text: str) -> str:
     Option("into", "FAMILY", parse_family), Option("dry_run"),
 )  # fmt: skip
 def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
-    """Print what becomes of every file, its path, and its place or why; returns 1 if one failed.
+    """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
 
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
     if it was not.
@@ -18062,51 +18458,50 @@ def import_source(settings: Settings, source: str, into: str = "", dry_run: bool
     place = Path(os.path.realpath(parse_path(source)))
     if not place.is_dir():
         raise Refusal(f"{place} is no folder")
-    destination = choose_destination(place, into)
-    with opened_index(settings) as index:
-        folders = open_folders(settings, index)
-        folder = folders[destination.root]
-        check_import(place, folder, folders)
-        inner = [each.path for each in folders.values()]
+    tables = {} if into in DESTINATIONS else read_tables(place)
+    with opened_app(settings) as app:
+        inner = [each.path for each in app.folders.values()]
         origin = Folder(
-            "source", place, make=False, buffers=folder.buffers,
+            "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
-        counts = import_all(origin, Importer(origin, folder, destination), dry_run)
-    would = "would be copied" if dry_run else "copied"
+        if any(tables.values()):
+            check_import(place, [app.users, app.entities], app.folders)
+            importer: Importer | RecordImporter = RecordImporter(app, origin, tables, dry_run)
+        elif into in RECORDS:
+            raise Refusal(
+                f"there is no database of media_handler or CoLAN's media store in {place}"
+            )
+        else:
+            destination = choose_destination(place, into)
+            folder = app.folders[destination.root]
+            check_import(place, [folder], app.folders)
+            importer = Importer(origin, folder, destination, dry_run)
+        counts = tell_outcomes(importer.run())
+    would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
+    if counts["new"] and not dry_run and not any(tables.values()):
+        warn("the server shows them after its next scan: at its start, or when it gets SIGHUP")
     return 1 if counts["failed"] else 0
 
 
-def check_import(source: Path, folder: Folder, folders: Mapping[str, Folder]) -> None:
+def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, Folder]) -> None:
     """Refuse a source that is the server's own, and a disk that is away."""
     for each in folders.values():
         if source.is_relative_to(each.path):
             raise Refusal(f"{source} is in {each.path}, where it is served already")
-    if folder.is_missing() and not folder.is_new():
-        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+    for folder in targets:
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
-def import_all(origin: Folder, importer: Importer, is_trial: bool) -> dict[str, int]:
-    """Take in what is in a folder, and print what becomes of each file."""
+def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
+    """Print what becomes of each thing, and count it."""
     counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
-    unreadable: list[bytes] = []
-
-    def tell(path: str, outcome: str, detail: str) -> None:
-        counts[outcome] += 1
-        print("\t".join(map(printable_line, (outcome, path, detail))))
-
-    for path, _ in origin.walk(bool, unreadable):
-        try:
-            outcome = importer.take(os.fsdecode(path), is_trial)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
-                raise Refusal(f"stopped at {os.fsdecode(path)}: {error.strerror}") from None
-            outcome = "failed", error.strerror or str(error)
-        tell(os.fsdecode(path), *outcome)
-    for path in unreadable:
-        tell(os.fsdecode(path), "failed", "it cannot be read")
+    for what, (word, detail) in outcomes:
+        counts[word] += 1
+        print("\t".join(map(printable_line, (word, what, detail))))
     return counts
 
 

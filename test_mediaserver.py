@@ -784,6 +784,13 @@ def test_help_explains_every_setting_and_command(tmp_path):
     assert all(name in words for name in ms.COMMANDS)
 
 
+def test_a_secret_that_somebody_has_blanked_stops_the_start(tmp_path):
+    fill(tmp_path / "pictures/.mediaserver", {"secrets.env": b"AUTH_TOKEN=\n"})
+    ended = run_program("--storage_dir", tmp_path / "pictures", cwd=tmp_path)
+    assert (ended.returncode, "AUTH_TOKEN: is blank in" in ended.stderr) == (2, True)
+    assert (tmp_path / "pictures/.mediaserver/secrets.env").read_text() == "AUTH_TOKEN=\n"
+
+
 def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path, monkeypatch):
     for name in ("AUTH_TOKEN", "MEDIA_SERVER_SECRET"):
         monkeypatch.delitem(SECRETS, name)
@@ -797,6 +804,8 @@ def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path
             assert running.request("GET", "/image/a.png", headers=owner).status == 404
             wait_until(lambda server=running: "same secret" in server.log)
             assert f"{file} " in running.log
+            for name in ("lock", "index.sqlite3-spare"):
+                assert (running.data / name).stat().st_mode & 0o777 == 0o600
             assert not any(value in running.log for value in kept[-1].values())
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"AUTH_TOKEN", "MEDIA_SERVER_SECRET"}
@@ -1370,7 +1379,8 @@ def test_an_accounts_hash_is_in_no_log():
         ({"user_id": "07"}, None), ({"user_id": "\u0667"}, None), ({"user_id": None}, None),
         ({"user_id": [7]}, None), ({"permissions": "media_store_write"}, None),
         ({"permissions": {"media_store_write": 1}}, None),
-        ({"permissions": ["media_store_write", 1]}, None), ({"permissions": None}, None),
+        ({"permissions": ["media_store_write", 1]}, None), ({"permissions": None}, 7),
+        ({"permissions": False}, None),
     ],
 )  # fmt: skip
 def test_the_claims_of_an_account_are_taken_at_their_exact_type(
@@ -6082,6 +6092,29 @@ def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(st
     assert files_below(running.storage) == before
 
 
+def test_a_page_far_beyond_the_last_is_empty_and_told_as_it_was_asked(server):
+    for query in ("", f"&version={10**30}", f"&filter_param=parent_id={10**30}"):
+        answer = server.get(f"/entity/?page={10**30}{query}").json
+        assert (answer["items"], answer["pagination"]["page"]) == ([], 10**30)
+    assert server.get(f"/media?page={10**30}").json["files"] == []
+
+
+@pytest.mark.parametrize("name", ["1e999", "-1e999"])
+def test_a_number_without_an_end_is_no_name(server, jane, name):
+    body = f'{{"name": {name}, "type": "image"}}'.encode()
+    headers = {**jane.headers, "Content-Type": "application/json"}
+    answer = server.request("POST", MEDIA, body, headers)
+    assert (answer.status, set(answer.json)) == (400, {"name"})
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_text_is_no_file_in_any_kind_of_body(server, jane, kind):
+    values = {"name": "a", "type": "image", "file": "x"}
+    body = (json.dumps if "json" in kind else urlencode)(values).encode()
+    answer = server.request("POST", MEDIA, body, {**jane.headers, "Content-Type": kind})
+    assert (answer.status, set(answer.json)) == (400, {"file"})
+
+
 MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
     ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
     ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
@@ -6097,6 +6130,10 @@ MESSAGES = [  # what is wrong: method, path, type and body, and words of what is
      form("a.png", b"", "image")[0], 400, ["is empty"]),
     ("GET", "/entity/999", None, None, 404, ["There is no entity 999."]),
     ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
+    ("GET", f"/entity/999?version={10**30}", None, None, 404, [f"a version 1{'0' * 30}."]),
+    ("GET", f"/entity/999?version=-{10**30}", None, None, 404, [f"a version -1{'0' * 30}."]),
+    *[("POST", "/shares", "application/json", text, 400, [f"but got {kind}."])
+      for text, kind in ((b"[]", "list"), (b"null", "null"), (b"1.5", "number"))],
 ]  # fmt: skip
 
 
@@ -7871,6 +7908,7 @@ def test_unique_fields_are_unique_only_the_email_in_any_case_and_blank_is_none(s
     assert register(phone_number=phone)[0] == 201
     for field, taken in (
         ("email", jane.email.upper()), ("username", jane.name), ("phone_number", phone),
+        ("username", jane.email.upper()),  # a login takes either
     ):  # fmt: skip
         message = f"user with this {field.replace('_', ' ')} already exists."
         assert register(**{field: taken}) == (400, {field: [message]})
@@ -8193,6 +8231,8 @@ def test_a_new_password_ends_every_session(server):
     change = {"old_password": "wrong", "new_password": " new password "}
     status, value = user.call("POST", path, change)
     assert (status, set(value)) == (400, {"old_password"})
+    status, value = user.call("POST", path, {**change, "new_password": "short"})
+    assert (status, set(value)) == (400, {"old_password", "new_password"})
     change["old_password"] = user.password
     status, value = user.call("POST", path, {**change, "new_password": "short"})
     assert (status, set(value)) == (400, {"new_password"})
@@ -8338,6 +8378,214 @@ def test_an_imported_picture_keeps_its_address_and_stays_private_where_it_was(
     assert running.get(path).status == (200 if family == "media" else 401)
     if family == "images":
         assert running.get(f"/image/{sha256(content)}").status == 404
+
+
+def make_database(path: Path, tables: Mapping[str, list[dict[str, Any]]]) -> None:
+    """A database as another program leaves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for table, rows in tables.items():
+            names = ", ".join(rows[0])
+            db.execute(f'CREATE TABLE "{table}" ({names})')
+            marks = ", ".join("?" * len(rows[0]))
+            db.executemany(
+                f'INSERT INTO "{table}" VALUES ({marks})', [[*row.values()] for row in rows]
+            )
+
+
+def django_hash(password: str) -> str:
+    key = hashlib.pbkdf2_hmac("sha256", password.encode(), b"NaCl", 1000)
+    return f"pbkdf2_sha256$1000$NaCl${base64.b64encode(key).decode()}"
+
+
+SHOWN, HIDDEN = png_of(300), png_of(400)
+
+
+def media_handler(source: Path, form: str) -> dict[str, str]:
+    """What media_handler leaves: its two databases, or dumps of them; the ids of its things."""
+    ids = {name: str(uuid.uuid4()) for name in ("shelf", "shown", "hidden", "lost", "note")}
+    day = "2025-09-16 06:59:00.123456"
+    mary = {
+        "id": 7, "password": django_hash("correct horse"), "first_name": "Mary", "last_name": "Ä",
+        "email": "Mary@example.com", "username": "mary", "phone_number": None, "is_active": 1,
+        "is_staff": 0, "is_superuser": 0, "last_login": None, "date_joined": day,
+    }  # fmt: skip
+    ann = {**mary, "id": 9, "email": "ann@example.com", "username": None, "password": "bcrypt$x",
+           "is_active": 0}  # fmt: skip
+    row = {"created_at": day, "updated_at": day}
+    shelf = {"id": ids["shelf"], "user": 7, "name": "Summer", "description": None, **row}
+
+    def record(name: str, file: str | None, **more: Any) -> dict[str, Any]:
+        return {"id": ids[name], "user": 7, "name": name, "type": "image", "size": 5, "file": file,
+                "storage_path": file, "description": "d", "is_deleted": 0, "collection_id": None,
+                **row, **more}  # fmt: skip
+
+    records = [
+        record("shown", "image/a.png", collection_id=ids["shelf"]),
+        record("hidden", "image/b.png", is_deleted=1), record("lost", "image/gone.png", user=9),
+        record("note", None, storage_path="image/b.png"),
+    ]  # fmt: skip
+    tables = {"accounts_customuser": [mary, ann], "media_handler_collection": [shelf],
+              "media_handler_media": records}  # fmt: skip
+    fill(source / "backend_server/media", {"image/a.png": SHOWN, "image/b.png": HIDDEN})
+    if form == "dump":
+        items = []
+        for table, rows in tables.items():
+            for row in rows:
+                fields = {name: value for name, value in row.items() if name != "id"}
+                if "collection_id" in fields:
+                    fields["collection"] = fields.pop("collection_id")
+                app, _, model = table.rpartition("_")
+                items.append({"model": f"{app}.{model}", "pk": row["id"], "fields": fields})
+        (source / "dump.json").write_text(json.dumps(items))
+        (source / "package.json").write_text("{}")
+        return ids
+    for row in (shelf, *records):  # SQLite has no UUIDs
+        row["id"] = row["id"].replace("-", "")
+        if row.get("collection_id"):
+            row["collection_id"] = row["collection_id"].replace("-", "")
+    make_database(
+        source / "auth_server/db.sqlite3", {"accounts_customuser": tables["accounts_customuser"]}
+    )
+    del tables["accounts_customuser"]
+    make_database(source / "backend_server/db.sqlite3", tables)
+    return ids
+
+
+@pytest.mark.parametrize("form", ["databases", "dump"])
+def test_what_media_handler_knows_is_taken_in_once_with_its_ids_and_passwords(
+    start, tmp_path, form
+):
+    running, source = start(), tmp_path / "media_handler"
+    ids = media_handler(source, form)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+
+    def imported(*options: str) -> Counter[str]:
+        run = owner_says(running, "import", source, *options)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return Counter(line.split("\t")[0] for line in run.stdout.splitlines())
+
+    assert imported("--dry-run") == {"new": 7}
+    assert running.call("POST", LOGIN, {"username": "mary", "password": "correct horse"})[0] == 401
+    assert imported() == {"new": 7}
+    assert imported() == imported("--dry-run") == {"here": 7}
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+    status, tokens = running.call("POST", LOGIN, {"username": "mary", "password": "correct horse"})
+    assert (status, claims_of(tokens["access"])["user_id"]) == (200, 7)
+    headers = {"Authorization": f"Bearer {tokens['access']}"}
+    profile = running.call("GET", "/api/auth/profile/", headers=headers)[1]
+    assert (profile["email"], profile["last_name"]) == ("Mary@example.com", "Ä")
+    shown = running.call("GET", f"{MEDIA}{ids['shown']}/", headers=headers)[1]
+    assert running.get(local(shown["file"])).body == SHOWN
+    assert (shown["storage_path"], shown["size"]) == ("image/a.png", 300)
+    assert shown["created_at"].startswith("2025-09-16T06:59:00.123")
+    shelf = running.call("GET", f"{SHELVES}{ids['shelf']}/", headers=headers)[1]
+    assert [each["id"] for each in shelf["media"]] == [ids["shown"]]
+    note = running.call("GET", f"{MEDIA}{ids['note']}/", headers=headers)[1]
+    assert (note["file"], note["storage_path"]) == (None, "image/b.png"), "a note is no file"
+    assert running.call("GET", f"{MEDIA}{ids['hidden']}/", headers=headers)[0] == 404
+    assert owner_says(running, "trash", "restore", ids["hidden"]).returncode == 0
+    hidden = running.call("GET", f"{MEDIA}{ids['hidden']}/", headers=headers)[1]
+    assert running.get(local(hidden["file"])).body == HIDDEN
+    users = owner_says(running, "user", "list").stdout
+    assert "9\tann@example.com\t-\tdisabled" in users
+    assert owner_says(running, "verify").returncode == 0
+
+
+def test_records_are_given_to_nobody_who_may_be_another(start, tmp_path):
+    running, source = start(), tmp_path / "media_handler"
+    media_handler(source, "databases")
+    (source / "auth_server/db.sqlite3").unlink()
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+        db.execute("INSERT INTO sqlite_sequence VALUES ('user', 6)")
+        db.commit()
+    assert User(running).id == 7
+    run = owner_says(running, "import", source)
+    outcomes = [line.split("\t")[0] for line in run.stdout.splitlines()]
+    assert (run.returncode, sorted(outcomes)) == (1, ["failed"] * 4 + ["new"])
+
+
+def colan(source: Path) -> None:
+    """What CoLAN's media store leaves, with an entity that was changed twice."""
+    blank = dict.fromkeys(
+        (
+            "create_date",
+            "file_size",
+            "height",
+            "width",
+            "duration",
+            "mime_type",
+            "type",
+            "extension",
+        )
+    )
+    content = SHOWN
+    path = f"2025/11/24/{md5(content)}.png"
+    shelf = {"id": 3, "is_collection": 1, "label": "Shelf", "description": None, "parent_id": None,
+             "added_date": 1763980000123, "updated_date": 1763980000123, **blank, "md5": None,
+             "file_path": None, "is_deleted": None}  # fmt: skip
+    picture = {**shelf, "id": 4, "is_collection": 0, "label": "now", "parent_id": 3,
+               "updated_date": 1763980002000, "md5": md5(content), "file_path": path,
+               "is_deleted": 0}  # fmt: skip
+    gone = {**picture, "id": 5, "parent_id": None, "is_deleted": 1, "md5": "0" * 32,
+            "file_path": "2025/11/24/gone.png"}  # fmt: skip
+    old = {**picture, "label": "then", "updated_date": 1763980000123, "md5": "1" * 32,
+           "file_path": "2025/11/24/old.png"}  # fmt: skip
+    states = [
+        (old, 2, 0),
+        ({**old, "label": "later"}, 5, 1),
+        (picture, 6, 1),
+        ({**gone, "id": 6}, 7, 2),
+    ]
+    versions = [{**row, "transaction_id": number, "end_transaction_id": None,
+                 "operation_type": kind} for row, number, kind in states]  # fmt: skip
+    make_database(
+        source / "media_store.db",
+        {"entities": [shelf, picture, gone], "entities_version": versions},
+    )
+    fill(source / "media_store", {path: content})
+
+
+def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start, tmp_path):
+    running, source = start(), tmp_path / "data"
+    colan(source)
+    assert owner_says(running, "import", source, "--dry-run").stdout.count("new\tentity") == 3
+    first, again = (owner_says(running, "import", source) for _ in range(2))
+    assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
+    assert "its file 2025/11/24/gone.png is gone" in first.stdout
+    assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
+    entities = Entities(running)
+    item = entities.get(4)
+    assert (item["label"], item["parent_id"], item["md5"]) == ("now", 3, md5(SHOWN))
+    assert (item["added_date"], item["file_path"]) == (
+        "2025-11-24T10:26:40.123000Z", f"2025/11/24/{md5(SHOWN)}.png",
+    )  # fmt: skip
+    assert entities.content(4) == SHOWN
+    assert [each["label"] for each in entities.get("4/versions")] == ["then", "later", "now"]
+    assert entities.get(5)["is_deleted"] is True
+    assert entities.create(png())["id"] == 6
+    assert owner_says(running, "verify").returncode == 0
+
+
+def test_an_entity_s_id_that_is_taken_is_told(start, tmp_path):
+    running, source = start(), tmp_path / "data"
+    colan(source)
+    for _ in range(4):
+        mine = Entities(running).create(png())
+    run = owner_says(running, "import", source)
+    assert run.returncode == 1
+    assert "failed\tentity 4\tanother entity has its id here" in run.stdout
+    assert Entities(running).get(4) == mine
+
+
+def test_a_folder_without_a_database_is_no_source_of_records(start, tmp_path):
+    running = start()
+    fill(tmp_path / "old", {"a.sqlite3": b"SQLite format 3\0" + bytes(100), "sub/a.png": png()})
+    run = owner_says(running, "import", tmp_path / "old")
+    assert (run.returncode, "a.sqlite3 cannot be read" in run.stderr) == (1, True)
+    (tmp_path / "old/a.sqlite3").write_bytes(b"x")
+    run = owner_says(running, "import", tmp_path / "old", "--into", "entities")
+    assert (run.returncode, "there is no database" in run.stderr) == (1, True)
 
 
 def test_an_import_of_what_is_served_already_or_is_no_folder_is_refused(start, tmp_path):
@@ -11548,9 +11796,10 @@ def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
     ("words", "status", "told"),
     [
         (["verify"], 1, "there is no index"),
-        (["verify", "--since", "soon"], 2, "--since: 'soon' is no number of days"),
+        (["verify", "--since", "soon"], 2, "--since: 'soon' is not a number of days"),
         (["verify", "--limit-rate", "0"], 2, "--limit_rate: '0' is no number of bytes a second"),
         (["token", "--json"], 2, "--json: is no option of token"),
+        (["/"], 2, "/ is one folder too many"),
     ],
 )
 def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, status, told):
@@ -11687,7 +11936,7 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
     told_by_verify = run_here("restore", tmp_path / "backups", *options)
     assert re.search(r"^9 files, .*: all is as it was taken in$", told_by_verify, re.M)
     run_here("restore", tmp_path / "backups", *options, status=1)
-    assert "is in use" in capsys.readouterr().err
+    assert "knows files already" in capsys.readouterr().err
     served = start(storage=storage, **elsewhere)
     with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
         known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
@@ -11775,7 +12024,7 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
         (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
-        (["restore", whole, "--storage_dir", filled.storage], "is in use"),
+        (["restore", whole, "--storage_dir", filled.storage], "knows files already"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
     ):
         run_here(*words, status=1)
@@ -11855,6 +12104,15 @@ def test_the_trash_empties_itself_after_trash_days(start):
     wait_until(lambda: running.get(f"/entity/{items[0]['id']}").status == 404)
     assert running.get(f"/entity/{items[1]['id']}").status == 200
     assert trash(running, "list").count("\n") == 2
+
+
+def test_a_clock_that_jumps_empties_no_trash_before_it_has_stayed_there(tmp_path):
+    index = ms.open_index(tmp_path / "index")
+    day = 86400
+    steps = (0, 3600, 4000 * day, 4000 * day + 3600, day, day + 3600)
+    steady = [index.trash.is_clock_steady(1e9 + step) for step in steps]
+    assert steady == [True, True, False, True, False, True]
+    index.close()
 
 
 # ======================================================================================
