@@ -1469,6 +1469,32 @@ def test_a_verified_token_is_remembered_until_it_expires() -> None:
         ms.find_principal(token, None, keyless, NOW + 60, cache)
 
 
+def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
+    cache = ms.TokenCache()
+    tokens = {
+        name: f"Bearer {text}"
+        for name, text in {
+            "owner": KEYS.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
+            "wrong": "x", "none": "",
+        }.items()
+    }  # fmt: skip
+    tokens["basic"] = "Basic eDp5"
+
+    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal | None:
+        return ms.recall_principal(tokens.get(name), "", keys, cache, now)
+
+    assert recall("foreign") is None  # not seen yet
+    for name in ("foreign", "account"):
+        ms.find_principal(tokens[name], None, KEYS, NOW, cache)
+    for name in ("owner", "foreign"):
+        assert recall(name) == ms.find_principal(tokens[name], None, KEYS, NOW)
+    assert recall("nobody") == ms.ANONYMOUS
+    assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
+    assert recall("foreign", NOW + 60) is None
+    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    assert recall("wrong", keys=demo) == ms.DEMO
+
+
 def test_the_cache_forgets_the_least_recently_used_and_stands_many_threads() -> None:
     cache = ms.TokenCache(size=2)
     cache.put("a", USER_PRINCIPAL, NOW)
@@ -5146,7 +5172,7 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeyp
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", ((0, 0), (0, 0, 0.0)), ms.Content(b"", 100, "", "", None, ""), None, 0)
+    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), ms.OPEN, None, None, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
@@ -7311,6 +7337,68 @@ def test_a_refused_type_is_told_where_it_is_taken(server):
         assert "/api/media/media/" in detail
         assert "/entity/" in detail
     assert "/entity/" not in server.upload(b"no media", "a.txt").json["detail"]
+
+
+def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(start):
+    running = start(read_auth_enabled="true", log_format="json")
+    running.scanned()
+    running.store(png(), "mine.png")
+    shown = running.upload(png()).json
+    view = cookie_of(open_session(running))
+    asked = [
+        (OWNER, 200), ({}, 401), (WRITER, 403), (bearer(), 403), (READER, 200), (view, 200),
+        ({"Authorization": "Bearer x"}, 401), ({"Authorization": "Basic eDp5"}, 401),
+        ({"Cookie": view["Cookie"] + "x"}, 401), (bearer(exp=1), 401),
+    ]  # fmt: skip
+    paths = ("/image/mine.png", f"/media/{shown['filename']}", f"/image/{shown['sha256']}")
+    for path, method, _ in itertools.product(paths, ("GET", "HEAD"), range(2)):
+        for headers, status in asked:
+            assert running.request(method, path, headers=headers).status == status, (path, headers)
+    lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
+    for line in lines:
+        if line["path"] in paths and line["status"] == 200:
+            assert line["principal"] in {"owner", "token 7", "view"}
+    content = png()
+    (running.data / "images/mine.png").write_bytes(content)
+    assert running.get("/image/mine.png", **OWNER).body == content
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("size", [5000, 200_000])
+def test_a_remembered_file_is_answered_as_it_is_at_first(server, size, private):
+    content = png_of(size)
+    (server.store if private else server.upload)(content)
+    digest = sha256(content)
+    etag, date = f'"{digest}"', server.get(f"/image/{digest}", **OWNER).headers["Last-Modified"]
+    after = "Thu, 01 Jan 2099 00:00:00 GMT"
+    fields = [
+        {}, {"If-None-Match": etag}, {"If-None-Match": f"W/{etag}, x"}, {"If-None-Match": '"x"'},
+        {"If-None-Match": "*"}, {"If-Modified-Since": date}, {"If-Modified-Since": "never"},
+        {"If-Modified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}, {"If-Match": etag},
+        {"If-Match": '"x"', "If-None-Match": etag}, {"If-Unmodified-Since": date},
+        {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT", "If-None-Match": etag},
+        {"Range": "bytes=5-99"}, {"Range": "bytes=-7"}, {"Range": "bytes=5-"}, {"Range": "x"},
+        {"Range": "bytes=0-1,9-"}, {"Range": f"bytes={size}-"},
+        {"Range": "bytes=5-9", "If-Range": etag}, {"Range": "bytes=5-9", "If-Range": '"x"'},
+        {"Range": "bytes=5-9", "If-None-Match": etag}, {"Range": "bytes=5-9", "Origin": "http://x"},
+        {"Origin": "http://x"}, {"Origin": "http://x", "If-None-Match": etag},
+        {"If-Modified-Since": after, "Connection": "close"}, {"Connection": "close"},
+    ]  # fmt: skip
+
+    def answer(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
+        found = server.request(method, path, headers={**OWNER, **headers})
+        boundary = found.headers.get_boundary() or "no boundary"
+        text = re.sub(r"Date: .*\n", "", str(found.headers)).replace(boundary, "")
+        return found.status, sorted(text.splitlines()), found.body.replace(boundary.encode(), b"")
+
+    letters = [place for place, digit in enumerate(digest) if digit.isalpha()]
+    for number, (method, headers) in enumerate(itertools.product(("GET", "HEAD"), fields)):
+        spelt = [*digest]  # in a way that nobody has asked for yet
+        for place in (place for bit, place in enumerate(letters) if number + 1 >> bit & 1):
+            spelt[place] = spelt[place].upper()
+        path = f"/image/{''.join(spelt)}"
+        first = answer(method, path, headers)
+        assert [answer(method, path, headers) for _ in range(2)] == [first] * 2, headers
 
 
 def test_private_content_is_known_to_nobody_without_private_read(start):
