@@ -9468,6 +9468,7 @@ MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
+MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
@@ -9647,36 +9648,52 @@ class Listing:
     """A long JSON answer, kept in an unlinked file as long as the index does not change.
 
     So it is made once a change, sent by sendfile, and never in this process's memory as a whole.
+    Kept are those that are asked for most: who asks for a thousand pages, or by a thousand
+    names of the server, has each made for himself.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
+        self._votes: dict[tuple[str, bool], int] = {}  # of those that are kept
+        self._vote_lock = threading.Lock()
 
     def find(self, index: Index, key: str, zipped: bool) -> Content | None:
         """The list called `key` if it is there as the index has it; the caller closes it."""
-        version, content = self._made.get((key, zipped), ("", None))
-        if content is None or version != index.files.library_version():
-            return None
-        return reopened(content)
+        self._vote((key, zipped))
+        return self._current(index, (key, zipped))
 
     def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
         """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            content = self.find(index, key, zipped)
+            content = self._current(index, (key, zipped))
             if content is None:
                 # Before it is read: a change meanwhile makes it stale
                 version = index.files.library_version()
-                self._made.pop((key, zipped), None)
-                while len(self._made) >= MAX_LISTINGS:
-                    self._made.pop(next(iter(self._made)))
-                made = write_listing(pieces, zipped, self._folder)
-                self._made[(key, zipped)] = version, made
-                content = reopened(made)
+                content = write_listing(pieces, zipped, self._folder)
+                if (key, zipped) in self._votes:
+                    self._made[(key, zipped)] = version, content
+                    return reopened(content)
             return content
+
+    def _current(self, index: Index, name: tuple[str, bool]) -> Content | None:
+        version, content = self._made.get(name, ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def _vote(self, name: tuple[str, bool]) -> None:
+        """Count how often lists are asked for, where few do for many (Misra and Gries, 1982)."""
+        with self._vote_lock:
+            if name in self._votes or len(self._votes) < MAX_LISTINGS:
+                self._votes[name] = min(self._votes.get(name, 0) + 1, MAX_VOTES)
+                return
+            self._votes = {other: votes - 1 for other, votes in self._votes.items() if votes > 1}
+            for gone in self._made.keys() - self._votes.keys():
+                self._made.pop(gone, None)
 
 
 def reopened(content: Content) -> Content:

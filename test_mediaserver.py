@@ -5546,6 +5546,34 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
         assert changes(lambda db: index.files.remove(db, "library", own.path))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed files
+def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_path):
+    made = Counter()
+    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+        listing = ms.Listing(tmp_path)
+
+        def ask(key: str) -> None:
+            def pieces() -> Iterator[str]:
+                made[key] += 1
+                yield f'"{key}"'
+
+            about = (index, key, False)
+            content = listing.find(*about) or listing.make(*about, pieces)
+            assert os.pread(content.source.fileno(), 99, 0).decode() == f'"{key}"'
+            content.source.close()
+
+        for number in range(100):
+            for key in ("http://nas/media", "https://photos.example/media", f"http://{number}"):
+                ask(key)
+        assert made["http://nas/media"] < 5
+        assert made["https://photos.example/media"] < 5
+        for _ in range(2 * ms.MAX_VOTES):  # and who is no more asked for gives way
+            for key in "abcd":
+                ask(key)
+        assert max(made[key] for key in "abcd") < 2 * ms.MAX_VOTES
+        assert len(listing._made) <= ms.MAX_LISTINGS
+
+
 def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
     with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
         failures, limits, later, now = index.failures, {"name": 2}, 2e9, 1e9
