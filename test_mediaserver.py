@@ -5572,6 +5572,8 @@ def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_
                 ask(key)
         assert max(made[key] for key in "abcd") < 2 * ms.MAX_VOTES
         assert len(listing._made) <= ms.MAX_LISTINGS
+        for _, content in listing._made.values():
+            content.source.close()
 
 
 def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
@@ -12938,28 +12940,75 @@ def test_a_thousand_idle_connections_cost_others_nothing(start):
     assert grown < 20 << 20
 
 
+def p99(port: int, request: bytes, rounds: int = 5, connections: int = 4) -> float:
+    """The median of a few rounds' 99th percentiles, in seconds."""
+    each = (load(port, request, 1, connections) for _ in range(rounds))
+    return statistics.median(statistics.quantiles(one, n=100)[98] for one in each)
+
+
 @pytest.mark.bench
-def test_600_slow_bodies_cost_others_next_to_nothing(start):
+@pytest.mark.parametrize("way", ["directly", "through nginx, from one address"])
+def test_600_slow_bodies_cost_others_next_to_nothing(start, tmp_path, certificate, way):
     running = start()
-    get, upload = get_line("/health"), b"".join(upload_request(png_of(50_000)))
-
-    def p99(request: bytes) -> float:
-        each = (load(running.port, request, 1, 4) for _ in range(5))
-        return statistics.median(statistics.quantiles(one, n=100)[98] for one in each)
-
-    before = {name: p99(name) for name in (get, upload)}
+    account = an_account()
+    assert running.call("POST", REGISTER, account)[0] == 201
+    login = json.dumps({"email": account["email"], "password": account["password"]}).encode()
+    kind = "Content-Type: application/json"
+    measured = {
+        "GET": get_line("/health"),
+        "upload": b"".join(upload_request(png_of(50_000))),
+        "login": post("/api/auth/login", len(login), kind) + login,
+    }
+    before = {name: p99(running.port, request) for name, request in measured.items()}
     at_first = memory(running.process.pid, "VmRSS")
     with contextlib.ExitStack() as stack:
+        site = running
+        if way != "directly":
+            site = stack.enter_context(Site(tmp_path, certificate, running.port, running.storage))
         for number in range(600):
-            raw = stack.enter_context(Raw(running))
+            raw = stack.enter_context(Raw(site))
+            if site is not running:
+                raw.socket = ssl._create_unverified_context().wrap_socket(raw.socket)
             client = f"X-Forwarded-For: 10.0.{number % 20}.1"
-            raw.send(post("/api/auth/login", 100_000, "Content-Type: application/json", client))
-        after = {name: p99(name) for name in (get, upload)}
+            raw.send(post("/api/auth/login", 100_000, kind, client) + b'{"a')
+        after = {name: p99(running.port, request) for name, request in measured.items()}
         grown = memory(running.process.pid, "VmRSS") - at_first
-    ratios = [f"{after[name] / before[name]:.2f}" for name in (get, upload)]
-    print(
-        f"\np99 with 600 slow bodies: GET x {ratios[0]}, upload x {ratios[1]}, {grown >> 20} MiB"
-    )
+    ratios = ", ".join(f"{name} x {after[name] / before[name]:.2f}" for name in measured)
+    print(f"\np99 with 600 slow bodies {way}: {ratios}; {grown >> 20} MiB more")
+
+
+@pytest.mark.bench
+def test_200_thumbnails_that_are_not_made_yet_cost_others_little(start):
+    """What as many processes beside it cost as there are decoders is measured as well."""
+    need("PIL")
+    running = start()
+    running.scanned()
+    picture = jpeg(4000, 3000)
+    made = [running.upload(picture + b"%d" % number).json for number in range(200)]
+    measured = {"/health": get_line("/health"), "GET": get_line(f"/media/{made[0]['filename']}")}
+    running.get(f"/media/{made[0]['filename']}")
+    before = {name: p99(running.port, request) for name, request in measured.items()}
+    spinning = [
+        subprocess.Popen(["nice", "-n", "10", "sh", "-c", "while :; do :; done"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    beside = {name: p99(running.port, request) for name, request in measured.items()}
+    for process in spinning:
+        process.kill()
+        process.wait()
+    after: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(Raw(running)) for _ in made]
+        for raw, value in zip(waiting, made, strict=True):
+            raw.send(get_line(f"/thumbnail/{value['sha256']}"))
+        for name, request in measured.items():
+            after[name] = p99(running.port, request, rounds=1)
+        statuses = Counter(raw.answer().status for raw in waiting)
+    for name in measured:
+        ratio, others = after[name] / before[name], beside[name] / before[name]
+        print(f"\np99 of {name} with 200 cold thumbnails: x {ratio:.2f}", end="")
+        print(f"; beside processes that compute x {others:.2f}")
+    print(statuses)
 
 
 @pytest.mark.bench
