@@ -1305,6 +1305,27 @@ def _bearer_principal(
     return principal
 
 
+def recall_principal(
+    authorization: str | None, cookies: str, keys: AuthConfig, cache: TokenCache, now: float
+) -> Principal | None:
+    """Return who makes a request if that costs nothing to tell, and is no account; else None.
+
+    A bearer has to be the owner's, or one whose signature was verified before.
+    """
+    if keys.auth_disabled:
+        return DEMO
+    principal: Principal | None = None
+    if authorization is None:
+        principal = verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+    else:
+        with contextlib.suppress(TokenError):
+            token = parse_bearer(authorization)
+            if token:
+                owner = equals_secret(token, keys.auth_token)
+                principal = OWNER if owner else cache.get(token, now)
+    return principal if principal and principal.user_id is None else None
+
+
 VIEW_COOKIE = "mediaserver_view"
 VIEW_SECONDS = 12 * 3600
 
@@ -7948,10 +7969,10 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LENGTH = 2**63 - 1
 
 
-# What makes the answer to a GET another one: who asks, for what, from where.
+# What makes the answer to a GET another one than to most.
 SELECTING_FIELDS = frozenset((
-    "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
-    "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding", "x-sendfile-type",
+    "if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since",
+    "origin", "range", "x-sendfile-type",
 ))  # fmt: skip
 
 
@@ -7963,7 +7984,9 @@ class Framing(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
+    authorization: str | None
     is_plain: bool
 
 
@@ -7980,12 +8003,10 @@ class RequestHead(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
-    is_plain: bool  # nothing in it asks for other than the whole, public thing
-
-    @property
-    def has_body(self) -> bool:
-        return self.chunked or bool(self.content_length)
+    authorization: str | None  # the field's value
+    is_plain: bool  # nothing in it asks for other than the whole thing
 
     def body_decoder(self) -> BodyDecoder:
         return ChunkedDecoder() if self.chunked else LengthDecoder(self.content_length or 0)
@@ -8083,13 +8104,17 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
     expectation = headers.get("expect", "").lower()
     if expectation not in ("", "100-continue"):
         raise HTTPError(417, "The only expectation that can be met is 100-continue.")
+    length = _parse_content_length(headers)
+    chunked = _parse_transfer_encoding(headers, version)
     return Framing(
         headers=headers,
         host=_parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
-        content_length=_parse_content_length(headers),
-        chunked=_parse_transfer_encoding(headers, version),
+        content_length=length,
+        chunked=chunked,
+        has_body=chunked or bool(length),
         expects_continue=expectation != "" and version > (1, 0),
+        authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and headers.has_none_of(SELECTING_FIELDS),
     )
 
@@ -8572,6 +8597,8 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
     """Say whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
+    if len(ranges) < 3:
+        return False
     overlaps, end = 0, -1
     for first, last in sorted(ranges):
         overlaps += first <= end
@@ -8597,20 +8624,24 @@ def etag_matches(header: str, etag: str, weak: bool) -> bool:
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-none-match")
+    tags, date = headers.get("if-none-match"), headers.get("if-modified-since")
     if tags is not None:
         return etag_matches(tags, etag, weak=True)
-    since = parse_date(headers.get("if-modified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) <= since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) <= since
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-match")
+    tags, date = headers.get("if-match"), headers.get("if-unmodified-since")
     if tags is not None:
         return not etag_matches(tags, etag, weak=False)
-    since = parse_date(headers.get("if-unmodified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) > since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) > since
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
@@ -8873,16 +8904,22 @@ class FileSlice:
 
     def is_at_hand(self) -> bool:
         """Whether the next bytes are in memory, by samples of the page cache."""
-        if not hasattr(os, "RWF_NOWAIT"):
-            return False
-        last = self.offset + min(self.count, SEND_BYTES) - 1
-        probe, descriptor = [bytearray(1)], self.file.fileno()
+        last, probe = self.offset + min(self.count, SEND_BYTES) - 1, bytearray(1)
+        places = (*range(self.offset, last, SAMPLE_BYTES), last)
+        return all(self._read_at_hand(probe, place) for place in places)
+
+    def read_at_hand(self) -> bytes | None:
+        """All of it, if it is in memory."""
+        data = bytearray(self.count)
+        if self._read_at_hand(data, self.offset) < self.count:
+            return None
+        return b"".join((self.before, data))
+
+    def _read_at_hand(self, buffer: bytearray, offset: int) -> int:
         try:
-            for offset in (*range(self.offset, last, SAMPLE_BYTES), last):
-                os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
-        except OSError:  # EAGAIN; or the file system cannot tell
-            return False
-        return True
+            return os.preadv(self.file.fileno(), [buffer], offset, os.RWF_NOWAIT)
+        except (AttributeError, OSError):  # not on Linux; EAGAIN; the file system cannot tell
+            return 0
 
 
 Segment = bytes | memoryview | FileSlice
@@ -8908,15 +8945,24 @@ class Response:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
-        self.prepared = b""  # the head behind its Date, where it is often sent
+        # What is before and behind the date in the head, where it is often sent
+        self.prepared: tuple[bytes, bytes] | None = None
         self.route = 0  # the number of what has made it, and for whom: for figures and the log
         self.principal = ""
 
     def prepare(self) -> Response:
-        """Put a hot answer's head together once, for plain GETs on a kept connection."""
+        """Put the head together once, for HTTP/1.1."""
         message = b"".join(self.to_segments(None, True, ""))  # type: ignore[arg-type]
-        self.prepared = message.partition(b"Date: ")[2].removesuffix(self.body)  # type: ignore[arg-type]
+        start, _, rest = message.removesuffix(self.body).partition(b"Date: ")  # type: ignore[arg-type]
+        self.prepared = start + b"Date: ", rest
         return self
+
+    def again(self, principal: str) -> Response:
+        """A prepared answer for somebody else."""
+        response = Response(self.status, (), self.body, self.length)
+        response.prepared, response.route = self.prepared, self.route
+        response.principal = principal
+        return response
 
     def close(self) -> None:
         if self.resource is not None:
@@ -8926,9 +8972,10 @@ class Response:
         self, head: RequestHead | None, keep_alive: bool, date: str
     ) -> Iterator[Segment]:
         """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
-        if self.prepared and keep_alive:
-            start = b"HTTP/1.1 200 OK\r\nDate: " + date.encode()
-            return iter((b"".join((start, self.prepared, self.body)),))  # type: ignore[arg-type]
+        if self.prepared:
+            start, rest = self.prepared
+            fields = date if keep_alive else f"{date}\r\nConnection: close"
+            return iter((b"".join((start, fields.encode(), rest, self.body)),))  # type: ignore[arg-type]
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
         chunked = (
@@ -9021,9 +9068,10 @@ class Meter:
     """
 
     def __init__(self, workers: int, routes: int) -> None:
-        self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
         self._columns = len(DURATIONS) + 1  # beyond the last
-        self._width = len(self._codes) * self._columns + 1  # nanoseconds of all
+        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
+        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
+        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
         self._part = 3 + routes * self._width
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
         self._lock = threading.Lock()
@@ -9034,10 +9082,11 @@ class Meter:
         """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
         numbers, own = self._numbers, worker * self._part
         first = own + 3 + response.route * self._width
-        row = self._codes.get(response.status, len(STATUSES)) * self._columns
+        place = first + self._rows.get(response.status, self._rows[0])
+        place += bisect.bisect_left(DURATIONS, seconds)
         with self._lock:
-            numbers[first + row + bisect.bisect_left(DURATIONS, seconds)] += 1
-            numbers[first + self._width - 1] += int(seconds * 1e9)
+            numbers[place] += 1
+            numbers[first] += int(seconds * 1e9)
             numbers[own + 1] += sent
             if taken:
                 numbers[own] += taken
@@ -9051,18 +9100,18 @@ class Meter:
 
     def answers(self, route: int) -> dict[int, int]:
         """How many answers of a route had each status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._codes.items()}
+        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
         return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        rows = [self._row(route, place) for place in self._codes.values()]
+        rows = [self._row(route, place) for place in self._rows.values()]
         counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + (route + 1) * self._width - 1) / 1e9
+        return list(counts), self._sum(3 + route * self._width) / 1e9
 
     def _row(self, route: int, place: int) -> list[int]:
         """How many answers of one status took how long."""
-        first = 3 + route * self._width + place * self._columns
+        first = 3 + route * self._width + place
         return [self._sum(first + column) for column in range(self._columns)]
 
     def _sum(self, place: int) -> int:
@@ -9176,21 +9225,22 @@ class Connection:
         """Whether a request is here, its head whole; or what is none, and is refused."""
         if self.received[:1] == b"\r":
             self.received = skip_empty_lines(self.received)
-        if not self.received:
+        data = self.received
+        if not data:
             return False
         try:
-            end = find_head_end(self.received, self.scanned)
+            end = find_head_end(data, self.scanned)
             if end < 0:
-                self.scanned = len(self.received)
+                self.scanned = len(data)
                 return False
             self.began = time.monotonic()
-            self.head = parse_request_head(self.received[:end])
+            self.head = head = parse_request_head(data[:end])
         except HTTPError as error:
             self.refuse(error)
             return True
-        self.received = self.received[end + 4 :]
-        self.scanned = 0
-        self.body = self.head.body_decoder() if self.head.has_body else None
+        self.received, self.scanned = data[end + 4 :], 0
+        if head.has_body:
+            self.body = head.body_decoder()
         return True
 
     def take_body(self) -> bool:
@@ -9274,11 +9324,11 @@ class Connection:
             except HTTPError as error:
                 response.close()
                 response = self.error(error)
-        goes_on = whole and self.head is not None and self.head.keep_alive
-        self.last = not goes_on or self.server.stopping
-        self.lingering = not whole
+        head, server = self.head, self.server
+        goes_on = whole and head is not None and head.keep_alive and not server.stopping
+        self.last, self.lingering = not goes_on, not whole
         self.response = response
-        self.segments = response.to_segments(self.head, not self.last, self.server.date)
+        self.segments = response.to_segments(head, goes_on, server.date)
 
     def refuse(self, error: HTTPError) -> None:
         """Set out to answer an error that concerns the connection, and to end it."""
@@ -9316,27 +9366,26 @@ class Connection:
     def _send_segments(self, may_wait: bool) -> State:
         """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
         shares = FAIR_SENDS
-        while True:
-            if self.pending is None:
-                self.pending = next(self.segments, None)
-                if self.pending is None:
-                    return IDLE
-            if not may_wait:
-                if not shares:
-                    return SENDING
-                if isinstance(self.pending, FileSlice) and not self.pending.is_at_hand():
-                    return WORKING
-                shares -= 1
+        while (pending := self.pending or next(self.segments, None)) is not None:
+            self.pending = pending
+            if not may_wait and not shares:
+                return SENDING
+            shares -= 1
             try:
-                self.pending = self._send_some(self.pending)
+                if not isinstance(pending, FileSlice):
+                    sent = self.socket.send(pending)
+                    self.pending = memoryview(pending)[sent:]
+                elif may_wait or pending.is_at_hand():
+                    self.pending = self._send_slice(pending)
+                else:
+                    return WORKING
             except BlockingIOError:
                 return SENDING
+        self.pending = None  # and what it is a view of
+        return IDLE
 
-    def _send_some(self, segment: Segment) -> Segment | None:
-        """Send some of a segment and return the rest of it."""
-        if not isinstance(segment, FileSlice):
-            sent = self.socket.send(segment)
-            return memoryview(segment)[sent:] if sent < len(segment) else None
+    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
+        """Send some of a file and return the rest of it."""
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE)
             segment.before = memoryview(segment.before)[sent:]
@@ -9884,8 +9933,11 @@ class Server(ThreadingHTTPServer):
     def note_answer(self, connection: Connection, response: Response) -> None:
         """Count an answer that is over, and tell of it."""
         head, seconds = connection.head, time.monotonic() - connection.began
-        taken = head.content_length if head and response.status < 300 else 0
-        sent = response.length if head and head.method != "HEAD" else 0
+        taken, sent = None, response.length
+        if head is None or head.method == "HEAD":
+            sent = None
+        elif head.has_body and response.status < 300:
+            taken = head.content_length
         self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
         if self.on_answered is not None:
             self.on_answered(head, connection.peer, response, seconds)
@@ -9947,8 +9999,13 @@ class Server(ThreadingHTTPServer):
 
     # -- beginning and end
 
-    def _accept(self) -> bool:
-        """Take in the next connection, if there is one: one a turn, the next may be another's."""
+    def _accept(self) -> None:
+        """Take in who has come; where there are other workers, one a turn: the next is theirs."""
+        for _ in range(64 if self.lifeline is None else 1):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
         try:
             sock, address = self.socket.accept()
         except BlockingIOError:
@@ -9983,7 +10040,7 @@ class Server(ThreadingHTTPServer):
         now, connections = time.monotonic(), self.connections
         if self.socket.fileno() >= 0:
             for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept():
+                if not self._accept_one():
                     break
             self._selector.unregister(self.socket)
             self.socket.close()
@@ -10031,10 +10088,11 @@ MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
+MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
-HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
+HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
     " WWW-Authenticate, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
@@ -10212,36 +10270,52 @@ class Listing:
     """A long JSON answer, kept in an unlinked file as long as the index does not change.
 
     So it is made once a change, sent by sendfile, and never in this process's memory as a whole.
+    Kept are those that are asked for most: who asks for a thousand pages, or by a thousand
+    names of the server, has each made for himself.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
+        self._votes: dict[tuple[str, bool], int] = {}  # of those that are kept
+        self._vote_lock = threading.Lock()
 
     def find(self, index: Index, key: str, zipped: bool) -> Content | None:
         """The list called `key` if it is there as the index has it; the caller closes it."""
-        version, content = self._made.get((key, zipped), ("", None))
-        if content is None or version != index.files.library_version():
-            return None
-        return reopened(content)
+        self._vote((key, zipped))
+        return self._current(index, (key, zipped))
 
     def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
         """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            content = self.find(index, key, zipped)
+            content = self._current(index, (key, zipped))
             if content is None:
                 # Before it is read: a change meanwhile makes it stale
                 version = index.files.library_version()
-                self._made.pop((key, zipped), None)
-                while len(self._made) >= MAX_LISTINGS:
-                    self._made.pop(next(iter(self._made)))
-                made = write_listing(pieces, zipped, self._folder)
-                self._made[(key, zipped)] = version, made
-                content = reopened(made)
+                content = write_listing(pieces, zipped, self._folder)
+                if (key, zipped) in self._votes:
+                    self._made[(key, zipped)] = version, content
+                    return reopened(content)
             return content
+
+    def _current(self, index: Index, name: tuple[str, bool]) -> Content | None:
+        version, content = self._made.get(name, ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def _vote(self, name: tuple[str, bool]) -> None:
+        """Count how often lists are asked for, where few do for many (Misra and Gries, 1982)."""
+        with self._vote_lock:
+            if name in self._votes or len(self._votes) < MAX_LISTINGS:
+                self._votes[name] = min(self._votes.get(name, 0) + 1, MAX_VOTES)
+                return
+            self._votes = {other: votes - 1 for other, votes in self._votes.items() if votes > 1}
+            for gone in self._made.keys() - self._votes.keys():
+                self._made.pop(gone, None)
 
 
 def reopened(content: Content) -> Content:
@@ -10337,16 +10411,34 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile(NamedTuple):
-    """A public file that was asked for, good as long as `path` is the same file in this state.
+    """A file that was asked for, good as long as `path` is the same file in this state.
 
     The bytes of a small one are in `content`, and the usual answer with them in `whole`.
     """
 
     path: str
-    state: tuple[tuple[int, int], FileState]  # a link on the way would lead to another file
+    state: tuple[int, ...]  # a link on the way would lead to another file
     content: Content
+    access: Access
     whole: Response | None
+    unmodified: Response
     route: int
+
+    def choose(self, head: RequestHead) -> Response | None:
+        """An answer that is put together already, if that is what is asked for."""
+        if head.is_plain:
+            return self.whole if head.method == "GET" else None
+        headers, about = head.headers, (self.content.etag, self.content.last_modified)
+        if "range" in headers or "origin" in headers or head.version == (1, 0):
+            return None
+        usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
+        return None if usual else self.unmodified
+
+
+def hot_state(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, and that nobody has written to it."""
+    size, modified, changed = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, size, modified, changed
 
 
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
@@ -10827,10 +10919,11 @@ class App:
         finally:
             places.release()
 
-    def prepare(self, content: Content) -> Response:
-        """The usual answer with a small public file, whoever asks."""
-        response = Response(200, content.headers(), content.source)
+    def prepare(self, response: Response, route: int) -> Response:
+        """Put an answer together that is the same whoever asks."""
         response.headers += cors_headers(self.settings.cors_allow_origins, "")
+        complete_headers(response)
+        response.route, response.principal = route, str(ANONYMOUS)
         return response.prepare()
 
     def remember(self, target: str, hot: HotFile) -> None:
@@ -11459,12 +11552,15 @@ class Content(NamedTuple):
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
     patches: Sequence[Patch] = ()  # of the file as it is sent
+    fields: tuple[tuple[str, str], ...] = ()  # put together already
 
     @property
     def etag(self) -> str:
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
+        if self.fields:
+            return list(self.fields)
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -11510,18 +11606,14 @@ def content_response(head: RequestHead, content: Content) -> Response:
     """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
     # Ranges are defined for GET alone (§14.2).
     headers = head.headers
-    fields = content.headers()
+    fields, about = content.headers(), (content.etag, content.last_modified)
     held = content.source if isinstance(content.source, io.FileIO) else None
-    if precondition_failed(headers, content.etag, content.last_modified):
+    if precondition_failed(headers, *about):
         raise HTTPError(412, "The file is not the one that the request is about.")
-    if not_modified(headers, content.etag, content.last_modified):
+    if not_modified(headers, *about):
         return Response(304, fields[2:], resource=held)
     ranges = None
-    if (
-        "range" in headers
-        and head.method == "GET"
-        and if_range_holds(headers, content.etag, content.last_modified)
-    ):
+    if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
         ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
@@ -11624,7 +11716,7 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = self.answer_hot(head, may_wait=True)
+        hot = self.inline(head, may_wait=True)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
@@ -11790,43 +11882,59 @@ class Application:
         complete_headers(response)
         return response
 
-    def inline(self, head: RequestHead) -> Response | None:
-        """The answer to a GET of a hot file, if that takes no waiting for the disk."""
-        return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
-
     def client_of(self, head: RequestHead, peer: str) -> str:
         return network_of(Request(self.app, head, peer).client)
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request waits for neither disk nor index: a credential may be looked up."""
-        return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
+        anonymous = head.authorization is None and "cookie" not in head.headers
+        return head.target in self._prompt and anonymous and not head.has_body
 
-    def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
-        """The answer to an anonymous GET of a hot file; None for all else."""
-        hot = self.app.hot.get(head.target)
-        if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
+    def inline(self, head: RequestHead, may_wait: bool = False) -> Response | None:
+        """The answer to a GET of a hot file by who is known to be let; None for all else.
+
+        Unless it `may_wait`, None also where the disk would have to be waited for.
+        """
+        app, hot = self.app, self.app.hot.get(head.target)
+        if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
             return None
-        if not may_wait and is_remote(hot.state[0][0]):
+        if not may_wait and is_remote(hot.state[0]):
             return None
-        try:
-            content = hot.content if hot.whole else open_hot(hot)
-            if not (hot.whole is None or is_unchanged(hot, os.lstat(hot.path))):
+        principal = ANONYMOUS
+        if head.authorization is not None or hot.access is not OPEN:
+            known = self.recall(head)
+            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
                 return None
+            principal = known
+        prepared = hot.choose(head)
+        try:
+            if prepared or hot.whole:
+                if hot.state != hot_state(os.lstat(hot.path)):
+                    return None
+                content = hot.content
+            else:
+                content = open_hot(hot)
         except OSError:
             return None
-        if hot.whole and head.is_plain and head.method == "GET":
-            return hot.whole
+        if prepared:
+            return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        response.route = hot.route
+        response.route, response.principal = hot.route, str(principal)
         if not may_wait and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
         return response
+
+    def recall(self, head: RequestHead) -> Principal | None:
+        cookies = head.headers.get("cookie", "")
+        return recall_principal(
+            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
+        )
 
 
 class Accepted:
@@ -11887,17 +11995,10 @@ class Accepted:
                 self._request.upload.discard()
 
 
-def is_anonymous(head: RequestHead) -> bool:
-    """Whether a request has neither a credential nor a body."""
-    return head.is_plain or not (
-        "authorization" in head.headers or head.content_length or head.chunked
-    )
-
-
 def open_hot(hot: HotFile) -> Content:
     """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    if not is_unchanged(hot, os.fstat(source.fileno())):
+    if hot.state != hot_state(os.fstat(source.fileno())):
         source.close()
         raise FileNotFoundError(hot.path)
     return hot.content._replace(source=source)
@@ -11908,27 +12009,20 @@ def close_source(content: Content) -> None:
         content.source.close()
 
 
-def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
-    return hot.state == (inode(status), state_of(status))
-
-
 def is_ready(head: RequestHead, response: Response) -> bool:
     """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
-    if not all(isinstance(each, bytes) or each.is_at_hand() for each in segments):
+    if (response.length or 0) > HOT_FILE_BYTES:
+        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
+    pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
+    if None in pieces:
         return False
-    if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
-        response.body = b"".join(map(read_segment, segments))
+    response.body = b"".join(pieces)  # type: ignore[arg-type]  # one system call sends it
+    response.close()
+    response.resource = None
     return True
-
-
-def read_segment(segment: Segment) -> bytes:
-    if not isinstance(segment, FileSlice):
-        return bytes(segment)
-    data = os.pread(segment.file.fileno(), segment.count, segment.offset)
-    return b"".join((segment.before, data))
 
 
 def format_allow(found: Mapping[str, Any]) -> str:
@@ -12135,26 +12229,30 @@ def internal_location(request: Request, file: File) -> str:
     return f"/.accel/{file.root}/{quote(os.fsencode(file.path))}"
 
 
+HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of others changes
+
+
 def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
-    """Have the next anonymous GETs of a public file answered without asking the index."""
-    public = file.root == "library" and not app.settings.read_auth_enabled
-    if not public or request.head.query or content.internal:
+    """Have the next GETs of a file answered without asking the index."""
+    access, folder = HOT_ACCESS.get(file.root), app.folders[file.root]
+    if access is None or request.head.query or content.internal:
         return
-    small = isinstance(content.source, bytes)
-    whole = app.prepare(content) if small else None
-    if whole:
-        whole.route = request.route
-    if not small:
-        if app.settings.accel_redirect:
-            return
-        content = content._replace(source=b"")
-    try:
-        status = app.library.stat(file.path)
-    except OSError:
+    if access is READ and not app.settings.read_auth_enabled:
+        access = OPEN
+    whole = None
+    if isinstance(content.source, bytes):
+        whole = app.prepare(Response(200, content.headers(), content.source), request.route)
+    elif app.settings.accel_redirect:
         return
-    if file.matches(status):
-        path, state = f"{app.library.path}/{file.path}", (inode(status), state_of(status))
-        app.remember(request.head.target, HotFile(path, state, content, whole, request.route))
+    else:
+        content = content._replace(source=b"", fields=tuple(content.headers()))
+    unmodified = app.prepare(Response(304, content.headers()[2:]), request.route)
+    with contextlib.suppress(OSError):
+        status = folder.stat(file.path)
+        if file.matches(status):
+            path, state = f"{folder.path}/{file.path}", hot_state(status)
+            about = (path, state, content, access, whole, unmodified, request.route)
+            app.remember(request.head.target, HotFile(*about))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:

@@ -1479,6 +1479,32 @@ def test_a_verified_token_is_remembered_until_it_expires() -> None:
         ms.find_principal(token, None, keyless, NOW + 60, cache)
 
 
+def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
+    cache = ms.TokenCache()
+    tokens = {
+        name: f"Bearer {text}"
+        for name, text in {
+            "owner": KEYS.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
+            "wrong": "x", "none": "",
+        }.items()
+    }  # fmt: skip
+    tokens["basic"] = "Basic eDp5"
+
+    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal | None:
+        return ms.recall_principal(tokens.get(name), "", keys, cache, now)
+
+    assert recall("foreign") is None  # not seen yet
+    for name in ("foreign", "account"):
+        ms.find_principal(tokens[name], None, KEYS, NOW, cache)
+    for name in ("owner", "foreign"):
+        assert recall(name) == ms.find_principal(tokens[name], None, KEYS, NOW)
+    assert recall("nobody") == ms.ANONYMOUS
+    assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
+    assert recall("foreign", NOW + 60) is None
+    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    assert recall("wrong", keys=demo) == ms.DEMO
+
+
 def test_the_cache_forgets_the_least_recently_used_and_stands_many_threads() -> None:
     cache = ms.TokenCache(size=2)
     cache.put("a", USER_PRINCIPAL, NOW)
@@ -5436,7 +5462,7 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", ((0, 0), (0, 0, 0.0)), ms.Content(b"", 100, "", "", None, ""), None, 0)
+    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), ms.OPEN, None, None, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
@@ -5865,6 +5891,36 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
         index.assets.set_thumbnail(asset.sha256, True)
         assert not changes(lambda db: index.users.add(db, an_account(), 0.0))
         assert changes(lambda db: index.files.remove(db, "library", own.path))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed files
+def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_path):
+    made = Counter()
+    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+        listing = ms.Listing(tmp_path)
+
+        def ask(key: str) -> None:
+            def pieces() -> Iterator[str]:
+                made[key] += 1
+                yield f'"{key}"'
+
+            about = (index, key, False)
+            content = listing.find(*about) or listing.make(*about, pieces)
+            assert os.pread(content.source.fileno(), 99, 0).decode() == f'"{key}"'
+            content.source.close()
+
+        for number in range(100):
+            for key in ("http://nas/media", "https://photos.example/media", f"http://{number}"):
+                ask(key)
+        assert made["http://nas/media"] < 5
+        assert made["https://photos.example/media"] < 5
+        for _ in range(2 * ms.MAX_VOTES):  # and who is no more asked for gives way
+            for key in "abcd":
+                ask(key)
+        assert max(made[key] for key in "abcd") < 2 * ms.MAX_VOTES
+        assert len(listing._made) <= ms.MAX_LISTINGS
+        for _, content in listing._made.values():
+            content.source.close()
 
 
 def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
@@ -7683,6 +7739,68 @@ def test_a_refused_type_is_told_where_it_is_taken(server):
         assert "/api/media/media/" in detail
         assert "/entity/" in detail
     assert "/entity/" not in server.upload(b"no media", "a.txt").json["detail"]
+
+
+def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(start):
+    running = start(read_auth_enabled="true", log_format="json")
+    running.scanned()
+    running.store(png(), "mine.png")
+    shown = running.upload(png()).json
+    view = cookie_of(open_session(running))
+    asked = [
+        (OWNER, 200), ({}, 401), (WRITER, 403), (bearer(), 403), (READER, 200), (view, 200),
+        ({"Authorization": "Bearer x"}, 401), ({"Authorization": "Basic eDp5"}, 401),
+        ({"Cookie": view["Cookie"] + "x"}, 401), (bearer(exp=1), 401),
+    ]  # fmt: skip
+    paths = ("/image/mine.png", f"/media/{shown['filename']}", f"/image/{shown['sha256']}")
+    for path, method, _ in itertools.product(paths, ("GET", "HEAD"), range(2)):
+        for headers, status in asked:
+            assert running.request(method, path, headers=headers).status == status, (path, headers)
+    lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
+    for line in lines:
+        if line["path"] in paths and line["status"] == 200:
+            assert line["principal"] in {"owner", "token 7", "view"}
+    content = png()
+    (running.data / "images/mine.png").write_bytes(content)
+    assert running.get("/image/mine.png", **OWNER).body == content
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("size", [5000, 200_000])
+def test_a_remembered_file_is_answered_as_it_is_at_first(server, size, private):
+    content = png_of(size)
+    (server.store if private else server.upload)(content)
+    digest = sha256(content)
+    etag, date = f'"{digest}"', server.get(f"/image/{digest}", **OWNER).headers["Last-Modified"]
+    after = "Thu, 01 Jan 2099 00:00:00 GMT"
+    fields = [
+        {}, {"If-None-Match": etag}, {"If-None-Match": f"W/{etag}, x"}, {"If-None-Match": '"x"'},
+        {"If-None-Match": "*"}, {"If-Modified-Since": date}, {"If-Modified-Since": "never"},
+        {"If-Modified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}, {"If-Match": etag},
+        {"If-Match": '"x"', "If-None-Match": etag}, {"If-Unmodified-Since": date},
+        {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT", "If-None-Match": etag},
+        {"Range": "bytes=5-99"}, {"Range": "bytes=-7"}, {"Range": "bytes=5-"}, {"Range": "x"},
+        {"Range": "bytes=0-1,9-"}, {"Range": f"bytes={size}-"},
+        {"Range": "bytes=5-9", "If-Range": etag}, {"Range": "bytes=5-9", "If-Range": '"x"'},
+        {"Range": "bytes=5-9", "If-None-Match": etag}, {"Range": "bytes=5-9", "Origin": "http://x"},
+        {"Origin": "http://x"}, {"Origin": "http://x", "If-None-Match": etag},
+        {"If-Modified-Since": after, "Connection": "close"}, {"Connection": "close"},
+    ]  # fmt: skip
+
+    def answer(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
+        found = server.request(method, path, headers={**OWNER, **headers})
+        boundary = found.headers.get_boundary() or "no boundary"
+        text = re.sub(r"Date: .*\n", "", str(found.headers)).replace(boundary, "")
+        return found.status, sorted(text.splitlines()), found.body.replace(boundary.encode(), b"")
+
+    letters = [place for place, digit in enumerate(digest) if digit.isalpha()]
+    for number, (method, headers) in enumerate(itertools.product(("GET", "HEAD"), fields)):
+        spelt = [*digest]  # in a way that nobody has asked for yet
+        for place in (place for bit, place in enumerate(letters) if number + 1 >> bit & 1):
+            spelt[place] = spelt[place].upper()
+        path = f"/image/{''.join(spelt)}"
+        first = answer(method, path, headers)
+        assert [answer(method, path, headers) for _ in range(2)] == [first] * 2, headers
 
 
 def test_private_content_is_known_to_nobody_without_private_read(start):
@@ -13729,28 +13847,75 @@ def test_a_thousand_idle_connections_cost_others_nothing(start):
     assert grown < 20 << 20
 
 
+def p99(port: int, request: bytes, rounds: int = 5, connections: int = 4) -> float:
+    """The median of a few rounds' 99th percentiles, in seconds."""
+    each = (load(port, request, 1, connections) for _ in range(rounds))
+    return statistics.median(statistics.quantiles(one, n=100)[98] for one in each)
+
+
 @pytest.mark.bench
-def test_600_slow_bodies_cost_others_next_to_nothing(start):
+@pytest.mark.parametrize("way", ["directly", "through nginx, from one address"])
+def test_600_slow_bodies_cost_others_next_to_nothing(start, tmp_path, certificate, way):
     running = start()
-    get, upload = get_line("/health"), b"".join(upload_request(png_of(50_000)))
-
-    def p99(request: bytes) -> float:
-        each = (load(running.port, request, 1, 4) for _ in range(5))
-        return statistics.median(statistics.quantiles(one, n=100)[98] for one in each)
-
-    before = {name: p99(name) for name in (get, upload)}
+    account = an_account()
+    assert running.call("POST", REGISTER, account)[0] == 201
+    login = json.dumps({"email": account["email"], "password": account["password"]}).encode()
+    kind = "Content-Type: application/json"
+    measured = {
+        "GET": get_line("/health"),
+        "upload": b"".join(upload_request(png_of(50_000))),
+        "login": post("/api/auth/login", len(login), kind) + login,
+    }
+    before = {name: p99(running.port, request) for name, request in measured.items()}
     at_first = memory(running.process.pid, "VmRSS")
     with contextlib.ExitStack() as stack:
+        site = running
+        if way != "directly":
+            site = stack.enter_context(Site(tmp_path, certificate, running.port, running.storage))
         for number in range(600):
-            raw = stack.enter_context(Raw(running))
+            raw = stack.enter_context(Raw(site))
+            if site is not running:
+                raw.socket = ssl._create_unverified_context().wrap_socket(raw.socket)
             client = f"X-Forwarded-For: 10.0.{number % 20}.1"
-            raw.send(post("/api/auth/login", 100_000, "Content-Type: application/json", client))
-        after = {name: p99(name) for name in (get, upload)}
+            raw.send(post("/api/auth/login", 100_000, kind, client) + b'{"a')
+        after = {name: p99(running.port, request) for name, request in measured.items()}
         grown = memory(running.process.pid, "VmRSS") - at_first
-    ratios = [f"{after[name] / before[name]:.2f}" for name in (get, upload)]
-    print(
-        f"\np99 with 600 slow bodies: GET x {ratios[0]}, upload x {ratios[1]}, {grown >> 20} MiB"
-    )
+    ratios = ", ".join(f"{name} x {after[name] / before[name]:.2f}" for name in measured)
+    print(f"\np99 with 600 slow bodies {way}: {ratios}; {grown >> 20} MiB more")
+
+
+@pytest.mark.bench
+def test_200_thumbnails_that_are_not_made_yet_cost_others_little(start):
+    """What as many processes beside it cost as there are decoders is measured as well."""
+    need("PIL")
+    running = start()
+    running.scanned()
+    picture = jpeg(4000, 3000)
+    made = [running.upload(picture + b"%d" % number).json for number in range(200)]
+    measured = {"/health": get_line("/health"), "GET": get_line(f"/media/{made[0]['filename']}")}
+    running.get(f"/media/{made[0]['filename']}")
+    before = {name: p99(running.port, request) for name, request in measured.items()}
+    spinning = [
+        subprocess.Popen(["nice", "-n", "10", "sh", "-c", "while :; do :; done"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    beside = {name: p99(running.port, request) for name, request in measured.items()}
+    for process in spinning:
+        process.kill()
+        process.wait()
+    after: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(Raw(running)) for _ in made]
+        for raw, value in zip(waiting, made, strict=True):
+            raw.send(get_line(f"/thumbnail/{value['sha256']}"))
+        for name, request in measured.items():
+            after[name] = p99(running.port, request, rounds=1)
+        statuses = Counter(raw.answer().status for raw in waiting)
+    for name in measured:
+        ratio, others = after[name] / before[name], beside[name] / before[name]
+        print(f"\np99 of {name} with 200 cold thumbnails: x {ratio:.2f}", end="")
+        print(f"; beside processes that compute x {others:.2f}")
+    print(statuses)
 
 
 @pytest.mark.bench
