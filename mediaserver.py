@@ -2739,15 +2739,14 @@ def _amr(amr: _Span, draft: _Draft) -> None:
     draft.note(duration=audio.size / at * count / 50)
 
 
-# -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
+# -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
 
 _PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
     rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
     rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
     re.DOTALL,
 )
-_MPEG_SEQUENCE, _H264_PARAMETERS = rb"\0\0\x01\xb3", rb"\0\0\x01[\x27\x47\x67]"
-_VIDEO_START = re.compile(b"(?:%b|%b)" % (_MPEG_SEQUENCE, _H264_PARAMETERS))
+_VIDEO_START = re.compile(rb"\0\0\x01(?:(\xb3)|[\x27\x47\x67]|(\x42\x01))")  # MPEG-2, H.264, HEVC
 _AVCHD_NOTES = bytes.fromhex("17EE8C60F84D11D98CD60800200C9A66") + b"MDPM"
 _AVCHD_TIME = re.compile(rb"(?s)\x18(.)(..)(.)\x19(.)(.)(.)(.)")  # zone, BCD year to second
 _TS_PACKET = 188
@@ -2786,7 +2785,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
     """Size and date from the start, the length from the times at both ends."""
     if start := _VIDEO_START.search(head):
-        _mpeg_video(head[start.start() : start.start() + 256], draft)
+        _mpeg_video(start, head[start.end() : start.end() + 256], draft)
     _avchd_time(head, draft)
     times = [_pes_times(data) for data in (head, tail)]
     starts = [min(clocks) for clocks in times[0].values()]
@@ -2813,12 +2812,14 @@ def _frame_gap(clocks: list[int]) -> int:
     return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
 
 
-def _mpeg_video(data: bytes, draft: _Draft) -> None:
-    """Size from MPEG-2's sequence header or H.264's sequence parameter set."""
-    if data[3] == 0xB3:
-        sides = int.from_bytes(data[4:7], "big")
+def _mpeg_video(start: re.Match[bytes], data: bytes, draft: _Draft) -> None:
+    """Size from MPEG-2's sequence header, or H.264's or HEVC's sequence parameter set."""
+    mpeg2, hevc = start.groups()
+    if mpeg2:
+        sides = int.from_bytes(data[:3], "big")
         return draft.note_size(sides >> 12, sides & 0xFFF)
-    draft.note_size(*_h264_size(data[4:].replace(b"\0\0\3", b"\0\0")))
+    read_size = _hevc_size if hevc else _h264_size
+    draft.note_size(*read_size(data.replace(b"\0\0\3", b"\0\0")))
 
 
 class _Bits:
@@ -2875,6 +2876,28 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     if bits.read_uint(1):  # cropped, in units of the coarser chroma samples
         across = 1 if separate or chroma in (0, 3) else 2
         down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
+        left, right, top, bottom = (bits.golomb() for _ in range(4))
+        width, height = width - across * (left + right), height - down * (top + bottom)
+    return width, height
+
+
+def _hevc_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a sequence parameter set (H.265, section 7.3.2.2.1)."""
+    bits = _Bits(data)
+    bits.read_uint(4)
+    layers = bits.read_uint(3)
+    bits.read_uint(1 + 96)
+    present = [(bits.read_uint(1), bits.read_uint(1)) for _ in range(layers)]
+    bits.read_uint(2 * (8 - layers) if layers else 0)
+    for profile, level in present:
+        bits.read_uint(88 * profile + 8 * level)
+    bits.golomb()
+    chroma = bits.golomb()
+    separate = bits.read_uint(1) if chroma == 3 else 0
+    width, height = bits.golomb(), bits.golomb()
+    if bits.read_uint(1):  # cropped, as H.264 is
+        across = 2 if chroma in (1, 2) and not separate else 1
+        down = 2 if chroma == 1 and not separate else 1
         left, right, top, bottom = (bits.golomb() for _ in range(4))
         width, height = width - across * (left + right), height - down * (top + bottom)
     return width, height
@@ -5840,6 +5863,8 @@ DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
 STRIP_PIXELS = 4_000_000  # are converted at once
 MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
+ODD_BMPS = {(2, 0), (16, 3), (32, 3), (32, 6)}  # bits a pixel, BI_RGB or (ALPHA)BITFIELDS
+LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
 MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
 MAX_EMBEDDED = 4  # of which are tried, the largest first
@@ -5878,7 +5903,9 @@ FFMPEG_DEMUXERS = {
     "raw": "tiff_pipe",
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
+HD_HEIGHT = 720  # pixels
 GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
+HLG_WHITE = 0.265  # of the light of a scene, which is at most 1 (ITU-R BT.2408)
 FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
 HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
 # Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
@@ -6496,9 +6523,10 @@ def decode(
     small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
     embedded = functools.partial(open_embedded, source, job, size)
+    odd_bmp = functools.partial(open_odd_bmp, source, size)
     frame = functools.partial(open_frame, ffmpeg, job, size)
     ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, small, cut_short, frame, embedded),
+        "image": (whole, small, cut_short, odd_bmp, frame, embedded),
         "raw": (embedded, whole, cut_short),
         "video": (frame,),
     }
@@ -6540,13 +6568,66 @@ def open_picture(
     return small.transpose(getattr(names, turn)) if turn else small
 
 
-def fill_up(source: BinaryIO) -> BinaryIO:
-    """A WebP that is cut short in its full length, which libwebp wants; others as they are."""
-    magic, length = struct.unpack("<4sI", source.read(8).ljust(8, b"\0"))
+def open_odd_bmp(source: BinaryIO, size: int) -> Image.Image | None:
+    """Decode a BMP of 2 bits a pixel, or with masks of its own, which Pillow does not know."""
+    from PIL import Image
+
     source.seek(0)
+    magic, start, header, width, height, bits, packing, *masks = struct.unpack(
+        "<2s8xIIii2xHI20x4I", source.read(70)
+    )
+    if magic != b"BM" or (bits, packing) not in ODD_BMPS:
+        return None
+    shape, stride = (width, abs(height)), (width * bits + 31) // 32 * 4
+    source.seek(14 + header)
+    palette = source.read(16)
+    source.seek(start)
+    data = source.read(stride * shape[1])
+    rows = [data[at : at + stride] for at in range(0, len(data), stride)][
+        :: -1 if height > 0 else 1
+    ]
+    if bits == 2:
+        indices = (bytes(byte >> at & 3 for byte in row for at in (6, 4, 2, 0)) for row in rows)
+        picture = Image.frombytes("P", shape, b"".join(row[:width] for row in indices))
+        picture.putpalette(palette, "BGRX")
+        return shrink(picture, size)
+    has_alpha = (header >= 56 or packing == 6) and masks[3]
+    layout = struct.Struct(f"<{width}{'H' if bits == 16 else 'I'}")
+    bands = [
+        Image.frombytes(
+            "L", shape, b"".join(read_channel(layout.unpack_from(row), mask) for row in rows)
+        )
+        for mask in masks[: 4 if has_alpha else 3]
+    ]
+    return shrink(Image.merge("RGBA" if has_alpha else "RGB", bands), size)
+
+
+def read_channel(pixels: Sequence[int], mask: int) -> bytes:
+    """Scale the bits of a mask to 8."""
+    unit = mask & -mask or 1
+    most = mask // unit or 1
+    return bytes((pixel & mask) // unit * 255 // most for pixel in pixels)
+
+
+def fill_up(source: BinaryIO) -> BinaryIO:
+    """A WebP that is cut short in its full length, which libwebp wants; others as they are.
+
+    A lossless one gets more: what is filled in may take more bits a pixel than what is missing.
+    """
+    data = bytearray(source.read(MAX_FILLED_BYTES))
+    source.seek(0)
+    magic, length = struct.unpack("<4sI", data[:8].ljust(8, b"\0"))
     if magic != b"RIFF" or length > MAX_FILLED_BYTES:
         return source
-    return io.BytesIO(source.read(MAX_FILLED_BYTES).ljust(length + 8, b"\0"))
+    at = 12
+    while data[at : at + 4] in (b"VP8X", b"ICCP"):
+        at += 8 + (struct.unpack_from("<I", data, at + 4)[0] + 1 & ~1)
+    if data[at : at + 4] != b"VP8L":
+        return io.BytesIO(data.ljust(length + 8, b"\0"))
+    data = data.ljust(MAX_FILLED_BYTES, LOSSLESS_FILL)
+    struct.pack_into("<I", data, 4, len(data) - 8)
+    struct.pack_into("<I", data, at + 4, len(data) - at - 8)
+    return io.BytesIO(data)
 
 
 def read_orientation(picture: Image.Image) -> int:
@@ -6663,11 +6744,13 @@ def linear_of_pq(value: float) -> float:
 
 
 def linear_of_hlg(value: float) -> float:
-    """ITU-R BT.2100's hybrid log-gamma on a display of 1,000 cd/m², likewise."""
-    scene = (
-        value**2 / 3 if value <= 0.5 else (math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12
-    )
-    return tone_map(scene**1.2 * 1000 / GRAPHICS_WHITE)
+    """ITU-R BT.2100's hybrid log-gamma in units of graphics white, which is 75 %, tone-mapped.
+
+    The display's gamma of 1.2 is for brightness: on each channel it would make colours stronger.
+    """
+    if value <= 0.5:
+        return tone_map(value**2 / 3 / HLG_WHITE)
+    return tone_map((math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12 / HLG_WHITE)
 
 
 def tone_map(light: float, knee: float = 0.9) -> float:
@@ -6838,9 +6921,13 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
     turn = FFMPEG_TURNS.get(job.orientation, "") if job.kind == "image" else ""
     turned = "-noautorotate" if job.kind == "image" else ""  # not by some versions only
     source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[job.kind]} -threads 1"
+    # What a video says of its colours counts before this; of one that says nothing, ffmpeg takes
+    # BT.601's, and browsers from 720 lines on BT.709's.
+    colours = "-colorspace bt709" if job.kind == "video" and job.height >= HD_HEIGHT else ""
     target = "-map_metadata -1 -map_chapters -1 -threads 1 -f image2pipe -c:v png pipe:1"
+    options = f"-nostdin -hide_banner -filter_threads 1 {source} {turned} {colours}"
     return [
-        *f"-nostdin -hide_banner -filter_threads 1 {source} {turned} -ss {seconds:.3f}".split(),
+        *f"{options} -ss {seconds:.3f}".split(),
         *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters}{turn} {target}".split(),
     ]
 
