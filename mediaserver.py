@@ -1373,6 +1373,7 @@ def find_principal(
 # which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
 # and `probe` returns what was found until then.
 
+FACTS_VERSION = "2"  # another one wherever a file may tell more, or other facts, than before
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
 READ_COST = 256  # what a read costs beside its bytes
@@ -3842,6 +3843,13 @@ class Assets(Table):
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
             row,
         )
+
+    def set_facts(self, db: Database, sha256: str, facts: Facts) -> None:
+        """Note what a content says of itself, if that is something else than before."""
+        names, values = ", ".join(Facts._fields), placeholders(facts)
+        sql = f"UPDATE asset SET ({names}) = ({values})"
+        sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
+        db.execute(sql, (*facts, sha256, *facts))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -6620,9 +6628,9 @@ def fill_up(source: BinaryIO) -> BinaryIO:
     if magic != b"RIFF" or length > MAX_FILLED_BYTES:
         return source
     at = 12
-    while data[at : at + 4] in (b"VP8X", b"ICCP"):
+    while data.startswith((b"VP8X", b"ICCP"), at):
         at += 8 + (struct.unpack_from("<I", data, at + 4)[0] + 1 & ~1)
-    if data[at : at + 4] != b"VP8L":
+    if not data.startswith(b"VP8L", at):
         return io.BytesIO(data.ljust(length + 8, b"\0"))
     data = data.ljust(MAX_FILLED_BYTES, LOSSLESS_FILL)
     struct.pack_into("<I", data, 4, len(data) - 8)
@@ -6973,6 +6981,13 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
     return known, Asset(sha256, known.size, facts)
 
 
+def probe_again(folder: Folder, file: File) -> Facts | None:
+    """Read what a file says of itself; None where it cannot be read or is another one now."""
+    with contextlib.suppress(OSError, ValueError), folder.open(file.path) as source:
+        return probe(source) if file.matches(os.fstat(source.fileno())) else None
+    return None
+
+
 class ScanProgress(NamedTuple):
     """How far the scan is; `finished_at` is the last end of one in Unix seconds."""
 
@@ -7019,7 +7034,8 @@ class Scanner:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
         self._wanted.set()
         self._fresh.set()
-        for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
+        scan = functools.partial(self._scan_loop, interval)
+        for work in (self._renew_facts, scan, self._thumbnail_loop):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
@@ -7056,6 +7072,27 @@ class Scanner:
             if not whole:
                 pause = min(pause, retry)
             retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+    def _renew_facts(self) -> None:
+        """Probe all files again whose facts are of a program of another FACTS_VERSION."""
+        with contextlib.suppress(sqlite3.Error):  # the next start tries again
+            if self._index.get_meta("facts version") == FACTS_VERSION:
+                return
+            for folder in self._folders.values():
+                files = self._index.files.of_root(folder.name)
+                while batch := list(itertools.islice(files, SCAN_BATCH)):
+                    if self._stopping:
+                        return
+                    self._put_facts([(file.sha256, probe_again(folder, file)) for file in batch])
+            self._index.set_meta("facts version", FACTS_VERSION)
+
+    def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
+        def apply(db: Database) -> None:
+            for sha256, facts in found:
+                if facts:
+                    self._index.assets.set_facts(db, sha256, facts)
+
+        self._index.write(apply, durable=False)
 
     def _wait(self, seconds: float) -> None:
         """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""

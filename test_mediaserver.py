@@ -3886,6 +3886,23 @@ def test_an_unfinished_scan_is_taken_up_again_by_itself(scanning, monkeypatch, c
     assert "2 files are not in the index yet" in capsys.readouterr().err
 
 
+def test_what_another_version_has_read_of_files_is_read_again(scanning):
+    dated, other = jpeg(date="2019:05:04 05:02:01"), png()
+    fill(scanning.path, {"a.jpg": dated, "b.png": other})
+    scanning.scanner.scan()
+    assets, files = scanning.index.assets, scanning.index.files
+    known = {name: files.get("library", name) for name in ("a.jpg", "b.png")}
+    wrong = known["a.jpg"][1].facts._replace(created=None, created_source=None)
+    scanning.index.write(lambda db: assets.set_facts(db, sha256(dated), wrong), durable=False)
+    assert files.get("library", "a.jpg") != known["a.jpg"]
+    scanning.index.set_meta("facts version", "1")
+    lists = int(scanning.index.get_meta("library_version"))
+    scanning.scanner.start(0)
+    wait_until(lambda: scanning.index.get_meta("facts version") == ms.FACTS_VERSION)
+    assert {name: files.get("library", name) for name in known} == known
+    assert int(scanning.index.get_meta("library_version")) == lists + 1  # for the one alone
+
+
 def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch):
     fill(scanning.path, {"a.png": png(), "b.png": png(), "c.png": png()})
     real = scanning.index.files.put
