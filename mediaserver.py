@@ -1478,28 +1478,20 @@ MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines()
 MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
-class Seekable(Protocol):
-    """What `probe` asks of a file."""
+class _Source:
+    """A file of which the first bytes are read once, and a budget that everything read costs."""
 
-    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    __slots__ = ("_budget", "_file", "_head")
 
-    def read(self, count: int, /) -> bytes: ...
-
-
-class _Span:
-    """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
-
-    __slots__ = ("_budget", "_file", "_start", "size")
-
-    def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
-        self._file, self._start, self.size = file, start, size
-        self._budget = budget  # a list of one number, which all spans of a file share
+    def __init__(self, head: bytes, file: BinaryIO, budget: list[int]) -> None:
+        self._head, self._file = head, file
+        self._budget = budget  # a list of one number, which what is packed in the file shares
 
     def read(self, at: int, length: int) -> bytes:
-        if at < 0 or not 0 <= length <= self.size - at:
-            raise EOFError
         self.charge(READ_COST + length)
-        self._file.seek(self._start + at)
+        if at + length <= len(self._head):
+            return self._head[at : at + length]
+        self._file.seek(at)
         data = self._file.read(length)
         if len(data) < length:  # the file was cut meanwhile
             raise EOFError
@@ -1513,6 +1505,27 @@ class _Span:
 
     def is_half_spent(self) -> bool:
         return self._budget[0] < MAX_PROBE_COST // 2
+
+    def inner(self, data: bytes) -> _Source:
+        """A file that was packed in this one."""
+        return _Source(data, io.BytesIO(data), self._budget)
+
+
+class _Span:
+    """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
+
+    __slots__ = ("_start", "size", "source")
+
+    def __init__(self, source: _Source, start: int, size: int) -> None:
+        self.source, self._start, self.size = source, start, size
+
+    def read(self, at: int, length: int) -> bytes:
+        if at < 0 or not 0 <= length <= self.size - at:
+            raise EOFError
+        return self.source.read(self._start + at, length)
+
+    def charge(self, cost: int) -> None:
+        self.source.charge(cost)
 
     def peek(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1534,11 +1547,11 @@ class _Span:
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self._start + start, max(0, end - start), self._budget)
+        return _Span(self.source, self._start + start, max(0, end - start))
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        return _Span(io.BytesIO(data), 0, len(data), self._budget)
+        return _Span(self.source.inner(data), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
         """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
@@ -1577,7 +1590,7 @@ class _Parts:
         return [part for label, part in self if label == wanted]
 
 
-_NOTHING = _Span(io.BytesIO(), 0, 0, [0])
+_NOTHING = _Span(_Source(b"", io.BytesIO(), [0]), 0, 0)
 _POSSIBLE = {  # what lies outside comes from a broken header
     "width": (1, 1 << 31), "height": (1, 1 << 31), "orientation": (1, 8),
     "duration": (1e-6, 10 * 366 * 86400), "latitude": (-90, 90), "longitude": (-180, 180),
@@ -1706,11 +1719,12 @@ _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
 _JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
-    (0x9003, 0x9011, 0x9291),
-    (0x9004, 0x9012, 0x9292),
+# Time, its zone or else another of the three, its fraction; best first: taken, digitized. That of
+# DateTime, the last edit, has a zone only.
+_EXIF_TIMES = (
+    (0x9003, 0x9011, 0x9012, 0x9010, 0x9291),
+    (0x9004, 0x9012, 0x9011, 0x9010, 0x9292),
 )
-_OFFSET_TIME = 0x9010  # of DateTime, which is that of the last edit
 _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
@@ -1773,10 +1787,9 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.sub_ifd(_EXIF_IFD)
-    zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
-        written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
-        zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
+        written, *zones, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        zone = next((z for z in zones if parse_zone(z) is not None), b"")
         draft.note_written_time(rank, "exif", written, zone, fraction)
     _exif_place(main.sub_ifd(_GPS_IFD), draft)
     return main
@@ -2150,7 +2163,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
             with contextlib.suppress(*_BROKEN):
                 indexed = [] if fragments else _last_fragments(file)
             fragments = indexed or [box]
-            if indexed or file.is_half_spent():  # there may be thousands
+            if indexed or file.source.is_half_spent():  # there may be thousands
                 break
     if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
@@ -3141,31 +3154,38 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
 ]
 
 
+_MAGIC = re.compile(b"|".join(b"(%b)" % magic for _, magic, _ in _MEDIA_FORMATS), re.DOTALL)
+
+
 def _identify(head: bytes) -> tuple[str, _FactParser] | None:
     """Extension and parser of the file that starts so."""
-    for extension, magic, parse in _MEDIA_FORMATS:
-        if re.match(magic, head, re.DOTALL):
-            return extension, parse
+    if match := _MAGIC.match(head):
+        extension, _, parse = _MEDIA_FORMATS[(match.lastindex or 0) - 1]
+        return extension, parse
     if _svg_root(head):
         return "svg", _svg
     first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
     return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
 
 
-def probe(file: Seekable) -> Facts | None:
+def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     """What a seekable file is and says of itself; `None` if it is no image, video or audio.
 
-    Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
-    facts, never an exception; an `OSError` of the medium passes.
+    Reads some kilobytes wherever they lie, of a file of any size; its first bytes not at all if
+    they are given as `head`. Broken content gives fewer facts, never an exception; an `OSError`
+    of the medium passes.
     """
-    span = _Span(file, 0, file.seek(0, io.SEEK_END), [MAX_PROBE_COST])
-    known = _identify(span.peek(0, SNIFF_BYTES))
+    size = file.seek(0, io.SEEK_END)
+    if not head:
+        file.seek(0)
+        head = file.read(SNIFF_BYTES)
+    known = _identify(head[:SNIFF_BYTES])
     if known is None:
         return None
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        parse(span, draft)
+        parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
     mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
@@ -5551,8 +5571,7 @@ class Receiving:
         self._write()
         self._release()
         incoming = self.incoming
-        head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
-        incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
+        incoming.facts = probe(incoming.file, self._head or b"")
         incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
         incoming.md5 = "".join(rest)
         return incoming
@@ -5650,24 +5669,6 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
         return 0
     finally:
         fcntl.fcntl(file, fcntl.F_SETFL, 0)
-
-
-class Peeked:
-    """A file for `probe` with its first bytes: what was written directly is not in the cache."""
-
-    def __init__(self, head: bytes, file: io.FileIO, size: int) -> None:
-        self._head, self._file, self._size = head, file, size
-        self._position = 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + (self._size if whence == io.SEEK_END else 0)
-        return self._position
-
-    def read(self, count: int) -> bytes:
-        start, self._position = self._position, self._position + count
-        if self._position <= len(self._head):
-            return self._head[start : self._position]
-        return os.pread(self._file.fileno(), count, start)
 
 
 # What says that a file can have no other name there now, or is gone
