@@ -3529,7 +3529,7 @@ def reporting(method: Callable[..., T]) -> Callable[..., T]:
 
 
 class IndexCursor(sqlite3.Cursor):
-    """What all reading and writing of the index goes through."""
+    """What all reading of the index goes through."""
 
     connection: IndexConnection
     execute = reporting(sqlite3.Cursor.execute)
@@ -3544,16 +3544,6 @@ class IndexConnection(sqlite3.Connection):
     """A connection that tells of damage, and that a WeakSet can hold while its thread lives."""
 
     on_damage: Callable[[str], None]
-
-    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
-        cursor = IndexCursor(self)
-        cursor.execute(sql, values)
-        return cursor
-
-    def executemany(self, sql: str, rows: Any) -> IndexCursor:
-        cursor = IndexCursor(self)
-        cursor.executemany(sql, rows)
-        return cursor
 
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
@@ -3675,7 +3665,9 @@ class Index:
         connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
-        return connection.execute(sql, values)
+        cursor = IndexCursor(connection)
+        cursor.execute(sql, values)
+        return cursor
 
     def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
@@ -3693,6 +3685,8 @@ class Index:
             if not change.done:
                 self._commit_waiting()
         if change.error is not None:
+            if isinstance(change.error, sqlite3.Error) and is_damage(change.error):
+                self.report_damage(str(change.error))
             raise change.error
         result: T = change.result
         return result
@@ -3811,12 +3805,7 @@ class Assets(Table):
 
     def put(self, db: Database, asset: Asset) -> None:
         facts = asset.facts or (None,) * len(Facts._fields)
-        row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
-        db.execute(
-            f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(row)})"
-            " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
-            row,
-        )
+        db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -3855,6 +3844,12 @@ class Assets(Table):
         )
         rows = self._index.read(sql, after, *kinds, limit)
         return [located(row) for row in rows]
+
+
+INSERT_ASSET = (
+    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({', '.join('?' * len(ASSET_NAMES))})"
+    " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
+)
 
 
 def located(row: Sequence[Any]) -> Located:
@@ -4931,34 +4926,72 @@ class Incoming:
         self.facts: Facts | None = None
         self.filename = ""  # as the client named it
         self.kept: str | None = None
+        self._place: Place | None = None
 
-    def discard(self, undo: bool = True) -> None:
-        """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
+    def place(self) -> Place:
+        """Return where it lies in `.incoming/`, which stays open until `discard`."""
+        self._place = self._place or self.folder.resolve(self.name)
+        return self._place
+
+    def mark(self, mark: str) -> None:
+        """Give it another name in its folder in `.incoming/`."""
+        self.place().rename(mark)
+        self.name = f"{posixpath.dirname(self.name)}/{mark}"
+
+    def replace(self, name: str, file: io.FileIO) -> None:
+        """Go on with an equal file instead of this one, which goes."""
+        try:
+            with self.place() as place:
+                self._place = None
+                place.unlink()
+        except BaseException:
+            file.close()
+            raise
         self.file.close()
-        for name in filter(None, (self.kept if undo else None, self.name)):
-            with contextlib.suppress(OSError):  # then the next start finds the mark
-                self.folder.unlink(name)
+        self.name, self.file = name, file
+
+    def discard(self, undo: bool = True) -> os.stat_result | None:
+        """Let go of the name in `.incoming/`; `undo` takes back the place first.
+
+        Return the status of the file after that; None if it was let go of before.
+        """
+        if self.file.closed:
+            return None
+        with self.file:
+            with contextlib.suppress(OSError), self.place() as place:
+                if undo and self.kept:
+                    self.folder.unlink(self.kept)  # if not, the next start finds the mark
+                place.unlink()
+            return os.fstat(self.file.fileno())
 
     def put_back(self, name: str) -> bool:
         """Take back its place, and give the file in `.incoming/` the name that it had there.
 
         That cannot be done once it has become the link of an equal file.
         """
-        self.file.close()
         if self.kept:
             self.folder.unlink(self.kept)
-        with self.folder.resolve(self.name) as source, self.folder.resolve(name) as target:
-            if source.stat().st_nlink > 1:
-                return False
-            source.replace(target)
+        if self.place().stat().st_nlink > 1:
+            return False
+        with self.file, self.place():
+            self.mark(posixpath.basename(name))
         return True
 
 
-class Place(NamedTuple):
-    """Where a name is: an open folder, and the name in it."""
+class Place:
+    """Where a name is: an open folder, which the end of a `with` closes, and the name in it."""
 
-    folder: int  # descriptor
-    name: str
+    __slots__ = ("folder", "name")
+
+    def __init__(self, folder: int, name: str) -> None:
+        self.folder = folder  # descriptor
+        self.name = name
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.folder)
 
     def open(self, flags: int, mode: int = 0o666) -> int:
         return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.folder)
@@ -4975,6 +5008,11 @@ class Place(NamedTuple):
 
     def unlink(self) -> None:
         os.unlink(self.name, dir_fd=self.folder)
+
+    def rename(self, name: str) -> None:
+        """Give the file another name in its folder, in the place of what has that one."""
+        os.rename(self.name, name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+        self.name = name
 
     def link(self, target: Place) -> None:
         """Give the file a second name; FileExistsError where that is taken."""
@@ -5047,8 +5085,7 @@ class Folder:
 
     # Names
 
-    @contextlib.contextmanager
-    def resolve(self, name: str, make: bool = False) -> Iterator[Place]:
+    def resolve(self, name: str, make: bool = False) -> Place:
         """Open the folder that a name is in, and follow no link on the way.
 
         With `make`, what is missing on the way is made, durably, unless the root is not the one
@@ -5056,19 +5093,17 @@ class Folder:
         is not there or no folder.
         """
         *parts, last = split_name(name)
-        descriptor = self._open_root(checked=make)
+        place = Place(self._open_root(checked=make), last)
         try:
             for part in parts:
-                try:
-                    inner = open_folder(part, descriptor, make)
-                except OSError as error:
-                    error.filename = f"{self.path}/{name}"
-                    raise
-                os.close(descriptor)
-                descriptor = inner
-            yield Place(descriptor, last)
-        finally:
-            os.close(descriptor)
+                outer, place.folder = place.folder, open_folder(part, place.folder, make)
+                os.close(outer)
+        except BaseException as error:
+            os.close(place.folder)
+            if isinstance(error, OSError):
+                error.filename = f"{self.path}/{name}"
+            raise
+        return place
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
@@ -5141,10 +5176,10 @@ class Folder:
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def begin(self, limit: Limit, md5: bool = False) -> Receiving:
-        """Return what takes in a fresh file within a limit."""
+    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
+        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
-        incoming = Incoming(self, name, self._create(name))
+        incoming = Incoming(self, name, self._create(name, size))
         return Receiving(incoming, self.buffers, limit, new_hashes(md5))
 
     def need_room(self, size: int) -> None:
@@ -5152,9 +5187,10 @@ class Folder:
         with self.resolve(f"{INCOMING}/_", make=True) as place:
             need_room(place.folder, size, self.reserve)
 
-    def _create(self, name: str) -> io.FileIO:
-        """A new file for writing and reading; the folders on the way are made."""
+    def _create(self, name: str, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room; folders on the way are made."""
         with self.resolve(name, make=True) as place:
+            need_room(place.folder, size, self.reserve)
             return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
     def make_file(self, name: str) -> None:
@@ -5212,64 +5248,58 @@ class Folder:
 
     def _link_duplicate(self, incoming: Incoming, duplicate: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
-        link = f"{incoming.name}-twin"
+        link = f"{INCOMING}/{secrets.token_hex(16)}"
         if self._try_link(duplicate, link):
             return False
-        with self.resolve(link) as source, self.resolve(incoming.name) as target:
-            source.replace(target)
+        incoming.replace(link, self.open(link))
         return True
 
     def _place(self, incoming: Incoming, name: str) -> None:
-        """Link a file that has arrived to its place, marked so that a crash can be undone."""
+        """Give a file that has arrived its place, for good."""
         with self.resolve(name, make=True) as target:
             if target.exists():  # cheaper than to find it out by a link, where many are taken
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
-                self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
-                self._link(incoming.name, target)
+                self._link(incoming, target, name)
             except OSError as error:
                 inner, below, _ = name.partition("/")
                 if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
-                self._link(incoming.name, target)
+                self._copy(incoming, f"{inner}/{INCOMING}/{secrets.token_hex(16)}")
+                self._link(incoming, target, name)
             incoming.kept = name
             sync_folder(target.folder)
 
-    def _mark(self, incoming: Incoming, mark: str) -> None:
-        with self.resolve(incoming.name) as source, self.resolve(mark, make=True) as target:
-            source.replace(target)
-        incoming.name = mark
-
-    def _link(self, name: str, target: Place) -> None:
-        """Give a file its place; FileExistsError where that is taken."""
+    def _link(self, incoming: Incoming, target: Place, name: str) -> None:
+        """Link a file to its place, marked so that a crash can be undone; FileExistsError."""
+        incoming.mark(new_mark(name))
         # Where a file system has no links (exFAT), the name is taken first and then filled.
-        with self.resolve(name) as source:
-            try:
-                source.link(target)
-            except OSError as error:
-                if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
-                    raise
-                os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-                source.replace(target)
+        try:
+            incoming.place().link(target)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            incoming.place().replace(target)
 
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
-        copy, source = self._create(name), incoming.file.fileno()
+        copy, source = self._create(name, incoming.size), incoming.file.fileno()
         try:
-            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
                 write_all(copy, memoryview(piece))
             os.fsync(copy.fileno())
+            incoming.replace(name, copy)
         except BaseException:
             copy.close()
             self.unlink(name)
             raise
-        incoming.file.close()
-        self.unlink(incoming.name)
-        incoming.name, incoming.file = name, copy
+
+    def status(self, incoming: Incoming) -> os.stat_result:
+        """The status of a file that has its place."""
+        return os.fstat(incoming.file.fileno())
 
     def _try_link(self, name: str, link: str) -> int:
         """Give a file a second name; 0, or the error where it is gone or cannot have one."""
@@ -5391,8 +5421,8 @@ class Folder:
         with self.resolve(os.fsdecode(paths[0])) as place:
             for path in paths:
                 try:
-                    name = os.fsdecode(path.rpartition(b"/")[2])
-                    status = place._replace(name=name).stat()
+                    place.name = os.fsdecode(path.rpartition(b"/")[2])
+                    status = place.stat()
                 except FileNotFoundError:  # it went away meanwhile
                     continue
                 except OSError:
@@ -5648,7 +5678,7 @@ NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 def split_name(name: str) -> list[str]:
     """The parts of a relative path; ValueError for one that would leave its folder."""
     parts = name.split("/")
-    if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
+    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
         raise ValueError(f"no file name: {name!r}")
     return parts
 
@@ -10351,9 +10381,9 @@ def parse_string(value: Any, numbers: bool) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
-    for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
-        if any(first <= character <= last for character in value):
-            raise Unfit(f"{name} characters are not allowed.", "string_unicode")
+    if refused := re.search("[\0\ud800-\udfff]", value):
+        name = "Null" if refused[0] == "\0" else "Surrogate"
+        raise Unfit(f"{name} characters are not allowed.", "string_unicode")
     return value
 
 
@@ -10726,8 +10756,7 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
         check_upload(request.app, upload, filename)
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
-        folder.need_room(request.head.content_length or 0)
-        return folder.begin(limit, upload.md5)
+        return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
 def check_upload(app: App, upload: Upload, filename: str) -> None:
@@ -11500,14 +11529,16 @@ def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[s
     duplicate = find_duplicate(app, incoming.sha256, folder.name) if folder.make else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    return File(folder.name, name, asset.sha256, *state_of(folder.stat(name)), time.time()), asset
+    status = folder.status(incoming)
+    return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
 
 
 def finish_upload(app: App, incoming: Incoming, file: File) -> None:
     """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
-    incoming.discard(undo=False)
-    with contextlib.suppress(OSError, sqlite3.Error):  # it is stored: the next scan reads it again
-        app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
+    status = incoming.discard(undo=False)
+    if status:
+        with contextlib.suppress(sqlite3.Error):  # it is stored: the next scan reads it again
+            app.index.files.set_ctime(file, status.st_ctime)
 
 
 def remove_for_good(
