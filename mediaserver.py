@@ -4814,6 +4814,7 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
+UPLOAD_NAME = re.compile("[0-9a-f]{32}")  # of a file that arrives there
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -4886,11 +4887,6 @@ class Incoming:
         self._place = self._place or self.folder.resolve(self.name)
         return self._place
 
-    def mark(self, mark: str) -> None:
-        """Give it another name in its folder in `.incoming/`."""
-        self.place().rename(mark)
-        self.name = f"{posixpath.dirname(self.name)}/{mark}"
-
     def replace(self, name: str, file: io.FileIO) -> None:
         """Go on with an equal file instead of this one, which goes."""
         try:
@@ -4917,8 +4913,8 @@ class Incoming:
                 place.unlink()
             return os.fstat(self.file.fileno())
 
-    def put_back(self, name: str) -> bool:
-        """Take back its place, and give the file in `.incoming/` the name that it had there.
+    def put_back(self) -> bool:
+        """Take back its place, and leave what lies in `.incoming/` for another request.
 
         That cannot be done once it has become the link of an equal file.
         """
@@ -4927,8 +4923,7 @@ class Incoming:
         if self.place().stat().st_nlink > 1:
             return False
         with self.file, self.place():
-            self.mark(posixpath.basename(name))
-        return True
+            return True
 
 
 class Place:
@@ -4961,11 +4956,6 @@ class Place:
 
     def unlink(self) -> None:
         os.unlink(self.name, dir_fd=self.folder)
-
-    def rename(self, name: str) -> None:
-        """Give the file another name in its folder, in the place of what has that one."""
-        os.rename(self.name, name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
-        self.name = name
 
     def link(self, target: Place) -> None:
         """Give the file a second name; FileExistsError where that is taken."""
@@ -5074,13 +5064,16 @@ class Folder:
 
     def is_gone(self, name: str) -> bool:
         """Whether nothing has that name any more."""
+        return self.count_links(name) == 0
+
+    def count_links(self, name: str) -> int:
+        """Count the names of a file: 0 where this one is gone, 1 where that cannot be told."""
         try:
-            self.stat(name)
+            return self.stat(name).st_nlink
         except (FileNotFoundError, NotADirectoryError):
-            return True
+            return 0
         except OSError:
-            return False
-        return False
+            return 1
 
     def unlink(self, name: str) -> None:
         """Remove a file, unless it is gone already."""
@@ -5120,10 +5113,13 @@ class Folder:
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
-        inodes = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        arrived = {
+            inode(status) for name, status in linked
+            if UPLOAD_NAME.fullmatch(name) or self.name in SERVER_ONLY
+        }  # fmt: skip
         for path, status in self.walk(lambda name: True, []) if linked else ():
             name = os.fsdecode(path)
-            ours = mark_of(name) in marks or inode(status) in inodes
+            ours = mark_of(name) in marks or inode(status) in arrived
             if ours and not is_known(name):
                 self.unlink(name)
         for name, _ in left:
@@ -5213,27 +5209,26 @@ class Folder:
             if target.exists():  # cheaper than to find it out by a link, where many are taken
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
-                self._link(incoming, target, name)
+                self._link(incoming.place(), target)
             except OSError as error:
                 inner, below, _ = name.partition("/")
                 if error.errno != errno.EXDEV or not below:
                     raise
                 self._copy(incoming, f"{inner}/{INCOMING}/{secrets.token_hex(16)}")
-                self._link(incoming, target, name)
+                self._link(incoming.place(), target)
             incoming.kept = name
             sync_folder(target.folder)
 
-    def _link(self, incoming: Incoming, target: Place, name: str) -> None:
-        """Link a file to its place, marked so that a crash can be undone; FileExistsError."""
-        incoming.mark(new_mark(name))
+    def _link(self, source: Place, target: Place) -> None:
+        """Give a file its place; FileExistsError where that is taken."""
         # Where a file system has no links (exFAT), the name is taken first and then filled.
         try:
-            incoming.place().link(target)
+            source.link(target)
         except OSError as error:
             if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
                 raise
             os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            incoming.place().replace(target)
+            source.replace(target)
 
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
@@ -6884,6 +6879,7 @@ class SharedProgress:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
+        self.mounts = mmap.mmap(-1, 1)  # another byte when other mount points are known
 
     def get(self) -> ScanProgress:
         now = ScanProgress(*self.LAYOUT.unpack(self._memory[:]))
@@ -6907,6 +6903,7 @@ class Scanner:
         self._fresh = threading.Event()
         self._stopping = False
         self._threads: list[threading.Thread] = []
+        self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
 
     def start(self, interval: float) -> None:
@@ -7019,7 +7016,7 @@ class Scanner:
 
     def absent_mounts(self, folder: Folder) -> list[str]:
         """Places below a folder where a disk was mounted whose files are known, and is no more."""
-        known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+        known = self._known_mounts(folder)
         mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
         return [
             path for path in known
@@ -7027,13 +7024,23 @@ class Scanner:
             and not self._index.files.is_empty(folder.name, f"{path}/")
         ]  # fmt: skip
 
+    def _known_mounts(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
+        state, known = self._mounts.get(folder.name, (-1, []))
+        if state != self.progress.mounts[0]:
+            state = self.progress.mounts[0]
+            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+            self._mounts[folder.name] = state, known
+        return known
+
     def _note_mounts(self, folder: Folder) -> list[bytes]:
         """Remember the mount points below a folder; give those that are absent, with `/`."""
         absent = self.absent_mounts(folder)
         mounted = {path for path, _ in mounts_below(folder.path)}
-        text = json.dumps(sorted(mounted.union(absent)))
-        if text != (self._index.get_meta(f"mounts {folder.name}") or "[]"):
-            self._index.set_meta(f"mounts {folder.name}", text)
+        now = sorted(mounted.union(absent))
+        if now != self._known_mounts(folder):
+            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
+            self.progress.mounts[0] = (self.progress.mounts[0] + 1) % 256
         for path in absent:
             warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
         return [os.fsencode(f"{path}/") for path in absent]
@@ -9969,7 +9976,7 @@ class ResumableUploads:
 
     def refuse(self, upload: OpenUpload, incoming: Incoming, *, passing: bool) -> None:
         """End an upload that its family does not take; keep it if that is `passing`."""
-        if not (passing and incoming.put_back(self._name(upload))):
+        if not (passing and incoming.put_back()):
             incoming.discard()
             self.rows.remove(upload.id)
 
@@ -9992,7 +9999,8 @@ class ResumableUploads:
         kept = []
         for upload in self.rows.unfinished():
             folder = self._folders[upload.root]
-            if folder.is_there() and folder.is_gone(self._name(upload)):
+            # What has a second name was about to get its place: nobody may add to it.
+            if folder.is_there() and folder.count_links(self._name(upload)) != 1:
                 self.rows.remove(upload.id)
             else:
                 kept.append(upload.id)
@@ -10149,9 +10157,7 @@ class App:
         thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.watcher = Watcher(self.library, self.scanner)
-        self._disk_places = {
-            name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
-        }
+        self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -10192,9 +10198,7 @@ class App:
         ]
 
     def takes_uploads(self) -> bool:
-        """Whether the storage folder is there, with the disks that uploads lie on."""
-        if not self.library.is_there():
-            return False
+        """Whether the disks below the storage folder are there that uploads lie on."""
         absent = self.scanner.absent_mounts(self.library)
         return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
@@ -10203,12 +10207,14 @@ class App:
         """Take a place among those who use a root's disk; 503 where it does not answer."""
         # One that hangs keeps no more threads than these.
         places = self._disk_places[root]
-        if not places.acquire(timeout=LOOK_SECONDS):
-            raise HTTPError(503, "The disk does not answer.", RETRY_LATER)
+        try:
+            place = places.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            raise HTTPError(503, "The disk does not answer.", RETRY_LATER) from None
         try:
             yield
         finally:
-            places.release()
+            places.put(place)
 
     def prepare(self, content: Content) -> Response:
         """The usual answer with a small public file, whoever asks."""
@@ -10224,6 +10230,14 @@ class App:
             self.hot.clear()
             self.hot_bytes = 0
         self.hot[target] = hot
+
+
+def filled_queue(count: int) -> queue.SimpleQueue[int]:
+    """Return `count` places to get and to put back, at a tenth of what a semaphore takes."""
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(count):
+        places.put(number)
+    return places
 
 
 def read_public_key(settings: Settings) -> PublicKey | None:
@@ -10932,7 +10946,10 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.ELOOP: (503, "The storage folder is not there."),
     errno.ENODEV: (503, "The storage folder is not there."),
     errno.ESTALE: (503, "The storage folder is not there."),
+    errno.ENOTCONN: (503, "The storage folder is not there."),  # FUSE without its program
     errno.EIO: (503, "The disk does not answer."),
+    errno.ETIMEDOUT: (503, "The disk does not answer."),  # a share's server is away
+    errno.EHOSTDOWN: (503, "The disk does not answer."),
     errno.EMFILE: (503, "Too many files are open."),
     errno.ENFILE: (503, "Too many files are open."),
 }
