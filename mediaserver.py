@@ -4940,6 +4940,7 @@ class Incoming:
         self.facts: Facts | None = None
         self.filename = ""  # as the client named it
         self.kept: str | None = None
+        self.is_replaced = False
         self._place: Place | None = None
 
     def place(self) -> Place:
@@ -4957,7 +4958,7 @@ class Incoming:
             file.close()
             raise
         self.file.close()
-        self.name, self.file = name, file
+        self.name, self.file, self.is_replaced = name, file, True
 
     def discard(self, undo: bool = True) -> os.stat_result | None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first.
@@ -4974,16 +4975,16 @@ class Incoming:
             return os.fstat(self.file.fileno())
 
     def put_back(self) -> bool:
-        """Take back its place, and leave what lies in `.incoming/` for another request.
+        """Take back its place, and leave it in `.incoming/` for another request, if it is there.
 
-        That cannot be done once it has become the link of an equal file.
+        It is not where an equal file was taken instead.
         """
-        if self.kept:
-            self.folder.unlink(self.kept)
-        if self.place().stat().st_nlink > 1:
+        if self.is_replaced:
             return False
         with self.file, self.place():
-            return True
+            if self.kept:
+                self.folder.unlink(self.kept)
+        return True
 
 
 class Place:
@@ -5692,7 +5693,7 @@ def split_name(name: str) -> list[str]:
 
 
 def new_mark(name: str) -> str:
-    """A fresh name in `.incoming/` for a file that lies, or will lie, under `name`, too."""
+    """A fresh name in `.incoming/` for a file that lies under `name`, too."""
     return f"{secrets.token_hex(16)}.{mark_of(name)}"
 
 
