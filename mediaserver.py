@@ -90,7 +90,7 @@ import unicodedata
 import uuid
 import weakref
 import zlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -3384,10 +3384,14 @@ CREATE TABLE share (
 ) WITHOUT ROWID;
 """
 
+ALBUMS_SCHEMA = """
+ALTER TABLE media ADD COLUMN sha256 TEXT;  -- of the library's picture that is shown without a file
+"""
+
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
 )  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
@@ -3657,6 +3661,7 @@ class Index:
         self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
         self.trash = Trash(self)
+        self.albums = Albums(self)
         self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
@@ -3916,14 +3921,17 @@ class Files(Table):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+    def readable(
+        self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
+    ) -> list[Located]:
         """The files of an asset in some folders or of a user's own records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
-            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
-        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        values = (sha256, *roots, user_id, trashed)
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", *values)
         return [located(row) for row in rows]
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
@@ -4010,17 +4018,12 @@ class Files(Table):
         prefix = os.fsencode(f"{folder}/") if folder else b""
         end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
-        rows = self._index.read(
-            f"SELECT {', '.join(Shown._fields)} FROM ("
-            " SELECT *, strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken FROM ("
-            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
-            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
-            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256)"
-            " ORDER BY moment DESC, path)",
-            prefix, end,
-        )  # fmt: skip
-        while some := rows.fetchmany(MANY_ROWS):
-            yield from map(Shown._make, some)
+        source = (
+            "SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment,"
+            " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
+        )
+        return read_shown(self._index, source, prefix, end)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -4056,6 +4059,17 @@ class Shown(NamedTuple):
     latitude: float | None
     longitude: float | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
+    id: str | None  # of the media record or entity that it is shown as
+
+
+def read_shown(index: Index, source: str, *values: Any) -> Iterator[Shown]:
+    """Read what is shown, the newest first; `source` gives an asset, its path, moment and id."""
+    taken = "strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken"
+    columns = ", ".join(Shown._fields)
+    sql = f"SELECT {columns} FROM (SELECT *, {taken} FROM ({source}) ORDER BY moment DESC, path)"
+    rows = index.read(sql, *values)
+    while some := rows.fetchmany(MANY_ROWS):
+        yield from map(Shown._make, some)
 
 
 class User(NamedTuple):
@@ -4304,14 +4318,16 @@ class Share(NamedTuple):
     expires_at: float | None = None
 
 
-SHARED_FILES = {  # which files of its root a share with the target ?2 of the owner ?3 shows
-    "file": "sha256 = ?2",
-    "folder": "path > CAST(?2 || '/' AS BLOB) AND path < CAST(?2 || '0' AS BLOB)",
-    "media": "path = (SELECT CAST(path AS BLOB) FROM media"
+SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the owner ?3, shows
+    "file": "root = ?1 AND file.sha256 = ?2",
+    "folder": "root = ?1"
+    " AND file.path > CAST(?2 || '/' AS BLOB) AND file.path < CAST(?2 || '0' AS BLOB)",
+    "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "collection": "path IN (SELECT CAST(path AS BLOB) FROM media"
-    " WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "entity": "path IN (SELECT CAST(path AS BLOB) FROM entity"
+    "collection": "EXISTS (SELECT 1 FROM media WHERE collection_id = ?2 AND user_id = ?3"
+    " AND is_deleted = 0 AND (root = ?1 AND media.path = CAST(file.path AS TEXT)"
+    " OR root IN ('library', 'entities') AND media.sha256 = file.sha256)) GROUP BY file.sha256",
+    "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
 }
 
@@ -4351,7 +4367,7 @@ class ShareLinks(Table):
 
     def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
         """What a share shows, or only what of it has an asset, in the order of the paths."""
-        chosen = f"root = ?1 AND {SHARED_FILES[share.kind]}{' AND sha256 = ?4' * bool(sha256)}"
+        chosen = f"{'sha256 = ?4 AND ' * bool(sha256)}{SHARED_FILES[share.kind]}"
         sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
         target = int(share.target) if share.kind == "entity" else share.target
         rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
@@ -4441,6 +4457,7 @@ class MediaRecord(NamedTuple):
     collection_id: str | None
     created_at: float
     updated_at: float
+    sha256: str | None = None  # of the asset that a record without a file of its own shows
 
 
 def search_text(*texts: str | None) -> str:
@@ -4513,6 +4530,17 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
+    def shows(self, db: Database, record: MediaRecord) -> bool:
+        """Whether a record's collection shows its asset already."""
+        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 = ?"
+        values = (record.collection_id, record.user_id, record.sha256)
+        return db.execute(f"SELECT 1 FROM media WHERE {where}", values).fetchone() is not None
+
+    def remove_loose(self, db: Database, key: str) -> None:
+        """Forget a media record that shows an asset in no collection."""
+        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL AND path IS NULL"
+        db.execute(f"DELETE FROM media WHERE {where}", (key,))
+
     def hide(self, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
@@ -4526,6 +4554,7 @@ class OwnedTable(Generic[Record]):
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
             removed = db.execute(sql, (key, user_id)).rowcount
             if removed:
+                db.execute("DELETE FROM media WHERE collection_id = ? AND sha256 NOTNULL", (key,))
                 sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
                 db.execute(sql, (key,))
             return removed
@@ -4691,6 +4720,67 @@ class Trash(Table):
         """Forget a media record; the path of its file, if it had one."""
         row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
         return [row[0]] if row and row[0] else []
+
+
+SHOWN_RECORDS = """
+    SELECT asset.*, CAST(name AS BLOB) AS path, coalesce(created, created_at) AS moment, media.id,
+        collection_id AS album
+    FROM media LEFT JOIN file ON root = 'users' AND file.path = CAST(media.path AS BLOB)
+    JOIN asset ON asset.sha256 = coalesce(media.sha256, file.sha256)
+    WHERE kind NOTNULL AND user_id = ?1 AND is_deleted = ?2 AND (media.sha256 IS NULL OR EXISTS
+        (SELECT 1 FROM file WHERE sha256 = media.sha256 AND root IN ('library', 'entities')))"""
+SHOWN_ENTITIES = """
+    SELECT asset.*, CAST(coalesce(nullif(label, ''), md5) AS BLOB) AS path,
+        coalesce(created, added) AS moment, CAST(entity.id AS TEXT) AS id, parent_id AS album
+    FROM entity JOIN asset USING (sha256) WHERE asset.kind NOTNULL AND is_deleted = ?2"""
+
+
+class Album(NamedTuple):
+    """A collection of a user or of entities as the gallery shows it."""
+
+    key: str  # its id
+    name: str
+    size: int = 0  # items
+    cover: str | None = None  # the SHA-256 of its newest
+
+
+class Albums(Table):
+    """What the gallery shows besides the library: users' records, entities, and their trash."""
+
+    def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
+        """A user's records in a collection, or all that have a file of their own."""
+        which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
+        return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
+
+    def entities(self, parent: int | None) -> Iterator[Shown]:
+        """The entities in a collection, or at the root."""
+        source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
+        return read_shown(self._index, source, None, 0, parent)
+
+    def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
+        """What is softly deleted of a user, and of the entities if wanted."""
+        source = f"{SHOWN_RECORDS} UNION ALL {SHOWN_ENTITIES} AND ?3"
+        return read_shown(self._index, source, user_id, 1, with_entities)
+
+    def of_user(self, user_id: int) -> list[Album]:
+        """A user's collections by name."""
+        sql = "SELECT id, name FROM collection WHERE user_id = ? ORDER BY folded, id"
+        return self._with_counts(self._index.read(sql, user_id), SHOWN_RECORDS, user_id)
+
+    def of_entities(self, parent: int | None) -> list[Album]:
+        """The collections of entities in another one, or at the root, by label."""
+        sql = (
+            "SELECT id, coalesce(nullif(label, ''), '#' || id) FROM entity"
+            " WHERE is_collection = 1 AND is_deleted = 0 AND parent_id IS ? ORDER BY search, id"
+        )
+        return self._with_counts(self._index.read(sql, parent), SHOWN_ENTITIES)
+
+    def _with_counts(
+        self, rows: Iterable[tuple[Any, str]], source: str, user_id: int | None = None
+    ) -> list[Album]:
+        sql = f"SELECT album, count(*), sha256, max(moment) FROM ({source}) GROUP BY album"
+        counts = {row[0]: row[1:3] for row in self._index.read(sql, user_id, 0)}
+        return [Album(str(key), name, *counts.get(key, ())) for key, name in rows]
 
 
 CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
@@ -11400,6 +11490,16 @@ def find_content(app: App, request: Request, sha256: str) -> Located:
     return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
 
+def find_readable(
+    app: App, request: Request, sha256: str, trashed: bool = False
+) -> Located | None:
+    """A file of whichever family with this content that the principal may read, as on disk."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    return next(filter(None, map(app.scanner.current, found)), None)
+
+
 def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
@@ -12238,13 +12338,20 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "name": record.name,
         "type": record.type,
         "size": record.size,
-        "file": record.path and file_url(app, request, record),
+        "file": file_url(app, request, record) if has_file(request, record) else None,
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
         "created_at": format_time(record.created_at),
         "updated_at": format_time(record.updated_at),
     }
+
+
+def has_file(request: Request, record: MediaRecord) -> bool:
+    """Whether a record has a file, or shows one that the principal may read."""
+    read_auth_enabled = request.app.settings.read_auth_enabled
+    may_read = allows(READ, request.principal, read_auth_enabled)
+    return bool(record.path or (record.sha256 and may_read))
 
 
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
@@ -12422,7 +12529,11 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-    found = find_named(app, app.users, existing(record.path))
+        existing(has_file(request, record))
+    if record.sha256 and not record.path:
+        found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
+    else:
+        found = find_named(app, app.users, existing(record.path))
     return file_response(app, request, found, "no-cache")
 
 
@@ -12452,8 +12563,10 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 @route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
        {200: "the record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
-    """Take a media record out of its collection."""
-    return move_record(app, request, id, None)
+    """Take a media record out of its collection; one that has nothing else to show goes."""
+    answer = move_record(app, request, id, None)
+    app.index.write(lambda db: app.index.media.remove_loose(db, id.lower()))
+    return answer
 
 
 def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
@@ -12543,6 +12656,34 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
+
+
+@route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER, "accounts",
+       {204: "nothing"}, before=find_collection, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+def add_pictures(app: App, request: Request, id: str) -> Response:
+    """Show the library's pictures in one of my collections, which copies nothing."""
+    require(READ, request.principal, app.settings.read_auth_enabled)
+    found = [find_duplicate(app, sha256, "library", "entities")
+             for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
+    records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
+
+    def apply(db: Database) -> None:
+        existing(app.index.collections.get(caller(request), id.lower(), db))
+        for record in records:
+            if not app.index.media.shows(db, record):
+                app.index.media.put(db, record)
+
+    app.index.write(apply)
+    return Response(204)
+
+
+def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> MediaRecord:
+    """A new record that shows a file of the library or the entities."""
+    key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
+    kind = asset.facts.kind if asset.facts else "image"
+    about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
+    return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
 
 
 # -- entities: versioned media entities --------------------------------------------------
@@ -13134,8 +13275,8 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
 
 
 # -- trash ---------------------------------------------------------------------------------
-# What is softly deleted comes back, or goes for good: by the owner's commands, and after
-# TRASH_DAYS by itself.
+# What is softly deleted comes back, or goes for good: by the owner's commands, by who may change
+# it, and after TRASH_DAYS by itself.
 
 TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
 
@@ -13183,6 +13324,41 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
             return
+
+
+def is_trash_of(request: Request, trashed: Trashed) -> bool:
+    """Whether the caller may change what is in the trash: the own records, or the entities."""
+    if trashed.kind == "media":
+        return trashed.user_id == request.principal.user_id
+    return allows(WRITE, request.principal, True)
+
+
+def find_trashed(app: App, request: Request, id: str) -> Trashed:
+    trashed = app.index.trash.get(id.lower())
+    return existing(trashed if trashed and is_trash_of(request, trashed) else None)
+
+
+@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: "nothing"})
+def restore_one(app: App, request: Request, id: str) -> Response:
+    """Bring back a media record of mine or an entity."""
+    restore_trashed(app, find_trashed(app, request, id).id)
+    return Response(204)
+
+
+@route("DELETE", "/trash/{id}", BEARER, "trash", {204: "nothing"})
+def remove_one(app: App, request: Request, id: str) -> Response:
+    """Remove for good what is in the trash."""
+    existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
+    return Response(204)
+
+
+@route("DELETE", "/trash", BEARER, "trash", {204: "nothing"})
+def empty_my_trash(app: App, request: Request) -> Response:
+    """Remove for good all of my media records that are in the trash, and the entities there."""
+    for trashed in app.index.trash.all():
+        if is_trash_of(request, trashed):
+            remove_trashed(app, trashed, math.inf)
+    return Response(204)
 
 
 # -- files: uploads that can be resumed --------------------------------------------------
@@ -13520,7 +13696,8 @@ PREVIEW_QUERY = (
        {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
-    file, asset = find_content(app, request, check_sha256(sha256))
+    found = find_readable(app, request, check_sha256(sha256), trashed=True)
+    file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
 
@@ -13544,12 +13721,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
 
 def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
     """Which contents are on disk in a file that the principal may read."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    roots, user_id = ["library", "entities", *private], request.principal.user_id
-    return {"stored": [
-        sha256 for sha256 in hashes
-        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
-    ]}  # fmt: skip
+    return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
 @route("GET", "/exists", READ, "system", {200: "stored"},
@@ -13770,6 +13942,8 @@ ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
     "page or health": (JSON_TYPE, "Health"),
     "the OpenAPI document": (JSON_TYPE, "object"),
     "groups, folders, or items": (JSON_TYPE, "object"),
+    "the manifest": ("application/manifest+json", "object"),
+    "image/svg+xml": ("image/svg+xml", "file"),
     **{words: (JSON_TYPE, name)
        for words, name in {
         "status, version, uptime, scan": "Health",
@@ -14386,14 +14560,18 @@ def get_docs(app: App, request: Request) -> Response:
 
 MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
 MAX_SEARCH = 200  # characters
+MAX_CAMERAS = 100  # to choose from, the most used ones
 GALLERY_QUERY = (
     Field("group", help="a key of `groups`: the answer is its items"),
     Field("q", longest=MAX_SEARCH, help="words of path or camera"),
     Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("camera", blank="not sent", help="one of `cameras`"),
     Field("folder", help="a folder's path"),
     Field("below", "boolean", default=True, help="what is in the folders below it, too"),
     Field("order", choices=("date", "name"), default="date", blank="not sent"),
-)
+    Field("album", blank="not sent", help="instead of the library: the id of a collection of"
+          " mine or of entities, or `all`, `mine`, `entities` or `trash`"),
+)  # fmt: skip
 
 
 def measure(item: Shown) -> tuple[int | None, int | None, int]:
@@ -14405,15 +14583,20 @@ def measure(item: Shown) -> tuple[int | None, int | None, int]:
     return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
 
 
+def camera_of(item: Shown) -> str | None:
+    """Return the camera's make, unless its model begins with it, and model."""
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    return f"{make or ''} {model}".strip() or None
+
+
 def shown_json(item: Shown) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
     width, height, ratio = measure(item)
-    model = item.model or ""
-    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
         int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        f"{make or ''} {model}".strip() or None, item.latitude, item.longitude,
+        camera_of(item), item.latitude, item.longitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -14428,34 +14611,72 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
     return all(word in text for word in words)
 
 
-def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
-    """The items of a choice, each with its group's key."""
-    words = query.get("q", "").casefold().split()
-    kind = query.get("kind")
-    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
-    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
-    if query["order"] == "date":
+def choose_items(
+    items: Iterable[Shown], query: Mapping[str, Any], cameras: Counter[str | None]
+) -> Iterator[Shown]:
+    """Yield what a query asks for; count the cameras, of which one may be asked for."""
+    words, kind, wanted = (query.get(name) for name in ("q", "kind", "camera"))
+    words = (words or "").casefold().split()
+    for item in items:
+        if kind in {None, item.kind} and matches_search(item, words):
+            camera = camera_of(item)
+            cameras[camera] += 1
+            if wanted in {None, camera}:
+                yield item
+
+
+def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown]]:
+    """Yield the items in order, each with its group's key: the month, or the folder."""
+    if order == "date":
         return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
     named = ((posixpath.split(item.path.decode("utf-8", "replace")), item) for item in items)
     ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+def make_catalogue(
+    items: Iterable[Shown], query: Mapping[str, Any]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
-    folders: dict[str, int] = {}
-    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
-        items = [shown_json(item) for _, item in pairs]
-        data = to_json({"items": items}).encode("utf-8", "replace")
+    folders, cameras = Counter[str](), Counter[str | None]()
+    chosen = group_items(choose_items(items, query, cameras), query["order"])
+    for key, pairs in itertools.groupby(chosen, key=lambda pair: pair[0]):
+        values = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": values}).encode("utf-8", "replace")
         groups[key] = gzip_bytes(data)
         tag = hashlib.sha256(data).hexdigest()[:16]
-        about.append([key, len(items), sum(item[3] for item in items), tag])
-        for item in items:
-            folder = item[1].rpartition("/")[0]
-            folders[folder] = folders.get(folder, 0) + 1
-    return groups, {"groups": about, "folders": sorted(folders.items())}
+        about.append([key, len(values), sum(item[3] for item in values), tag])
+        folders.update(item[1].rpartition("/")[0] for item in values)
+    named = sorted(name for name, _ in cameras.most_common(MAX_CAMERAS) if name)
+    return groups, {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+
+
+def open_album(
+    app: App, request: Request, key: str
+) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
+    """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
+    albums, user_id = app.index.albums, request.principal.user_id
+    if key == "all":
+        mine = [] if user_id is None else albums.of_user(user_id)
+        return (), [*mine, *albums.of_entities(None)], []
+    if key == "trash":
+        return albums.trash(user_id, allows(WRITE, request.principal, True)), [], []
+    if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
+        above = id = None if key == "entities" else int(key)
+        path: list[list[str]] = []
+        while above is not None:
+            entity = find_entity(app, above)
+            path.insert(0, [str(above), entity.label or f"#{above}"])
+            above = entity.parent_id
+        return albums.entities(id), albums.of_entities(id), path
+    require(USER, request.principal, True)
+    if key == "mine":
+        return albums.records(caller(request)), [], []
+    collection = find_collection(app, request, key)
+    about = [[collection.id, collection.name]]
+    return albums.records(caller(request), collection.id), [], about
 
 
 @route("GET", "/gallery/items", READ, "system",
@@ -14463,25 +14684,34 @@ def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes]
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
-    group = query.pop("group", None)
-    key = tuple(sorted(query.items()))
-    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    group, album = query.pop("group", None), query.pop("album", None)
+    if album is None:
+        library = app.index.files.shown(query["folder"], query["below"])
+        key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
+        _, _, groups, summary = app.catalogues.get(app.index, key, make)
+    else:  # a few items, and nobody knows when they change
+        items, albums, path = open_album(app, request, album)
+        groups, summary = make_catalogue(items, query)
+        summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
-    if group not in found.groups:
+        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+    if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
-    scan = app.scanner.progress.get()
+    scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
     return {
-        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "name": printable(settings.storage_dir.name) or "mediaserver",
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
-        "can_upload": allows(UPLOAD, request.principal, True),
-        "max_upload_bytes": app.settings.max_upload_bytes,
+        "can_upload": allows(UPLOAD, principal, True),
+        "can_write": allows(WRITE, principal, True),
+        "has_account": principal.user_id is not None,
+        "max_upload_bytes": settings.max_upload_bytes,
+        "max_media_bytes": settings.max_media_bytes,
     }
 
 
@@ -14496,6 +14726,13 @@ def tagged_json(request: Request, text: str) -> Response:
 
 
 # -- The gallery: its page -----------------------------------------------------------------
+
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 512 512">
+<path fill="#0b6b62" d="M0 0h512v512H0z"/><circle cx="340" cy="178" r="46" fill="#ffe3a3"/>
+<path fill="#6fd0c2" d="M78 376 208 186l132 190z"/>
+<path fill="#d3f5ee" d="M236 376l98-130 100 130z"/>
+</svg>
+"""
 
 GALLERY_MARKUP = """<!doctype html>
 <html lang="en">
@@ -16183,6 +16420,28 @@ begin();
 """
 
 GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+
+
+@route("GET", "/icon.svg", OPEN, "system", {200: "image/svg+xml"})
+def get_icon(app: App, request: Request) -> Response:
+    """The gallery's icon."""
+    policy = ("Content-Security-Policy", "default-src 'none'")
+    return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
+
+
+@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "the manifest"})
+def get_manifest(app: App, request: Request) -> Response:
+    """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
+    name = printable(app.settings.storage_dir.name) or "mediaserver"
+    icon = {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"}
+    colour = "#0b6b62"
+    manifest = {
+        "name": name, "short_name": name, "start_url": "gallery", "scope": "./",
+        "display": "standalone", "background_color": colour, "theme_color": colour,
+        "icons": [icon],
+    }  # fmt: skip
+    headers = [("Content-Type", "application/manifest+json"), NO_STORE]
+    return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
 
 
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
