@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""mediaserver: one file that scans, serves and takes in a household's pictures and films.
+"""mediaserver: one file that scans, serves and takes in a household's pictures and videos.
 
     python3 mediaserver.py --storage_dir ~/Pictures
 
@@ -168,12 +168,6 @@ def parse_secret(text: str) -> str:
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError("has a control character, which no request can carry")
     return text
-
-
-def parse_log_format(text: str) -> str:
-    if text.lower() not in {"none", "text", "json"}:
-        raise ValueError(f"{text!r} is none of none, text and json")
-    return text.lower()
 
 
 def parse_boolean(text: str) -> bool:
@@ -382,7 +376,9 @@ class Settings(NamedTuple):
         empty=True,
     )  # fmt: skip
     log_format: str = setting(
-        "none", "a line on standard error for each request: none, text or json", parse_log_format
+        "none",
+        "a line on standard error for each request: none, text or json",
+        one_of("none", "text", "json"),
     )
 
     @classmethod
@@ -766,49 +762,6 @@ def verify_password(password: str, stored: str) -> bool:
     n, r, p, salt, digest = match.groups()
     actual = _scrypt(password, decode_base64url(salt), int(n), int(r), int(p))
     return hmac.compare_digest(actual, decode_base64url(digest))
-
-
-MAX_SCRYPTS = 4  # at once, by their memory
-MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
-MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
-
-
-class PasswordHasher:
-    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
-
-    They have threads of their own: the C library keeps what a thread has freed for that thread,
-    so that scrypts in the threads of forty requests left 400 MiB behind.
-    """
-
-    def __init__(self, at_once: int, places: int) -> None:
-        self._at_once = at_once
-        self._places = threading.BoundedSemaphore(places)
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, which `run` needs."""
-        if not self._places.acquire(blocking=False):
-            detail = "Too many passwords are being checked; try again in a moment."
-            raise HTTPError(503, detail, {"Retry-After": "5"})
-        try:
-            yield
-        finally:
-            self._places.release()
-
-    def run(self, work: Callable[..., T], *arguments: str) -> T:
-        """Call one of the functions above when it is its turn."""
-        with self._lock:
-            if self._threads is None:
-                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
-
-                self._threads = ThreadPoolExecutor(self._at_once)
-        return self._threads.submit(work, *arguments).result()
-
-    def hash(self, password: str) -> str:
-        with self.place():
-            return self.run(hash_password, password)
 
 
 # --- ES256: ECDSA over P-256 with SHA-256
@@ -1785,7 +1738,7 @@ class _Ifd:
         return _Ifd(self._tiff, self._order, start, self._wide)
 
     def sub_ifd(self, tag: int) -> _Ifd:
-        """The directory that a tag points to, or this one: Canon's films have no tags for it."""
+        """The directory that a tag points to, or this one: Canon's videos have no tags for it."""
         return self.at(self.number(tag)) if tag in self.entries else self
 
     def raw(self, tag: int) -> bytes:
@@ -4463,7 +4416,7 @@ class MediaRecord(NamedTuple):
 def search_text(*texts: str | None) -> str:
     """Texts as searches compare them, without case; no match reaches from one into the next.
 
-    >>> folded("STRASSE", None, "Ä") == folded("straße", "", "ä")
+    >>> search_text("STRASSE", None, "Ä") == search_text("straße", "", "ä")
     True
     """
     return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
@@ -9884,6 +9837,49 @@ def network_of(address: str) -> str:
     return address
 
 
+MAX_SCRYPTS = 4  # at once, by their memory
+MAX_WAITING_FOR_SCRYPT = 60  # each keeps a thread
+MAX_NEW_PASSWORDS = 16  # hashed one after the other, so that registering never delays logins
+
+
+class PasswordHasher:
+    """Lets a few passwords be hashed at once and some wait for that; 503 for more.
+
+    They have threads of their own: the C library keeps what a thread has freed for that thread,
+    so that scrypts in the threads of forty requests left 400 MiB behind.
+    """
+
+    def __init__(self, at_once: int, places: int) -> None:
+        self._at_once = at_once
+        self._places = threading.BoundedSemaphore(places)
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, which `run` needs."""
+        if not self._places.acquire(blocking=False):
+            detail = "Too many passwords are being checked; try again in a moment."
+            raise HTTPError(503, detail, {"Retry-After": "5"})
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def run(self, work: Callable[..., T], *arguments: str) -> T:
+        """Call `hash_password` or `verify_password` when it is its turn."""
+        with self._lock:
+            if self._threads is None:
+                from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where needed
+
+                self._threads = ThreadPoolExecutor(self._at_once)
+        return self._threads.submit(work, *arguments).result()
+
+    def hash(self, password: str) -> str:
+        with self.place():
+            return self.run(hash_password, password)
+
+
 class Logins:
     """Checks passwords, and no more wrong ones than an account and an address may try."""
 
@@ -12953,9 +12949,9 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("title", "text", longest=MAX_TITLE_LENGTH),
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
     Field("strip", "boolean", default=False, nullable=False,
-          help="send pictures without GPS and camera data; films and recordings are left out"),
+          help="send pictures without GPS and camera data; videos and recordings are left out"),
     Field("upload", "boolean", default=False, nullable=False,
-          help="guests may add pictures and films to a folder"),
+          help="guests may add pictures and videos to a folder"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -16950,7 +16946,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mediaserver.py",
         usage="python3 mediaserver.py [COMMAND] --storage_dir DIR [options]",
-        description="Scans, serves and takes in a household's pictures and films.",
+        description="Scans, serves and takes in a household's pictures and videos.",
         epilog=f"commands:\n{commands}\n\n"
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
