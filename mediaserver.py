@@ -15554,7 +15554,6 @@ function draw() {
 }
 
 function drawNow() {
-  if (!groups.length) return;
   const top = window.scrollY - $("grid").offsetTop;
   const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
   const fast = Math.abs(top - lastTop) > window.innerHeight;
