@@ -15719,11 +15719,6 @@ new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($(
 
 // -- Above the list: search, kinds, months, folders --------------------------------------
 
-function fill(select, options, value) {
-  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
-  select.value = value;
-}
-
 function drawHeader() {
   $("name").textContent = list.name;
   document.title = placeName();
