@@ -14846,7 +14846,7 @@ GALLERY_MARKUP = """<!doctype html>
 </head>
 <body>
 <header id="bar">
-  <h1><a id="home" href="gallery"></a></h1>
+  <h1><a id="home" href="gallery"><span id="name">mediaserver</span></a></h1>
   <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
     data-label="search" maxlength="200" autocomplete="off"></form>
   <div id="filters">
@@ -14863,7 +14863,7 @@ GALLERY_MARKUP = """<!doctype html>
 <nav id="places" hidden data-label="folders"></nav>
 <p id="notice" role="status" hidden></p>
 <main id="stage">
-  <nav id="cards" hidden data-label="albums"></nav>
+  <div id="cards" hidden></div>
   <div id="grid"></div>
   <div id="empty" hidden></div>
 </main>
@@ -16769,7 +16769,7 @@ document.addEventListener("visibilitychange", () => document.hidden || start(tru
 
 document.head.append(h("link", {rel: "icon", href: `${ROOT}/icon.svg`}),
   h("link", {rel: "manifest", href: `${ROOT}/manifest.webmanifest`}));
-$("home").append(h("img", {src: `${ROOT}/icon.svg`, alt: ""}), h("span", {id: "name"}));
+$("home").prepend(h("img", {src: `${ROOT}/icon.svg`, alt: ""}));
 
 // A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
 async function begin() {
