@@ -9583,6 +9583,8 @@ class Route(NamedTuple):
     aliases: tuple[str, ...] = ()  # other paths of the same thing
     headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
+    name: str = ""  # in the documentation, where it is another one than the handler's
+    header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
 
 
 ROUTES: list[Route] = []
@@ -11672,10 +11674,10 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 
 
 @route("POST", "/upload", UPLOAD, "media",
-       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
+       {201: "PublicImage"}, body=MEDIA_UPLOAD,
        is_target=True, summary="Upload a public image")  # fmt: skip
 @route("PUT", "/upload", UPLOAD, "media",
-       {201: "url, filename, size, content_type, sha256"},
+       {201: "PublicImage"}, name="put_media",
        body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
@@ -11696,14 +11698,14 @@ def upload_media(app: App, request: Request) -> Response:
     return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
 
 
-@route("GET", "/media/{filename}", READ, "media", {200: "the file"})
+@route("GET", "/media/{filename}", READ, "media", {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
     found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
     return file_response(app, request, found, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "deleted"})
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
@@ -11723,7 +11725,7 @@ MEDIA_PAGING = (
 )
 
 
-@route("GET", "/media", READ, "media", {200: "count, files"}, query=MEDIA_PAGING)
+@route("GET", "/media", READ, "media", {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
     """All public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
@@ -11762,7 +11764,7 @@ LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
 LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
-@route("GET", "/list", READ, "library", {200: "by sha256"})
+@route("GET", "/list", READ, "library", {200: "Library"})
 def list_library(app: App, request: Request) -> Answer:
     """Everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
@@ -11782,7 +11784,7 @@ def library_pieces(app: App) -> Iterator[str]:
     yield "{}" if before == "{" else "}"
 
 
-@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "image/png"})
+@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     """A PNG that fits 256 × 256."""
     file, asset = find_content(app, request, check_sha256(sha256))
@@ -11826,13 +11828,13 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
     return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
-@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "the file"})
+@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
     return file_response(app, request, find_named(app, app.images, filename), "no-cache")
 
 
-@route("GET", "/image/{sha256}", READ, "library", {200: "the file"})
+@route("GET", "/image/{sha256}", READ, "library", {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
     """A file by its SHA-256."""
     found = find_content(app, request, check_sha256(sha256))
@@ -11852,7 +11854,7 @@ def library_name(wanted: str, filename: str) -> str:
 
 
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
-       {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+       {201: "LibraryImage", 200: "LibraryImage: It was there."},
        body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
@@ -11920,7 +11922,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
 
 
 @route("POST", "/upload-image", WRITE, "images",
-       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
+       {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
     incoming = uploaded(request)
@@ -12034,7 +12036,8 @@ def check_registration(app: App, request: Request) -> None:
         raise HTTPError(403, "Registration is off here.")
 
 
-@route("POST", "/api/auth/register", OPEN, "accounts", {201: "the user"},
+@route("POST", "/api/auth/register", OPEN, "accounts",
+       {201: "User", 403: "Error: Registration is off."},
        body=REGISTRATION, before=check_registration)  # fmt: skip
 @deferred("password")
 def register(app: App, request: Request) -> Response:
@@ -12056,7 +12059,7 @@ def login_key(user: User | None, name: str) -> str:
 
 
 @route("POST", "/api/auth/login", OPEN, "accounts",
-       {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
+       {200: "Tokens"}, body=LOGIN)  # fmt: skip
 @deferred("password")
 def login(app: App, request: Request) -> Response:
     """Get an access and a refresh token."""
@@ -12116,7 +12119,7 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "access, refresh"}, body=REFRESH)
+@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "Tokens"}, body=REFRESH)
 def refresh_tokens(app: App, request: Request) -> Response:
     """Spend a refresh token for new tokens."""
     arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
@@ -12143,7 +12146,7 @@ LOGOUT = BodySpec(ANY_BODY, (
 
 
 @route("POST", "/api/auth/logout", USER, "accounts",
-       {205: "nothing", 400: "error"}, body=LOGOUT)  # fmt: skip
+       {205: ""}, body=LOGOUT)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
     """Spend a refresh token, which ends its session, or end all my sessions."""
     sessions, user_id = app.index.sessions, caller(request)
@@ -12158,7 +12161,7 @@ def logout(app: App, request: Request) -> Response:
 
 
 @route("GET", "/api/auth/sessions", USER, "accounts",
-       {200: "a list of id, created_at, last_used_at, address, user_agent"})  # fmt: skip
+       {200: "Session[]"})  # fmt: skip
 def list_sessions(app: App, request: Request) -> Response:
     """Where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
@@ -12175,20 +12178,20 @@ def session_json(session: Session) -> dict[str, Any]:
     }
 
 
-@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: "nothing"})
+@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: ""})
 def end_one_session(app: App, request: Request, id: str) -> Response:
     """End one of my sessions."""
     existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
     return Response(204)
 
 
-@route("GET", "/api/auth/profile", USER, "accounts", {200: "the user"})
+@route("GET", "/api/auth/profile", USER, "accounts", {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
     """Who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
-@route("POST", "/api/auth/password", USER, "accounts", {204: "nothing"}, body=PASSWORD_CHANGE)
+@route("POST", "/api/auth/password", USER, "accounts", {204: ""}, body=PASSWORD_CHANGE)
 @deferred("password")
 def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
@@ -12361,7 +12364,7 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
 
 
 @route("GET", MEDIA_PATHS, USER, "accounts",
-       {200: "a page of records"},
+       {200: "Records", 404: "Error: Invalid page."},
        query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
               *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
@@ -12425,7 +12428,7 @@ def check_room(app: App, request: Request) -> None:
 
 
 @route("POST", MEDIA_PATHS, USER, "accounts",
-       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
+       {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
@@ -12451,7 +12454,7 @@ def check_record(app: App, request: Request, id: str) -> None:
     request.room = max(0, find_room(app, record.user_id) + freed)
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "the record"})
+@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
     """One of my media records."""
     value = record_json(app, request, find_record(app, request, id))
@@ -12463,10 +12466,10 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "the record"}, before=check_record,
-       body=MEDIA_BODY, summary="Change a media record; a file replaces its file")  # fmt: skip
+       {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
+       summary="Change a media record; a file replaces its file")  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "the record"},
+       {200: "Record"},
        before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     """Change some of a media record; a file replaces its file."""
@@ -12511,7 +12514,7 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     existing(app.index.media.hide(caller(request), id.lower(), time.time()))
@@ -12519,7 +12522,8 @@ def delete_record(app: App, request: Request, id: str) -> Response:
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
-       {200: "the file"}, query=(Field("expires"), Field("signature")))  # fmt: skip
+       {200: "file", 403: "Error: The signature is not good, or no longer."},
+       query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     """The file of a media record, for its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
@@ -12550,7 +12554,7 @@ MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
-       {200: "the record"}, before=find_record,
+       {200: "Record"}, before=find_record,
        body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     """Put a media record into a collection."""
@@ -12559,7 +12563,7 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
-       {200: "the record"})  # fmt: skip
+       {200: "Record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     """Take a media record out of its collection; one that has nothing else to show goes."""
     answer = move_record(app, request, id, None)
@@ -12598,13 +12602,14 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
     return existing(app.index.collections.get(caller(request), id.lower()))
 
 
-@route("GET", COLLECTION_PATHS, USER, "accounts", {200: "a page of collections"}, query=PAGING)
+@route("GET", COLLECTION_PATHS, USER, "accounts",
+       {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     """My collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "the collection"}, body=COLLECTION_BODY)
+@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
     now, values = time.time(), request.fields
@@ -12614,7 +12619,7 @@ def create_collection(app: App, request: Request) -> Response:
     return json_response(collection_json(collection), 201)
 
 
-@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "the collection, media"})
+@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
     """One of my collections and its media."""
     collection = find_collection(app, request, id)
@@ -12631,10 +12636,10 @@ def get_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "the collection"}, summary="Change a collection", before=find_collection,
-       body=COLLECTION_BODY)  # fmt: skip
+       {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
+       name="replace_collection", summary="Change a collection")  # fmt: skip
 @route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "the collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
+       {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     """Change some of a collection."""
     changes = {**request.fields, "updated_at": time.time()}
@@ -12649,7 +12654,7 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
@@ -12657,7 +12662,7 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER, "accounts",
-       {204: "nothing"}, before=find_collection, body=BodySpec(
+       {204: ""}, before=find_collection, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
 def add_pictures(app: App, request: Request, id: str) -> Response:
     """Show the library's pictures in one of my collections, which copies nothing."""
@@ -12723,7 +12728,7 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route("GET", "/entity/", READ, "entities", {200: "items, pagination"}, query=ENTITY_LIST)
+@route("GET", "/entity/", READ, "entities", {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
     """A page of the entities."""
     query = request.query
@@ -12760,7 +12765,8 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route("POST", "/entity/", WRITE, "entities", {201: "the Item"},
+@route("POST", "/entity/", WRITE, "entities",
+       {201: "Item", 409: "Error: The same content is stored."},
        body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     """Create an entity."""
@@ -12770,14 +12776,15 @@ def create_entity(app: App, request: Request) -> Response:
     return json_response(entity_json(entity), 201, [location])
 
 
-@route("GET", "/entity/{id}", READ, "entities", {200: "the Item"},
+@route("GET", "/entity/{id}", READ, "entities", {200: "Item"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
     """An entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
-@route("PUT", "/entity/{id}", WRITE, "entities", {200: "the Item"},
+@route("PUT", "/entity/{id}", WRITE, "entities",
+       {200: "Item", 409: "Error: The same content is stored."},
        parameters=ENTITY_ID, body=ENTITY_REPLACE,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
@@ -12795,7 +12802,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "the Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
+       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
@@ -12807,7 +12814,7 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("DELETE", "/entity/{id}", WRITE, "entities",
-       {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
+       {200: "Item"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -12818,7 +12825,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("GET", "/entity/{id}/versions", READ, "entities",
-       {200: "version, transaction_id and the Item's fields of each"},
+       {200: "Item[]"},
        parameters=ENTITY_ID)  # fmt: skip
 def list_versions(app: App, request: Request, id: int) -> Response:
     """All versions, the oldest first."""
@@ -12827,7 +12834,7 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
-@route("GET", "/entity/{id}/file", READ, "entities", {200: "the file"},
+@route("GET", "/entity/{id}/file", READ, "entities", {200: "file"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     """An entity's content."""
@@ -13004,7 +13011,8 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
     return Share("", owner, kind, "entities", str(entity.id))
 
 
-@route("POST", "/shares", BEARER, "shares", {201: "the share"}, body=NEW_SHARE)
+@route("POST", "/shares", BEARER, "shares",
+       {201: "Share", 404: "Error: There is no such thing to share."}, body=NEW_SHARE)  # fmt: skip
 @deferred("password")
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
@@ -13042,7 +13050,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
-@route("GET", "/shares", BEARER, "shares", {200: "a list of shares"})
+@route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
     principal = request.principal
@@ -13050,7 +13058,7 @@ def list_shares(app: App, request: Request) -> Response:
     return json_response([share_json(request, share) for share in shares])
 
 
-@route("DELETE", "/shares/{id}", BEARER, "shares", {204: "nothing"})
+@route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
     principal = request.principal
@@ -13103,7 +13111,7 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
     return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
 
 
-@route("GET", "/s/{token}", OPEN, "shares", {200: "title, expires_at, files"})
+@route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(app, token)
@@ -13151,7 +13159,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
-       {303: "sets a cookie", 429: "too many failed logins"}, body=SHARE_PASSWORD)  # fmt: skip
+       {303: ""}, body=SHARE_PASSWORD)  # fmt: skip
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -13178,7 +13186,7 @@ def check_guest(app: App, request: Request, token: str) -> Share:
 
 
 @route("POST", "/s/{token}/upload", OPEN, "shares",
-       {201: "name, type, size, url", 303: "back to the page, for browsers"},
+       {201: "SharedFile", 303: ""},
        body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
        before=check_guest)  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
@@ -13200,7 +13208,7 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
-       {200: "the file"},
+       {200: "file"},
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256."""
@@ -13336,21 +13344,21 @@ def find_trashed(app: App, request: Request, id: str) -> Trashed:
     return existing(trashed if trashed and is_trash_of(request, trashed) else None)
 
 
-@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: "nothing"})
+@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: ""})
 def restore_one(app: App, request: Request, id: str) -> Response:
     """Bring back a media record of mine or an entity."""
     restore_trashed(app, find_trashed(app, request, id).id)
     return Response(204)
 
 
-@route("DELETE", "/trash/{id}", BEARER, "trash", {204: "nothing"})
+@route("DELETE", "/trash/{id}", BEARER, "trash", {204: ""})
 def remove_one(app: App, request: Request, id: str) -> Response:
     """Remove for good what is in the trash."""
     existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
     return Response(204)
 
 
-@route("DELETE", "/trash", BEARER, "trash", {204: "nothing"})
+@route("DELETE", "/trash", BEARER, "trash", {204: ""})
 def empty_my_trash(app: App, request: Request) -> Response:
     """Remove for good all of my media records that are in the trash, and the entities there."""
     for trashed in app.index.trash.all():
@@ -13369,6 +13377,18 @@ TUS_EXTENSIONS = (
     "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
 )
 TUS_CONTENT, DRAFT_CONTENT = "application/offset+octet-stream", "application/partial-upload"
+UPLOAD_FIELDS = (
+    Field("Tus-Resumable", choices=(TUS_VERSION,), help="tus; without it, the IETF draft"),
+    Field("Upload-Offset", "integer", help="where the content begins"),
+    Field("Upload-Length", "integer", help="bytes of the whole file"),
+    Field("Upload-Checksum", help="tus: an algorithm and the content's hash in Base64"),
+    Field("Upload-Complete", choices=("?0", "?1"), help="the draft: whether this is the end"),
+)
+NEW_UPLOAD_FIELDS = (
+    *UPLOAD_FIELDS,
+    Field("Upload-Metadata", help="names with values in Base64: target, filename, fields"),
+    Field("Upload-Defer-Length", choices=("1",), help="tus: the length comes later"),
+)
 TARGETS = {item.family: item for item in ROUTES if item.is_target}
 
 
@@ -13534,7 +13554,7 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
 
 
 @route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files",
-       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
+       {204: ""},
        headers=TUS_HEADERS)  # fmt: skip
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     """What the server can do of tus 1.0."""
@@ -13557,8 +13577,10 @@ def transferred(request: Request) -> Transfer:
 
 
 @route("POST", "/files", TARGET, "files",
-       {201: "where it goes on; the family's answer if it is complete"},
-       body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
+       {201: "object: Location says where it goes on; if it is complete, the family's answer.",
+        409: "Error", 412: "Error", 460: "Error"},
+       body=BodySpec(("tus", "draft", "file"), reader=begin_resumable), headers=TUS_HEADERS,
+       header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
     transfer = transferred(request)
@@ -13574,9 +13596,10 @@ def create_upload(app: App, request: Request) -> Response:
 
 
 @route("PATCH", "/files/{id}", TARGET, "files",
-       {204: "how far it is", 201: "the family's answer, at the end of one of the IETF draft"},
-       before=find_upload, body=BodySpec((), reader=continue_resumable),
-       headers=TUS_HEADERS)  # fmt: skip
+       {204: "", 201: "object: The family's answer, at the end of one of the IETF draft.",
+        409: "Error", 412: "Error", 423: "Error", 460: "Error"},
+       before=find_upload, body=BodySpec(("tus", "draft"), reader=continue_resumable),
+       headers=TUS_HEADERS, header_fields=UPLOAD_FIELDS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
     transfer = transferred(request)
@@ -13587,7 +13610,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
 
 
 @route("GET", "/files/{id}", TARGET, "files",
-       {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
+       {200: "ResumableUpload", 412: "Error"}, headers=TUS_HEADERS)  # fmt: skip
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
     upload = find_upload(app, request, id)
@@ -13599,7 +13622,7 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files", {204: "nothing"}, headers=TUS_HEADERS)
+@route("DELETE", "/files/{id}", TARGET, "files", {204: "", 412: "Error"}, headers=TUS_HEADERS)
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -13658,7 +13681,7 @@ def health_json(app: App) -> dict[str, Any]:
     return {**health, "problems": problems} if problems else health
 
 
-@route("GET", "/health", OPEN, "system", {200: "status, version, uptime, scan"}, prompt=True)
+@route("GET", "/health", OPEN, "system", {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
     """How the server is."""
     return json_response(health_json(app))
@@ -13672,14 +13695,14 @@ def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
     return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
 
 
-@route("POST", "/session", BEARER, "system", {204: "sets the view cookie"})
+@route("POST", "/session", BEARER, "system", {204: ""})
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
     return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
 
 
-@route("DELETE", "/session", OPEN, "system", {204: "ends the view cookie"})
+@route("DELETE", "/session", OPEN, "system", {204: ""})
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     return Response(204, [view_cookie(request, "", 0), NO_STORE])
@@ -13691,7 +13714,7 @@ PREVIEW_QUERY = (
 
 
 @route("GET", "/preview/{sha256}", READ, "system",
-       {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
+       {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
     found = find_readable(app, request, check_sha256(sha256), trashed=True)
@@ -13722,19 +13745,19 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
-@route("GET", "/exists", READ, "system", {200: "stored"},
+@route("GET", "/exists", READ, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
-def get_exists(app: App, request: Request) -> Response:
+def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
 @route("POST", "/exists", READ, "system",
-       {200: "stored"}, body=BodySpec(
+       {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"))  # fmt: skip
-def post_exists(app: App, request: Request) -> Response:
+def check_hashes(app: App, request: Request) -> Response:
     """Which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
@@ -13830,7 +13853,7 @@ def count_durations(meter: Meter) -> Samples:
         yield f"_count{{{labels}}}", counts[-1]
 
 
-@route("GET", "/metrics", PRIVATE_READ, "system", {200: "text"})
+@route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
     samples = read_metrics(app)
@@ -13865,32 +13888,39 @@ def log_request(
 
 
 # -- OpenAPI -----------------------------------------------------------------------------
-# The document is made of the route declarations. Here is what the words of their answers
-# mean: an object's properties, each with its type after the colon (none: a string), `?` where
-# it may be null, `~` where it may be missing, `[]` for a list and `{}` for an object by key.
+# The document is made of the route declarations. An answer's words begin with what its content
+# is: a type, or several with `or` between them; a colon and a description may follow. Types are
+# those of CONTENT_TYPES, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
+# `[]` is a list of it and `{}` an object with one at each key. An object's shape is its
+# properties, each with its type after a colon (none: a string) and `~` where it may be missing.
 
 OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
-    "ValidationError": "detail:Problem[]",
-    "Problem": "loc:strings msg type",
-    "Session": "id created_at:date last_used_at:date address user_agent",
+    "FieldErrors": "strings{}",
+    "ValidationError": "detail:FieldError[]",
+    "FieldError": "loc:location msg type",
     "Refusal": "error",
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "StoredContents": "stored:hashes",
+    "Gallery": "groups:rows~ folders:rows~ cameras:strings~ albums:rows~ path:rows~ items:rows~"
+    " name~ degraded:boolean~ scanning:integer?~ can_upload:boolean~ can_write:boolean~"
+    " has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
     "Deleted": "deleted",
     "Library": "LibraryFile{}",
     "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
-    "Stored": "message sha256:sha256 filename file_path thumbnail_file:string?~",
+    "LibraryImage": "message sha256:sha256 filename file_path thumbnail_file:string?~",
     "PrivateImage": "stored_as bytes:integer image_url:url",
+    "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[]",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
+    "Session": "id created_at:date last_used_at:date address user_agent",
     "Tokens": "access refresh",
     "Record": "id:uuid user:integer name type size:integer? file:url? storage_path:string?"
     " description:string? collection:uuid? created_at:date updated_at:date",
@@ -13907,72 +13937,75 @@ OBJECTS: Mapping[str, str] = {
     "Pagination": "page:integer page_size:integer total_items:integer total_pages:integer"
     " has_next:boolean has_prev:boolean",
 }
+HASH = {"type": "string", "pattern": f"^{SHA256.pattern}$", "examples": ["5e" * 32]}
 SCALARS: Mapping[str, dict[str, Any]] = {
-    "": {"type": "string"},
     "string": {"type": "string"},
     "text": {"type": "string"},
-    "integer": {"type": "integer"},
+    "integer": {"type": "integer", "format": "int64"},
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
-    "strings": {
-        "type": "array",
-        "items": {"type": ["string", "integer"]},
-        "examples": [["query", "page"]],
-    },
+    "object": {"type": "object"},
+    "strings": {"type": "array", "items": {"type": "string"}},
+    "location": {"type": "array", "items": {"type": ["string", "integer"]}},
+    "rows": {"type": "array", "items": {"type": "array", "items": {}}},
     "url": {"type": "string", "format": "uri", "examples": ["http://localhost:8000/media/a.jpg"]},
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
     "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
-    "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
-    "hashes": {
-        "type": "array",
-        "items": {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
-        "maxItems": MAX_HASHES,
-        "examples": [["5e" * 32]],
-    },
+    "sha256": HASH,
+    "hashes": {"type": "array", "items": HASH, "maxItems": MAX_HASHES},
     "file": {"type": "string", "format": "binary"},
 }
-ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
-    "the file": ("*/*", "file"),
-    "image/png": ("image/png", "file"),
-    "image/webp or image/jpeg": ("image/*", "file"),
-    "text": ("text/plain", "string"),
-    "page": ("text/html", "string"),
-    "page or health": (JSON_TYPE, "Health"),
-    "the OpenAPI document": (JSON_TYPE, "object"),
-    "groups, folders, or items": (JSON_TYPE, "object"),
-    "the manifest": ("application/manifest+json", "object"),
-    "image/svg+xml": ("image/svg+xml", "file"),
-    **{words: (JSON_TYPE, name)
-       for words, name in {
-        "status, version, uptime, scan": "Health",
-        "url, filename, size, content_type, sha256": "PublicImage",
-        "count, files": "PublicFiles",
-        "deleted": "Deleted",
-        "stored": "StoredContents",
-        "by sha256": "Library",
-        "message, sha256, filename, file_path, thumbnail_file": "Stored",
-        "it was there": "Stored",
-        "stored_as, bytes, image_url": "PrivateImage",
-        "the share": "Share",
-        "a list of shares": "Share[]",
-        "title, expires_at, files": "Shared",
-        "name, type, size, url": "SharedFile",
-        "the user": "User",
-        "a list of id, created_at, last_used_at, address, user_agent": "Session[]",
-        "access, refresh": "Tokens",
-        "error": "Refusal",
-        "too many failed logins": "Error",
-        "a page of records": "Records",
-        "the record": "Record",
-        "a page of collections": "Collections",
-        "the collection": "Collection",
-        "the collection, media": "Collection",
-        "items, pagination": "Items",
-        "the Item": "Item",
-        "the Item as it was": "Item",
-        "version, transaction_id and the Item's fields of each": "Item[]",
-    }.items()},
+EXAMPLES: Mapping[str, Any] = {  # by the name of a property or field
+    "access": "eyJhbGciOiJIUzI1NiJ9.eyJ1c2VyX2lkIjoxfQ.c2lnbmF0dXJl", "address": "192.0.2.7",
+    "content_type": "image/jpeg", "description": "At the sea", "detail": "There is no such thing.",
+    "email": "ada@example.org", "extension": "jpg", "file_path": "2023/10/beach.jpg",
+    "filename": "beach.jpg", "filter_param": "type=image,is_deleted=false", "first_name": "Ada",
+    "height": 3000, "kind": "folder", "label": "Summer", "last_name": "Lovelace", "md5": "5e" * 16,
+    "message": "Image stored.", "mime_type": "image/jpeg", "name": "beach.jpg",
+    "new_password": "a long sentence", "old_password": "correct horse", "page": 1, "page_size": 20,
+    "password": "correct horse", "phone_number": "+49 30 901820", "size": 2_500_000,
+    "status": "ok", "storage_path": "uploads/2023/10/27/beach.jpg", "stored_as": "beach.jpg",
+    "target": "2023/10", "title": "Summer", "total_items": 1, "type": "image", "username": "ada",
+    "width": 4000,
 }  # fmt: skip
+CONTENT_TYPES: Mapping[str, tuple[str, ...]] = {
+    "file": ("*/*",), "thumbnail": ("image/png",), "preview": ("image/webp", "image/jpeg"),
+    "metrics": ("text/plain",), "page": ("text/html",), "icon": ("image/svg+xml",),
+    "manifest": ("application/manifest+json",),
+}  # fmt: skip
+RANGED = {
+    "file",
+    "thumbnail",
+    "preview",
+    "Library",
+    "PublicFiles",
+}  # answers with an ETag, in parts
+CACHED = {*RANGED, "page", "Gallery"}
+SENT_TYPES = {
+    **BODY_TYPES, "file": "application/octet-stream", "tus": TUS_CONTENT, "draft": DRAFT_CONTENT,
+}  # fmt: skip
+ERRORS: Mapping[str, str] = {
+    "400": "The request is malformed, or a field of it is wrong.",
+    "401": "A credential is missing or wrong.",
+    "403": "The credential does not suffice.",
+    "404": "There is no such thing.",
+    "411": "The body's length is not declared.",
+    "412": "A precondition does not hold.",
+    "413": "The body is too large.",
+    "415": "A body of this type is not read here.",
+    "416": "There are no such bytes.",
+    "422": "A field does not parse.",
+    "429": "Too many requests, or failed logins; Retry-After says when to come back.",
+    "503": "Too much is going on, or a disk is away; Retry-After says when to come back.",
+    "507": "The disk is full.",
+    "default": "Anything else that is wrong.",
+}
+FAMILY_ERRORS: Mapping[tuple[str, str], tuple[str, ...]] = {  # their schemas
+    ("accounts", "400"): ("FieldErrors", "Error", "Refusal"),
+    ("entities", "422"): ("ValidationError",),
+    ("files", "400"): ("Error", "FieldErrors"),  # in its target's shape
+    ("files", "422"): ("ValidationError",),
+}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -13991,31 +14024,42 @@ def reference(kind: str, name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def parse_type(text: str) -> dict[str, Any]:
-    """Return the JSON schema of a type as OBJECTS spells it.
+def parse_type(text: str, name: str = "") -> dict[str, Any]:
+    """Return the JSON schema of a type, with the example for a property of this name.
 
-    >>> parse_type("integer?"), parse_type("Item[]")["items"]
-    ({'type': ['integer', 'null']}, {'$ref': '#/components/schemas/Item'})
+    >>> parse_type("boolean?"), parse_type("Item[]")["items"]
+    ({'type': ['boolean', 'null']}, {'$ref': '#/components/schemas/Item'})
     """
     if text.endswith("?"):
-        schema = parse_type(text[:-1])
-        return {**schema, "type": [schema["type"], "null"]}
+        return widen(parse_type(text[:-1], name), "null")
     if text.endswith("[]"):
         return {"type": "array", "items": parse_type(text[:-2])}
     if text.endswith("{}"):
         return {"type": "object", "additionalProperties": parse_type(text[:-2])}
-    if text == "object":
-        return {"type": "object"}
-    return dict(SCALARS[text]) if text in SCALARS else reference("schemas", text)
+    if text in OBJECTS:
+        return reference("schemas", text)
+    schema, example = dict(SCALARS[text]), EXAMPLES.get(name)
+    if schema["type"] == {str: "string", int: "integer"}.get(type(example)):
+        schema["examples"] = [example]
+    return schema
+
+
+def widen(schema: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return a schema that takes another type, too."""
+    before: list[str] = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    return {**schema, "type": [*before, kind]}
 
 
 def parse_object(text: str) -> dict[str, Any]:
     """Return the JSON schema of an object as OBJECTS spells it."""
     if text.endswith("{}"):
         return parse_type(text)
-    pairs = [word.partition(":") for word in text.split()]
-    properties = {name.rstrip("~"): parse_type(kind.rstrip("~")) for name, _, kind in pairs}
-    required = [name for name, _, kind in pairs if not (name + kind).endswith("~")]
+    properties, required = {}, []
+    for word in text.split():
+        name, _, kind = word.rstrip("~").partition(":")
+        properties[name] = parse_type(kind or "string", name)
+        if not word.endswith("~"):
+            required.append(name)
     return {"type": "object", "properties": properties, "required": required}
 
 
@@ -14023,109 +14067,151 @@ def example_of(schema: Mapping[str, Any]) -> Any:
     """Return a value that a schema of this document takes."""
     if "$ref" in schema:
         schema = parse_object(OBJECTS[schema["$ref"].rpartition("/")[2]])
-    if "examples" in schema:
-        return schema["examples"][0]
+    if "anyOf" in schema:
+        schema = schema["anyOf"][0]
+    for key in ("examples", "enum"):
+        if key in schema:
+            return schema[key][0]
+    if "default" in schema:
+        return schema["default"]
     if "properties" in schema:
         return {name: example_of(value) for name, value in schema["properties"].items()}
-    kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
-    if kind == "array":
+    if "additionalProperties" in schema:
+        return {"key": example_of(schema["additionalProperties"])}
+    if "items" in schema:
         return [example_of(schema["items"])]
-    if kind == "object":
-        return {"key": example_of(schema["additionalProperties"])} if len(schema) > 1 else {}
-    return {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}[kind]
+    kinds = schema.get("type", "object")
+    if "null" in kinds:
+        return None
+    values = {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}
+    return values.get(kinds if isinstance(kinds, str) else kinds[0], {})
 
 
 def field_schema(item: Field, in_json: bool = False) -> dict[str, Any]:
     """Return the JSON schema of a declared field."""
-    schema = dict(SCALARS[item.type])
-    if in_json and item.nullable:
-        schema["type"] = [schema["type"], "null"]
+    schema = parse_type(item.type, "" if item.choices else item.name)
     bounds = {
         "default": item.default,
         "minimum": item.minimum,
         "maximum": item.maximum,
-        "minLength": item.shortest or None,
+        "minLength": item.shortest or int(item.blank == "refused") or None,
         "maxLength": item.longest,
         "enum": list(item.choices) or None,
         "description": item.help or None,
     }
-    return schema | {name: value for name, value in bounds.items() if value is not None}
+    schema |= {name: value for name, value in bounds.items() if value is not None}
+    if in_json and item.type == "text" and not item.choices:
+        schema = widen(schema, "number")
+    return widen(schema, "null") if in_json and item.nullable else schema
 
 
-def describe_parameters(item: Route) -> list[dict[str, Any]]:
-    """Return what a route reads from its path and its query."""
+def describe_parameters(item: Route) -> Iterator[dict[str, Any]]:
+    """Yield what a route reads from its path, its query and header fields of its own."""
     typed = {field.name: field for field in item.parameters}
-    names = re.findall(r"\{(\w+)[}:]", item.path)
-    found: list[dict[str, Any]] = []
-    for name in names:
-        about = {"name": name, "in": "path", "required": True}
-        plain = Field(name, name if name in SCALARS else "string")
-        found.append({**about, "schema": field_schema(typed.get(name, plain))})
-    for field in item.query:
-        about = {"name": field.name, "in": "query", "required": field.required}
-        found.append({**about, "schema": field_schema(field)})
-    return found
+    for name in re.findall(r"\{(\w+)[}:]", item.path):
+        field = typed.get(name) or Field(name, name if name in SCALARS else "string")
+        yield {"name": name, "in": "path", "required": True, "schema": field_schema(field)}
+    for place, fields in (("query", item.query), ("header", item.header_fields)):
+        for field in fields:
+            about = {"name": field.name, "in": place, "required": field.required}
+            yield {**about, "schema": field_schema(field)}
+
+
+def describe_form(spec: BodySpec, kind: str) -> dict[str, Any]:
+    """Return the schema of a body's fields in one of its media types."""
+    upload = spec.upload if kind == "multipart" else None
+    fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
+    required = [
+        field.name for field in spec.fields if field.required and not (field.or_upload and upload)
+    ]
+    if upload:
+        fields[upload.name] = SCALARS["file"]
+        required += [upload.name] if upload.required else []
+    if spec.list_field:
+        return fields[spec.list_field]
+    schema: dict[str, Any] = {"type": "object", "properties": fields, "required": required}
+    if spec.wrapper:
+        wrapped = {"type": "object", "properties": {spec.wrapper: schema}}
+        schema = {"anyOf": [{**wrapped, "required": [spec.wrapper]}, schema]}
+    return schema
 
 
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
     content: dict[str, Any] = {}
-    if spec.reader:
-        content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
-        if kind == "file":
-            content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
-            continue
-        fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
-        required = [
-            field.name for field in spec.fields
-            if field.required and not (field.or_upload and kind == "multipart")
-        ]  # fmt: skip
-        if spec.upload and kind == "multipart":
-            fields[spec.upload.name] = dict(SCALARS["file"])
-            required += [spec.upload.name] if spec.upload.required else []
-        schema: dict[str, Any] = {"type": "object", "properties": fields}
-        if required:
-            schema["required"] = required
-        if spec.wrapper:
-            outer = {"type": "object", "properties": {spec.wrapper: schema}}
-            schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
-        if spec.list_field:
-            schema = fields[spec.list_field]
-        content[BODY_TYPES[kind]] = {"schema": schema}
-    needed = bool(spec.wrapper or spec.list_field or (spec.upload and spec.upload.required))
+        schema = describe_form(spec, kind) if kind in BODY_TYPES else SCALARS["file"]
+        content[SENT_TYPES[kind]] = {"schema": schema}
+        if kind == "json":
+            content[JSON_TYPE]["example"] = example_of(schema)
+    needs_field = any(field.required for field in spec.fields)
+    needs_upload = spec.upload is not None and spec.upload.required
+    needed = bool(needs_field or needs_upload or spec.wrapper)
     return {"required": needed, "content": content}
+
+
+def describe_content(kind: str) -> dict[str, Any]:
+    """Return an answer's content of one kind by media type."""
+    if kind in CONTENT_TYPES:
+        types = {"page": "string", "metrics": "string", "manifest": "object"}
+        schema = SCALARS[types.get(kind, "file")]
+        return {media_type: {"schema": schema} for media_type in CONTENT_TYPES[kind]}
+    schema = parse_type(kind)
+    return {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
 
 
 def describe_answers(item: Route) -> dict[str, Any]:
     """Return what a route answers, errors among it."""
     answers: dict[str, Any] = {}
+    kinds: set[str] = set()
     for status, words in item.answers.items():
-        about: dict[str, Any] = {"description": words}
+        names, _, said = words.partition(": ")
+        about: dict[str, Any] = {"description": said or _REASONS[status]}
         answers[str(status)] = about
-        if words in ANSWERS:
-            media_type, kind = ANSWERS[words]
-            schema = parse_type(kind)
-            content: dict[str, Any] = {"schema": schema}
-            if media_type == JSON_TYPE:
-                content["example"] = example_of(schema)
-            about["content"] = {media_type: content}
-            if words == "page or health":
-                about["content"]["text/html"] = {"schema": {"type": "string"}}
-            if words == "the file":
-                answers["206"] = {**about, "description": "the ranges asked for"}
-                answers["304"] = {"description": "it has not changed"}
-    answers["401"] = reference("responses", "Unauthorized")
+        for name in names.split(" or ") if names else ():
+            kinds.add(name)
+            about.setdefault("content", {}).update(describe_content(name))
+    if kinds & RANGED:
+        answers["206"] = reference("responses", "206")
+    if kinds & CACHED:
+        answers["304"] = reference("responses", "304")
+    for error in find_errors(item, bool(kinds & RANGED)):
+        special = f"{item.family}-{error}" if (item.family, error) in FAMILY_ERRORS else ""
+        answers.setdefault(error, reference("responses", special or error))
+    return answers
+
+
+def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
+    """Yield the statuses of the errors that a route's declaration lets happen."""
+    yield from ("400", "401", "503", "default")
     if item.access is not OPEN:
-        answers["403"] = reference("responses", "Forbidden")
+        yield "403"
     if "{" in item.path:
-        answers["404"] = reference("responses", "NotFound")
-    if item.body or item.query or item.parameters:
-        fields = "BadFields" if item.family == "accounts" else "BadRequest"
-        answers["400"] = reference("responses", fields)
-        if item.family == "entities":
-            answers["422"] = reference("responses", "Unprocessable")
-    answers["default"] = reference("responses", "Error")
+        yield "404"
+    if item.body:
+        yield from ("411", "413", "415", "429", "507")
+    if is_ranged:
+        yield from ("412", "416")
+    if (item.family, "422") in FAMILY_ERRORS:
+        yield "422"
+
+
+def describe_common() -> dict[str, Any]:
+    """Return the answers that routes have in common."""
+    shapes: list[tuple[str, str, tuple[str, ...]]]
+    shapes = [(status, status, ("Error",)) for status in ERRORS]
+    shapes += [
+        (f"{family}-{status}", status, names) for (family, status), names in FAMILY_ERRORS.items()
+    ]
+    answers: dict[str, Any] = {
+        "206": {"description": "The ranges asked for.", "content": describe_content("file")},
+        "304": {"description": "It has not changed."},
+    }
+    for key, status, names in shapes:
+        schemas = [reference("schemas", name) for name in names]
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
+        answers[key] = {"description": ERRORS[status], "content": content}
     return answers
 
 
@@ -14152,12 +14238,11 @@ def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
         "tags": [item.family],
         "summary": item.summary,
         "description": f"Access: {item.access.value[0]}.",
-        "operationId": f"{item.method.lower()}_{item.handler.__name__}",
+        "operationId": item.name or item.handler.__name__,
         "security": describe_security(item, settings),
+        "parameters": list(describe_parameters(item)),
         "responses": describe_answers(item),
     }
-    if parameters := describe_parameters(item):
-        operation["parameters"] = parameters
     if item.body:
         operation["requestBody"] = describe_body(item.body)
     return operation
@@ -14171,6 +14256,7 @@ def merge_operations(first: dict[str, Any], second: dict[str, Any]) -> dict[str,
         "tags": [*first["tags"], *second["tags"]],
         "summary": f"{first['summary']}. Or: {second['summary']}",
         "description": f"{first['description']} Or: {second['description']}",
+        "operationId": second["operationId"],
         "security": [*security, *first["security"]],
     }
 
@@ -14184,7 +14270,7 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
         path = spelt.setdefault(re.sub(r"\{\w+\}", "{}", path), path)
         operation = describe_route(item, settings)
         names = re.findall(r"\{(\w+)\}", path)
-        for parameter, name in zip(operation.get("parameters", []), names, strict=False):
+        for parameter, name in zip(operation["parameters"], names, strict=False):
             parameter["name"] = name
         operations, method = paths.setdefault(path, {}), item.method.lower()
         if method in operations:
@@ -14193,17 +14279,8 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     return paths
 
 
-def error_answer(words: str, *names: str) -> dict[str, Any]:
-    schemas = [reference("schemas", name) for name in names]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    return {"description": words, "content": {JSON_TYPE: {"schema": schema}}}
-
-
 def openapi_json(request: Request) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of this server as the client reaches it."""
-    schemas: dict[str, Any] = {name: parse_object(text) for name, text in OBJECTS.items()}
-    texts = {"type": "array", "items": {"type": "string"}}
-    schemas["FieldErrors"] = {"type": "object", "additionalProperties": texts}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -14215,22 +14292,14 @@ def openapi_json(request: Request) -> dict[str, Any]:
         "tags": [{"name": name} for name in dict.fromkeys(item.family for item in ROUTES)],
         "paths": describe_paths(request.app.settings),
         "components": {
-            "schemas": schemas,
+            "schemas": {name: parse_object(text) for name, text in OBJECTS.items()},
             "securitySchemes": SECURITY_SCHEMES,
-            "responses": {
-                "Unauthorized": error_answer("a credential is missing or wrong", "Error"),
-                "Forbidden": error_answer("the credential does not suffice", "Error"),
-                "NotFound": error_answer("there is no such thing", "Error"),
-                "BadRequest": error_answer("a field does not parse", "Error"),
-                "BadFields": error_answer("a field is wrong", "FieldErrors", "Error", "Refusal"),
-                "Unprocessable": error_answer("a field does not parse", "ValidationError"),
-                "Error": error_answer("anything else that is wrong", "Error"),
-            },
+            "responses": describe_common(),
         },
     }
 
 
-@route("GET", "/openapi.json", OPEN, "system", {200: "the OpenAPI document"})
+@route("GET", "/openapi.json", OPEN, "system", {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
     """This interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
@@ -14406,61 +14475,64 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
-// A field of a form for one parameter, or one property of a body.
-function field(name, schema, required) {
+// A field of a form for one value: `place` is path, query, header or body.
+function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
   const choices = schema.enum || (schema.type === "boolean" ? ["true", "false"] : null);
   const input = choices
     ? h("select", {}, h("option", {value: ""}, "–"), choices.map((c) => h("option", {}, c)))
     : h("input", {type: schema.format === "binary" ? "file" : "text"});
   input.name = name;
-  if (schema.default !== undefined) input.placeholder = String(schema.default);
+  input.dataset.place = place;
+  const sample = schema.default !== undefined ? schema.default : (schema.examples || [])[0];
+  if (sample !== undefined) input.placeholder = String(sample);
   return h("label", {}, `${name} · ${hints.filter(Boolean).join(", ")}`, input);
 }
 
-// The fields of a body: a form's, or one text for JSON.
+// The fields of a body: a form's, one text for JSON, or a file.
 function bodyFields(operation, form) {
   const content = operation.requestBody ? operation.requestBody.content : {};
-  const type = ["multipart/form-data", "application/json"].find((each) => content[each]);
+  const wanted = ["multipart/form-data", "application/json", ...Object.keys(content)];
+  const type = wanted.find((each) => content[each]);
   if (!type) return [];
   form.dataset.type = type;
-  const {schema} = content[type];
-  if (type === "application/json") {
-    const {properties = {}} = schema.anyOf ? schema.anyOf[1] : schema;
-    const draft = Object.fromEntries(Object.entries(properties).map(([name, each]) =>
-      [name, typeOf(each) === "boolean" ? false : typeOf(each) === "integer" ? null : ""]));
-    const text = JSON.stringify(schema.anyOf ? {body: draft} : draft, null, 2);
-    return [h("label", {}, "body, as JSON", h("textarea", {name: "body", value: text}))];
+  const {schema, example} = content[type];
+  if (example !== undefined) {
+    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    text.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", text)];
   }
-  return Object.entries(schema.properties).map(([name, each]) => {
-    const label = field(name, each, (schema.required || []).includes(name));
-    label.querySelector("[name]").dataset.part = "yes";
-    return label;
-  });
+  return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
+    field("body", name, each, (schema.required || []).includes(name)));
 }
 
 // What a filled form asks for: fetch's arguments, and the same as a curl command.
 function request(method, path, form) {
   const query = new URLSearchParams();
+  const {type} = form.dataset;
   const headers = TOKEN.value ? {Authorization: `Bearer ${TOKEN.value}`} : {};
-  const parts = form.dataset.type === "multipart/form-data" ? new FormData() : null;
+  const parts = type === "multipart/form-data" ? new FormData() : null;
   const words = ["curl", "-X", method];
   let body = parts || undefined;
   if (TOKEN.value) words.push("-H", "Authorization: Bearer TOKEN");
-  for (const input of form.querySelectorAll("[name]")) {
-    const {name, value} = input;
-    if (name === "body" && input.tagName === "TEXTAREA") {
-      headers["Content-Type"] = "application/json";
-      words.push("-H", "Content-Type: application/json", "-d", value);
-      body = value;
-    } else if (input.dataset.part && value) {
-      const file = input.files && input.files[0];
+  for (const {name, value, files, dataset: {place}} of form.querySelectorAll("[name]")) {
+    const file = files && files[0];
+    if (place === "path") {
+      path = path.replace(`{${name}}`, encodeURIComponent(value));
+    } else if (!value) {
+      continue;
+    } else if (place === "query") {
+      query.append(name, value);
+    } else if (place === "header") {
+      headers[name] = value;
+      words.push("-H", `${name}: ${value}`);
+    } else if (parts) {
       parts.append(name, file || value);
       words.push("-F", file ? `${name}=@${file.name}` : `${name}=${value}`);
-    } else if (path.includes(`{${name}}`)) {
-      path = path.replace(`{${name}}`, encodeURIComponent(value));
-    } else if (!input.dataset.part && value) {
-      query.append(name, value);
+    } else {
+      headers["Content-Type"] = type;
+      words.push("-H", `Content-Type: ${type}`, "--data-binary", file ? `@${file.name}` : value);
+      body = file || value;
     }
   }
   const url = ROOT + path + (query.size ? `?${query}` : "");
@@ -14506,7 +14578,7 @@ function drawOperation(api, path, method, operation) {
   const out = h("div", {role: "status"});
   const curl = h("pre");
   const parameters = (operation.parameters || []).map((each) =>
-    field(each.name, each.schema, each.required));
+    field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
   const current = () => request(method, path, form);
   const update = () => { curl.textContent = current().curl; };
@@ -14680,7 +14752,8 @@ def open_album(
 
 
 @route("GET", "/gallery/items", READ, "system",
-       {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
+       {200: "Gallery", 404: "Error: There is no such group, or album."},
+       query=GALLERY_QUERY)  # fmt: skip
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
@@ -15542,7 +15615,7 @@ function groupAt(top) {
 
 const tiles = new Map();  // elements by group's key and place in it
 const picked = new Map();  // items by their keys
-let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -15561,6 +15634,7 @@ function drawNow() {
   clearTimeout(settling);
   settling = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
+  lastWanted = null;
   let number = groupAt(from);
   while (number && groups[number - 1].top === groups[number].top) number--;
   for (; number < groups.length && groups[number].top < to; number++) {
@@ -15600,14 +15674,15 @@ function drawGroup(group, from, to, fast, wanted) {
   }
 }
 
-// The element of this key, made if need be.
+// The element of this key, made if need be: behind the one before, as Tab goes through them.
 function want(key, wanted, make) {
   wanted.add(key);
   if (!tiles.has(key)) {
     tiles.set(key, make());
-    $("grid").append(tiles.get(key));
+    if (lastWanted) lastWanted.after(tiles.get(key));
+    else $("grid").prepend(tiles.get(key));
   }
-  return tiles.get(key);
+  return lastWanted = tiles.get(key);
 }
 
 // A group's items have come: what is in view stays where it is.
@@ -16817,14 +16892,14 @@ def gallery_response(request: Request) -> Response:
     return page_response(request, GALLERY[language])
 
 
-@route("GET", "/icon.svg", OPEN, "system", {200: "image/svg+xml"})
+@route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
     policy = ("Content-Security-Policy", "default-src 'none'")
     return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
 
 
-@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "the manifest"})
+@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
     """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
     name = printable(app.settings.storage_dir.name) or "mediaserver"
@@ -16845,7 +16920,7 @@ def get_gallery(app: App, request: Request) -> Response:
     return gallery_response(request)
 
 
-@route("GET", "/", OPEN, "system", {200: "page or health"})
+@route("GET", "/", OPEN, "system", {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):

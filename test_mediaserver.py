@@ -68,8 +68,8 @@ BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
-    "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
-    "wget",
+    "nginx", "node", "openapi-python-client", "openssl", "promtool", "schemathesis", "setfacl",
+    "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -10254,12 +10254,85 @@ def test_the_openapi_document_is_valid_and_has_every_route(server):
     assert document["openapi"].startswith("3.1.")
     paths = {(item.method, re.sub(r"\{.*?\}", "{}", item.path.rstrip("/"))) for item in ms.ROUTES}
     assert operations_of(document) == paths
-    identifiers = [
-        operation["operationId"]
+    operations = [each for methods in document["paths"].values() for each in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if re.match(r"(get|post|put|patch|delete)_\1|<", name)]
+    assert all(operation["summary"] for operation in operations)
+
+
+def test_the_openapi_documents_examples_are_what_its_schemas_take(server):
+    validate = need("jsonschema").validate
+    document = server.get("/openapi.json").json
+    messages = [
+        message
         for operations in document["paths"].values()
         for operation in operations.values()
+        for message in (operation.get("requestBody", {}), *operation["responses"].values())
     ]
-    assert len(set(identifiers)) == len(identifiers)
+    checked = 0
+    for message in (*messages, *document["components"]["responses"].values()):
+        for content in message.get("content", {}).values():
+            if "example" in content:
+                schema = {**content["schema"], "components": document["components"]}
+                validate(content["example"], schema)
+                checked += 1
+    assert checked > 50
+
+
+def test_schemathesis_gets_no_answer_that_the_openapi_document_does_not_have(start, tmp_path):
+    once()
+    schemathesis = need("schemathesis")
+    server = start(auth_disabled="true")
+    document = server.get("/openapi.json").json
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            del operation["responses"]["default"]  # which would allow any error
+    (tmp_path / "openapi.json").write_text(json.dumps(document))
+    (tmp_path / "binary.py").write_text(
+        "from schemathesis import serializer\n"
+        "for kind in ('offset+octet-stream', 'partial-upload'):\n"
+        "    serializer.alias(f'application/{kind}', 'application/octet-stream')\n"
+    )
+    checks = ("not_a_server_error,status_code_conformance,content_type_conformance,"
+              "response_schema_conformance,response_headers_conformance")  # fmt: skip
+    command = [
+        schemathesis, "run", "openapi.json", "--url", server.url,
+        "--phases", "examples,fuzzing", "--max-examples", "3", "--generation-deterministic",
+        "--continue-on-failure", "--checks", checks,
+    ]  # fmt: skip
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "binary", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    assert " passed" in done.stdout
+
+
+def test_a_client_that_is_generated_of_the_openapi_document_uploads_and_lists(
+    server, tmp_path, monkeypatch
+):
+    once()
+    generate = [need("openapi-python-client"), "generate", "--meta", "none"]
+    need("attr")
+    need("httpx")
+    (tmp_path / "settings.yml").write_text("post_hooks: []")  # no formatting
+    generate += ["--url", f"{server.url}/openapi.json", "--config", tmp_path / "settings.yml"]
+    generate += ["--output-path", tmp_path / "generated_client"]
+    subprocess.run(generate, capture_output=True, check=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module
+    content = png()
+    made = module("generated_client.types").File(io.BytesIO(content), "a.png", "image/png")
+    body = module("generated_client.models").UploadMediaBody(file=made)
+    media = "generated_client.api.media"
+    with module("generated_client").AuthenticatedClient(server.url, OWNER_KEY) as client:
+        stored = module(f"{media}.upload_media").sync(client=client, body=body)
+        listed = module(f"{media}.list_media").sync(client=client)
+    assert stored.sha256 == sha256(content)
+    assert [(each.filename, each.size) for each in listed.files][:1] == [
+        (stored.filename, stored.size)
+    ]
 
 
 def test_answers_are_as_the_openapi_document_has_them(server, django):
@@ -10300,14 +10373,6 @@ def test_answers_are_as_the_openapi_document_has_them(server, django):
     assert stored["sha256"] in server.get("/list").json
 
 
-def test_the_docs_page_draws_every_operation_in_a_browser(server, tmp_path):
-    answer = server.get("/docs")
-    assert "unsafe" not in answer.headers["Content-Security-Policy"]
-    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
-    page = dump_page(server.url + "/docs", tmp_path)
-    assert page.count("<details>") == len(operations_of(server.get("/openapi.json").json))
-
-
 def test_the_server_answers_while_it_scans(start, tmp_path):
     fill(tmp_path / "pictures", {f"{i // 100}/{i}.png": png() for i in range(1500)})
     running = start()
@@ -10336,6 +10401,15 @@ def read_samples(server: Server) -> dict[str, float]:
         assert types.get(form[1], types.get(family)), line
         samples[form[1] + (form[2] or "")] = float(form[3])
     return samples
+
+
+def test_promtool_has_nothing_to_say_about_the_metrics(server):
+    server.upload(png())
+    metrics = server.get("/metrics", **OWNER).body
+    checked = subprocess.run(
+        [need("promtool"), "check", "metrics"], input=metrics, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
@@ -10667,6 +10741,29 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     browser.see("document.activeElement.ariaLabel?.includes('old.png')")
     browser.open(address)
     browser.see(TITLE_SHOWN, "new.png")
+
+
+def test_the_docs_page_has_every_operation_and_tries_one_with_a_token(browser, server, tmp_path):
+    answer = server.get("/docs")
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
+    browser.open(server.url + "/docs")
+    count = len(operations_of(server.get("/openapi.json").json))
+    browser.see("document.querySelectorAll('details').length === arguments[0]", count)
+    browser.run(
+        "document.getElementById('token').value = arguments[0];"
+        "window.box = [...document.querySelectorAll('details')]"
+        "  .find((each) => each.innerText.startsWith('POST\\n/upload\\n'));"
+        "box.open = true",
+        OWNER_KEY,
+    )
+    browser.see("box.querySelector('form')")
+    (tmp_path / "it's.png").write_bytes(content := png())
+    browser.choose_files("details[open] [name=file]", tmp_path / "it's.png")
+    browser.click("details[open] button")
+    assert sha256(content) in browser.see("box.querySelector('[role=status]').innerText")
+    curl = "curl -X POST -H 'Authorization: Bearer TOKEN' -F 'file=@it'\\''s.png' "
+    assert browser.run("return box.querySelector('pre').textContent").startswith(curl + "http")
 
 
 def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
