@@ -4735,6 +4735,7 @@ SHOWN_ENTITIES = """
     SELECT asset.*, CAST(coalesce(nullif(label, ''), md5) AS BLOB) AS path,
         coalesce(created, added) AS moment, CAST(entity.id AS TEXT) AS id, parent_id AS album
     FROM entity JOIN asset USING (sha256) WHERE asset.kind NOTNULL AND is_deleted = ?2"""
+SHOWN_TRASH = f"{SHOWN_RECORDS} UNION ALL {SHOWN_ENTITIES} AND ?3"
 
 
 class Album(NamedTuple):
@@ -4761,8 +4762,25 @@ class Albums(Table):
 
     def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
         """What is softly deleted of a user, and of the entities if wanted."""
-        source = f"{SHOWN_RECORDS} UNION ALL {SHOWN_ENTITIES} AND ?3"
-        return read_shown(self._index, source, user_id, 1, with_entities)
+        return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
+
+    def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
+        """What there is besides collections, by the words that the gallery has for it."""
+        mine, root = (
+            f"{SHOWN_RECORDS} AND media.path NOTNULL",
+            f"{SHOWN_ENTITIES} AND parent_id IS NULL",
+        )
+        found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
+        entities = self._count("entities", root, None, 0)
+        found += [entities] if entities.size or with_entities else []
+        if user_id is not None or with_entities:
+            trash = self._count("trash", SHOWN_TRASH, user_id, 1, with_entities)
+            found.append(trash._replace(cover=None))
+        return found
+
+    def _count(self, key: str, source: str, *values: Any) -> Album:
+        sql = f"SELECT count(*), sha256, max(moment) FROM ({source})"
+        return Album(key, key, *self._index.read(sql, *values).fetchone()[:2])
 
     def of_user(self, user_id: int) -> list[Album]:
         """A user's collections by name."""
@@ -14787,11 +14805,13 @@ def open_album(
 ) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
     albums, user_id = app.index.albums, request.principal.user_id
+    may_write = allows(WRITE, request.principal, True)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
-        return (), [*mine, *albums.of_entities(None)], []
+        outside = albums.outside(user_id, may_write)
+        return (), [*mine, *albums.of_entities(None), *outside], []
     if key == "trash":
-        return albums.trash(user_id, allows(WRITE, request.principal, True)), [], []
+        return albums.trash(user_id, may_write), [], []
     if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
         above = id = None if key == "entities" else int(key)
         path: list[list[str]] = []
@@ -14863,7 +14883,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "search": "Search names, folders, cameras", "kind": "What to show", "all": "Everything",
         "image": "Photos", "video": "Videos", "audio": "Recordings", "month": "Month",
-        "months": "All months", "cameras": "All cameras", "albums": "Albums",
+        "months": "Months", "cameras": "Cameras", "albums": "Albums",
         "mine": "My uploads", "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
         "albumName": "Name of the album", "addTo": "Add to album", "added": "Added to #.",
         "takeOut": "Remove from album", "takenOut": "Removed from the album: #.",
@@ -14909,7 +14929,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
         "image": "Fotos", "video": "Videos", "audio": "Aufnahmen", "month": "Monat",
-        "months": "Alle Monate", "cameras": "Alle Kameras", "albums": "Alben",
+        "months": "Monate", "cameras": "Kameras", "albums": "Alben",
         "mine": "Meine Uploads", "entities": "Archiv", "trash": "Papierkorb",
         "newAlbum": "Neues Album", "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
         "added": "Hinzugefügt zu #.", "takeOut": "Aus dem Album nehmen",
@@ -15924,7 +15944,8 @@ const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name)
 function drawWay() {
   const act = (symbol, label, run) => button(symbol, label, run, {text: true});
   $("places").replaceChildren(openAlbum("all", t("albums")),
-    ...way().flatMap(([key, name]) => [h("span", {className: "here"}, "›"), openAlbum(key, name)]),
+    ...way().flatMap(([key, name]) =>
+      [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
     album() === "all" || !groups.length ? "" : sortChoice(),
     ...isCollection() ? [act("folder", "rename", renameAlbum), act("trash", "removeAlbum",
       removeAlbum)] : [],
@@ -15932,16 +15953,13 @@ function drawWay() {
 }
 
 function drawCards() {
-  const card = ([key, name, count, cover], symbol) => openAlbum(key,
-    cover ? h("img", {src: previewOf(cover, 320), alt: "", loading: "lazy"}) : icon(symbol),
-    h("b", {dir: "auto"}, name), h("small", {}, count ? NUMBER.format(count) : ""));
-  const cards = (list.albums || []).map((each) => card(each, "albums"));
+  const symbols = {mine: "person", entities: "folder", trash: "trash"};
+  const cards = (list.albums || []).map(([key, name, count, cover]) => openAlbum(key,
+    cover ? h("img", {src: previewOf(cover, 320), alt: "", loading: "lazy"})
+      : icon(symbols[key] || "albums"),
+    h("b", {dir: "auto"}, symbols[key] ? t(key) : name),
+    h("small", {}, count ? NUMBER.format(count) : "")));
   if (album() === "all") {
-    const own = [["mine", "person"], ["entities", "folder"], ["trash", "trash"]];
-    const trash = list.has_account || list.can_write;
-    const may = {mine: list.has_account, entities: true, trash};
-    cards.push(...own.filter(([key]) => may[key]).map(([key, symbol]) =>
-      card([key, t(key)], symbol)));
     cards.push(h("button", {type: "button", onclick: () => needAccount(newAlbum)}, icon("plus"),
       h("b", {}, t("newAlbum")), h("small")));
   }
@@ -16083,7 +16101,7 @@ $("folders").onclick = () => {
   if (query.get("folder")) choose({folder: "", below: ""});
   else drawPlaces();
 };
-$("albums").onclick = () => choose({...NOTHING, album: album() ? "" : "all"});
+$("albums").onclick = () => choose({...NOTHING, album: album() === "all" ? "" : "all"});
 
 // -- The scrubber: years along the right edge --------------------------------------------
 
@@ -16369,7 +16387,7 @@ const viewSize = () =>
 
 function drawView(item) {
   const top = h("div", {className: "over top"}, button("close", "close", closeShown),
-    h("h2", {}, nameOf(item)),
+    h("h2", {dir: "auto"}, nameOf(item)),
     button(slideshow ? "pause" : "play", "play", toggleSlideshow),
     button("info", "info", toggleFacts),
     button("link", "copy", copyLink),
@@ -16747,7 +16765,6 @@ async function sendParts(upload) {
 function endUpload(upload, request) {
   const {status} = request;
   upload.request = null;
-  upload.sent = 0;
   if (paused && status === 0) {
     upload.state = "waiting";
   } else if (status === 200 || status === 201 || status === 409) {
@@ -16812,7 +16829,7 @@ function drawUploads() {
   $("uploads").replaceChildren(
     h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
       toggle, close),
-    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("progress", {max: uploads.length || 1, value: allSent(), "aria-label": t("uploads")}),
     h("ul", {}, rows.map(drawUpload)));
 }
 
@@ -16822,7 +16839,7 @@ const rank = (upload) =>
 function drawUpload(upload) {
   const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
-  upload.bar = upload.state === "sending"
+  upload.bar = !isOver(upload) && (upload.sent || upload.state === "sending")
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
   const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
   const to = upload.state === "stored" && (upload.route.album || "");
@@ -16832,8 +16849,11 @@ function drawUpload(upload) {
     upload.bar || h("span", {}, state, there));
 }
 
+const allSent = () => uploads.reduce((sum, each) => sum + (isOver(each) ? 1 : each.sent), 0);
+
 function drawProgress(upload) {
   if (upload.bar) upload.bar.value = upload.sent;
+  $("uploads").querySelector("progress").value = allSent();
 }
 
 $("upload").onclick = () => $("files").click();
