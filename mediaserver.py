@@ -16737,7 +16737,7 @@ async function sendParts(upload) {
   let path = localStorage.getItem(mark), request = null, offset = 0;
   if (path) {
     request = await send("HEAD", path, null, tus);
-    if (/^4(03|04|10)$/.test(request.status)) path = null;
+    if (/^4(01|03|04|10)$/.test(request.status)) path = null;
   }
   if (!path) {
     const texts = {target: route.target, filename: file.name, ...route.fields};
