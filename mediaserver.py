@@ -15224,11 +15224,16 @@ dialog { border: 0; color: inherit }
 #facts p button { width: calc(100% + 1.4rem); margin: 0 -.7rem; border-radius: .6rem }
 #facts small { color: #a5a19a; font-weight: 400 }
 
-@media (max-width: 46rem) {
-  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
-  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
+@media (max-width: 70rem) {
+  #bar { flex-wrap: wrap; gap: .4rem }
+  h1 { flex: 1 0 calc(100% - 32rem) }
   #search { order: 5; flex: 1 0 35% }
+  #search input { width: 100% }
   #filters { order: 6; max-width: 62%; overflow-x: auto; scrollbar-width: none }
+}
+@media (max-width: 46rem) {
+  #bar { padding: .5rem .75rem }
+  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
   select { max-width: 7rem; padding: .45rem .6rem; flex: none }
   #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
@@ -15514,7 +15519,7 @@ function choice(changes, properties, ...children) {
 
 const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
   ID] = Array(13).keys();
-const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 170, AHEAD = 900;
+const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 let groups = [], list = {}, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
