@@ -4320,15 +4320,16 @@ class Share(NamedTuple):
     expires_at: float | None = None
 
 
+OF_COLLECTION = "FROM media WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0"
 SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the owner ?3, shows
     "file": "root = ?1 AND file.sha256 = ?2",
     "folder": "root = ?1"
     " AND file.path > CAST(?2 || '/' AS BLOB) AND file.path < CAST(?2 || '0' AS BLOB)",
     "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "collection": "EXISTS (SELECT 1 FROM media WHERE collection_id = ?2 AND user_id = ?3"
-    " AND is_deleted = 0 AND (root = ?1 AND media.path = CAST(file.path AS TEXT)"
-    " OR root IN ('library', 'entities') AND media.sha256 = file.sha256)) GROUP BY file.sha256",
+    "collection": f"(root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) {OF_COLLECTION})"
+    " OR +root IN ('library', 'entities') AND file.sha256 IN"  # found by that, not by root
+    f" (SELECT sha256 {OF_COLLECTION})) GROUP BY file.sha256",
     "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
 }
@@ -4766,12 +4767,9 @@ class Albums(Table):
 
     def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
         """What there is besides collections, by the words that the gallery has for it."""
-        mine, root = (
-            f"{SHOWN_RECORDS} AND media.path NOTNULL",
-            f"{SHOWN_ENTITIES} AND parent_id IS NULL",
-        )
+        mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
         found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
-        entities = self._count("entities", root, None, 0)
+        entities = self._count("entities", f"{SHOWN_ENTITIES} AND parent_id IS NULL", None, 0)
         found += [entities] if entities.size or with_entities else []
         if user_id is not None or with_entities:
             trash = self._count("trash", SHOWN_TRASH, user_id, 1, with_entities)
