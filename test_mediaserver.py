@@ -10846,6 +10846,7 @@ def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_i
     assert begun.send(0, large[:300_000]).status == 204
     browser.open(server.url + "/gallery")
     sign_in(browser, user.headers["Authorization"].removeprefix("Bearer "))
+    browser.see("list.has_account")
     browser.run(
         "localStorage.setItem(arguments[0], arguments[1]); setPaused(true)",
         f"upload/accounts/large.png/{len(large)}/{stamp}", begun.path,
