@@ -3974,10 +3974,11 @@ class Index:
         connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
         connection.on_damage = self.report_damage
         self._connections.add(connection)
-        connection.execute(f"PRAGMA query_only = {self._query_only:d}")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
-        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+        cursor = IndexCursor(connection)  # a damaged file may be met here already
+        cursor.execute(f"PRAGMA query_only = {self._query_only:d}")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
+        cursor.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
     def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
@@ -11587,13 +11588,9 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        kind = JSON_KINDS.get(type(value), "number")
-        message = f"Invalid data. Expected a dictionary, but got {kind}."
+        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."  # DRF's
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
-
-
-JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
