@@ -4443,6 +4443,11 @@ class Users(Table):
     def all(self) -> list[User]:
         return list(self._select("ORDER BY id"))
 
+    def created(self, user_id: int) -> float:
+        """When an account was made, here or in the program that it was imported from."""
+        row = self._index.read("SELECT created_at FROM user WHERE id = ?", user_id).fetchone()
+        return float(row[0]) if row else 0.0
+
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Which of the unique fields another account has; a login takes e-mail and username."""
         email, username = values.get("email", ""), values.get("username")
@@ -19032,6 +19037,8 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
+    except (LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
+        yield what, Result("failed", f"its row is not understood: {error}")
 
 
 class Importer:
@@ -19119,7 +19126,7 @@ SOURCE_TABLES = (
     "entities_version",
 )  # fmt: skip
 Row = dict[str, Any]
-MAX_DUMP_BYTES = 1 << 30
+MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
 
 
@@ -19158,7 +19165,8 @@ def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
                     for row in db.execute(sql) if table in known else ():
                         yield table, dict(row)
             except sqlite3.Error as error:
-                raise Refusal(f"{path} cannot be read: {error}") from None
+                hint = "--into library takes in a folder's files alone"
+                raise Refusal(f"{path} cannot be read: {error}; {hint}") from None
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
@@ -19199,6 +19207,7 @@ class RecordImporter:
         self._app, self._index, self._origin = app, app.index, origin
         self._tables = tables
         self._is_trial = is_trial
+        self._describe = functools.lru_cache(maxsize=2)(functools.partial(describe, origin))
         self._users: dict[int, int] = {}  # ids there and here
         self._histories: dict[int, list[Row]] = {}  # of entities
         for row in tables["entities_version"]:
@@ -19220,19 +19229,19 @@ class RecordImporter:
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
-        known = users.find(email)
-        if known and known.email.casefold() == email.casefold():
+        known, joined = users.find(email), read_time(row["date_joined"])
+        if known and known.email == email and users.created(known.id) == joined:
             self._users[row["id"]] = known.id
             return Result("here", email)
         names = ("first_name", "last_name", "email", "username", "phone_number", "password")
         values = {name: row[name] for name in names}
-        if taken := users.taken(values):
+        if taken := users.taken(values):  # anybody may have registered with that e-mail
             return Result("failed", f"{email}: another account has its {', '.join(taken)}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
         def add(db: Database) -> User:
-            user = users.add(db, values, read_time(row["date_joined"]))
+            user = users.add(db, values, joined)
             if not row["is_active"]:
                 users.set_active(db, user, False)
             return user
@@ -19295,7 +19304,7 @@ class RecordImporter:
         if known and known.added == read_time(row["added_date"]):
             return Result("here", row["label"] or "")
         path = self._find(row["file_path"])
-        found = describe(self._origin, path, 0.0) if path else None
+        found = self._describe(path, 0.0) if path else None
         sha256 = found[0].sha256 if found else ""
         if problem := self._entity_problem(id, sha256):
             return Result("failed", problem)
@@ -19362,16 +19371,18 @@ class RecordImporter:
         self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
     ) -> Located | None:
         """Copy a file; what an import that was interrupted has left there is taken for it."""
-        found = describe(self._origin, path, 0.0)
-        for name in names if found else ():
-            if found and folder.is_gone(name):
+        found = self._describe(path, 0.0)
+        if found is None:
+            return None
+        for name in names:
+            if folder.is_gone(name):
                 free = itertools.chain([name], names)
                 keep = functools.partial(store_upload, self._app, folder=folder, names=free)
                 return copy_file(self._origin, found[0], folder, keep, md5)
             kept = describe(folder, name, time.time())
-            if kept and found and kept[1].sha256 == found[0].sha256:
+            if kept and kept[1].sha256 == found[0].sha256:
                 return kept
-        return None
+        raise AssertionError("names have no end")
 
 
 NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"

@@ -8728,6 +8728,17 @@ def test_records_are_given_to_nobody_who_may_be_another(start, tmp_path):
     assert (run.returncode, sorted(outcomes)) == (1, ["failed"] * 4 + ["new"])
 
 
+def test_who_registered_with_another_s_address_is_given_nothing_of_theirs(start, tmp_path):
+    running, source = start(), tmp_path / "media_handler"
+    media_handler(source, "databases")
+    fields = {"email": "mary@EXAMPLE.com", "password": "12345678"}
+    assert running.call("POST", REGISTER, fields)[0] == 201
+    run = owner_says(running, "import", source)
+    outcomes = Counter(line.split("\t")[0] for line in run.stdout.splitlines())
+    assert (run.returncode, outcomes) == (1, {"failed": 5, "new": 2})  # ann's are new
+    assert "another account has its email" in run.stdout
+
+
 def colan(source: Path) -> None:
     """What CoLAN's media store leaves, with an entity that was changed twice."""
     blank = dict.fromkeys(
