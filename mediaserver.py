@@ -15713,6 +15713,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "failed": "not uploaded", "retry": "Try again", "pause": "Pause", "resume": "Go on",
         "tooLarge": "Larger than the # that this server takes.",
         "wrongType": "Only photos, videos and recordings can be uploaded.",
+        "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
         "progress": "# done", "zipping": "Collecting: #",
         "zipLarge": "This is too much for one zip file.",
@@ -15761,6 +15762,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "failed": "nicht hochgeladen", "retry": "Noch einmal", "pause": "Pause",
         "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
+        "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
         "progress": "# fertig", "zipping": "Wird gesammelt: #",
         "zipLarge": "Das ist zu viel für eine Zip-Datei.",
@@ -16191,6 +16193,8 @@ async function bearer() {
 
 const startSession = () => fetch(`${ROOT}/session`,
   {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+
+setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
 async function call(path, options = {}) {
   return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
@@ -17314,10 +17318,10 @@ async function copyLink() {
 async function leaveShown(run) {
   const {group, place} = shown;
   const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const go = (to, at) => history.replaceState(null, "", addressOf(
+  const point = (to, at) => history.replaceState(null, "", addressOf(
     to ? {group: to.key, item: keyOf(to.items[at])} : {}));
-  go(there?.group, there?.place);
-  if (!await run([group.items[place]])) go(group, place);
+  point(there?.group, there?.place);
+  if (!await run([group.items[place]])) point(group, place);
 }
 
 $("viewer").addEventListener("cancel", (event) => {
@@ -17587,9 +17591,9 @@ function isKnown(upload, request) {
 }
 
 function sentence(request) {
-  if (request.status === 0) return t("lost");
-  if (request.status === 403) return t("denied");
-  if (request.status === 507) return t("noRoom");
+  const said = {0: "lost", 400: "wrongType", 403: "denied", 413: "tooMuch", 415: "wrongType",
+    507: "noRoom"}[request.status];
+  if (said) return t(said);
   try {
     return String(JSON.parse(request.responseText).detail);
   } catch {
