@@ -17454,7 +17454,7 @@ function addUploads(files) {
 function routeOf(file) {
   const extension = extensionOf(file.name), fields = {};
   const toFolder = (list.can_upload || uploadToken) && file.size <= list.max_upload_bytes;
-  if (toFolder && !album()) {
+  if (toFolder && /^(all)?$/.test(album())) {
     const name = encodeURIComponent(file.name);
     if (KEEPS_NAME.test(extension)) {
       return {target: "library", method: "PUT", path: `/image/${name}`, fields};
@@ -17534,7 +17534,7 @@ async function sendParts(upload) {
   const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
   const tus = {"Tus-Resumable": "1.0.0"};
   const send = (...more) => transmit(upload, ...more);
-  let path = localStorage.getItem(mark), request = null, offset = 0;
+  let path = localStorage.getItem(mark), request = null, offset = null;
   if (path) {
     request = await send("HEAD", path, null, tus);
     if (/^4(01|03|04|10)$/.test(request.status)) path = null;
@@ -17549,8 +17549,9 @@ async function sendParts(upload) {
     if (path) localStorage.setItem(mark, path);
   }
   const type = {"Content-Type": "application/offset+octet-stream"};
-  while (request.status >= 200 && request.status < 300) {
-    offset = Number(request.getResponseHeader("Upload-Offset"));
+  while (/^(2|409)/.test(request.status)) {  // 409 with an offset: it goes on there
+    if ((offset = request.getResponseHeader("Upload-Offset")) === null) break;
+    offset = Number(offset);
     if (offset === file.size) {
       localStorage.removeItem(mark);
       return send("GET", path, null, tus);
@@ -17643,7 +17644,7 @@ function drawUpload(upload) {
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
   const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
   const to = upload.state === "stored" && (upload.route.album || "");
-  const name = to && t(/^[me]/.test(to) ? to : "albums");
+  const name = to && t(/^(mine|entities)$/.test(to) ? to : "albums");
   const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
     upload.bar || h("span", {}, state, there));
