@@ -16849,13 +16849,12 @@ async function fillAlbum(key, items) {
 }
 
 function drawEmpty() {
-  $("empty").hidden = groups.length > 0;
-  if (groups.length) return;
-  if (album() === "all") $("empty").hidden = true;
-  else if (album() && query.size === 1) {
-    if (list.albums.length) $("empty").hidden = true;
-    else showEmpty(album() === "trash" ? "trash" : "albums", "nothingIn",
-      album() === "trash" ? "" : "nothingInHow");
+  const bare = query.size === 1 && album();  // nothing is chosen but an album
+  $("empty").hidden = groups.length > 0 || bare === "all" || (bare && list.albums.length > 0);
+  if ($("empty").hidden) return;
+  if (bare) {
+    const isTrash = bare === "trash";
+    showEmpty(isTrash ? "trash" : "albums", "nothingIn", isTrash ? "" : "nothingInHow");
   } else if (query.size) {
     showEmpty("picture", "none", "noneHow",
       choice(NOTHING, {className: "button main"}, t("showAll")));
@@ -16888,7 +16887,7 @@ $("home").onclick = (event) => {
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
-  choose({q: $("search").elements.q.value.trim()});
+  choose({q: $("search").elements.q.value.trim(), album: album() === "all" ? "" : album()});
 };
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
