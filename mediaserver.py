@@ -12826,13 +12826,14 @@ SHARE_PAGE = """<!doctype html>
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
+ ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
+  list-style: none; padding: 0 }}
  a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
   border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
  img {{ width: 100%; height: 100%; object-fit: cover }}
 </style>
-<h1>{title}</h1>
-{content}
+<header><h1>{title}</h1></header>
+<main>{content}</main>
 """
 SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self';"
@@ -12842,7 +12843,8 @@ PASSWORD_FORM = """<form method="post"><label>Password
 <input type="password" name="password" required autofocus></label> <button>Open</button></form>
 """
 ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
-<input type="file" name="file" accept="image/*,video/*" required> <button>Add</button></form>
+<input type="file" name="file" accept="image/*,video/*" aria-label="Picture or video" required>
+<button>Add</button></form>
 """
 
 
@@ -12981,7 +12983,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     files = [shared_json(app, request, share, *each) for each in shown]
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        return share_page(share, f"{form}<main>{''.join(map(shared_html, files))}</main>")
+        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -13012,7 +13014,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
     name, url = html.escape(file["name"]), html.escape(file["url"])
     if file["thumbnail"]:
         name = f'<img src="{html.escape(file["thumbnail"])}" alt="{name}" loading="lazy">'
-    return f'<a href="{url}">{name}</a>'
+    return f'<li><a href="{url}">{name}</a></li>'
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
@@ -14296,6 +14298,9 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
+// Text as it is, which may be longer than its box: so it can be reached to be scrolled.
+const text = (value) => h("pre", {tabIndex: 0}, value);
+
 // A field of a form for one value: `place` is path, query, header or body.
 function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
@@ -14319,9 +14324,9 @@ function bodyFields(operation, form) {
   form.dataset.type = type;
   const {schema, example} = content[type];
   if (example !== undefined) {
-    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
-    text.dataset.place = "body";
-    return [h("label", {}, "body, as JSON", text)];
+    const area = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    area.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", area)];
   }
   return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
     field("body", name, each, (schema.required || []).includes(name)));
@@ -14374,21 +14379,21 @@ async function send(call, out) {
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
     } else if (/^(text|application\/json)/.test(type)) {
-      let text = await answer.text();
-      if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      let content = await answer.text();
+      if (type.includes("json")) content = JSON.stringify(JSON.parse(content), null, 2);
+      lines += `\n${content.slice(0, MAX_SHOWN)}${content.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
   }
-  out.replaceChildren(h("pre", {}, lines), ...(picture ? [picture] : []));
+  out.replaceChildren(text(lines), ...(picture ? [picture] : []));
 }
 
 function drawAnswers(api, operation) {
   const rows = Object.entries(operation.responses).map(([status, answer]) => {
     const about = resolve(api, answer);
     const shown = Object.values(about.content || {}).find((each) => each.example !== undefined);
-    const sample = shown ? h("pre", {}, JSON.stringify(shown.example, null, 2)) : null;
+    const sample = shown ? text(JSON.stringify(shown.example, null, 2)) : null;
     return h("tr", {}, h("td", {}, status), h("td", {}, about.description, sample));
   });
   return h("table", {className: "answers"}, rows);
@@ -14397,7 +14402,7 @@ function drawAnswers(api, operation) {
 function drawOperation(api, path, method, operation) {
   const form = h("form");
   const out = h("div", {role: "status"});
-  const curl = h("pre");
+  const curl = text("");
   const parameters = (operation.parameters || []).map((each) =>
     field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
@@ -14667,6 +14672,7 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
   align-items: center; justify-content: center; font-size: .75rem; text-align: center;
 }
 .words b { font-size: .95rem; color: var(--ink) }
+.words b::before { content: attr(data-name) }
 .words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
 .badge {
   position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
@@ -15397,7 +15403,8 @@ function showPicture(tile, item) {
 function wordsFor(item) {
   const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
   return h("span", {className: "words", "aria-hidden": "true"}, icon(symbol),
-    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+    h("b", {"data-name": extensionOf(nameOf(item)).toUpperCase()}),
+    h("span", {dir: "auto"}, nameOf(item)));
 }
 
 // Arrow keys go from tile to tile.
@@ -15800,7 +15807,7 @@ const viewSize = () =>
 
 function drawView(item) {
   const top = h("div", {className: "over top"}, button("close", "close", closeShown),
-    h("h2", {}, nameOf(item)),
+    h("h2", {dir: "auto"}, nameOf(item)),
     button(slideshow ? "pause" : "play", "play", toggleSlideshow),
     button("info", "info", toggleFacts),
     button("link", "copy", copyLink),
