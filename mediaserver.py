@@ -1376,7 +1376,7 @@ def find_principal(
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
 READ_COST = 256  # what a read costs beside its bytes
-STEP_COST = 20  # of a loop over what was read
+STEP_COST = 40  # of a loop over what was read
 MAX_GIF_BYTES = 1 << 20  # of an animation: its length is told only by walking all frames
 MAX_IFD_ENTRIES = 1000
 MAX_TRIES = 64  # written times looked at in one file, occurrences of a name in a packet
@@ -2510,44 +2510,94 @@ def _aiff(aiff: _Span, draft: _Draft) -> None:
 
 # -- Ogg (RFC 3533)
 
+_OGG_PAGE = re.compile(rb"(?s)OggS\0(.)(.{8})(.{4}).{8}(.)")  # flags, granules, stream, segments
+
+
+class _OggPage(NamedTuple):
+    stream: bytes
+    is_first: bool  # of its stream
+    is_last: bool
+    granules: int  # played at its end; -1 where no packet ends
+    packets: int  # that end in it
+    data: bytes
+
+
+class _OggStream(NamedTuple):
+    """How a stream counts time."""
+
+    rate: float  # granules a second
+    packet: int  # granules of a packet at most; 0 for Opus, whose packets say it
+    skipped: int = 0  # granules before the first that is heard
+    shift: int = 0  # bits of the second part of a granule position, which are to be added
+
 
 def _ogg(ogg: _Span, draft: _Draft) -> None:
-    """Codecs from the first pages, length from the last granule positions."""
-    clocks: dict[bytes, tuple[float, int, int]] = {}
-    at = 0
-    while ogg.peek(at, 4) == b"OggS" and ogg.read(at + 5, 1)[0] & 2:  # streams begin side by side
-        serial, count = ogg.unpack("<4s8xB", at + 14)
-        start = at + 27 + count
-        clocks[serial] = _ogg_clock(ogg.peek(start, 64).ljust(64, b"\0"), draft)
-        at = start + sum(ogg.read(at + 27, count))
+    """Codecs and beginnings from the first pages, the ends from the last ones that are whole."""
+    streams, starts, ends = dict[bytes, _OggStream | None](), dict[bytes, float](), [0.0]
+    head = ogg.peek(0, STREAM_SAMPLE_BYTES)
     tail = ogg.part(ogg.size - STREAM_SAMPLE_BYTES).peek(0, STREAM_SAMPLE_BYTES)
-    ends = [0.0]
-    for position, serial in re.findall(rb"OggS\0.(.{8})(.{4})", tail, re.DOTALL):
-        rate, skip, shift = clocks.get(serial, (0, 0, 0))
-        granule = int.from_bytes(position, "little", signed=True)
-        if rate and granule > 0:
-            ends.append(((granule >> shift) + (granule & (1 << shift) - 1) - skip) / rate)
-    draft.note(duration=max(ends))
+    for page in _ogg_pages(head):
+        stream = streams.get(page.stream)
+        if page.is_first:
+            streams[page.stream] = _ogg_stream(page.data.ljust(80, b"\0"), draft)
+        elif stream and page.granules > 0 and page.stream not in starts:
+            longest = page.packets * (stream.packet or _opus_packet(page.data)) / stream.rate
+            start = 0.0 if page.is_last else _ogg_time(stream, page) - longest
+            starts[page.stream] = max(0.0, start)
+    for page in _ogg_pages(tail):
+        if (stream := streams.get(page.stream)) and page.granules > 0:
+            ends.append(_ogg_time(stream, page))
+    draft.note(duration=max(ends) - min(starts.values(), default=0.0))
 
 
-def _ogg_clock(head: bytes, draft: _Draft) -> tuple[float, int, int]:
-    """Of a stream's granule positions: units a second, units to skip, bits of a second part."""
+def _ogg_pages(data: bytes) -> Iterator[_OggPage]:
+    for match in _OGG_PAGE.finditer(data):
+        flags, granules, stream, segments = match.groups()
+        sizes = data[match.end() : match.end() + segments[0]]
+        start = match.end() + segments[0]
+        end = start + sum(sizes)
+        if end <= len(data):
+            first, last = bool(flags[0] & 2), bool(flags[0] & 4)
+            position = int.from_bytes(granules, "little", signed=True)
+            packets = len(sizes) - sizes.count(255)
+            yield _OggPage(stream, first, last, position, packets, data[start:end])
+
+
+def _ogg_time(stream: _OggStream, page: _OggPage) -> float:
+    """Seconds from a stream's zero to the end of a page."""
+    second = page.granules & (1 << stream.shift) - 1
+    return ((page.granules >> stream.shift) + second - stream.skipped) / stream.rate
+
+
+def _ogg_stream(head: bytes, draft: _Draft) -> _OggStream | None:
+    """Read a stream's first packet; `None` for one without a known clock."""
     if head.startswith(b"\1vorbis"):
-        return struct.unpack_from("<I", head, 12)[0], 0, 0
+        return _OggStream(struct.unpack_from("<I", head, 12)[0], 1 << (head[28] >> 4) >> 1)
     if head.startswith(b"OpusHead"):
         draft.extension = "opus" if draft.extension == "ogg" else draft.extension
-        return 48000, struct.unpack_from("<H", head, 10)[0], 0
+        return _OggStream(48000, 0, struct.unpack_from("<H", head, 10)[0])
     if head.startswith(b"Speex   "):
-        return struct.unpack_from("<I", head, 36)[0], 0, 0
+        rate, frame, _, frames = struct.unpack_from("<I16xIII", head, 36)
+        return _OggStream(rate, frame * frames)
     if head.startswith(b"\x7fFLAC"):
-        return int.from_bytes(head[27:30], "big") >> 4, 0, 0
+        return _OggStream(int.from_bytes(head[27:30], "big") >> 4, head[19] << 8 | head[20])
     if head.startswith(b"\x80theora"):
         draft.extension = "ogv"
         size = int.from_bytes(head[14:20], "big")
         draft.note_size(size >> 24, size & 0xFFFFFF)
         frames, seconds = struct.unpack_from(">II", head, 22)
-        return frames / seconds, 0, int.from_bytes(head[40:42], "big") >> 5 & 31
-    return 0, 0, 0
+        return _OggStream(frames / seconds, 1, 0, int.from_bytes(head[40:42], "big") >> 5 & 31)
+    return None
+
+
+def _opus_packet(packet: bytes) -> int:
+    """The samples of an Opus packet at 48 kHz (RFC 6716, section 3.1)."""
+    mode, code = packet[0] >> 3, packet[0] & 3
+    if mode < 12:
+        frame = (480, 960, 1920, 2880)[mode & 3]
+    else:
+        frame = 480 << (mode & 1) if mode < 16 else 120 << (mode & 3)
+    return frame * (packet[1] & 63 if code == 3 else (code + 3) // 2)
 
 
 # -- Sound: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it
@@ -2643,7 +2693,7 @@ def _count_frames(audio: _Span) -> float:
             found = _first_frame(data)
             at = found[0] if found else len(data)
             while frame := _frame(data, at):
-                audio.charge(2 * STEP_COST)
+                audio.charge(4 * STEP_COST)
                 at, count, walked = at + frame.length, count + 1, walked + frame.length
     return audio.size * count / walked
 
@@ -2683,8 +2733,7 @@ def _amr(amr: _Span, draft: _Draft) -> None:
     """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
     wide = amr.read(5, 1) == b"-"
     audio, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
-    data, at, count = audio.peek(0, MAX_BLOCK_BYTES), 0, 0
-    amr.charge(STEP_COST * len(data) // min(sizes[:1]))
+    data, at, count = audio.peek(0, STREAM_SAMPLE_BYTES), 0, 0
     while at < len(data):
         at, count = at + sizes[data[at] >> 3 & 15], count + 1
     draft.note(duration=audio.size / at * count / 50)
@@ -4776,6 +4825,14 @@ def opened_on_any_disk(path: Path) -> Index:
         if not SpareSpace(path).give_up():
             raise
         return migrated(Index(path))
+
+
+def fold_wal_in(path: Path) -> None:
+    """Bring the WAL into an index that is closed: where processes close it at once, none does."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        index = Index(path, query_only=True)
+        index.get_meta("decoders")  # what was not read is closed as it is
+        index.close()
 
 
 def migrated(index: Index) -> Index:
@@ -17635,6 +17692,7 @@ def serve(settings: Settings) -> None:
     ready()
     if settings.workers > 1:
         Supervisor(run, recover_again, watchdog, lock, listener).run(settings.workers)
+        fold_wal_in(settings.database_url)
     else:
         while run():
             recover_again()
