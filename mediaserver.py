@@ -63,6 +63,7 @@ import gc
 import hashlib
 import hmac
 import html
+import http.client
 import importlib
 import importlib.util
 import io
@@ -95,6 +96,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
@@ -206,11 +208,20 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def parse_seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < 1e9:
-            return seconds
-    raise ValueError(f"{text!r} is not a number of seconds")
+def amount_of(unit: str, most: float) -> Callable[[str], float]:
+    """Return what parses a number of a unit of time, from 0 to below `most`.
+
+    >>> amount_of("days", 1e6)("1.5")
+    1.5
+    """
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 <= (amount := float(text)) < most:
+                return amount
+        raise ValueError(f"{text!r} is not a number of {unit}")
+
+    return parse
 
 
 def parse_path(text: str) -> Path:
@@ -304,7 +315,7 @@ class Settings(NamedTuple):
     port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
-        0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
+        0, "seconds between scans; 0: only at start and on SIGHUP", amount_of("seconds", 1e9),
         environment=False,
     )  # fmt: skip
     workers: int = number(1, 64, "server processes", environment=False)
@@ -525,6 +536,10 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     names = [name for name, _, spec in Settings.table() if spec.secret]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
+    for name in missing:
+        if name in kept and not (kept[name] or "").strip():
+            problem = f"is blank in {settings.secrets_file}: give it a value or delete its line"
+            raise SettingError(name, problem)
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
     if made.items() - kept.items():
         write_secrets(settings.secrets_file, {**kept, **made})
@@ -755,7 +770,13 @@ def hash_password(password: str, salt: bytes | None = None) -> str:
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none."""
+    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none.
+
+    Accounts that were imported have Django's PBKDF2 hashes, `pbkdf2_sha256$rounds$salt$base64`.
+    """
+    if match := re.fullmatch(r"pbkdf2_sha256\$(\d{1,8})\$([^$]+)\$([\w+/=]+)", stored, re.ASCII):
+        key = hashlib.pbkdf2_hmac("sha256", _utf8(password), match[2].encode(), int(match[1]))
+        return hmac.compare_digest(base64.b64encode(key).decode(), match[3])
     match = re.fullmatch(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+)", stored, re.ASCII)
     if not match:
         return False
@@ -1233,7 +1254,7 @@ def _parse_user_id(value: object) -> int:
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
     """Return whom verified claims speak for."""
-    permissions = claims.get("permissions", [])
+    permissions = [] if (told := claims.get("permissions")) is None else told
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
     subject = claims.get("sub") if algorithm == "ES256" else None
@@ -1282,6 +1303,27 @@ def _bearer_principal(
         if cache:
             cache.put(token, principal, _time_claim(claims, "exp") or now)
     return principal
+
+
+def recall_principal(
+    authorization: str | None, cookies: str, keys: AuthConfig, cache: TokenCache, now: float
+) -> Principal | None:
+    """Return who makes a request if that costs nothing to tell, and is no account; else None.
+
+    A bearer has to be the owner's, or one whose signature was verified before.
+    """
+    if keys.auth_disabled:
+        return DEMO
+    principal: Principal | None = None
+    if authorization is None:
+        principal = verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+    else:
+        with contextlib.suppress(TokenError):
+            token = parse_bearer(authorization)
+            if token:
+                owner = equals_secret(token, keys.auth_token)
+                principal = OWNER if owner else cache.get(token, now)
+    return principal if principal and principal.user_id is None else None
 
 
 VIEW_COOKIE = "mediaserver_view"
@@ -1488,17 +1530,17 @@ class Seekable(Protocol):
 class _Span:
     """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
-    __slots__ = ("_budget", "_file", "_start", "size")
+    __slots__ = ("_budget", "_file", "size", "start")
 
     def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
-        self._file, self._start, self.size = file, start, size
+        self._file, self.start, self.size = file, start, size
         self._budget = budget  # a list of one number, which all spans of a file share
 
     def read(self, at: int, length: int) -> bytes:
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
         self.charge(READ_COST + length)
-        self._file.seek(self._start + at)
+        self._file.seek(self.start + at)
         data = self._file.read(length)
         if len(data) < length:  # the file was cut meanwhile
             raise EOFError
@@ -1527,13 +1569,13 @@ class _Span:
     def read_uint(self, length: int) -> int:
         """Cut a big-endian number off its start."""
         digits = self.read(0, length)
-        self._start, self.size = self._start + length, self.size - length
+        self.start, self.size = self.start + length, self.size - length
         return int.from_bytes(digits, "big")
 
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self._start + start, max(0, end - start), self._budget)
+        return _Span(self._file, self.start + start, max(0, end - start), self._budget)
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
@@ -2328,11 +2370,16 @@ def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
             orientation = (_UPSIDE_DOWN, _LEFT_TO_RIGHT)[box.number() & 1][orientation]
     # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
     draft.note(orientation=orientation)
-    iinf = boxes[b"iinf"]
+    wanted = [item for item, kind in _heif_kinds(boxes[b"iinf"]) if kind in (b"Exif", b"mime")]
+    for item, extents in _heif_extents(file, boxes) if wanted else ():
+        if item in wanted and extents:
+            _metadata(extents[0], draft)
+
+
+def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
+    """Yield number and type of each item (ISO 14496-12, 8.11.6)."""
     for _, entry in _boxes(iinf.part(6 if iinf.read(0, 1) == b"\0" else 8)):
-        number, kind = entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
-        if kind in (b"Exif", b"mime"):
-            _metadata(_heif_item(file, boxes, number), draft)
+        yield entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
 
 
 def _heif_links(ipma: _Span, item: int) -> list[int]:
@@ -2347,8 +2394,8 @@ def _heif_links(ipma: _Span, item: int) -> list[int]:
     return []
 
 
-def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
-    """The first extent of an item (`iloc`, ISO 14496-12 section 8.11.3)."""
+def _heif_extents(file: _Span, boxes: _Parts) -> Iterator[tuple[int, list[_Span]]]:
+    """Yield each item's number and where its bytes are (`iloc`, ISO 14496-12, 8.11.3)."""
     iloc = boxes[b"iloc"]
     version, sizes = iloc.unpack(">B3xH", 0)
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
@@ -2357,12 +2404,12 @@ def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
     for _ in range(table.read_uint(wide)):
         number, method = table.read_uint(wide), table.read_uint(2 if version else 0) & 15
         _, base, count = table.read_uint(2), table.read_uint(base_size), table.read_uint(2)
-        extents = [[table.read_uint(size) for size in fields_of_extent] for _ in range(count)]
-        if number == item:
-            _, start, length = extents[0]
-            source = boxes[b"idat"] if method == 1 else file
-            return source.part(base + start, base + start + length)
-    return _NOTHING
+        source = (file, boxes[b"idat"], _NOTHING)[min(method, 2)]  # 2: in another item
+        extents = []
+        for _ in range(count):
+            _, start, length = (table.read_uint(size) for size in fields_of_extent)
+            extents.append(source.part(base + start, base + start + length))
+        yield number, extents
 
 
 # -- Matroska and WebM (RFC 8794, RFC 9559)
@@ -2947,9 +2994,9 @@ def _flv(flv: _Span, draft: _Draft) -> None:
     draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
-# -- Pictures without what they say of their making ------------------------------------------
-# What shows the picture is copied as it is: its colours and how it stands stay. Everything else,
-# known here or not, goes, and so does what follows the picture's end.
+# -- Media without what they say of their making ---------------------------------------------
+# What shows a picture or a video stays as it is, its colours and how it stands too. Everything
+# else, known here or not, goes, and so does what follows its end.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
@@ -3077,6 +3124,223 @@ def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
 STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
     "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
 }  # fmt: skip
+
+# ISO base media files may be long and are read in ranges. So nothing in them moves: what is not
+# shown is overwritten, as it is sent, with zeros in a box of the type `free`.
+PATCHED = frozenset({  # extensions
+    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
+})  # fmt: skip
+MAX_PATCHING_COST = 8 << 20  # bytes of a file's tables
+MAX_PATCHING_STEPS = 10**7
+_ZEROS = memoryview(bytes(STRIP_BLOCK))
+_SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
+    box: frozenset(names.split()) for box, names in {
+        b"file": b"ftyp styp mdat meta moov",
+        b"moov": b"mvhd iods trak", b"trak": b"tkhd edts tapt mdia",
+        b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
+        b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
+                 b" saiz saio",
+        b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
+    }.items()
+}  # fmt: skip
+_SHOWN_TRACKS = frozenset({b"vide", b"soun"})  # positions are in others, and in subtitles
+_SHOWN_ITEMS = frozenset(
+    b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
+)
+_TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
+_BARE_ITEMS = {  # by type: what says nothing
+    b"Exif": bytes(4) + orientation_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+}  # fmt: skip
+_PCM = frozenset({
+    b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
+})  # fmt: skip
+
+
+class Patch(NamedTuple):
+    """A stretch of a file that is sent as `content`, and zeros behind it."""
+
+    start: int
+    end: int
+    content: bytes = b""
+
+    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """Yield what is sent for the part between two positions in the file."""
+        content = self.content[start - self.start : end - self.start]
+        if content:
+            yield content
+        for at in range(start + len(content), end, STRIP_BLOCK):
+            yield _ZEROS[: end - at]
+
+
+def find_patches(file: Seekable, size: int) -> list[Patch]:
+    """Return what makes an ISO base media file say nothing of its making, in order.
+
+    ValueError for one that is not understood; fragments are not.
+    """
+    try:
+        return _PatchFinder(_Span(file, 0, size, [MAX_PATCHING_COST])).run()
+    except _BROKEN as error:
+        raise ValueError("a broken file") from error
+
+
+class _PatchFinder:
+    """Collects what to overwrite in an ISO base media file, and which of its data are shown."""
+
+    def __init__(self, file: _Span) -> None:
+        self._file = file
+        self._patches: list[Patch] = []
+        self._data: list[_Span] = []  # boxes of samples, and of items
+        self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
+
+    def run(self) -> list[Patch]:
+        self._walk(b"file", self._file)
+        if len(self._data) * len(self._shown) > MAX_PATCHING_STEPS:
+            raise ValueError("too many boxes")
+        self._shown.sort()
+        for box in self._data:
+            at = 0
+            for start, end in self._shown:
+                self._blank(box, at, start - box.start)
+                at = max(at, end - box.start)
+            self._blank(box, at)
+        return in_order(self._patches)
+
+    def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
+        part = span.part(start, end)
+        if part.size:
+            self._patches.append(Patch(part.start, part.start + part.size))
+
+    def _hide(self, box: _Span, header: int) -> None:
+        """Make a free box of one whose header stands so many bytes before it."""
+        type_at = box.start - header + 4
+        self._patches.append(Patch(type_at, type_at + 4, b"free"))
+        self._blank(box)
+
+    def _boxes(self, span: _Span) -> Iterator[tuple[bytes, _Span, int]]:
+        """Yield type, content and size of the header of each box; overwrite what is none."""
+        at = 0
+        while at < span.size:
+            try:
+                kind, start, end, _ = _box_header(span, at)
+            except EOFError:
+                start = end = -1
+            if not at < start <= min(end, span.size):
+                self._blank(span, at)
+                return
+            yield kind, span.part(start, end), start - at
+            at = end
+
+    def _walk(self, kind: bytes, span: _Span) -> None:
+        """Go through the boxes of a file or box, and hide what is not shown."""
+        for child, box, header in self._boxes(span):
+            if child == b"moof":
+                raise ValueError("the file has fragments")
+            if child in _SHOWN_BOXES[kind] and self._is_shown(child, box):
+                self._keep(child, box)
+            else:
+                self._hide(box, header)
+
+    @staticmethod
+    def _is_shown(kind: bytes, box: _Span) -> bool:
+        if kind == b"trak":
+            return _boxes(_boxes(box)[b"mdia"])[b"hdlr"].peek(8, 4) in _SHOWN_TRACKS
+        return kind != b"meta" or _boxes(box.part(4))[b"hdlr"].peek(8, 4) == b"pict"
+
+    def _keep(self, kind: bytes, box: _Span) -> None:
+        """Overwrite what a box that is shown tells, and those in it."""
+        if kind in {b"mvhd", b"tkhd", b"mdhd"}:  # times of making and change
+            self._blank(box, 4, 20 if box.read(0, 1) == b"\1" else 12)
+        elif kind == b"hdlr":  # a name
+            self._blank(box, 12)
+        elif kind in {b"mdat", b"idat"}:
+            self._data.append(box)
+        elif kind == b"ipco":
+            for name, content, header in self._boxes(box):
+                if name in _TELLING_PROPERTIES:
+                    self._hide(content, header)
+        elif kind in _SHOWN_BOXES:
+            self._walk(kind, box.part(4) if kind == b"meta" else box)
+        if kind == b"meta":
+            self._keep_items(_boxes(box.part(4)))
+        elif kind == b"trak":
+            self._keep_samples(_boxes(_boxes(box)[b"mdia"]))
+
+    def _keep_samples(self, media: _Parts) -> None:
+        """Note where a track's samples are, and overwrite who made its codec."""
+        tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
+        for kind, entry in _boxes(tables[b"stsd"].part(8)):
+            self._blank(entry, 12, 16)  # vendor
+            if media[b"hdlr"].read(8, 4) == b"vide":
+                self._blank(entry, 42, 74)  # the codec's name
+            else:
+                unit = max(unit, _audio_unit(kind, entry))
+        self._shown += _track_chunks(tables, unit)
+
+    def _keep_items(self, boxes: _Parts) -> None:
+        """Note where the items of a picture are, and overwrite those that do not show it."""
+        kinds = dict(_heif_kinds(boxes[b"iinf"]))
+        for item, extents in _heif_extents(self._file, boxes):
+            kind = kinds.get(item, b"")
+            content = _BARE_ITEMS.get(kind, b"")
+            for extent in extents:
+                start, end = extent.start, extent.start + extent.size
+                if start == end:
+                    raise ValueError("an item that is elsewhere")
+                self._shown.append((start, end))
+                if kind not in _SHOWN_ITEMS:
+                    self._patches.append(Patch(start, end, content[: extent.size]))
+                    content = b""
+
+
+def in_order(patches: Iterable[Patch]) -> list[Patch]:
+    """Sort patches; where a crafted file makes them overlap, the first one stays.
+
+    >>> in_order([Patch(8, 12, b"abcd"), Patch(4, 10)])
+    [Patch(start=4, end=10, content=b''), Patch(start=10, end=12, content=b'cd')]
+    """
+    ordered, at = list[Patch](), 0
+    for patch in sorted(patches):
+        if patch.end > at:
+            start = max(patch.start, at)
+            ordered.append(Patch(start, patch.end, patch.content[start - patch.start :]))
+            at = patch.end
+    return ordered
+
+
+def _audio_unit(kind: bytes, entry: _Span) -> float:
+    """Return a sample's bytes by its description, or 0: cameras write 1 for longer ones."""
+    version, channels, bits = entry.unpack(">H6xHH", 8)
+    if version == 0 and kind in _PCM:
+        return float(channels * -(-bits // 8))
+    samples, frame = entry.unpack(">I4xI", 28) if version == 1 else (0, 0)
+    return float(frame / samples) if samples else 0.0
+
+
+def _numbers(table: _Span, layout: str) -> list[int]:
+    """Read the big-endian numbers behind their count."""
+    count = table.read_uint(4)
+    data = table.read(0, count * struct.calcsize(layout))
+    return list(struct.unpack(f">{count}{layout}", data))
+
+
+def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
+    """Yield where a track's chunks start and end (14496-12, 8.7).
+
+    `unit` is what a sample takes at least, where all take the same.
+    """
+    wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
+    starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
+    equal = max(size, unit) if (size := sizes.read_uint(4)) else 0
+    ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
+    count = runs.read_uint(4)
+    layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
+    firsts = [first for first, _ in layout[1:]] + [len(starts) + 1]
+    sample = 0
+    for (first, count), after in zip(layout, firsts, strict=False):
+        for start in starts[first - 1 : after - 1]:
+            before, sample = sample, min(sample + count, len(ends) - 1)
+            length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
+            yield start, start + length
 
 
 # -- What starts how
@@ -3563,6 +3827,11 @@ SPARE_SHARE = 8  # at most this part of what is free
 SPARE_SECONDS = 10.0  # between two tries to have the space again
 
 
+def open_private(path: str, flags: int) -> int:
+    """Open a file as `open` does; a new one can be read by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 class SpareSpace:
     """Disk that a file holds for the index, which is written to on a full disk, too."""
 
@@ -3585,7 +3854,7 @@ class SpareSpace:
             size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
             if size < SPARE_BYTES // SPARE_SHARE:
                 return False
-            with open(self._path, "xb", buffering=0) as file:
+            with open(self._path, "xb", buffering=0, opener=open_private) as file:
                 if allocate(file, size):
                     return True
             self._path.unlink()
@@ -4111,17 +4380,20 @@ class Users(Table):
         return list(self._select("ORDER BY id"))
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
-        """Which of the unique fields another account has."""
-        unique = {
-            "email": ("email_key", values.get("email", "").casefold()),
-            "username": ("username", values.get("username")),
-            "phone_number": ("phone_number", values.get("phone_number")),
+        """Which of the unique fields another account has; a login takes e-mail and username."""
+        email, username = values.get("email", ""), values.get("username")
+        name = "email_key = ? OR username = ?"
+        unique: dict[str, tuple[str, list[Any]]] = {
+            "email": (name, [email.casefold(), email]),
+            "username": (name, [username and username.casefold(), username]),
+            "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
-        sql = "SELECT 1 FROM user WHERE {} = ?"
         query = functools.partial(self._index.query, db)
-        return [n for n, (c, v) in unique.items() if query(sql.format(c), v).fetchone()]
+        sql = "SELECT 1 FROM user WHERE {}"
+        return [n for n, (c, v) in unique.items() if query(sql.format(c), *v).fetchone()]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
+        """Write a new account; an `id` among the values is that of another program."""
         row = {
             "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
             "email_key": values["email"].casefold(), "now": now,
@@ -4132,7 +4404,7 @@ class Users(Table):
             " :phone_number, :first_name, :last_name, :password, :now)"
             f" RETURNING {USER_COLUMNS}"
         )
-        return User(*db.execute(sql, {**row, "id": self._free_id(db)}).fetchone())
+        return User(*db.execute(sql, {"id": self._free_id(db), **row}).fetchone())
 
     def _free_id(self, db: Database) -> int:
         """The next id; those are left out under which another program's user has records here."""
@@ -4515,11 +4787,16 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
-    def hide(self, user_id: int, key: str, now: float) -> bool:
+    def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
-        return self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount) > 0
+        return db.execute(sql, (now, key, user_id)).rowcount > 0
+
+    def is_known(self, key: str) -> bool:
+        """Whether there is something with this id, softly deleted or not."""
+        sql = f"SELECT 1 FROM {self._table} WHERE id = ?"
+        return self._index.read(sql, key).fetchone() is not None
 
     def remove_collection(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; whether there was one."""
@@ -4535,6 +4812,11 @@ class OwnedTable(Generic[Record]):
         return self._index.write(apply) > 0
 
 
+def bounded(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
+
+
 class Entities(Table):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
@@ -4543,7 +4825,7 @@ class Entities(Table):
     ) -> Entity | None:
         sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
         if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, version]
+            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
         row = self._index.query(db, sql, *values).fetchone()
         return Entity.from_row(row) if row else None
 
@@ -4581,10 +4863,10 @@ class Entities(Table):
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
         table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": version}
+        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
         for column, value in filters.items():
             equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = value
+            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
         if text:
             conditions["instr(search, ?)"] = search_text(text)
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -4607,7 +4889,14 @@ class Entities(Table):
         if current and current.is_same(entity):
             return current
         version, added = entity.version + 1, entity.added if entity.id else now
-        entity = entity._replace(version=version, added=added, updated=now)
+        return self._write(db, entity._replace(version=version, added=added, updated=now))
+
+    def adopt(self, db: Database, versions: Iterable[Entity]) -> None:
+        """Write all versions of an entity of another program, under its id, which is free."""
+        for number, entity in enumerate(versions, 1):
+            self._write(db, entity._replace(version=number))
+
+    def _write(self, db: Database, entity: Entity) -> Entity:
         entity = entity._replace(transaction_id=self._next_transaction(db))
         asset, facts = entity.asset, entity.asset and entity.asset.facts
         row: list[Any] = [entity.id or None, *entity[1:ENTITY_WIDTH]]
@@ -4672,6 +4961,9 @@ TRASHED = """
 """  # an entity may have been changed since it was deleted
 
 
+MAX_CLOCK_STEP = 86400.0  # seconds between two looks at the trash, by the clock
+
+
 class Trash(Table):
     """What is softly deleted, of users and among the entities."""
 
@@ -4684,6 +4976,20 @@ class Trash(Table):
         """What has an id, which is a UUID for a media record and a number for an entity."""
         row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
         return Trashed(*row) if row else None
+
+    def is_clock_steady(self, now: float) -> bool:
+        """Whether it is about as late as when this was asked last, perhaps before a restart.
+
+        A clock that is wrong at a start, or was, must not make years of what was just deleted.
+        """
+
+        def look(db: Database) -> bool:
+            sql = "SELECT value FROM meta WHERE key = 'trash_looked_at'"
+            row = db.execute(sql).fetchone()
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('trash_looked_at', ?)", (str(now),))
+            return row is None or abs(now - float(row[0])) < MAX_CLOCK_STEP
+
+        return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
         sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
@@ -5692,7 +5998,12 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
@@ -5826,6 +6137,264 @@ def read_syllable(character: str) -> str:
     return (syllable[1] or syllable[2]).lower() if syllable else character
 
 
+# -- S3 ------------------------------------------------------------------------------------
+# As much of the protocol of object stores as a Bucket needs. Requests are signed (AWS, Signature
+# Version 4) and connections kept. What fails is tried again; what fails then, too, or takes too
+# long, opens the circuit: until it closes, requests fail at once, and one from time to time
+# finds out whether the store is back. So one that is away keeps few threads, and no other work.
+
+S3_SECONDS = 10.0  # that a store may take to go on with a request
+S3_PLACES = 32  # requests at once
+S3_PLACE_SECONDS = 1.0  # that one waits for a place among them
+S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
+S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
+S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
+S3_BLOCK_BYTES = 256 << 10  # sent and received at once
+S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
+EMPTY_SHA256 = hashlib.sha256().hexdigest()
+UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+
+
+class Unavailable(OSError):
+    """A store that does not answer, or only with errors that pass."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EHOSTUNREACH, reason)
+
+
+class Signer(NamedTuple):
+    """Signs requests by AWS's Signature Version 4.
+
+    Targets are paths with queries, percent-encoded but for the unreserved characters (RFC 3986).
+    """
+
+    key_id: str
+    secret: str
+    region: str
+    service: str = "s3"
+
+    def authorize(self, method: str, target: str, headers: Mapping[str, str], payload: str) -> str:
+        """Return the value of Authorization; `payload` is the SHA-256 of the body.
+
+        All `headers`, whose names are in lower case, are signed; x-amz-date is among them.
+        """
+        at = headers["x-amz-date"]
+        names, signature = self._sign(method, target, headers, payload, at=at)
+        about = f"Credential={self.key_id}/{self._scope(at)}, SignedHeaders={names}"
+        return f"AWS4-HMAC-SHA256 {about}, Signature={signature}"
+
+    def presign(self, host: str, path: str, seconds: int, at: str) -> str:
+        """Return the target that anyone may GET for so many seconds from `at` (ISO 8601 basic)."""
+        query = urlencode({
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{self.key_id}/{self._scope(at)}",
+            "X-Amz-Date": at, "X-Amz-Expires": seconds, "X-Amz-SignedHeaders": "host",
+        })  # fmt: skip
+        target = f"{path}?{query}"
+        signature = self._sign("GET", target, {"host": host}, UNSIGNED_PAYLOAD, at=at)[1]
+        return f"{target}&X-Amz-Signature={signature}"
+
+    def _scope(self, at: str) -> str:
+        return f"{at[:8]}/{self.region}/{self.service}/aws4_request"
+
+    def _sign(
+        self, method: str, target: str, headers: Mapping[str, str], payload: str, *, at: str
+    ) -> tuple[str, str]:
+        """Return the names of the signed headers and the signature."""
+        path, _, query = target.partition("?")
+        pairs = sorted(pair.partition("=")[::2] for pair in filter(None, query.split("&")))
+        query = "&".join(f"{name}={value}" for name, value in pairs)
+        fields = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in sorted(headers))
+        names = ";".join(sorted(headers))
+        request = "\n".join((method, path, query, fields, names, payload))
+        digest = hashlib.sha256(request.encode()).hexdigest()
+        key = f"AWS4{self.secret}".encode()
+        for part in self._scope(at).split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        text = f"AWS4-HMAC-SHA256\n{at}\n{self._scope(at)}\n{digest}"
+        return names, hmac.digest(key, text.encode(), "sha256").hex()
+
+
+class ObjectBody(NamedTuple):
+    """The content of a request; `pieces` gives it anew for each try."""
+
+    size: int = 0
+    sha256: str = EMPTY_SHA256
+    pieces: Callable[[], Iterable[bytes]] = tuple
+
+
+class S3Request(NamedTuple):
+    """A request to a bucket, or with a key to an object in it; header names in lower case."""
+
+    method: str
+    bucket: str
+    key: str = ""
+    query: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    body: ObjectBody = ObjectBody()
+
+    @property
+    def target(self) -> str:
+        path = f"/{self.bucket}/{self.key}".rstrip("/")
+        query = urlencode(self.query, quote_via=quote, safe="-_.~")
+        return f"{quote(os.fsencode(path), safe='/-_.~')}?{query}".rstrip("?")
+
+
+class S3Answer(NamedTuple):
+    code: int
+    headers: Mapping[str, str]  # names as they came
+    body: bytes
+
+    def text(self, name: str) -> str:
+        """Return the text of the first XML element of a name; empty where there is none."""
+        found = re.search(rf"<{name}>([^<]*)</{name}>", self.body.decode("utf-8", "replace"))
+        return html.unescape(found[1]) if found else ""
+
+
+class S3Client:
+    """Speaks with an object store for all who use it in this process."""
+
+    def __init__(self, endpoint: str, signer: Signer) -> None:
+        """Without an endpoint it is AWS's. Buckets are paths, which every store understands."""
+        self._signer = signer
+        self._endpoint = urlsplit(endpoint or f"https://s3.{signer.region}.amazonaws.com")
+        self._places = threading.BoundedSemaphore(S3_PLACES)
+        self._idle: deque[tuple[float, HTTPConnection]] = deque()
+        self._retry_at = 0.0  # monotonic; 0: the circuit is closed
+        self._lock = threading.Lock()
+
+    def presign(self, request: S3Request, seconds: int, now: float) -> str:
+        """Return a URL under which anyone may GET an object for so many seconds from `now`."""
+        host, at = self._endpoint.netloc, format_amz_date(now)
+        target = self._signer.presign(host, request.target, seconds, at)
+        return f"{self._endpoint.scheme}://{host}{target}"
+
+    def call(self, request: S3Request) -> S3Answer:
+        """Return the whole answer to a request; an OSError where it is refused."""
+        with self.place():
+            connection, response = self.open(request)
+            try:
+                answer = S3Answer(response.status, dict(response.headers), response.read())
+            except (OSError, HTTPException) as error:
+                connection.close()
+                raise Unavailable(f"an answer broke off: {error}") from None
+            self.keep(connection)
+        check_answer(request, answer)
+        return answer
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place among the requests that are under way; Unavailable if none gets free."""
+        if not self._places.acquire(timeout=S3_PLACE_SECONDS):
+            raise Unavailable("too many requests are under way")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def open(self, request: S3Request) -> tuple[HTTPConnection, HTTPResponse]:
+        """Send a request, if need be again; return the answer, of which the body is to be read."""
+        self._pass_circuit()
+        for wait in (*S3_RETRIES, 0.0):
+            connection, is_slow = self._connect(), False
+            try:
+                response = self._exchange(connection, request)
+                if response.status not in S3_PASSING:
+                    self._retry_at = 0.0
+                    return connection, response
+                problem = f"answers {response.status}"
+            except (OSError, HTTPException) as error:
+                problem = str(error) or type(error).__name__
+                is_slow = isinstance(error, TimeoutError)
+            connection.close()
+            self.close()
+            if is_slow or not wait:
+                break
+            time.sleep(wait * secrets.randbelow(1000) / 1000)
+        self._open_circuit(problem)
+        raise Unavailable(problem)
+
+    def _pass_circuit(self) -> None:
+        """Let requests pass, of those that come while the circuit is open one at a time."""
+        with self._lock:
+            now = time.monotonic()
+            if self._retry_at > now:
+                raise Unavailable("it did not answer before")
+            if self._retry_at:
+                self._retry_at = now + S3_SECONDS
+
+    def _open_circuit(self, problem: str) -> None:
+        with self._lock:
+            if not self._retry_at:
+                warn(f"{self._endpoint.netloc} cannot be used: {printable_line(problem)}")
+            self._retry_at = time.monotonic() + S3_OPEN_SECONDS
+
+    def close(self) -> None:
+        """Close what is kept: where one connection has ended, the others have, too."""
+        while connection := self._take_kept():
+            connection.close()
+
+    def _take_kept(self) -> HTTPConnection | None:
+        with contextlib.suppress(IndexError):
+            while True:
+                since, connection = self._idle.pop()
+                if since > time.monotonic() - S3_IDLE_SECONDS:
+                    return connection
+                connection.close()
+        return None
+
+    def _connect(self) -> HTTPConnection:
+        """Take a kept connection, or a new one."""
+        if kept := self._take_kept():
+            return kept
+        secure = self._endpoint.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else HTTPConnection
+        return kind(self._endpoint.netloc, timeout=S3_SECONDS, blocksize=S3_BLOCK_BYTES)
+
+    def keep(self, connection: HTTPConnection) -> None:
+        """Keep a connection whose latest answer has been read for the next request."""
+        self._idle.append((time.monotonic(), connection))
+
+    def _exchange(self, connection: HTTPConnection, request: S3Request) -> HTTPResponse:
+        """Send a request over a connection and return the answer, of which the head is read."""
+        method, target, body = request.method, request.target, request.body
+        headers = {
+            **request.headers, "host": self._endpoint.netloc,
+            "x-amz-content-sha256": body.sha256, "x-amz-date": format_amz_date(time.time()),
+        }  # fmt: skip
+        headers["authorization"] = self._signer.authorize(method, target, headers, body.sha256)
+        if method in {"PUT", "POST"}:
+            headers["content-length"] = str(body.size)
+        if connection.sock is None:
+            connection.connect()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered
+            connection.request(method, target, body.pieces(), headers)
+        return connection.getresponse()
+
+
+def format_amz_date(seconds: float) -> str:
+    """
+    >>> format_amz_date(1369353600)
+    '20130524T000000Z'
+    """
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+
+
+def check_answer(request: S3Request, answer: S3Answer) -> None:
+    """Raise the OSError that an answer stands for."""
+    is_error = b"<Error>" in answer.body[:1000]  # a long CompleteMultipartUpload begins with 200
+    if answer.code < 300 and not is_error:
+        return
+    number = {403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST}.get(answer.code)
+    place = f"s3://{request.bucket}/{request.key}"
+    if number not in {errno.ENOENT, errno.EEXIST}:
+        code = answer.text("Code") or answer.headers.get("x-amz-error-code", "")
+        text = f"{request.method} {place}: {answer.code} {code} {answer.text('Message')}"
+        warn(printable_line(text))
+    number = number or errno.EIO
+    raise OSError(number, os.strerror(number), place)
+
+
 # ======================================================================================
 # 7. Thumbnails
 # ======================================================================================
@@ -5853,6 +6422,7 @@ MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
 MAX_EMBEDDED = 4  # of which are tried, the largest first
 MAX_JPEG_SEGMENTS = 64  # before its size
 JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
+LOOK_UP_SECONDS = 0.2  # between looks whether the server ends, while a decoder works
 REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
@@ -6095,6 +6665,7 @@ class Thumbnails:
         self._lock = threading.Lock()
         self._making: dict[str, Making] = {}
         self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+        self.is_over = False  # nobody waits for what is being made
 
     def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
         """Say where thumbnails and previews lie."""
@@ -6303,16 +6874,28 @@ class Thumbnails:
         """The renditions; none where the decoder says that it can make none, None if it died."""
         host = self._host
         end, result = os.pipe()
-        with open(end, "rb") as pipe:
+        with open(end, "rb", buffering=0) as pipe:
             with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
                 if host is not None:
                     socket.send_fds(host, [job.to_bytes()], [source.fileno(), result])
             os.close(result)
-            data = pipe.read(MAX_RESULT_BYTES + 1)
+            data = self._read_result(pipe)
         if len(data) > MAX_RESULT_BYTES:
             return []
         frames = data.removesuffix(DECODER_DONE)
         return split_frames(frames) if frames != data else None
+
+    def _read_result(self, pipe: io.FileIO) -> bytes:
+        """What a decoder writes until it ends; less when the server does."""
+        data, poll = bytearray(), select.poll()
+        poll.register(pipe, select.POLLIN)
+        while len(data) <= MAX_RESULT_BYTES and not self.is_over:
+            if poll.poll(LOOK_UP_SECONDS * 1000):
+                piece = pipe.read(MAX_RESULT_BYTES)
+                if not piece:
+                    break
+                data += piece
+        return bytes(data)
 
 
 def split_frames(data: bytes) -> list[bytes]:
@@ -6938,6 +7521,7 @@ class Scanner:
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
+        self._thumbnails.is_over = False
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
@@ -6954,7 +7538,7 @@ class Scanner:
 
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
-        self._stopping = True
+        self._stopping = self._thumbnails.is_over = True
         self._wanted.set()
         self._fresh.set()
         for thread in self._threads:
@@ -7385,10 +7969,10 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LENGTH = 2**63 - 1
 
 
-# What makes the answer to a GET another one: who asks, for what, from where.
+# What makes the answer to a GET another one than to most.
 SELECTING_FIELDS = frozenset((
-    "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
-    "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding", "x-sendfile-type",
+    "if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since",
+    "origin", "range", "x-sendfile-type",
 ))  # fmt: skip
 
 
@@ -7400,7 +7984,9 @@ class Framing(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
+    authorization: str | None
     is_plain: bool
 
 
@@ -7417,12 +8003,10 @@ class RequestHead(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
-    is_plain: bool  # nothing in it asks for other than the whole, public thing
-
-    @property
-    def has_body(self) -> bool:
-        return self.chunked or bool(self.content_length)
+    authorization: str | None  # the field's value
+    is_plain: bool  # nothing in it asks for other than the whole thing
 
     def body_decoder(self) -> BodyDecoder:
         return ChunkedDecoder() if self.chunked else LengthDecoder(self.content_length or 0)
@@ -7520,13 +8104,17 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
     expectation = headers.get("expect", "").lower()
     if expectation not in ("", "100-continue"):
         raise HTTPError(417, "The only expectation that can be met is 100-continue.")
+    length = _parse_content_length(headers)
+    chunked = _parse_transfer_encoding(headers, version)
     return Framing(
         headers=headers,
         host=_parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
-        content_length=_parse_content_length(headers),
-        chunked=_parse_transfer_encoding(headers, version),
+        content_length=length,
+        chunked=chunked,
+        has_body=chunked or bool(length),
         expects_continue=expectation != "" and version > (1, 0),
+        authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and headers.has_none_of(SELECTING_FIELDS),
     )
 
@@ -8009,6 +8597,8 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
     """Say whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
+    if len(ranges) < 3:
+        return False
     overlaps, end = 0, -1
     for first, last in sorted(ranges):
         overlaps += first <= end
@@ -8034,20 +8624,24 @@ def etag_matches(header: str, etag: str, weak: bool) -> bool:
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-none-match")
+    tags, date = headers.get("if-none-match"), headers.get("if-modified-since")
     if tags is not None:
         return etag_matches(tags, etag, weak=True)
-    since = parse_date(headers.get("if-modified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) <= since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) <= since
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-match")
+    tags, date = headers.get("if-match"), headers.get("if-unmodified-since")
     if tags is not None:
         return not etag_matches(tags, etag, weak=False)
-    since = parse_date(headers.get("if-unmodified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) > since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) > since
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
@@ -8148,7 +8742,7 @@ def parse_upload_metadata(value: str) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for pair in value.split(",") if value else ():
-        key, _, text = pair.strip(" ").partition(" ")
+        key, _, text = pair.lstrip(" ").partition(" ")
         if not _METADATA_KEY.fullmatch(key) or key in texts:
             raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
         try:
@@ -8262,13 +8856,10 @@ RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads ahead
+SAMPLE_BYTES = 512 << 10  # between samples of the page cache; twice as many cost 10 % of 2 MB
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
-MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones are left to that
-DEFER_SECONDS = 0.0001  # that the other is waited for
-MAX_DEFERRALS = 20  # while connections come; then all are taken
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
 PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
@@ -8311,6 +8902,25 @@ class FileSlice:
         self.count = count
         self.before = before
 
+    def is_at_hand(self) -> bool:
+        """Whether the next bytes are in memory, by samples of the page cache."""
+        last, probe = self.offset + min(self.count, SEND_BYTES) - 1, bytearray(1)
+        places = (*range(self.offset, last, SAMPLE_BYTES), last)
+        return all(self._read_at_hand(probe, place) for place in places)
+
+    def read_at_hand(self) -> bytes | None:
+        """All of it, if it is in memory."""
+        data = bytearray(self.count)
+        if self._read_at_hand(data, self.offset) < self.count:
+            return None
+        return b"".join((self.before, data))
+
+    def _read_at_hand(self, buffer: bytearray, offset: int) -> int:
+        try:
+            return os.preadv(self.file.fileno(), [buffer], offset, os.RWF_NOWAIT)
+        except (AttributeError, OSError):  # not on Linux; EAGAIN; the file system cannot tell
+            return 0
+
 
 Segment = bytes | memoryview | FileSlice
 
@@ -8335,15 +8945,24 @@ class Response:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
-        self.prepared = b""  # the head behind its Date, where it is often sent
+        # What is before and behind the date in the head, where it is often sent
+        self.prepared: tuple[bytes, bytes] | None = None
         self.route = 0  # the number of what has made it, and for whom: for figures and the log
         self.principal = ""
 
     def prepare(self) -> Response:
-        """Put a hot answer's head together once, for plain GETs on a kept connection."""
+        """Put the head together once, for HTTP/1.1."""
         message = b"".join(self.to_segments(None, True, ""))  # type: ignore[arg-type]
-        self.prepared = message.partition(b"Date: ")[2].removesuffix(self.body)  # type: ignore[arg-type]
+        start, _, rest = message.removesuffix(self.body).partition(b"Date: ")  # type: ignore[arg-type]
+        self.prepared = start + b"Date: ", rest
         return self
+
+    def again(self, principal: str) -> Response:
+        """A prepared answer for somebody else."""
+        response = Response(self.status, (), self.body, self.length)
+        response.prepared, response.route = self.prepared, self.route
+        response.principal = principal
+        return response
 
     def close(self) -> None:
         if self.resource is not None:
@@ -8353,10 +8972,10 @@ class Response:
         self, head: RequestHead | None, keep_alive: bool, date: str
     ) -> Iterator[Segment]:
         """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
-        if self.prepared and keep_alive:
-            start = b"HTTP/1.1 200 OK\r\nDate: " + date.encode()
-            yield b"".join((start, self.prepared, self.body))  # type: ignore[arg-type]
-            return
+        if self.prepared:
+            start, rest = self.prepared
+            fields = date if keep_alive else f"{date}\r\nConnection: close"
+            return iter((b"".join((start, fields.encode(), rest, self.body)),))  # type: ignore[arg-type]
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
         chunked = (
@@ -8372,11 +8991,10 @@ class Response:
             headers.append(("Connection", "keep-alive"))
         block = format_head(self.status, headers)
         if bodiless or (head is not None and head.method == "HEAD"):
-            yield block
-        elif isinstance(self.body, bytes):
-            yield block + self.body
-        else:
-            yield from join_head(block, chunk_segments(self.body) if chunked else self.body)
+            return iter((block,))
+        if isinstance(self.body, bytes):
+            return iter((block + self.body,))
+        return join_head(block, chunk_segments(self.body) if chunked else self.body)
 
 
 def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -8445,31 +9063,33 @@ DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    Answers are told apart by the number of their route and by their status; durations of the
-    answers of a route are counted by the first of DURATIONS that they are not above.
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
-        self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
-        self._width = len(self._codes) + len(DURATIONS) + 2  # beyond the last; nanoseconds
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
+        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
+        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
         self._part = 3 + routes * self._width
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._workers = workers
         self._lock = threading.Lock()
 
     def count(
-        self, worker: int, route: int, status: int, *, seconds: float, taken: int, sent: int
+        self, worker: int, response: Response, seconds: float, taken: int, sent: int
     ) -> None:
-        """Count an answer, the bytes of bodies that it took in and sent, and how long it took."""
-        first = worker * self._part + 3 + route * self._width
-        code = self._codes.get(status, len(STATUSES))
-        bucket = len(self._codes) + bisect.bisect_left(DURATIONS, seconds)
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, worker * self._part
+        first = own + 3 + response.route * self._width
+        place = first + self._rows.get(response.status, self._rows[0])
+        place += bisect.bisect_left(DURATIONS, seconds)
         with self._lock:
-            self._numbers[first + code] += 1
-            self._numbers[first + bucket] += 1
-            self._numbers[first + self._width - 1] += int(seconds * 1e9)
-            self._numbers[worker * self._part] += taken
-            self._numbers[worker * self._part + 1] += sent
+            numbers[place] += 1
+            numbers[first] += int(seconds * 1e9)
+            numbers[own + 1] += sent
+            if taken:
+                numbers[own] += taken
 
     def set_in_flight(self, worker: int, count: int) -> None:
         self._numbers[worker * self._part + 2] = count
@@ -8480,18 +9100,19 @@ class Meter:
 
     def answers(self, route: int) -> dict[int, int]:
         """How many answers of a route had each status; 0 stands for those that are rare."""
-        first = 3 + route * self._width
-        return {
-            status: count
-            for status, place in self._codes.items()
-            if (count := self._sum(first + place))
-        }
+        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
+        return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        first = 3 + route * self._width + len(self._codes)
-        counts = [self._sum(first + place) for place in range(len(DURATIONS) + 1)]
-        return list(itertools.accumulate(counts)), self._sum(first + len(counts)) / 1e9
+        rows = [self._row(route, place) for place in self._rows.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + route * self._width) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place
+        return [self._sum(first + column) for column in range(self._columns)]
 
     def _sum(self, place: int) -> int:
         return sum(self._numbers[place :: self._part])
@@ -8504,7 +9125,7 @@ class Buffers(threading.local):
         self.body = memoryview(bytearray(BODY_BUFFER_BYTES))
 
 
-class State(enum.Enum):
+class State(enum.IntEnum):
     """Where a connection is; see WAITS."""
 
     IDLE = enum.auto()  # no request has begun
@@ -8516,6 +9137,9 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
+
+
 class Wait(NamedTuple):
     """What the selector waits for on a connection, and what happens if it does not come."""
 
@@ -8525,25 +9149,24 @@ class Wait(NamedTuple):
 
 
 WAITS: dict[State, Wait] = {
-    State.IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    State.HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
-    State.LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
+    IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
 # Who gives way first when descriptors run out; an answer that is being sent does not.
-GIVING_WAY = (State.LINGERING, State.IDLE, State.HEAD, State.BODY)
+GIVING_WAY = (LINGERING, IDLE, HEAD, BODY)
 
 
 class Connection:
-    """A client's connection, owned by the selector or by one thread, never by both."""
+    """A client's connection, owned by the selector's thread or by another one, never by both."""
 
     __slots__ = (
         "began", "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor",
-        "dropped",
-        "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "shares", "since", "socket",
-        "state", "unsent",
+        "dropped", "event", "exchange", "failure", "head", "last", "latest", "lingering", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "shares", "since",
+        "socket", "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -8551,7 +9174,8 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = State.CLOSED
+        self.state = CLOSED
+        self.event = 0  # that the selector waits for
         self.since = self.deadline = 0.0  # of the state; monotonic seconds
         self.latest = 0.0  # when a head must be complete
         self.began = 0.0  # when the latest head had come
@@ -8574,59 +9198,56 @@ class Connection:
         self.dropped = 0  # bytes of it
         self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
 
-    def enter(self, state: State) -> None:
-        """Note a state and how long it may last."""
-        begins, self.state = state is not self.state, state
+    def set_deadline(self, state: State) -> None:
+        """Note how long a state that begins, or in which something has come, may last."""
         self.since = now = time.monotonic()
-        if state is State.HEAD and begins:
-            self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
         if wait := WAITS.get(state):
             self.deadline = now + wait.seconds
-        if state is State.HEAD:
+        if state is HEAD:
+            if state is not self.state:
+                self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
             self.deadline = min(self.deadline, now + self.credit, self.latest)
-        elif state is State.BODY:
+        elif state is BODY:
             self.deadline = min(self.deadline, now + self.credit)
 
     def earn(self, count: int) -> None:
         """Balance the time that a head or body has waited with the bytes that have come."""
         self.credit += count / MIN_RATE - (time.monotonic() - self.since)
 
-    def count(self) -> int:
-        """How many descriptors it has: the socket, a file that is sent, one that arrives."""
-        if self.state is State.CLOSED:
-            return 0
+    def count_descriptors(self) -> int:
+        """How many it has while it is open: the socket, a file that is sent, one that arrives."""
         sends = self.response is not None and self.response.resource is not None
         return 1 + sends + (self.exchange is not None)
-
-    @property
-    def has_much(self) -> bool:
-        """Whether there is enough of a body for a thread."""
-        finished = self.body is not None and self.body.finished
-        return finished or len(self.collected) >= COLLECT_BYTES
 
     # -- reading
 
     def take_head(self) -> bool:
-        """Parse the next head if it is here whole. Raises HTTPError for a malformed one."""
-        if self.scanned < 2:  # one may be the CR of an empty line
+        """Whether a request is here, its head whole; or what is none, and is refused."""
+        if self.received[:1] == b"\r":
             self.received = skip_empty_lines(self.received)
-        if not self.received:
+        data = self.received
+        if not data:
             return False
-        end = find_head_end(self.received, self.scanned)
-        if end < 0:
-            self.scanned = len(self.received)
-            return False
-        self.began = time.monotonic()
-        self.head = parse_request_head(self.received[:end])
-        self.received = self.received[end + 4 :]
-        self.scanned = 0
-        self.body = self.head.body_decoder() if self.head.has_body else None
+        try:
+            end = find_head_end(data, self.scanned)
+            if end < 0:
+                self.scanned = len(data)
+                return False
+            self.began = time.monotonic()
+            self.head = head = parse_request_head(data[:end])
+        except HTTPError as error:
+            self.refuse(error)
+            return True
+        self.received, self.scanned = data[end + 4 :], 0
+        if head.has_body:
+            self.body = head.body_decoder()
         return True
 
-    def take_body(self) -> None:
-        """Decode and keep what has been received. Raises HTTPError for what is malformed."""
+    def take_body(self) -> bool:
+        """Decode and keep what was received; whether that is all. Raises HTTPError."""
         for piece in self.take_pieces():
             self.collected += piece
+        return self.body is None or self.body.finished
 
     def take_pieces(self) -> list[memoryview]:
         """What there is of a body's content. Raises HTTPError for what is malformed."""
@@ -8640,32 +9261,25 @@ class Connection:
             self.received = self.body.rest
         return pieces
 
+    def skip_body(self) -> bool:
+        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
+        try:
+            return self.take_body()
+        except HTTPError:
+            return False
+
     @property
     def waits_for_continue(self) -> bool:
         """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
         expects = self.head is not None and self.head.expects_continue
         return expects and not self.received and self.body is not None and not self.body.finished
 
-    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
-        if headers and self.head is not None and self.head.version > (1, 0):
-            self.socket.send(format_head(104, headers))  # as short as it is alone
-
-    def skip_body(self) -> bool:
-        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
-        try:
-            self.take_body()
-        except HTTPError:
-            return False
-        return self.body is None or self.body.finished
-
-    def receive_more(self, seconds: float) -> memoryview | None:
-        """What comes within so short a time; good until this thread's next call.
+    def receive_more(self, buffer: memoryview, seconds: float) -> memoryview | None:
+        """What comes into the buffer within so short a time, if anything does.
 
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
         """
-        buffer = self.server.buffers.body
         for may_wait in (True, False):
             try:
                 count = self.socket.recv_into(buffer)
@@ -8695,45 +9309,89 @@ class Connection:
         poll.register(self.socket, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    # -- writing
+    # -- answering
 
-    def begin(self, response: Response, keep_alive: bool, unread: bool = False) -> None:
-        """Set out to send an answer, the last one unless `keep_alive`; `unread`: of a body."""
+    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
+        if headers and self.head is not None and self.head.version > (1, 0):
+            self.socket.send(format_head(104, headers))  # as short as it is alone
+
+    def begin(self, response: Response, whole: bool = True) -> None:
+        """Set out to answer a request; one that is not here `whole` is the connection's last."""
+        if response.resource is not None:
+            try:
+                self.take_share(self.server.downloads)
+            except HTTPError as error:
+                response.close()
+                response = self.error(error)
+        head, server = self.head, self.server
+        goes_on = whole and head is not None and head.keep_alive and not server.stopping
+        self.last, self.lingering = not goes_on, not whole
         self.response = response
-        self.last = not keep_alive
-        self.lingering = unread
-        self.segments = response.to_segments(self.head, keep_alive, self.server.date)
+        self.segments = response.to_segments(head, goes_on, server.date)
 
-    def flush(self, may_wait: bool) -> bool:
-        """Send what the socket takes; whether the whole answer is gone.
+    def refuse(self, error: HTTPError) -> None:
+        """Set out to answer an error that concerns the connection, and to end it."""
+        self.begin(self.error(error), whole=False)
 
-        Unless it `may_wait`, it stops where the disk would have to be read, or others wait.
+    def error(self, error: HTTPError) -> Response:
+        origin = self.head.headers.get("origin", "") if self.head else find_origin(self.received)
+        return self.server.service.on_error(error, origin)
+
+    def send(self, may_wait: bool) -> State:
+        """Send what the client takes; the state that the connection is in then.
+
+        Unless it `may_wait`, it leaves it to others to go on after a while, and to a thread
+        where the disk would have to be read.
         """
+        try:
+            state = self._send_segments(may_wait)
+            if state is SENDING:
+                self.unsent = count_unsent(self.socket)
+            if state is not IDLE:
+                return state
+            self.finish()
+            if not self.last:
+                return IDLE
+            if not self.lingering:
+                return CLOSED
+            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
+            # the client has read the answer.
+            self.received = b""
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return CLOSED
+        return LINGERING
+
+    def _send_segments(self, may_wait: bool) -> State:
+        """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
         shares = FAIR_SENDS
-        while True:
-            if self.pending is None:
-                self.pending = next(self.segments, None)
-                if self.pending is None:
-                    return True
-            if not may_wait and (shares == 0 or not is_at_hand(self.pending)):
-                return False
+        while (pending := self.pending or next(self.segments, None)) is not None:
+            self.pending = pending
+            if not may_wait and not shares:
+                return SENDING
             shares -= 1
             try:
-                self.pending = self._send(self.pending)
+                if not isinstance(pending, FileSlice):
+                    sent = self.socket.send(pending)
+                    self.pending = memoryview(pending)[sent:]
+                elif may_wait or pending.is_at_hand():
+                    self.pending = self._send_slice(pending)
+                else:
+                    return WORKING
             except BlockingIOError:
-                return False
+                return SENDING
+        self.pending = None  # and what it is a view of
+        return IDLE
 
-    def _send(self, segment: Segment) -> Segment | None:
-        """Send some of a segment and return the rest of it."""
-        if not isinstance(segment, FileSlice):
-            sent = self.socket.send(segment)
-            return memoryview(segment)[sent:] if sent < len(segment) else None
+    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
+        """Send some of a file and return the rest of it."""
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE)
             segment.before = memoryview(segment.before)[sent:]
             return segment
         count = min(segment.count, SEND_BYTES)
-        sent = os.sendfile(self.socket.fileno(), segment.file.fileno(), segment.offset, count)
+        sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
         segment.offset += sent
@@ -8748,7 +9406,7 @@ class Connection:
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
         if shares not in self.shares and self.head is not None:
-            client = self.server.client_of(self.head, self.peer)
+            client = self.server.service.client_of(self.head, self.peer)
             shares.take(client)
             self.shares[shares] = client
 
@@ -8760,8 +9418,9 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self.head, self.peer, self.response, self.began)
-            self.response.close()
+            self.server.note_answer(self, self.response)
+            if self.response.resource is not None:
+                self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
@@ -8775,22 +9434,6 @@ class Connection:
         self.socket.close()
 
 
-def is_at_hand(segment: Segment) -> bool:
-    """Whether the next bytes are in memory: of a file, by samples of the page cache."""
-    if not isinstance(segment, FileSlice):
-        return True
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    last = segment.offset + min(segment.count, SEND_BYTES) - 1
-    probe, descriptor = [bytearray(1)], segment.file.fileno()
-    try:
-        for offset in (*range(segment.offset, last, SAMPLE_BYTES), last):
-            os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
-    except OSError:  # EAGAIN; or the file system cannot tell
-        return False
-    return True
-
-
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
 
 
@@ -8800,6 +9443,85 @@ def count_unsent(sock: socket.socket) -> int:
 
     count = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int.from_bytes(count, sys.byteorder)
+
+
+class Connections:
+    """All connections, each in its state: what the selector holds, and what threads do."""
+
+    def __init__(self, selector: selectors.BaseSelector, note: Callable[[int], None]) -> None:
+        self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
+        self.in_flight = 0  # those that threads have
+        self.descriptors = 0  # of all
+        self.most_descriptors = limit_descriptors()
+        self.landed_at = -math.inf  # when a thread last let go of one that may go on
+        self._selector = selector
+        self._note_in_flight = note
+        self._lock = threading.Lock()
+
+    def enter(self, connection: Connection, state: State) -> None:
+        """Put a connection into a state: the only writer of states, selector and counters.
+
+        Any thread may, for a connection that it owns; epoll and kqueue allow it.
+        """
+        connection.set_deadline(state)
+        if state is not connection.state:
+            with self._lock:
+                self._move(connection, connection.state, state)
+            if state is CLOSED:
+                connection.close()
+
+    def _move(self, connection: Connection, before: State, state: State) -> None:
+        wait = WAITS.get(state)
+        if wait:
+            self.held[connection.descriptor] = connection
+            self._select(connection, wait.event)
+        else:
+            self.held.pop(connection.descriptor, None)
+            # While a GET is worked on nothing more comes as a rule, and `rest` is rarely needed.
+            quiet = connection.body is None and connection.event == selectors.EVENT_READ
+            if state is CLOSED or not quiet:
+                self._select(connection, 0)
+        count = connection.count_descriptors() if state is not CLOSED else 0
+        self.descriptors += count - connection.counted
+        connection.counted = count
+        if before is WORKING or state is WORKING:
+            if wait:
+                self.landed_at = connection.since
+            self.in_flight += 1 if state is WORKING else -1
+            self._note_in_flight(self.in_flight)
+        connection.state = state  # from here on it is another thread's
+
+    def _select(self, connection: Connection, event: int) -> None:
+        if event and connection.event:
+            if event != connection.event:
+                self._selector.modify(connection.descriptor, event, connection)
+        elif event:
+            self._selector.register(connection.descriptor, event, connection)
+        elif connection.event:
+            self._selector.unregister(connection.descriptor)
+        connection.event = event
+
+    def rest(self, connection: Connection) -> None:
+        """Have the selector wait for nothing on a connection that a thread has."""
+        with self._lock:
+            if connection.state is WORKING:
+                self._select(connection, 0)
+
+    def within(self, *states: State) -> list[Connection]:
+        """Those that the selector holds in these states."""
+        return [c for c in list(self.held.values()) if c.state in states]
+
+    def late(self, now: float) -> list[Connection]:
+        """Those whose state has lasted too long."""
+        return [c for c in list(self.held.values()) if c.deadline < now]
+
+    def make_room(self) -> bool:
+        """Close the connection that can be missed best; whether there was one."""
+        for state in GIVING_WAY:
+            if held := self.within(state):
+                self.enter(min(held, key=lambda connection: connection.deadline), CLOSED)
+                return True
+        return False
 
 
 class Workers:
@@ -8882,6 +9604,17 @@ class ShortWorkers(Workers):
             self._began = None
 
 
+class Pools:
+    """Threads for each kind of work, so that none keeps those of another waiting."""
+
+    def __init__(self) -> None:
+        self.short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
+        self.bodies = Workers("body", MAX_THREADS)
+        self.answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self.prompt = Workers("prompt", PROMPT_THREADS)
+        self.deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
+
+
 class Shares:
     """Bounds what takes long: of one client, and of all together."""
 
@@ -8913,400 +9646,62 @@ class Shares:
                 del self._clients[client]
 
 
-class Server(ThreadingHTTPServer):
-    """HTTP/1.1 with keep-alive, deadlines and limits around an application.
+class Service(Protocol):
+    """What a Server is around."""
 
-    `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
-    `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
-    `is_prompt(head)` needs neither disk nor index, and waits for none that does;
-    `client_of(head, peer)` is whose share of what is bounded it takes. `loads`, which all
-    workers share, tells how many connections each of them has.
-    """
+    def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
+        """Answer a request in a thread, or accept it to be fed its body."""
 
-    lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, str], Answer | Exchange]
-    inline: Callable[[RequestHead], Response | None]
-    is_prompt: Callable[[RequestHead], bool]
-    client_of: Callable[[RequestHead, str], str]
-    on_error: Callable[[HTTPError, str], Response]
-    on_hangup: Callable[[], None]
-    on_orphaned: Callable[[], None]
-    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+    def inline(self, head: RequestHead) -> Response | None:
+        """Answer a cheap request in the selector's thread, without blocking."""
 
-    def __init__(
-        self, listener: socket.socket, loads: memoryview, number: int, meter: Meter | None = None
-    ) -> None:
-        self.buffers = Buffers()
-        self._meter = meter or Meter(number + 1, routes=1)
-        self._loads = loads
-        self._number = number  # of this worker
-        self._deferrals = 0
-        self._date = (0, "")  # a second and its name
-        self._selector = selectors.DefaultSelector()
-        self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
-        self._bodies = Workers("body", MAX_THREADS)
-        self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
-        self._prompt = Workers("prompt", PROMPT_THREADS)
-        self._deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
-        self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
-        self._lock = threading.Lock()
-        self._in_flight = 0  # connections that threads hold
-        self._descriptors = 0  # of all connections
-        self._note_load()  # in the place of one that has died
-        self._stop_at: float | None = None
-        self._part_at = 0.0  # until then idle connections are kept while stopping
-        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
-        self._alarm, self._wakeup = socket.socketpair()
-        for end in (self._alarm, self._wakeup):
-            end.setblocking(False)
-        self._most_descriptors = limit_descriptors()
-        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        most = self._most_descriptors
-        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
-        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
-        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()
-        self.socket = listener
-        self.server_name, self.server_port = listener.getsockname()[:2]
+    def is_prompt(self, head: RequestHead) -> bool:
+        """Whether a request needs neither disk nor index, and waits for none that does."""
 
-    def note_answer(
-        self, head: RequestHead | None, peer: str, response: Response, began: float
-    ) -> None:
-        """Count an answer that is over, and tell of it."""
-        seconds = time.monotonic() - began
-        taken = (head.content_length or 0) if head and response.status < 300 else 0
-        sent = (response.length or 0) if head and head.method != "HEAD" else 0
-        number, route = self._number, response.route
-        self._meter.count(number, route, response.status, seconds=seconds, taken=taken, sent=sent)
-        if self.on_answered is not None:
-            self.on_answered(head, peer, response, seconds)
+    def client_of(self, head: RequestHead, peer: str) -> str:
+        """Whose share of what is bounded a request takes."""
 
-    # -- the selector's thread
+    def on_error(self, error: HTTPError, origin: str) -> Response:
+        """The answer to a message that is no request."""
 
-    def serve_forever(self, poll_interval: float = 1.0) -> None:
-        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
-        self._short.start()
-        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
-        while not self._is_over():
-            for key, _ in self._selector.select(self._patience(poll_interval)):
-                self._turn(key.data)
-            self._short.relieve()
-            self._note_load()
-            now = time.monotonic()
-            if now >= self.turned_at + poll_interval:
-                self.turned_at = now
-                self._sweep(now)
 
-    def _patience(self, poll_interval: float) -> float:
-        if self._short.is_waiting():
-            return PATIENCE_SECONDS
-        return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
+class Runner:
+    """What threads do with connections: have requests answered, and send the answers."""
 
-    def _turn(self, ready: Callable[[], None]) -> None:
-        """Do what an event asks for; no mistake in it may end the loop."""
-        try:
-            ready()
-        except Exception as error:
-            warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            for connection in getattr(ready, "args", ()):
-                self._enter(connection, State.CLOSED)
+    def __init__(self, server: Server, connections: Connections) -> None:
+        self.pools = Pools()
+        self._server = server
+        self._service = server.service
+        self._connections = connections
+        self._buffers = Buffers()
 
-    @property
-    def date(self) -> str:
-        """The value of Date, put together once a second."""
-        second, name = int(time.time()), self._date
-        if name[0] != second:
-            self._date = name = (second, format_date(second))
-        return name[1]
+    def hand_over(self, connection: Connection, workers: Workers | None = None) -> None:
+        """Have a thread go on with a connection."""
+        workers = workers or self._choose(connection)
+        self._connections.enter(connection, WORKING)
+        workers.submit(functools.partial(self._run, connection, workers))
 
-    @property
-    def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
-        return self._wakeup.fileno()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop_at is not None
-
-    def stop(self) -> None:
-        """Take no more requests; `serve_forever` returns when those in flight are answered."""
-        self._stop_at = self._stop_at or time.monotonic() + STOP_SECONDS
-
-    def _is_over(self) -> bool:
-        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
-        if self._stop_at is None:
-            return False
-        if self.socket.fileno() >= 0:
-            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept_one():
-                    break
-            self._selector.unregister(self.socket)
-            self.socket.close()
-            if self._in_flight or self._held:
-                self._part_at = time.monotonic() + FAREWELL_SECONDS
-        # In this order: a thread first puts `_part_at` off, then gives back, then counts down.
-        in_flight, held = self._in_flight, list(self._held.values())
-        # A request that is on its way while its connection is closed would be lost to a client
-        # that the next process, on the same inherited socket, could have served.
-        if time.monotonic() < self._part_at:
-            return False
-        for connection in held:
-            if connection.state in {State.IDLE, State.HEAD}:
-                self._enter(connection, State.CLOSED)
-        busy = in_flight or any(c.state in {State.BODY, State.SENDING} for c in held)
-        return not busy or time.monotonic() > self._stop_at
-
-    def _drain_alarm(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if signal.SIGHUP in self._alarm.recv(4096):
-                self.on_hangup()
-
-    def _accept(self) -> None:
-        for _ in range(64):  # then the others have their turn
-            if self._defers() or not self._accept_one():
-                return
-
-    def _accept_one(self) -> bool:
-        """Take in the next connection, if there is one."""
-        try:
-            sock, address = self.socket.accept()
-        except BlockingIOError:
-            self._deferrals = 0
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self._make_room()
-            return False
-        sock.setblocking(False)
-        self._note_load()
-        self.process_request(sock, address)
-        return True
-
-    def _note_load(self) -> int:
-        """Tell the other workers how many connections this one has."""
-        load = self._loads[self._number] = len(self._held) + self._in_flight
-        return load
-
-    def _defers(self) -> bool:
-        """Whether a worker with fewer connections is given the time to take the next one.
-
-        Without this, the one that wakes first takes all that come together.
-        """
-        ahead = self._note_load() > min(self._loads) + MAX_LEAD
-        if not ahead or self._deferrals == MAX_DEFERRALS:
-            return False
-        self._deferrals += 1
-        time.sleep(DEFER_SECONDS)
-        return True
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
-        connection = Connection(request, client_address[0], self)
-        full = self._descriptors >= self._most_descriptors and not self._make_room()
-        self._enter(connection, State.HEAD)
-        if full:
-            self._refuse(connection, HTTPError(503, "Too many connections are open.", RETRY_SOON))
-            self._advance(connection)
-
-    def _make_room(self) -> bool:
-        """Close the connection that can be missed best; whether there was one."""
-        for state in GIVING_WAY:
-            held = [c for c in list(self._held.values()) if c.state is state]
-            if held:
-                self._enter(min(held, key=lambda connection: connection.deadline), State.CLOSED)
-                return True
-        return False
-
-    def _enter(self, connection: Connection, state: State) -> None:
-        """Put a connection into a state: the only writer of states, selector and counters.
-
-        Any thread may, for a connection that it owns; epoll and kqueue allow it.
-        """
-        before = connection.state
-        connection.enter(state)
-        if before is state:
-            return
-        held, wait = WAITS.get(before), WAITS.get(state)
-        if held and (wait is None or wait.event != held.event):
-            self._selector.unregister(connection.descriptor)
-            del self._held[connection.descriptor]
-        if state is State.CLOSED:
-            connection.close()
-        elif before is State.WORKING and self._stop_at is not None:
-            self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
-        count = connection.count()
-        more, connection.counted = count - connection.counted, count
-        if wait and (held is None or wait.event != held.event):
-            # From here on it is the selector's, and no more this thread's.
-            self._held[connection.descriptor] = connection
-            ready = functools.partial(self._on_ready, connection)
-            self._selector.register(connection.descriptor, wait.event, ready)
-        with self._lock:
-            self._descriptors += more
-            self._in_flight += (state is State.WORKING) - (before is State.WORKING)
-            self._meter.set_in_flight(self._number, self._in_flight)
-        if before is State.WORKING and self._stop_at is not None:
-            self._wake()
-
-    def _wake(self) -> None:
-        """End the selector's wait."""
-        with contextlib.suppress(OSError):  # it is awake, or over
-            self._wakeup.send(b"\0")
-
-    def _on_ready(self, connection: Connection) -> None:
-        if connection.state is State.SENDING:
-            if connection.pending is None or not is_at_hand(connection.pending):
-                self._hand_over(connection, self._answers)
-            else:
-                self._advance(connection)
-            return
-        try:
-            data = connection.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if connection.state is State.BODY:
-            self._collect(connection, data)
-        elif connection.state is State.LINGERING:
-            connection.dropped += len(data)
-            if not data or connection.dropped > LINGER_BYTES:
-                self._enter(connection, State.CLOSED)
-        elif data:
-            if connection.state is State.HEAD:
-                connection.earn(len(data))
-            connection.received += data
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    def _collect(self, connection: Connection, data: bytes) -> None:
-        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
-        connection.received = data
-        if not data:
-            connection.failure = ConnectionAbortedError("the client closed within a body")
-        connection.earn(len(data))
-        try:
-            connection.take_body()
-        except HTTPError as error:
-            connection.failure = error
-        if connection.failure or connection.has_much:
-            self._hand_over(connection, self._bodies)
-        else:
-            self._enter(connection, State.BODY)
-
-    def _advance(self, connection: Connection) -> None:
-        """Answer what has arrived, hand it to a thread, or go on waiting."""
-        answered = False
-        while connection.response is not None or self._take_request(connection):
-            if connection.response is None:
-                self._hand_over(connection, self._workers_for(connection))
-                return
-            state = self._send(connection, may_wait=False)
-            if state is not State.IDLE:
-                self._enter(connection, state)
-                return
-            answered = True
-        if connection.received:
-            self._enter(connection, State.HEAD)
-        elif answered or connection.state not in {State.IDLE, State.HEAD}:
-            self._enter(connection, State.IDLE)  # which empty lines do not make longer
-
-    def _workers_for(self, connection: Connection) -> Workers:
+    def _choose(self, connection: Connection) -> Workers:
         if connection.deferred is not None:
-            return self._deferred[connection.deferred.kind]
+            return self.pools.deferred[connection.deferred.kind]
         if connection.body is not None:
-            return self._bodies
+            return self.pools.bodies
         assert connection.head is not None
-        return self._prompt if self.is_prompt(connection.head) else self._short
+        return self.pools.prompt if self._service.is_prompt(connection.head) else self.pools.short
 
-    def _take_request(self, connection: Connection) -> bool:
-        """Whether a request is here, or the answer to what is none, or to what is cheap."""
-        if not self._take_head(connection):
-            return False
-        if connection.head is None or connection.response is not None:
-            return True
-        response = self.inline(connection.head)
-        if response is not None:
-            self._begin(connection, response)
-        elif self._in_flight >= MAX_IN_FLIGHT and not self.is_prompt(connection.head):
-            self._refuse(
-                connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
-            )
-        return True
-
-    def _take_head(self, connection: Connection) -> bool:
-        """Whether a whole head is here, or the answer to a malformed one."""
-        try:
-            return connection.take_head()
-        except HTTPError as error:
-            self._refuse(connection, error)
-            return True
-
-    def _refuse(self, connection: Connection, error: HTTPError) -> None:
-        """Set out to answer an error that concerns the connection, and to end it."""
-        connection.begin(self._error(connection, error), keep_alive=False, unread=True)
-
-    def _send(self, connection: Connection, may_wait: bool) -> State:
-        """Send what the client takes; the state that the connection is in then."""
-        try:
-            if not connection.flush(may_wait):
-                connection.unsent = count_unsent(connection.socket)
-                return State.SENDING
-            connection.finish()
-            if not connection.last:
-                return State.IDLE
-            if not connection.lingering:
-                return State.CLOSED
-            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
-            # the client has read the answer.
-            connection.received = b""
-            connection.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return State.CLOSED
-        return State.LINGERING
-
-    def _hand_over(self, connection: Connection, workers: Workers) -> None:
-        self._enter(connection, State.WORKING)
-        workers.submit(functools.partial(self._work, connection, workers))
-
-    def _sweep(self, now: float) -> None:
-        for connection in list(self._held.values()):
-            if connection.deadline < now:
-                self._expire(connection)
-
-    def _expire(self, connection: Connection) -> None:
-        """End a connection that made no progress; 408 if a request had begun."""
-        late = HTTPError(408, TOO_SLOW)
-        if connection.state is State.SENDING and connection.moves():
-            connection.deadline += UNREAD_SECONDS
-        elif connection.state is State.BODY:
-            connection.failure = late
-            self._hand_over(connection, self._bodies)
-        elif connection.state is State.HEAD and connection.received:
-            self._refuse(connection, late)
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    # -- a thread with a request
-
-    def _work(self, connection: Connection, workers: Workers) -> None:
+    def _run(self, connection: Connection, workers: Workers) -> None:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
             state = self._proceed(connection, workers)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            state = State.CLOSED
-        if state is State.WORKING:
-            self._hand_over(connection, self._workers_for(connection))
-            self._wake()  # to see whether the one short thread is held up
+            state = CLOSED
+        if state is WORKING:
+            self.hand_over(connection)
+            self._server.wake()  # to see whether the one short thread is held up
         else:
-            self._enter(connection, state)
+            self._connections.enter(connection, state)
 
     def _proceed(self, connection: Connection, workers: Workers) -> State:
         """Do what can be done by these workers; the state that the connection is in then."""
@@ -9314,37 +9709,37 @@ class Server(ThreadingHTTPServer):
             if connection.response is None and (awaited := self._answer(connection)):
                 return awaited
             had_body = connection.body is not None
-            state = self._send(connection, may_wait=True)
-            if state is not State.IDLE:
+            state = connection.send(may_wait=True)
+            if state is not IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
-                return State.HEAD if connection.received else State.IDLE
-            if connection.response is None and self._workers_for(connection) is not workers:
-                return State.WORKING
+                return HEAD if connection.received else IDLE
+            if connection.response is None and self._choose(connection) is not workers:
+                return WORKING
 
     def _answer(self, connection: Connection) -> State | None:
-        """Have the application answer; the state in which more of a body or work is awaited."""
+        """Have the service answer; the state in which more of a body or work is awaited."""
         answer = self._ask(connection)
         if answer is None:
-            return State.BODY
+            return BODY
         if isinstance(answer, Deferred):
-            if not self._deferred[answer.kind].is_full():
+            if not self.pools.deferred[answer.kind].is_full():
                 connection.deferred = answer
-                return State.WORKING
+                return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = self._error(connection, busy)
-        self._begin(connection, answer, whole=connection.skip_body())
+            answer = connection.error(busy)
+        connection.begin(answer, whole=connection.skip_body())
         return None
 
     def _ask(self, connection: Connection) -> Answer | None:
-        """The application's answer; None if nothing more comes of a body for now."""
+        """The service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             response: Response = connection.deferred.work()
             return response
         exchange = connection.exchange
         if exchange is None:
             assert connection.head is not None
-            accepted = self.application(connection.head, connection.peer)
+            accepted = self._service(connection.head, connection.peer)
             if isinstance(accepted, Answer):
                 return accepted
             connection.exchange = exchange = accepted
@@ -9357,23 +9752,6 @@ class Server(ThreadingHTTPServer):
             connection.exchange = None
         return answer
 
-    def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
-        """Set out to send an answer to a request that is here whole, or not."""
-        if response.resource is not None:
-            try:
-                connection.take_share(self.downloads)
-            except HTTPError as error:
-                response.close()
-                response = self._error(connection, error)
-        keep_alive = connection.head is not None and connection.head.keep_alive
-        goes_on = whole and keep_alive and self._stop_at is None
-        connection.begin(response, goes_on, unread=not whole)
-
-    def _error(self, connection: Connection, error: HTTPError) -> Response:
-        head = connection.head
-        origin = head.headers.get("origin", "") if head else find_origin(connection.received)
-        return self.on_error(error, origin)
-
     def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
         body = connection.body
@@ -9381,16 +9759,16 @@ class Server(ThreadingHTTPServer):
         if connection.failure is not None:
             raise connection.failure
         if connection.waits_for_continue and not connection.shares:
-            connection.take_share(self.bodies)
+            connection.take_share(self._server.bodies)
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         for piece in connection.take_pieces():
             if response := exchange.feed(piece):
                 return response
         while not body.finished:
-            patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
-            data = connection.receive_more(patience)
+            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
+            data = connection.receive_more(self._buffers.body, patience)
             if data is None:
-                connection.take_share(self.bodies)
+                connection.take_share(self._server.bodies)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
@@ -9405,10 +9783,280 @@ class Server(ThreadingHTTPServer):
         A client that sends one file after the other keeps its thread, unless others wait for
         one: to give the connection back and take it again is a tenth of a small upload's time.
         """
-        waits = had_body and not connection.received and self._stop_at is None
-        if waits and not self._bodies.has_backlog():
+        waits = had_body and not connection.received and not self._server.stopping
+        if waits and not self.pools.bodies.has_backlog():
             connection.receive_soon(SOON_SECONDS)
-        return self._take_head(connection)
+        return connection.take_head()
+
+
+class Reactor:
+    """What the selector's thread does with a connection on which something has happened."""
+
+    def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
+        self._service = service
+        self._connections = connections
+        self._runner = runner
+
+    def on_ready(self, connection: Connection) -> None:
+        """Take in what has come, or send more of an answer."""
+        state = connection.state
+        if state is WORKING:
+            self._connections.rest(connection)
+            return
+        if state is SENDING:
+            self.advance(connection)
+            return
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if state is BODY:
+            self._collect(connection, data)
+        elif not data:
+            self._connections.enter(connection, CLOSED)
+        elif state is LINGERING:
+            connection.dropped += len(data)
+            if connection.dropped > LINGER_BYTES:
+                self._connections.enter(connection, CLOSED)
+        else:
+            if state is HEAD:
+                connection.earn(len(data))
+            connection.received += data
+            self.advance(connection)
+
+    def _collect(self, connection: Connection, data: bytes) -> None:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
+        connection.received = data
+        if not data:
+            connection.failure = ConnectionAbortedError("the client closed within a body")
+        connection.earn(len(data))
+        enough = False
+        try:
+            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
+        except HTTPError as error:
+            connection.failure = error
+        if enough or connection.failure:
+            self._runner.hand_over(connection)
+        else:
+            self._connections.enter(connection, BODY)
+
+    def advance(self, connection: Connection) -> None:
+        """Answer what has arrived, hand it to a thread, or go on waiting."""
+        answered = False
+        while connection.response is not None or (
+            connection.received and self._take_request(connection)
+        ):
+            if connection.response is None:
+                self._runner.hand_over(connection)
+                return
+            state = connection.send(may_wait=False)
+            if state is WORKING:
+                self._runner.hand_over(connection, self._runner.pools.answers)
+                return
+            if state is not IDLE:
+                self._connections.enter(connection, state)
+                return
+            answered = True
+        if connection.received:
+            self._connections.enter(connection, HEAD)
+        elif answered or connection.state > HEAD:
+            self._connections.enter(connection, IDLE)  # which empty lines do not lengthen
+
+    def _take_request(self, connection: Connection) -> bool:
+        """Whether a request is here, or the answer to what is none, or to what is cheap."""
+        if not connection.take_head():
+            return False
+        head = connection.head
+        if head is None or connection.response is not None:
+            return True
+        response = self._service.inline(head)
+        if response is not None:
+            connection.begin(response)
+        elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
+            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
+        return True
+
+    def expire(self, connection: Connection) -> None:
+        """End a connection that made no progress; 408 if a request had begun."""
+        late = HTTPError(408, TOO_SLOW)
+        if connection.state is SENDING and connection.moves():
+            connection.deadline += UNREAD_SECONDS
+        elif connection.state is BODY:
+            connection.failure = late
+            self._runner.hand_over(connection)
+        elif connection.state is HEAD and connection.received:
+            connection.refuse(late)
+            self.advance(connection)
+        else:
+            self._connections.enter(connection, CLOSED)
+
+
+class Server(ThreadingHTTPServer):
+    """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
+
+    lifeline: socket.socket | None = None  # readable when the supervisor is gone
+    on_hangup: Callable[[], None]
+    on_orphaned: Callable[[], None]
+    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+
+    def __init__(
+        self, listener: socket.socket, service: Service, meter: Meter | None = None,
+        number: int = 0,
+    ) -> None:  # fmt: skip
+        self.service = service
+        self._meter = meter or Meter(number + 1, routes=1)
+        self._number = number  # of this worker
+        self._date = (0, "")  # a second and its name
+        self._selector = selectors.DefaultSelector()
+        note = functools.partial(self._meter.set_in_flight, number)
+        self.connections = Connections(self._selector, note)
+        self.runner = Runner(self, self.connections)
+        self._reactor = Reactor(service, self.connections, self.runner)
+        self.stopping = False
+        self._stop_at = self._part_at = 0.0  # until then idle connections are kept
+        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
+        self._alarm, self._wakeup = socket.socketpair()
+        for end in (self._alarm, self._wakeup):
+            end.setblocking(False)
+        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
+        most = self.connections.most_descriptors
+        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
+        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+
+    def note_answer(self, connection: Connection, response: Response) -> None:
+        """Count an answer that is over, and tell of it."""
+        head, seconds = connection.head, time.monotonic() - connection.began
+        taken, sent = None, response.length
+        if head is None or head.method == "HEAD":
+            sent = None
+        elif head.has_body and response.status < 300:
+            taken = head.content_length
+        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
+        if self.on_answered is not None:
+            self.on_answered(head, connection.peer, response, seconds)
+
+    def serve_forever(self, poll_interval: float = 1.0) -> None:
+        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
+        short = self.runner.pools.short
+        short.start()
+        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
+        if self.lifeline is not None:
+            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
+        while not self._is_over():
+            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
+            patience = PATIENCE_SECONDS if short.is_waiting() else patience
+            for key, _ in self._selector.select(patience):
+                self._turn(key.data)
+            short.relieve()
+            now = time.monotonic()
+            if now >= self.turned_at + poll_interval:
+                self.turned_at = now
+                for connection in self.connections.late(now):
+                    self._reactor.expire(connection)
+
+    def _turn(self, ready: Connection | Callable[[], None]) -> None:
+        """Do what an event asks for; no mistake in it may end the loop."""
+        try:
+            if isinstance(ready, Connection):
+                self._reactor.on_ready(ready)
+            else:
+                ready()
+        except Exception as error:
+            warn(f"a connection was dropped: {type(error).__name__}: {error}")
+            if isinstance(ready, Connection):
+                self.connections.enter(ready, CLOSED)
+
+    @property
+    def date(self) -> str:
+        """The value of Date, put together once a second."""
+        second, name = int(time.time()), self._date
+        if name[0] != second:
+            self._date = name = (second, format_date(second))
+        return name[1]
+
+    @property
+    def wakeup_descriptor(self) -> int:
+        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
+        return self._wakeup.fileno()
+
+    def wake(self) -> None:
+        """End the selector's wait."""
+        with contextlib.suppress(OSError):  # it is awake, or over
+            self._wakeup.send(b"\0")
+
+    def _drain_alarm(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if signal.SIGHUP in self._alarm.recv(4096):
+                self.on_hangup()
+
+    # -- beginning and end
+
+    def _accept(self) -> None:
+        """Take in who has come; where there are other workers, one a turn: the next is theirs."""
+        for _ in range(64 if self.lifeline is None else 1):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        try:
+            sock, address = self.socket.accept()
+        except BlockingIOError:
+            return False
+        except OSError:  # the client is gone already, or descriptors are used up
+            self.connections.make_room()
+            return False
+        sock.setblocking(False)
+        self.process_request(sock, address)
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
+        connection, connections = Connection(request, client_address[0], self), self.connections
+        full = connections.descriptors >= connections.most_descriptors
+        full = full and not connections.make_room()
+        connections.enter(connection, HEAD)
+        if full:
+            connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
+            self._reactor.advance(connection)
+
+    def stop(self) -> None:
+        """Take no more requests; `serve_forever` returns when those in flight are answered."""
+        if not self.stopping:
+            self._stop_at = time.monotonic() + STOP_SECONDS
+            self.stopping = True
+
+    def _is_over(self) -> bool:
+        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
+        if not self.stopping:
+            return False
+        now, connections = time.monotonic(), self.connections
+        if self.socket.fileno() >= 0:
+            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
+                if not self._accept_one():
+                    break
+            self._selector.unregister(self.socket)
+            self.socket.close()
+            self._part_at = now + FAREWELL_SECONDS
+        # In this order: a thread lets go of a connection before it counts down.
+        in_flight, held = connections.in_flight, connections.within(*WAITS)
+        # A request that is on its way while its connection is closed would be lost to a client
+        # that the next process, on the same inherited socket, could have served.
+        part_at = max(self._part_at, connections.landed_at + FAREWELL_SECONDS)
+        if (in_flight or held) and now < part_at:
+            return False
+        for connection in held:
+            if connection.state in (IDLE, HEAD):
+                connections.enter(connection, CLOSED)
+        busy = in_flight or any(c.state in (BODY, SENDING) for c in held)
+        return not busy or now > self._stop_at
 
 
 def limit_descriptors() -> int:
@@ -9420,31 +10068,6 @@ def limit_descriptors() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = inherited_listener() or socket.create_server(
-        (host, port), family=family, backlog=LISTEN_BACKLOG
-    )
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
-    listener.setblocking(False)
-    return listener
-
-
-def inherited_listener() -> socket.socket | None:
-    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
-
-    It outlives this process: connections that come during a restart wait in its backlog.
-    """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    listener = socket.socket(fileno=3)
-    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
-        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
-    listener.set_inheritable(False)
-    return listener
 
 
 # ======================================================================================
@@ -9465,10 +10088,11 @@ MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
+MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
-HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
+HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
     " WWW-Authenticate, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
@@ -9528,7 +10152,7 @@ class BodySpec(NamedTuple):
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
-    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
+    reader: Callable[..., BodyReader | None] | None = None  # `reader(request, **parameters)`
 
 
 class Route(NamedTuple):
@@ -9646,36 +10270,52 @@ class Listing:
     """A long JSON answer, kept in an unlinked file as long as the index does not change.
 
     So it is made once a change, sent by sendfile, and never in this process's memory as a whole.
+    Kept are those that are asked for most: who asks for a thousand pages, or by a thousand
+    names of the server, has each made for himself.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
+        self._votes: dict[tuple[str, bool], int] = {}  # of those that are kept
+        self._vote_lock = threading.Lock()
 
     def find(self, index: Index, key: str, zipped: bool) -> Content | None:
         """The list called `key` if it is there as the index has it; the caller closes it."""
-        version, content = self._made.get((key, zipped), ("", None))
-        if content is None or version != index.files.library_version():
-            return None
-        return reopened(content)
+        self._vote((key, zipped))
+        return self._current(index, (key, zipped))
 
     def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
         """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            content = self.find(index, key, zipped)
+            content = self._current(index, (key, zipped))
             if content is None:
                 # Before it is read: a change meanwhile makes it stale
                 version = index.files.library_version()
-                self._made.pop((key, zipped), None)
-                while len(self._made) >= MAX_LISTINGS:
-                    self._made.pop(next(iter(self._made)))
-                made = write_listing(pieces, zipped, self._folder)
-                self._made[(key, zipped)] = version, made
-                content = reopened(made)
+                content = write_listing(pieces, zipped, self._folder)
+                if (key, zipped) in self._votes:
+                    self._made[(key, zipped)] = version, content
+                    return reopened(content)
             return content
+
+    def _current(self, index: Index, name: tuple[str, bool]) -> Content | None:
+        version, content = self._made.get(name, ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def _vote(self, name: tuple[str, bool]) -> None:
+        """Count how often lists are asked for, where few do for many (Misra and Gries, 1982)."""
+        with self._vote_lock:
+            if name in self._votes or len(self._votes) < MAX_LISTINGS:
+                self._votes[name] = min(self._votes.get(name, 0) + 1, MAX_VOTES)
+                return
+            self._votes = {other: votes - 1 for other, votes in self._votes.items() if votes > 1}
+            for gone in self._made.keys() - self._votes.keys():
+                self._made.pop(gone, None)
 
 
 def reopened(content: Content) -> Content:
@@ -9771,16 +10411,34 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile(NamedTuple):
-    """A public file that was asked for, good as long as `path` is the same file in this state.
+    """A file that was asked for, good as long as `path` is the same file in this state.
 
     The bytes of a small one are in `content`, and the usual answer with them in `whole`.
     """
 
     path: str
-    state: tuple[tuple[int, int], FileState]  # a link on the way would lead to another file
+    state: tuple[int, ...]  # a link on the way would lead to another file
     content: Content
+    access: Access
     whole: Response | None
+    unmodified: Response
     route: int
+
+    def choose(self, head: RequestHead) -> Response | None:
+        """An answer that is put together already, if that is what is asked for."""
+        if head.is_plain:
+            return self.whole if head.method == "GET" else None
+        headers, about = head.headers, (self.content.etag, self.content.last_modified)
+        if "range" in headers or "origin" in headers or head.version == (1, 0):
+            return None
+        usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
+        return None if usual else self.unmodified
+
+
+def hot_state(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, and that nobody has written to it."""
+    size, modified, changed = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, size, modified, changed
 
 
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
@@ -9939,6 +10597,28 @@ class ResumableUploads:
     def get(self, id: str) -> OpenUpload | None:
         return self.rows.get(id, time.time())
 
+    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+        """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
+
+        Who asks has perhaps lost a connection whose last bytes are still being saved.
+        """
+        end = time.monotonic() + LOCK_SECONDS
+        while self._has_more(upload) and time.monotonic() < end:
+            time.sleep(LOCK_SECONDS / 50)
+            upload = self.get(upload.id) or upload
+        return upload
+
+    def _has_more(self, upload: OpenUpload) -> bool:
+        """Whether the file has more than is noted, but for a byte that `_save` holds back."""
+        with contextlib.suppress(OSError):
+            size = self._folders[upload.root].stat(self._name(upload)).st_size
+            return size > upload.received + 1
+        return False
+
+    def refusal(self, id: str) -> HTTPError:
+        """Return why a request cannot go on with an upload: 404 where it is gone, else 409."""
+        return HTTPError(409, BUSY_UPLOAD) if self.get(id) else HTTPError(404, NO_UPLOAD)
+
     def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
@@ -9962,7 +10642,7 @@ class ResumableUploads:
             on_error.callback(receiving.close)
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             start: Sequence[Hash] = () if taken.received else new_hashes(md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
@@ -9984,7 +10664,7 @@ class ResumableUploads:
                 refusal = HTTPError(404, NO_UPLOAD)
             now = self.get(upload.id)
             if now is None or now.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             if time.monotonic() > end:
                 raise refusal
             time.sleep(LOCK_SECONDS / 10)
@@ -10089,7 +10769,7 @@ class Transfer:
         fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
 
     def _hold(self) -> None:
-        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        """Take the file again after a pause; 409 if another request has, 404 if it has ended."""
         if self._is_held:
             return
         try:
@@ -10097,7 +10777,7 @@ class Transfer:
         except BlockingIOError:
             raise HTTPError(409, BUSY_UPLOAD) from None
         if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
         self._is_held = True
 
     def _save_beyond(self, count: int) -> None:
@@ -10113,7 +10793,7 @@ class Transfer:
         expiry = self._uploads.expiry()
         self.upload = self.upload._replace(received=received, expires_at=expiry)
         if not self._uploads.rows.advance(self.upload):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
 
     def finish(self) -> Mapping[str, Any]:
         """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
@@ -10239,10 +10919,11 @@ class App:
         finally:
             places.release()
 
-    def prepare(self, content: Content) -> Response:
-        """The usual answer with a small public file, whoever asks."""
-        response = Response(200, content.headers(), content.source)
+    def prepare(self, response: Response, route: int) -> Response:
+        """Put an answer together that is the same whoever asks."""
         response.headers += cors_headers(self.settings.cors_allow_origins, "")
+        complete_headers(response)
+        response.route, response.principal = route, str(ANONYMOUS)
         return response.prepare()
 
     def remember(self, target: str, hot: HotFile) -> None:
@@ -10403,7 +11084,7 @@ def parse_hashes(value: Any) -> list[str]:
 def parse_string(value: Any, numbers: bool) -> str:
     """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+        value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
     for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
@@ -10440,9 +11121,7 @@ def parse_integer(value: Any) -> int:
 
 def check_bounds(item: Field, number: int, where: str) -> int:
     low, high = item.minimum, item.maximum
-    if where == "query":  # past any page, and what SQLite can take
-        number = max(-MAX_BYTES, min(number, MAX_BYTES))
-    elif abs(number) > MAX_BYTES:
+    if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise Unfit("is too large", "int_parsing_size")
     if low is not None and number < low:
         raise Unfit(f"must be at least {low}", "greater_than_equal", low)
@@ -10591,6 +11270,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
+    if spec.upload and not has_upload and values.get(spec.upload.name):
+        problems.append(no_file(spec.upload))
     where = "body"
     if spec.wrapper and spec.wrapper in values:
         values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
@@ -10601,6 +11282,10 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if problems:
         raise ValidationError(*problems)
     return fields
+
+
+def no_file(upload: Upload) -> FieldError:
+    return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
@@ -10618,9 +11303,13 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        kind = JSON_KINDS.get(type(value), "number")
+        message = f"Invalid data. Expected a dictionary, but got {kind}."
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
+
+
+JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -10688,9 +11377,7 @@ class FormBody:
             return
         text, self._text = self._text, bytearray()
         if self._upload and part.name == self._upload.name and text:
-            raise ValidationError(
-                FieldError("body", part.name, "must be a file, not a text", "file")
-            )
+            raise ValidationError(no_file(self._upload))
         if part.filename is None and part.name in self._declared:
             self._values[part.name] = decode_field(part.name, text)
 
@@ -10864,12 +11551,16 @@ class Content(NamedTuple):
     internal: str = ""  # where the proxy finds the file itself
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
+    patches: Sequence[Patch] = ()  # of the file as it is sent
+    fields: tuple[tuple[str, str], ...] = ()  # put together already
 
     @property
     def etag(self) -> str:
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
+        if self.fields:
+            return list(self.fields)
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -10889,11 +11580,23 @@ class Content(NamedTuple):
             headers.append(("Content-Encoding", self.encoding))
         return headers
 
-    def cut(self, first: int, last: int, before: bytes = b"") -> Segment:
-        """The bytes from `first` to `last`, both included, after `before`."""
+    def cut(self, first: int, last: int, before: bytes = b"") -> Iterator[Segment]:
+        """Yield `before` and the bytes from `first` to `last`, both included."""
         if isinstance(self.source, bytes):
-            return before + self.source[first : last + 1]
-        return FileSlice(self.source, first, last + 1 - first, before)
+            yield before + self.source[first : last + 1]
+            return
+        if self.patches and before:
+            yield before
+            before = b""
+        at, end = first, last + 1
+        number = bisect.bisect(self.patches, first, key=lambda patch: patch.end)
+        for patch in itertools.takewhile(lambda patch: patch.start < end, self.patches[number:]):
+            if at < patch.start:
+                yield FileSlice(self.source, at, patch.start - at)
+            start, at = max(at, patch.start), min(patch.end, end)
+            yield from patch.cut(start, at)
+        if at < end:
+            yield FileSlice(self.source, at, end - at, before)
 
 
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -10903,30 +11606,26 @@ def content_response(head: RequestHead, content: Content) -> Response:
     """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
     # Ranges are defined for GET alone (§14.2).
     headers = head.headers
-    fields = content.headers()
+    fields, about = content.headers(), (content.etag, content.last_modified)
     held = content.source if isinstance(content.source, io.FileIO) else None
-    if precondition_failed(headers, content.etag, content.last_modified):
+    if precondition_failed(headers, *about):
         raise HTTPError(412, "The file is not the one that the request is about.")
-    if not_modified(headers, content.etag, content.last_modified):
+    if not_modified(headers, *about):
         return Response(304, fields[2:], resource=held)
     ranges = None
-    if (
-        "range" in headers
-        and head.method == "GET"
-        and if_range_holds(headers, content.etag, content.last_modified)
-    ):
+    if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
         ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
-        body = [content.cut(0, content.size - 1)] if content.size else []
+        body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
-        return Response(206, fields, [content.cut(first, last)], last + 1 - first, held)
+        return Response(206, fields, [*content.cut(first, last)], last + 1 - first, held)
     return multirange_response(content, fields, ranges)
 
 
@@ -10941,7 +11640,7 @@ def multirange_response(
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
         head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
         length += len(head) + last + 1 - first
-        parts.append(content.cut(first, last, head))
+        parts += content.cut(first, last, head)
     end = f"\r\n--{boundary}--\r\n".encode()
     fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
     held = content.source if isinstance(content.source, io.FileIO) else None
@@ -11017,7 +11716,7 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = self.answer_hot(head, may_wait=True)
+        hot = self.inline(head, may_wait=True)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
@@ -11183,43 +11882,59 @@ class Application:
         complete_headers(response)
         return response
 
-    def inline(self, head: RequestHead) -> Response | None:
-        """The answer to a GET of a hot file, if that takes no waiting for the disk."""
-        return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
-
     def client_of(self, head: RequestHead, peer: str) -> str:
         return network_of(Request(self.app, head, peer).client)
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request waits for neither disk nor index: a credential may be looked up."""
-        return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
+        anonymous = head.authorization is None and "cookie" not in head.headers
+        return head.target in self._prompt and anonymous and not head.has_body
 
-    def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
-        """The answer to an anonymous GET of a hot file; None for all else."""
-        hot = self.app.hot.get(head.target)
-        if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
+    def inline(self, head: RequestHead, may_wait: bool = False) -> Response | None:
+        """The answer to a GET of a hot file by who is known to be let; None for all else.
+
+        Unless it `may_wait`, None also where the disk would have to be waited for.
+        """
+        app, hot = self.app, self.app.hot.get(head.target)
+        if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
             return None
-        if not may_wait and is_remote(hot.state[0][0]):
+        if not may_wait and is_remote(hot.state[0]):
             return None
-        try:
-            content = hot.content if hot.whole else open_hot(hot)
-            if not (hot.whole is None or is_unchanged(hot, os.lstat(hot.path))):
+        principal = ANONYMOUS
+        if head.authorization is not None or hot.access is not OPEN:
+            known = self.recall(head)
+            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
                 return None
+            principal = known
+        prepared = hot.choose(head)
+        try:
+            if prepared or hot.whole:
+                if hot.state != hot_state(os.lstat(hot.path)):
+                    return None
+                content = hot.content
+            else:
+                content = open_hot(hot)
         except OSError:
             return None
-        if hot.whole and head.is_plain and head.method == "GET":
-            return hot.whole
+        if prepared:
+            return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        response.route = hot.route
+        response.route, response.principal = hot.route, str(principal)
         if not may_wait and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
         return response
+
+    def recall(self, head: RequestHead) -> Principal | None:
+        cookies = head.headers.get("cookie", "")
+        return recall_principal(
+            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
+        )
 
 
 class Accepted:
@@ -11280,17 +11995,10 @@ class Accepted:
                 self._request.upload.discard()
 
 
-def is_anonymous(head: RequestHead) -> bool:
-    """Whether a request has neither a credential nor a body."""
-    return head.is_plain or not (
-        "authorization" in head.headers or head.content_length or head.chunked
-    )
-
-
 def open_hot(hot: HotFile) -> Content:
     """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    if not is_unchanged(hot, os.fstat(source.fileno())):
+    if hot.state != hot_state(os.fstat(source.fileno())):
         source.close()
         raise FileNotFoundError(hot.path)
     return hot.content._replace(source=source)
@@ -11301,27 +12009,20 @@ def close_source(content: Content) -> None:
         content.source.close()
 
 
-def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
-    return hot.state == (inode(status), state_of(status))
-
-
 def is_ready(head: RequestHead, response: Response) -> bool:
     """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
-    segments: list[Segment] = list(response.body)  # type: ignore[arg-type]
-    if not all(map(is_at_hand, segments)):
+    segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
+    if (response.length or 0) > HOT_FILE_BYTES:
+        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
+    pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
+    if None in pieces:
         return False
-    if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
-        response.body = b"".join(map(read_segment, segments))
+    response.body = b"".join(pieces)  # type: ignore[arg-type]  # one system call sends it
+    response.close()
+    response.resource = None
     return True
-
-
-def read_segment(segment: Segment) -> bytes:
-    if not isinstance(segment, FileSlice):
-        return bytes(segment)
-    data = os.pread(segment.file.fileno(), segment.count, segment.offset)
-    return b"".join((segment.before, data))
 
 
 def format_allow(found: Mapping[str, Any]) -> str:
@@ -11528,26 +12229,30 @@ def internal_location(request: Request, file: File) -> str:
     return f"/.accel/{file.root}/{quote(os.fsencode(file.path))}"
 
 
+HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of others changes
+
+
 def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
-    """Have the next anonymous GETs of a public file answered without asking the index."""
-    public = file.root == "library" and not app.settings.read_auth_enabled
-    if not public or request.head.query or content.internal:
+    """Have the next GETs of a file answered without asking the index."""
+    access, folder = HOT_ACCESS.get(file.root), app.folders[file.root]
+    if access is None or request.head.query or content.internal:
         return
-    small = isinstance(content.source, bytes)
-    whole = app.prepare(content) if small else None
-    if whole:
-        whole.route = request.route
-    if not small:
-        if app.settings.accel_redirect:
-            return
-        content = content._replace(source=b"")
-    try:
-        status = app.library.stat(file.path)
-    except OSError:
+    if access is READ and not app.settings.read_auth_enabled:
+        access = OPEN
+    whole = None
+    if isinstance(content.source, bytes):
+        whole = app.prepare(Response(200, content.headers(), content.source), request.route)
+    elif app.settings.accel_redirect:
         return
-    if file.matches(status):
-        path, state = f"{app.library.path}/{file.path}", (inode(status), state_of(status))
-        app.remember(request.head.target, HotFile(path, state, content, whole, request.route))
+    else:
+        content = content._replace(source=b"", fields=tuple(content.headers()))
+    unmodified = app.prepare(Response(304, content.headers()[2:]), request.route)
+    with contextlib.suppress(OSError):
+        status = folder.stat(file.path)
+        if file.matches(status):
+            path, state = f"{folder.path}/{file.path}", hot_state(status)
+            about = (path, state, content, access, whole, unmodified, request.route)
+            app.remember(request.head.target, HotFile(*about))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -11958,7 +12663,7 @@ LOGIN = BodySpec(ANY_BODY, (
 ), check=check_login_form)  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
-PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
+PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), needed("new_password")))
 
 
 def unauthorized(detail: str) -> HTTPError:
@@ -12152,11 +12857,17 @@ def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    if app.logins.check(key, request.client, values["old_password"], user.password):
+    is_right = app.logins.check(key, request.client, values["old_password"], user.password)
+    problems: list[FieldError] = []  # of both are told at once
+    collect_declared((NEW_PASSWORD,), values, "body", problems)
+    if is_right and not problems:
         password = app.new_passwords.hash(values["new_password"])
-        if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
-            return Response(204)
-    raise ValidationError(FieldError("body", "old_password", "Wrong password."))
+        is_right = app.index.write(lambda db: app.index.users.set_password(db, user, password))
+    if not is_right:
+        problems.append(FieldError("body", "old_password", "Wrong password."))
+    if problems:
+        raise ValidationError(*problems)
+    return Response(204)
 
 
 # Lists, in the shape of Django REST Framework's PageNumberPagination.
@@ -12322,13 +13033,11 @@ def list_records(app: App, request: Request) -> Response:
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
 
 
-def place_upload(app: App, request: Request) -> Located | None:
-    """Put an uploaded file into the caller's own folder."""
-    if request.upload is None:
-        return None
+def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
+    """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{caller(request)}/{day}/{upload_name(request.upload)}")
-    return store_upload(app, request.upload, app.users, names)
+    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    return store_upload(app, upload, app.users, names)
 
 
 def upload_facts(request: Request) -> Facts | None:
@@ -12383,7 +13092,8 @@ def create_record(app: App, request: Request) -> Response:
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = empty._replace(**changes)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     if placed:
         record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
@@ -12432,7 +13142,8 @@ def change_record(app: App, request: Request, id: str) -> Response:
         raise ValidationError(FieldError("body", "type", "is required", "missing"))
     if record.path:
         changes.pop("size", None)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     while True:
         with contextlib.suppress(Stale):
             record = write_record(app, find_record(app, request, id), changes, placed)
@@ -12465,7 +13176,8 @@ def write_record(
 @route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
-    existing(app.index.media.hide(caller(request), id.lower(), time.time()))
+    user, media, now = caller(request), app.index.media, time.time()
+    existing(app.index.write(lambda db: media.hide(db, user, id.lower(), now)))
     return Response(204)
 
 
@@ -12870,9 +13582,9 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("title", "text", longest=MAX_TITLE_LENGTH),
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
     Field("strip", "boolean", default=False, nullable=False,
-          help="send pictures without GPS and camera data; videos and recordings are left out"),
+          help="send pictures, MP4 and MOV without GPS and camera data, and nothing else"),
     Field("upload", "boolean", default=False, nullable=False,
-          help="guests may add pictures and videos to a folder"),
+          help="guests may add pictures and videos to a folder or collection"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -12934,8 +13646,8 @@ def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
-    if values["upload"] and shared.kind != "folder":
-        raise ValidationError(FieldError("body", "upload", "is for folders only"))
+    if values["upload"] and not can_grow(app, shared):
+        raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -12949,6 +13661,13 @@ def create_share(app: App, request: Request) -> Response:
     app.index.shares.add(share, now)
     path = f"/s/{share.id}"
     return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+
+
+def can_grow(app: App, share: Share) -> bool:
+    """Whether what is shared is a place for more than it has."""
+    if share.kind == "entity":
+        return find_entity(app, int(share.target)).is_collection
+    return share.kind in {"folder", "collection"}
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -13048,7 +13767,10 @@ def open_share(app: App, request: Request, token: str) -> Response:
 
 def may_show(share: Share, asset: Asset) -> bool:
     """Whether a file can be sent as the share promises."""
-    return not share.strips or (asset.facts is not None and asset.facts.kind == "image")
+    facts = asset.facts
+    return not share.strips or (
+        facts is not None and (facts.kind == "image" or facts.extension in PATCHED)
+    )
 
 
 def shared_json(
@@ -13101,26 +13823,75 @@ def check_guest(app: App, request: Request, token: str) -> Share:
     return share
 
 
+def open_guest_form(request: Request, token: str) -> BodyReader | None:
+    """Read a guest's form, whose file goes where the link's others are; 401, 403, 404, 413."""
+    share = check_guest(request.app, request, token)
+    if share.kind == "collection" and share.owner is not None:
+        request.room = max(0, find_room(request.app, share.owner))
+    return open_body(request, BodySpec(("multipart",), upload=GUEST_UPLOADS[share.kind]), {})
+
+
+GUEST_UPLOADS = {
+    "folder": Upload("library", "max_upload_bytes"),
+    "collection": RECORD_UPLOAD._replace(required=True),
+    "entity": ENTITY_UPLOAD._replace(required=True, name="file"),
+}
+
+
 @route("POST", "/s/{token}/upload", OPEN, "shares",
        {201: "SharedFile", 303: ""},
-       body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
-       before=check_guest)  # fmt: skip
+       body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
+                     reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
-    """Add an image or video to a link's folder."""
+    """Add a picture or video to what a link shows."""
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    name = safe_name(incoming.filename) or "file"
-    if not is_media_name(os.fsencode(name)):
-        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
-    names = numbered_names(f"{share.target}/{name}")
-    file, asset = store_upload(app, incoming, app.library, names)
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
-    app.scanner.wake()
+    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
+    file, asset = add[share.kind](app, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
+
+
+def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+    """Put a guest's file into a folder of the library."""
+    assert incoming.facts is not None
+    name = upload_name(incoming)
+    if not is_media_name(os.fsencode(name)):
+        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
+    placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
+    app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
+    finish_upload(app, incoming, placed[0])
+    app.scanner.wake()
+    return placed
+
+
+def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make a record of a guest's file in a collection, for its owner."""
+    assert incoming.facts is not None and share.owner is not None
+    existing(app.index.collections.get(share.owner, share.target))
+    placed, now = place_upload(app, share.owner, incoming), time.time()
+    record = MediaRecord(
+        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
+        incoming.size, placed[0].path, None, None, share.target, now, now,
+    )  # fmt: skip
+    app.index.write(lambda db: put_record(app, db, record, placed))
+    return placed
+
+
+def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make an entity of a guest's file in one that is a collection."""
+    if find_entity(app, int(share.target)).is_deleted:
+        raise HTTPError(404, NO_FILE)
+    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+    try:
+        entity = save_entity(app, incoming, lambda db: draft)
+    except HTTPError as error:
+        if error.status == 409:  # whose it is, is no guest's business
+            raise HTTPError(409, "This picture is here already.") from None
+        raise
+    return existing(app.index.files.get("entities", entity.path or ""))
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
@@ -13143,11 +13914,16 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
 
 
 def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
-    """Answer with a picture that does not say where, when and with what it was taken."""
+    """Answer with a file that does not say where, when and with what it was taken; 404, 503."""
+    facts = asset.facts
+    assert facts is not None  # as may_show has it
     try:
-        content = write_stripped(app, file, asset.facts)
-    except ValueError:  # what cannot be copied so is shown as a preview, which says nothing either
-        content = make_preview_content(app, file, asset)
+        content = (patch_file if facts.extension in PATCHED else strip_file)(app, file, facts)
+    except ValueError:
+        if facts.kind != "image":
+            detail = "This file cannot be sent without what it says of its making."
+            raise HTTPError(404, detail) from None
+        content = make_preview_content(app, file, asset)  # which says nothing either
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     with contextlib.ExitStack() as on_error:
         on_error.callback(close_source, content)
@@ -13156,32 +13932,49 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     return response
 
 
-def write_stripped(app: App, file: File, facts: Facts | None) -> Content:
+def patch_file(app: App, file: File, facts: Facts) -> Content:
+    """Return a file with patches over what it says of its making; ValueError."""
+    with contextlib.ExitStack() as on_error, app.disk(file.root):
+        source = open_file(app, file)
+        on_error.callback(source.close)
+        patches = find_patches(source, file.size)
+        check_unchanged(file, source)
+        on_error.pop_all()
+    digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
+    return Content(source, file.size, facts.mime_type, digest, None, "", patches=patches)
+
+
+def strip_file(app: App, file: File, facts: Facts) -> Content:
     """Copy a picture without what it says of its making to a file without a name; ValueError."""
     import tempfile  # as in write_listing
 
-    if facts is None or facts.extension not in STRIPPERS:
+    if facts.extension not in STRIPPERS:
         raise ValueError("a type that is not copied")
     digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     with contextlib.ExitStack() as on_error:
         on_error.callback(target.close)
-        with app.disk(file.root), open_file(app, file) as source:
+        with app.disk(file.root), io.BufferedReader(open_file(app, file)) as source:
             for piece in STRIPPERS[facts.extension](source, facts.orientation):
                 digest.update(piece)
                 target.write(piece)
-            if not file.matches(os.fstat(source.fileno())):
-                raise HTTPError(404, NO_FILE)
+            check_unchanged(file, source)
         on_error.pop_all()
     about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
     return Content(*about)
 
 
-def open_file(app: App, file: File) -> BinaryIO:
+def open_file(app: App, file: File) -> io.FileIO:
     """Open a file for reading; 404 where it is not there."""
     try:
-        return io.BufferedReader(app.folders[file.root].open(file.path))
+        return app.folders[file.root].open(file.path)
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
+
+
+def check_unchanged(file: File, source: BinaryIO | io.FileIO) -> None:
+    """Refuse an open file that is not what the index knows (404)."""
+    if not file.matches(os.fstat(source.fileno())):
+        raise HTTPError(404, NO_FILE)
 
 
 def make_preview_content(app: App, file: File, asset: Asset) -> Content:
@@ -13241,7 +14034,8 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
     """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
     while True:
         try:
-            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+            if app.index.trash.is_clock_steady(now := time.time()):
+                empty_trash(app, now - app.settings.trash_days * 86400)
         except (OSError, sqlite3.Error) as error:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
@@ -13338,8 +14132,8 @@ def begin_resumable(request: Request) -> Transfer:
     return open_transfer(request, upload, head)
 
 
-def continue_resumable(request: Request, id: str) -> Transfer:
-    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+def continue_resumable(request: Request, id: str) -> Transfer | None:
+    """Accept more of an upload, None if it is complete and none comes; 400 to 423."""
     app, head = request.app, parse_upload_head(request.headers)
     upload = find_upload(app, request, id)
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
@@ -13348,6 +14142,8 @@ def continue_resumable(request: Request, id: str) -> Transfer:
     state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
     if upload.answer is not None and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
+        return None
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
     target, length = TARGETS[upload.target], find_length(request, head, upload)
@@ -13451,12 +14247,6 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     return Response(204, headers.items())
 
 
-def transferred(request: Request) -> Transfer:
-    """The content of a route whose reader takes it in."""
-    assert request.transfer is not None
-    return request.transfer
-
-
 @route("POST", "/files", TARGET, "files",
        {201: "object: Location says where it goes on; if it is complete, the family's answer.",
         409: "Error", 412: "Error", 460: "Error"},
@@ -13464,7 +14254,8 @@ def transferred(request: Request) -> Transfer:
        header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    assert transfer is not None  # begin_resumable has made it
     location = ("Location", upload_url(request, transfer.upload))
     if not transfer.is_whole:
         return Response(201, [location, *upload_headers(app, transfer.upload)])
@@ -13483,7 +14274,9 @@ def create_upload(app: App, request: Request) -> Response:
        headers=TUS_HEADERS, header_fields=UPLOAD_FIELDS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    if transfer is None:
+        return Response(204, upload_headers(app, find_upload(app, request, id)))
     if not transfer.is_whole:
         return Response(204, upload_headers(app, transfer.upload))
     answer = complete_upload(app, request, transfer)
@@ -13494,7 +14287,7 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
        {200: "ResumableUpload", 412: "Error"}, headers=TUS_HEADERS)  # fmt: skip
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
-    upload = find_upload(app, request, id)
+    upload = app.uploads.at_rest(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers.append(("Upload-Metadata", upload.metadata))
@@ -16471,6 +17264,8 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
         found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
+        if words and "storage_dir" in options and parse_path(words[-1]).is_dir():
+            parser.error(f"{words[-1]} is one folder too many: STORAGE_DIR is one")
         parser.error(
             f"{' '.join(words)!r} is neither a folder that is there nor a command with the words"
             f" that it takes; commands: {names}"
@@ -16545,7 +17340,7 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a+")
+    file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -16735,11 +17530,7 @@ PROGRESS_SECONDS = 0.5  # between two looks at a terminal
 LINE_SECONDS = 60.0  # and between two lines elsewhere
 
 
-def parse_days(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (days := float(text)) < 1e6:
-            return days
-    raise ValueError(f"{text!r} is no number of days")
+parse_days = amount_of("days", 1e6)
 
 
 def parse_rate(text: str) -> int:
@@ -17270,7 +18061,9 @@ def need_empty(settings: Settings, resumed: bool) -> None:
     if index.exists():
         with contextlib.closing(Index(index, query_only=True)) as known:
             if any(known.count_rows()):
-                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+                raise Refusal(
+                    f"{index} knows files already; a backup is brought back into a new folder"
+                )
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
@@ -17366,34 +18159,65 @@ DESTINATIONS = {
 }
 
 
+RECORDS = ("accounts", "entities")  # families that are taken in from databases
+
+
+class Result(NamedTuple):
+    """What has become of something that was to be taken in."""
+
+    word: str  # new, here, left or failed
+    detail: str  # where it is, or why
+
+
+def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result]]:
+    """Yield what has become of one thing; Refusal where the others would fail like it."""
+    try:
+        yield what, work()
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
+            raise Refusal(f"stopped at {what}: {error.strerror}") from None
+        yield what, Result("failed", error.strerror or str(error))
+
+
 class Importer:
     """Copies files from another program's folder; what is here already stays as it is."""
 
-    def __init__(self, origin: Folder, folder: Folder, destination: Destination) -> None:
+    def __init__(
+        self, origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+    ) -> None:
         self._origin = origin
         self._folder = folder
         self._types = destination.types
         self._prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
         self._is_tree = destination.is_tree
+        self._is_trial = is_trial
 
-    def take(self, path: str, is_trial: bool) -> tuple[str, str]:
-        """Take in a file unless it is a trial: `new` or `here`, its place; or `left` and why."""
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all files, and yield what becomes of each."""
+        unreadable: list[bytes] = []
+        for path, _ in self._origin.walk(bool, unreadable):
+            name = os.fsdecode(path)
+            yield from attempt(name, functools.partial(self._take, name))
+        for path in unreadable:
+            yield os.fsdecode(path), Result("failed", "it cannot be read")
+
+    def _take(self, path: str) -> Result:
         if not is_media_name(os.fsencode(path)):
-            return "left", "its name is not that of an image, video or audio"
+            return Result("left", "its name is not that of an image, video or audio")
         found = describe(self._origin, path, 0.0)
         if found is None:
-            return "left", "it is gone"
+            return Result("left", "it is gone")
         file, asset = found
         if reason := self._refuse(asset.facts):
-            return "left", reason
+            return Result("left", reason)
         names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
         for name in names:
             if self._folder.is_gone(name):
                 free = itertools.chain([name], names)
-                return "new", name if is_trial else self._copy(file, free)
+                return Result("new", name if self._is_trial else self._copy(file, free))
             kept = describe(self._folder, name, 0.0)
             if kept and kept[1].sha256 == asset.sha256:
-                return "here", name
+                return Result("here", name)
         raise AssertionError("names have no end")
 
     def _refuse(self, facts: Facts | None) -> str:
@@ -17406,22 +18230,307 @@ class Importer:
 
     def _copy(self, file: File, names: Iterable[str]) -> str:
         """Copy a file with its times under the first name that is free; return that name."""
-        with self._origin.open(file.path) as source:
-            status = os.fstat(source.fileno())
-            receiving = self._folder.begin(Limit(sys.maxsize, ""))  # it may have grown
-            with contextlib.ExitStack() as on_error:
-                on_error.callback(receiving.discard)
-                for block in read_blocks(source, file.size):
-                    receiving.feed(block)
-                incoming = receiving.finish()
-                if incoming.sha256 != file.sha256:
-                    raise BlockingIOError(errno.EAGAIN, "it is being written")
-                times = (status.st_atime_ns, status.st_mtime_ns)
-                os.utime(incoming.file.fileno(), ns=times)
-                name = self._folder.keep(incoming, names)
-                on_error.pop_all()
-        incoming.discard(undo=False)
-        return name
+        return copy_file(
+            self._origin, file, self._folder, lambda new: self._folder.keep(new, names)
+        )
+
+
+def copy_file(
+    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], md5: bool = False
+) -> T:
+    """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
+    with origin.open(file.path) as source:
+        status = os.fstat(source.fileno())
+        receiving = folder.begin(Limit(sys.maxsize, ""), md5)  # it may have grown
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(receiving.discard)
+            for block in read_blocks(source, file.size):
+                receiving.feed(block)
+            incoming = receiving.finish()
+            if incoming.sha256 != file.sha256:
+                raise BlockingIOError(errno.EAGAIN, "it is being written")
+            os.utime(incoming.file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            kept = keep(incoming)
+            on_error.pop_all()
+    incoming.discard(undo=False)
+    return kept
+
+
+# The tables of media_handler's two services (Django) and of CoLAN's media store (SQLAlchemy, with
+# a row for each version). They are read from SQLite files and, as PostgreSQL's cannot be read
+# without its driver, from what `manage.py dumpdata` writes.
+SOURCE_TABLES = (
+    "accounts_customuser", "media_handler_collection", "media_handler_media", "entities",
+    "entities_version",
+)  # fmt: skip
+Row = dict[str, Any]
+MAX_DUMP_BYTES = 1 << 30
+PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
+
+
+def read_tables(source: Path) -> dict[str, list[Row]]:
+    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder."""
+    tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
+    readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
+               ".json": read_dump}  # fmt: skip
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if read := readers.get(os.path.splitext(name)[1]):
+                for table, row in read(Path(folder, name)):
+                    tables[table].append(row)
+    return tables
+
+
+def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what a database has, read from a copy: SQLite writes beside it."""
+    import tempfile
+
+    with open(path, "rb") as file:
+        if file.read(16) != b"SQLite format 3\0":
+            return
+    with tempfile.TemporaryDirectory() as place:
+        for suffix in ("", "-wal", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{suffix}", f"{place}/copy{suffix}")
+        with contextlib.closing(sqlite3.connect(f"{place}/copy")) as db:
+            db.row_factory = sqlite3.Row
+            try:
+                known = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
+                for table in SOURCE_TABLES:
+                    order = "transaction_id" if table.endswith("_version") else "id"
+                    sql = f"SELECT * FROM {table} ORDER BY {order}"
+                    for row in db.execute(sql) if table in known else ():
+                        yield table, dict(row)
+            except sqlite3.Error as error:
+                raise Refusal(f"{path} cannot be read: {error}") from None
+
+
+def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
+    if path.stat().st_size > MAX_DUMP_BYTES:
+        return
+    try:
+        items = json.loads(path.read_bytes())
+    except ValueError:
+        return
+    for item in items if isinstance(items, list) else ():
+        table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
+        if table in SOURCE_TABLES:
+            row = {"id": item["pk"], **item["fields"]}
+            yield table, row | {"collection_id": row.get("collection")}
+
+
+def read_time(value: object) -> float:
+    """Return Unix seconds of a time as those databases have it: milliseconds, or UTC as a text.
+
+    >>> read_time(1700000000000), read_time("2023-11-14 22:13:20"), read_time(None)
+    (1700000000.0, 1700000000.0, 0.0)
+    """
+    if isinstance(value, (int, float)):
+        return value / 1000
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(re.sub(r"(\.\d{3})\d*|Z$", r"\1", str(value)))
+        return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
+    return 0.0
+
+
+class RecordImporter:
+    """Takes in what another program's database has, under its ids and with its times."""
+
+    def __init__(
+        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], is_trial: bool
+    ) -> None:
+        self._app, self._index, self._origin = app, app.index, origin
+        self._tables = tables
+        self._is_trial = is_trial
+        self._users: dict[int, int] = {}  # ids there and here
+        self._histories: dict[int, list[Row]] = {}  # of entities
+        for row in tables["entities_version"]:
+            self._histories.setdefault(row["id"], []).append(row)
+        self._places = [""]  # below the source, where paths may begin
+        for folder, folders, _ in os.walk(origin.path):
+            place = os.path.relpath(folder, origin.path)
+            self._places += [f"{place}/"] if place != "." else []
+            if place.count("/") + (place != ".") >= PLACES_BELOW:
+                folders.clear()
+
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all rows, and yield what becomes of each."""
+        takers = (self._take_user, self._take_collection, self._take_media, self._take_entity)
+        names = ("user", "collection", "media", "entity")
+        for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
+            for row in self._tables[table]:
+                yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+
+    def _take_user(self, row: Row) -> Result:
+        users, email = self._index.users, row["email"]
+        known = users.find(email)
+        if known and known.email.casefold() == email.casefold():
+            self._users[row["id"]] = known.id
+            return Result("here", email)
+        names = ("first_name", "last_name", "email", "username", "phone_number", "password")
+        values = {name: row[name] for name in names}
+        if taken := users.taken(values):
+            return Result("failed", f"{email}: another account has its {', '.join(taken)}")
+        if not users.get(row["id"]):
+            values["id"] = row["id"]
+
+        def add(db: Database) -> User:
+            user = users.add(db, values, read_time(row["date_joined"]))
+            if not row["is_active"]:
+                users.set_active(db, user, False)
+            return user
+
+        self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
+        is_read = str(row["password"]).startswith("pbkdf2_sha256$")
+        return Result("new", email if is_read else f"{email}: set its password (user passwd)")
+
+    def _owner(self, id: int) -> int | None:
+        """The account here of a user there; None where it is not certain who that is."""
+        if self._tables["accounts_customuser"] or self._index.users.get(id):
+            return self._users.get(id)
+        return id  # accounts are elsewhere, and tokens carry the id
+
+    def _take_collection(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.collections.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        collection = Collection(id, owner, row["name"], row["description"], *times)
+        if not self._is_trial:
+            self._index.write(lambda db: self._index.collections.put(db, collection))
+        return Result("new", row["name"])
+
+    def _take_media(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.media.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        path, file = self._find(row.get("file")), None
+        if not self._is_trial and path:
+            names = numbered_names(f"{owner}/{row['file']}")
+            file = self._copy(path, self._app.users, self._free(self._app.users, names))
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
+        record = MediaRecord(
+            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=shelf,
+            size=file[0].size if file else row["size"], path=file[0].path if file else None,
+            note=None if file else row["storage_path"], description=row["description"],
+            created_at=times[0], updated_at=times[1],
+        )  # fmt: skip
+
+        def put(db: Database) -> None:
+            if file:
+                self._index.files.put(db, *file)
+            self._index.media.put(db, record)
+            if row["is_deleted"]:
+                self._index.media.hide(db, owner, id, times[1])
+
+        if not self._is_trial:
+            self._index.write(put)
+        return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
+
+    def _take_entity(self, row: Row) -> Result:
+        id, history = row["id"], self._history(row)
+        known = self._index.entities.get(id)
+        if known and known.added == read_time(row["added_date"]):
+            return Result("here", row["label"] or "")
+        path = self._find(row["file_path"])
+        found = describe(self._origin, path, 0.0) if path else None
+        sha256 = found[0].sha256 if found else ""
+        if problem := self._entity_problem(id, sha256):
+            return Result("failed", problem)
+        files: dict[str | None, Located | None] = {}
+        for each in () if self._is_trial else history:
+            files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
+
+        def put(db: Database) -> str:
+            if problem := self._entity_problem(id, sha256, db):
+                return problem  # the server has been faster
+            for file in filter(None, files.values()):
+                self._index.files.put(db, *file)
+            versions = [entity_of(each, files[each["file_path"]]) for each in history]
+            self._index.entities.adopt(db, versions)
+            return ""
+
+        if not self._is_trial and (problem := self._index.write(put)):
+            return Result("failed", problem)
+        fate = self._fate(row["file_path"], path)
+        return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
+
+    def _history(self, row: Row) -> list[Row]:
+        """The versions of an entity, the oldest first; the last one is what it is now."""
+        told = ("label", "description", "parent_id", "is_deleted", "file_path")
+        deleted = 2  # SQLAlchemy-Continuum's operation_type
+        versions = [
+            v for v in self._histories.get(row["id"], ()) if v["operation_type"] != deleted
+        ]
+        is_whole = versions and all(versions[-1][name] == row[name] for name in told)
+        return versions if is_whole else [*versions, row]
+
+    def _entity_problem(self, id: int, sha256: str, db: Database | None = None) -> str:
+        """Why an entity cannot be taken in, or nothing."""
+        if self._index.entities.get(id, db=db):
+            return "another entity has its id here"
+        holder = self._index.entities.holder(sha256, db) if sha256 else None
+        return f"entity {holder} has the same content" if holder else ""
+
+    def _take_content(self, name: str | None, md5: str | None) -> Located | None:
+        """Copy what an entity has or had, unless it is gone."""
+        path = self._find(name)
+        folder = self._app.entities
+        placed = self._copy(path, folder, numbered_names(name or ""), md5=True) if path else None
+        return placed and (placed[0], placed[1]._replace(md5=placed[1].md5 or md5))
+
+    def _fate(self, name: str | None, path: str | None) -> str:
+        return "without a file" if not name else path or f"its file {name} is gone"
+
+    def _find(self, name: str | None) -> str | None:
+        """The path below the source of a file that a database names; None if it is gone."""
+        for place in self._places if name else ():
+            with contextlib.suppress(ValueError):
+                if not self._origin.is_gone(f"{place}{name}"):
+                    self._places.remove(place)
+                    self._places.insert(0, place)
+                    return f"{place}{name}"
+        return None
+
+    def _free(self, folder: Folder, names: Iterable[str]) -> Iterator[str]:
+        """The names under which no record has a file."""
+        return (name for name in names if not self._index.files.get(folder.name, name))
+
+    def _copy(
+        self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
+    ) -> Located | None:
+        """Copy a file; what an import that was interrupted has left there is taken for it."""
+        found = describe(self._origin, path, 0.0)
+        for name in names if found else ():
+            if found and folder.is_gone(name):
+                free = itertools.chain([name], names)
+                keep = functools.partial(store_upload, self._app, folder=folder, names=free)
+                return copy_file(self._origin, found[0], folder, keep, md5)
+            kept = describe(folder, name, time.time())
+            if kept and found and kept[1].sha256 == found[0].sha256:
+                return kept
+        return None
+
+
+NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
+
+
+def entity_of(row: Row, file: Located | None) -> Entity:
+    """A version of an entity as CoLAN's media store has it."""
+    return Entity(
+        id=row["id"], is_collection=bool(row["is_collection"]), label=row["label"],
+        description=row["description"], parent_id=row["parent_id"],
+        is_deleted=bool(row["is_deleted"]), added=read_time(row["added_date"]),
+        updated=read_time(row["updated_date"]),
+        path=file[0].path if file else None, asset=file[1] if file else None,
+    )  # fmt: skip
 
 
 def choose_destination(source: Path, family: str) -> Destination:
@@ -17436,8 +18545,8 @@ def choose_destination(source: Path, family: str) -> Destination:
 
 
 def parse_family(text: str) -> str:
-    if text not in DESTINATIONS:
-        raise ValueError(f"{text!r} is none of {', '.join(DESTINATIONS)}")
+    if text not in {*DESTINATIONS, *RECORDS}:
+        raise ValueError(f"{text!r} is none of {', '.join((*DESTINATIONS, *RECORDS))}")
     return text
 
 
@@ -17446,7 +18555,7 @@ def parse_family(text: str) -> str:
     Option("into", "FAMILY", parse_family), Option("dry_run"),
 )  # fmt: skip
 def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
-    """Print what becomes of every file, its path, and its place or why; returns 1 if one failed.
+    """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
 
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
     if it was not.
@@ -17454,51 +18563,50 @@ def import_source(settings: Settings, source: str, into: str = "", dry_run: bool
     place = Path(os.path.realpath(parse_path(source)))
     if not place.is_dir():
         raise Refusal(f"{place} is no folder")
-    destination = choose_destination(place, into)
-    with opened_index(settings) as index:
-        folders = open_folders(settings, index)
-        folder = folders[destination.root]
-        check_import(place, folder, folders)
-        inner = [each.path for each in folders.values()]
+    tables = {} if into in DESTINATIONS else read_tables(place)
+    with opened_app(settings) as app:
+        inner = [each.path for each in app.folders.values()]
         origin = Folder(
-            "source", place, make=False, buffers=folder.buffers,
+            "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
-        counts = import_all(origin, Importer(origin, folder, destination), dry_run)
-    would = "would be copied" if dry_run else "copied"
+        if any(tables.values()):
+            check_import(place, [app.users, app.entities], app.folders)
+            importer: Importer | RecordImporter = RecordImporter(app, origin, tables, dry_run)
+        elif into in RECORDS:
+            raise Refusal(
+                f"there is no database of media_handler or CoLAN's media store in {place}"
+            )
+        else:
+            destination = choose_destination(place, into)
+            folder = app.folders[destination.root]
+            check_import(place, [folder], app.folders)
+            importer = Importer(origin, folder, destination, dry_run)
+        counts = tell_outcomes(importer.run())
+    would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
+    if counts["new"] and not dry_run and not any(tables.values()):
+        warn("the server shows them after its next scan: at its start, or when it gets SIGHUP")
     return 1 if counts["failed"] else 0
 
 
-def check_import(source: Path, folder: Folder, folders: Mapping[str, Folder]) -> None:
+def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, Folder]) -> None:
     """Refuse a source that is the server's own, and a disk that is away."""
     for each in folders.values():
         if source.is_relative_to(each.path):
             raise Refusal(f"{source} is in {each.path}, where it is served already")
-    if folder.is_missing() and not folder.is_new():
-        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+    for folder in targets:
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
-def import_all(origin: Folder, importer: Importer, is_trial: bool) -> dict[str, int]:
-    """Take in what is in a folder, and print what becomes of each file."""
+def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
+    """Print what becomes of each thing, and count it."""
     counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
-    unreadable: list[bytes] = []
-
-    def tell(path: str, outcome: str, detail: str) -> None:
-        counts[outcome] += 1
-        print("\t".join(map(printable_line, (outcome, path, detail))))
-
-    for path, _ in origin.walk(bool, unreadable):
-        try:
-            outcome = importer.take(os.fsdecode(path), is_trial)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
-                raise Refusal(f"stopped at {os.fsdecode(path)}: {error.strerror}") from None
-            outcome = "failed", error.strerror or str(error)
-        tell(os.fsdecode(path), *outcome)
-    for path in unreadable:
-        tell(os.fsdecode(path), "failed", "it cannot be read")
+    for what, (word, detail) in outcomes:
+        counts[word] += 1
+        print("\t".join(map(printable_line, (word, what, detail))))
     return counts
 
 
@@ -17655,6 +18763,31 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bo
         os._exit(status)
 
 
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = inherited_listener() or socket.create_server(
+        (host, port), family=family, backlog=LISTEN_BACKLOG
+    )
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    listener.setblocking(False)
+    return listener
+
+
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
+
+    It outlives this process: connections that come during a restart wait in its backlog.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    listener = socket.socket(fileno=3)
+    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
+        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
+    listener.set_inheritable(False)
+    return listener
+
+
 LISTEN_HINTS: Mapping[int | None, str] = {
     errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
     errno.EACCES: "ports below 1024 are root's: give another --port",
@@ -17683,9 +18816,8 @@ def serve(settings: Settings) -> None:
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
-    loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
     run = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads,
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog,
         Meter(settings.workers, len(ROUTES) + 1),
     )  # fmt: skip
     recover_again = functools.partial(recover, settings, thumbnails)
@@ -17697,8 +18829,8 @@ def serve(settings: Settings) -> None:
         while run():
             recover_again()
     thumbnails.stop()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
+    os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
@@ -17717,7 +18849,7 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, loads: memoryview, meter: Meter,
+    progress: SharedProgress, watchdog: Watchdog, meter: Meter,
     number: int = 0, lifeline: socket.socket | None = None,
 ) -> bool:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans.
@@ -17725,15 +18857,9 @@ def run_server(
     True where it was the index that ended it: it is to be opened anew.
     """
     app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
-    server = Server(listener.dup(), loads, number, meter)
+    server = Server(listener.dup(), Application(app, ROUTES), meter, number)
     if settings.log_format != "none":
         server.on_answered = functools.partial(log_request, settings)
-    application = Application(app, ROUTES)
-    server.application = application
-    server.inline = application.inline
-    server.is_prompt = application.is_prompt
-    server.client_of = application.client_of
-    server.on_error = application.on_error
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
