@@ -11270,6 +11270,17 @@ def test_promtool_has_nothing_to_say_about_the_metrics(server):
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
+def test_metrics_tell_how_long_decoders_took(server):
+    need("PIL")
+    stored = server.upload(png()).json
+    assert server.get(f"/thumbnail/{stored['sha256']}").status == 200
+    assert server.get(f"/preview/{stored['sha256']}?size=720").status == 200
+    samples, name = read_samples(server), "mediaserver_rendition_duration_seconds"
+    for kind in ("thumbnail", "preview"):
+        assert samples[f'{name}_count{{kind="{kind}"}}'] >= 1
+        assert 0 < samples[f'{name}_sum{{kind="{kind}"}}'] < 1000
+
+
 def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
     server = start("--workers", "2")
     stored = server.upload(png(), "a.png").json
@@ -11294,6 +11305,7 @@ def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
         lambda: expected.items() <= (found := read_samples(server)).items() and found
     )
     assert samples["mediaserver_upload_bytes_total"] > stored["size"]
+    assert samples["mediaserver_scan_duration_seconds"] > 0
     durations = f"mediaserver_http_request_duration_seconds_bucket{{{labels}"
     buckets = [value for name, value in samples.items() if name.startswith(durations)]
     assert buckets == sorted(buckets)
