@@ -91,7 +91,7 @@ import unicodedata
 import uuid
 import weakref
 import zlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -3650,10 +3650,14 @@ CREATE TABLE share (
 ) WITHOUT ROWID;
 """
 
+ALBUMS_SCHEMA = """
+ALTER TABLE media ADD COLUMN sha256 TEXT;  -- of the library's picture that is shown without a file
+"""
+
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
 )  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
@@ -3928,6 +3932,7 @@ class Index:
         self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
         self.trash = Trash(self)
+        self.albums = Albums(self)
         self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
@@ -4187,14 +4192,17 @@ class Files(Table):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+    def readable(
+        self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
+    ) -> list[Located]:
         """The files of an asset in some folders or of a user's own records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
-            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
-        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        values = (sha256, *roots, user_id, trashed)
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", *values)
         return [located(row) for row in rows]
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
@@ -4281,17 +4289,12 @@ class Files(Table):
         prefix = os.fsencode(f"{folder}/") if folder else b""
         end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
-        rows = self._index.read(
-            f"SELECT {', '.join(Shown._fields)} FROM ("
-            " SELECT *, strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken FROM ("
-            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
-            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
-            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256)"
-            " ORDER BY moment DESC, path)",
-            prefix, end,
-        )  # fmt: skip
-        while some := rows.fetchmany(MANY_ROWS):
-            yield from map(Shown._make, some)
+        source = (
+            "SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment,"
+            " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
+        )
+        return read_shown(self._index, source, prefix, end)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -4327,6 +4330,17 @@ class Shown(NamedTuple):
     latitude: float | None
     longitude: float | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
+    id: str | None  # of the media record or entity that it is shown as
+
+
+def read_shown(index: Index, source: str, *values: Any) -> Iterator[Shown]:
+    """Read what is shown, the newest first; `source` gives an asset, its path, moment and id."""
+    taken = "strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken"
+    columns = ", ".join(Shown._fields)
+    sql = f"SELECT {columns} FROM (SELECT *, {taken} FROM ({source}) ORDER BY moment DESC, path)"
+    rows = index.read(sql, *values)
+    while some := rows.fetchmany(MANY_ROWS):
+        yield from map(Shown._make, some)
 
 
 class User(NamedTuple):
@@ -4578,14 +4592,17 @@ class Share(NamedTuple):
     expires_at: float | None = None
 
 
-SHARED_FILES = {  # which files of its root a share with the target ?2 of the owner ?3 shows
-    "file": "sha256 = ?2",
-    "folder": "path > CAST(?2 || '/' AS BLOB) AND path < CAST(?2 || '0' AS BLOB)",
-    "media": "path = (SELECT CAST(path AS BLOB) FROM media"
+OF_COLLECTION = "FROM media WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0"
+SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the owner ?3, shows
+    "file": "root = ?1 AND file.sha256 = ?2",
+    "folder": "root = ?1"
+    " AND file.path > CAST(?2 || '/' AS BLOB) AND file.path < CAST(?2 || '0' AS BLOB)",
+    "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "collection": "path IN (SELECT CAST(path AS BLOB) FROM media"
-    " WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "entity": "path IN (SELECT CAST(path AS BLOB) FROM entity"
+    "collection": f"(root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) {OF_COLLECTION})"
+    " OR +root IN ('library', 'entities') AND file.sha256 IN"  # found by that, not by root
+    f" (SELECT sha256 {OF_COLLECTION})) GROUP BY file.sha256",
+    "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
 }
 
@@ -4625,7 +4642,7 @@ class ShareLinks(Table):
 
     def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
         """What a share shows, or only what of it has an asset, in the order of the paths."""
-        chosen = f"root = ?1 AND {SHARED_FILES[share.kind]}{' AND sha256 = ?4' * bool(sha256)}"
+        chosen = f"{'sha256 = ?4 AND ' * bool(sha256)}{SHARED_FILES[share.kind]}"
         sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
         target = int(share.target) if share.kind == "entity" else share.target
         rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
@@ -4715,6 +4732,7 @@ class MediaRecord(NamedTuple):
     collection_id: str | None
     created_at: float
     updated_at: float
+    sha256: str | None = None  # of the asset that a record without a file of its own shows
 
 
 def search_text(*texts: str | None) -> str:
@@ -4787,6 +4805,17 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
+    def shows(self, db: Database, record: MediaRecord) -> bool:
+        """Whether a record's collection shows its asset already."""
+        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 = ?"
+        values = (record.collection_id, record.user_id, record.sha256)
+        return db.execute(f"SELECT 1 FROM media WHERE {where}", values).fetchone() is not None
+
+    def remove_loose(self, db: Database, key: str) -> None:
+        """Forget a media record that shows an asset in no collection."""
+        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL AND path IS NULL"
+        db.execute(f"DELETE FROM media WHERE {where}", (key,))
+
     def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
@@ -4805,6 +4834,7 @@ class OwnedTable(Generic[Record]):
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
             removed = db.execute(sql, (key, user_id)).rowcount
             if removed:
+                db.execute("DELETE FROM media WHERE collection_id = ? AND sha256 NOTNULL", (key,))
                 sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
                 db.execute(sql, (key,))
             return removed
@@ -4999,6 +5029,82 @@ class Trash(Table):
         """Forget a media record; the path of its file, if it had one."""
         row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
         return [row[0]] if row and row[0] else []
+
+
+SHOWN_RECORDS = """
+    SELECT asset.*, CAST(name AS BLOB) AS path, coalesce(created, created_at) AS moment, media.id,
+        collection_id AS album
+    FROM media LEFT JOIN file ON root = 'users' AND file.path = CAST(media.path AS BLOB)
+    JOIN asset ON asset.sha256 = coalesce(media.sha256, file.sha256)
+    WHERE kind NOTNULL AND user_id = ?1 AND is_deleted = ?2 AND (media.sha256 IS NULL OR EXISTS
+        (SELECT 1 FROM file WHERE sha256 = media.sha256 AND root IN ('library', 'entities')))"""
+SHOWN_ENTITIES = """
+    SELECT asset.*, CAST(coalesce(nullif(label, ''), md5) AS BLOB) AS path,
+        coalesce(created, added) AS moment, CAST(entity.id AS TEXT) AS id, parent_id AS album
+    FROM entity JOIN asset USING (sha256) WHERE asset.kind NOTNULL AND is_deleted = ?2"""
+SHOWN_TRASH = f"{SHOWN_RECORDS} UNION ALL {SHOWN_ENTITIES} AND ?3"
+
+
+class Album(NamedTuple):
+    """A collection of a user or of entities as the gallery shows it."""
+
+    key: str  # its id
+    name: str
+    size: int = 0  # items
+    cover: str | None = None  # the SHA-256 of its newest
+
+
+class Albums(Table):
+    """What the gallery shows besides the library: users' records, entities, and their trash."""
+
+    def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
+        """A user's records in a collection, or all that have a file of their own."""
+        which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
+        return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
+
+    def entities(self, parent: int | None) -> Iterator[Shown]:
+        """The entities in a collection, or at the root."""
+        source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
+        return read_shown(self._index, source, None, 0, parent)
+
+    def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
+        """What is softly deleted of a user, and of the entities if wanted."""
+        return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
+
+    def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
+        """What there is besides collections, by the words that the gallery has for it."""
+        mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
+        found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
+        entities = self._count("entities", f"{SHOWN_ENTITIES} AND parent_id IS NULL", None, 0)
+        found += [entities] if entities.size or with_entities else []
+        if user_id is not None or with_entities:
+            trash = self._count("trash", SHOWN_TRASH, user_id, 1, with_entities)
+            found.append(trash._replace(cover=None))
+        return found
+
+    def _count(self, key: str, source: str, *values: Any) -> Album:
+        sql = f"SELECT count(*), sha256, max(moment) FROM ({source})"
+        return Album(key, key, *self._index.read(sql, *values).fetchone()[:2])
+
+    def of_user(self, user_id: int) -> list[Album]:
+        """A user's collections by name."""
+        sql = "SELECT id, name FROM collection WHERE user_id = ? ORDER BY folded, id"
+        return self._with_counts(self._index.read(sql, user_id), SHOWN_RECORDS, user_id)
+
+    def of_entities(self, parent: int | None) -> list[Album]:
+        """The collections of entities in another one, or at the root, by label."""
+        sql = (
+            "SELECT id, coalesce(nullif(label, ''), '#' || id) FROM entity"
+            " WHERE is_collection = 1 AND is_deleted = 0 AND parent_id IS ? ORDER BY search, id"
+        )
+        return self._with_counts(self._index.read(sql, parent), SHOWN_ENTITIES)
+
+    def _with_counts(
+        self, rows: Iterable[tuple[Any, str]], source: str, user_id: int | None = None
+    ) -> list[Album]:
+        sql = f"SELECT album, count(*), sha256, max(moment) FROM ({source}) GROUP BY album"
+        counts = {row[0]: row[1:3] for row in self._index.read(sql, user_id, 0)}
+        return [Album(str(key), name, *counts.get(key, ())) for key, name in rows]
 
 
 CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
@@ -7517,10 +7623,11 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        progress: SharedProgress,
+        progress: SharedProgress, others: Sequence[Folder] = (),
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
+        self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
         self._thumbnails = thumbnails
         self._wanted = threading.Event()
         self._fresh = threading.Event()
@@ -7799,7 +7906,7 @@ class Scanner:
             return Outcome.FAILED
         outcome = Outcome.IMPOSSIBLE
         if thumbnails.can_make(facts.kind, facts.mime_type):
-            with self._folders[file.root].open(file.path) as source:
+            with self._sources[file.root].open(file.path) as source:
                 if not file.matches(os.fstat(source.fileno())):
                     return Outcome.FAILED
                 outcome = thumbnails.make(source, file, asset)
@@ -7819,7 +7926,7 @@ class Scanner:
             return outcome
         if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
             return Outcome.IMPOSSIBLE
-        with self._folders[file.root].open(file.path) as source:
+        with self._sources[file.root].open(file.path) as source:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
             return self._thumbnails.preview(source, file, asset, rendition)
@@ -10865,7 +10972,8 @@ class App:
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews)
-        self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
+        scanned, others = [self.library, self.images], [self.users, self.entities]
+        self.scanner = Scanner(index, scanned, thumbnails, progress, others)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {
             name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
@@ -12165,6 +12273,16 @@ def find_content(app: App, request: Request, sha256: str) -> Located:
     return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
 
+def find_readable(
+    app: App, request: Request, sha256: str, trashed: bool = False
+) -> Located | None:
+    """A file of whichever family with this content that the principal may read, as on disk."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    return next(filter(None, map(app.scanner.current, found)), None)
+
+
 def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
@@ -13014,13 +13132,20 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "name": record.name,
         "type": record.type,
         "size": record.size,
-        "file": record.path and file_url(app, request, record),
+        "file": file_url(app, request, record) if has_file(request, record) else None,
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
         "created_at": format_time(record.created_at),
         "updated_at": format_time(record.updated_at),
     }
+
+
+def has_file(request: Request, record: MediaRecord) -> bool:
+    """Whether a record has a file, or shows one that the principal may read."""
+    read_auth_enabled = request.app.settings.read_auth_enabled
+    may_read = allows(READ, request.principal, read_auth_enabled)
+    return bool(record.path or (record.sha256 and may_read))
 
 
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
@@ -13200,7 +13325,11 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-    found = find_named(app, app.users, existing(record.path))
+        existing(has_file(request, record))
+    if record.sha256 and not record.path:
+        found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
+    else:
+        found = find_named(app, app.users, existing(record.path))
     return file_response(app, request, found, "no-cache")
 
 
@@ -13230,8 +13359,10 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 @route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
        {200: "Record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
-    """Take a media record out of its collection."""
-    return move_record(app, request, id, None)
+    """Take a media record out of its collection; one that has nothing else to show goes."""
+    answer = move_record(app, request, id, None)
+    app.index.write(lambda db: app.index.media.remove_loose(db, id.lower()))
+    return answer
 
 
 def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
@@ -13322,6 +13453,34 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
+
+
+@route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER, "accounts",
+       {204: ""}, before=find_collection, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+def add_pictures(app: App, request: Request, id: str) -> Response:
+    """Show the library's pictures in one of my collections, which copies nothing."""
+    require(READ, request.principal, app.settings.read_auth_enabled)
+    found = [find_duplicate(app, sha256, "library", "entities")
+             for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
+    records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
+
+    def apply(db: Database) -> None:
+        existing(app.index.collections.get(caller(request), id.lower(), db))
+        for record in records:
+            if not app.index.media.shows(db, record):
+                app.index.media.put(db, record)
+
+    app.index.write(apply)
+    return Response(204)
+
+
+def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> MediaRecord:
+    """A new record that shows a file of the library or the entities."""
+    key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
+    kind = asset.facts.kind if asset.facts else "image"
+    about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
+    return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
 
 
 # -- entities: versioned media entities --------------------------------------------------
@@ -13999,8 +14158,8 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
 
 
 # -- trash ---------------------------------------------------------------------------------
-# What is softly deleted comes back, or goes for good: by the owner's commands, and after
-# TRASH_DAYS by itself.
+# What is softly deleted comes back, or goes for good: by the owner's commands, by who may change
+# it, and after TRASH_DAYS by itself.
 
 TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
 
@@ -14049,6 +14208,41 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
             return
+
+
+def is_trash_of(request: Request, trashed: Trashed) -> bool:
+    """Whether the caller may change what is in the trash: the own records, or the entities."""
+    if trashed.kind == "media":
+        return trashed.user_id == request.principal.user_id
+    return allows(WRITE, request.principal, True)
+
+
+def find_trashed(app: App, request: Request, id: str) -> Trashed:
+    trashed = app.index.trash.get(id.lower())
+    return existing(trashed if trashed and is_trash_of(request, trashed) else None)
+
+
+@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: ""})
+def restore_one(app: App, request: Request, id: str) -> Response:
+    """Bring back a media record of mine or an entity."""
+    restore_trashed(app, find_trashed(app, request, id).id)
+    return Response(204)
+
+
+@route("DELETE", "/trash/{id}", BEARER, "trash", {204: ""})
+def remove_one(app: App, request: Request, id: str) -> Response:
+    """Remove for good what is in the trash."""
+    existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
+    return Response(204)
+
+
+@route("DELETE", "/trash", BEARER, "trash", {204: ""})
+def empty_my_trash(app: App, request: Request) -> Response:
+    """Remove for good all of my media records that are in the trash, and the entities there."""
+    for trashed in app.index.trash.all():
+        if is_trash_of(request, trashed):
+            remove_trashed(app, trashed, math.inf)
+    return Response(204)
 
 
 # -- files: uploads that can be resumed --------------------------------------------------
@@ -14400,7 +14594,8 @@ PREVIEW_QUERY = (
        {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
-    file, asset = find_content(app, request, check_sha256(sha256))
+    found = find_readable(app, request, check_sha256(sha256), trashed=True)
+    file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
 
@@ -14424,12 +14619,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
 
 def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
     """Which contents are on disk in a file that the principal may read."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    roots, user_id = ["library", "entities", *private], request.principal.user_id
-    return {"stored": [
-        sha256 for sha256 in hashes
-        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
-    ]}  # fmt: skip
+    return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
 @route("GET", "/exists", READ, "system", {200: "StoredContents"},
@@ -14585,8 +14775,9 @@ OBJECTS: Mapping[str, str] = {
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "StoredContents": "stored:hashes",
-    "Gallery": "groups:rows~ folders:rows~ items:rows~ name~ degraded:boolean~"
-    " scanning:integer?~ can_upload:boolean~ max_upload_bytes:integer~",
+    "Gallery": "groups:rows~ folders:rows~ cameras:strings~ albums:rows~ path:rows~ items:rows~"
+    " name~ degraded:boolean~ scanning:integer?~ can_upload:boolean~ can_write:boolean~"
+    " has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -14651,7 +14842,8 @@ EXAMPLES: Mapping[str, Any] = {  # by the name of a property or field
 }  # fmt: skip
 CONTENT_TYPES: Mapping[str, tuple[str, ...]] = {
     "file": ("*/*",), "thumbnail": ("image/png",), "preview": ("image/webp", "image/jpeg"),
-    "metrics": ("text/plain",), "page": ("text/html",),
+    "metrics": ("text/plain",), "page": ("text/html",), "icon": ("image/svg+xml",),
+    "manifest": ("application/manifest+json",),
 }  # fmt: skip
 RANGED = {
     "file",
@@ -14833,7 +15025,8 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
 def describe_content(kind: str) -> dict[str, Any]:
     """Return an answer's content of one kind by media type."""
     if kind in CONTENT_TYPES:
-        schema = SCALARS["string" if kind in {"page", "metrics"} else "file"]
+        types = {"page": "string", "metrics": "string", "manifest": "object"}
+        schema = SCALARS[types.get(kind, "file")]
         return {media_type: {"schema": schema} for media_type in CONTENT_TYPES[kind]}
     schema = parse_type(kind)
     return {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
@@ -14998,10 +15191,12 @@ class Page(NamedTuple):
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup, without indents and comments."""
-    names = {
-        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
-        for name, text in (("style", style), ("script", script))
+    """Put style and script into a page's markup, without what only their readers need."""
+    lines = re.compile(r"^ +|^ *//.*\n|^\n|  //.*$", re.MULTILINE)
+    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}<>&|])\s*')
+    names = {  # every statement ends with a semicolon or a brace: none needs its line's end
+        "style": re.sub(r"(?<=[{};,:])[ \n]| (?=[{}])", "", lines.sub("", style)),
+        "script": texts_or_spaces.sub(r"\1\2", lines.sub("", script)),
     }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -15028,7 +15223,7 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Encoding"),
+        ("Vary", "Accept, Accept-Encoding, Accept-Language"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
@@ -15312,14 +15507,18 @@ def get_docs(app: App, request: Request) -> Response:
 
 MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
 MAX_SEARCH = 200  # characters
+MAX_CAMERAS = 100  # to choose from, the most used ones
 GALLERY_QUERY = (
     Field("group", help="a key of `groups`: the answer is its items"),
     Field("q", longest=MAX_SEARCH, help="words of path or camera"),
     Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("camera", blank="not sent", help="one of `cameras`"),
     Field("folder", help="a folder's path"),
     Field("below", "boolean", default=True, help="what is in the folders below it, too"),
     Field("order", choices=("date", "name"), default="date", blank="not sent"),
-)
+    Field("album", blank="not sent", help="instead of the library: the id of a collection of"
+          " mine or of entities, or `all`, `mine`, `entities` or `trash`"),
+)  # fmt: skip
 
 
 def measure(item: Shown) -> tuple[int | None, int | None, int]:
@@ -15331,15 +15530,20 @@ def measure(item: Shown) -> tuple[int | None, int | None, int]:
     return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
 
 
+def camera_of(item: Shown) -> str | None:
+    """Return the camera's make, unless its model begins with it, and model."""
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    return f"{make or ''} {model}".strip() or None
+
+
 def shown_json(item: Shown) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
     width, height, ratio = measure(item)
-    model = item.model or ""
-    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
         int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        f"{make or ''} {model}".strip() or None, item.latitude, item.longitude,
+        camera_of(item), item.latitude, item.longitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -15354,60 +15558,110 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
     return all(word in text for word in words)
 
 
-def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
-    """The items of a choice, each with its group's key."""
-    words = query.get("q", "").casefold().split()
-    kind = query.get("kind")
-    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
-    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
-    if query["order"] == "date":
+def choose_items(
+    items: Iterable[Shown], query: Mapping[str, Any], cameras: Counter[str | None]
+) -> Iterator[Shown]:
+    """Yield what a query asks for; count the cameras, of which one may be asked for."""
+    words, kind, wanted = (query.get(name) for name in ("q", "kind", "camera"))
+    words = (words or "").casefold().split()
+    for item in items:
+        if kind in {None, item.kind} and matches_search(item, words):
+            camera = camera_of(item)
+            cameras[camera] += 1
+            if wanted in {None, camera}:
+                yield item
+
+
+def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown]]:
+    """Yield the items in order, each with its group's key: the month, or the folder."""
+    if order == "date":
         return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
     named = ((posixpath.split(item.path.decode("utf-8", "replace")), item) for item in items)
     ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+def make_catalogue(
+    items: Iterable[Shown], query: Mapping[str, Any]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
-    folders: dict[str, int] = {}
-    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
-        items = [shown_json(item) for _, item in pairs]
-        data = to_json({"items": items}).encode("utf-8", "replace")
+    folders, cameras = Counter[str](), Counter[str | None]()
+    chosen = group_items(choose_items(items, query, cameras), query["order"])
+    for key, pairs in itertools.groupby(chosen, key=lambda pair: pair[0]):
+        values = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": values}).encode("utf-8", "replace")
         groups[key] = gzip_bytes(data)
         tag = hashlib.sha256(data).hexdigest()[:16]
-        about.append([key, len(items), sum(item[3] for item in items), tag])
-        for item in items:
-            folder = item[1].rpartition("/")[0]
-            folders[folder] = folders.get(folder, 0) + 1
-    return groups, {"groups": about, "folders": sorted(folders.items())}
+        about.append([key, len(values), sum(item[3] for item in values), tag])
+        folders.update(item[1].rpartition("/")[0] for item in values)
+    named = sorted(name for name, _ in cameras.most_common(MAX_CAMERAS) if name)
+    return groups, {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+
+
+def open_album(
+    app: App, request: Request, key: str
+) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
+    """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
+    albums, user_id = app.index.albums, request.principal.user_id
+    may_write = allows(WRITE, request.principal, True)
+    if key == "all":
+        mine = [] if user_id is None else albums.of_user(user_id)
+        outside = albums.outside(user_id, may_write)
+        return (), [*mine, *albums.of_entities(None), *outside], []
+    if key == "trash":
+        return albums.trash(user_id, may_write), [], []
+    if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
+        above = id = None if key == "entities" else int(key)
+        path: list[list[str]] = []
+        while above is not None:
+            entity = find_entity(app, above)
+            path.insert(0, [str(above), entity.label or f"#{above}"])
+            above = entity.parent_id
+        return albums.entities(id), albums.of_entities(id), path
+    require(USER, request.principal, True)
+    if key == "mine":
+        return albums.records(caller(request)), [], []
+    collection = find_collection(app, request, key)
+    about = [[collection.id, collection.name]]
+    return albums.records(caller(request), collection.id), [], about
 
 
 @route("GET", "/gallery/items", READ, "system",
-       {200: "Gallery", 404: "Error: There is no such group."}, query=GALLERY_QUERY)  # fmt: skip
+       {200: "Gallery", 404: "Error: There is no such group, or album."},
+       query=GALLERY_QUERY)  # fmt: skip
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
-    group = query.pop("group", None)
-    key = tuple(sorted(query.items()))
-    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    group, album = query.pop("group", None), query.pop("album", None)
+    if album is None:
+        library = app.index.files.shown(query["folder"], query["below"])
+        key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
+        _, _, groups, summary = app.catalogues.get(app.index, key, make)
+    else:  # a few items, and nobody knows when they change
+        items, albums, path = open_album(app, request, album)
+        groups, summary = make_catalogue(items, query)
+        summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
-    if group not in found.groups:
+        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+    if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
-    scan = app.scanner.progress.get()
+    scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
     return {
-        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "name": printable(settings.storage_dir.name) or "mediaserver",
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
-        "can_upload": allows(UPLOAD, request.principal, True),
-        "max_upload_bytes": app.settings.max_upload_bytes,
+        "can_upload": allows(UPLOAD, principal, True),
+        "can_write": allows(WRITE, principal, True),
+        "has_account": principal.user_id is not None,
+        "max_upload_bytes": settings.max_upload_bytes,
+        "max_media_bytes": settings.max_media_bytes,
     }
 
 
@@ -15422,6 +15676,112 @@ def tagged_json(request: Request, text: str) -> Response:
 
 
 # -- The gallery: its page -----------------------------------------------------------------
+# A page for each language; `#` in a text stands for a number or a name. Another language is one
+# more table.
+
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "search": "Search names, folders, cameras", "kind": "What to show", "all": "Everything",
+        "image": "Photos", "video": "Videos", "audio": "Recordings", "month": "Month",
+        "months": "Months", "cameras": "Cameras", "albums": "Albums",
+        "mine": "My uploads", "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
+        "albumName": "Name of the album", "addTo": "Add to album", "added": "Added to #.",
+        "takeOut": "Remove from album", "takenOut": "Removed from the album: #.",
+        "rename": "Rename", "removeAlbum": "Delete album",
+        "sureAlbum": "Delete the album #? Its pictures stay.", "restore": "Restore",
+        "restored": "Restored: #.", "emptyTrash": "Empty trash",
+        "sureEmpty": "Delete everything in the trash for good?", "version": "Version #",
+        "nothingIn": "Nothing in here",
+        "nothingInHow": "Select pictures and add them to an album, or upload some while you "
+          "look at it.",
+        "folders": "Folders", "everything": "All folders", "below": "with folders below",
+        "byName": "by name", "byDate": "by date", "upload": "Upload", "signIn": "Sign in",
+        "signOut": "Sign out", "docs": "For developers: the interface", "selection": "Selection",
+        "uploads": "Uploads", "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close",
+        "previous": "Previous", "next": "Next", "info": "Details", "download": "Download",
+        "copy": "Copy link", "remove": "Delete", "play": "Slideshow", "full": "Full screen",
+        "pick": "Select", "picked": "# selected", "clear": "Clear selection",
+        "nothing": "No pictures here yet",
+        "nothingHow": "Drop pictures on this page or press Upload. Files that you copy into the "
+          "folder appear after its next scan.",
+        "none": "Nothing matches", "noneHow": "Try other words, or look at everything.",
+        "showAll": "Show everything", "locked": "These pictures are private",
+        "lockedHow": "Sign in to see them.",
+        "offline": "The server cannot be reached. Trying again…",
+        "degraded": "The picture folder, or a disk of it, is not there at the moment.",
+        "scanning": "Looking through the folder: # files so far.",
+        "gone": "This is not here any more.", "copied": "The link is copied.",
+        "link": "The link:", "sure": "Delete # for good?", "deleted": "Deleted: #.",
+        "denied": "This account may not do that. The owner can allow it.",
+        "name": "User name or e-mail", "password": "Password",
+        "key": "Or the owner's key, or a token", "useKey": "Use a key instead",
+        "stay": "Stay signed in here", "cancel": "Cancel", "wrong": "That did not work.",
+        "taken": "Taken", "camera": "Camera", "size": "Size", "length": "Length", "file": "File",
+        "folder": "Folder", "place": "Place", "map": "on a map", "waiting": "waiting",
+        "sending": "sending", "stored": "stored", "known": "already there",
+        "failed": "not uploaded", "retry": "Try again", "pause": "Pause", "resume": "Go on",
+        "tooLarge": "Larger than the # that this server takes.",
+        "wrongType": "Only photos, videos and recordings can be uploaded.",
+        "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
+        "progress": "# done", "zipping": "Collecting: #",
+        "zipLarge": "This is too much for one zip file.",
+    },
+    "de": {
+        "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
+        "image": "Fotos", "video": "Videos", "audio": "Aufnahmen", "month": "Monat",
+        "months": "Monate", "cameras": "Kameras", "albums": "Alben",
+        "mine": "Meine Uploads", "entities": "Archiv", "trash": "Papierkorb",
+        "newAlbum": "Neues Album", "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
+        "added": "Hinzugefügt zu #.", "takeOut": "Aus dem Album nehmen",
+        "takenOut": "Aus dem Album genommen: #.", "rename": "Umbenennen",
+        "removeAlbum": "Album löschen", "sureAlbum": "Das Album # löschen? Seine Bilder bleiben.",
+        "restore": "Wiederherstellen", "restored": "Wiederhergestellt: #.",
+        "emptyTrash": "Papierkorb leeren", "sureEmpty": "Alles im Papierkorb endgültig löschen?",
+        "version": "Version #", "nothingIn": "Hier ist noch nichts",
+        "nothingInHow": "Wählen Sie Bilder aus und fügen Sie sie einem Album hinzu, oder laden "
+          "Sie welche hoch, während Sie es ansehen.",
+        "folders": "Ordner", "everything": "Alle Ordner", "below": "mit Unterordnern",
+        "byName": "nach Name", "byDate": "nach Datum", "upload": "Hochladen",
+        "signIn": "Anmelden", "signOut": "Abmelden", "docs": "Für Entwickler: die Schnittstelle",
+        "selection": "Auswahl", "uploads": "Hochgeladenes", "viewer": "Ansicht",
+        "dropHere": "Zum Hochladen loslassen", "close": "Schließen", "previous": "Zurück",
+        "next": "Weiter", "info": "Angaben", "download": "Herunterladen", "copy": "Link kopieren",
+        "remove": "Löschen", "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen",
+        "picked": "# ausgewählt", "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
+        "nothingHow": "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, "
+          "die Sie in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+        "none": "Nichts gefunden",
+        "noneHow": "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
+        "showAll": "Alles zeigen", "locked": "Diese Bilder sind privat",
+        "lockedHow": "Melden Sie sich an, um sie zu sehen.",
+        "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
+        "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
+        "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
+        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.",
+        "link": "Der Link:", "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
+        "denied": "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+        "name": "Benutzername oder E-Mail", "password": "Passwort",
+        "key": "Oder der Schlüssel des Eigentümers, oder ein Token",
+        "useKey": "Mit Schlüssel anmelden", "stay": "Hier angemeldet bleiben",
+        "cancel": "Abbrechen", "wrong": "Das hat nicht geklappt.", "taken": "Aufgenommen",
+        "camera": "Kamera", "size": "Größe", "length": "Länge", "file": "Datei",
+        "folder": "Ordner", "place": "Ort", "map": "auf einer Karte", "waiting": "wartet",
+        "sending": "wird gesendet", "stored": "gespeichert", "known": "schon da",
+        "failed": "nicht hochgeladen", "retry": "Noch einmal", "pause": "Pause",
+        "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
+        "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
+        "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
+        "progress": "# fertig", "zipping": "Wird gesammelt: #",
+        "zipLarge": "Das ist zu viel für eine Zip-Datei.",
+    },
+}  # fmt: skip
+
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 512 512">
+<path fill="#0b6b62" d="M0 0h512v512H0z"/><circle cx="340" cy="178" r="46" fill="#ffe3a3"/>
+<path fill="#6fd0c2" d="M78 376 208 186l132 190z"/>
+<path fill="#d3f5ee" d="M236 376l98-130 100 130z"/>
+</svg>
+"""
 
 GALLERY_MARKUP = """<!doctype html>
 <html lang="en">
@@ -15432,24 +15792,28 @@ GALLERY_MARKUP = """<!doctype html>
 <meta name="theme-color" media="(prefers-color-scheme: light)" content="#faf9f7">
 <meta name="theme-color" media="(prefers-color-scheme: dark)" content="#131312">
 <title>mediaserver</title>
-<link rel="icon" href="data:,">
 <style></style>
 </head>
 <body>
 <header id="bar">
-  <h1><a id="home" href="gallery">mediaserver</a></h1>
+  <h1><a id="home" href="gallery"><span id="name">mediaserver</span></a></h1>
   <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
     data-label="search" maxlength="200" autocomplete="off"></form>
-  <select id="kind" data-label="kind"></select>
-  <select id="jump" data-label="jump"></select>
-  <button type="button" id="folders" class="plain" data-icon="folder" data-t="folders"
-    aria-expanded="false"></button>
-  <button type="button" id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <div id="filters">
+    <select id="kind" data-label="kind"></select>
+    <select id="month" data-label="month"></select>
+    <select id="camera" data-label="camera"></select>
+  </div>
+  <button type="button" id="folders" data-icon="folder" data-t="folders" aria-expanded="false">
+  </button>
+  <button type="button" id="albums" data-icon="albums" data-t="albums"></button>
+  <button type="button" id="account" data-icon="person" data-label="signIn"></button>
   <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
 <p id="notice" role="status" hidden></p>
 <main id="stage">
+  <div id="cards" hidden></div>
   <div id="grid"></div>
   <div id="empty" hidden></div>
 </main>
@@ -15459,7 +15823,7 @@ GALLERY_MARKUP = """<!doctype html>
 <section id="uploads" data-label="uploads" hidden></section>
 <dialog id="viewer" data-label="viewer"></dialog>
 <dialog id="login" aria-labelledby="login-title"></dialog>
-<input id="files" type="file" multiple hidden accept="image/*">
+<input id="files" type="file" multiple hidden accept="image/*,video/*,audio/*,.heic,.heif">
 <div id="drop" hidden data-t="dropHere"></div>
 <noscript>This page needs JavaScript. Without it, the pictures are listed at /list.</noscript>
 <script></script>
@@ -15481,7 +15845,11 @@ input, select {
   background: var(--tile); color: inherit;
 }
 #search input { width: min(26rem, 100%) }
-select { max-width: 9.5rem; text-overflow: ellipsis; cursor: pointer }
+select { max-width: 8.4rem; text-overflow: ellipsis; cursor: pointer }
+#filters { display: flex; gap: .35rem }
+#home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
+#home img { width: 2rem; border-radius: .6rem }
+#name { overflow: hidden; text-overflow: ellipsis }
 button, .button {
   display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
   min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
@@ -15501,6 +15869,8 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
   background: var(--tile); color: inherit; text-decoration: none; font-size: .9rem;
 }
 #places a:hover { background: var(--line) }
+#places button { min-height: 0; padding: .3rem .8rem; font-size: .9rem; color: var(--soft) }
+#places svg { width: 1rem }
 #places .here { background: none; color: var(--soft); padding: .3rem .2rem }
 #places small { color: var(--soft) }
 #notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
@@ -15508,9 +15878,25 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 #notice.bad { background: var(--bad); color: var(--on-bad) }
 
 #stage { padding: 0 1rem; min-height: 70vh }
+#cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
+#cards { padding: .25rem 0 1.25rem }
+#cards > * {
+  display: grid; grid-template-rows: auto auto; align-content: start; justify-content: stretch;
+  gap: .1rem; padding: 0; color: inherit; text-decoration: none; text-align: start;
+  border-radius: .9rem; font-weight: 400; background: none;
+}
+#cards img, #cards svg {
+  width: 100%; height: auto; aspect-ratio: 1; object-fit: cover; border-radius: .9rem;
+  background: var(--tile); color: var(--soft); transition: filter .2s;
+}
+#cards svg { padding: 33%; stroke-width: 1.4 }
+#cards :hover > img, #cards :hover > svg { filter: brightness(1.06) saturate(1.15) }
+#cards b { font-weight: 600; margin-top: .45rem; overflow: hidden; text-overflow: ellipsis }
+#cards b { white-space: nowrap }
+#cards small { color: var(--soft) }
 #grid { position: relative; overflow: clip }
 #grid h2 {
-  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  position: absolute; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
   font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis;
 }
@@ -15603,6 +15989,8 @@ dialog { border: 0; color: inherit }
 #login input { border-radius: .7rem; color: var(--ink); padding: .55rem .8rem }
 #login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
 #login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
+#login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
+#login .list button { justify-content: start; border-radius: .7rem }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
@@ -15633,12 +16021,22 @@ dialog { border: 0; color: inherit }
 #facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
 #facts dd { margin: 0; overflow-wrap: anywhere }
 #facts a { color: #6fd0c2 }
+#facts p button { display: grid; justify-content: start; justify-items: start; gap: 0 }
+#facts p button { width: calc(100% + 1.4rem); margin: 0 -.7rem; border-radius: .6rem }
+#facts small { color: #a5a19a; font-weight: 400 }
 
+@media (max-width: 70rem) {
+  #bar { flex-wrap: wrap; gap: .4rem }
+  h1 { flex: 1 0 calc(100% - 32rem) }
+  #search { order: 5; flex: 1 0 35% }
+  #search input { width: 100% }
+  #filters { order: 6; max-width: 62%; overflow-x: auto; scrollbar-width: none }
+}
 @media (max-width: 46rem) {
-  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
-  h1 { flex: 1 0 calc(100% - 10rem); overflow: hidden; text-overflow: ellipsis }
-  #search { order: 5; flex: 1 0 40%; }
-  select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
+  #bar { padding: .5rem .75rem }
+  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
+  select { max-width: 7rem; padding: .45rem .6rem; flex: none }
+  #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
   #bar button span { display: none }
   #stage { padding: 0 .5rem }
@@ -15656,82 +16054,10 @@ dialog { border: 0; color: inherit }
 
 GALLERY_SCRIPT = r"""
 // -- Words -------------------------------------------------------------------------------
-// One table for each language; `#` stands for a number or a name.
+// The texts of the page's language come before; `#` stands for a number or a name.
 
-const TEXTS = {
-  en: {
-    search: "Search names, folders, cameras", kind: "What to show", all: "Everything",
-    image: "Photos", video: "Videos", audio: "Sound", jump: "Go to a month", months: "Month",
-    folders: "Folders", everything: "All folders", below: "with folders below",
-    byName: "by name", byDate: "by date", upload: "Upload", signIn: "Sign in", signOut: "Sign out",
-    docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
-    viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
-    next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
-    play: "Slideshow", full: "Full screen", photo: "Photo", film: "Video",
-    sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
-    nothing: "No pictures here yet",
-    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
-      + " appear after its next scan.",
-    none: "Nothing matches", noneHow: "Try other words, or look at everything.",
-    showAll: "Show everything", locked: "These pictures are private",
-    lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
-    degraded: "The picture folder, or a disk of it, is not there at the moment.",
-    scanning: "Looking through the folder: # files so far.", gone: "This is not here any more.",
-    copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
-    deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
-    loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
-    key: "Or the owner's key, or a token", useKey: "Use a key instead",
-    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
-    camera: "Camera", size: "Size",
-    length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
-    waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
-    failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
-    tooLarge: "Larger than the # that this server takes.",
-    wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
-    lost: "The connection was lost.", noRoom: "The server's disk is full.",
-    progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
-  },
-  de: {
-    search: "Namen, Ordner, Kameras suchen", kind: "Was gezeigt wird", all: "Alles",
-    image: "Fotos", video: "Videos", audio: "Ton", jump: "Zu einem Monat", months: "Monat",
-    folders: "Ordner", everything: "Alle Ordner", below: "mit Unterordnern",
-    byName: "nach Name", byDate: "nach Datum", upload: "Hochladen", signIn: "Anmelden",
-    signOut: "Abmelden", docs: "Für Entwickler: die Schnittstelle", selection: "Auswahl",
-    uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
-    close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
-    download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
-    full: "Vollbild", photo: "Foto", film: "Video", sound: "Tonaufnahme",
-    pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
-    nothing: "Noch keine Bilder",
-    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
-      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
-    none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
-    showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
-    lockedHow: "Melden Sie sich an, um sie zu sehen.",
-    offline: "Der Server ist nicht erreichbar. Neuer Versuch…",
-    degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
-    scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
-    copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
-    deleted: "Gelöscht: #.",
-    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
-    loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
-    key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
-    stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
-    taken: "Aufgenommen", camera: "Kamera", size: "Größe", length: "Länge", file: "Datei",
-    folder: "Ordner", place: "Ort", map: "auf einer Karte", waiting: "wartet",
-    sending: "wird gesendet", stored: "gespeichert", known: "schon da",
-    failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
-    tooLarge: "Größer als die #, die dieser Server annimmt.",
-    wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
-    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
-    progress: "# fertig", zipping: "Wird gesammelt: #",
-    zipLarge: "Das ist zu viel für eine Zip-Datei.",
-  },
-};
-const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
-  || "en";
-const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", () => value);
-document.documentElement.lang = LANGUAGE;
+const LANGUAGE = document.documentElement.lang;
+const t = (key, value = "") => TEXTS[key].replace("#", () => value);
 
 // Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
 const format = (options) => new Intl.DateTimeFormat(LANGUAGE, {timeZone: "UTC", ...options});
@@ -15756,6 +16082,8 @@ function clock(seconds) {
 // -- Pieces of the page ------------------------------------------------------------------
 
 const PATHS = {
+  albums: "M8 4h12v12H8zM16 19H5V8M8.5 15l3.5-4 2.5 2.5 2-2L20 15",
+  plus: "M12 5v14M5 12h14", undo: "M8 5 4 9l4 4M4.5 9H14a5.5 5.5 0 0 1 0 11h-4",
   folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
   person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20c1-3.6 4-5 7.5-5s6.5 1.4 7.5 5",
   up: "M12 16V5M7.5 9.5 12 5l4.5 4.5M5 19h14", down: "M12 5v11M7.5 11.5 12 16l4.5-4.5M5 19h14",
@@ -15895,29 +16223,35 @@ async function signOut() {
   start();
 }
 
+// Ask something in the dialog; `send` returns what is wrong.
+function showForm(title, fields, action, send) {
+  const error = h("p", {className: "error", role: "alert"});
+  const form = h("form", {}, h("h2", {id: "login-title"}, t(title)), fields, error,
+    h("div", {className: "row"},
+      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
+      h("button", {className: "main"}, t(action))));
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    error.textContent = await send(form.elements);
+    if (!error.textContent) $("login").close();
+  };
+  $("login").replaceChildren(form);
+  if (!$("login").open) $("login").showModal();
+}
+
 function signIn(then = start) {
   const field = (name, type, complete) => h("label", {}, t(name),
     h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
-  const error = h("p", {className: "error", role: "alert"});
-  const stay = h("input", {type: "checkbox", name: "stay"});
-  const form = h("form", {}, h("h2", {id: "login-title"}, t("loginTitle")),
+  const fields = [
     field("name", "text", "username"), field("password", "password", "current-password"),
     h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
-    h("label", {}, stay, " ", t("stay")), error,
-    h("div", {className: "row"},
-      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
-      h("button", {className: "main"}, t("signIn"))));
-  form.onsubmit = async (event) => {
-    event.preventDefault();
-    const {name, password, key} = form.elements;
+    h("label", {}, h("input", {type: "checkbox", name: "stay"}), " ", t("stay")),
+  ];
+  showForm("signIn", fields, "signIn", async ({name, password, key, stay}) => {
     const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
-    error.textContent = said;
-    if (error.textContent) return;
-    $("login").close();
-    then();
-  };
-  $("login").replaceChildren(form);
-  $("login").showModal();
+    if (!said) then();
+    return said;
+  });
 }
 
 // Sign in; return what is wrong.
@@ -15939,9 +16273,10 @@ async function enter(name, password, key, stay) {
 $("account").onclick = () => session.access ? signOut() : signIn();
 
 // -- What is shown: the page's address ---------------------------------------------------
-// q, kind, folder, below and order choose; group and item open one in the viewer.
+// These choose; group and item open one in the viewer.
 
-const CHOICES = ["q", "kind", "folder", "below", "order"];
+const CHOICES = ["q", "kind", "month", "camera", "folder", "below", "order", "album"];
+const NOTHING = Object.fromEntries(CHOICES.map((name) => [name, ""]));
 let query = new URLSearchParams();  // of those
 
 function readAddress() {
@@ -15983,19 +16318,36 @@ function choice(changes, properties, ...children) {
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
-const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE]
-  = Array(12).keys();
-const GAP = 4, HEAD = 54, AHEAD = 900;
+const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
+  ID] = Array(13).keys();
+const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 let groups = [], list = {}, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
 const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
 const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
-const original = (item) => `${ROOT}/image/${item[SHA]}`;
-const preview = (item, size) => `${ROOT}/preview/${item[SHA]}?size=${size}`;
+const keyOf = (item) => item[ID] || item[SHA];  // an album may have a picture twice
+const isEntity = (item) => /^\d+$/.test(item[ID]);
+const record = (item) => `/api/media/media/${item[ID]}/`;
+const previewOf = (sha, size) => `${ROOT}/preview/${sha}?size=${size}`;
+const preview = (item, size) => previewOf(item[SHA], size);
+
+function originalPath(item) {
+  if (isEntity(item)) return `/entity/${item[ID]}/file`;
+  return item[ID] ? `${record(item)}file/` : `/image/${item[SHA]}`;
+}
+
+const original = (item) => ROOT + originalPath(item);
+
+// What is looked at: the library (""), a user's collection, a collection of entities, or the
+// server's words for the rest.
+const album = () => query.get("album") || "";
+const isCollection = () => album().includes("-");
+const isTree = () => /^(entities|\d+)$/.test(album());
 
 function itemsPath(more = {}) {
   const asked = new URLSearchParams(query);
+  asked.delete("month");  // of the groups that have come
   for (const [name, value] of Object.entries(more)) asked.set(name, value);
   return `/gallery/items${asked.size ? `?${asked}` : ""}`;
 }
@@ -16042,7 +16394,9 @@ async function start(again = false) {
 function takeList(value, again) {
   const before = new Map(again ? groups.map((group) => [group.key, group]) : []);
   list = value;
-  groups = value.groups.map(([key, count, ratio, tag]) => {
+  const month = byName() ? null : query.get("month");
+  const chosen = value.groups.filter(([key]) => !month || key === month);
+  groups = chosen.map(([key, count, ratio, tag]) => {
     const known = before.get(key);
     if (known?.tag === tag) return known;
     return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
@@ -16053,9 +16407,11 @@ function takeList(value, again) {
   if (!again) window.scrollTo(0, history.state?.top || 0);
 }
 
-function titleOf(group) {
-  if (query.get("order") === "name") return group.key || list.name;
-  const title = MONTH.format(new Date(`${group.key}-01T00:00:00Z`));
+const byName = () => query.get("order") === "name";
+
+function titleOf(key) {
+  if (byName()) return key || placeName();
+  const title = MONTH.format(new Date(`${key}-01T00:00:00Z`));
   return title[0].toUpperCase() + title.slice(1);
 }
 
@@ -16066,6 +16422,7 @@ async function load(group) {
       if (!answer.ok) throw new TypeError(answer.status);
       group.items = (await answer.json()).items;
       group.count = group.items.length;
+      group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
       settle(group);
     }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
@@ -16079,10 +16436,13 @@ async function load(group) {
 let width = 0, total = 0;
 const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
 
-// Rows of a group as [first item, its number of items, top, height] and its height.
+// Rows of a group as [first item, its number of items, top, height], its height, and its width:
+// what fits into one row may have others beside it.
 function arrange(group) {
   const goal = target();
+  const natural = group.ratio * goal + GAP * (group.count - 1);
   group.rows = [];
+  group.width = natural < width ? Math.min(width, Math.max(natural, NARROWEST)) : width;
   if (!group.items) {
     group.height = HEAD + Math.max(1, Math.round(group.ratio * goal / width)) * (goal + GAP);
     return;
@@ -16111,11 +16471,15 @@ function layout() {
 }
 
 function place() {
+  let left = 0, line = 0;
   total = 0;
   for (const group of groups) {
-    group.top = total;
-    total += group.height;
+    if (left + group.width > width) [total, line, left] = [total + line, 0, 0];
+    [group.top, group.left] = [total, left];
+    left += group.width + BESIDE;
+    line = Math.max(line, group.height);
   }
+  total += line;
   $("grid").style.height = `${total}px`;
 }
 
@@ -16133,8 +16497,8 @@ function groupAt(top) {
 // -- Drawing: only what is in view is in the document ------------------------------------
 
 const tiles = new Map();  // elements by group's key and place in it
-const picked = new Map();  // items by hash
-let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+const picked = new Map();  // items by their keys
+let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -16146,7 +16510,6 @@ function draw() {
 }
 
 function drawNow() {
-  if (!groups.length) return;
   const top = window.scrollY - $("grid").offsetTop;
   const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
   const fast = Math.abs(top - lastTop) > window.innerHeight;
@@ -16154,7 +16517,10 @@ function drawNow() {
   clearTimeout(settling);
   settling = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
-  for (let number = groupAt(from); number < groups.length && groups[number].top < to; number++) {
+  lastWanted = null;
+  let number = groupAt(from);
+  while (number && groups[number - 1].top === groups[number].top) number--;
+  for (; number < groups.length && groups[number].top < to; number++) {
     drawGroup(groups[number], from, to, fast, wanted);
   }
   for (const [key, element] of tiles) {
@@ -16169,15 +16535,17 @@ function drawNow() {
 }
 
 function drawGroup(group, from, to, fast, wanted) {
-  want(`${group.key} head ${group.count}`, wanted, () => h("h2", {}, titleOf(group),
-    h("small", {}, NUMBER.format(group.count)))).style.top = `${group.top}px`;
+  const head = want(`${group.key} head ${group.count}`, wanted, () =>
+    h("h2", {}, titleOf(group.key), h("small", {}, NUMBER.format(group.count))));
+  Object.assign(head.style, {top: `${group.top}px`, insetInlineStart: `${group.left}px`,
+    width: `${group.width}px`});
   if (!group.fresh && !fast) load(group);
   for (const [first, count, top, height] of group.rows) {
     if (group.top + top + height < from || group.top + top > to) continue;
-    let x = 0;
+    let x = group.left;
     for (let place = first; place < first + count; place++) {
       const item = group.items[place];
-      const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
+      const tile = want(`${group.key}/${keyOf(item)}`, wanted, () => drawTile(group.key, item));
       const wide = height * item[RATIO] / 100;
       Object.assign(tile.style, {
         insetInlineStart: `${x}px`, top: `${group.top + top}px`,
@@ -16189,14 +16557,15 @@ function drawGroup(group, from, to, fast, wanted) {
   }
 }
 
-// The element of this key, made if need be.
+// The element of this key, made if need be: behind the one before, as Tab goes through them.
 function want(key, wanted, make) {
   wanted.add(key);
   if (!tiles.has(key)) {
     tiles.set(key, make());
-    $("grid").append(tiles.get(key));
+    if (lastWanted) lastWanted.after(tiles.get(key));
+    else $("grid").prepend(tiles.get(key));
   }
-  return tiles.get(key);
+  return lastWanted = tiles.get(key);
 }
 
 // A group's items have come: what is in view stays where it is.
@@ -16211,22 +16580,21 @@ function settle(group) {
 }
 
 function describe(item) {
-  const kind = t({image: "photo", video: "film", audio: "sound"}[item[KIND]]);
-  return `${kind}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
+  return `${t(item[KIND])}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
 }
 
 function drawTile(key, item) {
   const open = h("a",
-    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+    {href: addressOf({group: key, item: keyOf(item)}), "aria-label": describe(item)});
   const act = (run, ...more) => {  // where the item is by then
     const group = groups.find((each) => each.key === key);
-    run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
+    run(group, group.items.findIndex((each) => keyOf(each) === keyOf(item)), ...more);
   };
   const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
   pick.className = "pick";
-  pick.setAttribute("aria-pressed", picked.has(item[SHA]));
-  const tile = h("div", {className: picked.has(item[SHA]) ? "tile on" : "tile"}, open, pick);
-  tile.dataset.sha = item[SHA];
+  pick.setAttribute("aria-pressed", picked.has(keyOf(item)));
+  const tile = h("div", {className: picked.has(keyOf(item)) ? "tile on" : "tile"}, open, pick);
+  Object.assign(tile.dataset, {sha: item[SHA], key: keyOf(item)});
   open.onclick = (event) => {
     if (event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -16271,7 +16639,7 @@ async function moveFocus(group, place, event) {
   if (!there) return;
   reveal(there.group, there.place);
   drawNow();
-  tiles.get(`${there.group.key}/${there.group.items[there.place][SHA]}`)?.firstChild.focus();
+  tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
 }
 
 const rowLength = (group, place) =>
@@ -16310,30 +16678,42 @@ new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($(
 
 // -- Above the list: search, kinds, months, folders --------------------------------------
 
-function fill(select, options, value) {
-  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
-  select.value = value;
-}
-
 function drawHeader() {
-  $("home").textContent = document.title = list.name;
+  $("name").textContent = list.name;
+  document.title = placeName();
   $("home").href = location.pathname;
   document.querySelector("footer a").href = `${ROOT}/docs`;
   const words = $("search").elements.q;
   if (words !== document.activeElement) words.value = query.get("q") || "";
-  fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
-    query.get("kind") || "");
-  $("jump").hidden = query.get("order") === "name" || groups.length < 2;
-  fill($("jump"), [["", t("months")], ...groups.map((group) => [group.key, titleOf(group)])], "");
+  const kinds = album() === "all" ? [] : ["image", "video", "audio"];
+  fill("kind", kinds.map((each) => [each, t(each)]), "all");
+  fill("month", byName() ? [] : list.groups.map(([key]) => [key, titleOf(key)]), "months");
+  fill("camera", list.cameras.map((name) => [name, name]), "cameras");
+  $("folders").hidden = Boolean(album());
+  $("albums").setAttribute("aria-pressed", Boolean(album()));
+  $("upload").hidden = album() === "trash";
   drawPlaces();
+  drawCards();
   drawEmpty();
 }
 
+// The choices of a filter, behind one for all; it is there where there is something to choose.
+function fill(name, options, all) {
+  const choices = [["", t(all)], ...options];
+  $(name).replaceChildren(...choices.map(([value, text]) => h("option", {value}, text)));
+  $(name).value = query.get(name) || "";
+  $(name).hidden = options.length < 2 && !query.get(name);
+}
+
+const sortChoice = () =>
+  choice({order: byName() ? "" : "name", month: ""}, {}, t(byName() ? "byDate" : "byName"));
+
 function drawPlaces() {
   const here = query.get("folder") || "";
-  const open = Boolean(here) || !$("places").hidden;
+  const open = Boolean(here || album()) || $("folders").getAttribute("aria-expanded") === "true";
   $("places").hidden = !open;
-  $("folders").setAttribute("aria-expanded", open);
+  $("folders").setAttribute("aria-expanded", open && !album());
+  if (album()) { drawWay(); return; }
   const parts = here ? here.split("/") : [];
   const path = parts.map((part, at) =>
     choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
@@ -16347,31 +16727,155 @@ function drawPlaces() {
     {folder: here ? `${here}/${name}` : name, below: ""}, {}, icon("folder"), name,
     h("small", {}, NUMBER.format(count))));
   const deep = query.get("below") !== "false";
-  const named = query.get("order") === "name";
   const deeper = h("input", {type: "checkbox", checked: deep,
     onchange: () => choose({below: deep ? "false" : ""})});
   $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
     ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
-    here ? h("label", {}, deeper, t("below")) : "",
-    choice({order: named ? "" : "name"}, {}, t(named ? "byDate" : "byName")));
+    here ? h("label", {}, deeper, t("below")) : "", sortChoice());
+}
+
+// -- Albums ------------------------------------------------------------------------------
+// A user's collections, the tree of the entities, and the trash of both.
+
+const openAlbum = (key, ...children) => choice({...NOTHING, album: key}, {}, ...children);
+
+// Each album on the way to what is looked at, as [key, name].
+function way() {
+  if (!album() || album() === "all") return [];
+  if (list.path.length && !isTree()) return list.path;
+  return isTree() ? [["entities", t("entities")], ...list.path] : [[album(), t(album())]];
+}
+
+const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name);
+
+function drawWay() {
+  const act = (symbol, label, run) => button(symbol, label, run, {text: true});
+  $("places").replaceChildren(openAlbum("all", t("albums")),
+    ...way().flatMap(([key, name]) =>
+      [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
+    album() === "all" || !groups.length ? "" : sortChoice(),
+    ...isCollection() ? [act("folder", "rename", renameAlbum), act("trash", "removeAlbum",
+      removeAlbum)] : [],
+    album() === "trash" && groups.length ? act("trash", "emptyTrash", emptyTrash) : "");
+}
+
+function drawCards() {
+  const symbols = {mine: "person", entities: "folder", trash: "trash"};
+  const cards = (list.albums || []).map(([key, name, count, cover]) => openAlbum(key,
+    cover ? h("img", {src: previewOf(cover, 320), alt: "", loading: "lazy"})
+      : icon(symbols[key] || "albums"),
+    h("b", {dir: "auto"}, symbols[key] ? t(key) : name),
+    h("small", {}, count ? NUMBER.format(count) : "")));
+  if (album() === "all") {
+    cards.push(h("button", {type: "button", onclick: () => needAccount(newAlbum)}, icon("plus"),
+      h("b", {}, t("newAlbum")), h("small")));
+  }
+  $("cards").replaceChildren(...cards);
+  $("cards").hidden = !cards.length;
+}
+
+const needAccount = (run) => list.has_account ? run() : signIn(() => start().then(run));
+
+// Ask for a name, in the dialog; `run` gets it and the answer of what it calls is looked at.
+function askName(title, value, send) {
+  const name = h("input", {name: "name", value, required: true, maxLength: 255});
+  showForm(title, [h("label", {}, t("albumName"), name)], title, async () => {
+    const answer = await send({name: name.value});
+    return answer.ok ? "" : problem(answer);
+  });
+}
+
+const collectionPath = (key) => `/api/media/collections/${key}/`;
+const makeAlbum = (value) => call("/api/media/collections/", json("POST", value));
+
+function newAlbum() {
+  askName("newAlbum", "", async (value) => {
+    const answer = await makeAlbum(value);
+    if (answer.ok) choose({...NOTHING, album: (await answer.clone().json()).id});
+    return answer;
+  });
+}
+
+function renameAlbum() {
+  askName("rename", placeName(), async (value) => {
+    const answer = await call(collectionPath(album()), json("PATCH", value));
+    if (answer.ok) start(true);
+    return answer;
+  });
+}
+
+async function removeAlbum() {
+  if (!window.confirm(t("sureAlbum", placeName()))) return;
+  await call(collectionPath(album()), {method: "DELETE"});
+  choose({...NOTHING, album: "all"});
+}
+
+async function emptyTrash() {
+  if (!window.confirm(t("sureEmpty"))) return;
+  const answer = await call("/trash", {method: "DELETE"});
+  if (!answer.ok) notify(await problem(answer), 8, true);
+  start(true);
+}
+
+async function addToAlbum(items) {
+  const {albums} = await (await call("/gallery/items?album=all")).json();
+  const close = () => $("login").close();
+  const put = async (key, name) => {
+    close();
+    const said = await fillAlbum(key, items);
+    if (!said) clearPicks();
+    notify(said || t("added", name), 5, Boolean(said));
+  };
+  const mine = albums.filter(([key]) => key.includes("-")).map(([key, name]) =>
+    h("button", {type: "button", onclick: () => put(key, name)}, icon("albums"), name));
+  const name = h("input", {name: "name", required: true, maxLength: 255});
+  showForm("addTo", [h("div", {className: "list"}, mine), h("label", {}, t("newAlbum"), name)],
+    "addTo", async () => {
+      const answer = await makeAlbum({name: name.value});
+      if (!answer.ok) return problem(answer);
+      put((await answer.json()).id, name.value);
+      return "";
+    });
+}
+
+// Put items into a collection: own records move there, all else is shown there. What is wrong.
+async function fillAlbum(key, items) {
+  const own = items.filter((item) => item[ID] && !isEntity(item));
+  const hashes = items.filter((item) => !own.includes(item)).map((item) => item[SHA]);
+  const calls = own.map((item) =>
+    [`${record(item)}add-to-collection/`, json("POST", {collection_id: key})]);
+  for (let at = 0; at < hashes.length; at += 1000) {
+    const some = hashes.slice(at, at + 1000);
+    calls.push([`${collectionPath(key)}add/`, json("POST", {sha256: some})]);
+  }
+  for (const each of calls) {
+    const answer = await call(...each);
+    if (!answer.ok) return problem(answer);
+  }
+  return "";
 }
 
 function drawEmpty() {
   $("empty").hidden = groups.length > 0;
   if (groups.length) return;
-  if (query.size) {
-    const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
+  if (album() === "all") $("empty").hidden = true;
+  else if (album() && query.size === 1) {
+    if (list.albums.length) $("empty").hidden = true;
+    else showEmpty(album() === "trash" ? "trash" : "albums", "nothingIn",
+      album() === "trash" ? "" : "nothingInHow");
+  } else if (query.size) {
     showEmpty("picture", "none", "noneHow",
-      choice(everything, {className: "button main"}, t("showAll")));
+      choice(NOTHING, {className: "button main"}, t("showAll")));
   } else {
     showEmpty("picture", "nothing", "nothingHow",
       h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
   }
 }
 
-function showEmpty(symbol, title, how, action) {
+function showEmpty(symbol, title, how, action = "") {
   $("empty").hidden = false;
-  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, t(how)), action);
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, how && t(how)),
+    action);
 }
 
 function showLocked() {
@@ -16387,7 +16891,7 @@ function showLocked() {
 
 $("home").onclick = (event) => {
   event.preventDefault();
-  choose(Object.fromEntries(CHOICES.map((name) => [name, ""])));
+  choose(NOTHING);
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
@@ -16396,16 +16900,15 @@ $("search").onsubmit = (event) => {
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
 });
-$("kind").onchange = (event) => choose({kind: event.target.value});
-$("jump").onchange = (event) => {
-  const group = groups.find((each) => each.key === event.target.value);
-  if (group) window.scrollTo(0, $("grid").offsetTop + group.top - $("bar").offsetHeight);
-};
+for (const name of ["kind", "month", "camera"]) {
+  $(name).onchange = (event) => choose({[name]: event.target.value});
+}
 $("folders").onclick = () => {
-  $("places").hidden = !$("places").hidden;
-  if ($("places").hidden && query.get("folder")) choose({folder: "", below: ""});
+  $("folders").setAttribute("aria-expanded", $("places").hidden);
+  if (query.get("folder")) choose({folder: "", below: ""});
   else drawPlaces();
 };
+$("albums").onclick = () => choose({...NOTHING, album: album() === "all" ? "" : "all"});
 
 // -- The scrubber: years along the right edge --------------------------------------------
 
@@ -16413,7 +16916,7 @@ const handle = h("i");
 
 function drawScrubber() {
   const bar = $("scrubber");
-  bar.hidden = total < 3 * window.innerHeight || query.get("order") === "name";
+  bar.hidden = total < 3 * window.innerHeight || byName();
   if (bar.hidden) return;
   const marks = [];
   let year = "", lowest = -30;
@@ -16436,7 +16939,7 @@ function moveHandle() {
   const top = scrolled / total * bar.clientHeight;
   const bubble = bar.querySelector("b");
   handle.style.top = bubble.style.top = `${top}px`;
-  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)]);
+  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)].key);
 }
 
 function scrub(event) {
@@ -16461,12 +16964,12 @@ $("scrubber").onlostpointercapture = () => {
 let lastPick = null;
 
 function togglePick(group, place, range) {
-  const on = !picked.has(group.items[place][SHA]);
+  const on = !picked.has(keyOf(group.items[place]));
   const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
   for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
     const item = group.items[at];
-    if (on) picked.set(item[SHA], item);
-    else picked.delete(item[SHA]);
+    if (on) picked.set(keyOf(item), item);
+    else picked.delete(keyOf(item));
   }
   lastPick = {group, place};
   drawPicked();
@@ -16475,16 +16978,15 @@ function togglePick(group, place, range) {
 function drawPicked() {
   document.body.classList.toggle("picking", picked.size > 0);
   for (const tile of document.querySelectorAll(".tile")) {
-    tile.classList.toggle("on", picked.has(tile.dataset.sha));
-    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.sha));
+    tile.classList.toggle("on", picked.has(tile.dataset.key));
+    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.key));
   }
   const items = [...picked.values()];
   $("picked").hidden = !items.length;
   const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
   $("picked").replaceChildren(count,
     button("down", "download", () => downloadAll(items), {text: true}),
-    items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
-    button("close", "clear", clearPicks));
+    ...ways(items), button("close", "clear", clearPicks));
 }
 
 function clearPicks() {
@@ -16508,26 +17010,57 @@ function holdToPick(link, pick) {
   link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
 }
 
-// Uploads can be deleted again; what lies elsewhere in the folder is its owner's.
-const canDelete = (item) => /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+// The buttons of what can be done with items besides showing them.
+function ways(items) {
+  if (album() === "trash") {
+    return [button("undo", "restore", () => restoreAll(items), {text: true}),
+      button("trash", "remove", () => deleteAll(items))];
+  }
+  return [button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
+    items.every(removal) ? button("trash", isCollection() ? "takeOut" : "remove",
+      () => deleteAll(items)) : ""];
+}
 
-async function deleteAll(items) {
-  const what = items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
-  if (!window.confirm(t("sure", what))) return false;
+// The call that deletes an item, if one may: of the library only what was uploaded for everybody,
+// since all else in the folder is its owner's.
+function removal(item) {
+  const path = `/media/${encodeURIComponent(nameOf(item))}`;
+  if (!album()) {
+    const uploaded = /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+    return uploaded ? [withToken(path), {method: "DELETE"}] : null;
+  }
+  if (album() === "trash") return [`/trash/${item[ID]}`, {method: "DELETE"}];
+  if (isCollection()) return [`${record(item)}remove-from-collection/`, {method: "POST"}];
+  if (!isTree()) return [record(item), {method: "DELETE"}];
+  return list.can_write ? [`/entity/${item[ID]}`, json("PATCH", {is_deleted: true})] : null;
+}
+
+const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
+
+// Call for each item; whether all went well.
+async function callAll(items, callOf, said) {
   for (const item of items) {
-    const path = `/media/${encodeURIComponent(nameOf(item))}`;
-    const answer = await call(withToken(path), {method: "DELETE"});
+    const answer = await call(...callOf(item));
     if (!answer.ok && answer.status !== 404) {
       notify(await problem(answer), 8, true);
       return false;
     }
-    picked.delete(item[SHA]);
+    picked.delete(keyOf(item));
   }
   drawPicked();
   await start(true);
-  notify(t("deleted", what), 4);
+  notify(t(said, nameAll(items)), 4);
   return true;
 }
+
+async function deleteAll(items) {
+  const forGood = !album() || album() === "trash";
+  if (forGood && !window.confirm(t("sure", nameAll(items)))) return false;
+  return callAll(items, removal, isCollection() ? "takenOut" : "deleted");
+}
+
+const restoreAll = (items) =>
+  callAll(items, (item) => [`/trash/${item[ID]}/restore`, {method: "POST"}], "restored");
 
 function save(url, name) {
   h("a", {href: url, download: name}).click();
@@ -16543,7 +17076,7 @@ async function downloadAll(items) {
   const zip = new Zip();
   for (const [number, item] of items.entries()) {
     notify(t("zipping", `${number + 1}/${items.length}`));
-    const answer = await call(`/image/${item[SHA]}`);
+    const answer = await call(originalPath(item));
     if (!answer.ok) { notify(await problem(answer), 8, true); return; }
     await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
   }
@@ -16615,12 +17148,12 @@ const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
 let factsOpen = false, slideshow = 0, lastShown = "";
 
-async function openLinked(key, sha) {
-  const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
+async function openLinked(key, wanted) {
+  const isShown = () => shown && keyOf(shown.group.items?.[shown.place] || []) === wanted;
   if (isShown() && groups.includes(shown.group)) return;
   const group = groups.find((each) => each.key === (key || ""));
   const found = group ? await load(group) : [];
-  const at = found.findIndex((item) => item[SHA] === sha);
+  const at = found.findIndex((item) => keyOf(item) === wanted);
   if (at < 0) {
     closeViewer();
     notify(t("gone"), 5, true);
@@ -16633,7 +17166,7 @@ async function openLinked(key, sha) {
 }
 
 function openItem(group, place) {
-  history.pushState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  history.pushState(null, "", addressOf({group: group.key, item: keyOf(group.items[place])}));
   pushed = true;
   show(group, place);
 }
@@ -16641,7 +17174,7 @@ function openItem(group, place) {
 function show(group, place) {
   const item = group.items[place];
   shown = {group, place};
-  lastShown = `${group.key}/${item[SHA]}`;
+  lastShown = `${group.key}/${keyOf(item)}`;
   const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
@@ -16666,7 +17199,9 @@ function drawView(item) {
     button("info", "info", toggleFacts),
     button("link", "copy", copyLink),
     button("down", "download", () => save(original(item), nameOf(item))),
-    canDelete(item) ? button("trash", "remove", deleteShown) : "",
+    ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
+    removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
+      () => leaveShown(deleteAll)) : "",
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -16705,10 +17240,23 @@ function drawFacts(item) {
     ["size", pixels + bytes(item[BYTES])],
     ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
     ["file", nameOf(item)], ["folder", folderOf(item) && choice(
-      {folder: folderOf(item), q: "", kind: ""}, {}, folderOf(item))],
+      {...NOTHING, folder: folderOf(item)}, {}, folderOf(item))],
   ].filter(([, value]) => value);
+  const versions = h("p");
+  if (isEntity(item)) listVersions(item, versions);
   return h("aside", {id: "facts"}, h("h2", {}, t("info")), h("dl", {},
-    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])));
+    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])), versions);
+}
+
+// The versions of an entity, the newest first; each can be looked at.
+async function listVersions(item, place) {
+  const answer = await call(`/entity/${item[ID]}/versions`);
+  if (!answer.ok) return;
+  place.append(...(await answer.json()).reverse().map(({version, label, updated_date: updated}) =>
+    h("button", {type: "button", onclick: () => {
+      $("view").firstChild.src = `${original(item)}?version=${version}`;
+    }}, t("version", version), h("small", {dir: "auto"},
+      `${DAY.format(new Date(updated))} ${label || ""}`))));
 }
 
 async function go(step) {
@@ -16717,7 +17265,7 @@ async function go(step) {
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
   const item = there.group.items[there.place];
-  history.replaceState(null, "", addressOf({group: there.group.key, item: item[SHA]}));
+  history.replaceState(null, "", addressOf({group: there.group.key, item: keyOf(item)}));
   show(there.group, there.place);
 }
 
@@ -16737,7 +17285,7 @@ function closeViewer() {
   if (document.fullscreenElement) document.exitFullscreen();
   $("viewer").replaceChildren();
   $("viewer").close();
-  document.title = list.name;
+  document.title = placeName();
   reveal(group, place);
   drawNow();
   tiles.get(lastShown)?.firstChild.focus({preventScroll: true});
@@ -16773,14 +17321,14 @@ async function copyLink() {
   } else window.prompt(t("link"), location.href);
 }
 
-async function deleteShown() {
+// Do what takes the shown item away, and go on to the next.
+async function leaveShown(run) {
   const {group, place} = shown;
   const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const next = there && there.group.items[there.place];
-  history.replaceState(null, "", addressOf(next ? {group: there.group.key, item: next[SHA]} : {}));
-  if (!await deleteAll([group.items[place]])) {
-    history.replaceState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
-  }
+  const go = (to, at) => history.replaceState(null, "", addressOf(
+    to ? {group: to.key, item: keyOf(to.items[at])} : {}));
+  go(there?.group, there?.place);
+  if (!await run([group.items[place]])) go(group, place);
 }
 
 $("viewer").addEventListener("cancel", (event) => {
@@ -16792,7 +17340,8 @@ document.addEventListener("keydown", (event) => {
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
-    s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
+    s: toggleSlideshow,
+    Delete: () => removal(shown.group.items[shown.place]) && leaveShown(deleteAll),
   }[event.key];
   if (!run) return;
   event.preventDefault();
@@ -16884,8 +17433,9 @@ function zoomable(picture, item) {
 // -- Uploads -----------------------------------------------------------------------------
 
 const AT_ONCE = 3;
-const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
-const TAKES = /^(jpe?g|png|gif|webp|bmp|svg)$/;
+const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; these others as public images
+const PUBLIC = /^(webp|bmp|svg)$/;
+const LARGE = 4e6, PART = 16e6;  // bytes: what is larger goes in parts, and is resumed
 const uploads = [];
 let paused = false, refreshTimer = 0;
 
@@ -16895,17 +17445,40 @@ const withToken = (path) =>
 function addUploads(files) {
   for (const file of files) {
     const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
-    const most = list.max_upload_bytes;
-    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
-    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
+    if (!/^((image|video|audio)\/|$)/.test(file.type)) refuse(upload, t("wrongType"), true);
     uploads.push(upload);
   }
   if (!files.length) return;
   $("uploads").hidden = false;
   drawUploads();
-  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
-  if (asks && !uploadToken) signIn(resumeUploads);
+  const may = list.can_upload || list.can_write || list.has_account || uploadToken;
+  if (!may && uploads.some((each) => each.state === "waiting")) signIn(resumeUploads);
   else pump();
+}
+
+// Where a file goes: into what is looked at, else the folder if that takes it, else the account's
+// own records or the entities, which take everything.
+function routeOf(file) {
+  const extension = extensionOf(file.name), fields = {};
+  const toFolder = (list.can_upload || uploadToken) && file.size <= list.max_upload_bytes;
+  if (toFolder && !album()) {
+    const name = encodeURIComponent(file.name);
+    if (KEEPS_NAME.test(extension)) {
+      return {target: "library", method: "PUT", path: `/image/${name}`, fields};
+    }
+    if (PUBLIC.test(extension)) return {target: "media", method: "POST", path: "/upload", fields};
+  }
+  if (file.size > list.max_media_bytes) return null;
+  if (list.can_write && (isTree() || !list.has_account)) {
+    fields.label = file.name;
+    if (/^\d+$/.test(album())) fields.parent_id = album();
+    return {target: "entities", method: "POST", path: "/entity/", field: "image", fields,
+      album: isTree() ? album() : "entities"};
+  }
+  if (!list.has_account) return null;
+  if (isCollection()) fields.collection = album();
+  return {target: "accounts", method: "POST", path: "/api/media/media/", fields,
+    album: isCollection() ? album() : "mine"};
 }
 
 function refuse(upload, message, final = false) {
@@ -16925,37 +17498,87 @@ function pump() {
 }
 
 async function sendUpload(upload) {
-  upload.state = "sending";
   const {file} = upload;
-  const named = KEEPS_NAME.test(extensionOf(file.name));
+  const route = upload.route = routeOf(file);
+  upload.state = "sending";
+  if (!route) {
+    const most = list.has_account || list.can_write ? list.max_media_bytes : list.max_upload_bytes;
+    refuse(upload, t(file.size > most ? "tooLarge" : "denied", bytes(most)), true);
+    pump();
+    return;
+  }
   const form = new FormData();
-  form.append("file", file);
+  for (const field of Object.entries(route.fields)) form.append(...field);
+  form.append(route.field || "file", file);
+  const request = file.size > LARGE ? await sendParts(upload)
+    : await transmit(upload, route.method, withToken(route.path), form);
+  endUpload(upload, request);
+  pump();
+}
+
+// One request of an upload, when it is over; `from` are the bytes before it.
+async function transmit(upload, method, path, body, headers = {}, from = 0) {
   const request = upload.request = new XMLHttpRequest();
-  request.open(named ? "PUT" : "POST",
-    ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
-  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
+  request.open(method, ROOT + path);
+  for (const header of Object.entries({...headers, ...await bearer()})) {
+    request.setRequestHeader(...header);
+  }
   request.upload.onprogress = (event) => {
-    upload.sent = event.loaded / event.total;
+    upload.sent = Math.min(1, (from + event.loaded) / upload.file.size);
     drawProgress(upload);
   };
-  request.onloadend = () => {
-    endUpload(upload, request);
-    pump();
-  };
-  request.send(form);
+  return new Promise((done) => {
+    request.onloadend = () => done(request);
+    if (paused) done(request);
+    else request.send(body);
+  });
+}
+
+// Send a file by tus 1.0: it goes on where it was, after a pause, a lost connection or a reload.
+// The last request; with the family's answer if all went well.
+async function sendParts(upload) {
+  const {file, route} = upload;
+  const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
+  const tus = {"Tus-Resumable": "1.0.0"};
+  const send = (...more) => transmit(upload, ...more);
+  let path = localStorage.getItem(mark), request = null, offset = 0;
+  if (path) {
+    request = await send("HEAD", path, null, tus);
+    if (/^4(01|03|04|10)$/.test(request.status)) path = null;
+  }
+  if (!path) {
+    const texts = {target: route.target, filename: file.name, ...route.fields};
+    const coded = Object.entries(texts).map(([name, text]) =>
+      `${name} ${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}`);
+    request = await send("POST", withToken("/files/"), null,
+      {...tus, "Upload-Length": file.size, "Upload-Metadata": coded.join()});
+    path = request.getResponseHeader("Location")?.match(/\/files\/[^/]*$/)[0];
+    if (path) localStorage.setItem(mark, path);
+  }
+  const type = {"Content-Type": "application/offset+octet-stream"};
+  while (request.status >= 200 && request.status < 300) {
+    offset = Number(request.getResponseHeader("Upload-Offset"));
+    if (offset === file.size) {
+      localStorage.removeItem(mark);
+      return send("GET", path, null, tus);
+    }
+    request = await send("PATCH", path, file.slice(offset, offset + PART),
+      {...tus, ...type, "Upload-Offset": offset}, offset);
+  }
+  if (/^4(00|09|13|15|22)$/.test(request.status)) localStorage.removeItem(mark);
+  return request;
 }
 
 function endUpload(upload, request) {
   const {status} = request;
   upload.request = null;
-  upload.sent = 0;
   if (paused && status === 0) {
     upload.state = "waiting";
-  } else if (status === 200 || status === 201) {
-    upload.state = status === 201 ? "stored" : "known";
+  } else if (status === 200 || status === 201 || status === 409) {
+    upload.state = status === 409 || isKnown(upload, request) ? "known" : "stored";
     clearTimeout(refreshTimer);
     refreshTimer = setTimeout(() => start(true), 700);
-  } else if ((status === 429 || status === 503) && upload.tries++ < 5) {
+  } else if (/^(0|423|429|503)$/.test(status) && upload.tries++ < 5) {
     upload.state = "later";
     setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
   } else if (status === 401) {
@@ -16967,10 +17590,16 @@ function endUpload(upload, request) {
   }
 }
 
+// Whether the folder had the picture: its answer then names no thumbnail.
+function isKnown(upload, request) {
+  if (upload.route.target !== "library") return false;
+  const said = JSON.parse(request.responseText);
+  return !("thumbnail_file" in (said.answer || said));
+}
+
 function sentence(request) {
   if (request.status === 0) return t("lost");
   if (request.status === 403) return t("denied");
-  if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
   if (request.status === 507) return t("noRoom");
   try {
     return String(JSON.parse(request.responseText).detail);
@@ -17007,7 +17636,7 @@ function drawUploads() {
   $("uploads").replaceChildren(
     h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
       toggle, close),
-    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("progress", {max: uploads.length || 1, value: allSent(), "aria-label": t("uploads")}),
     h("ul", {}, rows.map(drawUpload)));
 }
 
@@ -17017,15 +17646,21 @@ const rank = (upload) =>
 function drawUpload(upload) {
   const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
-  upload.bar = upload.state === "sending"
+  upload.bar = !isOver(upload) && (upload.sent || upload.state === "sending")
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
-  const state = t(upload.state === "later" ? "waiting" : upload.state);
+  const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
+  const to = upload.state === "stored" && (upload.route.album || "");
+  const name = to && t(/^[me]/.test(to) ? to : "albums");
+  const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
-    upload.bar || h("span", {}, upload.message || state));
+    upload.bar || h("span", {}, state, there));
 }
+
+const allSent = () => uploads.reduce((sum, each) => sum + (isOver(each) ? 1 : each.sent), 0);
 
 function drawProgress(upload) {
   if (upload.bar) upload.bar.value = upload.sent;
+  $("uploads").querySelector("progress").value = allSent();
 }
 
 $("upload").onclick = () => $("files").click();
@@ -17091,6 +17726,10 @@ window.addEventListener("popstate", () => {
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
+document.head.append(h("link", {rel: "icon", href: `${ROOT}/icon.svg`}),
+  h("link", {rel: "manifest", href: `${ROOT}/manifest.webmanifest`}));
+$("home").prepend(h("img", {src: `${ROOT}/icon.svg`, alt: ""}));
+
 // A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
 async function begin() {
   keepSession(session);
@@ -17110,20 +17749,66 @@ async function begin() {
 begin();
 """
 
-GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+GALLERY = {
+    language: build_page(
+        GALLERY_MARKUP.replace('lang="en"', f'lang="{language}"'),
+        PAGE_STYLE + GALLERY_STYLE,
+        f"{PAGE_SCRIPT}const TEXTS = {to_json(texts)};\n{GALLERY_SCRIPT}",
+    )
+    for language, texts in TEXTS.items()
+}
+
+
+def choose_language(accepted: str) -> str:
+    """Return the page's language that Accept-Language likes most (RFC 9110, section 12.5.4).
+
+    >>> choose_language("fr, de-AT;q=0.8, en;q=0.5"), choose_language("")
+    ('de', 'en')
+    """
+    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted.lower())
+    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in TEXTS}
+    return max(liked, key=lambda tag: liked[tag], default="en")
+
+
+def gallery_response(request: Request) -> Response:
+    """Answer with the gallery in the client's language."""
+    language = choose_language(request.headers.get("accept-language", ""))
+    return page_response(request, GALLERY[language])
+
+
+@route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
+def get_icon(app: App, request: Request) -> Response:
+    """The gallery's icon."""
+    policy = ("Content-Security-Policy", "default-src 'none'")
+    return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
+
+
+@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
+def get_manifest(app: App, request: Request) -> Response:
+    """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
+    name = printable(app.settings.storage_dir.name) or "mediaserver"
+    icon = {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"}
+    colour = "#0b6b62"
+    manifest = {
+        "name": name, "short_name": name, "start_url": "gallery", "scope": "./",
+        "display": "standalone", "background_color": colour, "theme_color": colour,
+        "icons": [icon],
+    }  # fmt: skip
+    headers = [("Content-Type", "application/manifest+json"), NO_STORE]
+    return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
 
 
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page."""
-    return page_response(request, GALLERY)
+    return gallery_response(request)
 
 
 @route("GET", "/", OPEN, "system", {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
-        return page_response(request, GALLERY)
+        return gallery_response(request)
     return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
