@@ -2265,6 +2265,9 @@ def transport(first: bytes = b"", prefix: bytes = b"") -> bytes:
 
 
 H264_SIZE = bytes.fromhex("0000000167640028acd940780227e5c044")  # 1920 x 1080, cropped from 1088
+HEVC_SIZE = bytes.fromhex(  # 638 x 358, cropped from 640 x 368
+    "000000014201010408000003009e08" "00000300003f9000a0402e3b8bcb2b2a"
+)  # fmt: skip
 AVCHD_TIME = (
     b"\0\0\1\6\5\x27" + bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM\2"
     + bytes.fromhex("1804201905" "1904050201")
@@ -2430,6 +2433,7 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
             FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
     "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
     "MPEG-TS": (transport(MPEG2_SIZE), "video/mp2t", FILM | {"duration": 4.0, "created": None}),
+    "HEVC": (transport(HEVC_SIZE), "video/mp2t", {"width": 638, "height": 358}),
     "AVCHD": (transport(AVCHD_TIME + H264_SIZE, bytes(4)), "video/mp2t",
               FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
     "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
@@ -3454,6 +3458,7 @@ def test_a_profile_for_other_colours_than_the_picture_has_is_passed_over(
         ("png", b"", b"gAMA" + struct.pack(">I", 45_455), 100, 100),
         ("png", b"", b"cICP\x09\x10\0\1", 148, 249),  # graphics white of PQ and HLG
         ("png", b"", b"cICP\x09\x12\0\1", 191, 249),
+        ("png", b"", b"cICP\x09\x12\0\1", 128, 153),
         ("avif", b"colrnclx\0\1\0\x0d", b"colrnclx\0\x09\0\x10", 148, 249),
         ("heic", b"colrnclx\0\1\0\x0d", b"colrnclx\0\x09\0\x12", 191, 249),
     ],
@@ -3578,21 +3583,47 @@ def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
         assert make(thumbnails, tmp_path / "a.jpg") is not None, exif
 
 
-@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "gif", "tif"])
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "lossless.webp", "gif", "tif"])
 def test_a_picture_that_is_cut_short_is_shown_as_far_as_it_goes(
     thumbnails, tmp_path, pillow, extension
 ):
     picture = quadrants(pillow)
     noise = pillow.frombytes("RGB", (800, 40), os.urandom(800 * 40 * 3))
     picture.paste(noise, (0, 360))  # so that most of the file is of the last lines
-    whole = io.BytesIO()
-    picture.save(whole, pillow.registered_extensions()[f".{extension}"])
-    (tmp_path / "a").write_bytes(whole.getvalue()[:-2])
+    whole = tmp_path / f"whole.{extension}"
+    picture.save(whole, **({"lossless": True} if "lossless" in extension else {}))
+    (tmp_path / "a").write_bytes(whole.read_bytes()[:-2])
     assert all(map(near, corners(make(thumbnails, tmp_path / "a")), (RED, GREEN)))
-    (tmp_path / "a").write_bytes(whole.getvalue()[: len(whole.getvalue()) * 7 // 10])
+    (tmp_path / "a").write_bytes(whole.read_bytes()[: whole.stat().st_size * 7 // 10])
     made = make(thumbnails, tmp_path / "a")
     assert made.size == (256, 128)
     assert all(map(near, corners(made), (RED, GREEN)))
+
+
+@pytest.mark.parametrize(
+    ("bits", "packing", "table", "pixels"),
+    [
+        (2, 0, (0xFF0000, 0xFF00, 0xFF, 0xFFFFFF), (0, 1, 2, 3)),
+        (16, 3, (0x30, 0x0E, 1, 0), (0x30, 0x0E, 1, 0x3F)),
+        (32, 3, (0x7FF << 21, 0x7FF << 10, 0x3FF, 0), (0x7FF << 21, 0x7FF << 10, 0x3FF, ~0)),
+        (32, 6, (0xFF << 24, 0xFF << 8, 0xFF << 16, 0xFF), (0xFF0000FF, 0xFFFF, 0xFF00FF, ~0)),
+    ],
+)
+def test_a_bmp_of_unusual_pixels_is_shown(
+    thumbnails, tmp_path, pillow, bits, packing, table, pixels
+):
+    """Red and green above blue and white; the lines stand from the lowest to the highest."""
+    places = range(0, 32, bits)
+    words = [sum(pixel << place for place in places) & 0xFFFFFFFF for pixel in pixels]
+    lines = [
+        struct.pack("<16I", *[left] * 8, *[right] * 8) for left, right in (words[2:], words[:2])
+    ]
+    shape = 16 * len(places), 16
+    head = struct.pack("<2s8xIIiiHHI20x4I", b"BM", 70, 40, *shape, 1, bits, packing, *table)
+    (tmp_path / "a.bmp").write_bytes(head + lines[0] * 8 + lines[1] * 8)
+    made = make(thumbnails, tmp_path / "a.bmp")
+    assert made.size == shape
+    assert all(map(near, corners(made), (RED, GREEN, BLUE, WHITE)))
 
 
 @pytest.mark.parametrize(
@@ -3916,6 +3947,16 @@ def test_graphics_white_of_an_hdr_film_is_white(
         assert abs(pixel[0] - white) <= 4
 
 
+@pytest.mark.parametrize(("height", "matrix"), [(716, "bt601"), (720, "bt709")])
+def test_a_video_that_names_no_colours_has_those_of_its_height(
+    thumbnails, tmp_path, pillow, ffmpeg, height, matrix
+):
+    red = f"color=0xdc3c28:s=64x{height}:d=1,format=rgb24,scale=out_color_matrix={matrix}"
+    source = film(tmp_path / "a.mkv", f"{red},format=yuv420p", "-c:v", "mpeg4", "-qscale:v", "2")
+    pixel = make(thumbnails, source, "video").convert("RGB").getpixel((2, 9))
+    assert all(abs(a - b) <= 5 for a, b in zip(pixel, (0xDC, 0x3C, 0x28), strict=True))
+
+
 def test_a_film_is_upright_with_square_pixels_and_not_enlarged(
     thumbnails, tmp_path, pillow, ffmpeg
 ):
@@ -4153,6 +4194,23 @@ def test_an_unfinished_scan_is_taken_up_again_by_itself(scanning, monkeypatch, c
     scanning.scanner.start(0)
     wait_until(lambda: len(scanning.states()) == 5)
     assert "2 files are not in the index yet" in capsys.readouterr().err
+
+
+def test_what_another_version_has_read_of_files_is_read_again(scanning):
+    dated, other = jpeg(date="2019:05:04 05:02:01"), png()
+    fill(scanning.path, {"a.jpg": dated, "b.png": other})
+    scanning.scanner.scan()
+    assets, files = scanning.index.assets, scanning.index.files
+    known = {name: files.get("library", name) for name in ("a.jpg", "b.png")}
+    wrong = known["a.jpg"][1].facts._replace(created=None, created_source=None)
+    scanning.index.write(lambda db: assets.set_facts(db, sha256(dated), wrong), durable=False)
+    assert files.get("library", "a.jpg") != known["a.jpg"]
+    scanning.index.set_meta("facts version", "1")
+    lists = int(scanning.index.get_meta("library_version"))
+    scanning.scanner.start(0)
+    wait_until(lambda: scanning.index.get_meta("facts version") == ms.FACTS_VERSION)
+    assert {name: files.get("library", name) for name in known} == known
+    assert int(scanning.index.get_meta("library_version")) == lists + 1  # for the one alone
 
 
 def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch):
