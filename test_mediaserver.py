@@ -11898,7 +11898,7 @@ def test_a_folder_that_is_dropped_is_uploaded_with_what_is_below_it(browser, ser
     browser.see(done)
     said = browser.run("return document.querySelector('#uploads ul').innerText")
     assert said.count("stored") == 3
-    assert "Only JPEG" in said
+    assert "Only photos" in said
     assert {sha256(content) for content in contents.values()} <= server.listed().keys()
 
 
