@@ -1415,6 +1415,7 @@ def find_principal(
 # which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
 # and `probe` returns what was found until then.
 
+FACTS_VERSION = "2"  # another one wherever a file may tell more, or other facts, than before
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
 READ_COST = 256  # what a read costs beside its bytes
@@ -1519,28 +1520,20 @@ MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines()
 MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
-class Seekable(Protocol):
-    """What `probe` asks of a file."""
+class _Source:
+    """A file of which the first bytes are read once, and a budget that everything read costs."""
 
-    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    __slots__ = ("_budget", "_file", "_head")
 
-    def read(self, count: int, /) -> bytes: ...
-
-
-class _Span:
-    """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
-
-    __slots__ = ("_budget", "_file", "size", "start")
-
-    def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
-        self._file, self.start, self.size = file, start, size
-        self._budget = budget  # a list of one number, which all spans of a file share
+    def __init__(self, head: bytes, file: BinaryIO, budget: list[int]) -> None:
+        self._head, self._file = head, file
+        self._budget = budget  # a list of one number, which what is packed in the file shares
 
     def read(self, at: int, length: int) -> bytes:
-        if at < 0 or not 0 <= length <= self.size - at:
-            raise EOFError
         self.charge(READ_COST + length)
-        self._file.seek(self.start + at)
+        if at + length <= len(self._head):
+            return self._head[at : at + length]
+        self._file.seek(at)
         data = self._file.read(length)
         if len(data) < length:  # the file was cut meanwhile
             raise EOFError
@@ -1554,6 +1547,27 @@ class _Span:
 
     def is_half_spent(self) -> bool:
         return self._budget[0] < MAX_PROBE_COST // 2
+
+    def inner(self, data: bytes) -> _Source:
+        """A file that was packed in this one."""
+        return _Source(data, io.BytesIO(data), self._budget)
+
+
+class _Span:
+    """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
+
+    __slots__ = ("size", "source", "start")
+
+    def __init__(self, source: _Source, start: int, size: int) -> None:
+        self.source, self.start, self.size = source, start, size
+
+    def read(self, at: int, length: int) -> bytes:
+        if at < 0 or not 0 <= length <= self.size - at:
+            raise EOFError
+        return self.source.read(self.start + at, length)
+
+    def charge(self, cost: int) -> None:
+        self.source.charge(cost)
 
     def peek(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1575,11 +1589,11 @@ class _Span:
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self.start + start, max(0, end - start), self._budget)
+        return _Span(self.source, self.start + start, max(0, end - start))
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        return _Span(io.BytesIO(data), 0, len(data), self._budget)
+        return _Span(self.source.inner(data), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
         """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
@@ -1618,7 +1632,7 @@ class _Parts:
         return [part for label, part in self if label == wanted]
 
 
-_NOTHING = _Span(io.BytesIO(), 0, 0, [0])
+_NOTHING = _Span(_Source(b"", io.BytesIO(), [0]), 0, 0)
 _POSSIBLE = {  # what lies outside comes from a broken header
     "width": (1, 1 << 31), "height": (1, 1 << 31), "orientation": (1, 8),
     "duration": (1e-6, 10 * 366 * 86400), "latitude": (-90, 90), "longitude": (-180, 180),
@@ -1747,11 +1761,12 @@ _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
 _JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
-    (0x9003, 0x9011, 0x9291),
-    (0x9004, 0x9012, 0x9292),
+# Time, its zone or else another of the three, its fraction; best first: taken, digitized. That of
+# DateTime, the last edit, has a zone only.
+_EXIF_TIMES = (
+    (0x9003, 0x9011, 0x9012, 0x9010, 0x9291),
+    (0x9004, 0x9012, 0x9011, 0x9010, 0x9292),
 )
-_OFFSET_TIME = 0x9010  # of DateTime, which is that of the last edit
 _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
@@ -1814,10 +1829,9 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.sub_ifd(_EXIF_IFD)
-    zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
-        written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
-        zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
+        written, *zones, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        zone = next((z for z in zones if parse_zone(z) is not None), b"")
         draft.note_written_time(rank, "exif", written, zone, fraction)
     _exif_place(main.sub_ifd(_GPS_IFD), draft)
     return main
@@ -2191,7 +2205,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
             with contextlib.suppress(*_BROKEN):
                 indexed = [] if fragments else _last_fragments(file)
             fragments = indexed or [box]
-            if indexed or file.is_half_spent():  # there may be thousands
+            if indexed or file.source.is_half_spent():  # there may be thousands
                 break
     if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
@@ -2786,15 +2800,14 @@ def _amr(amr: _Span, draft: _Draft) -> None:
     draft.note(duration=audio.size / at * count / 50)
 
 
-# -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
+# -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
 
 _PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
     rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
     rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
     re.DOTALL,
 )
-_MPEG_SEQUENCE, _H264_PARAMETERS = rb"\0\0\x01\xb3", rb"\0\0\x01[\x27\x47\x67]"
-_VIDEO_START = re.compile(b"(?:%b|%b)" % (_MPEG_SEQUENCE, _H264_PARAMETERS))
+_VIDEO_START = re.compile(rb"\0\0\x01(?:(\xb3)|[\x27\x47\x67]|(\x42\x01))")  # MPEG-2, H.264, HEVC
 _AVCHD_NOTES = bytes.fromhex("17EE8C60F84D11D98CD60800200C9A66") + b"MDPM"
 _AVCHD_TIME = re.compile(rb"(?s)\x18(.)(..)(.)\x19(.)(.)(.)(.)")  # zone, BCD year to second
 _TS_PACKET = 188
@@ -2833,7 +2846,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
     """Size and date from the start, the length from the times at both ends."""
     if start := _VIDEO_START.search(head):
-        _mpeg_video(head[start.start() : start.start() + 256], draft)
+        _mpeg_video(start, head[start.end() : start.end() + 256], draft)
     _avchd_time(head, draft)
     times = [_pes_times(data) for data in (head, tail)]
     starts = [min(clocks) for clocks in times[0].values()]
@@ -2860,12 +2873,14 @@ def _frame_gap(clocks: list[int]) -> int:
     return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
 
 
-def _mpeg_video(data: bytes, draft: _Draft) -> None:
-    """Size from MPEG-2's sequence header or H.264's sequence parameter set."""
-    if data[3] == 0xB3:
-        sides = int.from_bytes(data[4:7], "big")
+def _mpeg_video(start: re.Match[bytes], data: bytes, draft: _Draft) -> None:
+    """Size from MPEG-2's sequence header, or H.264's or HEVC's sequence parameter set."""
+    mpeg2, hevc = start.groups()
+    if mpeg2:
+        sides = int.from_bytes(data[:3], "big")
         return draft.note_size(sides >> 12, sides & 0xFFF)
-    draft.note_size(*_h264_size(data[4:].replace(b"\0\0\3", b"\0\0")))
+    read_size = _hevc_size if hevc else _h264_size
+    draft.note_size(*read_size(data.replace(b"\0\0\3", b"\0\0")))
 
 
 class _Bits:
@@ -2922,6 +2937,28 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     if bits.read_uint(1):  # cropped, in units of the coarser chroma samples
         across = 1 if separate or chroma in (0, 3) else 2
         down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
+        left, right, top, bottom = (bits.golomb() for _ in range(4))
+        width, height = width - across * (left + right), height - down * (top + bottom)
+    return width, height
+
+
+def _hevc_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a sequence parameter set (H.265, section 7.3.2.2.1)."""
+    bits = _Bits(data)
+    bits.read_uint(4)
+    layers = bits.read_uint(3)
+    bits.read_uint(1 + 96)
+    present = [(bits.read_uint(1), bits.read_uint(1)) for _ in range(layers)]
+    bits.read_uint(2 * (8 - layers) if layers else 0)
+    for profile, level in present:
+        bits.read_uint(88 * profile + 8 * level)
+    bits.golomb()
+    chroma = bits.golomb()
+    separate = bits.read_uint(1) if chroma == 3 else 0
+    width, height = bits.golomb(), bits.golomb()
+    if bits.read_uint(1):  # cropped, as H.264 is
+        across = 2 if chroma in (1, 2) and not separate else 1
+        down = 2 if chroma == 1 and not separate else 1
         left, right, top, bottom = (bits.golomb() for _ in range(4))
         width, height = width - across * (left + right), height - down * (top + bottom)
     return width, height
@@ -3172,13 +3209,13 @@ class Patch(NamedTuple):
             yield _ZEROS[: end - at]
 
 
-def find_patches(file: Seekable, size: int) -> list[Patch]:
+def find_patches(file: BinaryIO, size: int) -> list[Patch]:
     """Return what makes an ISO base media file say nothing of its making, in order.
 
     ValueError for one that is not understood; fragments are not.
     """
     try:
-        return _PatchFinder(_Span(file, 0, size, [MAX_PATCHING_COST])).run()
+        return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
     except _BROKEN as error:
         raise ValueError("a broken file") from error
 
@@ -3381,31 +3418,38 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
 ]
 
 
+_MAGIC = re.compile(b"|".join(b"(%b)" % magic for _, magic, _ in _MEDIA_FORMATS), re.DOTALL)
+
+
 def _identify(head: bytes) -> tuple[str, _FactParser] | None:
     """Extension and parser of the file that starts so."""
-    for extension, magic, parse in _MEDIA_FORMATS:
-        if re.match(magic, head, re.DOTALL):
-            return extension, parse
+    if match := _MAGIC.match(head):
+        extension, _, parse = _MEDIA_FORMATS[(match.lastindex or 0) - 1]
+        return extension, parse
     if _svg_root(head):
         return "svg", _svg
     first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
     return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
 
 
-def probe(file: Seekable) -> Facts | None:
+def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     """What a seekable file is and says of itself; `None` if it is no image, video or audio.
 
-    Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
-    facts, never an exception; an `OSError` of the medium passes.
+    Reads some kilobytes wherever they lie, of a file of any size; its first bytes not at all if
+    they are given as `head`. Broken content gives fewer facts, never an exception; an `OSError`
+    of the medium passes.
     """
-    span = _Span(file, 0, file.seek(0, io.SEEK_END), [MAX_PROBE_COST])
-    known = _identify(span.peek(0, SNIFF_BYTES))
+    size = file.seek(0, io.SEEK_END)
+    if not head:
+        file.seek(0)
+        head = file.read(SNIFF_BYTES)
+    known = _identify(head[:SNIFF_BYTES])
     if known is None:
         return None
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        parse(span, draft)
+        parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
     mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
@@ -4093,6 +4137,13 @@ class Assets(Table):
             " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
             row,
         )
+
+    def set_facts(self, db: Database, sha256: str, facts: Facts) -> None:
+        """Note what a content says of itself, if that is something else than before."""
+        names, values = ", ".join(Facts._fields), placeholders(facts)
+        sql = f"UPDATE asset SET ({names}) = ({values})"
+        sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
+        db.execute(sql, (*facts, sha256, *facts))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -5940,8 +5991,7 @@ class Receiving:
         self._write()
         self._release()
         incoming = self.incoming
-        head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
-        incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
+        incoming.facts = probe(incoming.file, self._head or b"")
         incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
         incoming.md5 = "".join(rest)
         return incoming
@@ -6039,24 +6089,6 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
         return 0
     finally:
         fcntl.fcntl(file, fcntl.F_SETFL, 0)
-
-
-class Peeked:
-    """A file for `probe` with its first bytes: what was written directly is not in the cache."""
-
-    def __init__(self, head: bytes, file: io.FileIO, size: int) -> None:
-        self._head, self._file, self._size = head, file, size
-        self._position = 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + (self._size if whence == io.SEEK_END else 0)
-        return self._position
-
-    def read(self, count: int) -> bytes:
-        start, self._position = self._position, self._position + count
-        if self._position <= len(self._head):
-            return self._head[start : self._position]
-        return os.pread(self._file.fileno(), count, start)
 
 
 # What says that a file can have no other name there now, or is gone
@@ -6523,6 +6555,8 @@ DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
 STRIP_PIXELS = 4_000_000  # are converted at once
 MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
+ODD_BMPS = {(2, 0), (16, 3), (32, 3), (32, 6)}  # bits a pixel, BI_RGB or (ALPHA)BITFIELDS
+LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
 MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
 MAX_EMBEDDED = 4  # of which are tried, the largest first
@@ -6562,7 +6596,9 @@ FFMPEG_DEMUXERS = {
     "raw": "tiff_pipe",
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
+HD_HEIGHT = 720  # pixels
 GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
+HLG_WHITE = 0.265  # of the light of a scene, which is at most 1 (ITU-R BT.2408)
 FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
 HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
 # Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
@@ -6760,6 +6796,9 @@ class Thumbnails:
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self.decoding = {  # of all processes: how often, and nanoseconds
+            kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
+        }
         self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
         self._shelves: tuple[Shelf, ...] = ()  # public, private
@@ -6952,7 +6991,12 @@ class Thumbnails:
         kind = "raw" if facts.mime_type in RAW_TYPES else facts.kind
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
+        began = time.monotonic_ns()
         made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
+        counted = self.decoding["thumbnail" if THUMBNAIL in renditions else "preview"]
+        with self._lock:
+            counted[0] += 1
+            counted[1] += time.monotonic_ns() - began
         if not file.matches(os.fstat(source.fileno())):  # it may have been written meanwhile
             return Outcome.FAILED
         if made is None:
@@ -7193,9 +7237,10 @@ def decode(
     small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
     embedded = functools.partial(open_embedded, source, job, size)
+    odd_bmp = functools.partial(open_odd_bmp, source, size)
     frame = functools.partial(open_frame, ffmpeg, job, size)
     ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, small, cut_short, frame, embedded),
+        "image": (whole, small, cut_short, odd_bmp, frame, embedded),
         "raw": (embedded, whole, cut_short),
         "video": (frame,),
     }
@@ -7237,13 +7282,66 @@ def open_picture(
     return small.transpose(getattr(names, turn)) if turn else small
 
 
-def fill_up(source: BinaryIO) -> BinaryIO:
-    """A WebP that is cut short in its full length, which libwebp wants; others as they are."""
-    magic, length = struct.unpack("<4sI", source.read(8).ljust(8, b"\0"))
+def open_odd_bmp(source: BinaryIO, size: int) -> Image.Image | None:
+    """Decode a BMP of 2 bits a pixel, or with masks of its own, which Pillow does not know."""
+    from PIL import Image
+
     source.seek(0)
+    magic, start, header, width, height, bits, packing, *masks = struct.unpack(
+        "<2s8xIIii2xHI20x4I", source.read(70)
+    )
+    if magic != b"BM" or (bits, packing) not in ODD_BMPS:
+        return None
+    shape, stride = (width, abs(height)), (width * bits + 31) // 32 * 4
+    source.seek(14 + header)
+    palette = source.read(16)
+    source.seek(start)
+    data = source.read(stride * shape[1])
+    rows = [data[at : at + stride] for at in range(0, len(data), stride)][
+        :: -1 if height > 0 else 1
+    ]
+    if bits == 2:
+        indices = (bytes(byte >> at & 3 for byte in row for at in (6, 4, 2, 0)) for row in rows)
+        picture = Image.frombytes("P", shape, b"".join(row[:width] for row in indices))
+        picture.putpalette(palette, "BGRX")
+        return shrink(picture, size)
+    has_alpha = (header >= 56 or packing == 6) and masks[3]
+    layout = struct.Struct(f"<{width}{'H' if bits == 16 else 'I'}")
+    bands = [
+        Image.frombytes(
+            "L", shape, b"".join(read_channel(layout.unpack_from(row), mask) for row in rows)
+        )
+        for mask in masks[: 4 if has_alpha else 3]
+    ]
+    return shrink(Image.merge("RGBA" if has_alpha else "RGB", bands), size)
+
+
+def read_channel(pixels: Sequence[int], mask: int) -> bytes:
+    """Scale the bits of a mask to 8."""
+    unit = mask & -mask or 1
+    most = mask // unit or 1
+    return bytes((pixel & mask) // unit * 255 // most for pixel in pixels)
+
+
+def fill_up(source: BinaryIO) -> BinaryIO:
+    """A WebP that is cut short in its full length, which libwebp wants; others as they are.
+
+    A lossless one gets more: what is filled in may take more bits a pixel than what is missing.
+    """
+    data = bytearray(source.read(MAX_FILLED_BYTES))
+    source.seek(0)
+    magic, length = struct.unpack("<4sI", data[:8].ljust(8, b"\0"))
     if magic != b"RIFF" or length > MAX_FILLED_BYTES:
         return source
-    return io.BytesIO(source.read(MAX_FILLED_BYTES).ljust(length + 8, b"\0"))
+    at = 12
+    while data.startswith((b"VP8X", b"ICCP"), at):
+        at += 8 + (struct.unpack_from("<I", data, at + 4)[0] + 1 & ~1)
+    if not data.startswith(b"VP8L", at):
+        return io.BytesIO(data.ljust(length + 8, b"\0"))
+    data = data.ljust(MAX_FILLED_BYTES, LOSSLESS_FILL)
+    struct.pack_into("<I", data, 4, len(data) - 8)
+    struct.pack_into("<I", data, at + 4, len(data) - at - 8)
+    return io.BytesIO(data)
 
 
 def read_orientation(picture: Image.Image) -> int:
@@ -7360,11 +7458,13 @@ def linear_of_pq(value: float) -> float:
 
 
 def linear_of_hlg(value: float) -> float:
-    """ITU-R BT.2100's hybrid log-gamma on a display of 1,000 cd/m², likewise."""
-    scene = (
-        value**2 / 3 if value <= 0.5 else (math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12
-    )
-    return tone_map(scene**1.2 * 1000 / GRAPHICS_WHITE)
+    """ITU-R BT.2100's hybrid log-gamma in units of graphics white, which is 75 %, tone-mapped.
+
+    The display's gamma of 1.2 is for brightness: on each channel it would make colours stronger.
+    """
+    if value <= 0.5:
+        return tone_map(value**2 / 3 / HLG_WHITE)
+    return tone_map((math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12 / HLG_WHITE)
 
 
 def tone_map(light: float, knee: float = 0.9) -> float:
@@ -7535,9 +7635,13 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
     turn = FFMPEG_TURNS.get(job.orientation, "") if job.kind == "image" else ""
     turned = "-noautorotate" if job.kind == "image" else ""  # not by some versions only
     source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[job.kind]} -threads 1"
+    # What a video says of its colours counts before this; of one that says nothing, ffmpeg takes
+    # BT.601's, and browsers from 720 lines on BT.709's.
+    colours = "-colorspace bt709" if job.kind == "video" and job.height >= HD_HEIGHT else ""
     target = "-map_metadata -1 -map_chapters -1 -threads 1 -f image2pipe -c:v png pipe:1"
+    options = f"-nostdin -hide_banner -filter_threads 1 {source} {turned} {colours}"
     return [
-        *f"-nostdin -hide_banner -filter_threads 1 {source} {turned} -ss {seconds:.3f}".split(),
+        *f"{options} -ss {seconds:.3f}".split(),
         *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters}{turn} {target}".split(),
     ]
 
@@ -7583,6 +7687,13 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
     return known, Asset(sha256, known.size, facts)
 
 
+def probe_again(folder: Folder, file: File) -> Facts | None:
+    """Read what a file says of itself; None where it cannot be read or is another one now."""
+    with contextlib.suppress(OSError, ValueError), folder.open(file.path) as source:
+        return probe(source) if file.matches(os.fstat(source.fileno())) else None
+    return None
+
+
 class ScanProgress(NamedTuple):
     """How far the scan is; `finished_at` is the last end of one in Unix seconds."""
 
@@ -7590,13 +7701,14 @@ class ScanProgress(NamedTuple):
     done: int = 0
     total: int = 0
     unreadable: int = 0  # files and folders of the last scan, which are tried again
+    seconds: float = 0.0  # that the last whole scan took
     finished_at: float | None = None
 
 
 class SharedProgress:
     """A ScanProgress that every process forked from this one sees."""
 
-    LAYOUT = struct.Struct("=?QQQd")
+    LAYOUT = struct.Struct("=?QQQdd")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
@@ -7631,7 +7743,8 @@ class Scanner:
         self._thumbnails.is_over = False
         self._wanted.set()
         self._fresh.set()
-        for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
+        scan = functools.partial(self._scan_loop, interval)
+        for work in (self._renew_facts, scan, self._thumbnail_loop):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
@@ -7669,6 +7782,27 @@ class Scanner:
                 pause = min(pause, retry)
             retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
 
+    def _renew_facts(self) -> None:
+        """Probe all files again whose facts are of a program of another FACTS_VERSION."""
+        with contextlib.suppress(sqlite3.Error):  # the next start tries again
+            if self._index.get_meta("facts version") == FACTS_VERSION:
+                return
+            for folder in self._folders.values():
+                files = self._index.files.of_root(folder.name)
+                while batch := list(itertools.islice(files, SCAN_BATCH)):
+                    if self._stopping:
+                        return
+                    self._put_facts([(file.sha256, probe_again(folder, file)) for file in batch])
+            self._index.set_meta("facts version", FACTS_VERSION)
+
+    def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
+        def apply(db: Database) -> None:
+            for sha256, facts in found:
+                if facts:
+                    self._index.assets.set_facts(db, sha256, facts)
+
+        self._index.write(apply, durable=False)
+
     def _wait(self, seconds: float) -> None:
         """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
         end, away = time.monotonic() + seconds, self._away()
@@ -7689,14 +7823,14 @@ class Scanner:
         """Bring the index in step with the disk once; whether everything was seen."""
         if self._stopping:
             return True
-        start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
-        self.progress.set(start)
-        began = time.monotonic()
+        before, began = self.progress.get(), time.monotonic()
+        self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
         whole = [self._scan_folder(folder) for folder in self._folders.values()]
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
-        warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
-        self.progress.set(now._replace(running=False, finished_at=time.time()))
+        seconds = time.monotonic() - began
+        warn(f"scanned {now.done} files in {seconds:.1f} s{problem}")
+        self.progress.set(now._replace(running=False, seconds=seconds, finished_at=time.time()))
         return all(whole)
 
     def _scan_folder(self, folder: Folder) -> bool:
@@ -13754,13 +13888,14 @@ SHARE_PAGE = """<!doctype html>
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
+ ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
+  list-style: none; padding: 0 }}
  a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
   border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
  img {{ width: 100%; height: 100%; object-fit: cover }}
 </style>
-<h1>{title}</h1>
-{content}
+<header><h1>{title}</h1></header>
+<main>{content}</main>
 """
 SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self';"
@@ -13770,7 +13905,8 @@ PASSWORD_FORM = """<form method="post"><label>Password
 <input type="password" name="password" required autofocus></label> <button>Open</button></form>
 """
 ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
-<input type="file" name="file" accept="image/*,video/*" required> <button>Add</button></form>
+<input type="file" name="file" accept="image/*,video/*" aria-label="Picture or video" required>
+<button>Add</button></form>
 """
 
 
@@ -13916,7 +14052,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     files = [shared_json(app, request, share, *each) for each in shown]
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        return share_page(share, f"{form}<main>{''.join(map(shared_html, files))}</main>")
+        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -13950,7 +14086,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
     name, url = html.escape(file["name"]), html.escape(file["url"])
     if file["thumbnail"]:
         name = f'<img src="{html.escape(file["thumbnail"])}" alt="{name}" loading="lazy">'
-    return f'<a href="{url}">{name}</a>'
+    return f'<li><a href="{url}">{name}</a></li>'
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
@@ -14535,14 +14671,14 @@ HTML_TYPE = "text/html; charset=utf-8"
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
     sight = app.watcher.look()
-    scan, problems = app.scanner.progress.get()._asdict(), app.problems(sight)
-    scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
+    scan, problems = app.scanner.progress.get(), app.problems(sight)
+    names = ("running", "done", "total", "finished_at", *["unreadable"] * bool(scan.unreadable))
     health = {
         "status": "degraded" if any(sight) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": scan,
+        "scan": {name: getattr(scan, name) for name in names},
     }
     return {**health, "problems": problems} if problems else health
 
@@ -14634,59 +14770,54 @@ def check_hashes(app: App, request: Request) -> Response:
 # -- Metrics and the log of requests -------------------------------------------------------
 # Prometheus' text format 0.0.4; what counts requests is of all workers together.
 
-METRICS = {
-    "build_info": ("gauge", "1, with the version of the program and of Python"),
-    "uptime_seconds": ("gauge", "since the start of this worker"),
-    "scan_running": ("gauge", "1 while the folder is scanned"),
-    "scan_files_done": ("gauge", "files of the last scan that are done"),
-    "scan_files": ("gauge", "files that the last scan found"),
-    "scan_finished_timestamp_seconds": ("gauge", "when the last scan ended"),
-    "degraded": ("gauge", "1 while the storage folder is missing or not mounted"),
-    "assets": ("gauge", "contents known, by kind"),
-    "assets_bytes": ("gauge", "bytes of these"),
-    "files": ("gauge", "files known"),
-    "accounts": ("gauge", "accounts"),
-    "media_records": ("gauge", "media records of accounts"),
-    "entities": ("gauge", "entities"),
-    "hot_files": ("gauge", "public files that this worker answers without the index"),
-    "decoder_restarts_total": ("counter", "times that the decoder host had to be started again"),
-    "failed_logins_total": ("counter", "logins that were refused"),
-    "upload_bytes_total": ("counter", "bytes of request bodies that were taken in"),
-    "sent_bytes_total": ("counter", "bytes of answers' bodies, as their heads announce them"),
-    "http_requests_in_flight": ("gauge", "requests that are being worked on"),
-    "http_requests_total": ("counter", "answers by method, route and status; 0: a rare one"),
-    "http_request_duration_seconds": ("histogram", "from a request's head to its last byte sent"),
-}
 Samples = Iterable[tuple[str, float]]  # what follows the metric's name, and the value
 
 
-def read_metrics(app: App) -> dict[str, Samples]:
-    """Return the samples of METRICS."""
+def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
+    """Return each metric's name, type and help, and its value or samples."""
     scan, meter = app.scanner.progress.get(), app.meter
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
-    python = ".".join(map(str, sys.version_info[:3]))
-    single: dict[str, float] = {
-        f'build_info{{version="{__version__}",python="{python}"}}': 1,
-        "uptime_seconds": time.monotonic() - app.started,
-        "scan_running": scan.running, "scan_files_done": scan.done, "scan_files": scan.total,
-        "scan_finished_timestamp_seconds": scan.finished_at or 0,
-        "degraded": any(app.watcher.look()), "files": files, "accounts": accounts,
-        "media_records": records, "entities": entities, "hot_files": len(app.hot),
-        "decoder_restarts_total": app.thumbnails.restarts[0], "upload_bytes_total": taken,
-        "failed_logins_total": count_failed_logins(meter), "sent_bytes_total": sent,
-        "http_requests_in_flight": in_flight,
-    }  # fmt: skip
-    samples: dict[str, Samples] = {
-        name.partition("{")[0]: [("".join(name.partition("{")[1:]), value)]
-        for name, value in single.items()
-    }
-    samples["assets"] = [(f'{{kind="{kind}"}}', count) for kind, count, _ in kinds]
-    samples["assets_bytes"] = [(f'{{kind="{kind}"}}', size) for kind, _, size in kinds]
-    samples["http_requests_total"] = count_requests(meter)
-    samples["http_request_duration_seconds"] = count_durations(meter)
-    return samples
+    build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
+    return [
+        ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
+        ("uptime_seconds", "gauge", "since this worker's start", time.monotonic() - app.started),
+        ("scan_running", "gauge", "1 while the folder is scanned", scan.running),
+        ("scan_files_done", "gauge", "files of the last scan that are done", scan.done),
+        ("scan_files", "gauge", "files that the last scan found", scan.total),
+        ("scan_duration_seconds", "gauge", "what the last whole scan took", scan.seconds),
+        ("scan_finished_timestamp_seconds", "gauge", "its end", scan.finished_at or 0),
+        ("degraded", "gauge", "1 while the folder, or a disk of it, is away",
+         any(app.watcher.look())),
+        ("assets", "gauge", "contents known, by kind",
+         [(f'{{kind="{kind}"}}', count) for kind, count, _ in kinds]),
+        ("assets_bytes", "gauge", "bytes of these",
+         [(f'{{kind="{kind}"}}', size) for kind, _, size in kinds]),
+        ("files", "gauge", "files known", files),
+        ("accounts", "gauge", "accounts", accounts),
+        ("media_records", "gauge", "media records of accounts", records),
+        ("entities", "gauge", "entities", entities),
+        ("hot_files", "gauge", "files that this worker answers without the index", len(app.hot)),
+        ("rendition_duration_seconds", "summary", "of decoders, for a thumbnail or a preview",
+         count_renditions(app.thumbnails)),
+        ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
+         app.thumbnails.restarts[0]),
+        ("failed_logins_total", "counter", "logins refused", count_failed_logins(meter)),
+        ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
+        ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
+        ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
+        ("http_requests_total", "counter", "answers by method, route and status; 0: a rare one",
+         count_requests(meter)),
+        ("http_request_duration_seconds", "histogram", "from the head to the last byte sent",
+         count_durations(meter)),
+    ]  # fmt: skip
+
+
+def count_renditions(thumbnails: Thumbnails) -> Samples:
+    for kind, (count, nanoseconds) in thumbnails.decoding.items():
+        yield f'_sum{{kind="{kind}"}}', nanoseconds / 1e9
+        yield f'_count{{kind="{kind}"}}', count
 
 
 def count_failed_logins(meter: Meter) -> int:
@@ -14722,11 +14853,11 @@ def count_durations(meter: Meter) -> Samples:
 @route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
-    samples = read_metrics(app)
     lines = []
-    for name, (kind, help) in METRICS.items():
+    for name, kind, help, found in read_metrics(app):
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
-        lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples[name]]
+        samples = [("", found)] if isinstance(found, (int, float)) else found
+        lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples]
     headers = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), NO_STORE]
     return Response(200, headers, "".join(lines).encode())
 
@@ -15341,6 +15472,9 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
+// Text as it is, which may be longer than its box: so it can be reached to be scrolled.
+const text = (value) => h("pre", {tabIndex: 0}, value);
+
 // A field of a form for one value: `place` is path, query, header or body.
 function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
@@ -15364,9 +15498,9 @@ function bodyFields(operation, form) {
   form.dataset.type = type;
   const {schema, example} = content[type];
   if (example !== undefined) {
-    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
-    text.dataset.place = "body";
-    return [h("label", {}, "body, as JSON", text)];
+    const area = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    area.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", area)];
   }
   return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
     field("body", name, each, (schema.required || []).includes(name)));
@@ -15419,21 +15553,21 @@ async function send(call, out) {
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
     } else if (/^(text|application\/json)/.test(type)) {
-      let text = await answer.text();
-      if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      let content = await answer.text();
+      if (type.includes("json")) content = JSON.stringify(JSON.parse(content), null, 2);
+      lines += `\n${content.slice(0, MAX_SHOWN)}${content.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
   }
-  out.replaceChildren(h("pre", {}, lines), ...(picture ? [picture] : []));
+  out.replaceChildren(text(lines), ...(picture ? [picture] : []));
 }
 
 function drawAnswers(api, operation) {
   const rows = Object.entries(operation.responses).map(([status, answer]) => {
     const about = resolve(api, answer);
     const shown = Object.values(about.content || {}).find((each) => each.example !== undefined);
-    const sample = shown ? h("pre", {}, JSON.stringify(shown.example, null, 2)) : null;
+    const sample = shown ? text(JSON.stringify(shown.example, null, 2)) : null;
     return h("tr", {}, h("td", {}, status), h("td", {}, about.description, sample));
   });
   return h("table", {className: "answers"}, rows);
@@ -15442,7 +15576,7 @@ function drawAnswers(api, operation) {
 function drawOperation(api, path, method, operation) {
   const form = h("form");
   const out = h("div", {role: "status"});
-  const curl = h("pre");
+  const curl = text("");
   const parameters = (operation.parameters || []).map((each) =>
     field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
@@ -15905,6 +16039,7 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
   align-items: center; justify-content: center; font-size: .75rem; text-align: center;
 }
 .words b { font-size: .95rem; color: var(--ink) }
+.words b::before { content: attr(data-name) }
 .words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
 .badge {
   position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
@@ -16619,7 +16754,8 @@ function showPicture(tile, item) {
 function wordsFor(item) {
   const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
   return h("span", {className: "words", "aria-hidden": "true"}, icon(symbol),
-    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+    h("b", {"data-name": extensionOf(nameOf(item)).toUpperCase()}),
+    h("span", {dir: "auto"}, nameOf(item)));
 }
 
 // Arrow keys go from tile to tile.
