@@ -8413,71 +8413,6 @@ class Exchange(Protocol):
         """The client has gone away."""
 
 
-STATUSES = (
-    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
-    422, 429, 431, 500, 501, 503, 505, 507,
-)  # fmt: skip
-DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
-
-
-class Meter:
-    """Counts answers in memory that all workers share; each writes to a part of its own.
-
-    The answers of a route are counted by their status and by how long they took: the first of
-    DURATIONS that they are not above.
-    """
-
-    def __init__(self, workers: int, routes: int) -> None:
-        self._columns = len(DURATIONS) + 1  # beyond the last
-        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
-        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
-        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
-        self._part = 3 + routes * self._width
-        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._lock = threading.Lock()
-
-    def count(
-        self, worker: int, response: Response, seconds: float, taken: int, sent: int
-    ) -> None:
-        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
-        numbers, own = self._numbers, worker * self._part
-        first = own + 3 + response.route * self._width
-        place = first + self._rows.get(response.status, self._rows[0])
-        place += bisect.bisect_left(DURATIONS, seconds)
-        with self._lock:
-            numbers[place] += 1
-            numbers[first] += int(seconds * 1e9)
-            numbers[own + 1] += sent
-            if taken:
-                numbers[own] += taken
-
-    def set_in_flight(self, worker: int, count: int) -> None:
-        self._numbers[worker * self._part + 2] = count
-
-    def totals(self) -> tuple[int, int, int]:
-        """Bytes taken in and sent, and requests in flight, of all workers."""
-        return self._sum(0), self._sum(1), self._sum(2)
-
-    def answers(self, route: int) -> dict[int, int]:
-        """How many answers of a route had each status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
-        return {status: count for status, count in counts.items() if count}
-
-    def durations(self, route: int) -> tuple[list[int], float]:
-        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        rows = [self._row(route, place) for place in self._rows.values()]
-        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + route * self._width) / 1e9
-
-    def _row(self, route: int, place: int) -> list[int]:
-        """How many answers of one status took how long."""
-        first = 3 + route * self._width + place
-        return [self._sum(first + column) for column in range(self._columns)]
-
-    def _sum(self, place: int) -> int:
-        return sum(self._numbers[place :: self._part])
-
-
 class Buffers(threading.local):
     """One receive buffer a thread: fresh pages for each request would cost more than reading."""
 
@@ -8501,17 +8436,16 @@ IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
-    """What the selector waits for on a connection, and what happens if it does not come."""
+    """What the selector waits for on a connection, and how long: see `Reactor.expire`."""
 
     event: int
     seconds: float
-    expired: int = 0  # the status that is answered; 0: the connection is closed
 
 
 WAITS: dict[State, Wait] = {
     IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS),
     SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
     LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
@@ -8778,7 +8712,8 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self, self.response)
+            seconds = time.monotonic() - self.began
+            self.server.service.on_answered(self.head, self.peer, self.response, seconds)
             if self.response.resource is not None:
                 self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
@@ -8808,14 +8743,14 @@ def count_unsent(sock: socket.socket) -> int:
 class Connections:
     """All connections, each in its state: what the selector holds, and what threads do."""
 
-    def __init__(self, selector: selectors.BaseSelector, note: Callable[[int], None]) -> None:
+    def __init__(self, selector: selectors.BaseSelector, on_flight: Callable[[int], None]) -> None:
         self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
         self.most_descriptors = limit_descriptors()
         self.landed_at = -math.inf  # when a thread last let go of one that may go on
         self._selector = selector
-        self._note_in_flight = note
+        self._on_flight = on_flight
         self._lock = threading.Lock()
 
     def enter(self, connection: Connection, state: State) -> None:
@@ -8848,7 +8783,7 @@ class Connections:
             if wait:
                 self.landed_at = connection.since
             self.in_flight += 1 if state is WORKING else -1
-            self._note_in_flight(self.in_flight)
+            self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
 
     def _select(self, connection: Connection, event: int) -> None:
@@ -9023,6 +8958,14 @@ class Service(Protocol):
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
         """The answer to a message that is no request."""
+
+    def on_answered(
+        self, head: RequestHead | None, peer: str, response: Response, seconds: float
+    ) -> None:
+        """Told of an answer that is over."""
+
+    def on_flight(self, count: int) -> None:
+        """Told how many requests are worked on."""
 
 
 class Runner:
@@ -9259,19 +9202,12 @@ class Server(ThreadingHTTPServer):
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
     on_hangup: Callable[[], None]
     on_orphaned: Callable[[], None]
-    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
 
-    def __init__(
-        self, listener: socket.socket, service: Service, meter: Meter | None = None,
-        number: int = 0,
-    ) -> None:  # fmt: skip
+    def __init__(self, listener: socket.socket, service: Service) -> None:
         self.service = service
-        self._meter = meter or Meter(number + 1, routes=1)
-        self._number = number  # of this worker
         self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
-        note = functools.partial(self._meter.set_in_flight, number)
-        self.connections = Connections(self._selector, note)
+        self.connections = Connections(self._selector, service.on_flight)
         self.runner = Runner(self, self.connections)
         self._reactor = Reactor(service, self.connections, self.runner)
         self.stopping = False
@@ -9289,18 +9225,6 @@ class Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.server_name, self.server_port = listener.getsockname()[:2]
-
-    def note_answer(self, connection: Connection, response: Response) -> None:
-        """Count an answer that is over, and tell of it."""
-        head, seconds = connection.head, time.monotonic() - connection.began
-        taken, sent = None, response.length
-        if head is None or head.method == "HEAD":
-            sent = None
-        elif head.has_body and response.status < 300:
-            taken = head.content_length
-        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
-        if self.on_answered is not None:
-            self.on_answered(head, connection.peer, response, seconds)
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
@@ -10175,6 +10099,71 @@ class Transfer:
 BUSY_UPLOAD = "Another request is going on with this upload."
 
 
+STATUSES = (
+    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
+    422, 429, 431, 500, 501, 503, 505, 507,
+)  # fmt: skip
+DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
+
+
+class Meter:
+    """Counts answers in memory that all workers share; each writes to a part of its own.
+
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
+    """
+
+    def __init__(self, workers: int, routes: int) -> None:
+        self.worker = 0  # whose part this process writes to
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
+        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
+        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
+        self._part = 3 + routes * self._width
+        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
+        self._lock = threading.Lock()
+
+    def count(self, head: RequestHead | None, response: Response, seconds: float) -> None:
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, self.worker * self._part
+        first = own + 3 + response.route * self._width
+        place = first + self._rows.get(response.status, self._rows[0])
+        place += bisect.bisect_left(DURATIONS, seconds)
+        with self._lock:
+            numbers[place] += 1
+            numbers[first] += int(seconds * 1e9)
+            if head is not None and head.method != "HEAD":
+                numbers[own + 1] += response.length or 0
+                if head.has_body and response.status < 300:
+                    numbers[own] += head.content_length or 0
+
+    def set_in_flight(self, count: int) -> None:
+        self._numbers[self.worker * self._part + 2] = count
+
+    def totals(self) -> tuple[int, int, int]:
+        """Bytes taken in and sent, and requests in flight, of all workers."""
+        return self._sum(0), self._sum(1), self._sum(2)
+
+    def answers(self, route: int) -> dict[int, int]:
+        """How many answers of a route had each status; 0 stands for those that are rare."""
+        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
+        return {status: count for status, count in counts.items() if count}
+
+    def durations(self, route: int) -> tuple[list[int], float]:
+        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
+        rows = [self._row(route, place) for place in self._rows.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + route * self._width) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place
+        return [self._sum(first + column) for column in range(self._columns)]
+
+    def _sum(self, place: int) -> int:
+        return sum(self._numbers[place :: self._part])
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -10184,6 +10173,7 @@ class App:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.meter = meter or Meter(1, len(ROUTES) + 1)
+        self.log: Callable[[RequestHead | None, str, Response, float], None] | None = None
         self.index = index
         self.thumbnails = thumbnails
         self.folders = open_folders(settings, index)
@@ -11198,6 +11188,16 @@ class Application:
         response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
         complete_headers(response)
         return response
+
+    def on_answered(
+        self, head: RequestHead | None, peer: str, response: Response, seconds: float
+    ) -> None:
+        self.app.meter.count(head, response, seconds)
+        if self.app.log:
+            self.app.log(head, peer, response, seconds)
+
+    def on_flight(self, count: int) -> None:
+        self.app.meter.set_in_flight(count)
 
     def client_of(self, head: RequestHead, peer: str) -> str:
         return network_of(Request(self.app, head, peer).client)
@@ -17693,10 +17693,11 @@ def run_server(
 
     True where it was the index that ended it: it is to be opened anew.
     """
+    meter.worker = number
     app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
-    server = Server(listener.dup(), Application(app, ROUTES), meter, number)
     if settings.log_format != "none":
-        server.on_answered = functools.partial(log_request, settings)
+        app.log = functools.partial(log_request, settings)
+    server = Server(listener.dup(), Application(app, ROUTES))
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)

@@ -4918,6 +4918,12 @@ class EchoService:
     def on_error(self, error, origin):
         return ms.Response(error.status, error.headers.items(), b"refused")
 
+    def on_answered(self, head, peer, response, seconds):
+        pass
+
+    def on_flight(self, count):
+        pass
+
 
 def close_bare(server: ms.Server) -> None:
     for connection in server.connections.within(*ms.WAITS):
