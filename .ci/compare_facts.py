@@ -91,16 +91,24 @@ def expected_time(entry: dict, kind: str) -> float | None:
     return None
 
 
-def ffprobe_duration(path: Path) -> float | None:
-    command = ["ffprobe", "-v", "error", "-show_entries", "format=duration", "-of", "csv=p=0"]
+def ask_ffprobe(path: Path, *entries: str) -> tuple[list[list[float]], str]:
+    """The numbers of the entries, a list for each line, and what ffprobe said beside them."""
+    command = ["ffprobe", "-v", "warning", "-show_entries", *entries, "-of", "csv=p=0"]
     run = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
-    try:
-        return float(run.stdout)
-    except ValueError:
-        return None
+    lines = (re.findall(r"-?\d+\.\d+", line) for line in run.stdout.splitlines())
+    return [list(map(float, numbers)) for numbers in lines if numbers], run.stderr
 
 
-def close(want: float | None, have: float | None) -> bool:
+def ffprobe_duration(path: Path) -> float | None:
+    """Seconds; those of all packets where ffprobe only estimates by the first ones' bit rate."""
+    rows, said = ask_ffprobe(path, "format=duration")
+    if "Estimating duration" in said:
+        packets, _ = ask_ffprobe(path, "packet=duration_time")
+        rows = [[sum(row[0] for row in packets)]]
+    return rows[0][0] if rows else None
+
+
+def is_close(want: float | None, have: float | None) -> bool:
     return want is not None and have is not None and abs(want - have) <= max(0.1, 0.02 * want)
 
 
@@ -143,7 +151,7 @@ def compare(path: Path, entry: dict, got: ms.Facts | None) -> dict[str, tuple]:
         want = {0: 1, 90: 6, 180: 3, 270: 8}.get(entry["Rotation"])
         rows["orientation"] = (want, got.orientation, want == got.orientation)
     if got.kind != "image" and (want := ffprobe_duration(path)):
-        rows["duration"] = (want, got.duration, close(want, got.duration))
+        rows["duration"] = (want, got.duration, is_close(want, got.duration))
     if (want := expected_time(entry, entry["MIMEType"].split("/")[0])) is not None:
         have = got.created
         rows["created"] = (want, have, have is not None and abs(want - have) < 1)
