@@ -10599,6 +10599,7 @@ class HotFile(NamedTuple):
     path: str
     state: tuple[int, ...]  # a link on the way would lead to another file
     content: Content
+    fields: tuple[tuple[str, str], ...]  # of its header
     access: Access
     whole: Response | None
     unmodified: Response
@@ -11805,15 +11806,12 @@ class Content(NamedTuple):
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
     patches: Sequence[Patch] = ()  # of the file as it is sent
-    fields: tuple[tuple[str, str], ...] = ()  # put together already
 
     @property
     def etag(self) -> str:
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
-        if self.fields:
-            return list(self.fields)
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -11855,11 +11853,16 @@ class Content(NamedTuple):
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
-def content_response(head: RequestHead, content: Content) -> Response:
-    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+def content_response(
+    head: RequestHead, content: Content, known: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
+
+    `known` are the content's header fields, where they are put together already.
+    """
     # Ranges are defined for GET alone (§14.2).
     headers = head.headers
-    fields, about = content.headers(), (content.etag, content.last_modified)
+    fields, about = [*known] or content.headers(), (content.etag, content.last_modified)
     held = content.source if isinstance(content.source, io.FileIO) else None
     if precondition_failed(headers, *about):
         raise HTTPError(412, "The file is not the one that the request is about.")
@@ -12185,7 +12188,7 @@ class Application:
         if prepared:
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
-            response = content_response(head, content)
+            response = content_response(head, content, hot.fields)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
@@ -12475,17 +12478,18 @@ def file_response(
         raise HTTPError(404, NO_FILE) from None
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(source.close)
-        if not file.matches(os.fstat(source.fileno())):
+        status = os.fstat(source.fileno())
+        if not file.matches(status):
             raise HTTPError(404, NO_FILE)
-        if file.size <= HOT_FILE_BYTES:
-            content = Content(source.read(file.size + 1), *about, name)
-            response = content_response(request.head, content)
-        else:
-            content = Content(source, *about, name, internal_location(request, file))
-            response = content_response(request.head, content)
+        small = file.size <= HOT_FILE_BYTES
+        internal = "" if small else internal_location(request, file)
+        held = source.read(file.size + 1) if small else source
+        content = Content(held, *about, name, internal)
+        if not by_link:
+            remember_hot(app, request, file, content, status)
+        response = content_response(request.head, content)
+        if not small:
             cleanup.pop_all()
-    if not by_link:
-        remember_hot(app, request, file, content)
     return response
 
 
@@ -12508,27 +12512,26 @@ def internal_location(request: Request, file: File) -> str:
 HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of others changes
 
 
-def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
-    """Have the next GETs of a file answered without asking the index."""
-    access, folder = HOT_ACCESS.get(file.root), app.folders[file.root]
+def remember_hot(
+    app: App, request: Request, file: File, content: Content, status: os.stat_result
+) -> None:
+    """Have the next GETs of a file, which was found like this, answered without the index."""
+    access = HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
         return
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
-    whole = None
+    whole, fields = None, content.headers()
     if isinstance(content.source, bytes):
-        whole = app.prepare(Response(200, content.headers(), content.source), request.route)
+        whole = app.prepare(Response(200, fields, content.source), request.route)
     elif app.settings.accel_redirect:
         return
     else:
-        content = content._replace(source=b"", fields=tuple(content.headers()))
-    unmodified = app.prepare(Response(304, content.headers()[2:]), request.route)
-    with contextlib.suppress(OSError):
-        status = folder.stat(file.path)
-        if file.matches(status):
-            path, state = f"{folder.path}/{file.path}", hot_state(status)
-            about = (path, state, content, access, whole, unmodified, request.route)
-            app.remember(request.head.target, HotFile(*about))
+        content = content._replace(source=b"")
+    unmodified = app.prepare(Response(304, fields[2:]), request.route)
+    path, state = f"{app.folders[file.root].path}/{file.path}", hot_state(status)
+    about = (path, state, content, tuple(fields), access, whole, unmodified, request.route)
+    app.remember(request.head.target, HotFile(*about))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -12745,8 +12748,11 @@ def thumbnail_response(
     content = rendered_content(app, file, data)
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
-    else:
-        remember_hot(app, request, file, content)
+        return content_response(request.head, content)
+    with contextlib.suppress(OSError, ValueError):
+        status = app.folders[file.root].stat(file.path)
+        if file.matches(status):
+            remember_hot(app, request, file, content, status)
     return content_response(request.head, content)
 
 

@@ -5567,7 +5567,7 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), ms.OPEN, None, None, 0)
+    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), (), ms.OPEN, None, None, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
