@@ -5757,14 +5757,16 @@ def test_a_worker_that_fails_says_why(capfd):
     assert "KeyError: 'nothing'" in capfd.readouterr().err
 
 
-def test_a_worker_takes_one_connection_a_turn_and_leaves_the_next_to_others():
+@pytest.mark.parametrize(("alone", "taken"), [(True, 3), (False, 1)])
+def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
+    bare.lifeline = None if alone else bare.socket
     with bare, contextlib.ExitStack() as stack:
+        stack.callback(close_bare, bare)
         for _ in range(3):
             stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
         bare._accept()
-        assert len(bare.connections.held) == 1
-        close_bare(bare)
+        assert len(bare.connections.held) == taken
 
 
 # -- What a crash, a stop or a large file does
