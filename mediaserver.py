@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""mediaserver: one file that scans, serves and takes in a household's pictures and films.
+"""mediaserver: one file that scans, serves and takes in a household's pictures and videos.
 
     python3 mediaserver.py --storage_dir ~/Pictures
 
@@ -1740,7 +1740,7 @@ class _Ifd:
         return _Ifd(self._tiff, self._order, start, self._wide)
 
     def sub_ifd(self, tag: int) -> _Ifd:
-        """The directory that a tag points to, or this one: Canon's films have no tags for it."""
+        """The directory that a tag points to, or this one: Canon's videos have no tags for it."""
         return self.at(self.number(tag)) if tag in self.entries else self
 
     def raw(self, tag: int) -> bytes:
@@ -13066,9 +13066,9 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("title", "text", longest=MAX_TITLE_LENGTH),
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
     Field("strip", "boolean", default=False, nullable=False,
-          help="send pictures without GPS and camera data; films and recordings are left out"),
+          help="send pictures without GPS and camera data; videos and recordings are left out"),
     Field("upload", "boolean", default=False, nullable=False,
-          help="guests may add pictures and films to a folder"),
+          help="guests may add pictures and videos to a folder"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -16542,7 +16542,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mediaserver.py",
         usage="python3 mediaserver.py [COMMAND] --storage_dir DIR [options]",
-        description="Scans, serves and takes in a household's pictures and films.",
+        description="Scans, serves and takes in a household's pictures and videos.",
         epilog=f"commands:\n{commands}\n\n"
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
