@@ -6404,9 +6404,11 @@ class ObjectReader:
         connection, response = self.bucket.client.open(request)
         with contextlib.ExitStack() as on_error:
             on_error.callback(connection.close)
-            found = S3Answer.of(response, b"" if response.status == 206 else response.read())
+            found = S3Answer.of(response, b"" if response.status < 300 else response.read())
             check_answer(request, found)
-            total = found.headers.get("content-range", "").rpartition("/")[2]
+            part, _, total = found.headers.get("content-range", "").rpartition("/")
+            if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
+                raise Unavailable("a range is answered with another one")
             self.check(object_status({**found.headers, "content-length": total}))
             on_error.pop_all()
         return connection, response
@@ -7577,6 +7579,7 @@ class Scanner:
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
+        self._scanned = [folder for folder in folders if folder.is_scanned]
         self._thumbnails = thumbnails
         self._wanted = threading.Event()
         self._fresh = threading.Event()
@@ -7638,7 +7641,7 @@ class Scanner:
         """The folders that are missing, or have mount points below that are."""
         found = []
         with contextlib.suppress(sqlite3.Error):
-            for folder in self._folders.values():
+            for folder in self._scanned:
                 found.append((folder.name, folder.is_missing(), self.absent_mounts(folder)))
         return [each for each in found if each[1] or each[2]]
 
@@ -7649,7 +7652,7 @@ class Scanner:
         start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
         self.progress.set(start)
         began = time.monotonic()
-        whole = [self._scan_folder(folder) for folder in self._folders.values()]
+        whole = [self._scan_folder(folder) for folder in self._scanned]
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
         warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
@@ -7791,7 +7794,7 @@ class Scanner:
     def current(self, found: Located) -> Located | None:
         """A file if it still has its content; it is read again where only ctime has changed."""
         file, folder = found[0], self._folders.get(found[0].root)
-        if folder is None:
+        if folder not in self._scanned:
             return found
         try:
             if file.matches(folder.stat(file.path)):
@@ -10840,8 +10843,7 @@ class App:
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews)
-        scanned = [folder for folder in (self.library, self.images) if folder.is_scanned]
-        self.scanner = Scanner(index, scanned, thumbnails, progress)
+        self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {
             name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
