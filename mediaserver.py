@@ -5945,7 +5945,7 @@ class S3Request(NamedTuple):
 class S3Answer(NamedTuple):
     """An answer of a store, with its names of headers in lower case."""
 
-    status: int
+    code: int
     headers: Mapping[str, str]
     body: bytes
 
@@ -6101,13 +6101,13 @@ def format_amz_date(seconds: float) -> str:
 def check_answer(request: S3Request, answer: S3Answer) -> None:
     """Raise the OSError that an answer stands for."""
     is_error = b"<Error>" in answer.body[:1000]  # a long CompleteMultipartUpload begins with 200
-    if answer.status < 300 and not is_error:
+    if answer.code < 300 and not is_error:
         return
-    number = {403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST}.get(answer.status)
+    number = {403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST}.get(answer.code)
     place = f"s3://{request.bucket}/{request.key}"
     if number not in {errno.ENOENT, errno.EEXIST}:
         code = answer.text("Code") or answer.headers.get("x-amz-error-code", "")
-        text = f"{request.method} {place}: {answer.status} {code} {answer.text('Message')}"
+        text = f"{request.method} {place}: {answer.code} {code} {answer.text('Message')}"
         warn(printable_line(text))
     number = number or errno.EIO
     raise OSError(number, os.strerror(number), place)

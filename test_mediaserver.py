@@ -3021,11 +3021,15 @@ class FakeStore:
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._held: list[socket.socket] = []
         self.client = ms.S3Client(self.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
 
     def _run(self) -> None:
         for step in self._script:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # it is over
+                return
             self._held.append(connection)
             self.asked.append(connection.recv(65536))
             if isinstance(step, bytes):
@@ -3037,8 +3041,10 @@ class FakeStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.close()
         self.client.close()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
         for connection in self._held:
             connection.close()
 
