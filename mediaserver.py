@@ -100,7 +100,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
-from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -6165,8 +6165,10 @@ class Bucket(Folder):
     def holds_files(self, below: str = "") -> bool:
         return bool(self._list(1, below)[0])
 
-    def _list(self, limit: int, below: str = "", token: str = "") -> tuple[list[str], str]:
-        """Return a page of XML elements, each of an object, and the token of the next page."""
+    def _list(
+        self, limit: int, below: str = "", token: str = ""
+    ) -> tuple[list[tuple[bytes, str]], str]:
+        """Return a page of paths with their sizes, and the token of the next page."""
         query = {
             "encoding-type": "url", "list-type": "2", "max-keys": str(limit),
             "prefix": f"{self.place.prefix}{below}",
@@ -6174,7 +6176,12 @@ class Bucket(Folder):
         if token:
             query["continuation-token"] = token
         answer = self.client.call(S3Request("GET", self.place.bucket, query=query))
-        return answer.elements("Contents"), answer.text("NextContinuationToken")
+        decode = unquote_plus if answer.text("EncodingType") == "url" else str
+        found = []
+        for item in answer.elements("Contents"):
+            path = decode(xml_text(item, "Key")).removeprefix(self.place.prefix)
+            found.append((os.fsencode(path), xml_text(item, "Size")))
+        return found, answer.text("NextContinuationToken")
 
     def walk(
         self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
@@ -6184,11 +6191,9 @@ class Bucket(Folder):
         while not is_last:
             found, token = self._list(MAX_KEYS, token=token)
             is_last = not token
-            for item in found:
-                key = unquote_to_bytes(xml_text(item, "Key"))
-                path = key.removeprefix(os.fsencode(self.place.prefix))
+            for path, size in found:
                 if wanted(path):
-                    yield path, object_status({"content-length": xml_text(item, "Size")})
+                    yield path, object_status({"content-length": size})
 
     def stat(self, name: str) -> os.stat_result:
         if is_incoming(name):
