@@ -3462,11 +3462,14 @@ def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
 
     Some edits keep size and mtime (`exiftool -P`): ctime, which nobody can set, tells those. It
     also changes with owner, permissions, name and links, and then the file is read once more.
-    The server itself links equal files in its own folders, so there it tells nothing.
+    The server itself links equal files in its own folders, so there it tells nothing. Neither
+    does it of an object, or its copy without a name; and some stores keep no parts of seconds.
     """
     size, mtime_ns, ctime = state_of(status)
     linked = root in SERVER_ONLY or (root == "images" and status.st_nlink != 1)
-    return (size, mtime_ns) == known[:2] and (linked or ctime == known[2])
+    unit = 1 if status.st_nlink else 10**9
+    same = size == known[0] and mtime_ns // unit == known[1] // unit
+    return same and (linked or ctime == known[2])
 
 
 ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *Facts._fields)
@@ -6130,8 +6133,8 @@ class ObjectNote(NamedTuple):
 class Bucket(Folder):
     """A Folder whose files are objects; only its `.incoming/` is on disk.
 
-    An object keeps the mtime of the file that was sent, as rclone writes it: by that and the size
-    it is known to be the one that is meant. Before one comes or goes, a note of it lies in
+    An object keeps the mtime of the file that was sent, as rclone writes it: by its seconds and
+    the size it is known to be the one that is meant. Before one comes or goes, a note of it lies in
     `.incoming/`, so that the next start finds what a crash has left. Objects have no links: equal
     content is kept as often as it is sent.
     """
@@ -6249,7 +6252,7 @@ class Bucket(Folder):
         except (
             FileExistsError
         ):  # another program was faster, or the answer to a first try was lost
-            if self.stat(name).st_mtime_ns != mtime_ns:
+            if not is_from(self.stat(name), mtime_ns):
                 incoming.kept = None
                 super().unlink(note_of(name))
                 raise
@@ -6359,19 +6362,28 @@ class Bucket(Folder):
 
     def _remove_unknown(self, path: str, is_known: Callable[[str], object]) -> None:
         """Remove what a note is about, if the index does not know it."""
-        with super().open(path) as file, contextlib.suppress(ValueError, FileNotFoundError):
-            note = ObjectNote(*json.loads(file.read()))  # a crash may have cut it short
-            if is_known(note.name):
+        with super().open(path) as file:
+            try:
+                note = ObjectNote(*json.loads(file.read()))
+            except ValueError:  # a crash has cut it short: nothing was sent yet
                 return
-            key = self.request("GET", note.name).key
-            query = {"prefix": key, "uploads": ""}
-            found = self.client.call(S3Request("GET", self.place.bucket, query=query))
-            for item in found.elements("Upload"):
-                if xml_text(item, "Key") == key:
-                    id = {"uploadId": xml_text(item, "UploadId")}
-                    self.client.call(self.request("DELETE", note.name, query=id))
-            if note.mtime_ns in {0, self.stat(note.name).st_mtime_ns}:
+        if is_known(note.name):
+            return
+        with contextlib.suppress(FileNotFoundError):  # as some stores say where there is none
+            self._abort_parts(note.name)
+        with contextlib.suppress(FileNotFoundError):
+            if not note.mtime_ns or is_from(self.stat(note.name), note.mtime_ns):
                 self.client.call(self.request("DELETE", note.name))
+
+    def _abort_parts(self, name: str) -> None:
+        """Remove the parts of an upload that did not come to its end."""
+        key = self.request("GET", name).key
+        query = {"prefix": key, "uploads": ""}
+        found = self.client.call(S3Request("GET", self.place.bucket, query=query))
+        for item in found.elements("Upload"):
+            if xml_text(item, "Key") == key:
+                id = {"uploadId": xml_text(item, "UploadId")}
+                self.client.call(self.request("DELETE", name, query=id))
 
 
 class ObjectReader:
@@ -6386,7 +6398,8 @@ class ObjectReader:
         self._at = 0  # where the run is
 
     def check(self, status: os.stat_result) -> None:
-        if state_of(status)[:2] != self._state:
+        size, mtime_ns = self._state
+        if status.st_size != size or not is_from(status, mtime_ns):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
 
     def read_at(self, offset: int, count: int) -> bytes:
@@ -6446,11 +6459,19 @@ def object_status(headers: Mapping[str, str]) -> os.stat_result:
     """Return the size and mtime that an object's headers tell, as of a file without a name."""
     mtime_ns = 0
     with contextlib.suppress(ValueError):
-        seconds, _, fraction = headers.get("x-amz-meta-mtime", "").partition(".")
-        mtime_ns = int(seconds) * 10**9 + int(f"{fraction:0<9.9}")
+        if kept := headers.get("x-amz-meta-mtime"):
+            seconds, _, fraction = kept.partition(".")
+            mtime_ns = int(seconds) * 10**9 + int(f"{fraction:0<9.9}")
+        elif changed := headers.get("last-modified"):  # rclone's server knows it after a restart
+            mtime_ns = int(parsedate_to_datetime(changed).timestamp()) * 10**9
     times = {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9, "st_ctime": mtime_ns / 1e9}
     size = int(headers.get("content-length") or 0)
     return os.stat_result((stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, size, 0, 0, 0), times)
+
+
+def is_from(status: os.stat_result, mtime_ns: int) -> bool:
+    """Whether an object has this mtime, as far as stores keep it."""
+    return status.st_mtime_ns // 10**9 == mtime_ns // 10**9
 
 
 def format_mtime(mtime_ns: int) -> str:
