@@ -5848,7 +5848,7 @@ def read_syllable(character: str) -> str:
 # long, opens the circuit: until it closes, requests fail at once, and one from time to time
 # finds out whether the store is back. So one that is away keeps few threads, and no other work.
 
-S3_SECONDS = 10.0  # that a store may take to go on with a request
+S3_SECONDS = 30.0  # that a store may take to go on with a request
 S3_PLACES = 32  # requests at once
 S3_PLACE_SECONDS = 1.0  # that one waits for a place among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
@@ -6134,9 +6134,9 @@ class Bucket(Folder):
     """A Folder whose files are objects; only its `.incoming/` is on disk.
 
     An object keeps the mtime of the file that was sent, as rclone writes it: by its seconds and
-    the size it is known to be the one that is meant. Before one comes or goes, a note of it lies in
-    `.incoming/`, so that the next start finds what a crash has left. Objects have no links: equal
-    content is kept as often as it is sent.
+    the size it is known to be the one that is meant. Before one comes or goes, a note of that
+    lies in `.incoming/`, so that the next start finds what a crash has left. Objects have no
+    links: equal content is kept as often as it is sent.
     """
 
     is_scanned = False  # nobody else writes to it, and the index has its names

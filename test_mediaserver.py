@@ -10527,7 +10527,7 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
 
 def test_a_picture_in_a_bucket_has_its_thumbnail(stored, pillow):
     server, _ = stored
-    server.store(content := png(), "a.png")
+    assert server.store(content := png(), "a.png").status == 201
     assert server.get(f"/thumbnail/{sha256(content)}", **OWNER).status == 200
 
 
