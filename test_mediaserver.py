@@ -3107,6 +3107,8 @@ def test_a_kept_connection_that_has_ended_costs_another_try_and_no_error(no_wait
 class ObjectStore:
     """`rclone serve s3` on a folder; bucket `family`, one key."""
 
+    prefix = ""  # of a test's objects
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "family"
         self.folder.mkdir(parents=True)
@@ -3115,7 +3117,7 @@ class ObjectStore:
         self.start()
 
     def start(self) -> None:
-        command = [need("rclone"), "serve", "s3", "--config", "", "--dir-cache-time", "0s"]
+        command = [need("rclone"), "serve", "s3", "--config", ""]
         command += ["--auth-key", ",".join(S3_KEYS), "--addr", f"127.0.0.1:{self._port}"]
         with self._log.open("w") as log:
             self.process = subprocess.Popen([*command, self.folder.parent], stderr=log)
@@ -3131,42 +3133,56 @@ class ObjectStore:
         self.process.wait()
 
     @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """The settings of a server that keeps all private files here."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": S3_KEYS[0], "AWS_SECRET_ACCESS_KEY": S3_KEYS[1],
-            "UPLOAD_DIR": "s3://family/images", "USERS_DIR": "s3://family/users",
-            "MEDIA_STORAGE_DIR": "s3://family/all/entities",
+            "UPLOAD_DIR": f"s3://family/{self.prefix}images",
+            "USERS_DIR": f"s3://family/{self.prefix}users",
+            "MEDIA_STORAGE_DIR": f"s3://family/{self.prefix}all/entities",
         }  # fmt: skip
 
-    def bucket(self, path: Path) -> Any:
-        signer = ms.Signer(*S3_KEYS, "us-east-1")
-        client = ms.S3Client(self.environment["AWS_ENDPOINT_URL"], signer)
-        place = ms.S3Place("family", "box/")
-        bucket = ms.Bucket("images", path, place, client, buffers=ms.WriteBuffers())
-        bucket.recover(bool)
-        return bucket
+    def put(self, name: str, content: bytes) -> None:
+        """Store an object as another program does."""
+        body = ms.ObjectBody(len(content), sha256(content), lambda: [content])
+        request = ms.S3Request("PUT", "family", self.prefix + name, body=body)
+        client = ms.S3Client(self.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+        with contextlib.closing(client):
+            client.call(request)
 
     def names(self) -> set[str]:
-        """The files behind the objects."""
-        return files_below(self.folder)
+        """The objects of this test: the files behind them."""
+        return files_below(self.folder / self.prefix)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     made = ObjectStore(tmp_path_factory.mktemp("rclone") / "store")
     yield made
     made.stop()
 
 
 @pytest.fixture
+def store(object_store) -> ObjectStore:
+    """An object store, of which a test has a prefix of its own."""
+    object_store.prefix = f"{unique().decode()}/"
+    return object_store
+
+
+@pytest.fixture
 def bucket(store, tmp_path) -> Iterator[Any]:
     """An empty bucket, whose files on their way are in `tmp_path`."""
-    shutil.rmtree(store.folder / "box", ignore_errors=True)
-    made = store.bucket(tmp_path)
+    client = ms.S3Client(store.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+    place = ms.S3Place("family", store.prefix)
+    made = ms.Bucket("images", tmp_path, place, client, buffers=ms.WriteBuffers())
+    made.recover(bool)
     yield made
-    made.client.close()
+    client.close()
 
 
 def arrive(folder: Any, content: bytes) -> Any:
@@ -3216,7 +3232,8 @@ def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
 
 def test_a_list_of_a_bucket_has_all_pages_in_the_order_of_the_bytes(store, bucket, monkeypatch):
     names = sorted([f"{number % 3}/{number}.png".encode() for number in range(7)] + [b"0.png"])
-    fill(store.folder / "box", {name.decode(): b"x" for name in names})
+    for name in names:
+        store.put(name.decode(), b"x")
     monkeypatch.setattr(ms, "MAX_KEYS", 3)
     assert [path for path, _ in bucket.walk(bool, [])] == names
 
@@ -3278,7 +3295,7 @@ def no_delete(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def test_an_object_of_another_program_survives_a_note_about_its_name(store, bucket, tmp_path):
-    fill(store.folder / "box", {"a.png": b"theirs"})
+    store.put("a.png", b"theirs")
     bucket._write_note(ms.ObjectNote("a.png", 7))
     bucket.recover(lambda name: False)
     assert read_from(bucket, "a.png") == b"theirs"
@@ -10479,8 +10496,6 @@ def store_everywhere(server: Server, content: bytes) -> tuple[dict[str, dict[str
 @pytest.fixture
 def stored(start, store) -> Iterator[tuple[Server, ObjectStore]]:
     """A server whose private files are all in an empty bucket."""
-    shutil.rmtree(store.folder)
-    store.folder.mkdir()
     yield start(**store.environment), store
 
 
@@ -10535,8 +10550,8 @@ def test_a_file_that_was_changed_in_its_bucket_is_not_served(stored):
     server, store = stored
     paths, _ = store_everywhere(server, png_of(100_000))
     for name in store.names():
-        (store.folder / name).write_bytes(bytes(100_000))
-        os.utime(store.folder / name, (1, 1))
+        store.put(name, bytes(100_000))
+        os.utime(store.folder / store.prefix / name, (1, 1))
     for path, headers in paths.items():
         assert server.request("GET", path, headers=headers).status == 404
         assert server.request("HEAD", path, headers=headers).status == 404
@@ -10602,7 +10617,7 @@ def test_reads_of_a_bucket_can_be_redirected_to_it(start, store):
 def test_a_bucket_with_another_key_takes_nothing_and_the_log_says_why(start, store):
     server = start(**{**store.environment, "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert server.store(png()).status == 503
-    assert "HEAD s3://family/images/a.png: 403" in server.log
+    assert f"HEAD s3://family/{store.prefix}images/a.png: 403" in server.log
 
 
 @pytest.mark.parametrize(
