@@ -208,11 +208,20 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def parse_seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < 1e9:
-            return seconds
-    raise ValueError(f"{text!r} is not a number of seconds")
+def amount_of(unit: str, most: float) -> Callable[[str], float]:
+    """Return what parses a number of a unit of time, from 0 to below `most`.
+
+    >>> amount_of("days", 1e6)("1.5")
+    1.5
+    """
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 <= (amount := float(text)) < most:
+                return amount
+        raise ValueError(f"{text!r} is not a number of {unit}")
+
+    return parse
 
 
 def parse_path(text: str) -> Path:
@@ -330,7 +339,7 @@ class Settings(NamedTuple):
     port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
-        0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
+        0, "seconds between scans; 0: only at start and on SIGHUP", amount_of("seconds", 1e9),
         environment=False,
     )  # fmt: skip
     workers: int = number(1, 64, "server processes", environment=False)
@@ -584,6 +593,10 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
+    for name in missing:
+        if name in kept and not (kept[name] or "").strip():
+            problem = f"is blank in {settings.secrets_file}: give it a value or delete its line"
+            raise SettingError(name, problem)
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
     if made.items() - kept.items():
         write_secrets(settings.secrets_file, {**kept, **made})
@@ -814,7 +827,13 @@ def hash_password(password: str, salt: bytes | None = None) -> str:
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none."""
+    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none.
+
+    Accounts that were imported have Django's PBKDF2 hashes, `pbkdf2_sha256$rounds$salt$base64`.
+    """
+    if match := re.fullmatch(r"pbkdf2_sha256\$(\d{1,8})\$([^$]+)\$([\w+/=]+)", stored, re.ASCII):
+        key = hashlib.pbkdf2_hmac("sha256", _utf8(password), match[2].encode(), int(match[1]))
+        return hmac.compare_digest(base64.b64encode(key).decode(), match[3])
     match = re.fullmatch(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+)", stored, re.ASCII)
     if not match:
         return False
@@ -1292,7 +1311,7 @@ def _parse_user_id(value: object) -> int:
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
     """Return whom verified claims speak for."""
-    permissions = claims.get("permissions", [])
+    permissions = [] if (told := claims.get("permissions")) is None else told
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
     subject = claims.get("sub") if algorithm == "ES256" else None
@@ -1547,17 +1566,17 @@ class Seekable(Protocol):
 class _Span:
     """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
-    __slots__ = ("_budget", "_file", "_start", "size")
+    __slots__ = ("_budget", "_file", "size", "start")
 
     def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
-        self._file, self._start, self.size = file, start, size
+        self._file, self.start, self.size = file, start, size
         self._budget = budget  # a list of one number, which all spans of a file share
 
     def read(self, at: int, length: int) -> bytes:
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
         self.charge(READ_COST + length)
-        self._file.seek(self._start + at)
+        self._file.seek(self.start + at)
         data = self._file.read(length)
         if len(data) < length:  # the file was cut meanwhile
             raise EOFError
@@ -1586,13 +1605,13 @@ class _Span:
     def read_uint(self, length: int) -> int:
         """Cut a big-endian number off its start."""
         digits = self.read(0, length)
-        self._start, self.size = self._start + length, self.size - length
+        self.start, self.size = self.start + length, self.size - length
         return int.from_bytes(digits, "big")
 
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self._start + start, max(0, end - start), self._budget)
+        return _Span(self._file, self.start + start, max(0, end - start), self._budget)
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
@@ -2387,11 +2406,16 @@ def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
             orientation = (_UPSIDE_DOWN, _LEFT_TO_RIGHT)[box.number() & 1][orientation]
     # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
     draft.note(orientation=orientation)
-    iinf = boxes[b"iinf"]
+    wanted = [item for item, kind in _heif_kinds(boxes[b"iinf"]) if kind in (b"Exif", b"mime")]
+    for item, extents in _heif_extents(file, boxes) if wanted else ():
+        if item in wanted and extents:
+            _metadata(extents[0], draft)
+
+
+def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
+    """Yield number and type of each item (ISO 14496-12, 8.11.6)."""
     for _, entry in _boxes(iinf.part(6 if iinf.read(0, 1) == b"\0" else 8)):
-        number, kind = entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
-        if kind in (b"Exif", b"mime"):
-            _metadata(_heif_item(file, boxes, number), draft)
+        yield entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
 
 
 def _heif_links(ipma: _Span, item: int) -> list[int]:
@@ -2406,8 +2430,8 @@ def _heif_links(ipma: _Span, item: int) -> list[int]:
     return []
 
 
-def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
-    """The first extent of an item (`iloc`, ISO 14496-12 section 8.11.3)."""
+def _heif_extents(file: _Span, boxes: _Parts) -> Iterator[tuple[int, list[_Span]]]:
+    """Yield each item's number and where its bytes are (`iloc`, ISO 14496-12, 8.11.3)."""
     iloc = boxes[b"iloc"]
     version, sizes = iloc.unpack(">B3xH", 0)
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
@@ -2416,12 +2440,12 @@ def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
     for _ in range(table.read_uint(wide)):
         number, method = table.read_uint(wide), table.read_uint(2 if version else 0) & 15
         _, base, count = table.read_uint(2), table.read_uint(base_size), table.read_uint(2)
-        extents = [[table.read_uint(size) for size in fields_of_extent] for _ in range(count)]
-        if number == item:
-            _, start, length = extents[0]
-            source = boxes[b"idat"] if method == 1 else file
-            return source.part(base + start, base + start + length)
-    return _NOTHING
+        source = (file, boxes[b"idat"], _NOTHING)[min(method, 2)]  # 2: in another item
+        extents = []
+        for _ in range(count):
+            _, start, length = (table.read_uint(size) for size in fields_of_extent)
+            extents.append(source.part(base + start, base + start + length))
+        yield number, extents
 
 
 # -- Matroska and WebM (RFC 8794, RFC 9559)
@@ -3006,9 +3030,9 @@ def _flv(flv: _Span, draft: _Draft) -> None:
     draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
-# -- Pictures without what they say of their making ------------------------------------------
-# What shows the picture is copied as it is: its colours and how it stands stay. Everything else,
-# known here or not, goes, and so does what follows the picture's end.
+# -- Media without what they say of their making ---------------------------------------------
+# What shows a picture or a video stays as it is, its colours and how it stands too. Everything
+# else, known here or not, goes, and so does what follows its end.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
@@ -3136,6 +3160,223 @@ def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
 STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
     "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
 }  # fmt: skip
+
+# ISO base media files may be long and are read in ranges. So nothing in them moves: what is not
+# shown is overwritten, as it is sent, with zeros in a box of the type `free`.
+PATCHED = frozenset({  # extensions
+    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
+})  # fmt: skip
+MAX_PATCHING_COST = 8 << 20  # bytes of a file's tables
+MAX_PATCHING_STEPS = 10**7
+_ZEROS = memoryview(bytes(STRIP_BLOCK))
+_SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
+    box: frozenset(names.split()) for box, names in {
+        b"file": b"ftyp styp mdat meta moov",
+        b"moov": b"mvhd iods trak", b"trak": b"tkhd edts tapt mdia",
+        b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
+        b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
+                 b" saiz saio",
+        b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
+    }.items()
+}  # fmt: skip
+_SHOWN_TRACKS = frozenset({b"vide", b"soun"})  # positions are in others, and in subtitles
+_SHOWN_ITEMS = frozenset(
+    b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
+)
+_TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
+_BARE_ITEMS = {  # by type: what says nothing
+    b"Exif": bytes(4) + orientation_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+}  # fmt: skip
+_PCM = frozenset({
+    b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
+})  # fmt: skip
+
+
+class Patch(NamedTuple):
+    """A stretch of a file that is sent as `content`, and zeros behind it."""
+
+    start: int
+    end: int
+    content: bytes = b""
+
+    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """Yield what is sent for the part between two positions in the file."""
+        content = self.content[start - self.start : end - self.start]
+        if content:
+            yield content
+        for at in range(start + len(content), end, STRIP_BLOCK):
+            yield _ZEROS[: end - at]
+
+
+def find_patches(file: Seekable, size: int) -> list[Patch]:
+    """Return what makes an ISO base media file say nothing of its making, in order.
+
+    ValueError for one that is not understood; fragments are not.
+    """
+    try:
+        return _PatchFinder(_Span(file, 0, size, [MAX_PATCHING_COST])).run()
+    except _BROKEN as error:
+        raise ValueError("a broken file") from error
+
+
+class _PatchFinder:
+    """Collects what to overwrite in an ISO base media file, and which of its data are shown."""
+
+    def __init__(self, file: _Span) -> None:
+        self._file = file
+        self._patches: list[Patch] = []
+        self._data: list[_Span] = []  # boxes of samples, and of items
+        self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
+
+    def run(self) -> list[Patch]:
+        self._walk(b"file", self._file)
+        if len(self._data) * len(self._shown) > MAX_PATCHING_STEPS:
+            raise ValueError("too many boxes")
+        self._shown.sort()
+        for box in self._data:
+            at = 0
+            for start, end in self._shown:
+                self._blank(box, at, start - box.start)
+                at = max(at, end - box.start)
+            self._blank(box, at)
+        return in_order(self._patches)
+
+    def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
+        part = span.part(start, end)
+        if part.size:
+            self._patches.append(Patch(part.start, part.start + part.size))
+
+    def _hide(self, box: _Span, header: int) -> None:
+        """Make a free box of one whose header stands so many bytes before it."""
+        type_at = box.start - header + 4
+        self._patches.append(Patch(type_at, type_at + 4, b"free"))
+        self._blank(box)
+
+    def _boxes(self, span: _Span) -> Iterator[tuple[bytes, _Span, int]]:
+        """Yield type, content and size of the header of each box; overwrite what is none."""
+        at = 0
+        while at < span.size:
+            try:
+                kind, start, end, _ = _box_header(span, at)
+            except EOFError:
+                start = end = -1
+            if not at < start <= min(end, span.size):
+                self._blank(span, at)
+                return
+            yield kind, span.part(start, end), start - at
+            at = end
+
+    def _walk(self, kind: bytes, span: _Span) -> None:
+        """Go through the boxes of a file or box, and hide what is not shown."""
+        for child, box, header in self._boxes(span):
+            if child == b"moof":
+                raise ValueError("the file has fragments")
+            if child in _SHOWN_BOXES[kind] and self._is_shown(child, box):
+                self._keep(child, box)
+            else:
+                self._hide(box, header)
+
+    @staticmethod
+    def _is_shown(kind: bytes, box: _Span) -> bool:
+        if kind == b"trak":
+            return _boxes(_boxes(box)[b"mdia"])[b"hdlr"].peek(8, 4) in _SHOWN_TRACKS
+        return kind != b"meta" or _boxes(box.part(4))[b"hdlr"].peek(8, 4) == b"pict"
+
+    def _keep(self, kind: bytes, box: _Span) -> None:
+        """Overwrite what a box that is shown tells, and those in it."""
+        if kind in {b"mvhd", b"tkhd", b"mdhd"}:  # times of making and change
+            self._blank(box, 4, 20 if box.read(0, 1) == b"\1" else 12)
+        elif kind == b"hdlr":  # a name
+            self._blank(box, 12)
+        elif kind in {b"mdat", b"idat"}:
+            self._data.append(box)
+        elif kind == b"ipco":
+            for name, content, header in self._boxes(box):
+                if name in _TELLING_PROPERTIES:
+                    self._hide(content, header)
+        elif kind in _SHOWN_BOXES:
+            self._walk(kind, box.part(4) if kind == b"meta" else box)
+        if kind == b"meta":
+            self._keep_items(_boxes(box.part(4)))
+        elif kind == b"trak":
+            self._keep_samples(_boxes(_boxes(box)[b"mdia"]))
+
+    def _keep_samples(self, media: _Parts) -> None:
+        """Note where a track's samples are, and overwrite who made its codec."""
+        tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
+        for kind, entry in _boxes(tables[b"stsd"].part(8)):
+            self._blank(entry, 12, 16)  # vendor
+            if media[b"hdlr"].read(8, 4) == b"vide":
+                self._blank(entry, 42, 74)  # the codec's name
+            else:
+                unit = max(unit, _audio_unit(kind, entry))
+        self._shown += _track_chunks(tables, unit)
+
+    def _keep_items(self, boxes: _Parts) -> None:
+        """Note where the items of a picture are, and overwrite those that do not show it."""
+        kinds = dict(_heif_kinds(boxes[b"iinf"]))
+        for item, extents in _heif_extents(self._file, boxes):
+            kind = kinds.get(item, b"")
+            content = _BARE_ITEMS.get(kind, b"")
+            for extent in extents:
+                start, end = extent.start, extent.start + extent.size
+                if start == end:
+                    raise ValueError("an item that is elsewhere")
+                self._shown.append((start, end))
+                if kind not in _SHOWN_ITEMS:
+                    self._patches.append(Patch(start, end, content[: extent.size]))
+                    content = b""
+
+
+def in_order(patches: Iterable[Patch]) -> list[Patch]:
+    """Sort patches; where a crafted file makes them overlap, the first one stays.
+
+    >>> in_order([Patch(8, 12, b"abcd"), Patch(4, 10)])
+    [Patch(start=4, end=10, content=b''), Patch(start=10, end=12, content=b'cd')]
+    """
+    ordered, at = list[Patch](), 0
+    for patch in sorted(patches):
+        if patch.end > at:
+            start = max(patch.start, at)
+            ordered.append(Patch(start, patch.end, patch.content[start - patch.start :]))
+            at = patch.end
+    return ordered
+
+
+def _audio_unit(kind: bytes, entry: _Span) -> float:
+    """Return a sample's bytes by its description, or 0: cameras write 1 for longer ones."""
+    version, channels, bits = entry.unpack(">H6xHH", 8)
+    if version == 0 and kind in _PCM:
+        return float(channels * -(-bits // 8))
+    samples, frame = entry.unpack(">I4xI", 28) if version == 1 else (0, 0)
+    return float(frame / samples) if samples else 0.0
+
+
+def _numbers(table: _Span, layout: str) -> list[int]:
+    """Read the big-endian numbers behind their count."""
+    count = table.read_uint(4)
+    data = table.read(0, count * struct.calcsize(layout))
+    return list(struct.unpack(f">{count}{layout}", data))
+
+
+def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
+    """Yield where a track's chunks start and end (14496-12, 8.7).
+
+    `unit` is what a sample takes at least, where all take the same.
+    """
+    wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
+    starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
+    equal = max(size, unit) if (size := sizes.read_uint(4)) else 0
+    ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
+    count = runs.read_uint(4)
+    layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
+    firsts = [first for first, _ in layout[1:]] + [len(starts) + 1]
+    sample = 0
+    for (first, count), after in zip(layout, firsts, strict=False):
+        for start in starts[first - 1 : after - 1]:
+            before, sample = sample, min(sample + count, len(ends) - 1)
+            length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
+            yield start, start + length
 
 
 # -- What starts how
@@ -3593,7 +3834,7 @@ def reporting(method: Callable[..., T]) -> Callable[..., T]:
 
 
 class IndexCursor(sqlite3.Cursor):
-    """What all reading and writing of the index goes through."""
+    """What all reading of the index goes through."""
 
     connection: IndexConnection
     execute = reporting(sqlite3.Cursor.execute)
@@ -3609,20 +3850,15 @@ class IndexConnection(sqlite3.Connection):
 
     on_damage: Callable[[str], None]
 
-    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
-        cursor = IndexCursor(self)
-        cursor.execute(sql, values)
-        return cursor
-
-    def executemany(self, sql: str, rows: Any) -> IndexCursor:
-        cursor = IndexCursor(self)
-        cursor.executemany(sql, rows)
-        return cursor
-
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
 SPARE_SHARE = 8  # at most this part of what is free
 SPARE_SECONDS = 10.0  # between two tries to have the space again
+
+
+def open_private(path: str, flags: int) -> int:
+    """Open a file as `open` does; a new one can be read by its owner alone."""
+    return os.open(path, flags, 0o600)
 
 
 class SpareSpace:
@@ -3647,7 +3883,7 @@ class SpareSpace:
             size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
             if size < SPARE_BYTES // SPARE_SHARE:
                 return False
-            with open(self._path, "xb", buffering=0) as file:
+            with open(self._path, "xb", buffering=0, opener=open_private) as file:
                 if allocate(file, size):
                     return True
             self._path.unlink()
@@ -3739,7 +3975,9 @@ class Index:
         connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
-        return connection.execute(sql, values)
+        cursor = IndexCursor(connection)
+        cursor.execute(sql, values)
+        return cursor
 
     def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
@@ -3757,6 +3995,8 @@ class Index:
             if not change.done:
                 self._commit_waiting()
         if change.error is not None:
+            if isinstance(change.error, sqlite3.Error) and is_damage(change.error):
+                self.report_damage(str(change.error))
             raise change.error
         result: T = change.result
         return result
@@ -3783,8 +4023,11 @@ class Index:
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
-            for change in changes:
-                self._apply(change)
+            if len(changes) == 1:  # what it raises undoes all there is
+                changes[0].result = changes[0].apply(self._writer)
+            else:
+                for change in changes:
+                    self._apply(change)
             self._writer.execute("COMMIT")
         except BaseException as error:  # of the commit: nobody may take his change for kept
             for change in changes:
@@ -3875,12 +4118,7 @@ class Assets(Table):
 
     def put(self, db: Database, asset: Asset) -> None:
         facts = asset.facts or (None,) * len(Facts._fields)
-        row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
-        db.execute(
-            f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(row)})"
-            " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
-            row,
-        )
+        db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -3919,6 +4157,12 @@ class Assets(Table):
         )
         rows = self._index.read(sql, after, *kinds, limit)
         return [located(row) for row in rows]
+
+
+INSERT_ASSET = (
+    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({', '.join('?' * len(ASSET_NAMES))})"
+    " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
+)
 
 
 def located(row: Sequence[Any]) -> Located:
@@ -4173,17 +4417,20 @@ class Users(Table):
         return list(self._select("ORDER BY id"))
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
-        """Which of the unique fields another account has."""
-        unique = {
-            "email": ("email_key", values.get("email", "").casefold()),
-            "username": ("username", values.get("username")),
-            "phone_number": ("phone_number", values.get("phone_number")),
+        """Which of the unique fields another account has; a login takes e-mail and username."""
+        email, username = values.get("email", ""), values.get("username")
+        name = "email_key = ? OR username = ?"
+        unique: dict[str, tuple[str, list[Any]]] = {
+            "email": (name, [email.casefold(), email]),
+            "username": (name, [username and username.casefold(), username]),
+            "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
-        sql = "SELECT 1 FROM user WHERE {} = ?"
         query = functools.partial(self._index.query, db)
-        return [n for n, (c, v) in unique.items() if query(sql.format(c), v).fetchone()]
+        sql = "SELECT 1 FROM user WHERE {}"
+        return [n for n, (c, v) in unique.items() if query(sql.format(c), *v).fetchone()]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
+        """Write a new account; an `id` among the values is that of another program."""
         row = {
             "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
             "email_key": values["email"].casefold(), "now": now,
@@ -4194,7 +4441,7 @@ class Users(Table):
             " :phone_number, :first_name, :last_name, :password, :now)"
             f" RETURNING {USER_COLUMNS}"
         )
-        return User(*db.execute(sql, {**row, "id": self._free_id(db)}).fetchone())
+        return User(*db.execute(sql, {"id": self._free_id(db), **row}).fetchone())
 
     def _free_id(self, db: Database) -> int:
         """The next id; those are left out under which another program's user has records here."""
@@ -4577,11 +4824,16 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
-    def hide(self, user_id: int, key: str, now: float) -> bool:
+    def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
-        return self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount) > 0
+        return db.execute(sql, (now, key, user_id)).rowcount > 0
+
+    def is_known(self, key: str) -> bool:
+        """Whether there is something with this id, softly deleted or not."""
+        sql = f"SELECT 1 FROM {self._table} WHERE id = ?"
+        return self._index.read(sql, key).fetchone() is not None
 
     def remove_collection(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; whether there was one."""
@@ -4597,6 +4849,11 @@ class OwnedTable(Generic[Record]):
         return self._index.write(apply) > 0
 
 
+def bounded(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
+
+
 class Entities(Table):
     """Entities and their versions; what is not told otherwise is about current ones."""
 
@@ -4605,7 +4862,7 @@ class Entities(Table):
     ) -> Entity | None:
         sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
         if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, version]
+            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
         row = self._index.query(db, sql, *values).fetchone()
         return Entity.from_row(row) if row else None
 
@@ -4643,10 +4900,10 @@ class Entities(Table):
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
         table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": version}
+        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
         for column, value in filters.items():
             equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = value
+            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
         if text:
             conditions["instr(search, ?)"] = search_text(text)
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -4669,7 +4926,14 @@ class Entities(Table):
         if current and current.is_same(entity):
             return current
         version, added = entity.version + 1, entity.added if entity.id else now
-        entity = entity._replace(version=version, added=added, updated=now)
+        return self._write(db, entity._replace(version=version, added=added, updated=now))
+
+    def adopt(self, db: Database, versions: Iterable[Entity]) -> None:
+        """Write all versions of an entity of another program, under its id, which is free."""
+        for number, entity in enumerate(versions, 1):
+            self._write(db, entity._replace(version=number))
+
+    def _write(self, db: Database, entity: Entity) -> Entity:
         entity = entity._replace(transaction_id=self._next_transaction(db))
         asset, facts = entity.asset, entity.asset and entity.asset.facts
         row: list[Any] = [entity.id or None, *entity[1:ENTITY_WIDTH]]
@@ -4734,6 +4998,9 @@ TRASHED = """
 """  # an entity may have been changed since it was deleted
 
 
+MAX_CLOCK_STEP = 86400.0  # seconds between two looks at the trash, by the clock
+
+
 class Trash(Table):
     """What is softly deleted, of users and among the entities."""
 
@@ -4746,6 +5013,20 @@ class Trash(Table):
         """What has an id, which is a UUID for a media record and a number for an entity."""
         row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
         return Trashed(*row) if row else None
+
+    def is_clock_steady(self, now: float) -> bool:
+        """Whether it is about as late as when this was asked last, perhaps before a restart.
+
+        A clock that is wrong at a start, or was, must not make years of what was just deleted.
+        """
+
+        def look(db: Database) -> bool:
+            sql = "SELECT value FROM meta WHERE key = 'trash_looked_at'"
+            row = db.execute(sql).fetchone()
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('trash_looked_at', ?)", (str(now),))
+            return row is None or abs(now - float(row[0])) < MAX_CLOCK_STEP
+
+        return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
         sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
@@ -4938,6 +5219,7 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
+UPLOAD_NAME = re.compile("[0-9a-f]{32}")  # of a file that arrives there
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -5003,34 +5285,70 @@ class Incoming:
         self.facts: Facts | None = None
         self.filename = ""  # as the client named it
         self.kept: str | None = None
+        self.note = ""  # the name of what tells the next start of it, which goes with it
+        self.is_replaced = False
+        self._place: Place | None = None
 
-    def discard(self, undo: bool = True) -> None:
-        """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
+    def place(self) -> Place:
+        """Return where it lies in `.incoming/`, which stays open until `discard`."""
+        self._place = self._place or self.folder.resolve(self.name)
+        return self._place
+
+    def replace(self, name: str, file: io.FileIO) -> None:
+        """Go on with an equal file instead of this one, which goes."""
+        try:
+            with self.place() as place:
+                self._place = None
+                place.unlink()
+        except BaseException:
+            file.close()
+            raise
         self.file.close()
-        for name in filter(None, (self.kept if undo else None, self.name)):
-            with contextlib.suppress(OSError):  # then the next start finds the mark
-                self.folder.unlink(name)
+        self.name, self.file, self.is_replaced = name, file, True
 
-    def put_back(self, name: str) -> bool:
-        """Take back its place, and give the file in `.incoming/` the name that it had there.
+    def discard(self, undo: bool = True) -> os.stat_result | None:
+        """Let go of the name in `.incoming/`; `undo` takes back the place first.
 
-        That cannot be done once it has become the link of an equal file.
+        Return the status of the file after that; None if it was let go of before.
         """
-        self.file.close()
-        if self.kept:
-            self.folder.unlink(self.kept)
-        with self.folder.resolve(self.name) as source, self.folder.resolve(name) as target:
-            if source.stat().st_nlink > 1:
-                return False
-            source.replace(target)
+        if self.file.closed:
+            return None
+        with self.file:
+            with contextlib.suppress(OSError), self.place() as place:
+                if undo and self.kept:
+                    self.folder.unlink(self.kept)  # if not, the next start finds the mark
+                place.unlink()
+                if self.note:
+                    self.folder.unlink(self.note)
+            return os.fstat(self.file.fileno())
+
+    def put_back(self) -> bool:
+        """Take back its place, and leave it in `.incoming/` for another request, if it is there.
+
+        It is not where an equal file was taken instead.
+        """
+        if self.is_replaced:
+            return False
+        with self.file, self.place():
+            if self.kept:
+                self.folder.unlink(self.kept)
         return True
 
 
-class Place(NamedTuple):
-    """Where a name is: an open folder, and the name in it."""
+class Place:
+    """Where a name is: an open folder, which the end of a `with` closes, and the name in it."""
 
-    folder: int  # descriptor
-    name: str
+    __slots__ = ("folder", "name")
+
+    def __init__(self, folder: int, name: str) -> None:
+        self.folder = folder  # descriptor
+        self.name = name
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.folder)
 
     def open(self, flags: int, mode: int = 0o666) -> int:
         return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.folder)
@@ -5122,8 +5440,7 @@ class Folder:
 
     # Names
 
-    @contextlib.contextmanager
-    def resolve(self, name: str, make: bool = False) -> Iterator[Place]:
+    def resolve(self, name: str, make: bool = False) -> Place:
         """Open the folder that a name is in, and follow no link on the way.
 
         With `make`, what is missing on the way is made, durably, unless the root is not the one
@@ -5131,19 +5448,17 @@ class Folder:
         is not there or no folder.
         """
         *parts, last = split_name(name)
-        descriptor = self._open_root(checked=make)
+        place = Place(self._open_root(checked=make), last)
         try:
             for part in parts:
-                try:
-                    inner = open_folder(part, descriptor, make)
-                except OSError as error:
-                    error.filename = f"{self.path}/{name}"
-                    raise
-                os.close(descriptor)
-                descriptor = inner
-            yield Place(descriptor, last)
-        finally:
-            os.close(descriptor)
+                outer, place.folder = place.folder, open_folder(part, place.folder, make)
+                os.close(outer)
+        except BaseException as error:
+            os.close(place.folder)
+            if isinstance(error, OSError):
+                error.filename = f"{self.path}/{name}"
+            raise
+        return place
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
@@ -5169,13 +5484,16 @@ class Folder:
 
     def is_gone(self, name: str) -> bool:
         """Whether nothing has that name any more."""
+        return self.count_links(name) == 0
+
+    def count_links(self, name: str) -> int:
+        """Count the names of a file: 0 where this one is gone, 1 where that cannot be told."""
         try:
-            self.stat(name)
+            return self.stat(name).st_nlink
         except (FileNotFoundError, NotADirectoryError):
-            return True
+            return 0
         except OSError:
-            return False
-        return False
+            return 1
 
     def unlink(self, name: str) -> None:
         """Remove a file, unless it is gone already."""
@@ -5215,19 +5533,22 @@ class Folder:
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
-        inodes = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        arrived = {
+            inode(status) for name, status in linked
+            if UPLOAD_NAME.fullmatch(name) or self.name in SERVER_ONLY
+        }  # fmt: skip
         for path, status in self.walk(lambda name: True, []) if linked else ():
             name = os.fsdecode(path)
-            ours = mark_of(name) in marks or inode(status) in inodes
+            ours = mark_of(name) in marks or inode(status) in arrived
             if ours and not is_known(name):
                 self.unlink(name)
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def begin(self, limit: Limit, md5: bool = False) -> Receiving:
-        """Return what takes in a fresh file within a limit."""
+    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
+        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
-        incoming = Incoming(self, name, self._create(name))
+        incoming = Incoming(self, name, self._create(name, size))
         return Receiving(incoming, self.buffers, limit, new_hashes(md5))
 
     def need_room(self, size: int) -> None:
@@ -5235,9 +5556,10 @@ class Folder:
         with self.resolve(f"{INCOMING}/_", make=True) as place:
             need_room(place.folder, size, self.reserve)
 
-    def _create(self, name: str) -> io.FileIO:
-        """A new file for writing and reading; the folders on the way are made."""
+    def _create(self, name: str, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room; folders on the way are made."""
         with self.resolve(name, make=True) as place:
+            need_room(place.folder, size, self.reserve)
             return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
     def make_file(self, name: str) -> None:
@@ -5295,64 +5617,57 @@ class Folder:
 
     def _link_duplicate(self, incoming: Incoming, duplicate: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
-        link = f"{incoming.name}-twin"
+        link = f"{INCOMING}/{secrets.token_hex(16)}"
         if self._try_link(duplicate, link):
             return False
-        with self.resolve(link) as source, self.resolve(incoming.name) as target:
-            source.replace(target)
+        incoming.replace(link, self.open(link))
         return True
 
     def _place(self, incoming: Incoming, name: str) -> None:
-        """Link a file that has arrived to its place, marked so that a crash can be undone."""
+        """Give a file that has arrived its place, for good."""
         with self.resolve(name, make=True) as target:
             if target.exists():  # cheaper than to find it out by a link, where many are taken
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
-                self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
-                self._link(incoming.name, target)
+                self._link(incoming.place(), target)
             except OSError as error:
                 inner, below, _ = name.partition("/")
                 if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
-                self._link(incoming.name, target)
+                self._copy(incoming, f"{inner}/{INCOMING}/{secrets.token_hex(16)}")
+                self._link(incoming.place(), target)
             incoming.kept = name
             sync_folder(target.folder)
 
-    def _mark(self, incoming: Incoming, mark: str) -> None:
-        with self.resolve(incoming.name) as source, self.resolve(mark, make=True) as target:
-            source.replace(target)
-        incoming.name = mark
-
-    def _link(self, name: str, target: Place) -> None:
+    def _link(self, source: Place, target: Place) -> None:
         """Give a file its place; FileExistsError where that is taken."""
         # Where a file system has no links (exFAT), the name is taken first and then filled.
-        with self.resolve(name) as source:
-            try:
-                source.link(target)
-            except OSError as error:
-                if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
-                    raise
-                os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-                source.replace(target)
+        try:
+            source.link(target)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            source.replace(target)
 
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
-        copy, source = self._create(name), incoming.file.fileno()
+        copy, source = self._create(name, incoming.size), incoming.file.fileno()
         try:
-            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
                 write_all(copy, memoryview(piece))
             os.fsync(copy.fileno())
+            incoming.replace(name, copy)
         except BaseException:
             copy.close()
             self.unlink(name)
             raise
-        incoming.file.close()
-        self.unlink(incoming.name)
-        incoming.name, incoming.file = name, copy
+
+    def status(self, incoming: Incoming) -> os.stat_result:
+        """The status of a file that has its place."""
+        return os.fstat(incoming.file.fileno())
 
     def _try_link(self, name: str, link: str) -> int:
         """Give a file a second name; 0, or the error where it is gone or cannot have one."""
@@ -5474,8 +5789,8 @@ class Folder:
         with self.resolve(os.fsdecode(paths[0])) as place:
             for path in paths:
                 try:
-                    name = os.fsdecode(path.rpartition(b"/")[2])
-                    status = place._replace(name=name).stat()
+                    place.name = os.fsdecode(path.rpartition(b"/")[2])
+                    status = place.stat()
                 except FileNotFoundError:  # it went away meanwhile
                     continue
                 except OSError:
@@ -5731,13 +6046,13 @@ NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 def split_name(name: str) -> list[str]:
     """The parts of a relative path; ValueError for one that would leave its folder."""
     parts = name.split("/")
-    if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
+    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
         raise ValueError(f"no file name: {name!r}")
     return parts
 
 
 def new_mark(name: str) -> str:
-    """A fresh name in `.incoming/` for a file that lies, or will lie, under `name`, too."""
+    """A fresh name in `.incoming/` for a file that lies under `name`, too."""
     return f"{secrets.token_hex(16)}.{mark_of(name)}"
 
 
@@ -5765,7 +6080,12 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
@@ -6302,16 +6622,15 @@ class Bucket(Folder):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         mtime_ns = os.fstat(incoming.file.fileno()).st_mtime_ns
         self._write_note(ObjectNote(name, mtime_ns), os.O_EXCL)
-        self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
-        incoming.kept = name
+        incoming.kept, incoming.note = name, note_of(name)
         try:
             self._send(incoming, name, mtime_ns, {"if-none-match": "*"})
         except (
             FileExistsError
         ):  # another program was faster, or the answer to a first try was lost
             if not is_from(self.stat(name), mtime_ns):
-                incoming.kept = None
-                super().unlink(note_of(name))
+                super().unlink(incoming.note)
+                incoming.kept, incoming.note = None, ""
                 raise
 
     def _send(
@@ -6385,8 +6704,6 @@ class Bucket(Folder):
         """Remove a file or an object, unless it is gone; if need be, at the next start."""
         if is_incoming(name):
             super().unlink(name)
-            if mark := name.rpartition("/")[2].partition(".")[2]:
-                super().unlink(f"{INCOMING}/{mark}{NOTE}")
             return
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -6395,7 +6712,7 @@ class Bucket(Folder):
         except Unavailable as error:
             warn(f"{self.shown}/{printable_line(name)} is removed at the next start: {error}")
             with contextlib.suppress(FileNotFoundError), self.resolve(note_of(name)) as note:
-                note.replace(note._replace(name=f"{secrets.token_hex(16)}{NOTE}"))
+                note.replace(Place(note.folder, f"{secrets.token_hex(16)}{NOTE}"))
 
     def _write_note(self, note: ObjectNote, flags: int = os.O_TRUNC) -> None:
         """Write a note, durably; with O_EXCL, FileExistsError where there is one of that name."""
@@ -6586,6 +6903,7 @@ MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
 MAX_EMBEDDED = 4  # of which are tried, the largest first
 MAX_JPEG_SEGMENTS = 64  # before its size
 JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
+LOOK_UP_SECONDS = 0.2  # between looks whether the server ends, while a decoder works
 REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
@@ -6828,6 +7146,7 @@ class Thumbnails:
         self._lock = threading.Lock()
         self._making: dict[str, Making] = {}
         self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+        self.is_over = False  # nobody waits for what is being made
 
     def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
         """Say where thumbnails and previews lie."""
@@ -7036,16 +7355,28 @@ class Thumbnails:
         """The renditions; none where the decoder says that it can make none, None if it died."""
         host = self._host
         end, result = os.pipe()
-        with open(end, "rb") as pipe:
+        with open(end, "rb", buffering=0) as pipe:
             with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
                 if host is not None:
                     socket.send_fds(host, [job.to_bytes()], [source.fileno(), result])
             os.close(result)
-            data = pipe.read(MAX_RESULT_BYTES + 1)
+            data = self._read_result(pipe)
         if len(data) > MAX_RESULT_BYTES:
             return []
         frames = data.removesuffix(DECODER_DONE)
         return split_frames(frames) if frames != data else None
+
+    def _read_result(self, pipe: io.FileIO) -> bytes:
+        """What a decoder writes until it ends; less when the server does."""
+        data, poll = bytearray(), select.poll()
+        poll.register(pipe, select.POLLIN)
+        while len(data) <= MAX_RESULT_BYTES and not self.is_over:
+            if poll.poll(LOOK_UP_SECONDS * 1000):
+                piece = pipe.read(MAX_RESULT_BYTES)
+                if not piece:
+                    break
+                data += piece
+        return bytes(data)
 
 
 def split_frames(data: bytes) -> list[bytes]:
@@ -7644,6 +7975,7 @@ class SharedProgress:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
+        self.mounts = mmap.mmap(-1, 1)  # another byte when other mount points are known
 
     def get(self) -> ScanProgress:
         now = ScanProgress(*self.LAYOUT.unpack(self._memory[:]))
@@ -7668,10 +8000,12 @@ class Scanner:
         self._fresh = threading.Event()
         self._stopping = False
         self._threads: list[threading.Thread] = []
+        self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
+        self._thumbnails.is_over = False
         self._wanted.set()
         self._fresh.set()
         for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
@@ -7688,7 +8022,7 @@ class Scanner:
 
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
-        self._stopping = True
+        self._stopping = self._thumbnails.is_over = True
         self._wanted.set()
         self._fresh.set()
         for thread in self._threads:
@@ -7780,7 +8114,7 @@ class Scanner:
 
     def absent_mounts(self, folder: Folder) -> list[str]:
         """Places below a folder where a disk was mounted whose files are known, and is no more."""
-        known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+        known = self._known_mounts(folder)
         mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
         return [
             path for path in known
@@ -7788,13 +8122,23 @@ class Scanner:
             and not self._index.files.is_empty(folder.name, f"{path}/")
         ]  # fmt: skip
 
+    def _known_mounts(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
+        state, known = self._mounts.get(folder.name, (-1, []))
+        if state != self.progress.mounts[0]:
+            state = self.progress.mounts[0]
+            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+            self._mounts[folder.name] = state, known
+        return known
+
     def _note_mounts(self, folder: Folder) -> list[bytes]:
         """Remember the mount points below a folder; give those that are absent, with `/`."""
         absent = self.absent_mounts(folder)
         mounted = {path for path, _ in mounts_below(folder.path)}
-        text = json.dumps(sorted(mounted.union(absent)))
-        if text != (self._index.get_meta(f"mounts {folder.name}") or "[]"):
-            self._index.set_meta(f"mounts {folder.name}", text)
+        now = sorted(mounted.union(absent))
+        if now != self._known_mounts(folder):
+            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
+            self.progress.mounts[0] = (self.progress.mounts[0] + 1) % 256
         for path in absent:
             warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
         return [os.fsencode(f"{path}/") for path in absent]
@@ -8569,8 +8913,11 @@ def _parse_part(block: bytes) -> Part:
 _PARAMETER = re.compile(
     rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
 )
+_QUOTED_PAIR = re.compile(r'\\(["\\])')
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
-_EXTENDED_VALUE = r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)"
+_EXTENDED_VALUE = re.compile(
+    r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)", re.ASCII
+)
 _WINDOWS_FOLDER = re.compile(r"\A[A-Za-z]:\\(?:.*\\)?", re.DOTALL)
 
 
@@ -8624,7 +8971,7 @@ def _join_continuations(parameters: dict[str, str]) -> dict[str, str]:
     """
     pieces: list[str] = []
     extended = "filename*0*" in parameters
-    for number in range(len(parameters)):
+    for number in range(len(parameters) if "*" in "".join(parameters) else 0):
         plain, coded = (parameters.pop(f"filename*{number}{star}", None) for star in ("", "*"))
         if plain is None and coded is None:
             break
@@ -8649,7 +8996,7 @@ def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
             raise HTTPError(400, "The parameters of a header are malformed.")
         name = (match[1] or "").lower()
         if match[2] is not None:
-            parameters.append((name, re.sub(r'\\(["\\])', r"\1", match[2])))
+            parameters.append((name, _QUOTED_PAIR.sub(r"\1", match[2])))
         elif name:
             parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
@@ -8665,7 +9012,7 @@ def _form_text(value: str) -> str:
 
 
 def _parse_extended_value(value: str) -> str | None:
-    match = re.fullmatch(_EXTENDED_VALUE, value, re.ASCII)
+    match = _EXTENDED_VALUE.fullmatch(value)
     with contextlib.suppress(UnicodeDecodeError):
         if match:
             return unquote_to_bytes(match[2]).decode(match[1])
@@ -8882,7 +9229,7 @@ def parse_upload_metadata(value: str) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for pair in value.split(",") if value else ():
-        key, _, text = pair.strip(" ").partition(" ")
+        key, _, text = pair.lstrip(" ").partition(" ")
         if not _METADATA_KEY.fullmatch(key) or key in texts:
             raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
         try:
@@ -8996,13 +9343,10 @@ RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads ahead
+SAMPLE_BYTES = 512 << 10  # between samples of the page cache; twice as many cost 10 % of 2 MB
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
-MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones are left to that
-DEFER_SECONDS = 0.0001  # that the other is waited for
-MAX_DEFERRALS = 20  # while connections come; then all are taken
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
 PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
@@ -9052,6 +9396,21 @@ class FileSlice:
         self.offset, self.count = self.offset + len(piece), self.count - len(piece)
         self.before = b"".join((self.before, piece))
 
+    def is_at_hand(self) -> bool:
+        """Whether the next bytes are in memory, by samples of the page cache."""
+        if isinstance(self.file, ObjectReader):
+            return bool(self.before)
+        if not hasattr(os, "RWF_NOWAIT"):
+            return False
+        last = self.offset + min(self.count, SEND_BYTES) - 1
+        probe, descriptor = [bytearray(1)], self.file.fileno()
+        try:
+            for offset in (*range(self.offset, last, SAMPLE_BYTES), last):
+                os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN; or the file system cannot tell
+            return False
+        return True
+
 
 Segment = bytes | memoryview | FileSlice
 
@@ -9096,8 +9455,7 @@ class Response:
         """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
         if self.prepared and keep_alive:
             start = b"HTTP/1.1 200 OK\r\nDate: " + date.encode()
-            yield b"".join((start, self.prepared, self.body))  # type: ignore[arg-type]
-            return
+            return iter((b"".join((start, self.prepared, self.body)),))  # type: ignore[arg-type]
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
         chunked = (
@@ -9113,11 +9471,10 @@ class Response:
             headers.append(("Connection", "keep-alive"))
         block = format_head(self.status, headers)
         if bodiless or (head is not None and head.method == "HEAD"):
-            yield block
-        elif isinstance(self.body, bytes):
-            yield block + self.body
-        else:
-            yield from join_head(block, chunk_segments(self.body) if chunked else self.body)
+            return iter((block,))
+        if isinstance(self.body, bytes):
+            return iter((block + self.body,))
+        return join_head(block, chunk_segments(self.body) if chunked else self.body)
 
 
 def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -9186,31 +9543,31 @@ DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    Answers are told apart by the number of their route and by their status; durations of the
-    answers of a route are counted by the first of DURATIONS that they are not above.
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
         self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
-        self._width = len(self._codes) + len(DURATIONS) + 2  # beyond the last; nanoseconds
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        self._width = len(self._codes) * self._columns + 1  # nanoseconds of all
         self._part = 3 + routes * self._width
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._workers = workers
         self._lock = threading.Lock()
 
     def count(
-        self, worker: int, route: int, status: int, *, seconds: float, taken: int, sent: int
+        self, worker: int, response: Response, seconds: float, taken: int, sent: int
     ) -> None:
-        """Count an answer, the bytes of bodies that it took in and sent, and how long it took."""
-        first = worker * self._part + 3 + route * self._width
-        code = self._codes.get(status, len(STATUSES))
-        bucket = len(self._codes) + bisect.bisect_left(DURATIONS, seconds)
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, worker * self._part
+        first = own + 3 + response.route * self._width
+        row = self._codes.get(response.status, len(STATUSES)) * self._columns
         with self._lock:
-            self._numbers[first + code] += 1
-            self._numbers[first + bucket] += 1
-            self._numbers[first + self._width - 1] += int(seconds * 1e9)
-            self._numbers[worker * self._part] += taken
-            self._numbers[worker * self._part + 1] += sent
+            numbers[first + row + bisect.bisect_left(DURATIONS, seconds)] += 1
+            numbers[first + self._width - 1] += int(seconds * 1e9)
+            numbers[own + 1] += sent
+            if taken:
+                numbers[own] += taken
 
     def set_in_flight(self, worker: int, count: int) -> None:
         self._numbers[worker * self._part + 2] = count
@@ -9221,18 +9578,19 @@ class Meter:
 
     def answers(self, route: int) -> dict[int, int]:
         """How many answers of a route had each status; 0 stands for those that are rare."""
-        first = 3 + route * self._width
-        return {
-            status: count
-            for status, place in self._codes.items()
-            if (count := self._sum(first + place))
-        }
+        counts = {status: sum(self._row(route, place)) for status, place in self._codes.items()}
+        return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        first = 3 + route * self._width + len(self._codes)
-        counts = [self._sum(first + place) for place in range(len(DURATIONS) + 1)]
-        return list(itertools.accumulate(counts)), self._sum(first + len(counts)) / 1e9
+        rows = [self._row(route, place) for place in self._codes.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + (route + 1) * self._width - 1) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place * self._columns
+        return [self._sum(first + column) for column in range(self._columns)]
 
     def _sum(self, place: int) -> int:
         return sum(self._numbers[place :: self._part])
@@ -9245,7 +9603,7 @@ class Buffers(threading.local):
         self.body = memoryview(bytearray(BODY_BUFFER_BYTES))
 
 
-class State(enum.Enum):
+class State(enum.IntEnum):
     """Where a connection is; see WAITS."""
 
     IDLE = enum.auto()  # no request has begun
@@ -9257,6 +9615,9 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
+
+
 class Wait(NamedTuple):
     """What the selector waits for on a connection, and what happens if it does not come."""
 
@@ -9266,25 +9627,24 @@ class Wait(NamedTuple):
 
 
 WAITS: dict[State, Wait] = {
-    State.IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    State.HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
-    State.LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
+    IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
 # Who gives way first when descriptors run out; an answer that is being sent does not.
-GIVING_WAY = (State.LINGERING, State.IDLE, State.HEAD, State.BODY)
+GIVING_WAY = (LINGERING, IDLE, HEAD, BODY)
 
 
 class Connection:
-    """A client's connection, owned by the selector or by one thread, never by both."""
+    """A client's connection, owned by the selector's thread or by another one, never by both."""
 
     __slots__ = (
         "began", "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor",
-        "dropped",
-        "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "shares", "since", "socket",
-        "state", "unsent",
+        "dropped", "event", "exchange", "failure", "head", "last", "latest", "lingering", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "shares", "since",
+        "socket", "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -9292,7 +9652,8 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = State.CLOSED
+        self.state = CLOSED
+        self.event = 0  # that the selector waits for
         self.since = self.deadline = 0.0  # of the state; monotonic seconds
         self.latest = 0.0  # when a head must be complete
         self.began = 0.0  # when the latest head had come
@@ -9315,59 +9676,55 @@ class Connection:
         self.dropped = 0  # bytes of it
         self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
 
-    def enter(self, state: State) -> None:
-        """Note a state and how long it may last."""
-        begins, self.state = state is not self.state, state
+    def set_deadline(self, state: State) -> None:
+        """Note how long a state that begins, or in which something has come, may last."""
         self.since = now = time.monotonic()
-        if state is State.HEAD and begins:
-            self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
         if wait := WAITS.get(state):
             self.deadline = now + wait.seconds
-        if state is State.HEAD:
+        if state is HEAD:
+            if state is not self.state:
+                self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
             self.deadline = min(self.deadline, now + self.credit, self.latest)
-        elif state is State.BODY:
+        elif state is BODY:
             self.deadline = min(self.deadline, now + self.credit)
 
     def earn(self, count: int) -> None:
         """Balance the time that a head or body has waited with the bytes that have come."""
         self.credit += count / MIN_RATE - (time.monotonic() - self.since)
 
-    def count(self) -> int:
-        """How many descriptors it has: the socket, a file that is sent, one that arrives."""
-        if self.state is State.CLOSED:
-            return 0
+    def count_descriptors(self) -> int:
+        """How many it has while it is open: the socket, a file that is sent, one that arrives."""
         sends = self.response is not None and self.response.resource is not None
         return 1 + sends + (self.exchange is not None)
-
-    @property
-    def has_much(self) -> bool:
-        """Whether there is enough of a body for a thread."""
-        finished = self.body is not None and self.body.finished
-        return finished or len(self.collected) >= COLLECT_BYTES
 
     # -- reading
 
     def take_head(self) -> bool:
-        """Parse the next head if it is here whole. Raises HTTPError for a malformed one."""
-        if self.scanned < 2:  # one may be the CR of an empty line
+        """Whether a request is here, its head whole; or what is none, and is refused."""
+        if self.received[:1] == b"\r":
             self.received = skip_empty_lines(self.received)
         if not self.received:
             return False
-        end = find_head_end(self.received, self.scanned)
-        if end < 0:
-            self.scanned = len(self.received)
-            return False
-        self.began = time.monotonic()
-        self.head = parse_request_head(self.received[:end])
+        try:
+            end = find_head_end(self.received, self.scanned)
+            if end < 0:
+                self.scanned = len(self.received)
+                return False
+            self.began = time.monotonic()
+            self.head = parse_request_head(self.received[:end])
+        except HTTPError as error:
+            self.refuse(error)
+            return True
         self.received = self.received[end + 4 :]
         self.scanned = 0
         self.body = self.head.body_decoder() if self.head.has_body else None
         return True
 
-    def take_body(self) -> None:
-        """Decode and keep what has been received. Raises HTTPError for what is malformed."""
+    def take_body(self) -> bool:
+        """Decode and keep what was received; whether that is all. Raises HTTPError."""
         for piece in self.take_pieces():
             self.collected += piece
+        return self.body is None or self.body.finished
 
     def take_pieces(self) -> list[memoryview]:
         """What there is of a body's content. Raises HTTPError for what is malformed."""
@@ -9381,32 +9738,25 @@ class Connection:
             self.received = self.body.rest
         return pieces
 
+    def skip_body(self) -> bool:
+        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
+        try:
+            return self.take_body()
+        except HTTPError:
+            return False
+
     @property
     def waits_for_continue(self) -> bool:
         """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
         expects = self.head is not None and self.head.expects_continue
         return expects and not self.received and self.body is not None and not self.body.finished
 
-    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
-        if headers and self.head is not None and self.head.version > (1, 0):
-            self.socket.send(format_head(104, headers))  # as short as it is alone
-
-    def skip_body(self) -> bool:
-        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
-        try:
-            self.take_body()
-        except HTTPError:
-            return False
-        return self.body is None or self.body.finished
-
-    def receive_more(self, seconds: float) -> memoryview | None:
-        """What comes within so short a time; good until this thread's next call.
+    def receive_more(self, buffer: memoryview, seconds: float) -> memoryview | None:
+        """What comes into the buffer within so short a time, if anything does.
 
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
         """
-        buffer = self.server.buffers.body
         for may_wait in (True, False):
             try:
                 count = self.socket.recv_into(buffer)
@@ -9436,35 +9786,80 @@ class Connection:
         poll.register(self.socket, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    # -- writing
+    # -- answering
 
-    def begin(self, response: Response, keep_alive: bool, unread: bool = False) -> None:
-        """Set out to send an answer, the last one unless `keep_alive`; `unread`: of a body."""
+    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
+        if headers and self.head is not None and self.head.version > (1, 0):
+            self.socket.send(format_head(104, headers))  # as short as it is alone
+
+    def begin(self, response: Response, whole: bool = True) -> None:
+        """Set out to answer a request; one that is not here `whole` is the connection's last."""
+        if response.resource is not None:
+            try:
+                self.take_share(self.server.downloads)
+            except HTTPError as error:
+                response.close()
+                response = self.error(error)
+        goes_on = whole and self.head is not None and self.head.keep_alive
+        self.last = not goes_on or self.server.stopping
+        self.lingering = not whole
         self.response = response
-        self.last = not keep_alive
-        self.lingering = unread
-        self.segments = response.to_segments(self.head, keep_alive, self.server.date)
+        self.segments = response.to_segments(self.head, not self.last, self.server.date)
 
-    def flush(self, may_wait: bool) -> bool:
-        """Send what the socket takes; whether the whole answer is gone.
+    def refuse(self, error: HTTPError) -> None:
+        """Set out to answer an error that concerns the connection, and to end it."""
+        self.begin(self.error(error), whole=False)
 
-        Unless it `may_wait`, it stops where the disk would have to be read, or others wait.
+    def error(self, error: HTTPError) -> Response:
+        origin = self.head.headers.get("origin", "") if self.head else find_origin(self.received)
+        return self.server.service.on_error(error, origin)
+
+    def send(self, may_wait: bool) -> State:
+        """Send what the client takes; the state that the connection is in then.
+
+        Unless it `may_wait`, it leaves it to others to go on after a while, and to a thread
+        where the disk would have to be read.
         """
+        try:
+            state = self._send_segments(may_wait)
+            if state is SENDING:
+                self.unsent = count_unsent(self.socket)
+            if state is not IDLE:
+                return state
+            self.finish()
+            if not self.last:
+                return IDLE
+            if not self.lingering:
+                return CLOSED
+            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
+            # the client has read the answer.
+            self.received = b""
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return CLOSED
+        return LINGERING
+
+    def _send_segments(self, may_wait: bool) -> State:
+        """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
         shares = FAIR_SENDS
         while True:
             if self.pending is None:
                 self.pending = next(self.segments, None)
                 if self.pending is None:
-                    return True
-            if not may_wait and (shares == 0 or not is_at_hand(self.pending)):
-                return False
-            shares -= 1
+                    return IDLE
+            if not may_wait:
+                if not shares:
+                    return SENDING
+                if isinstance(self.pending, FileSlice) and not self.pending.is_at_hand():
+                    return WORKING
+                shares -= 1
             try:
-                self.pending = self._send(self.pending)
+                self.pending = self._send_some(self.pending)
             except BlockingIOError:
-                return False
+                return SENDING
 
-    def _send(self, segment: Segment) -> Segment | None:
+    def _send_some(self, segment: Segment) -> Segment | None:
         """Send some of a segment and return the rest of it."""
         if not isinstance(segment, FileSlice):
             sent = self.socket.send(segment)
@@ -9477,7 +9872,7 @@ class Connection:
             return segment if segment.count or segment.before else None
         assert isinstance(segment.file, io.FileIO)
         count = min(segment.count, SEND_BYTES)
-        sent = os.sendfile(self.socket.fileno(), segment.file.fileno(), segment.offset, count)
+        sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
         segment.offset += sent
@@ -9492,7 +9887,7 @@ class Connection:
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
         if shares not in self.shares and self.head is not None:
-            client = self.server.client_of(self.head, self.peer)
+            client = self.server.service.client_of(self.head, self.peer)
             shares.take(client)
             self.shares[shares] = client
 
@@ -9504,8 +9899,9 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self.head, self.peer, self.response, self.began)
-            self.response.close()
+            self.server.note_answer(self, self.response)
+            if self.response.resource is not None:
+                self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
@@ -9519,24 +9915,6 @@ class Connection:
         self.socket.close()
 
 
-def is_at_hand(segment: Segment) -> bool:
-    """Whether the next bytes are in memory: of a file, by samples of the page cache."""
-    if not isinstance(segment, FileSlice):
-        return True
-    if isinstance(segment.file, ObjectReader):
-        return bool(segment.before)
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    last = segment.offset + min(segment.count, SEND_BYTES) - 1
-    probe, descriptor = [bytearray(1)], segment.file.fileno()
-    try:
-        for offset in (*range(segment.offset, last, SAMPLE_BYTES), last):
-            os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
-    except OSError:  # EAGAIN; or the file system cannot tell
-        return False
-    return True
-
-
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
 
 
@@ -9546,6 +9924,85 @@ def count_unsent(sock: socket.socket) -> int:
 
     count = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int.from_bytes(count, sys.byteorder)
+
+
+class Connections:
+    """All connections, each in its state: what the selector holds, and what threads do."""
+
+    def __init__(self, selector: selectors.BaseSelector, note: Callable[[int], None]) -> None:
+        self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
+        self.in_flight = 0  # those that threads have
+        self.descriptors = 0  # of all
+        self.most_descriptors = limit_descriptors()
+        self.landed_at = -math.inf  # when a thread last let go of one that may go on
+        self._selector = selector
+        self._note_in_flight = note
+        self._lock = threading.Lock()
+
+    def enter(self, connection: Connection, state: State) -> None:
+        """Put a connection into a state: the only writer of states, selector and counters.
+
+        Any thread may, for a connection that it owns; epoll and kqueue allow it.
+        """
+        connection.set_deadline(state)
+        if state is not connection.state:
+            with self._lock:
+                self._move(connection, connection.state, state)
+            if state is CLOSED:
+                connection.close()
+
+    def _move(self, connection: Connection, before: State, state: State) -> None:
+        wait = WAITS.get(state)
+        if wait:
+            self.held[connection.descriptor] = connection
+            self._select(connection, wait.event)
+        else:
+            self.held.pop(connection.descriptor, None)
+            # While a GET is worked on nothing more comes as a rule, and `rest` is rarely needed.
+            quiet = connection.body is None and connection.event == selectors.EVENT_READ
+            if state is CLOSED or not quiet:
+                self._select(connection, 0)
+        count = connection.count_descriptors() if state is not CLOSED else 0
+        self.descriptors += count - connection.counted
+        connection.counted = count
+        if before is WORKING or state is WORKING:
+            if wait:
+                self.landed_at = connection.since
+            self.in_flight += 1 if state is WORKING else -1
+            self._note_in_flight(self.in_flight)
+        connection.state = state  # from here on it is another thread's
+
+    def _select(self, connection: Connection, event: int) -> None:
+        if event and connection.event:
+            if event != connection.event:
+                self._selector.modify(connection.descriptor, event, connection)
+        elif event:
+            self._selector.register(connection.descriptor, event, connection)
+        elif connection.event:
+            self._selector.unregister(connection.descriptor)
+        connection.event = event
+
+    def rest(self, connection: Connection) -> None:
+        """Have the selector wait for nothing on a connection that a thread has."""
+        with self._lock:
+            if connection.state is WORKING:
+                self._select(connection, 0)
+
+    def within(self, *states: State) -> list[Connection]:
+        """Those that the selector holds in these states."""
+        return [c for c in list(self.held.values()) if c.state in states]
+
+    def late(self, now: float) -> list[Connection]:
+        """Those whose state has lasted too long."""
+        return [c for c in list(self.held.values()) if c.deadline < now]
+
+    def make_room(self) -> bool:
+        """Close the connection that can be missed best; whether there was one."""
+        for state in GIVING_WAY:
+            if held := self.within(state):
+                self.enter(min(held, key=lambda connection: connection.deadline), CLOSED)
+                return True
+        return False
 
 
 class Workers:
@@ -9628,6 +10085,17 @@ class ShortWorkers(Workers):
             self._began = None
 
 
+class Pools:
+    """Threads for each kind of work, so that none keeps those of another waiting."""
+
+    def __init__(self) -> None:
+        self.short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
+        self.bodies = Workers("body", MAX_THREADS)
+        self.answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self.prompt = Workers("prompt", PROMPT_THREADS)
+        self.deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
+
+
 class Shares:
     """Bounds what takes long: of one client, and of all together."""
 
@@ -9659,400 +10127,62 @@ class Shares:
                 del self._clients[client]
 
 
-class Server(ThreadingHTTPServer):
-    """HTTP/1.1 with keep-alive, deadlines and limits around an application.
+class Service(Protocol):
+    """What a Server is around."""
 
-    `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
-    `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
-    `is_prompt(head)` needs neither disk nor index, and waits for none that does;
-    `client_of(head, peer)` is whose share of what is bounded it takes. `loads`, which all
-    workers share, tells how many connections each of them has.
-    """
+    def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
+        """Answer a request in a thread, or accept it to be fed its body."""
 
-    lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, str], Answer | Exchange]
-    inline: Callable[[RequestHead], Response | None]
-    is_prompt: Callable[[RequestHead], bool]
-    client_of: Callable[[RequestHead, str], str]
-    on_error: Callable[[HTTPError, str], Response]
-    on_hangup: Callable[[], None]
-    on_orphaned: Callable[[], None]
-    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+    def inline(self, head: RequestHead) -> Response | None:
+        """Answer a cheap request in the selector's thread, without blocking."""
 
-    def __init__(
-        self, listener: socket.socket, loads: memoryview, number: int, meter: Meter | None = None
-    ) -> None:
-        self.buffers = Buffers()
-        self._meter = meter or Meter(number + 1, routes=1)
-        self._loads = loads
-        self._number = number  # of this worker
-        self._deferrals = 0
-        self._date = (0, "")  # a second and its name
-        self._selector = selectors.DefaultSelector()
-        self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
-        self._bodies = Workers("body", MAX_THREADS)
-        self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
-        self._prompt = Workers("prompt", PROMPT_THREADS)
-        self._deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
-        self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
-        self._lock = threading.Lock()
-        self._in_flight = 0  # connections that threads hold
-        self._descriptors = 0  # of all connections
-        self._note_load()  # in the place of one that has died
-        self._stop_at: float | None = None
-        self._part_at = 0.0  # until then idle connections are kept while stopping
-        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
-        self._alarm, self._wakeup = socket.socketpair()
-        for end in (self._alarm, self._wakeup):
-            end.setblocking(False)
-        self._most_descriptors = limit_descriptors()
-        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        most = self._most_descriptors
-        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
-        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
-        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()
-        self.socket = listener
-        self.server_name, self.server_port = listener.getsockname()[:2]
+    def is_prompt(self, head: RequestHead) -> bool:
+        """Whether a request needs neither disk nor index, and waits for none that does."""
 
-    def note_answer(
-        self, head: RequestHead | None, peer: str, response: Response, began: float
-    ) -> None:
-        """Count an answer that is over, and tell of it."""
-        seconds = time.monotonic() - began
-        taken = (head.content_length or 0) if head and response.status < 300 else 0
-        sent = (response.length or 0) if head and head.method != "HEAD" else 0
-        number, route = self._number, response.route
-        self._meter.count(number, route, response.status, seconds=seconds, taken=taken, sent=sent)
-        if self.on_answered is not None:
-            self.on_answered(head, peer, response, seconds)
+    def client_of(self, head: RequestHead, peer: str) -> str:
+        """Whose share of what is bounded a request takes."""
 
-    # -- the selector's thread
+    def on_error(self, error: HTTPError, origin: str) -> Response:
+        """The answer to a message that is no request."""
 
-    def serve_forever(self, poll_interval: float = 1.0) -> None:
-        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
-        self._short.start()
-        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
-        while not self._is_over():
-            for key, _ in self._selector.select(self._patience(poll_interval)):
-                self._turn(key.data)
-            self._short.relieve()
-            self._note_load()
-            now = time.monotonic()
-            if now >= self.turned_at + poll_interval:
-                self.turned_at = now
-                self._sweep(now)
 
-    def _patience(self, poll_interval: float) -> float:
-        if self._short.is_waiting():
-            return PATIENCE_SECONDS
-        return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
+class Runner:
+    """What threads do with connections: have requests answered, and send the answers."""
 
-    def _turn(self, ready: Callable[[], None]) -> None:
-        """Do what an event asks for; no mistake in it may end the loop."""
-        try:
-            ready()
-        except Exception as error:
-            warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            for connection in getattr(ready, "args", ()):
-                self._enter(connection, State.CLOSED)
+    def __init__(self, server: Server, connections: Connections) -> None:
+        self.pools = Pools()
+        self._server = server
+        self._service = server.service
+        self._connections = connections
+        self._buffers = Buffers()
 
-    @property
-    def date(self) -> str:
-        """The value of Date, put together once a second."""
-        second, name = int(time.time()), self._date
-        if name[0] != second:
-            self._date = name = (second, format_date(second))
-        return name[1]
+    def hand_over(self, connection: Connection, workers: Workers | None = None) -> None:
+        """Have a thread go on with a connection."""
+        workers = workers or self._choose(connection)
+        self._connections.enter(connection, WORKING)
+        workers.submit(functools.partial(self._run, connection, workers))
 
-    @property
-    def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
-        return self._wakeup.fileno()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop_at is not None
-
-    def stop(self) -> None:
-        """Take no more requests; `serve_forever` returns when those in flight are answered."""
-        self._stop_at = self._stop_at or time.monotonic() + STOP_SECONDS
-
-    def _is_over(self) -> bool:
-        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
-        if self._stop_at is None:
-            return False
-        if self.socket.fileno() >= 0:
-            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept_one():
-                    break
-            self._selector.unregister(self.socket)
-            self.socket.close()
-            if self._in_flight or self._held:
-                self._part_at = time.monotonic() + FAREWELL_SECONDS
-        # In this order: a thread first puts `_part_at` off, then gives back, then counts down.
-        in_flight, held = self._in_flight, list(self._held.values())
-        # A request that is on its way while its connection is closed would be lost to a client
-        # that the next process, on the same inherited socket, could have served.
-        if time.monotonic() < self._part_at:
-            return False
-        for connection in held:
-            if connection.state in {State.IDLE, State.HEAD}:
-                self._enter(connection, State.CLOSED)
-        busy = in_flight or any(c.state in {State.BODY, State.SENDING} for c in held)
-        return not busy or time.monotonic() > self._stop_at
-
-    def _drain_alarm(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if signal.SIGHUP in self._alarm.recv(4096):
-                self.on_hangup()
-
-    def _accept(self) -> None:
-        for _ in range(64):  # then the others have their turn
-            if self._defers() or not self._accept_one():
-                return
-
-    def _accept_one(self) -> bool:
-        """Take in the next connection, if there is one."""
-        try:
-            sock, address = self.socket.accept()
-        except BlockingIOError:
-            self._deferrals = 0
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self._make_room()
-            return False
-        sock.setblocking(False)
-        self._note_load()
-        self.process_request(sock, address)
-        return True
-
-    def _note_load(self) -> int:
-        """Tell the other workers how many connections this one has."""
-        load = self._loads[self._number] = len(self._held) + self._in_flight
-        return load
-
-    def _defers(self) -> bool:
-        """Whether a worker with fewer connections is given the time to take the next one.
-
-        Without this, the one that wakes first takes all that come together.
-        """
-        ahead = self._note_load() > min(self._loads) + MAX_LEAD
-        if not ahead or self._deferrals == MAX_DEFERRALS:
-            return False
-        self._deferrals += 1
-        time.sleep(DEFER_SECONDS)
-        return True
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
-        connection = Connection(request, client_address[0], self)
-        full = self._descriptors >= self._most_descriptors and not self._make_room()
-        self._enter(connection, State.HEAD)
-        if full:
-            self._refuse(connection, HTTPError(503, "Too many connections are open.", RETRY_SOON))
-            self._advance(connection)
-
-    def _make_room(self) -> bool:
-        """Close the connection that can be missed best; whether there was one."""
-        for state in GIVING_WAY:
-            held = [c for c in list(self._held.values()) if c.state is state]
-            if held:
-                self._enter(min(held, key=lambda connection: connection.deadline), State.CLOSED)
-                return True
-        return False
-
-    def _enter(self, connection: Connection, state: State) -> None:
-        """Put a connection into a state: the only writer of states, selector and counters.
-
-        Any thread may, for a connection that it owns; epoll and kqueue allow it.
-        """
-        before = connection.state
-        connection.enter(state)
-        if before is state:
-            return
-        held, wait = WAITS.get(before), WAITS.get(state)
-        if held and (wait is None or wait.event != held.event):
-            self._selector.unregister(connection.descriptor)
-            del self._held[connection.descriptor]
-        if state is State.CLOSED:
-            connection.close()
-        elif before is State.WORKING and self._stop_at is not None:
-            self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
-        count = connection.count()
-        more, connection.counted = count - connection.counted, count
-        if wait and (held is None or wait.event != held.event):
-            # From here on it is the selector's, and no more this thread's.
-            self._held[connection.descriptor] = connection
-            ready = functools.partial(self._on_ready, connection)
-            self._selector.register(connection.descriptor, wait.event, ready)
-        with self._lock:
-            self._descriptors += more
-            self._in_flight += (state is State.WORKING) - (before is State.WORKING)
-            self._meter.set_in_flight(self._number, self._in_flight)
-        if before is State.WORKING and self._stop_at is not None:
-            self._wake()
-
-    def _wake(self) -> None:
-        """End the selector's wait."""
-        with contextlib.suppress(OSError):  # it is awake, or over
-            self._wakeup.send(b"\0")
-
-    def _on_ready(self, connection: Connection) -> None:
-        if connection.state is State.SENDING:
-            if connection.pending is None or not is_at_hand(connection.pending):
-                self._hand_over(connection, self._answers)
-            else:
-                self._advance(connection)
-            return
-        try:
-            data = connection.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if connection.state is State.BODY:
-            self._collect(connection, data)
-        elif connection.state is State.LINGERING:
-            connection.dropped += len(data)
-            if not data or connection.dropped > LINGER_BYTES:
-                self._enter(connection, State.CLOSED)
-        elif data:
-            if connection.state is State.HEAD:
-                connection.earn(len(data))
-            connection.received += data
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    def _collect(self, connection: Connection, data: bytes) -> None:
-        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
-        connection.received = data
-        if not data:
-            connection.failure = ConnectionAbortedError("the client closed within a body")
-        connection.earn(len(data))
-        try:
-            connection.take_body()
-        except HTTPError as error:
-            connection.failure = error
-        if connection.failure or connection.has_much:
-            self._hand_over(connection, self._bodies)
-        else:
-            self._enter(connection, State.BODY)
-
-    def _advance(self, connection: Connection) -> None:
-        """Answer what has arrived, hand it to a thread, or go on waiting."""
-        answered = False
-        while connection.response is not None or self._take_request(connection):
-            if connection.response is None:
-                self._hand_over(connection, self._workers_for(connection))
-                return
-            state = self._send(connection, may_wait=False)
-            if state is not State.IDLE:
-                self._enter(connection, state)
-                return
-            answered = True
-        if connection.received:
-            self._enter(connection, State.HEAD)
-        elif answered or connection.state not in {State.IDLE, State.HEAD}:
-            self._enter(connection, State.IDLE)  # which empty lines do not make longer
-
-    def _workers_for(self, connection: Connection) -> Workers:
+    def _choose(self, connection: Connection) -> Workers:
         if connection.deferred is not None:
-            return self._deferred[connection.deferred.kind]
+            return self.pools.deferred[connection.deferred.kind]
         if connection.body is not None:
-            return self._bodies
+            return self.pools.bodies
         assert connection.head is not None
-        return self._prompt if self.is_prompt(connection.head) else self._short
+        return self.pools.prompt if self._service.is_prompt(connection.head) else self.pools.short
 
-    def _take_request(self, connection: Connection) -> bool:
-        """Whether a request is here, or the answer to what is none, or to what is cheap."""
-        if not self._take_head(connection):
-            return False
-        if connection.head is None or connection.response is not None:
-            return True
-        response = self.inline(connection.head)
-        if response is not None:
-            self._begin(connection, response)
-        elif self._in_flight >= MAX_IN_FLIGHT and not self.is_prompt(connection.head):
-            self._refuse(
-                connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
-            )
-        return True
-
-    def _take_head(self, connection: Connection) -> bool:
-        """Whether a whole head is here, or the answer to a malformed one."""
-        try:
-            return connection.take_head()
-        except HTTPError as error:
-            self._refuse(connection, error)
-            return True
-
-    def _refuse(self, connection: Connection, error: HTTPError) -> None:
-        """Set out to answer an error that concerns the connection, and to end it."""
-        connection.begin(self._error(connection, error), keep_alive=False, unread=True)
-
-    def _send(self, connection: Connection, may_wait: bool) -> State:
-        """Send what the client takes; the state that the connection is in then."""
-        try:
-            if not connection.flush(may_wait):
-                connection.unsent = count_unsent(connection.socket)
-                return State.SENDING
-            connection.finish()
-            if not connection.last:
-                return State.IDLE
-            if not connection.lingering:
-                return State.CLOSED
-            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
-            # the client has read the answer.
-            connection.received = b""
-            connection.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return State.CLOSED
-        return State.LINGERING
-
-    def _hand_over(self, connection: Connection, workers: Workers) -> None:
-        self._enter(connection, State.WORKING)
-        workers.submit(functools.partial(self._work, connection, workers))
-
-    def _sweep(self, now: float) -> None:
-        for connection in list(self._held.values()):
-            if connection.deadline < now:
-                self._expire(connection)
-
-    def _expire(self, connection: Connection) -> None:
-        """End a connection that made no progress; 408 if a request had begun."""
-        late = HTTPError(408, TOO_SLOW)
-        if connection.state is State.SENDING and connection.moves():
-            connection.deadline += UNREAD_SECONDS
-        elif connection.state is State.BODY:
-            connection.failure = late
-            self._hand_over(connection, self._bodies)
-        elif connection.state is State.HEAD and connection.received:
-            self._refuse(connection, late)
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    # -- a thread with a request
-
-    def _work(self, connection: Connection, workers: Workers) -> None:
+    def _run(self, connection: Connection, workers: Workers) -> None:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
             state = self._proceed(connection, workers)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            state = State.CLOSED
-        if state is State.WORKING:
-            self._hand_over(connection, self._workers_for(connection))
-            self._wake()  # to see whether the one short thread is held up
+            state = CLOSED
+        if state is WORKING:
+            self.hand_over(connection)
+            self._server.wake()  # to see whether the one short thread is held up
         else:
-            self._enter(connection, state)
+            self._connections.enter(connection, state)
 
     def _proceed(self, connection: Connection, workers: Workers) -> State:
         """Do what can be done by these workers; the state that the connection is in then."""
@@ -10060,37 +10190,37 @@ class Server(ThreadingHTTPServer):
             if connection.response is None and (awaited := self._answer(connection)):
                 return awaited
             had_body = connection.body is not None
-            state = self._send(connection, may_wait=True)
-            if state is not State.IDLE:
+            state = connection.send(may_wait=True)
+            if state is not IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
-                return State.HEAD if connection.received else State.IDLE
-            if connection.response is None and self._workers_for(connection) is not workers:
-                return State.WORKING
+                return HEAD if connection.received else IDLE
+            if connection.response is None and self._choose(connection) is not workers:
+                return WORKING
 
     def _answer(self, connection: Connection) -> State | None:
-        """Have the application answer; the state in which more of a body or work is awaited."""
+        """Have the service answer; the state in which more of a body or work is awaited."""
         answer = self._ask(connection)
         if answer is None:
-            return State.BODY
+            return BODY
         if isinstance(answer, Deferred):
-            if not self._deferred[answer.kind].is_full():
+            if not self.pools.deferred[answer.kind].is_full():
                 connection.deferred = answer
-                return State.WORKING
+                return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = self._error(connection, busy)
-        self._begin(connection, answer, whole=connection.skip_body())
+            answer = connection.error(busy)
+        connection.begin(answer, whole=connection.skip_body())
         return None
 
     def _ask(self, connection: Connection) -> Answer | None:
-        """The application's answer; None if nothing more comes of a body for now."""
+        """The service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             response: Response = connection.deferred.work()
             return response
         exchange = connection.exchange
         if exchange is None:
             assert connection.head is not None
-            accepted = self.application(connection.head, connection.peer)
+            accepted = self._service(connection.head, connection.peer)
             if isinstance(accepted, Answer):
                 return accepted
             connection.exchange = exchange = accepted
@@ -10103,23 +10233,6 @@ class Server(ThreadingHTTPServer):
             connection.exchange = None
         return answer
 
-    def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
-        """Set out to send an answer to a request that is here whole, or not."""
-        if response.resource is not None:
-            try:
-                connection.take_share(self.downloads)
-            except HTTPError as error:
-                response.close()
-                response = self._error(connection, error)
-        keep_alive = connection.head is not None and connection.head.keep_alive
-        goes_on = whole and keep_alive and self._stop_at is None
-        connection.begin(response, goes_on, unread=not whole)
-
-    def _error(self, connection: Connection, error: HTTPError) -> Response:
-        head = connection.head
-        origin = head.headers.get("origin", "") if head else find_origin(connection.received)
-        return self.on_error(error, origin)
-
     def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
         body = connection.body
@@ -10127,16 +10240,16 @@ class Server(ThreadingHTTPServer):
         if connection.failure is not None:
             raise connection.failure
         if connection.waits_for_continue and not connection.shares:
-            connection.take_share(self.bodies)
+            connection.take_share(self._server.bodies)
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         for piece in connection.take_pieces():
             if response := exchange.feed(piece):
                 return response
         while not body.finished:
-            patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
-            data = connection.receive_more(patience)
+            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
+            data = connection.receive_more(self._buffers.body, patience)
             if data is None:
-                connection.take_share(self.bodies)
+                connection.take_share(self._server.bodies)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
@@ -10151,10 +10264,272 @@ class Server(ThreadingHTTPServer):
         A client that sends one file after the other keeps its thread, unless others wait for
         one: to give the connection back and take it again is a tenth of a small upload's time.
         """
-        waits = had_body and not connection.received and self._stop_at is None
-        if waits and not self._bodies.has_backlog():
+        waits = had_body and not connection.received and not self._server.stopping
+        if waits and not self.pools.bodies.has_backlog():
             connection.receive_soon(SOON_SECONDS)
-        return self._take_head(connection)
+        return connection.take_head()
+
+
+class Reactor:
+    """What the selector's thread does with a connection on which something has happened."""
+
+    def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
+        self._service = service
+        self._connections = connections
+        self._runner = runner
+
+    def on_ready(self, connection: Connection) -> None:
+        """Take in what has come, or send more of an answer."""
+        state = connection.state
+        if state is WORKING:
+            self._connections.rest(connection)
+            return
+        if state is SENDING:
+            self.advance(connection)
+            return
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if state is BODY:
+            self._collect(connection, data)
+        elif not data:
+            self._connections.enter(connection, CLOSED)
+        elif state is LINGERING:
+            connection.dropped += len(data)
+            if connection.dropped > LINGER_BYTES:
+                self._connections.enter(connection, CLOSED)
+        else:
+            if state is HEAD:
+                connection.earn(len(data))
+            connection.received += data
+            self.advance(connection)
+
+    def _collect(self, connection: Connection, data: bytes) -> None:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
+        connection.received = data
+        if not data:
+            connection.failure = ConnectionAbortedError("the client closed within a body")
+        connection.earn(len(data))
+        enough = False
+        try:
+            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
+        except HTTPError as error:
+            connection.failure = error
+        if enough or connection.failure:
+            self._runner.hand_over(connection)
+        else:
+            self._connections.enter(connection, BODY)
+
+    def advance(self, connection: Connection) -> None:
+        """Answer what has arrived, hand it to a thread, or go on waiting."""
+        answered = False
+        while connection.response is not None or (
+            connection.received and self._take_request(connection)
+        ):
+            if connection.response is None:
+                self._runner.hand_over(connection)
+                return
+            state = connection.send(may_wait=False)
+            if state is WORKING:
+                self._runner.hand_over(connection, self._runner.pools.answers)
+                return
+            if state is not IDLE:
+                self._connections.enter(connection, state)
+                return
+            answered = True
+        if connection.received:
+            self._connections.enter(connection, HEAD)
+        elif answered or connection.state > HEAD:
+            self._connections.enter(connection, IDLE)  # which empty lines do not lengthen
+
+    def _take_request(self, connection: Connection) -> bool:
+        """Whether a request is here, or the answer to what is none, or to what is cheap."""
+        if not connection.take_head():
+            return False
+        head = connection.head
+        if head is None or connection.response is not None:
+            return True
+        response = self._service.inline(head)
+        if response is not None:
+            connection.begin(response)
+        elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
+            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
+        return True
+
+    def expire(self, connection: Connection) -> None:
+        """End a connection that made no progress; 408 if a request had begun."""
+        late = HTTPError(408, TOO_SLOW)
+        if connection.state is SENDING and connection.moves():
+            connection.deadline += UNREAD_SECONDS
+        elif connection.state is BODY:
+            connection.failure = late
+            self._runner.hand_over(connection)
+        elif connection.state is HEAD and connection.received:
+            connection.refuse(late)
+            self.advance(connection)
+        else:
+            self._connections.enter(connection, CLOSED)
+
+
+class Server(ThreadingHTTPServer):
+    """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
+
+    lifeline: socket.socket | None = None  # readable when the supervisor is gone
+    on_hangup: Callable[[], None]
+    on_orphaned: Callable[[], None]
+    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+
+    def __init__(
+        self, listener: socket.socket, service: Service, meter: Meter | None = None,
+        number: int = 0,
+    ) -> None:  # fmt: skip
+        self.service = service
+        self._meter = meter or Meter(number + 1, routes=1)
+        self._number = number  # of this worker
+        self._date = (0, "")  # a second and its name
+        self._selector = selectors.DefaultSelector()
+        note = functools.partial(self._meter.set_in_flight, number)
+        self.connections = Connections(self._selector, note)
+        self.runner = Runner(self, self.connections)
+        self._reactor = Reactor(service, self.connections, self.runner)
+        self.stopping = False
+        self._stop_at = self._part_at = 0.0  # until then idle connections are kept
+        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
+        self._alarm, self._wakeup = socket.socketpair()
+        for end in (self._alarm, self._wakeup):
+            end.setblocking(False)
+        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
+        most = self.connections.most_descriptors
+        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
+        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+
+    def note_answer(self, connection: Connection, response: Response) -> None:
+        """Count an answer that is over, and tell of it."""
+        head, seconds = connection.head, time.monotonic() - connection.began
+        taken = head.content_length if head and response.status < 300 else 0
+        sent = response.length if head and head.method != "HEAD" else 0
+        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
+        if self.on_answered is not None:
+            self.on_answered(head, connection.peer, response, seconds)
+
+    def serve_forever(self, poll_interval: float = 1.0) -> None:
+        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
+        short = self.runner.pools.short
+        short.start()
+        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
+        if self.lifeline is not None:
+            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
+        while not self._is_over():
+            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
+            patience = PATIENCE_SECONDS if short.is_waiting() else patience
+            for key, _ in self._selector.select(patience):
+                self._turn(key.data)
+            short.relieve()
+            now = time.monotonic()
+            if now >= self.turned_at + poll_interval:
+                self.turned_at = now
+                for connection in self.connections.late(now):
+                    self._reactor.expire(connection)
+
+    def _turn(self, ready: Connection | Callable[[], None]) -> None:
+        """Do what an event asks for; no mistake in it may end the loop."""
+        try:
+            if isinstance(ready, Connection):
+                self._reactor.on_ready(ready)
+            else:
+                ready()
+        except Exception as error:
+            warn(f"a connection was dropped: {type(error).__name__}: {error}")
+            if isinstance(ready, Connection):
+                self.connections.enter(ready, CLOSED)
+
+    @property
+    def date(self) -> str:
+        """The value of Date, put together once a second."""
+        second, name = int(time.time()), self._date
+        if name[0] != second:
+            self._date = name = (second, format_date(second))
+        return name[1]
+
+    @property
+    def wakeup_descriptor(self) -> int:
+        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
+        return self._wakeup.fileno()
+
+    def wake(self) -> None:
+        """End the selector's wait."""
+        with contextlib.suppress(OSError):  # it is awake, or over
+            self._wakeup.send(b"\0")
+
+    def _drain_alarm(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if signal.SIGHUP in self._alarm.recv(4096):
+                self.on_hangup()
+
+    # -- beginning and end
+
+    def _accept(self) -> bool:
+        """Take in the next connection, if there is one: one a turn, the next may be another's."""
+        try:
+            sock, address = self.socket.accept()
+        except BlockingIOError:
+            return False
+        except OSError:  # the client is gone already, or descriptors are used up
+            self.connections.make_room()
+            return False
+        sock.setblocking(False)
+        self.process_request(sock, address)
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
+        connection, connections = Connection(request, client_address[0], self), self.connections
+        full = connections.descriptors >= connections.most_descriptors
+        full = full and not connections.make_room()
+        connections.enter(connection, HEAD)
+        if full:
+            connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
+            self._reactor.advance(connection)
+
+    def stop(self) -> None:
+        """Take no more requests; `serve_forever` returns when those in flight are answered."""
+        if not self.stopping:
+            self._stop_at = time.monotonic() + STOP_SECONDS
+            self.stopping = True
+
+    def _is_over(self) -> bool:
+        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
+        if not self.stopping:
+            return False
+        now, connections = time.monotonic(), self.connections
+        if self.socket.fileno() >= 0:
+            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
+                if not self._accept():
+                    break
+            self._selector.unregister(self.socket)
+            self.socket.close()
+            self._part_at = now + FAREWELL_SECONDS
+        # In this order: a thread lets go of a connection before it counts down.
+        in_flight, held = connections.in_flight, connections.within(*WAITS)
+        # A request that is on its way while its connection is closed would be lost to a client
+        # that the next process, on the same inherited socket, could have served.
+        part_at = max(self._part_at, connections.landed_at + FAREWELL_SECONDS)
+        if (in_flight or held) and now < part_at:
+            return False
+        for connection in held:
+            if connection.state in (IDLE, HEAD):
+                connections.enter(connection, CLOSED)
+        busy = in_flight or any(c.state in (BODY, SENDING) for c in held)
+        return not busy or now > self._stop_at
 
 
 def limit_descriptors() -> int:
@@ -10166,31 +10541,6 @@ def limit_descriptors() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = inherited_listener() or socket.create_server(
-        (host, port), family=family, backlog=LISTEN_BACKLOG
-    )
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
-    listener.setblocking(False)
-    return listener
-
-
-def inherited_listener() -> socket.socket | None:
-    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
-
-    It outlives this process: connections that come during a restart wait in its backlog.
-    """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    listener = socket.socket(fileno=3)
-    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
-        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
-    listener.set_inheritable(False)
-    return listener
 
 
 # ======================================================================================
@@ -10274,7 +10624,7 @@ class BodySpec(NamedTuple):
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
-    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
+    reader: Callable[..., BodyReader | None] | None = None  # `reader(request, **parameters)`
 
 
 class Route(NamedTuple):
@@ -10295,6 +10645,8 @@ class Route(NamedTuple):
     aliases: tuple[str, ...] = ()  # other paths of the same thing
     headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
+    name: str = ""  # in the documentation, where it is another one than the handler's
+    header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
 
 
 ROUTES: list[Route] = []
@@ -10689,6 +11041,28 @@ class ResumableUploads:
     def get(self, id: str) -> OpenUpload | None:
         return self.rows.get(id, time.time())
 
+    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+        """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
+
+        Who asks has perhaps lost a connection whose last bytes are still being saved.
+        """
+        end = time.monotonic() + LOCK_SECONDS
+        while self._has_more(upload) and time.monotonic() < end:
+            time.sleep(LOCK_SECONDS / 50)
+            upload = self.get(upload.id) or upload
+        return upload
+
+    def _has_more(self, upload: OpenUpload) -> bool:
+        """Whether the file has more than is noted, but for a byte that `_save` holds back."""
+        with contextlib.suppress(OSError):
+            size = self._folders[upload.root].stat(self._name(upload)).st_size
+            return size > upload.received + 1
+        return False
+
+    def refusal(self, id: str) -> HTTPError:
+        """Return why a request cannot go on with an upload: 404 where it is gone, else 409."""
+        return HTTPError(409, BUSY_UPLOAD) if self.get(id) else HTTPError(404, NO_UPLOAD)
+
     def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
@@ -10712,7 +11086,7 @@ class ResumableUploads:
             on_error.callback(receiving.close)
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             start: Sequence[Hash] = () if taken.received else new_hashes(md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
@@ -10734,7 +11108,7 @@ class ResumableUploads:
                 refusal = HTTPError(404, NO_UPLOAD)
             now = self.get(upload.id)
             if now is None or now.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             if time.monotonic() > end:
                 raise refusal
             time.sleep(LOCK_SECONDS / 10)
@@ -10748,7 +11122,7 @@ class ResumableUploads:
 
     def refuse(self, upload: OpenUpload, incoming: Incoming, *, passing: bool) -> None:
         """End an upload that its family does not take; keep it if that is `passing`."""
-        if not (passing and incoming.put_back(self._name(upload))):
+        if not (passing and incoming.put_back()):
             incoming.discard()
             self.rows.remove(upload.id)
 
@@ -10771,7 +11145,8 @@ class ResumableUploads:
         kept = []
         for upload in self.rows.unfinished():
             folder = self._folders[upload.root]
-            if folder.is_there() and folder.is_gone(self._name(upload)):
+            # What has a second name was about to get its place: nobody may add to it.
+            if folder.is_there() and folder.count_links(self._name(upload)) != 1:
                 self.rows.remove(upload.id)
             else:
                 kept.append(upload.id)
@@ -10839,7 +11214,7 @@ class Transfer:
         fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
 
     def _hold(self) -> None:
-        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        """Take the file again after a pause; 409 if another request has, 404 if it has ended."""
         if self._is_held:
             return
         try:
@@ -10847,7 +11222,7 @@ class Transfer:
         except BlockingIOError:
             raise HTTPError(409, BUSY_UPLOAD) from None
         if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
         self._is_held = True
 
     def _save_beyond(self, count: int) -> None:
@@ -10863,7 +11238,7 @@ class Transfer:
         expiry = self._uploads.expiry()
         self.upload = self.upload._replace(received=received, expires_at=expiry)
         if not self._uploads.rows.advance(self.upload):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
 
     def finish(self) -> Mapping[str, Any]:
         """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
@@ -10928,9 +11303,7 @@ class App:
         thumbnails.place(public, private, previews)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.watcher = Watcher(self.library, self.scanner)
-        self._disk_places = {
-            name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
-        }
+        self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -10971,9 +11344,7 @@ class App:
         ]
 
     def takes_uploads(self) -> bool:
-        """Whether the storage folder is there, with the disks that uploads lie on."""
-        if not self.library.is_there():
-            return False
+        """Whether the disks below the storage folder are there that uploads lie on."""
         absent = self.scanner.absent_mounts(self.library)
         return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
@@ -10982,12 +11353,14 @@ class App:
         """Take a place among those who use a root's disk; 503 where it does not answer."""
         # One that hangs keeps no more threads than these.
         places = self._disk_places[root]
-        if not places.acquire(timeout=LOOK_SECONDS):
-            raise HTTPError(503, "The disk does not answer.", RETRY_LATER)
+        try:
+            place = places.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            raise HTTPError(503, "The disk does not answer.", RETRY_LATER) from None
         try:
             yield
         finally:
-            places.release()
+            places.put(place)
 
     def prepare(self, content: Content) -> Response:
         """The usual answer with a small public file, whoever asks."""
@@ -11004,6 +11377,14 @@ class App:
             self.hot.clear()
             self.hot_bytes = 0
         self.hot[target] = hot
+
+
+def filled_queue(count: int) -> queue.SimpleQueue[int]:
+    """Return `count` places to get and to put back, at a tenth of what a semaphore takes."""
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(count):
+        places.put(number)
+    return places
 
 
 def read_public_key(settings: Settings) -> PublicKey | None:
@@ -11089,7 +11470,7 @@ def parse_address(text: str) -> str:
 def forwarded(headers: Headers, name: str, pattern: str) -> str:
     """The value that the nearest proxy has set, if it is a sane one."""
     value = headers.get(name, "").rpartition(",")[2].strip()
-    return value if re.fullmatch(pattern, value, re.ASCII) else ""
+    return value if value and re.fullmatch(pattern, value, re.ASCII) else ""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -11154,12 +11535,12 @@ def parse_hashes(value: Any) -> list[str]:
 def parse_string(value: Any, numbers: bool) -> str:
     """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+        value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
-    for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
-        if any(first <= character <= last for character in value):
-            raise Unfit(f"{name} characters are not allowed.", "string_unicode")
+    if refused := re.search("[\0\ud800-\udfff]", value):
+        name = "Null" if refused[0] == "\0" else "Surrogate"
+        raise Unfit(f"{name} characters are not allowed.", "string_unicode")
     return value
 
 
@@ -11191,9 +11572,7 @@ def parse_integer(value: Any) -> int:
 
 def check_bounds(item: Field, number: int, where: str) -> int:
     low, high = item.minimum, item.maximum
-    if where == "query":  # past any page, and what SQLite can take
-        number = max(-MAX_BYTES, min(number, MAX_BYTES))
-    elif abs(number) > MAX_BYTES:
+    if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise Unfit("is too large", "int_parsing_size")
     if low is not None and number < low:
         raise Unfit(f"must be at least {low}", "greater_than_equal", low)
@@ -11342,6 +11721,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
+    if spec.upload and not has_upload and values.get(spec.upload.name):
+        problems.append(no_file(spec.upload))
     where = "body"
     if spec.wrapper and spec.wrapper in values:
         values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
@@ -11352,6 +11733,10 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if problems:
         raise ValidationError(*problems)
     return fields
+
+
+def no_file(upload: Upload) -> FieldError:
+    return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
@@ -11369,9 +11754,13 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        kind = JSON_KINDS.get(type(value), "number")
+        message = f"Invalid data. Expected a dictionary, but got {kind}."
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
+
+
+JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -11439,9 +11828,7 @@ class FormBody:
             return
         text, self._text = self._text, bytearray()
         if self._upload and part.name == self._upload.name and text:
-            raise ValidationError(
-                FieldError("body", part.name, "must be a file, not a text", "file")
-            )
+            raise ValidationError(no_file(self._upload))
         if part.filename is None and part.name in self._declared:
             self._values[part.name] = decode_field(part.name, text)
 
@@ -11532,8 +11919,7 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
         check_upload(request.app, upload, filename)
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
-        folder.need_room(request.head.content_length or 0)
-        return folder.begin(limit, upload.md5)
+        return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
 def check_upload(app: App, upload: Upload, filename: str) -> None:
@@ -11615,6 +12001,7 @@ class Content(NamedTuple):
     internal: str = ""  # where the proxy finds the file itself
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
+    patches: Sequence[Patch] = ()  # of the file as it is sent
 
     @property
     def etag(self) -> str:
@@ -11640,11 +12027,23 @@ class Content(NamedTuple):
             headers.append(("Content-Encoding", self.encoding))
         return headers
 
-    def cut(self, first: int, last: int, before: bytes = b"") -> Segment:
-        """The bytes from `first` to `last`, both included, after `before`."""
+    def cut(self, first: int, last: int, before: bytes = b"") -> Iterator[Segment]:
+        """Yield `before` and the bytes from `first` to `last`, both included."""
         if isinstance(self.source, bytes):
-            return before + self.source[first : last + 1]
-        return FileSlice(self.source, first, last + 1 - first, before)
+            yield before + self.source[first : last + 1]
+            return
+        if self.patches and before:
+            yield before
+            before = b""
+        at, end = first, last + 1
+        number = bisect.bisect(self.patches, first, key=lambda patch: patch.end)
+        for patch in itertools.takewhile(lambda patch: patch.start < end, self.patches[number:]):
+            if at < patch.start:
+                yield FileSlice(self.source, at, patch.start - at)
+            start, at = max(at, patch.start), min(patch.end, end)
+            yield from patch.cut(start, at)
+        if at < end:
+            yield FileSlice(self.source, at, end - at, before)
 
 
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -11672,12 +12071,12 @@ def content_response(head: RequestHead, content: Content) -> Response:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
-        body = [content.cut(0, content.size - 1)] if content.size else []
+        body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
-        return Response(206, fields, [content.cut(first, last)], last + 1 - first, held)
+        return Response(206, fields, [*content.cut(first, last)], last + 1 - first, held)
     return multirange_response(content, fields, ranges)
 
 
@@ -11692,7 +12091,7 @@ def multirange_response(
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
         head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
         length += len(head) + last + 1 - first
-        parts.append(content.cut(first, last, head))
+        parts += content.cut(first, last, head)
     end = f"\r\n--{boundary}--\r\n".encode()
     fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
     held = None if isinstance(content.source, bytes) else content.source
@@ -11713,7 +12112,10 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.ELOOP: (503, "The storage folder is not there."),
     errno.ENODEV: (503, "The storage folder is not there."),
     errno.ESTALE: (503, "The storage folder is not there."),
+    errno.ENOTCONN: (503, "The storage folder is not there."),  # FUSE without its program
     errno.EIO: (503, "The disk does not answer."),
+    errno.ETIMEDOUT: (503, "The disk does not answer."),  # a share's server is away
+    errno.EHOSTDOWN: (503, "The disk does not answer."),
     errno.EHOSTUNREACH: (503, "The object store does not answer."),
     errno.EMFILE: (503, "Too many files are open."),
     errno.ENFILE: (503, "Too many files are open."),
@@ -12061,8 +12463,8 @@ def is_ready(head: RequestHead, response: Response) -> bool:
     """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
-    segments: list[Segment] = list(response.body)  # type: ignore[arg-type]
-    if not all(map(is_at_hand, segments)):
+    segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
+    if not all(isinstance(each, bytes) or each.is_at_hand() for each in segments):
         return False
     if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
         response.body = b"".join(map(read_segment, segments))
@@ -12334,14 +12736,16 @@ def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[s
     duplicate = find_duplicate(app, incoming.sha256, folder.name) if folder.make else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    return File(folder.name, name, asset.sha256, *state_of(folder.stat(name)), time.time()), asset
+    status = folder.status(incoming)
+    return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
 
 
 def finish_upload(app: App, incoming: Incoming, file: File) -> None:
     """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
-    incoming.discard(undo=False)
-    with contextlib.suppress(OSError, sqlite3.Error):  # it is stored: the next scan reads it again
-        app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
+    status = incoming.discard(undo=False)
+    if status:
+        with contextlib.suppress(sqlite3.Error):  # it is stored: the next scan reads it again
+            app.index.files.set_ctime(file, status.st_ctime)
 
 
 def remove_for_good(
@@ -12367,15 +12771,15 @@ ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video an
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
+    if facts and facts.extension in extensions:
+        return facts
     allowed = ", ".join(sorted(extensions))
     if not incoming.size:
         raise HTTPError(400, "The file is empty.")
     if facts is None:
         raise HTTPError(400, f"The file's content is none of: {allowed}.")
-    if facts.extension not in extensions:
-        detail = f"The file's content is {facts.mime_type}, which is none of: {allowed}."
-        raise HTTPError(400, f"{detail} {ELSEWHERE}")
-    return facts
+    detail = f"The file's content is {facts.mime_type}, which is none of: {allowed}."
+    raise HTTPError(400, f"{detail} {ELSEWHERE}")
 
 
 def check_extension(name: str, extensions: Set[str]) -> str:
@@ -12408,10 +12812,10 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 
 
 @route("POST", "/upload", UPLOAD, "media",
-       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
+       {201: "PublicImage"}, body=MEDIA_UPLOAD,
        is_target=True, summary="Upload a public image")  # fmt: skip
 @route("PUT", "/upload", UPLOAD, "media",
-       {201: "url, filename, size, content_type, sha256"},
+       {201: "PublicImage"}, name="put_media",
        body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
@@ -12432,14 +12836,14 @@ def upload_media(app: App, request: Request) -> Response:
     return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
 
 
-@route("GET", "/media/{filename}", READ, "media", {200: "the file"})
+@route("GET", "/media/{filename}", READ, "media", {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
     found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
     return file_response(app, request, found, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "deleted"})
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
@@ -12459,7 +12863,7 @@ MEDIA_PAGING = (
 )
 
 
-@route("GET", "/media", READ, "media", {200: "count, files"}, query=MEDIA_PAGING)
+@route("GET", "/media", READ, "media", {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
     """All public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
@@ -12498,7 +12902,7 @@ LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
 LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
-@route("GET", "/list", READ, "library", {200: "by sha256"})
+@route("GET", "/list", READ, "library", {200: "Library"})
 def list_library(app: App, request: Request) -> Answer:
     """Everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
@@ -12518,7 +12922,7 @@ def library_pieces(app: App) -> Iterator[str]:
     yield "{}" if before == "{" else "}"
 
 
-@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "image/png"})
+@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     """A PNG that fits 256 × 256."""
     file, asset = find_content(app, request, check_sha256(sha256))
@@ -12562,13 +12966,13 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
     return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
-@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "the file"})
+@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
     return file_response(app, request, find_named(app, app.images, filename), "no-cache")
 
 
-@route("GET", "/image/{sha256}", READ, "library", {200: "the file"})
+@route("GET", "/image/{sha256}", READ, "library", {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
     """A file by its SHA-256."""
     found = find_content(app, request, check_sha256(sha256))
@@ -12588,7 +12992,7 @@ def library_name(wanted: str, filename: str) -> str:
 
 
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
-       {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+       {201: "LibraryImage", 200: "LibraryImage: It was there."},
        body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
@@ -12656,7 +13060,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
 
 
 @route("POST", "/upload-image", WRITE, "images",
-       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
+       {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
     incoming = uploaded(request)
@@ -12737,7 +13141,7 @@ LOGIN = BodySpec(ANY_BODY, (
 ), check=check_login_form)  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
-PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
+PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), needed("new_password")))
 
 
 def unauthorized(detail: str) -> HTTPError:
@@ -12770,7 +13174,8 @@ def check_registration(app: App, request: Request) -> None:
         raise HTTPError(403, "Registration is off here.")
 
 
-@route("POST", "/api/auth/register", OPEN, "accounts", {201: "the user"},
+@route("POST", "/api/auth/register", OPEN, "accounts",
+       {201: "User", 403: "Error: Registration is off."},
        body=REGISTRATION, before=check_registration)  # fmt: skip
 @deferred("password")
 def register(app: App, request: Request) -> Response:
@@ -12792,7 +13197,7 @@ def login_key(user: User | None, name: str) -> str:
 
 
 @route("POST", "/api/auth/login", OPEN, "accounts",
-       {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
+       {200: "Tokens"}, body=LOGIN)  # fmt: skip
 @deferred("password")
 def login(app: App, request: Request) -> Response:
     """Get an access and a refresh token."""
@@ -12852,7 +13257,7 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "access, refresh"}, body=REFRESH)
+@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "Tokens"}, body=REFRESH)
 def refresh_tokens(app: App, request: Request) -> Response:
     """Spend a refresh token for new tokens."""
     arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
@@ -12879,7 +13284,7 @@ LOGOUT = BodySpec(ANY_BODY, (
 
 
 @route("POST", "/api/auth/logout", USER, "accounts",
-       {205: "nothing", 400: "error"}, body=LOGOUT)  # fmt: skip
+       {205: ""}, body=LOGOUT)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
     """Spend a refresh token, which ends its session, or end all my sessions."""
     sessions, user_id = app.index.sessions, caller(request)
@@ -12894,7 +13299,7 @@ def logout(app: App, request: Request) -> Response:
 
 
 @route("GET", "/api/auth/sessions", USER, "accounts",
-       {200: "a list of id, created_at, last_used_at, address, user_agent"})  # fmt: skip
+       {200: "Session[]"})  # fmt: skip
 def list_sessions(app: App, request: Request) -> Response:
     """Where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
@@ -12911,30 +13316,36 @@ def session_json(session: Session) -> dict[str, Any]:
     }
 
 
-@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: "nothing"})
+@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: ""})
 def end_one_session(app: App, request: Request, id: str) -> Response:
     """End one of my sessions."""
     existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
     return Response(204)
 
 
-@route("GET", "/api/auth/profile", USER, "accounts", {200: "the user"})
+@route("GET", "/api/auth/profile", USER, "accounts", {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
     """Who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
-@route("POST", "/api/auth/password", USER, "accounts", {204: "nothing"}, body=PASSWORD_CHANGE)
+@route("POST", "/api/auth/password", USER, "accounts", {204: ""}, body=PASSWORD_CHANGE)
 @deferred("password")
 def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    if app.logins.check(key, request.client, values["old_password"], user.password):
+    is_right = app.logins.check(key, request.client, values["old_password"], user.password)
+    problems: list[FieldError] = []  # of both are told at once
+    collect_declared((NEW_PASSWORD,), values, "body", problems)
+    if is_right and not problems:
         password = app.new_passwords.hash(values["new_password"])
-        if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
-            return Response(204)
-    raise ValidationError(FieldError("body", "old_password", "Wrong password."))
+        is_right = app.index.write(lambda db: app.index.users.set_password(db, user, password))
+    if not is_right:
+        problems.append(FieldError("body", "old_password", "Wrong password."))
+    if problems:
+        raise ValidationError(*problems)
+    return Response(204)
 
 
 # Lists, in the shape of Django REST Framework's PageNumberPagination.
@@ -13090,7 +13501,7 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
 
 
 @route("GET", MEDIA_PATHS, USER, "accounts",
-       {200: "a page of records"},
+       {200: "Records", 404: "Error: Invalid page."},
        query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
               *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
@@ -13100,13 +13511,11 @@ def list_records(app: App, request: Request) -> Response:
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
 
 
-def place_upload(app: App, request: Request) -> Located | None:
-    """Put an uploaded file into the caller's own folder."""
-    if request.upload is None:
-        return None
+def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
+    """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{caller(request)}/{day}/{upload_name(request.upload)}")
-    return store_upload(app, request.upload, app.users, names)
+    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    return store_upload(app, upload, app.users, names)
 
 
 def upload_facts(request: Request) -> Facts | None:
@@ -13154,14 +13563,15 @@ def check_room(app: App, request: Request) -> None:
 
 
 @route("POST", MEDIA_PATHS, USER, "accounts",
-       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
+       {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = empty._replace(**changes)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     if placed:
         record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
@@ -13180,7 +13590,7 @@ def check_record(app: App, request: Request, id: str) -> None:
     request.room = max(0, find_room(app, record.user_id) + freed)
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "the record"})
+@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
     """One of my media records."""
     value = record_json(app, request, find_record(app, request, id))
@@ -13192,10 +13602,10 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "the record"}, before=check_record,
-       body=MEDIA_BODY, summary="Change a media record; a file replaces its file")  # fmt: skip
+       {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
+       summary="Change a media record; a file replaces its file")  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "the record"},
+       {200: "Record"},
        before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     """Change some of a media record; a file replaces its file."""
@@ -13210,7 +13620,8 @@ def change_record(app: App, request: Request, id: str) -> Response:
         raise ValidationError(FieldError("body", "type", "is required", "missing"))
     if record.path:
         changes.pop("size", None)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     while True:
         with contextlib.suppress(Stale):
             record = write_record(app, find_record(app, request, id), changes, placed)
@@ -13240,15 +13651,17 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
-    existing(app.index.media.hide(caller(request), id.lower(), time.time()))
+    user, media, now = caller(request), app.index.media, time.time()
+    existing(app.index.write(lambda db: media.hide(db, user, id.lower(), now)))
     return Response(204)
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
-       {200: "the file"}, query=(Field("expires"), Field("signature")))  # fmt: skip
+       {200: "file", 403: "Error: The signature is not good, or no longer."},
+       query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     """The file of a media record, for its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
@@ -13275,7 +13688,7 @@ MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
-       {200: "the record"}, before=find_record,
+       {200: "Record"}, before=find_record,
        body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     """Put a media record into a collection."""
@@ -13284,7 +13697,7 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
-       {200: "the record"})  # fmt: skip
+       {200: "Record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
     """Take a media record out of its collection."""
     return move_record(app, request, id, None)
@@ -13321,13 +13734,14 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
     return existing(app.index.collections.get(caller(request), id.lower()))
 
 
-@route("GET", COLLECTION_PATHS, USER, "accounts", {200: "a page of collections"}, query=PAGING)
+@route("GET", COLLECTION_PATHS, USER, "accounts",
+       {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     """My collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "the collection"}, body=COLLECTION_BODY)
+@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
     now, values = time.time(), request.fields
@@ -13337,7 +13751,7 @@ def create_collection(app: App, request: Request) -> Response:
     return json_response(collection_json(collection), 201)
 
 
-@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "the collection, media"})
+@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
     """One of my collections and its media."""
     collection = find_collection(app, request, id)
@@ -13354,10 +13768,10 @@ def get_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "the collection"}, summary="Change a collection", before=find_collection,
-       body=COLLECTION_BODY)  # fmt: skip
+       {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
+       name="replace_collection", summary="Change a collection")  # fmt: skip
 @route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "the collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
+       {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     """Change some of a collection."""
     changes = {**request.fields, "updated_at": time.time()}
@@ -13372,7 +13786,7 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
@@ -13418,7 +13832,7 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route("GET", "/entity/", READ, "entities", {200: "items, pagination"}, query=ENTITY_LIST)
+@route("GET", "/entity/", READ, "entities", {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
     """A page of the entities."""
     query = request.query
@@ -13455,7 +13869,8 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route("POST", "/entity/", WRITE, "entities", {201: "the Item"},
+@route("POST", "/entity/", WRITE, "entities",
+       {201: "Item", 409: "Error: The same content is stored."},
        body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     """Create an entity."""
@@ -13465,14 +13880,15 @@ def create_entity(app: App, request: Request) -> Response:
     return json_response(entity_json(entity), 201, [location])
 
 
-@route("GET", "/entity/{id}", READ, "entities", {200: "the Item"},
+@route("GET", "/entity/{id}", READ, "entities", {200: "Item"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
     """An entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
-@route("PUT", "/entity/{id}", WRITE, "entities", {200: "the Item"},
+@route("PUT", "/entity/{id}", WRITE, "entities",
+       {200: "Item", 409: "Error: The same content is stored."},
        parameters=ENTITY_ID, body=ENTITY_REPLACE,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
@@ -13490,7 +13906,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "the Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
+       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
@@ -13502,7 +13918,7 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("DELETE", "/entity/{id}", WRITE, "entities",
-       {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
+       {200: "Item"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -13513,7 +13929,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("GET", "/entity/{id}/versions", READ, "entities",
-       {200: "version, transaction_id and the Item's fields of each"},
+       {200: "Item[]"},
        parameters=ENTITY_ID)  # fmt: skip
 def list_versions(app: App, request: Request, id: int) -> Response:
     """All versions, the oldest first."""
@@ -13522,7 +13938,7 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
-@route("GET", "/entity/{id}/file", READ, "entities", {200: "the file"},
+@route("GET", "/entity/{id}/file", READ, "entities", {200: "file"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     """An entity's content."""
@@ -13644,9 +14060,9 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("title", "text", longest=MAX_TITLE_LENGTH),
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
     Field("strip", "boolean", default=False, nullable=False,
-          help="send pictures without GPS and camera data; videos and recordings are left out"),
+          help="send pictures, MP4 and MOV without GPS and camera data, and nothing else"),
     Field("upload", "boolean", default=False, nullable=False,
-          help="guests may add pictures and videos to a folder"),
+          help="guests may add pictures and videos to a folder or collection"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -13699,14 +14115,15 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
     return Share("", owner, kind, "entities", str(entity.id))
 
 
-@route("POST", "/shares", BEARER, "shares", {201: "the share"}, body=NEW_SHARE)
+@route("POST", "/shares", BEARER, "shares",
+       {201: "Share", 404: "Error: There is no such thing to share."}, body=NEW_SHARE)  # fmt: skip
 @deferred("password")
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
-    if values["upload"] and shared.kind != "folder":
-        raise ValidationError(FieldError("body", "upload", "is for folders only"))
+    if values["upload"] and not can_grow(app, shared):
+        raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -13720,6 +14137,13 @@ def create_share(app: App, request: Request) -> Response:
     app.index.shares.add(share, now)
     path = f"/s/{share.id}"
     return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+
+
+def can_grow(app: App, share: Share) -> bool:
+    """Whether what is shared is a place for more than it has."""
+    if share.kind == "entity":
+        return find_entity(app, int(share.target)).is_collection
+    return share.kind in {"folder", "collection"}
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -13737,7 +14161,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
-@route("GET", "/shares", BEARER, "shares", {200: "a list of shares"})
+@route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
     principal = request.principal
@@ -13745,7 +14169,7 @@ def list_shares(app: App, request: Request) -> Response:
     return json_response([share_json(request, share) for share in shares])
 
 
-@route("DELETE", "/shares/{id}", BEARER, "shares", {204: "nothing"})
+@route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
     principal = request.principal
@@ -13798,7 +14222,7 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
     return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
 
 
-@route("GET", "/s/{token}", OPEN, "shares", {200: "title, expires_at, files"})
+@route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(app, token)
@@ -13819,7 +14243,10 @@ def open_share(app: App, request: Request, token: str) -> Response:
 
 def may_show(share: Share, asset: Asset) -> bool:
     """Whether a file can be sent as the share promises."""
-    return not share.strips or (asset.facts is not None and asset.facts.kind == "image")
+    facts = asset.facts
+    return not share.strips or (
+        facts is not None and (facts.kind == "image" or facts.extension in PATCHED)
+    )
 
 
 def shared_json(
@@ -13846,7 +14273,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
-       {303: "sets a cookie", 429: "too many failed logins"}, body=SHARE_PASSWORD)  # fmt: skip
+       {303: ""}, body=SHARE_PASSWORD)  # fmt: skip
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -13872,30 +14299,79 @@ def check_guest(app: App, request: Request, token: str) -> Share:
     return share
 
 
+def open_guest_form(request: Request, token: str) -> BodyReader | None:
+    """Read a guest's form, whose file goes where the link's others are; 401, 403, 404, 413."""
+    share = check_guest(request.app, request, token)
+    if share.kind == "collection" and share.owner is not None:
+        request.room = max(0, find_room(request.app, share.owner))
+    return open_body(request, BodySpec(("multipart",), upload=GUEST_UPLOADS[share.kind]), {})
+
+
+GUEST_UPLOADS = {
+    "folder": Upload("library", "max_upload_bytes"),
+    "collection": RECORD_UPLOAD._replace(required=True),
+    "entity": ENTITY_UPLOAD._replace(required=True, name="file"),
+}
+
+
 @route("POST", "/s/{token}/upload", OPEN, "shares",
-       {201: "name, type, size, url", 303: "back to the page, for browsers"},
-       body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
-       before=check_guest)  # fmt: skip
+       {201: "SharedFile", 303: ""},
+       body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
+                     reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
-    """Add an image or video to a link's folder."""
+    """Add a picture or video to what a link shows."""
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    name = safe_name(incoming.filename) or "file"
-    if not is_media_name(os.fsencode(name)):
-        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
-    names = numbered_names(f"{share.target}/{name}")
-    file, asset = store_upload(app, incoming, app.library, names)
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
-    app.scanner.wake()
+    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
+    file, asset = add[share.kind](app, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
+def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+    """Put a guest's file into a folder of the library."""
+    assert incoming.facts is not None
+    name = upload_name(incoming)
+    if not is_media_name(os.fsencode(name)):
+        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
+    placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
+    app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
+    finish_upload(app, incoming, placed[0])
+    app.scanner.wake()
+    return placed
+
+
+def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make a record of a guest's file in a collection, for its owner."""
+    assert incoming.facts is not None and share.owner is not None
+    existing(app.index.collections.get(share.owner, share.target))
+    placed, now = place_upload(app, share.owner, incoming), time.time()
+    record = MediaRecord(
+        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
+        incoming.size, placed[0].path, None, None, share.target, now, now,
+    )  # fmt: skip
+    app.index.write(lambda db: put_record(app, db, record, placed))
+    return placed
+
+
+def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make an entity of a guest's file in one that is a collection."""
+    if find_entity(app, int(share.target)).is_deleted:
+        raise HTTPError(404, NO_FILE)
+    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+    try:
+        entity = save_entity(app, incoming, lambda db: draft)
+    except HTTPError as error:
+        if error.status == 409:  # whose it is, is no guest's business
+            raise HTTPError(409, "This picture is here already.") from None
+        raise
+    return existing(app.index.files.get("entities", entity.path or ""))
+
+
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
-       {200: "the file"},
+       {200: "file"},
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256."""
@@ -13914,11 +14390,16 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
 
 
 def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
-    """Answer with a picture that does not say where, when and with what it was taken."""
+    """Answer with a file that does not say where, when and with what it was taken; 404, 503."""
+    facts = asset.facts
+    assert facts is not None  # as may_show has it
     try:
-        content = write_stripped(app, file, asset.facts)
-    except ValueError:  # what cannot be copied so is shown as a preview, which says nothing either
-        content = make_preview_content(app, file, asset)
+        content = (patch_file if facts.extension in PATCHED else strip_file)(app, file, facts)
+    except ValueError:
+        if facts.kind != "image":
+            detail = "This file cannot be sent without what it says of its making."
+            raise HTTPError(404, detail) from None
+        content = make_preview_content(app, file, asset)  # which says nothing either
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     with contextlib.ExitStack() as on_error:
         on_error.callback(close_source, content)
@@ -13927,34 +14408,51 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     return response
 
 
-def write_stripped(app: App, file: File, facts: Facts | None) -> Content:
+def patch_file(app: App, file: File, facts: Facts) -> Content:
+    """Return a file with patches over what it says of its making; ValueError."""
+    with contextlib.ExitStack() as on_error, app.disk(file.root):
+        source = open_file(app, file)
+        on_error.callback(source.close)
+        patches = find_patches(source, file.size)
+        check_unchanged(file, source)
+        on_error.pop_all()
+    digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
+    return Content(source, file.size, facts.mime_type, digest, None, "", patches=patches)
+
+
+def strip_file(app: App, file: File, facts: Facts) -> Content:
     """Copy a picture without what it says of its making to a file without a name; ValueError."""
     import tempfile  # as in write_listing
 
-    if facts is None or facts.extension not in STRIPPERS:
+    if facts.extension not in STRIPPERS:
         raise ValueError("a type that is not copied")
     digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     with contextlib.ExitStack() as on_error:
         on_error.callback(target.close)
-        with app.disk(file.root), open_file(app, file) as source:
+        with app.disk(file.root), io.BufferedReader(open_file(app, file)) as source:
             for piece in STRIPPERS[facts.extension](source, facts.orientation):
                 digest.update(piece)
                 target.write(piece)
-            if not file.matches(os.fstat(source.fileno())):
-                raise HTTPError(404, NO_FILE)
+            check_unchanged(file, source)
         on_error.pop_all()
     about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
     return Content(*about)
 
 
-def open_file(app: App, file: File) -> BinaryIO:
+def open_file(app: App, file: File) -> io.FileIO:
     """Open a file for reading; 404 where it is not there."""
     try:
-        return io.BufferedReader(app.folders[file.root].open(file.path))
+        return app.folders[file.root].open(file.path)
     except Unavailable:
         raise
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
+
+
+def check_unchanged(file: File, source: BinaryIO | io.FileIO) -> None:
+    """Refuse an open file that is not what the index knows (404)."""
+    if not file.matches(os.fstat(source.fileno())):
+        raise HTTPError(404, NO_FILE)
 
 
 def make_preview_content(app: App, file: File, asset: Asset) -> Content:
@@ -14014,7 +14512,8 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
     """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
     while True:
         try:
-            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+            if app.index.trash.is_clock_steady(now := time.time()):
+                empty_trash(app, now - app.settings.trash_days * 86400)
         except (OSError, sqlite3.Error) as error:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
@@ -14031,6 +14530,18 @@ TUS_EXTENSIONS = (
     "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
 )
 TUS_CONTENT, DRAFT_CONTENT = "application/offset+octet-stream", "application/partial-upload"
+UPLOAD_FIELDS = (
+    Field("Tus-Resumable", choices=(TUS_VERSION,), help="tus; without it, the IETF draft"),
+    Field("Upload-Offset", "integer", help="where the content begins"),
+    Field("Upload-Length", "integer", help="bytes of the whole file"),
+    Field("Upload-Checksum", help="tus: an algorithm and the content's hash in Base64"),
+    Field("Upload-Complete", choices=("?0", "?1"), help="the draft: whether this is the end"),
+)
+NEW_UPLOAD_FIELDS = (
+    *UPLOAD_FIELDS,
+    Field("Upload-Metadata", help="names with values in Base64: target, filename, fields"),
+    Field("Upload-Defer-Length", choices=("1",), help="tus: the length comes later"),
+)
 TARGETS = {item.family: item for item in ROUTES if item.is_target}
 
 
@@ -14099,8 +14610,8 @@ def begin_resumable(request: Request) -> Transfer:
     return open_transfer(request, upload, head)
 
 
-def continue_resumable(request: Request, id: str) -> Transfer:
-    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+def continue_resumable(request: Request, id: str) -> Transfer | None:
+    """Accept more of an upload, None if it is complete and none comes; 400 to 423."""
     app, head = request.app, parse_upload_head(request.headers)
     upload = find_upload(app, request, id)
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
@@ -14109,6 +14620,8 @@ def continue_resumable(request: Request, id: str) -> Transfer:
     state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
     if upload.answer is not None and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
+        return None
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
     target, length = TARGETS[upload.target], find_length(request, head, upload)
@@ -14196,7 +14709,7 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
 
 
 @route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files",
-       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
+       {204: ""},
        headers=TUS_HEADERS)  # fmt: skip
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     """What the server can do of tus 1.0."""
@@ -14212,18 +14725,15 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     return Response(204, headers.items())
 
 
-def transferred(request: Request) -> Transfer:
-    """The content of a route whose reader takes it in."""
-    assert request.transfer is not None
-    return request.transfer
-
-
 @route("POST", "/files", TARGET, "files",
-       {201: "where it goes on; the family's answer if it is complete"},
-       body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
+       {201: "object: Location says where it goes on; if it is complete, the family's answer.",
+        409: "Error", 412: "Error", 460: "Error"},
+       body=BodySpec(("tus", "draft", "file"), reader=begin_resumable), headers=TUS_HEADERS,
+       header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    assert transfer is not None  # begin_resumable has made it
     location = ("Location", upload_url(request, transfer.upload))
     if not transfer.is_whole:
         return Response(201, [location, *upload_headers(app, transfer.upload)])
@@ -14236,12 +14746,15 @@ def create_upload(app: App, request: Request) -> Response:
 
 
 @route("PATCH", "/files/{id}", TARGET, "files",
-       {204: "how far it is", 201: "the family's answer, at the end of one of the IETF draft"},
-       before=find_upload, body=BodySpec((), reader=continue_resumable),
-       headers=TUS_HEADERS)  # fmt: skip
+       {204: "", 201: "object: The family's answer, at the end of one of the IETF draft.",
+        409: "Error", 412: "Error", 423: "Error", 460: "Error"},
+       before=find_upload, body=BodySpec(("tus", "draft"), reader=continue_resumable),
+       headers=TUS_HEADERS, header_fields=UPLOAD_FIELDS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    if transfer is None:
+        return Response(204, upload_headers(app, find_upload(app, request, id)))
     if not transfer.is_whole:
         return Response(204, upload_headers(app, transfer.upload))
     answer = complete_upload(app, request, transfer)
@@ -14249,10 +14762,10 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
 
 
 @route("GET", "/files/{id}", TARGET, "files",
-       {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
+       {200: "ResumableUpload", 412: "Error"}, headers=TUS_HEADERS)  # fmt: skip
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
-    upload = find_upload(app, request, id)
+    upload = app.uploads.at_rest(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers.append(("Upload-Metadata", upload.metadata))
@@ -14261,7 +14774,7 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files", {204: "nothing"}, headers=TUS_HEADERS)
+@route("DELETE", "/files/{id}", TARGET, "files", {204: "", 412: "Error"}, headers=TUS_HEADERS)
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -14320,7 +14833,7 @@ def health_json(app: App) -> dict[str, Any]:
     return {**health, "problems": problems} if problems else health
 
 
-@route("GET", "/health", OPEN, "system", {200: "status, version, uptime, scan"}, prompt=True)
+@route("GET", "/health", OPEN, "system", {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
     """How the server is."""
     return json_response(health_json(app))
@@ -14334,14 +14847,14 @@ def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
     return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
 
 
-@route("POST", "/session", BEARER, "system", {204: "sets the view cookie"})
+@route("POST", "/session", BEARER, "system", {204: ""})
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
     return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
 
 
-@route("DELETE", "/session", OPEN, "system", {204: "ends the view cookie"})
+@route("DELETE", "/session", OPEN, "system", {204: ""})
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     return Response(204, [view_cookie(request, "", 0), NO_STORE])
@@ -14353,7 +14866,7 @@ PREVIEW_QUERY = (
 
 
 @route("GET", "/preview/{sha256}", READ, "system",
-       {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
+       {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
     file, asset = find_content(app, request, check_sha256(sha256))
@@ -14388,19 +14901,19 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     ]}  # fmt: skip
 
 
-@route("GET", "/exists", READ, "system", {200: "stored"},
+@route("GET", "/exists", READ, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
-def get_exists(app: App, request: Request) -> Response:
+def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
 @route("POST", "/exists", READ, "system",
-       {200: "stored"}, body=BodySpec(
+       {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"))  # fmt: skip
-def post_exists(app: App, request: Request) -> Response:
+def check_hashes(app: App, request: Request) -> Response:
     """Which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
@@ -14496,7 +15009,7 @@ def count_durations(meter: Meter) -> Samples:
         yield f"_count{{{labels}}}", counts[-1]
 
 
-@route("GET", "/metrics", PRIVATE_READ, "system", {200: "text"})
+@route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
     samples = read_metrics(app)
@@ -14531,32 +15044,38 @@ def log_request(
 
 
 # -- OpenAPI -----------------------------------------------------------------------------
-# The document is made of the route declarations. Here is what the words of their answers
-# mean: an object's properties, each with its type after the colon (none: a string), `?` where
-# it may be null, `~` where it may be missing, `[]` for a list and `{}` for an object by key.
+# The document is made of the route declarations. An answer's words begin with what its content
+# is: a type, or several with `or` between them; a colon and a description may follow. Types are
+# those of CONTENT_TYPES, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
+# `[]` is a list of it and `{}` an object with one at each key. An object's shape is its
+# properties, each with its type after a colon (none: a string) and `~` where it may be missing.
 
 OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
-    "ValidationError": "detail:Problem[]",
-    "Problem": "loc:strings msg type",
-    "Session": "id created_at:date last_used_at:date address user_agent",
+    "FieldErrors": "strings{}",
+    "ValidationError": "detail:FieldError[]",
+    "FieldError": "loc:location msg type",
     "Refusal": "error",
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "StoredContents": "stored:hashes",
+    "Gallery": "groups:rows~ folders:rows~ items:rows~ name~ degraded:boolean~"
+    " scanning:integer?~ can_upload:boolean~ max_upload_bytes:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
     "Deleted": "deleted",
     "Library": "LibraryFile{}",
     "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
-    "Stored": "message sha256:sha256 filename file_path thumbnail_file:string?~",
+    "LibraryImage": "message sha256:sha256 filename file_path thumbnail_file:string?~",
     "PrivateImage": "stored_as bytes:integer image_url:url",
+    "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[]",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
+    "Session": "id created_at:date last_used_at:date address user_agent",
     "Tokens": "access refresh",
     "Record": "id:uuid user:integer name type size:integer? file:url? storage_path:string?"
     " description:string? collection:uuid? created_at:date updated_at:date",
@@ -14573,70 +15092,74 @@ OBJECTS: Mapping[str, str] = {
     "Pagination": "page:integer page_size:integer total_items:integer total_pages:integer"
     " has_next:boolean has_prev:boolean",
 }
+HASH = {"type": "string", "pattern": f"^{SHA256.pattern}$", "examples": ["5e" * 32]}
 SCALARS: Mapping[str, dict[str, Any]] = {
-    "": {"type": "string"},
     "string": {"type": "string"},
     "text": {"type": "string"},
-    "integer": {"type": "integer"},
+    "integer": {"type": "integer", "format": "int64"},
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
-    "strings": {
-        "type": "array",
-        "items": {"type": ["string", "integer"]},
-        "examples": [["query", "page"]],
-    },
+    "object": {"type": "object"},
+    "strings": {"type": "array", "items": {"type": "string"}},
+    "location": {"type": "array", "items": {"type": ["string", "integer"]}},
+    "rows": {"type": "array", "items": {"type": "array", "items": {}}},
     "url": {"type": "string", "format": "uri", "examples": ["http://localhost:8000/media/a.jpg"]},
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
     "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
-    "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
-    "hashes": {
-        "type": "array",
-        "items": {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
-        "maxItems": MAX_HASHES,
-        "examples": [["5e" * 32]],
-    },
+    "sha256": HASH,
+    "hashes": {"type": "array", "items": HASH, "maxItems": MAX_HASHES},
     "file": {"type": "string", "format": "binary"},
 }
-ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
-    "the file": ("*/*", "file"),
-    "image/png": ("image/png", "file"),
-    "image/webp or image/jpeg": ("image/*", "file"),
-    "text": ("text/plain", "string"),
-    "page": ("text/html", "string"),
-    "page or health": (JSON_TYPE, "Health"),
-    "the OpenAPI document": (JSON_TYPE, "object"),
-    "groups, folders, or items": (JSON_TYPE, "object"),
-    **{words: (JSON_TYPE, name)
-       for words, name in {
-        "status, version, uptime, scan": "Health",
-        "url, filename, size, content_type, sha256": "PublicImage",
-        "count, files": "PublicFiles",
-        "deleted": "Deleted",
-        "stored": "StoredContents",
-        "by sha256": "Library",
-        "message, sha256, filename, file_path, thumbnail_file": "Stored",
-        "it was there": "Stored",
-        "stored_as, bytes, image_url": "PrivateImage",
-        "the share": "Share",
-        "a list of shares": "Share[]",
-        "title, expires_at, files": "Shared",
-        "name, type, size, url": "SharedFile",
-        "the user": "User",
-        "a list of id, created_at, last_used_at, address, user_agent": "Session[]",
-        "access, refresh": "Tokens",
-        "error": "Refusal",
-        "too many failed logins": "Error",
-        "a page of records": "Records",
-        "the record": "Record",
-        "a page of collections": "Collections",
-        "the collection": "Collection",
-        "the collection, media": "Collection",
-        "items, pagination": "Items",
-        "the Item": "Item",
-        "the Item as it was": "Item",
-        "version, transaction_id and the Item's fields of each": "Item[]",
-    }.items()},
+EXAMPLES: Mapping[str, Any] = {  # by the name of a property or field
+    "access": "eyJhbGciOiJIUzI1NiJ9.eyJ1c2VyX2lkIjoxfQ.c2lnbmF0dXJl", "address": "192.0.2.7",
+    "content_type": "image/jpeg", "description": "At the sea", "detail": "There is no such thing.",
+    "email": "ada@example.org", "extension": "jpg", "file_path": "2023/10/beach.jpg",
+    "filename": "beach.jpg", "filter_param": "type=image,is_deleted=false", "first_name": "Ada",
+    "height": 3000, "kind": "folder", "label": "Summer", "last_name": "Lovelace", "md5": "5e" * 16,
+    "message": "Image stored.", "mime_type": "image/jpeg", "name": "beach.jpg",
+    "new_password": "a long sentence", "old_password": "correct horse", "page": 1, "page_size": 20,
+    "password": "correct horse", "phone_number": "+49 30 901820", "size": 2_500_000,
+    "status": "ok", "storage_path": "uploads/2023/10/27/beach.jpg", "stored_as": "beach.jpg",
+    "target": "2023/10", "title": "Summer", "total_items": 1, "type": "image", "username": "ada",
+    "width": 4000,
 }  # fmt: skip
+CONTENT_TYPES: Mapping[str, tuple[str, ...]] = {
+    "file": ("*/*",), "thumbnail": ("image/png",), "preview": ("image/webp", "image/jpeg"),
+    "metrics": ("text/plain",), "page": ("text/html",),
+}  # fmt: skip
+RANGED = {
+    "file",
+    "thumbnail",
+    "preview",
+    "Library",
+    "PublicFiles",
+}  # answers with an ETag, in parts
+CACHED = {*RANGED, "page", "Gallery"}
+SENT_TYPES = {
+    **BODY_TYPES, "file": "application/octet-stream", "tus": TUS_CONTENT, "draft": DRAFT_CONTENT,
+}  # fmt: skip
+ERRORS: Mapping[str, str] = {
+    "400": "The request is malformed, or a field of it is wrong.",
+    "401": "A credential is missing or wrong.",
+    "403": "The credential does not suffice.",
+    "404": "There is no such thing.",
+    "411": "The body's length is not declared.",
+    "412": "A precondition does not hold.",
+    "413": "The body is too large.",
+    "415": "A body of this type is not read here.",
+    "416": "There are no such bytes.",
+    "422": "A field does not parse.",
+    "429": "Too many requests, or failed logins; Retry-After says when to come back.",
+    "503": "Too much is going on, or a disk is away; Retry-After says when to come back.",
+    "507": "The disk is full.",
+    "default": "Anything else that is wrong.",
+}
+FAMILY_ERRORS: Mapping[tuple[str, str], tuple[str, ...]] = {  # their schemas
+    ("accounts", "400"): ("FieldErrors", "Error", "Refusal"),
+    ("entities", "422"): ("ValidationError",),
+    ("files", "400"): ("Error", "FieldErrors"),  # in its target's shape
+    ("files", "422"): ("ValidationError",),
+}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -14655,31 +15178,42 @@ def reference(kind: str, name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def parse_type(text: str) -> dict[str, Any]:
-    """Return the JSON schema of a type as OBJECTS spells it.
+def parse_type(text: str, name: str = "") -> dict[str, Any]:
+    """Return the JSON schema of a type, with the example for a property of this name.
 
-    >>> parse_type("integer?"), parse_type("Item[]")["items"]
-    ({'type': ['integer', 'null']}, {'$ref': '#/components/schemas/Item'})
+    >>> parse_type("boolean?"), parse_type("Item[]")["items"]
+    ({'type': ['boolean', 'null']}, {'$ref': '#/components/schemas/Item'})
     """
     if text.endswith("?"):
-        schema = parse_type(text[:-1])
-        return {**schema, "type": [schema["type"], "null"]}
+        return widen(parse_type(text[:-1], name), "null")
     if text.endswith("[]"):
         return {"type": "array", "items": parse_type(text[:-2])}
     if text.endswith("{}"):
         return {"type": "object", "additionalProperties": parse_type(text[:-2])}
-    if text == "object":
-        return {"type": "object"}
-    return dict(SCALARS[text]) if text in SCALARS else reference("schemas", text)
+    if text in OBJECTS:
+        return reference("schemas", text)
+    schema, example = dict(SCALARS[text]), EXAMPLES.get(name)
+    if schema["type"] == {str: "string", int: "integer"}.get(type(example)):
+        schema["examples"] = [example]
+    return schema
+
+
+def widen(schema: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return a schema that takes another type, too."""
+    before: list[str] = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    return {**schema, "type": [*before, kind]}
 
 
 def parse_object(text: str) -> dict[str, Any]:
     """Return the JSON schema of an object as OBJECTS spells it."""
     if text.endswith("{}"):
         return parse_type(text)
-    pairs = [word.partition(":") for word in text.split()]
-    properties = {name.rstrip("~"): parse_type(kind.rstrip("~")) for name, _, kind in pairs}
-    required = [name for name, _, kind in pairs if not (name + kind).endswith("~")]
+    properties, required = {}, []
+    for word in text.split():
+        name, _, kind = word.rstrip("~").partition(":")
+        properties[name] = parse_type(kind or "string", name)
+        if not word.endswith("~"):
+            required.append(name)
     return {"type": "object", "properties": properties, "required": required}
 
 
@@ -14687,109 +15221,150 @@ def example_of(schema: Mapping[str, Any]) -> Any:
     """Return a value that a schema of this document takes."""
     if "$ref" in schema:
         schema = parse_object(OBJECTS[schema["$ref"].rpartition("/")[2]])
-    if "examples" in schema:
-        return schema["examples"][0]
+    if "anyOf" in schema:
+        schema = schema["anyOf"][0]
+    for key in ("examples", "enum"):
+        if key in schema:
+            return schema[key][0]
+    if "default" in schema:
+        return schema["default"]
     if "properties" in schema:
         return {name: example_of(value) for name, value in schema["properties"].items()}
-    kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
-    if kind == "array":
+    if "additionalProperties" in schema:
+        return {"key": example_of(schema["additionalProperties"])}
+    if "items" in schema:
         return [example_of(schema["items"])]
-    if kind == "object":
-        return {"key": example_of(schema["additionalProperties"])} if len(schema) > 1 else {}
-    return {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}[kind]
+    kinds = schema.get("type", "object")
+    if "null" in kinds:
+        return None
+    values = {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}
+    return values.get(kinds if isinstance(kinds, str) else kinds[0], {})
 
 
 def field_schema(item: Field, in_json: bool = False) -> dict[str, Any]:
     """Return the JSON schema of a declared field."""
-    schema = dict(SCALARS[item.type])
-    if in_json and item.nullable:
-        schema["type"] = [schema["type"], "null"]
+    schema = parse_type(item.type, "" if item.choices else item.name)
     bounds = {
         "default": item.default,
         "minimum": item.minimum,
         "maximum": item.maximum,
-        "minLength": item.shortest or None,
+        "minLength": item.shortest or int(item.blank == "refused") or None,
         "maxLength": item.longest,
         "enum": list(item.choices) or None,
         "description": item.help or None,
     }
-    return schema | {name: value for name, value in bounds.items() if value is not None}
+    schema |= {name: value for name, value in bounds.items() if value is not None}
+    if in_json and item.type == "text" and not item.choices:
+        schema = widen(schema, "number")
+    return widen(schema, "null") if in_json and item.nullable else schema
 
 
-def describe_parameters(item: Route) -> list[dict[str, Any]]:
-    """Return what a route reads from its path and its query."""
+def describe_parameters(item: Route) -> Iterator[dict[str, Any]]:
+    """Yield what a route reads from its path, its query and header fields of its own."""
     typed = {field.name: field for field in item.parameters}
-    names = re.findall(r"\{(\w+)[}:]", item.path)
-    found: list[dict[str, Any]] = []
-    for name in names:
-        about = {"name": name, "in": "path", "required": True}
-        plain = Field(name, name if name in SCALARS else "string")
-        found.append({**about, "schema": field_schema(typed.get(name, plain))})
-    for field in item.query:
-        about = {"name": field.name, "in": "query", "required": field.required}
-        found.append({**about, "schema": field_schema(field)})
-    return found
+    for name in re.findall(r"\{(\w+)[}:]", item.path):
+        field = typed.get(name) or Field(name, name if name in SCALARS else "string")
+        yield {"name": name, "in": "path", "required": True, "schema": field_schema(field)}
+    for place, fields in (("query", item.query), ("header", item.header_fields)):
+        for field in fields:
+            about = {"name": field.name, "in": place, "required": field.required}
+            yield {**about, "schema": field_schema(field)}
+
+
+def describe_form(spec: BodySpec, kind: str) -> dict[str, Any]:
+    """Return the schema of a body's fields in one of its media types."""
+    upload = spec.upload if kind == "multipart" else None
+    fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
+    required = [
+        field.name for field in spec.fields if field.required and not (field.or_upload and upload)
+    ]
+    if upload:
+        fields[upload.name] = SCALARS["file"]
+        required += [upload.name] if upload.required else []
+    if spec.list_field:
+        return fields[spec.list_field]
+    schema: dict[str, Any] = {"type": "object", "properties": fields, "required": required}
+    if spec.wrapper:
+        wrapped = {"type": "object", "properties": {spec.wrapper: schema}}
+        schema = {"anyOf": [{**wrapped, "required": [spec.wrapper]}, schema]}
+    return schema
 
 
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
     content: dict[str, Any] = {}
-    if spec.reader:
-        content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
-        if kind == "file":
-            content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
-            continue
-        fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
-        required = [
-            field.name for field in spec.fields
-            if field.required and not (field.or_upload and kind == "multipart")
-        ]  # fmt: skip
-        if spec.upload and kind == "multipart":
-            fields[spec.upload.name] = dict(SCALARS["file"])
-            required += [spec.upload.name] if spec.upload.required else []
-        schema: dict[str, Any] = {"type": "object", "properties": fields}
-        if required:
-            schema["required"] = required
-        if spec.wrapper:
-            outer = {"type": "object", "properties": {spec.wrapper: schema}}
-            schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
-        if spec.list_field:
-            schema = fields[spec.list_field]
-        content[BODY_TYPES[kind]] = {"schema": schema}
-    needed = bool(spec.wrapper or spec.list_field or (spec.upload and spec.upload.required))
+        schema = describe_form(spec, kind) if kind in BODY_TYPES else SCALARS["file"]
+        content[SENT_TYPES[kind]] = {"schema": schema}
+        if kind == "json":
+            content[JSON_TYPE]["example"] = example_of(schema)
+    needs_field = any(field.required for field in spec.fields)
+    needs_upload = spec.upload is not None and spec.upload.required
+    needed = bool(needs_field or needs_upload or spec.wrapper)
     return {"required": needed, "content": content}
+
+
+def describe_content(kind: str) -> dict[str, Any]:
+    """Return an answer's content of one kind by media type."""
+    if kind in CONTENT_TYPES:
+        schema = SCALARS["string" if kind in {"page", "metrics"} else "file"]
+        return {media_type: {"schema": schema} for media_type in CONTENT_TYPES[kind]}
+    schema = parse_type(kind)
+    return {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
 
 
 def describe_answers(item: Route) -> dict[str, Any]:
     """Return what a route answers, errors among it."""
     answers: dict[str, Any] = {}
+    kinds: set[str] = set()
     for status, words in item.answers.items():
-        about: dict[str, Any] = {"description": words}
+        names, _, said = words.partition(": ")
+        about: dict[str, Any] = {"description": said or _REASONS[status]}
         answers[str(status)] = about
-        if words in ANSWERS:
-            media_type, kind = ANSWERS[words]
-            schema = parse_type(kind)
-            content: dict[str, Any] = {"schema": schema}
-            if media_type == JSON_TYPE:
-                content["example"] = example_of(schema)
-            about["content"] = {media_type: content}
-            if words == "page or health":
-                about["content"]["text/html"] = {"schema": {"type": "string"}}
-            if words == "the file":
-                answers["206"] = {**about, "description": "the ranges asked for"}
-                answers["304"] = {"description": "it has not changed"}
-    answers["401"] = reference("responses", "Unauthorized")
+        for name in names.split(" or ") if names else ():
+            kinds.add(name)
+            about.setdefault("content", {}).update(describe_content(name))
+    if kinds & RANGED:
+        answers["206"] = reference("responses", "206")
+    if kinds & CACHED:
+        answers["304"] = reference("responses", "304")
+    for error in find_errors(item, bool(kinds & RANGED)):
+        special = f"{item.family}-{error}" if (item.family, error) in FAMILY_ERRORS else ""
+        answers.setdefault(error, reference("responses", special or error))
+    return answers
+
+
+def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
+    """Yield the statuses of the errors that a route's declaration lets happen."""
+    yield from ("400", "401", "503", "default")
     if item.access is not OPEN:
-        answers["403"] = reference("responses", "Forbidden")
+        yield "403"
     if "{" in item.path:
-        answers["404"] = reference("responses", "NotFound")
-    if item.body or item.query or item.parameters:
-        fields = "BadFields" if item.family == "accounts" else "BadRequest"
-        answers["400"] = reference("responses", fields)
-        if item.family == "entities":
-            answers["422"] = reference("responses", "Unprocessable")
-    answers["default"] = reference("responses", "Error")
+        yield "404"
+    if item.body:
+        yield from ("411", "413", "415", "429", "507")
+    if is_ranged:
+        yield from ("412", "416")
+    if (item.family, "422") in FAMILY_ERRORS:
+        yield "422"
+
+
+def describe_common() -> dict[str, Any]:
+    """Return the answers that routes have in common."""
+    shapes: list[tuple[str, str, tuple[str, ...]]]
+    shapes = [(status, status, ("Error",)) for status in ERRORS]
+    shapes += [
+        (f"{family}-{status}", status, names) for (family, status), names in FAMILY_ERRORS.items()
+    ]
+    answers: dict[str, Any] = {
+        "206": {"description": "The ranges asked for.", "content": describe_content("file")},
+        "304": {"description": "It has not changed."},
+    }
+    for key, status, names in shapes:
+        schemas = [reference("schemas", name) for name in names]
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
+        answers[key] = {"description": ERRORS[status], "content": content}
     return answers
 
 
@@ -14816,12 +15391,11 @@ def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
         "tags": [item.family],
         "summary": item.summary,
         "description": f"Access: {item.access.value[0]}.",
-        "operationId": f"{item.method.lower()}_{item.handler.__name__}",
+        "operationId": item.name or item.handler.__name__,
         "security": describe_security(item, settings),
+        "parameters": list(describe_parameters(item)),
         "responses": describe_answers(item),
     }
-    if parameters := describe_parameters(item):
-        operation["parameters"] = parameters
     if item.body:
         operation["requestBody"] = describe_body(item.body)
     return operation
@@ -14835,6 +15409,7 @@ def merge_operations(first: dict[str, Any], second: dict[str, Any]) -> dict[str,
         "tags": [*first["tags"], *second["tags"]],
         "summary": f"{first['summary']}. Or: {second['summary']}",
         "description": f"{first['description']} Or: {second['description']}",
+        "operationId": second["operationId"],
         "security": [*security, *first["security"]],
     }
 
@@ -14848,7 +15423,7 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
         path = spelt.setdefault(re.sub(r"\{\w+\}", "{}", path), path)
         operation = describe_route(item, settings)
         names = re.findall(r"\{(\w+)\}", path)
-        for parameter, name in zip(operation.get("parameters", []), names, strict=False):
+        for parameter, name in zip(operation["parameters"], names, strict=False):
             parameter["name"] = name
         operations, method = paths.setdefault(path, {}), item.method.lower()
         if method in operations:
@@ -14857,17 +15432,8 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     return paths
 
 
-def error_answer(words: str, *names: str) -> dict[str, Any]:
-    schemas = [reference("schemas", name) for name in names]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    return {"description": words, "content": {JSON_TYPE: {"schema": schema}}}
-
-
 def openapi_json(request: Request) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of this server as the client reaches it."""
-    schemas: dict[str, Any] = {name: parse_object(text) for name, text in OBJECTS.items()}
-    texts = {"type": "array", "items": {"type": "string"}}
-    schemas["FieldErrors"] = {"type": "object", "additionalProperties": texts}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -14879,22 +15445,14 @@ def openapi_json(request: Request) -> dict[str, Any]:
         "tags": [{"name": name} for name in dict.fromkeys(item.family for item in ROUTES)],
         "paths": describe_paths(request.app.settings),
         "components": {
-            "schemas": schemas,
+            "schemas": {name: parse_object(text) for name, text in OBJECTS.items()},
             "securitySchemes": SECURITY_SCHEMES,
-            "responses": {
-                "Unauthorized": error_answer("a credential is missing or wrong", "Error"),
-                "Forbidden": error_answer("the credential does not suffice", "Error"),
-                "NotFound": error_answer("there is no such thing", "Error"),
-                "BadRequest": error_answer("a field does not parse", "Error"),
-                "BadFields": error_answer("a field is wrong", "FieldErrors", "Error", "Refusal"),
-                "Unprocessable": error_answer("a field does not parse", "ValidationError"),
-                "Error": error_answer("anything else that is wrong", "Error"),
-            },
+            "responses": describe_common(),
         },
     }
 
 
-@route("GET", "/openapi.json", OPEN, "system", {200: "the OpenAPI document"})
+@route("GET", "/openapi.json", OPEN, "system", {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
     """This interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
@@ -15068,61 +15626,64 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
-// A field of a form for one parameter, or one property of a body.
-function field(name, schema, required) {
+// A field of a form for one value: `place` is path, query, header or body.
+function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
   const choices = schema.enum || (schema.type === "boolean" ? ["true", "false"] : null);
   const input = choices
     ? h("select", {}, h("option", {value: ""}, "–"), choices.map((c) => h("option", {}, c)))
     : h("input", {type: schema.format === "binary" ? "file" : "text"});
   input.name = name;
-  if (schema.default !== undefined) input.placeholder = String(schema.default);
+  input.dataset.place = place;
+  const sample = schema.default !== undefined ? schema.default : (schema.examples || [])[0];
+  if (sample !== undefined) input.placeholder = String(sample);
   return h("label", {}, `${name} · ${hints.filter(Boolean).join(", ")}`, input);
 }
 
-// The fields of a body: a form's, or one text for JSON.
+// The fields of a body: a form's, one text for JSON, or a file.
 function bodyFields(operation, form) {
   const content = operation.requestBody ? operation.requestBody.content : {};
-  const type = ["multipart/form-data", "application/json"].find((each) => content[each]);
+  const wanted = ["multipart/form-data", "application/json", ...Object.keys(content)];
+  const type = wanted.find((each) => content[each]);
   if (!type) return [];
   form.dataset.type = type;
-  const {schema} = content[type];
-  if (type === "application/json") {
-    const {properties = {}} = schema.anyOf ? schema.anyOf[1] : schema;
-    const draft = Object.fromEntries(Object.entries(properties).map(([name, each]) =>
-      [name, typeOf(each) === "boolean" ? false : typeOf(each) === "integer" ? null : ""]));
-    const text = JSON.stringify(schema.anyOf ? {body: draft} : draft, null, 2);
-    return [h("label", {}, "body, as JSON", h("textarea", {name: "body", value: text}))];
+  const {schema, example} = content[type];
+  if (example !== undefined) {
+    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    text.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", text)];
   }
-  return Object.entries(schema.properties).map(([name, each]) => {
-    const label = field(name, each, (schema.required || []).includes(name));
-    label.querySelector("[name]").dataset.part = "yes";
-    return label;
-  });
+  return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
+    field("body", name, each, (schema.required || []).includes(name)));
 }
 
 // What a filled form asks for: fetch's arguments, and the same as a curl command.
 function request(method, path, form) {
   const query = new URLSearchParams();
+  const {type} = form.dataset;
   const headers = TOKEN.value ? {Authorization: `Bearer ${TOKEN.value}`} : {};
-  const parts = form.dataset.type === "multipart/form-data" ? new FormData() : null;
+  const parts = type === "multipart/form-data" ? new FormData() : null;
   const words = ["curl", "-X", method];
   let body = parts || undefined;
   if (TOKEN.value) words.push("-H", "Authorization: Bearer TOKEN");
-  for (const input of form.querySelectorAll("[name]")) {
-    const {name, value} = input;
-    if (name === "body" && input.tagName === "TEXTAREA") {
-      headers["Content-Type"] = "application/json";
-      words.push("-H", "Content-Type: application/json", "-d", value);
-      body = value;
-    } else if (input.dataset.part && value) {
-      const file = input.files && input.files[0];
+  for (const {name, value, files, dataset: {place}} of form.querySelectorAll("[name]")) {
+    const file = files && files[0];
+    if (place === "path") {
+      path = path.replace(`{${name}}`, encodeURIComponent(value));
+    } else if (!value) {
+      continue;
+    } else if (place === "query") {
+      query.append(name, value);
+    } else if (place === "header") {
+      headers[name] = value;
+      words.push("-H", `${name}: ${value}`);
+    } else if (parts) {
       parts.append(name, file || value);
       words.push("-F", file ? `${name}=@${file.name}` : `${name}=${value}`);
-    } else if (path.includes(`{${name}}`)) {
-      path = path.replace(`{${name}}`, encodeURIComponent(value));
-    } else if (!input.dataset.part && value) {
-      query.append(name, value);
+    } else {
+      headers["Content-Type"] = type;
+      words.push("-H", `Content-Type: ${type}`, "--data-binary", file ? `@${file.name}` : value);
+      body = file || value;
     }
   }
   const url = ROOT + path + (query.size ? `?${query}` : "");
@@ -15168,7 +15729,7 @@ function drawOperation(api, path, method, operation) {
   const out = h("div", {role: "status"});
   const curl = h("pre");
   const parameters = (operation.parameters || []).map((each) =>
-    field(each.name, each.schema, each.required));
+    field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
   const current = () => request(method, path, form);
   const update = () => { curl.textContent = current().curl; };
@@ -15295,7 +15856,7 @@ def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes]
 
 
 @route("GET", "/gallery/items", READ, "system",
-       {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
+       {200: "Gallery", 404: "Error: There is no such group."}, query=GALLERY_QUERY)  # fmt: skip
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
@@ -17027,7 +17588,7 @@ def get_gallery(app: App, request: Request) -> Response:
     return page_response(request, GALLERY)
 
 
-@route("GET", "/", OPEN, "system", {200: "page or health"})
+@route("GET", "/", OPEN, "system", {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
@@ -17176,6 +17737,8 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
         found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
+        if words and "storage_dir" in options and parse_path(words[-1]).is_dir():
+            parser.error(f"{words[-1]} is one folder too many: STORAGE_DIR is one")
         parser.error(
             f"{' '.join(words)!r} is neither a folder that is there nor a command with the words"
             f" that it takes; commands: {names}"
@@ -17252,7 +17815,7 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a+")
+    file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -17442,11 +18005,7 @@ PROGRESS_SECONDS = 0.5  # between two looks at a terminal
 LINE_SECONDS = 60.0  # and between two lines elsewhere
 
 
-def parse_days(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (days := float(text)) < 1e6:
-            return days
-    raise ValueError(f"{text!r} is no number of days")
+parse_days = amount_of("days", 1e6)
 
 
 def parse_rate(text: str) -> int:
@@ -17978,7 +18537,9 @@ def need_empty(settings: Settings, resumed: bool) -> None:
     if index.exists():
         with contextlib.closing(Index(index, query_only=True)) as known:
             if any(known.count_rows()):
-                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+                raise Refusal(
+                    f"{index} knows files already; a backup is brought back into a new folder"
+                )
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
@@ -18074,34 +18635,65 @@ DESTINATIONS = {
 }
 
 
+RECORDS = ("accounts", "entities")  # families that are taken in from databases
+
+
+class Result(NamedTuple):
+    """What has become of something that was to be taken in."""
+
+    word: str  # new, here, left or failed
+    detail: str  # where it is, or why
+
+
+def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result]]:
+    """Yield what has become of one thing; Refusal where the others would fail like it."""
+    try:
+        yield what, work()
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
+            raise Refusal(f"stopped at {what}: {error.strerror}") from None
+        yield what, Result("failed", error.strerror or str(error))
+
+
 class Importer:
     """Copies files from another program's folder; what is here already stays as it is."""
 
-    def __init__(self, origin: Folder, folder: Folder, destination: Destination) -> None:
+    def __init__(
+        self, origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+    ) -> None:
         self._origin = origin
         self._folder = folder
         self._types = destination.types
         self._prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
         self._is_tree = destination.is_tree
+        self._is_trial = is_trial
 
-    def take(self, path: str, is_trial: bool) -> tuple[str, str]:
-        """Take in a file unless it is a trial: `new` or `here`, its place; or `left` and why."""
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all files, and yield what becomes of each."""
+        unreadable: list[bytes] = []
+        for path, _ in self._origin.walk(bool, unreadable):
+            name = os.fsdecode(path)
+            yield from attempt(name, functools.partial(self._take, name))
+        for path in unreadable:
+            yield os.fsdecode(path), Result("failed", "it cannot be read")
+
+    def _take(self, path: str) -> Result:
         if not is_media_name(os.fsencode(path)):
-            return "left", "its name is not that of an image, video or audio"
+            return Result("left", "its name is not that of an image, video or audio")
         found = describe(self._origin, path, 0.0)
         if found is None:
-            return "left", "it is gone"
+            return Result("left", "it is gone")
         file, asset = found
         if reason := self._refuse(asset.facts):
-            return "left", reason
+            return Result("left", reason)
         names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
         for name in names:
             if self._folder.is_gone(name):
                 free = itertools.chain([name], names)
-                return "new", name if is_trial else self._copy(file, free)
+                return Result("new", name if self._is_trial else self._copy(file, free))
             kept = describe(self._folder, name, 0.0)
             if kept and kept[1].sha256 == asset.sha256:
-                return "here", name
+                return Result("here", name)
         raise AssertionError("names have no end")
 
     def _refuse(self, facts: Facts | None) -> str:
@@ -18114,22 +18706,307 @@ class Importer:
 
     def _copy(self, file: File, names: Iterable[str]) -> str:
         """Copy a file with its times under the first name that is free; return that name."""
-        with self._origin.open(file.path) as source:
-            status = os.fstat(source.fileno())
-            receiving = self._folder.begin(Limit(sys.maxsize, ""))  # it may have grown
-            with contextlib.ExitStack() as on_error:
-                on_error.callback(receiving.discard)
-                for block in read_blocks(source, file.size):
-                    receiving.feed(block)
-                incoming = receiving.finish()
-                if incoming.sha256 != file.sha256:
-                    raise BlockingIOError(errno.EAGAIN, "it is being written")
-                times = (status.st_atime_ns, status.st_mtime_ns)
-                os.utime(incoming.file.fileno(), ns=times)
-                name = self._folder.keep(incoming, names)
-                on_error.pop_all()
-        incoming.discard(undo=False)
-        return name
+        return copy_file(
+            self._origin, file, self._folder, lambda new: self._folder.keep(new, names)
+        )
+
+
+def copy_file(
+    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], md5: bool = False
+) -> T:
+    """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
+    with origin.open(file.path) as source:
+        status = os.fstat(source.fileno())
+        receiving = folder.begin(Limit(sys.maxsize, ""), md5)  # it may have grown
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(receiving.discard)
+            for block in read_blocks(source, file.size):
+                receiving.feed(block)
+            incoming = receiving.finish()
+            if incoming.sha256 != file.sha256:
+                raise BlockingIOError(errno.EAGAIN, "it is being written")
+            os.utime(incoming.file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            kept = keep(incoming)
+            on_error.pop_all()
+    incoming.discard(undo=False)
+    return kept
+
+
+# The tables of media_handler's two services (Django) and of CoLAN's media store (SQLAlchemy, with
+# a row for each version). They are read from SQLite files and, as PostgreSQL's cannot be read
+# without its driver, from what `manage.py dumpdata` writes.
+SOURCE_TABLES = (
+    "accounts_customuser", "media_handler_collection", "media_handler_media", "entities",
+    "entities_version",
+)  # fmt: skip
+Row = dict[str, Any]
+MAX_DUMP_BYTES = 1 << 30
+PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
+
+
+def read_tables(source: Path) -> dict[str, list[Row]]:
+    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder."""
+    tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
+    readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
+               ".json": read_dump}  # fmt: skip
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if read := readers.get(os.path.splitext(name)[1]):
+                for table, row in read(Path(folder, name)):
+                    tables[table].append(row)
+    return tables
+
+
+def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what a database has, read from a copy: SQLite writes beside it."""
+    import tempfile
+
+    with open(path, "rb") as file:
+        if file.read(16) != b"SQLite format 3\0":
+            return
+    with tempfile.TemporaryDirectory() as place:
+        for suffix in ("", "-wal", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{suffix}", f"{place}/copy{suffix}")
+        with contextlib.closing(sqlite3.connect(f"{place}/copy")) as db:
+            db.row_factory = sqlite3.Row
+            try:
+                known = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
+                for table in SOURCE_TABLES:
+                    order = "transaction_id" if table.endswith("_version") else "id"
+                    sql = f"SELECT * FROM {table} ORDER BY {order}"
+                    for row in db.execute(sql) if table in known else ():
+                        yield table, dict(row)
+            except sqlite3.Error as error:
+                raise Refusal(f"{path} cannot be read: {error}") from None
+
+
+def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
+    if path.stat().st_size > MAX_DUMP_BYTES:
+        return
+    try:
+        items = json.loads(path.read_bytes())
+    except ValueError:
+        return
+    for item in items if isinstance(items, list) else ():
+        table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
+        if table in SOURCE_TABLES:
+            row = {"id": item["pk"], **item["fields"]}
+            yield table, row | {"collection_id": row.get("collection")}
+
+
+def read_time(value: object) -> float:
+    """Return Unix seconds of a time as those databases have it: milliseconds, or UTC as a text.
+
+    >>> read_time(1700000000000), read_time("2023-11-14 22:13:20"), read_time(None)
+    (1700000000.0, 1700000000.0, 0.0)
+    """
+    if isinstance(value, (int, float)):
+        return value / 1000
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(re.sub(r"(\.\d{3})\d*|Z$", r"\1", str(value)))
+        return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
+    return 0.0
+
+
+class RecordImporter:
+    """Takes in what another program's database has, under its ids and with its times."""
+
+    def __init__(
+        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], is_trial: bool
+    ) -> None:
+        self._app, self._index, self._origin = app, app.index, origin
+        self._tables = tables
+        self._is_trial = is_trial
+        self._users: dict[int, int] = {}  # ids there and here
+        self._histories: dict[int, list[Row]] = {}  # of entities
+        for row in tables["entities_version"]:
+            self._histories.setdefault(row["id"], []).append(row)
+        self._places = [""]  # below the source, where paths may begin
+        for folder, folders, _ in os.walk(origin.path):
+            place = os.path.relpath(folder, origin.path)
+            self._places += [f"{place}/"] if place != "." else []
+            if place.count("/") + (place != ".") >= PLACES_BELOW:
+                folders.clear()
+
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all rows, and yield what becomes of each."""
+        takers = (self._take_user, self._take_collection, self._take_media, self._take_entity)
+        names = ("user", "collection", "media", "entity")
+        for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
+            for row in self._tables[table]:
+                yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+
+    def _take_user(self, row: Row) -> Result:
+        users, email = self._index.users, row["email"]
+        known = users.find(email)
+        if known and known.email.casefold() == email.casefold():
+            self._users[row["id"]] = known.id
+            return Result("here", email)
+        names = ("first_name", "last_name", "email", "username", "phone_number", "password")
+        values = {name: row[name] for name in names}
+        if taken := users.taken(values):
+            return Result("failed", f"{email}: another account has its {', '.join(taken)}")
+        if not users.get(row["id"]):
+            values["id"] = row["id"]
+
+        def add(db: Database) -> User:
+            user = users.add(db, values, read_time(row["date_joined"]))
+            if not row["is_active"]:
+                users.set_active(db, user, False)
+            return user
+
+        self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
+        is_read = str(row["password"]).startswith("pbkdf2_sha256$")
+        return Result("new", email if is_read else f"{email}: set its password (user passwd)")
+
+    def _owner(self, id: int) -> int | None:
+        """The account here of a user there; None where it is not certain who that is."""
+        if self._tables["accounts_customuser"] or self._index.users.get(id):
+            return self._users.get(id)
+        return id  # accounts are elsewhere, and tokens carry the id
+
+    def _take_collection(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.collections.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        collection = Collection(id, owner, row["name"], row["description"], *times)
+        if not self._is_trial:
+            self._index.write(lambda db: self._index.collections.put(db, collection))
+        return Result("new", row["name"])
+
+    def _take_media(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.media.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        path, file = self._find(row.get("file")), None
+        if not self._is_trial and path:
+            names = numbered_names(f"{owner}/{row['file']}")
+            file = self._copy(path, self._app.users, self._free(self._app.users, names))
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
+        record = MediaRecord(
+            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=shelf,
+            size=file[0].size if file else row["size"], path=file[0].path if file else None,
+            note=None if file else row["storage_path"], description=row["description"],
+            created_at=times[0], updated_at=times[1],
+        )  # fmt: skip
+
+        def put(db: Database) -> None:
+            if file:
+                self._index.files.put(db, *file)
+            self._index.media.put(db, record)
+            if row["is_deleted"]:
+                self._index.media.hide(db, owner, id, times[1])
+
+        if not self._is_trial:
+            self._index.write(put)
+        return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
+
+    def _take_entity(self, row: Row) -> Result:
+        id, history = row["id"], self._history(row)
+        known = self._index.entities.get(id)
+        if known and known.added == read_time(row["added_date"]):
+            return Result("here", row["label"] or "")
+        path = self._find(row["file_path"])
+        found = describe(self._origin, path, 0.0) if path else None
+        sha256 = found[0].sha256 if found else ""
+        if problem := self._entity_problem(id, sha256):
+            return Result("failed", problem)
+        files: dict[str | None, Located | None] = {}
+        for each in () if self._is_trial else history:
+            files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
+
+        def put(db: Database) -> str:
+            if problem := self._entity_problem(id, sha256, db):
+                return problem  # the server has been faster
+            for file in filter(None, files.values()):
+                self._index.files.put(db, *file)
+            versions = [entity_of(each, files[each["file_path"]]) for each in history]
+            self._index.entities.adopt(db, versions)
+            return ""
+
+        if not self._is_trial and (problem := self._index.write(put)):
+            return Result("failed", problem)
+        fate = self._fate(row["file_path"], path)
+        return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
+
+    def _history(self, row: Row) -> list[Row]:
+        """The versions of an entity, the oldest first; the last one is what it is now."""
+        told = ("label", "description", "parent_id", "is_deleted", "file_path")
+        deleted = 2  # SQLAlchemy-Continuum's operation_type
+        versions = [
+            v for v in self._histories.get(row["id"], ()) if v["operation_type"] != deleted
+        ]
+        is_whole = versions and all(versions[-1][name] == row[name] for name in told)
+        return versions if is_whole else [*versions, row]
+
+    def _entity_problem(self, id: int, sha256: str, db: Database | None = None) -> str:
+        """Why an entity cannot be taken in, or nothing."""
+        if self._index.entities.get(id, db=db):
+            return "another entity has its id here"
+        holder = self._index.entities.holder(sha256, db) if sha256 else None
+        return f"entity {holder} has the same content" if holder else ""
+
+    def _take_content(self, name: str | None, md5: str | None) -> Located | None:
+        """Copy what an entity has or had, unless it is gone."""
+        path = self._find(name)
+        folder = self._app.entities
+        placed = self._copy(path, folder, numbered_names(name or ""), md5=True) if path else None
+        return placed and (placed[0], placed[1]._replace(md5=placed[1].md5 or md5))
+
+    def _fate(self, name: str | None, path: str | None) -> str:
+        return "without a file" if not name else path or f"its file {name} is gone"
+
+    def _find(self, name: str | None) -> str | None:
+        """The path below the source of a file that a database names; None if it is gone."""
+        for place in self._places if name else ():
+            with contextlib.suppress(ValueError):
+                if not self._origin.is_gone(f"{place}{name}"):
+                    self._places.remove(place)
+                    self._places.insert(0, place)
+                    return f"{place}{name}"
+        return None
+
+    def _free(self, folder: Folder, names: Iterable[str]) -> Iterator[str]:
+        """The names under which no record has a file."""
+        return (name for name in names if not self._index.files.get(folder.name, name))
+
+    def _copy(
+        self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
+    ) -> Located | None:
+        """Copy a file; what an import that was interrupted has left there is taken for it."""
+        found = describe(self._origin, path, 0.0)
+        for name in names if found else ():
+            if found and folder.is_gone(name):
+                free = itertools.chain([name], names)
+                keep = functools.partial(store_upload, self._app, folder=folder, names=free)
+                return copy_file(self._origin, found[0], folder, keep, md5)
+            kept = describe(folder, name, time.time())
+            if kept and found and kept[1].sha256 == found[0].sha256:
+                return kept
+        return None
+
+
+NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
+
+
+def entity_of(row: Row, file: Located | None) -> Entity:
+    """A version of an entity as CoLAN's media store has it."""
+    return Entity(
+        id=row["id"], is_collection=bool(row["is_collection"]), label=row["label"],
+        description=row["description"], parent_id=row["parent_id"],
+        is_deleted=bool(row["is_deleted"]), added=read_time(row["added_date"]),
+        updated=read_time(row["updated_date"]),
+        path=file[0].path if file else None, asset=file[1] if file else None,
+    )  # fmt: skip
 
 
 def choose_destination(source: Path, family: str) -> Destination:
@@ -18144,8 +19021,8 @@ def choose_destination(source: Path, family: str) -> Destination:
 
 
 def parse_family(text: str) -> str:
-    if text not in DESTINATIONS:
-        raise ValueError(f"{text!r} is none of {', '.join(DESTINATIONS)}")
+    if text not in {*DESTINATIONS, *RECORDS}:
+        raise ValueError(f"{text!r} is none of {', '.join((*DESTINATIONS, *RECORDS))}")
     return text
 
 
@@ -18154,7 +19031,7 @@ def parse_family(text: str) -> str:
     Option("into", "FAMILY", parse_family), Option("dry_run"),
 )  # fmt: skip
 def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
-    """Print what becomes of every file, its path, and its place or why; returns 1 if one failed.
+    """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
 
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
     if it was not.
@@ -18162,51 +19039,50 @@ def import_source(settings: Settings, source: str, into: str = "", dry_run: bool
     place = Path(os.path.realpath(parse_path(source)))
     if not place.is_dir():
         raise Refusal(f"{place} is no folder")
-    destination = choose_destination(place, into)
-    with opened_index(settings) as index:
-        folders = open_folders(settings, index)
-        folder = folders[destination.root]
-        check_import(place, folder, folders)
-        inner = [each.path for each in folders.values()]
+    tables = {} if into in DESTINATIONS else read_tables(place)
+    with opened_app(settings) as app:
+        inner = [each.path for each in app.folders.values()]
         origin = Folder(
-            "source", place, make=False, buffers=folder.buffers,
+            "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
-        counts = import_all(origin, Importer(origin, folder, destination), dry_run)
-    would = "would be copied" if dry_run else "copied"
+        if any(tables.values()):
+            check_import(place, [app.users, app.entities], app.folders)
+            importer: Importer | RecordImporter = RecordImporter(app, origin, tables, dry_run)
+        elif into in RECORDS:
+            raise Refusal(
+                f"there is no database of media_handler or CoLAN's media store in {place}"
+            )
+        else:
+            destination = choose_destination(place, into)
+            folder = app.folders[destination.root]
+            check_import(place, [folder], app.folders)
+            importer = Importer(origin, folder, destination, dry_run)
+        counts = tell_outcomes(importer.run())
+    would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
+    if counts["new"] and not dry_run and not any(tables.values()):
+        warn("the server shows them after its next scan: at its start, or when it gets SIGHUP")
     return 1 if counts["failed"] else 0
 
 
-def check_import(source: Path, folder: Folder, folders: Mapping[str, Folder]) -> None:
+def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, Folder]) -> None:
     """Refuse a source that is the server's own, and a disk that is away."""
     for each in folders.values():
         if source.is_relative_to(each.path):
             raise Refusal(f"{source} is in {each.path}, where it is served already")
-    if folder.is_missing() and not folder.is_new():
-        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+    for folder in targets:
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
-def import_all(origin: Folder, importer: Importer, is_trial: bool) -> dict[str, int]:
-    """Take in what is in a folder, and print what becomes of each file."""
+def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
+    """Print what becomes of each thing, and count it."""
     counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
-    unreadable: list[bytes] = []
-
-    def tell(path: str, outcome: str, detail: str) -> None:
-        counts[outcome] += 1
-        print("\t".join(map(printable_line, (outcome, path, detail))))
-
-    for path, _ in origin.walk(bool, unreadable):
-        try:
-            outcome = importer.take(os.fsdecode(path), is_trial)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
-                raise Refusal(f"stopped at {os.fsdecode(path)}: {error.strerror}") from None
-            outcome = "failed", error.strerror or str(error)
-        tell(os.fsdecode(path), *outcome)
-    for path in unreadable:
-        tell(os.fsdecode(path), "failed", "it cannot be read")
+    for what, (word, detail) in outcomes:
+        counts[word] += 1
+        print("\t".join(map(printable_line, (word, what, detail))))
     return counts
 
 
@@ -18363,6 +19239,31 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bo
         os._exit(status)
 
 
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = inherited_listener() or socket.create_server(
+        (host, port), family=family, backlog=LISTEN_BACKLOG
+    )
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    listener.setblocking(False)
+    return listener
+
+
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
+
+    It outlives this process: connections that come during a restart wait in its backlog.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    listener = socket.socket(fileno=3)
+    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
+        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
+    listener.set_inheritable(False)
+    return listener
+
+
 LISTEN_HINTS: Mapping[int | None, str] = {
     errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
     errno.EACCES: "ports below 1024 are root's: give another --port",
@@ -18391,9 +19292,8 @@ def serve(settings: Settings) -> None:
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
-    loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
     run = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads,
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog,
         Meter(settings.workers, len(ROUTES) + 1),
     )  # fmt: skip
     recover_again = functools.partial(recover, settings, thumbnails)
@@ -18405,8 +19305,8 @@ def serve(settings: Settings) -> None:
         while run():
             recover_again()
     thumbnails.stop()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
+    os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
@@ -18425,7 +19325,7 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, loads: memoryview, meter: Meter,
+    progress: SharedProgress, watchdog: Watchdog, meter: Meter,
     number: int = 0, lifeline: socket.socket | None = None,
 ) -> bool:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans.
@@ -18433,15 +19333,9 @@ def run_server(
     True where it was the index that ended it: it is to be opened anew.
     """
     app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
-    server = Server(listener.dup(), loads, number, meter)
+    server = Server(listener.dup(), Application(app, ROUTES), meter, number)
     if settings.log_format != "none":
         server.on_answered = functools.partial(log_request, settings)
-    application = Application(app, ROUTES)
-    server.application = application
-    server.inline = application.inline
-    server.is_prompt = application.is_prompt
-    server.client_of = application.client_of
-    server.on_error = application.on_error
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
