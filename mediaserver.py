@@ -432,6 +432,10 @@ class Settings(NamedTuple):
     aws_secret_access_key: str = setting(
         "", "the key for it", parse_secret, shown="none", secret=True
     )
+    read_only: str = setting(
+        "", "serve from a copy of the index; the URL of the server that writes", parse_public_url,
+        shown="off",
+    )  # fmt: skip
     s3_redirect: bool = flag(False, "answer reads of objects with signed URLs of the store")
 
     @classmethod
@@ -12234,6 +12238,9 @@ class Application:
         if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
             return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
+        if self.app.settings.read_only and head.method not in {"GET", "HEAD"}:
+            writer = self.app.settings.read_only
+            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
         item, parameters = self.choose(head, found)
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
@@ -18571,6 +18578,51 @@ def restore(settings: Settings, source: str) -> int:
     return verify(settings)
 
 
+# -- migrate
+
+FAMILY_PLACES = {"images": "upload_dir", "users": "users_dir", "entities": "media_storage_dir"}
+
+
+class Mover(Copier):
+    """Copies the files of a root to where they are to be served from; what is there stays."""
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        if self.targets[file.root].has(file):
+            self._progress.advance(file.size)
+            return None
+        return super()._judge(file)
+
+
+@command(
+    "migrate", "copy the files of images, users or entities to PLACE, while the server runs",
+    "ROOT", Option("to", "PLACE", parse_place),
+)  # fmt: skip
+def migrate(settings: Settings, root: str, to: Path | S3Place | None = None) -> int:
+    """Copy and compare all files of a root; returns 1 if one is not as it was taken in."""
+    if root not in FAMILY_PLACES or to is None:
+        raise Refusal(f"migrate takes one of {', '.join(FAMILY_PLACES)} and --to PLACE")
+    name = FAMILY_PLACES[root]
+    changed: dict[str, Any] = {name: to}
+    own = settings._replace(**changed)
+    check_folders(own._asdict())
+    if overlap(getattr(settings, name), to):
+        raise Refusal(f"{to} is where they are")
+    with index_to_read(settings) as index:
+        source, target = open_folders(settings, index)[root], open_folders(own, None)[root]
+        target.recover(lambda name: True)
+        progress = Progress(sum(file.size for file in index.files.of_root(root)))
+        mover = Mover(index, {root: source}, {root: target}, progress)
+        for _ in range(MAX_ROUNDS):
+            before = mover.copied
+            if mover.copy_all(index) and mover.copied == before:
+                break
+    os.sync()
+    copied = f"{format_bytes(mover.copied)} copied in {progress.seconds:.0f} s"
+    progress.say(f"{mover.files} files of {root}, {copied}: {mover.summary()}")
+    progress.say(f"stop the server, run this once more, and start it with {name.upper()}={to}")
+    return 0 if mover.ok else 1
+
+
 # -- trash
 
 
@@ -19317,9 +19369,10 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
         app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
-    resumed = app.uploads.recover()
-    for folder in app.folders.values():
-        folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
+    if not settings.read_only:
+        resumed = app.uploads.recover()
+        for folder in app.folders.values():
+            folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
     app.index.close()
 
 
@@ -19344,7 +19397,7 @@ def run_server(
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
     emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
-    if number == 0:
+    if number == 0 and not settings.read_only:
         app.scanner.start(settings.rescan_interval)
         threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
         if settings.trash_days:

@@ -547,7 +547,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
     special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     special["log_format"] = "JSON"
-    special["aws_endpoint_url"] = "http://127.0.0.1:9000"
+    special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -11278,6 +11278,60 @@ def test_a_bucket_with_another_key_takes_nothing_and_the_log_says_why(start, sto
     server = start(**{**store.environment, "AWS_SECRET_ACCESS_KEY": "wrong"})
     assert server.store(png()).status == 503
     assert f"HEAD s3://family/{store.prefix}images/a.png: 403" in server.log
+
+
+def run_migrate(server: Server, root: str, to: str, **environment: str) -> str:
+    words = ["migrate", root, "--to", to, "--storage_dir", server.storage]
+    ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return str(ended.stdout)
+
+
+def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store, tmp_path):
+    server, keys = start(), store.environment
+    places = {name: keys.pop(name) for name in ("UPLOAD_DIR", "USERS_DIR", "MEDIA_STORAGE_DIR")}
+    paths, _ = store_everywhere(server, content := png_of(100_000))
+    names = {"images": "UPLOAD_DIR", "users": "USERS_DIR", "entities": "MEDIA_STORAGE_DIR"}
+    for root, name in names.items():
+        assert "1 files of " in run_migrate(server, root, places[name], **keys)
+    later = server.store(png_of(50_000), "later.png").json["stored_as"]
+    paths[f"/image/{later}"] = OWNER
+    server.stop()
+    assert "2 files of images, 50.0 kB copied" in run_migrate(
+        server, "images", places["UPLOAD_DIR"], **keys
+    )
+    assert len(store.names()) == 4
+    shutil.rmtree(server.data / "images")
+    moved = start(**keys, **places)
+    for path, headers in paths.items():
+        assert moved.request("GET", path, headers=headers).status == 200
+    moved.stop()
+    run_migrate(moved, "images", str(tmp_path / "back"), **keys, **places)
+    back = start(**{**keys, **places, "UPLOAD_DIR": str(tmp_path / "back")})
+    back.scanned()
+    for path, headers in paths.items():
+        answer = back.request("GET", path, headers=headers)
+        assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
+
+
+def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_path, start):
+    server, store = stored
+    paths, _ = store_everywhere(server, content := png_of(100_000))
+    other = tmp_path / "reader"
+    (other / ".mediaserver").mkdir(parents=True)
+    index = "index.sqlite3"
+    known, copy = (sqlite3.connect(p / index) for p in (server.data, other / ".mediaserver"))
+    with contextlib.closing(known), contextlib.closing(copy):
+        known.backup(copy)
+    reader = start("--read-only", server.url, **store.environment, storage=str(other))
+    for path, headers in paths.items():
+        answer = reader.request("GET", path, headers=headers)
+        assert (answer.status, answer.body) == (200, content)
+    assert reader.request("OPTIONS", "/upload-image").status in {200, 204}
+    for refused in (reader.store(png()), reader.upload(png()), reader.put("/image/a.png", png())):
+        assert refused.status == 503
+        assert server.url in refused.json["detail"]
+        assert "Retry-After" in refused.headers
 
 
 @pytest.mark.parametrize(
