@@ -11290,7 +11290,7 @@ def run_migrate(server: Server, root: str, to: str, **environment: str) -> str:
 def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store, tmp_path):
     server, keys = start(), store.environment
     places = {name: keys.pop(name) for name in ("UPLOAD_DIR", "USERS_DIR", "MEDIA_STORAGE_DIR")}
-    paths, _ = store_everywhere(server, content := png_of(100_000))
+    paths, _ = store_everywhere(server, png_of(100_000))
     names = {"images": "UPLOAD_DIR", "users": "USERS_DIR", "entities": "MEDIA_STORAGE_DIR"}
     for root, name in names.items():
         assert "1 files of " in run_migrate(server, root, places[name], **keys)
