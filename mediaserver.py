@@ -6584,6 +6584,18 @@ class Bucket(Folder):
             return super().stat(name)
         return object_status(self.client.call(self.request("HEAD", name)).headers)
 
+    def count_links(self, name: str) -> int:
+        """Count the names of a file as in a Folder: an object that is there has one."""
+        if is_incoming(name):
+            return super().count_links(name)
+        try:
+            self.stat(name)
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return 1
+        return 1
+
     def stream(self, file: File) -> ObjectReader:
         return ObjectReader(self, file.path, (file.size, file.mtime_ns))
 
@@ -13074,7 +13086,9 @@ def upload_private_image(app: App, request: Request) -> Response:
     facts = check_type(incoming, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
     file, asset = store_upload(app, incoming, app.images, private_names(name))
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    app.index.write(
+        lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_scanned
+    )
     finish_upload(app, incoming, file)
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
@@ -17731,7 +17745,9 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
 def parse_command_line(arguments: Sequence[str]) -> Call:
     """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
-    option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
+    option = functools.partial(
+        re.sub, r"^--[a-z0-9-]+", lambda m: "--" + m[0][2:].replace("-", "_")
+    )
     spelled = [option(argument) for argument in arguments]
     given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
