@@ -91,7 +91,7 @@ import unicodedata
 import uuid
 import weakref
 import zlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -1366,6 +1366,27 @@ def _bearer_principal(
     return principal
 
 
+def recall_principal(
+    authorization: str | None, cookies: str, keys: AuthConfig, cache: TokenCache, now: float
+) -> Principal | None:
+    """Return who makes a request if that costs nothing to tell, and is no account; else None.
+
+    A bearer has to be the owner's, or one whose signature was verified before.
+    """
+    if keys.auth_disabled:
+        return DEMO
+    principal: Principal | None = None
+    if authorization is None:
+        principal = verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+    else:
+        with contextlib.suppress(TokenError):
+            token = parse_bearer(authorization)
+            if token:
+                owner = equals_secret(token, keys.auth_token)
+                principal = OWNER if owner else cache.get(token, now)
+    return principal if principal and principal.user_id is None else None
+
+
 VIEW_COOKIE = "mediaserver_view"
 VIEW_SECONDS = 12 * 3600
 
@@ -1455,6 +1476,7 @@ def find_principal(
 # which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
 # and `probe` returns what was found until then.
 
+FACTS_VERSION = "2"  # another one wherever a file may tell more, or other facts, than before
 SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
 READ_COST = 256  # what a read costs beside its bytes
@@ -1559,28 +1581,20 @@ MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines()
 MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
-class Seekable(Protocol):
-    """What `probe` asks of a file."""
+class _Source:
+    """A file of which the first bytes are read once, and a budget that everything read costs."""
 
-    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    __slots__ = ("_budget", "_file", "_head")
 
-    def read(self, count: int, /) -> bytes: ...
-
-
-class _Span:
-    """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
-
-    __slots__ = ("_budget", "_file", "size", "start")
-
-    def __init__(self, file: Seekable, start: int, size: int, budget: list[int]) -> None:
-        self._file, self.start, self.size = file, start, size
-        self._budget = budget  # a list of one number, which all spans of a file share
+    def __init__(self, head: bytes, file: BinaryIO, budget: list[int]) -> None:
+        self._head, self._file = head, file
+        self._budget = budget  # a list of one number, which what is packed in the file shares
 
     def read(self, at: int, length: int) -> bytes:
-        if at < 0 or not 0 <= length <= self.size - at:
-            raise EOFError
         self.charge(READ_COST + length)
-        self._file.seek(self.start + at)
+        if at + length <= len(self._head):
+            return self._head[at : at + length]
+        self._file.seek(at)
         data = self._file.read(length)
         if len(data) < length:  # the file was cut meanwhile
             raise EOFError
@@ -1594,6 +1608,27 @@ class _Span:
 
     def is_half_spent(self) -> bool:
         return self._budget[0] < MAX_PROBE_COST // 2
+
+    def inner(self, data: bytes) -> _Source:
+        """A file that was packed in this one."""
+        return _Source(data, io.BytesIO(data), self._budget)
+
+
+class _Span:
+    """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
+
+    __slots__ = ("size", "source", "start")
+
+    def __init__(self, source: _Source, start: int, size: int) -> None:
+        self.source, self.start, self.size = source, start, size
+
+    def read(self, at: int, length: int) -> bytes:
+        if at < 0 or not 0 <= length <= self.size - at:
+            raise EOFError
+        return self.source.read(self.start + at, length)
+
+    def charge(self, cost: int) -> None:
+        self.source.charge(cost)
 
     def peek(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -1615,11 +1650,11 @@ class _Span:
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self._file, self.start + start, max(0, end - start), self._budget)
+        return _Span(self.source, self.start + start, max(0, end - start))
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        return _Span(io.BytesIO(data), 0, len(data), self._budget)
+        return _Span(self.source.inner(data), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
         """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
@@ -1658,7 +1693,7 @@ class _Parts:
         return [part for label, part in self if label == wanted]
 
 
-_NOTHING = _Span(io.BytesIO(), 0, 0, [0])
+_NOTHING = _Span(_Source(b"", io.BytesIO(), [0]), 0, 0)
 _POSSIBLE = {  # what lies outside comes from a broken header
     "width": (1, 1 << 31), "height": (1, 1 << 31), "orientation": (1, 8),
     "duration": (1e-6, 10 * 366 * 86400), "latitude": (-90, 90), "longitude": (-180, 180),
@@ -1787,11 +1822,12 @@ _SUBFILE_TYPE, _WIDTH, _HEIGHT, _ORIENTATION = 0xFE, 0x100, 0x101, 0x112
 _MAKE, _MODEL = 0x10F, 0x110
 _JPEG_FROM_RAW, _IPTC_RECORD, _PHOTOSHOP_BLOCK = 0x2E, 0x83BB, 0x8649
 _SUB_IFDS, _XMP_PACKET, _EXIF_IFD, _GPS_IFD, _DNG_VERSION = 0x14A, 0x2BC, 0x8769, 0x8825, 0xC612
-_EXIF_TIMES = (  # time, its zone, its fraction; best first: taken, digitized
-    (0x9003, 0x9011, 0x9291),
-    (0x9004, 0x9012, 0x9292),
+# Time, its zone or else another of the three, its fraction; best first: taken, digitized. That of
+# DateTime, the last edit, has a zone only.
+_EXIF_TIMES = (
+    (0x9003, 0x9011, 0x9012, 0x9010, 0x9291),
+    (0x9004, 0x9012, 0x9011, 0x9010, 0x9292),
 )
-_OFFSET_TIME = 0x9010  # of DateTime, which is that of the last edit
 _RAW_BY_MAKER = {b"NIKON": "nef", b"SONY": "arw", b"PENTAX": "pef"}
 
 
@@ -1854,10 +1890,9 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
     draft.note_name("make", main.raw(_MAKE)[:MAX_NOTE_BYTES])
     draft.note_name("model", main.raw(_MODEL)[:MAX_NOTE_BYTES])
     detail = main.sub_ifd(_EXIF_IFD)
-    zones = [detail.raw(tag) for tag in (*(zone for _, zone, _ in _EXIF_TIMES), _OFFSET_TIME)]
     for rank, tags in enumerate(_EXIF_TIMES):
-        written, own_zone, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
-        zone = next((z for z in (own_zone, *zones) if parse_zone(z) is not None), b"")
+        written, *zones, fraction = (detail.raw(tag) or main.raw(tag) for tag in tags)
+        zone = next((z for z in zones if parse_zone(z) is not None), b"")
         draft.note_written_time(rank, "exif", written, zone, fraction)
     _exif_place(main.sub_ifd(_GPS_IFD), draft)
     return main
@@ -2231,7 +2266,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
             with contextlib.suppress(*_BROKEN):
                 indexed = [] if fragments else _last_fragments(file)
             fragments = indexed or [box]
-            if indexed or file.is_half_spent():  # there may be thousands
+            if indexed or file.source.is_half_spent():  # there may be thousands
                 break
     if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
@@ -2826,15 +2861,14 @@ def _amr(amr: _Span, draft: _Draft) -> None:
     draft.note(duration=audio.size / at * count / 50)
 
 
-# -- MPEG program and transport streams (ISO 13818-1), with H.264 or MPEG-2 video
+# -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
 
 _PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
     rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
     rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
     re.DOTALL,
 )
-_MPEG_SEQUENCE, _H264_PARAMETERS = rb"\0\0\x01\xb3", rb"\0\0\x01[\x27\x47\x67]"
-_VIDEO_START = re.compile(b"(?:%b|%b)" % (_MPEG_SEQUENCE, _H264_PARAMETERS))
+_VIDEO_START = re.compile(rb"\0\0\x01(?:(\xb3)|[\x27\x47\x67]|(\x42\x01))")  # MPEG-2, H.264, HEVC
 _AVCHD_NOTES = bytes.fromhex("17EE8C60F84D11D98CD60800200C9A66") + b"MDPM"
 _AVCHD_TIME = re.compile(rb"(?s)\x18(.)(..)(.)\x19(.)(.)(.)(.)")  # zone, BCD year to second
 _TS_PACKET = 188
@@ -2873,7 +2907,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
     """Size and date from the start, the length from the times at both ends."""
     if start := _VIDEO_START.search(head):
-        _mpeg_video(head[start.start() : start.start() + 256], draft)
+        _mpeg_video(start, head[start.end() : start.end() + 256], draft)
     _avchd_time(head, draft)
     times = [_pes_times(data) for data in (head, tail)]
     starts = [min(clocks) for clocks in times[0].values()]
@@ -2900,12 +2934,14 @@ def _frame_gap(clocks: list[int]) -> int:
     return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
 
 
-def _mpeg_video(data: bytes, draft: _Draft) -> None:
-    """Size from MPEG-2's sequence header or H.264's sequence parameter set."""
-    if data[3] == 0xB3:
-        sides = int.from_bytes(data[4:7], "big")
+def _mpeg_video(start: re.Match[bytes], data: bytes, draft: _Draft) -> None:
+    """Size from MPEG-2's sequence header, or H.264's or HEVC's sequence parameter set."""
+    mpeg2, hevc = start.groups()
+    if mpeg2:
+        sides = int.from_bytes(data[:3], "big")
         return draft.note_size(sides >> 12, sides & 0xFFF)
-    draft.note_size(*_h264_size(data[4:].replace(b"\0\0\3", b"\0\0")))
+    read_size = _hevc_size if hevc else _h264_size
+    draft.note_size(*read_size(data.replace(b"\0\0\3", b"\0\0")))
 
 
 class _Bits:
@@ -2962,6 +2998,28 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     if bits.read_uint(1):  # cropped, in units of the coarser chroma samples
         across = 1 if separate or chroma in (0, 3) else 2
         down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
+        left, right, top, bottom = (bits.golomb() for _ in range(4))
+        width, height = width - across * (left + right), height - down * (top + bottom)
+    return width, height
+
+
+def _hevc_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a sequence parameter set (H.265, section 7.3.2.2.1)."""
+    bits = _Bits(data)
+    bits.read_uint(4)
+    layers = bits.read_uint(3)
+    bits.read_uint(1 + 96)
+    present = [(bits.read_uint(1), bits.read_uint(1)) for _ in range(layers)]
+    bits.read_uint(2 * (8 - layers) if layers else 0)
+    for profile, level in present:
+        bits.read_uint(88 * profile + 8 * level)
+    bits.golomb()
+    chroma = bits.golomb()
+    separate = bits.read_uint(1) if chroma == 3 else 0
+    width, height = bits.golomb(), bits.golomb()
+    if bits.read_uint(1):  # cropped, as H.264 is
+        across = 2 if chroma in (1, 2) and not separate else 1
+        down = 2 if chroma == 1 and not separate else 1
         left, right, top, bottom = (bits.golomb() for _ in range(4))
         width, height = width - across * (left + right), height - down * (top + bottom)
     return width, height
@@ -3212,13 +3270,13 @@ class Patch(NamedTuple):
             yield _ZEROS[: end - at]
 
 
-def find_patches(file: Seekable, size: int) -> list[Patch]:
+def find_patches(file: BinaryIO, size: int) -> list[Patch]:
     """Return what makes an ISO base media file say nothing of its making, in order.
 
     ValueError for one that is not understood; fragments are not.
     """
     try:
-        return _PatchFinder(_Span(file, 0, size, [MAX_PATCHING_COST])).run()
+        return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
     except _BROKEN as error:
         raise ValueError("a broken file") from error
 
@@ -3421,31 +3479,38 @@ _MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
 ]
 
 
+_MAGIC = re.compile(b"|".join(b"(%b)" % magic for _, magic, _ in _MEDIA_FORMATS), re.DOTALL)
+
+
 def _identify(head: bytes) -> tuple[str, _FactParser] | None:
     """Extension and parser of the file that starts so."""
-    for extension, magic, parse in _MEDIA_FORMATS:
-        if re.match(magic, head, re.DOTALL):
-            return extension, parse
+    if match := _MAGIC.match(head):
+        extension, _, parse = _MEDIA_FORMATS[(match.lastindex or 0) - 1]
+        return extension, parse
     if _svg_root(head):
         return "svg", _svg
     first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
     return (first[1].extension, _mpeg_audio) if first and first[0] == 0 else None
 
 
-def probe(file: Seekable) -> Facts | None:
+def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
     """What a seekable file is and says of itself; `None` if it is no image, video or audio.
 
-    Reads some kilobytes wherever they lie, of a file of any size. Broken content gives fewer
-    facts, never an exception; an `OSError` of the medium passes.
+    Reads some kilobytes wherever they lie, of a file of any size; its first bytes not at all if
+    they are given as `head`. Broken content gives fewer facts, never an exception; an `OSError`
+    of the medium passes.
     """
-    span = _Span(file, 0, file.seek(0, io.SEEK_END), [MAX_PROBE_COST])
-    known = _identify(span.peek(0, SNIFF_BYTES))
+    size = file.seek(0, io.SEEK_END)
+    if not head:
+        file.seek(0)
+        head = file.read(SNIFF_BYTES)
+    known = _identify(head[:SNIFF_BYTES])
     if known is None:
         return None
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
-        parse(span, draft)
+        parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
     mime_type = draft.mime_type or MIME_TYPES[draft.extension]
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
 
@@ -3690,10 +3755,14 @@ CREATE TABLE share (
 ) WITHOUT ROWID;
 """
 
+ALBUMS_SCHEMA = """
+ALTER TABLE media ADD COLUMN sha256 TEXT;  -- of the library's picture that is shown without a file
+"""
+
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
 )  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
@@ -3961,6 +4030,7 @@ class Index:
         self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
         self.trash = Trash(self)
+        self.albums = Albums(self)
         self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
@@ -4124,6 +4194,13 @@ class Assets(Table):
         facts = asset.facts or (None,) * len(Facts._fields)
         db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
+    def set_facts(self, db: Database, sha256: str, facts: Facts) -> None:
+        """Note what a content says of itself, if that is something else than before."""
+        names, values = ", ".join(Facts._fields), placeholders(facts)
+        sql = f"UPDATE asset SET ({names}) = ({values})"
+        sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
+        db.execute(sql, (*facts, sha256, *facts))
+
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
         return self._index.read(sql, sha256).fetchone() is not None
@@ -4228,14 +4305,17 @@ class Files(Table):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+    def readable(
+        self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
+    ) -> list[Located]:
         """The files of an asset in some folders or of a user's own records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
-            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
-        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        values = (sha256, *roots, user_id, trashed)
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", *values)
         return [located(row) for row in rows]
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
@@ -4322,17 +4402,12 @@ class Files(Table):
         prefix = os.fsencode(f"{folder}/") if folder else b""
         end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
-        rows = self._index.read(
-            f"SELECT {', '.join(Shown._fields)} FROM ("
-            " SELECT *, strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken FROM ("
-            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
-            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
-            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256)"
-            " ORDER BY moment DESC, path)",
-            prefix, end,
-        )  # fmt: skip
-        while some := rows.fetchmany(MANY_ROWS):
-            yield from map(Shown._make, some)
+        source = (
+            "SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment,"
+            " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
+        )
+        return read_shown(self._index, source, prefix, end)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -4368,6 +4443,17 @@ class Shown(NamedTuple):
     latitude: float | None
     longitude: float | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
+    id: str | None  # of the media record or entity that it is shown as
+
+
+def read_shown(index: Index, source: str, *values: Any) -> Iterator[Shown]:
+    """Read what is shown, the newest first; `source` gives an asset, its path, moment and id."""
+    taken = "strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken"
+    columns = ", ".join(Shown._fields)
+    sql = f"SELECT {columns} FROM (SELECT *, {taken} FROM ({source}) ORDER BY moment DESC, path)"
+    rows = index.read(sql, *values)
+    while some := rows.fetchmany(MANY_ROWS):
+        yield from map(Shown._make, some)
 
 
 class User(NamedTuple):
@@ -4419,6 +4505,11 @@ class Users(Table):
 
     def all(self) -> list[User]:
         return list(self._select("ORDER BY id"))
+
+    def created(self, user_id: int) -> float:
+        """When an account was made, here or in the program that it was imported from."""
+        row = self._index.read("SELECT created_at FROM user WHERE id = ?", user_id).fetchone()
+        return float(row[0]) if row else 0.0
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Which of the unique fields another account has; a login takes e-mail and username."""
@@ -4619,14 +4710,17 @@ class Share(NamedTuple):
     expires_at: float | None = None
 
 
-SHARED_FILES = {  # which files of its root a share with the target ?2 of the owner ?3 shows
-    "file": "sha256 = ?2",
-    "folder": "path > CAST(?2 || '/' AS BLOB) AND path < CAST(?2 || '0' AS BLOB)",
-    "media": "path = (SELECT CAST(path AS BLOB) FROM media"
+OF_COLLECTION = "FROM media WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0"
+SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the owner ?3, shows
+    "file": "root = ?1 AND file.sha256 = ?2",
+    "folder": "root = ?1"
+    " AND file.path > CAST(?2 || '/' AS BLOB) AND file.path < CAST(?2 || '0' AS BLOB)",
+    "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "collection": "path IN (SELECT CAST(path AS BLOB) FROM media"
-    " WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "entity": "path IN (SELECT CAST(path AS BLOB) FROM entity"
+    "collection": f"(root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) {OF_COLLECTION})"
+    " OR +root IN ('library', 'entities') AND file.sha256 IN"  # found by that, not by root
+    f" (SELECT sha256 {OF_COLLECTION})) GROUP BY file.sha256",
+    "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
 }
 
@@ -4666,7 +4760,7 @@ class ShareLinks(Table):
 
     def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
         """What a share shows, or only what of it has an asset, in the order of the paths."""
-        chosen = f"root = ?1 AND {SHARED_FILES[share.kind]}{' AND sha256 = ?4' * bool(sha256)}"
+        chosen = f"{'sha256 = ?4 AND ' * bool(sha256)}{SHARED_FILES[share.kind]}"
         sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
         target = int(share.target) if share.kind == "entity" else share.target
         rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
@@ -4756,6 +4850,7 @@ class MediaRecord(NamedTuple):
     collection_id: str | None
     created_at: float
     updated_at: float
+    sha256: str | None = None  # of the asset that a record without a file of its own shows
 
 
 def search_text(*texts: str | None) -> str:
@@ -4828,6 +4923,17 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
+    def shows(self, db: Database, record: MediaRecord) -> bool:
+        """Whether a record's collection shows its asset already."""
+        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 = ?"
+        values = (record.collection_id, record.user_id, record.sha256)
+        return db.execute(f"SELECT 1 FROM media WHERE {where}", values).fetchone() is not None
+
+    def remove_loose(self, db: Database, key: str) -> None:
+        """Forget a media record that shows an asset in no collection."""
+        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL AND path IS NULL"
+        db.execute(f"DELETE FROM media WHERE {where}", (key,))
+
     def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
@@ -4846,6 +4952,7 @@ class OwnedTable(Generic[Record]):
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
             removed = db.execute(sql, (key, user_id)).rowcount
             if removed:
+                db.execute("DELETE FROM media WHERE collection_id = ? AND sha256 NOTNULL", (key,))
                 sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
                 db.execute(sql, (key,))
             return removed
@@ -5040,6 +5147,82 @@ class Trash(Table):
         """Forget a media record; the path of its file, if it had one."""
         row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
         return [row[0]] if row and row[0] else []
+
+
+SHOWN_RECORDS = """
+    SELECT asset.*, CAST(name AS BLOB) AS path, coalesce(created, created_at) AS moment, media.id,
+        collection_id AS album
+    FROM media LEFT JOIN file ON root = 'users' AND file.path = CAST(media.path AS BLOB)
+    JOIN asset ON asset.sha256 = coalesce(media.sha256, file.sha256)
+    WHERE kind NOTNULL AND user_id = ?1 AND is_deleted = ?2 AND (media.sha256 IS NULL OR EXISTS
+        (SELECT 1 FROM file WHERE sha256 = media.sha256 AND root IN ('library', 'entities')))"""
+SHOWN_ENTITIES = """
+    SELECT asset.*, CAST(coalesce(nullif(label, ''), md5) AS BLOB) AS path,
+        coalesce(created, added) AS moment, CAST(entity.id AS TEXT) AS id, parent_id AS album
+    FROM entity JOIN asset USING (sha256) WHERE asset.kind NOTNULL AND is_deleted = ?2"""
+SHOWN_TRASH = f"{SHOWN_RECORDS} UNION ALL {SHOWN_ENTITIES} AND ?3"
+
+
+class Album(NamedTuple):
+    """A collection of a user or of entities as the gallery shows it."""
+
+    key: str  # its id
+    name: str
+    size: int = 0  # items
+    cover: str | None = None  # the SHA-256 of its newest
+
+
+class Albums(Table):
+    """What the gallery shows besides the library: users' records, entities, and their trash."""
+
+    def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
+        """A user's records in a collection, or all that have a file of their own."""
+        which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
+        return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
+
+    def entities(self, parent: int | None) -> Iterator[Shown]:
+        """The entities in a collection, or at the root."""
+        source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
+        return read_shown(self._index, source, None, 0, parent)
+
+    def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
+        """What is softly deleted of a user, and of the entities if wanted."""
+        return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
+
+    def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
+        """What there is besides collections, by the words that the gallery has for it."""
+        mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
+        found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
+        entities = self._count("entities", f"{SHOWN_ENTITIES} AND parent_id IS NULL", None, 0)
+        found += [entities] if entities.size or with_entities else []
+        if user_id is not None or with_entities:
+            trash = self._count("trash", SHOWN_TRASH, user_id, 1, with_entities)
+            found.append(trash._replace(cover=None))
+        return found
+
+    def _count(self, key: str, source: str, *values: Any) -> Album:
+        sql = f"SELECT count(*), sha256, max(moment) FROM ({source})"
+        return Album(key, key, *self._index.read(sql, *values).fetchone()[:2])
+
+    def of_user(self, user_id: int) -> list[Album]:
+        """A user's collections by name."""
+        sql = "SELECT id, name FROM collection WHERE user_id = ? ORDER BY folded, id"
+        return self._with_counts(self._index.read(sql, user_id), SHOWN_RECORDS, user_id)
+
+    def of_entities(self, parent: int | None) -> list[Album]:
+        """The collections of entities in another one, or at the root, by label."""
+        sql = (
+            "SELECT id, coalesce(nullif(label, ''), '#' || id) FROM entity"
+            " WHERE is_collection = 1 AND is_deleted = 0 AND parent_id IS ? ORDER BY search, id"
+        )
+        return self._with_counts(self._index.read(sql, parent), SHOWN_ENTITIES)
+
+    def _with_counts(
+        self, rows: Iterable[tuple[Any, str]], source: str, user_id: int | None = None
+    ) -> list[Album]:
+        sql = f"SELECT album, count(*), sha256, max(moment) FROM ({source}) GROUP BY album"
+        counts = {row[0]: row[1:3] for row in self._index.read(sql, user_id, 0)}
+        return [Album(str(key), name, *counts.get(key, ())) for key, name in rows]
 
 
 CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
@@ -5920,8 +6103,7 @@ class Receiving:
         self._write()
         self._release()
         incoming = self.incoming
-        head = self._head or os.pread(incoming.file.fileno(), HEAD_BYTES, 0)
-        incoming.facts = probe(Peeked(head, incoming.file, incoming.size))
+        incoming.facts = probe(incoming.file, self._head or b"")
         incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
         incoming.md5 = "".join(rest)
         return incoming
@@ -6019,24 +6201,6 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
         return 0
     finally:
         fcntl.fcntl(file, fcntl.F_SETFL, 0)
-
-
-class Peeked:
-    """A file for `probe` with its first bytes: what was written directly is not in the cache."""
-
-    def __init__(self, head: bytes, file: io.FileIO, size: int) -> None:
-        self._head, self._file, self._size = head, file, size
-        self._position = 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + (self._size if whence == io.SEEK_END else 0)
-        return self._position
-
-    def read(self, count: int) -> bytes:
-        start, self._position = self._position, self._position + count
-        if self._position <= len(self._head):
-            return self._head[start : self._position]
-        return os.pread(self._file.fileno(), count, start)
 
 
 # What says that a file can have no other name there now, or is gone
@@ -6696,7 +6860,7 @@ class Bucket(Folder):
                 write_all(file, block)
             incoming = Incoming(self, path, file)
             incoming.size, incoming.sha256 = file.tell(), digest.hexdigest()
-            incoming.facts = probe(Peeked(b"", file, incoming.size))
+            incoming.facts = probe(file)
             self._send(incoming, name, status.st_mtime_ns, {})
 
     def link_in(self, name: str, folder: Folder, other: str) -> bool:
@@ -6914,6 +7078,8 @@ DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
 STRIP_PIXELS = 4_000_000  # are converted at once
 MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
+ODD_BMPS = {(2, 0), (16, 3), (32, 3), (32, 6)}  # bits a pixel, BI_RGB or (ALPHA)BITFIELDS
+LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
 MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
 MAX_EMBEDDED = 4  # of which are tried, the largest first
@@ -6953,7 +7119,9 @@ FFMPEG_DEMUXERS = {
     "raw": "tiff_pipe",
     "video": "mov,matroska,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,asf,flv,ogg,mxf,dv,rm,gif",
 }
+HD_HEIGHT = 720  # pixels
 GRAPHICS_WHITE = 203  # cd/m² (ITU-R BT.2408)
+HLG_WHITE = 0.265  # of the light of a scene, which is at most 1 (ITU-R BT.2408)
 FFMPEG_BEGINS = b"Stream mapping:"  # is said after the input's description, before decoding
 HDR_TRANSFER = re.compile(rb"/(?:smpte2084|arib-std-b67)[,) ]")  # as ffmpeg describes a stream
 # Graphics white, 203 cd/m² (ITU-R BT.2408), becomes 1, of which up to 0.9 stays as it is; what is
@@ -7584,9 +7752,10 @@ def decode(
     small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
     embedded = functools.partial(open_embedded, source, job, size)
+    odd_bmp = functools.partial(open_odd_bmp, source, size)
     frame = functools.partial(open_frame, ffmpeg, job, size)
     ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, small, cut_short, frame, embedded),
+        "image": (whole, small, cut_short, odd_bmp, frame, embedded),
         "raw": (embedded, whole, cut_short),
         "video": (frame,),
     }
@@ -7628,13 +7797,66 @@ def open_picture(
     return small.transpose(getattr(names, turn)) if turn else small
 
 
-def fill_up(source: BinaryIO) -> BinaryIO:
-    """A WebP that is cut short in its full length, which libwebp wants; others as they are."""
-    magic, length = struct.unpack("<4sI", source.read(8).ljust(8, b"\0"))
+def open_odd_bmp(source: BinaryIO, size: int) -> Image.Image | None:
+    """Decode a BMP of 2 bits a pixel, or with masks of its own, which Pillow does not know."""
+    from PIL import Image
+
     source.seek(0)
+    magic, start, header, width, height, bits, packing, *masks = struct.unpack(
+        "<2s8xIIii2xHI20x4I", source.read(70)
+    )
+    if magic != b"BM" or (bits, packing) not in ODD_BMPS:
+        return None
+    shape, stride = (width, abs(height)), (width * bits + 31) // 32 * 4
+    source.seek(14 + header)
+    palette = source.read(16)
+    source.seek(start)
+    data = source.read(stride * shape[1])
+    rows = [data[at : at + stride] for at in range(0, len(data), stride)][
+        :: -1 if height > 0 else 1
+    ]
+    if bits == 2:
+        indices = (bytes(byte >> at & 3 for byte in row for at in (6, 4, 2, 0)) for row in rows)
+        picture = Image.frombytes("P", shape, b"".join(row[:width] for row in indices))
+        picture.putpalette(palette, "BGRX")
+        return shrink(picture, size)
+    has_alpha = (header >= 56 or packing == 6) and masks[3]
+    layout = struct.Struct(f"<{width}{'H' if bits == 16 else 'I'}")
+    bands = [
+        Image.frombytes(
+            "L", shape, b"".join(read_channel(layout.unpack_from(row), mask) for row in rows)
+        )
+        for mask in masks[: 4 if has_alpha else 3]
+    ]
+    return shrink(Image.merge("RGBA" if has_alpha else "RGB", bands), size)
+
+
+def read_channel(pixels: Sequence[int], mask: int) -> bytes:
+    """Scale the bits of a mask to 8."""
+    unit = mask & -mask or 1
+    most = mask // unit or 1
+    return bytes((pixel & mask) // unit * 255 // most for pixel in pixels)
+
+
+def fill_up(source: BinaryIO) -> BinaryIO:
+    """A WebP that is cut short in its full length, which libwebp wants; others as they are.
+
+    A lossless one gets more: what is filled in may take more bits a pixel than what is missing.
+    """
+    data = bytearray(source.read(MAX_FILLED_BYTES))
+    source.seek(0)
+    magic, length = struct.unpack("<4sI", data[:8].ljust(8, b"\0"))
     if magic != b"RIFF" or length > MAX_FILLED_BYTES:
         return source
-    return io.BytesIO(source.read(MAX_FILLED_BYTES).ljust(length + 8, b"\0"))
+    at = 12
+    while data.startswith((b"VP8X", b"ICCP"), at):
+        at += 8 + (struct.unpack_from("<I", data, at + 4)[0] + 1 & ~1)
+    if not data.startswith(b"VP8L", at):
+        return io.BytesIO(data.ljust(length + 8, b"\0"))
+    data = data.ljust(MAX_FILLED_BYTES, LOSSLESS_FILL)
+    struct.pack_into("<I", data, 4, len(data) - 8)
+    struct.pack_into("<I", data, at + 4, len(data) - at - 8)
+    return io.BytesIO(data)
 
 
 def read_orientation(picture: Image.Image) -> int:
@@ -7751,11 +7973,13 @@ def linear_of_pq(value: float) -> float:
 
 
 def linear_of_hlg(value: float) -> float:
-    """ITU-R BT.2100's hybrid log-gamma on a display of 1,000 cd/m², likewise."""
-    scene = (
-        value**2 / 3 if value <= 0.5 else (math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12
-    )
-    return tone_map(scene**1.2 * 1000 / GRAPHICS_WHITE)
+    """ITU-R BT.2100's hybrid log-gamma in units of graphics white, which is 75 %, tone-mapped.
+
+    The display's gamma of 1.2 is for brightness: on each channel it would make colours stronger.
+    """
+    if value <= 0.5:
+        return tone_map(value**2 / 3 / HLG_WHITE)
+    return tone_map((math.exp((value - 0.55991) / 0.17883) + 0.28467) / 12 / HLG_WHITE)
 
 
 def tone_map(light: float, knee: float = 0.9) -> float:
@@ -7926,9 +8150,13 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
     turn = FFMPEG_TURNS.get(job.orientation, "") if job.kind == "image" else ""
     turned = "-noautorotate" if job.kind == "image" else ""  # not by some versions only
     source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[job.kind]} -threads 1"
+    # What a video says of its colours counts before this; of one that says nothing, ffmpeg takes
+    # BT.601's, and browsers from 720 lines on BT.709's.
+    colours = "-colorspace bt709" if job.kind == "video" and job.height >= HD_HEIGHT else ""
     target = "-map_metadata -1 -map_chapters -1 -threads 1 -f image2pipe -c:v png pipe:1"
+    options = f"-nostdin -hide_banner -filter_threads 1 {source} {turned} {colours}"
     return [
-        *f"-nostdin -hide_banner -filter_threads 1 {source} {turned} -ss {seconds:.3f}".split(),
+        *f"{options} -ss {seconds:.3f}".split(),
         *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters}{turn} {target}".split(),
     ]
 
@@ -7974,6 +8202,13 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
     return known, Asset(sha256, known.size, facts)
 
 
+def probe_again(folder: Folder, file: File) -> Facts | None:
+    """Read what a file says of itself; None where it cannot be read or is another one now."""
+    with contextlib.suppress(OSError, ValueError), folder.open(file.path) as source:
+        return probe(source) if file.matches(os.fstat(source.fileno())) else None
+    return None
+
+
 class ScanProgress(NamedTuple):
     """How far the scan is; `finished_at` is the last end of one in Unix seconds."""
 
@@ -8006,11 +8241,12 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        progress: SharedProgress,
+        progress: SharedProgress, others: Sequence[Folder] = (),
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._scanned = [folder for folder in folders if folder.is_scanned]
+        self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
         self._thumbnails = thumbnails
         self._wanted = threading.Event()
         self._fresh = threading.Event()
@@ -8024,7 +8260,8 @@ class Scanner:
         self._thumbnails.is_over = False
         self._wanted.set()
         self._fresh.set()
-        for work in (functools.partial(self._scan_loop, interval), self._thumbnail_loop):
+        scan = functools.partial(self._scan_loop, interval)
+        for work in (self._renew_facts, scan, self._thumbnail_loop):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
@@ -8061,6 +8298,27 @@ class Scanner:
             if not whole:
                 pause = min(pause, retry)
             retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+    def _renew_facts(self) -> None:
+        """Probe all files again whose facts are of a program of another FACTS_VERSION."""
+        with contextlib.suppress(sqlite3.Error):  # the next start tries again
+            if self._index.get_meta("facts version") == FACTS_VERSION:
+                return
+            for folder in self._scanned:
+                files = self._index.files.of_root(folder.name)
+                while batch := list(itertools.islice(files, SCAN_BATCH)):
+                    if self._stopping:
+                        return
+                    self._put_facts([(file.sha256, probe_again(folder, file)) for file in batch])
+            self._index.set_meta("facts version", FACTS_VERSION)
+
+    def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
+        def apply(db: Database) -> None:
+            for sha256, facts in found:
+                if facts:
+                    self._index.assets.set_facts(db, sha256, facts)
+
+        self._index.write(apply, durable=False)
 
     def _wait(self, seconds: float) -> None:
         """Wait until a scan is wanted, so many seconds have passed, or a disk is back."""
@@ -8300,7 +8558,7 @@ class Scanner:
             return Outcome.FAILED
         outcome = Outcome.IMPOSSIBLE
         if thumbnails.can_make(facts.kind, facts.mime_type):
-            with self._folders[file.root].open(file.path) as source:
+            with self._sources[file.root].open(file.path) as source:
                 if not file.matches(os.fstat(source.fileno())):
                     return Outcome.FAILED
                 outcome = thumbnails.make(source, file, asset)
@@ -8320,7 +8578,7 @@ class Scanner:
             return outcome
         if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
             return Outcome.IMPOSSIBLE
-        with self._folders[file.root].open(file.path) as source:
+        with self._sources[file.root].open(file.path) as source:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
             return self._thumbnails.preview(source, file, asset, rendition)
@@ -8479,10 +8737,10 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LENGTH = 2**63 - 1
 
 
-# What makes the answer to a GET another one: who asks, for what, from where.
+# What makes the answer to a GET another one than to most.
 SELECTING_FIELDS = frozenset((
-    "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
-    "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding", "x-sendfile-type",
+    "if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since",
+    "origin", "range", "x-sendfile-type",
 ))  # fmt: skip
 
 
@@ -8494,7 +8752,9 @@ class Framing(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
+    authorization: str | None
     is_plain: bool
 
 
@@ -8511,12 +8771,10 @@ class RequestHead(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
-    is_plain: bool  # nothing in it asks for other than the whole, public thing
-
-    @property
-    def has_body(self) -> bool:
-        return self.chunked or bool(self.content_length)
+    authorization: str | None  # the field's value
+    is_plain: bool  # nothing in it asks for other than the whole thing
 
     def body_decoder(self) -> BodyDecoder:
         return ChunkedDecoder() if self.chunked else LengthDecoder(self.content_length or 0)
@@ -8614,13 +8872,17 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
     expectation = headers.get("expect", "").lower()
     if expectation not in ("", "100-continue"):
         raise HTTPError(417, "The only expectation that can be met is 100-continue.")
+    length = _parse_content_length(headers)
+    chunked = _parse_transfer_encoding(headers, version)
     return Framing(
         headers=headers,
         host=_parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
-        content_length=_parse_content_length(headers),
-        chunked=_parse_transfer_encoding(headers, version),
+        content_length=length,
+        chunked=chunked,
+        has_body=chunked or bool(length),
         expects_continue=expectation != "" and version > (1, 0),
+        authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and headers.has_none_of(SELECTING_FIELDS),
     )
 
@@ -9106,6 +9368,8 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
     """Say whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
+    if len(ranges) < 3:
+        return False
     overlaps, end = 0, -1
     for first, last in sorted(ranges):
         overlaps += first <= end
@@ -9131,20 +9395,24 @@ def etag_matches(header: str, etag: str, weak: bool) -> bool:
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-none-match")
+    tags, date = headers.get("if-none-match"), headers.get("if-modified-since")
     if tags is not None:
         return etag_matches(tags, etag, weak=True)
-    since = parse_date(headers.get("if-modified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) <= since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) <= since
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-match")
+    tags, date = headers.get("if-match"), headers.get("if-unmodified-since")
     if tags is not None:
         return not etag_matches(tags, etag, weak=False)
-    since = parse_date(headers.get("if-unmodified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) > since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) > since
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
@@ -9416,16 +9684,23 @@ class FileSlice:
         """Whether the next bytes are in memory, by samples of the page cache."""
         if isinstance(self.file, ObjectReader):
             return bool(self.before)
-        if not hasattr(os, "RWF_NOWAIT"):
-            return False
-        last = self.offset + min(self.count, SEND_BYTES) - 1
-        probe, descriptor = [bytearray(1)], self.file.fileno()
+        last, probe = self.offset + min(self.count, SEND_BYTES) - 1, bytearray(1)
+        places = (*range(self.offset, last, SAMPLE_BYTES), last)
+        return all(self._read_at_hand(probe, place) for place in places)
+
+    def read_at_hand(self) -> bytes | None:
+        """All of it, if it is in memory."""
+        data = bytearray(self.count)
+        if self._read_at_hand(data, self.offset) < self.count:
+            return None
+        return b"".join((self.before, data))
+
+    def _read_at_hand(self, buffer: bytearray, offset: int) -> int:
+        assert isinstance(self.file, io.FileIO)
         try:
-            for offset in (*range(self.offset, last, SAMPLE_BYTES), last):
-                os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
-        except OSError:  # EAGAIN; or the file system cannot tell
-            return False
-        return True
+            return os.preadv(self.file.fileno(), [buffer], offset, os.RWF_NOWAIT)
+        except (AttributeError, OSError):  # not on Linux; EAGAIN; the file system cannot tell
+            return 0
 
 
 Segment = bytes | memoryview | FileSlice
@@ -9451,15 +9726,24 @@ class Response:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
-        self.prepared = b""  # the head behind its Date, where it is often sent
+        # What is before and behind the date in the head, where it is often sent
+        self.prepared: tuple[bytes, bytes] | None = None
         self.route = 0  # the number of what has made it, and for whom: for figures and the log
         self.principal = ""
 
     def prepare(self) -> Response:
-        """Put a hot answer's head together once, for plain GETs on a kept connection."""
+        """Put the head together once, for HTTP/1.1."""
         message = b"".join(self.to_segments(None, True, ""))  # type: ignore[arg-type]
-        self.prepared = message.partition(b"Date: ")[2].removesuffix(self.body)  # type: ignore[arg-type]
+        start, _, rest = message.removesuffix(self.body).partition(b"Date: ")  # type: ignore[arg-type]
+        self.prepared = start + b"Date: ", rest
         return self
+
+    def again(self, principal: str) -> Response:
+        """A prepared answer for somebody else."""
+        response = Response(self.status, (), self.body, self.length)
+        response.prepared, response.route = self.prepared, self.route
+        response.principal = principal
+        return response
 
     def close(self) -> None:
         if self.resource is not None:
@@ -9469,9 +9753,10 @@ class Response:
         self, head: RequestHead | None, keep_alive: bool, date: str
     ) -> Iterator[Segment]:
         """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
-        if self.prepared and keep_alive:
-            start = b"HTTP/1.1 200 OK\r\nDate: " + date.encode()
-            return iter((b"".join((start, self.prepared, self.body)),))  # type: ignore[arg-type]
+        if self.prepared:
+            start, rest = self.prepared
+            fields = date if keep_alive else f"{date}\r\nConnection: close"
+            return iter((b"".join((start, fields.encode(), rest, self.body)),))  # type: ignore[arg-type]
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
         chunked = (
@@ -9564,9 +9849,10 @@ class Meter:
     """
 
     def __init__(self, workers: int, routes: int) -> None:
-        self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
         self._columns = len(DURATIONS) + 1  # beyond the last
-        self._width = len(self._codes) * self._columns + 1  # nanoseconds of all
+        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
+        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
+        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
         self._part = 3 + routes * self._width
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
         self._lock = threading.Lock()
@@ -9577,10 +9863,11 @@ class Meter:
         """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
         numbers, own = self._numbers, worker * self._part
         first = own + 3 + response.route * self._width
-        row = self._codes.get(response.status, len(STATUSES)) * self._columns
+        place = first + self._rows.get(response.status, self._rows[0])
+        place += bisect.bisect_left(DURATIONS, seconds)
         with self._lock:
-            numbers[first + row + bisect.bisect_left(DURATIONS, seconds)] += 1
-            numbers[first + self._width - 1] += int(seconds * 1e9)
+            numbers[place] += 1
+            numbers[first] += int(seconds * 1e9)
             numbers[own + 1] += sent
             if taken:
                 numbers[own] += taken
@@ -9594,18 +9881,18 @@ class Meter:
 
     def answers(self, route: int) -> dict[int, int]:
         """How many answers of a route had each status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._codes.items()}
+        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
         return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        rows = [self._row(route, place) for place in self._codes.values()]
+        rows = [self._row(route, place) for place in self._rows.values()]
         counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + (route + 1) * self._width - 1) / 1e9
+        return list(counts), self._sum(3 + route * self._width) / 1e9
 
     def _row(self, route: int, place: int) -> list[int]:
         """How many answers of one status took how long."""
-        first = 3 + route * self._width + place * self._columns
+        first = 3 + route * self._width + place
         return [self._sum(first + column) for column in range(self._columns)]
 
     def _sum(self, place: int) -> int:
@@ -9719,21 +10006,22 @@ class Connection:
         """Whether a request is here, its head whole; or what is none, and is refused."""
         if self.received[:1] == b"\r":
             self.received = skip_empty_lines(self.received)
-        if not self.received:
+        data = self.received
+        if not data:
             return False
         try:
-            end = find_head_end(self.received, self.scanned)
+            end = find_head_end(data, self.scanned)
             if end < 0:
-                self.scanned = len(self.received)
+                self.scanned = len(data)
                 return False
             self.began = time.monotonic()
-            self.head = parse_request_head(self.received[:end])
+            self.head = head = parse_request_head(data[:end])
         except HTTPError as error:
             self.refuse(error)
             return True
-        self.received = self.received[end + 4 :]
-        self.scanned = 0
-        self.body = self.head.body_decoder() if self.head.has_body else None
+        self.received, self.scanned = data[end + 4 :], 0
+        if head.has_body:
+            self.body = head.body_decoder()
         return True
 
     def take_body(self) -> bool:
@@ -9817,11 +10105,11 @@ class Connection:
             except HTTPError as error:
                 response.close()
                 response = self.error(error)
-        goes_on = whole and self.head is not None and self.head.keep_alive
-        self.last = not goes_on or self.server.stopping
-        self.lingering = not whole
+        head, server = self.head, self.server
+        goes_on = whole and head is not None and head.keep_alive and not server.stopping
+        self.last, self.lingering = not goes_on, not whole
         self.response = response
-        self.segments = response.to_segments(self.head, not self.last, self.server.date)
+        self.segments = response.to_segments(head, goes_on, server.date)
 
     def refuse(self, error: HTTPError) -> None:
         """Set out to answer an error that concerns the connection, and to end it."""
@@ -9859,27 +10147,26 @@ class Connection:
     def _send_segments(self, may_wait: bool) -> State:
         """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
         shares = FAIR_SENDS
-        while True:
-            if self.pending is None:
-                self.pending = next(self.segments, None)
-                if self.pending is None:
-                    return IDLE
-            if not may_wait:
-                if not shares:
-                    return SENDING
-                if isinstance(self.pending, FileSlice) and not self.pending.is_at_hand():
-                    return WORKING
-                shares -= 1
+        while (pending := self.pending or next(self.segments, None)) is not None:
+            self.pending = pending
+            if not may_wait and not shares:
+                return SENDING
+            shares -= 1
             try:
-                self.pending = self._send_some(self.pending)
+                if not isinstance(pending, FileSlice):
+                    sent = self.socket.send(pending)
+                    self.pending = memoryview(pending)[sent:]
+                elif may_wait or pending.is_at_hand():
+                    self.pending = self._send_slice(pending)
+                else:
+                    return WORKING
             except BlockingIOError:
                 return SENDING
+        self.pending = None  # and what it is a view of
+        return IDLE
 
-    def _send_some(self, segment: Segment) -> Segment | None:
-        """Send some of a segment and return the rest of it."""
-        if not isinstance(segment, FileSlice):
-            sent = self.socket.send(segment)
-            return memoryview(segment)[sent:] if sent < len(segment) else None
+    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
+        """Send some of a file and return the rest of it."""
         if isinstance(segment.file, ObjectReader) and not segment.before:
             segment.fetch(segment.file)
         if segment.before:
@@ -10430,8 +10717,11 @@ class Server(ThreadingHTTPServer):
     def note_answer(self, connection: Connection, response: Response) -> None:
         """Count an answer that is over, and tell of it."""
         head, seconds = connection.head, time.monotonic() - connection.began
-        taken = head.content_length if head and response.status < 300 else 0
-        sent = response.length if head and head.method != "HEAD" else 0
+        taken, sent = None, response.length
+        if head is None or head.method == "HEAD":
+            sent = None
+        elif head.has_body and response.status < 300:
+            taken = head.content_length
         self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
         if self.on_answered is not None:
             self.on_answered(head, connection.peer, response, seconds)
@@ -10493,8 +10783,13 @@ class Server(ThreadingHTTPServer):
 
     # -- beginning and end
 
-    def _accept(self) -> bool:
-        """Take in the next connection, if there is one: one a turn, the next may be another's."""
+    def _accept(self) -> None:
+        """Take in who has come; where there are other workers, one a turn: the next is theirs."""
+        for _ in range(64 if self.lifeline is None else 1):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
         try:
             sock, address = self.socket.accept()
         except BlockingIOError:
@@ -10529,7 +10824,7 @@ class Server(ThreadingHTTPServer):
         now, connections = time.monotonic(), self.connections
         if self.socket.fileno() >= 0:
             for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept():
+                if not self._accept_one():
                     break
             self._selector.unregister(self.socket)
             self.socket.close()
@@ -10577,10 +10872,11 @@ MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
+MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
-HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
+HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
     " WWW-Authenticate, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
@@ -10758,36 +11054,52 @@ class Listing:
     """A long JSON answer, kept in an unlinked file as long as the index does not change.
 
     So it is made once a change, sent by sendfile, and never in this process's memory as a whole.
+    Kept are those that are asked for most: who asks for a thousand pages, or by a thousand
+    names of the server, has each made for himself.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
+        self._votes: dict[tuple[str, bool], int] = {}  # of those that are kept
+        self._vote_lock = threading.Lock()
 
     def find(self, index: Index, key: str, zipped: bool) -> Content | None:
         """The list called `key` if it is there as the index has it; the caller closes it."""
-        version, content = self._made.get((key, zipped), ("", None))
-        if content is None or version != index.files.library_version():
-            return None
-        return reopened(content)
+        self._vote((key, zipped))
+        return self._current(index, (key, zipped))
 
     def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
         """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            content = self.find(index, key, zipped)
+            content = self._current(index, (key, zipped))
             if content is None:
                 # Before it is read: a change meanwhile makes it stale
                 version = index.files.library_version()
-                self._made.pop((key, zipped), None)
-                while len(self._made) >= MAX_LISTINGS:
-                    self._made.pop(next(iter(self._made)))
-                made = write_listing(pieces, zipped, self._folder)
-                self._made[(key, zipped)] = version, made
-                content = reopened(made)
+                content = write_listing(pieces, zipped, self._folder)
+                if (key, zipped) in self._votes:
+                    self._made[(key, zipped)] = version, content
+                    return reopened(content)
             return content
+
+    def _current(self, index: Index, name: tuple[str, bool]) -> Content | None:
+        version, content = self._made.get(name, ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def _vote(self, name: tuple[str, bool]) -> None:
+        """Count how often lists are asked for, where few do for many (Misra and Gries, 1982)."""
+        with self._vote_lock:
+            if name in self._votes or len(self._votes) < MAX_LISTINGS:
+                self._votes[name] = min(self._votes.get(name, 0) + 1, MAX_VOTES)
+                return
+            self._votes = {other: votes - 1 for other, votes in self._votes.items() if votes > 1}
+            for gone in self._made.keys() - self._votes.keys():
+                self._made.pop(gone, None)
 
 
 def reopened(content: Content) -> Content:
@@ -10883,16 +11195,34 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile(NamedTuple):
-    """A public file that was asked for, good as long as `path` is the same file in this state.
+    """A file that was asked for, good as long as `path` is the same file in this state.
 
     The bytes of a small one are in `content`, and the usual answer with them in `whole`.
     """
 
     path: str
-    state: tuple[tuple[int, int], FileState]  # a link on the way would lead to another file
+    state: tuple[int, ...]  # a link on the way would lead to another file
     content: Content
+    access: Access
     whole: Response | None
+    unmodified: Response
     route: int
+
+    def choose(self, head: RequestHead) -> Response | None:
+        """An answer that is put together already, if that is what is asked for."""
+        if head.is_plain:
+            return self.whole if head.method == "GET" else None
+        headers, about = head.headers, (self.content.etag, self.content.last_modified)
+        if "range" in headers or "origin" in headers or head.version == (1, 0):
+            return None
+        usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
+        return None if usual else self.unmodified
+
+
+def hot_state(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, and that nobody has written to it."""
+    size, modified, changed = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, size, modified, changed
 
 
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
@@ -11317,7 +11647,8 @@ class App:
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews)
-        self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
+        scanned, others = [self.library, self.images], [self.users, self.entities]
+        self.scanner = Scanner(index, scanned, thumbnails, progress, others)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
@@ -11378,11 +11709,11 @@ class App:
         finally:
             places.put(place)
 
-    def prepare(self, content: Content) -> Response:
-        """The usual answer with a small public file, whoever asks."""
-        assert isinstance(content.source, bytes)
-        response = Response(200, content.headers(), content.source)
+    def prepare(self, response: Response, route: int) -> Response:
+        """Put an answer together that is the same whoever asks."""
         response.headers += cors_headers(self.settings.cors_allow_origins, "")
+        complete_headers(response)
+        response.route, response.principal = route, str(ANONYMOUS)
         return response.prepare()
 
     def remember(self, target: str, hot: HotFile) -> None:
@@ -12018,12 +12349,15 @@ class Content(NamedTuple):
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
     patches: Sequence[Patch] = ()  # of the file as it is sent
+    fields: tuple[tuple[str, str], ...] = ()  # put together already
 
     @property
     def etag(self) -> str:
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
+        if self.fields:
+            return list(self.fields)
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -12069,18 +12403,14 @@ def content_response(head: RequestHead, content: Content) -> Response:
     """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
     # Ranges are defined for GET alone (§14.2).
     headers = head.headers
-    fields = content.headers()
+    fields, about = content.headers(), (content.etag, content.last_modified)
     held = None if isinstance(content.source, bytes) else content.source
-    if precondition_failed(headers, content.etag, content.last_modified):
+    if precondition_failed(headers, *about):
         raise HTTPError(412, "The file is not the one that the request is about.")
-    if not_modified(headers, content.etag, content.last_modified):
+    if not_modified(headers, *about):
         return Response(304, fields[2:], resource=held)
     ranges = None
-    if (
-        "range" in headers
-        and head.method == "GET"
-        and if_range_holds(headers, content.etag, content.last_modified)
-    ):
+    if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
         ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
@@ -12187,7 +12517,7 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = self.answer_hot(head, may_wait=True)
+        hot = self.inline(head, may_wait=True)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
@@ -12356,43 +12686,59 @@ class Application:
         complete_headers(response)
         return response
 
-    def inline(self, head: RequestHead) -> Response | None:
-        """The answer to a GET of a hot file, if that takes no waiting for the disk."""
-        return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
-
     def client_of(self, head: RequestHead, peer: str) -> str:
         return network_of(Request(self.app, head, peer).client)
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request waits for neither disk nor index: a credential may be looked up."""
-        return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
+        anonymous = head.authorization is None and "cookie" not in head.headers
+        return head.target in self._prompt and anonymous and not head.has_body
 
-    def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
-        """The answer to an anonymous GET of a hot file; None for all else."""
-        hot = self.app.hot.get(head.target)
-        if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
+    def inline(self, head: RequestHead, may_wait: bool = False) -> Response | None:
+        """The answer to a GET of a hot file by who is known to be let; None for all else.
+
+        Unless it `may_wait`, None also where the disk would have to be waited for.
+        """
+        app, hot = self.app, self.app.hot.get(head.target)
+        if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
             return None
-        if not may_wait and is_remote(hot.state[0][0]):
+        if not may_wait and is_remote(hot.state[0]):
             return None
-        try:
-            content = hot.content if hot.whole else open_hot(hot)
-            if not (hot.whole is None or is_unchanged(hot, os.lstat(hot.path))):
+        principal = ANONYMOUS
+        if head.authorization is not None or hot.access is not OPEN:
+            known = self.recall(head)
+            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
                 return None
+            principal = known
+        prepared = hot.choose(head)
+        try:
+            if prepared or hot.whole:
+                if hot.state != hot_state(os.lstat(hot.path)):
+                    return None
+                content = hot.content
+            else:
+                content = open_hot(hot)
         except OSError:
             return None
-        if hot.whole and head.is_plain and head.method == "GET":
-            return hot.whole
+        if prepared:
+            return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        response.route = hot.route
+        response.route, response.principal = hot.route, str(principal)
         if not may_wait and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
         return response
+
+    def recall(self, head: RequestHead) -> Principal | None:
+        cookies = head.headers.get("cookie", "")
+        return recall_principal(
+            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
+        )
 
 
 class Accepted:
@@ -12453,17 +12799,10 @@ class Accepted:
                 self._request.upload.discard()
 
 
-def is_anonymous(head: RequestHead) -> bool:
-    """Whether a request has neither a credential nor a body."""
-    return head.is_plain or not (
-        "authorization" in head.headers or head.content_length or head.chunked
-    )
-
-
 def open_hot(hot: HotFile) -> Content:
     """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    if not is_unchanged(hot, os.fstat(source.fileno())):
+    if hot.state != hot_state(os.fstat(source.fileno())):
         source.close()
         raise FileNotFoundError(hot.path)
     return hot.content._replace(source=source)
@@ -12474,28 +12813,20 @@ def close_source(content: Content) -> None:
         content.source.close()
 
 
-def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
-    return hot.state == (inode(status), state_of(status))
-
-
 def is_ready(head: RequestHead, response: Response) -> bool:
     """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
-    if not all(isinstance(each, bytes) or each.is_at_hand() for each in segments):
+    if (response.length or 0) > HOT_FILE_BYTES:
+        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
+    pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
+    if None in pieces:
         return False
-    if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
-        response.body = b"".join(map(read_segment, segments))
+    response.body = b"".join(pieces)  # type: ignore[arg-type]  # one system call sends it
+    response.close()
+    response.resource = None
     return True
-
-
-def read_segment(segment: Segment) -> bytes:
-    if not isinstance(segment, FileSlice):
-        return bytes(segment)
-    assert isinstance(segment.file, io.FileIO)
-    data = os.pread(segment.file.fileno(), segment.count, segment.offset)
-    return b"".join((segment.before, data))
 
 
 def format_allow(found: Mapping[str, Any]) -> str:
@@ -12629,6 +12960,16 @@ def find_content(app: App, request: Request, sha256: str) -> Located:
     return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
 
+def find_readable(
+    app: App, request: Request, sha256: str, trashed: bool = False
+) -> Located | None:
+    """A file of whichever family with this content that the principal may read, as on disk."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    return next(filter(None, map(app.scanner.current, found)), None)
+
+
 def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
@@ -12728,26 +13069,30 @@ def internal_location(request: Request, file: File) -> str:
     return f"/.accel/{file.root}/{quote(os.fsencode(file.path))}"
 
 
+HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of others changes
+
+
 def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
-    """Have the next anonymous GETs of a public file answered without asking the index."""
-    public = file.root == "library" and not app.settings.read_auth_enabled
-    if not public or request.head.query or content.internal:
+    """Have the next GETs of a file answered without asking the index."""
+    access, folder = HOT_ACCESS.get(file.root), app.folders[file.root]
+    if access is None or request.head.query or content.internal:
         return
-    small = isinstance(content.source, bytes)
-    whole = app.prepare(content) if small else None
-    if whole:
-        whole.route = request.route
-    if not small:
-        if app.settings.accel_redirect:
-            return
-        content = content._replace(source=b"")
-    try:
-        status = app.library.stat(file.path)
-    except OSError:
+    if access is READ and not app.settings.read_auth_enabled:
+        access = OPEN
+    whole = None
+    if isinstance(content.source, bytes):
+        whole = app.prepare(Response(200, content.headers(), content.source), request.route)
+    elif app.settings.accel_redirect:
         return
-    if file.matches(status):
-        path, state = f"{app.library.path}/{file.path}", (inode(status), state_of(status))
-        app.remember(request.head.target, HotFile(path, state, content, whole, request.route))
+    else:
+        content = content._replace(source=b"", fields=tuple(content.headers()))
+    unmodified = app.prepare(Response(304, content.headers()[2:]), request.route)
+    with contextlib.suppress(OSError):
+        status = folder.stat(file.path)
+        if file.matches(status):
+            path, state = f"{folder.path}/{file.path}", hot_state(status)
+            about = (path, state, content, access, whole, unmodified, request.route)
+            app.remember(request.head.target, HotFile(*about))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -13504,13 +13849,20 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "name": record.name,
         "type": record.type,
         "size": record.size,
-        "file": record.path and file_url(app, request, record),
+        "file": file_url(app, request, record) if has_file(request, record) else None,
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
         "created_at": format_time(record.created_at),
         "updated_at": format_time(record.updated_at),
     }
+
+
+def has_file(request: Request, record: MediaRecord) -> bool:
+    """Whether a record has a file, or shows one that the principal may read."""
+    read_auth_enabled = request.app.settings.read_auth_enabled
+    may_read = allows(READ, request.principal, read_auth_enabled)
+    return bool(record.path or (record.sha256 and may_read))
 
 
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
@@ -13690,7 +14042,11 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-    found = find_named(app, app.users, existing(record.path))
+        existing(has_file(request, record))
+    if record.sha256 and not record.path:
+        found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
+    else:
+        found = find_named(app, app.users, existing(record.path))
     return file_response(app, request, found, "no-cache")
 
 
@@ -13720,8 +14076,10 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 @route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
        {200: "Record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
-    """Take a media record out of its collection."""
-    return move_record(app, request, id, None)
+    """Take a media record out of its collection; one that has nothing else to show goes."""
+    answer = move_record(app, request, id, None)
+    app.index.write(lambda db: app.index.media.remove_loose(db, id.lower()))
+    return answer
 
 
 def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
@@ -13812,6 +14170,34 @@ def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
+
+
+@route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER, "accounts",
+       {204: ""}, before=find_collection, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+def add_pictures(app: App, request: Request, id: str) -> Response:
+    """Show the library's pictures in one of my collections, which copies nothing."""
+    require(READ, request.principal, app.settings.read_auth_enabled)
+    found = [find_duplicate(app, sha256, "library", "entities")
+             for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
+    records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
+
+    def apply(db: Database) -> None:
+        existing(app.index.collections.get(caller(request), id.lower(), db))
+        for record in records:
+            if not app.index.media.shows(db, record):
+                app.index.media.put(db, record)
+
+    app.index.write(apply)
+    return Response(204)
+
+
+def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> MediaRecord:
+    """A new record that shows a file of the library or the entities."""
+    key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
+    kind = asset.facts.kind if asset.facts else "image"
+    about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
+    return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
 
 
 # -- entities: versioned media entities --------------------------------------------------
@@ -14489,8 +14875,8 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
 
 
 # -- trash ---------------------------------------------------------------------------------
-# What is softly deleted comes back, or goes for good: by the owner's commands, and after
-# TRASH_DAYS by itself.
+# What is softly deleted comes back, or goes for good: by the owner's commands, by who may change
+# it, and after TRASH_DAYS by itself.
 
 TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
 
@@ -14539,6 +14925,41 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
             return
+
+
+def is_trash_of(request: Request, trashed: Trashed) -> bool:
+    """Whether the caller may change what is in the trash: the own records, or the entities."""
+    if trashed.kind == "media":
+        return trashed.user_id == request.principal.user_id
+    return allows(WRITE, request.principal, True)
+
+
+def find_trashed(app: App, request: Request, id: str) -> Trashed:
+    trashed = app.index.trash.get(id.lower())
+    return existing(trashed if trashed and is_trash_of(request, trashed) else None)
+
+
+@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: ""})
+def restore_one(app: App, request: Request, id: str) -> Response:
+    """Bring back a media record of mine or an entity."""
+    restore_trashed(app, find_trashed(app, request, id).id)
+    return Response(204)
+
+
+@route("DELETE", "/trash/{id}", BEARER, "trash", {204: ""})
+def remove_one(app: App, request: Request, id: str) -> Response:
+    """Remove for good what is in the trash."""
+    existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
+    return Response(204)
+
+
+@route("DELETE", "/trash", BEARER, "trash", {204: ""})
+def empty_my_trash(app: App, request: Request) -> Response:
+    """Remove for good all of my media records that are in the trash, and the entities there."""
+    for trashed in app.index.trash.all():
+        if is_trash_of(request, trashed):
+            remove_trashed(app, trashed, math.inf)
+    return Response(204)
 
 
 # -- files: uploads that can be resumed --------------------------------------------------
@@ -14890,7 +15311,8 @@ PREVIEW_QUERY = (
        {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
-    file, asset = find_content(app, request, check_sha256(sha256))
+    found = find_readable(app, request, check_sha256(sha256), trashed=True)
+    file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
 
@@ -14914,12 +15336,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
 
 def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
     """Which contents are on disk in a file that the principal may read."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    roots, user_id = ["library", "entities", *private], request.principal.user_id
-    return {"stored": [
-        sha256 for sha256 in hashes
-        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
-    ]}  # fmt: skip
+    return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
 @route("GET", "/exists", READ, "system", {200: "StoredContents"},
@@ -15080,8 +15497,9 @@ OBJECTS: Mapping[str, str] = {
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "StoredContents": "stored:hashes",
-    "Gallery": "groups:rows~ folders:rows~ items:rows~ name~ degraded:boolean~"
-    " scanning:integer?~ can_upload:boolean~ max_upload_bytes:integer~",
+    "Gallery": "groups:rows~ folders:rows~ cameras:strings~ albums:rows~ path:rows~ items:rows~"
+    " name~ degraded:boolean~ scanning:integer?~ can_upload:boolean~ can_write:boolean~"
+    " has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -15146,7 +15564,8 @@ EXAMPLES: Mapping[str, Any] = {  # by the name of a property or field
 }  # fmt: skip
 CONTENT_TYPES: Mapping[str, tuple[str, ...]] = {
     "file": ("*/*",), "thumbnail": ("image/png",), "preview": ("image/webp", "image/jpeg"),
-    "metrics": ("text/plain",), "page": ("text/html",),
+    "metrics": ("text/plain",), "page": ("text/html",), "icon": ("image/svg+xml",),
+    "manifest": ("application/manifest+json",),
 }  # fmt: skip
 RANGED = {
     "file",
@@ -15328,7 +15747,8 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
 def describe_content(kind: str) -> dict[str, Any]:
     """Return an answer's content of one kind by media type."""
     if kind in CONTENT_TYPES:
-        schema = SCALARS["string" if kind in {"page", "metrics"} else "file"]
+        types = {"page": "string", "metrics": "string", "manifest": "object"}
+        schema = SCALARS[types.get(kind, "file")]
         return {media_type: {"schema": schema} for media_type in CONTENT_TYPES[kind]}
     schema = parse_type(kind)
     return {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
@@ -15493,10 +15913,12 @@ class Page(NamedTuple):
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup, without indents and comments."""
-    names = {
-        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
-        for name, text in (("style", style), ("script", script))
+    """Put style and script into a page's markup, without what only their readers need."""
+    lines = re.compile(r"^ +|^ *//.*\n|^\n|  //.*$", re.MULTILINE)
+    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}<>&|])\s*')
+    names = {  # every statement ends with a semicolon or a brace: none needs its line's end
+        "style": re.sub(r"(?<=[{};,:])[ \n]| (?=[{}])", "", lines.sub("", style)),
+        "script": texts_or_spaces.sub(r"\1\2", lines.sub("", script)),
     }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -15523,7 +15945,7 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Encoding"),
+        ("Vary", "Accept, Accept-Encoding, Accept-Language"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
@@ -15804,14 +16226,18 @@ def get_docs(app: App, request: Request) -> Response:
 
 MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
 MAX_SEARCH = 200  # characters
+MAX_CAMERAS = 100  # to choose from, the most used ones
 GALLERY_QUERY = (
     Field("group", help="a key of `groups`: the answer is its items"),
     Field("q", longest=MAX_SEARCH, help="words of path or camera"),
     Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("camera", blank="not sent", help="one of `cameras`"),
     Field("folder", help="a folder's path"),
     Field("below", "boolean", default=True, help="what is in the folders below it, too"),
     Field("order", choices=("date", "name"), default="date", blank="not sent"),
-)
+    Field("album", blank="not sent", help="instead of the library: the id of a collection of"
+          " mine or of entities, or `all`, `mine`, `entities` or `trash`"),
+)  # fmt: skip
 
 
 def measure(item: Shown) -> tuple[int | None, int | None, int]:
@@ -15823,15 +16249,20 @@ def measure(item: Shown) -> tuple[int | None, int | None, int]:
     return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
 
 
+def camera_of(item: Shown) -> str | None:
+    """Return the camera's make, unless its model begins with it, and model."""
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    return f"{make or ''} {model}".strip() or None
+
+
 def shown_json(item: Shown) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
     width, height, ratio = measure(item)
-    model = item.model or ""
-    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
         int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        f"{make or ''} {model}".strip() or None, item.latitude, item.longitude,
+        camera_of(item), item.latitude, item.longitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -15846,60 +16277,110 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
     return all(word in text for word in words)
 
 
-def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
-    """The items of a choice, each with its group's key."""
-    words = query.get("q", "").casefold().split()
-    kind = query.get("kind")
-    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
-    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
-    if query["order"] == "date":
+def choose_items(
+    items: Iterable[Shown], query: Mapping[str, Any], cameras: Counter[str | None]
+) -> Iterator[Shown]:
+    """Yield what a query asks for; count the cameras, of which one may be asked for."""
+    words, kind, wanted = (query.get(name) for name in ("q", "kind", "camera"))
+    words = (words or "").casefold().split()
+    for item in items:
+        if kind in {None, item.kind} and matches_search(item, words):
+            camera = camera_of(item)
+            cameras[camera] += 1
+            if wanted in {None, camera}:
+                yield item
+
+
+def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown]]:
+    """Yield the items in order, each with its group's key: the month, or the folder."""
+    if order == "date":
         return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
     named = ((posixpath.split(item.path.decode("utf-8", "replace")), item) for item in items)
     ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+def make_catalogue(
+    items: Iterable[Shown], query: Mapping[str, Any]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
-    folders: dict[str, int] = {}
-    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
-        items = [shown_json(item) for _, item in pairs]
-        data = to_json({"items": items}).encode("utf-8", "replace")
+    folders, cameras = Counter[str](), Counter[str | None]()
+    chosen = group_items(choose_items(items, query, cameras), query["order"])
+    for key, pairs in itertools.groupby(chosen, key=lambda pair: pair[0]):
+        values = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": values}).encode("utf-8", "replace")
         groups[key] = gzip_bytes(data)
         tag = hashlib.sha256(data).hexdigest()[:16]
-        about.append([key, len(items), sum(item[3] for item in items), tag])
-        for item in items:
-            folder = item[1].rpartition("/")[0]
-            folders[folder] = folders.get(folder, 0) + 1
-    return groups, {"groups": about, "folders": sorted(folders.items())}
+        about.append([key, len(values), sum(item[3] for item in values), tag])
+        folders.update(item[1].rpartition("/")[0] for item in values)
+    named = sorted(name for name, _ in cameras.most_common(MAX_CAMERAS) if name)
+    return groups, {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+
+
+def open_album(
+    app: App, request: Request, key: str
+) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
+    """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
+    albums, user_id = app.index.albums, request.principal.user_id
+    may_write = allows(WRITE, request.principal, True)
+    if key == "all":
+        mine = [] if user_id is None else albums.of_user(user_id)
+        outside = albums.outside(user_id, may_write)
+        return (), [*mine, *albums.of_entities(None), *outside], []
+    if key == "trash":
+        return albums.trash(user_id, may_write), [], []
+    if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
+        above = id = None if key == "entities" else int(key)
+        path: list[list[str]] = []
+        while above is not None:
+            entity = find_entity(app, above)
+            path.insert(0, [str(above), entity.label or f"#{above}"])
+            above = entity.parent_id
+        return albums.entities(id), albums.of_entities(id), path
+    require(USER, request.principal, True)
+    if key == "mine":
+        return albums.records(caller(request)), [], []
+    collection = find_collection(app, request, key)
+    about = [[collection.id, collection.name]]
+    return albums.records(caller(request), collection.id), [], about
 
 
 @route("GET", "/gallery/items", READ, "system",
-       {200: "Gallery", 404: "Error: There is no such group."}, query=GALLERY_QUERY)  # fmt: skip
+       {200: "Gallery", 404: "Error: There is no such group, or album."},
+       query=GALLERY_QUERY)  # fmt: skip
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
-    group = query.pop("group", None)
-    key = tuple(sorted(query.items()))
-    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    group, album = query.pop("group", None), query.pop("album", None)
+    if album is None:
+        library = app.index.files.shown(query["folder"], query["below"])
+        key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
+        _, _, groups, summary = app.catalogues.get(app.index, key, make)
+    else:  # a few items, and nobody knows when they change
+        items, albums, path = open_album(app, request, album)
+        groups, summary = make_catalogue(items, query)
+        summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
-    if group not in found.groups:
+        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+    if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
-    scan = app.scanner.progress.get()
+    scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
     return {
-        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "name": printable(settings.storage_dir.name) or "mediaserver",
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
-        "can_upload": allows(UPLOAD, request.principal, True),
-        "max_upload_bytes": app.settings.max_upload_bytes,
+        "can_upload": allows(UPLOAD, principal, True),
+        "can_write": allows(WRITE, principal, True),
+        "has_account": principal.user_id is not None,
+        "max_upload_bytes": settings.max_upload_bytes,
+        "max_media_bytes": settings.max_media_bytes,
     }
 
 
@@ -15914,6 +16395,112 @@ def tagged_json(request: Request, text: str) -> Response:
 
 
 # -- The gallery: its page -----------------------------------------------------------------
+# A page for each language; `#` in a text stands for a number or a name. Another language is one
+# more table.
+
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "search": "Search names, folders, cameras", "kind": "What to show", "all": "Everything",
+        "image": "Photos", "video": "Videos", "audio": "Recordings", "month": "Month",
+        "months": "Months", "cameras": "Cameras", "albums": "Albums",
+        "mine": "My uploads", "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
+        "albumName": "Name of the album", "addTo": "Add to album", "added": "Added to #.",
+        "takeOut": "Remove from album", "takenOut": "Removed from the album: #.",
+        "rename": "Rename", "removeAlbum": "Delete album",
+        "sureAlbum": "Delete the album #? Its pictures stay.", "restore": "Restore",
+        "restored": "Restored: #.", "emptyTrash": "Empty trash",
+        "sureEmpty": "Delete everything in the trash for good?", "version": "Version #",
+        "nothingIn": "Nothing in here",
+        "nothingInHow": "Select pictures and add them to an album, or upload some while you "
+          "look at it.",
+        "folders": "Folders", "everything": "All folders", "below": "with folders below",
+        "byName": "by name", "byDate": "by date", "upload": "Upload", "signIn": "Sign in",
+        "signOut": "Sign out", "docs": "For developers: the interface", "selection": "Selection",
+        "uploads": "Uploads", "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close",
+        "previous": "Previous", "next": "Next", "info": "Details", "download": "Download",
+        "copy": "Copy link", "remove": "Delete", "play": "Slideshow", "full": "Full screen",
+        "pick": "Select", "picked": "# selected", "clear": "Clear selection",
+        "nothing": "No pictures here yet",
+        "nothingHow": "Drop pictures on this page or press Upload. Files that you copy into the "
+          "folder appear after its next scan.",
+        "none": "Nothing matches", "noneHow": "Try other words, or look at everything.",
+        "showAll": "Show everything", "locked": "These pictures are private",
+        "lockedHow": "Sign in to see them.",
+        "offline": "The server cannot be reached. Trying again…",
+        "degraded": "The picture folder, or a disk of it, is not there at the moment.",
+        "scanning": "Looking through the folder: # files so far.",
+        "gone": "This is not here any more.", "copied": "The link is copied.",
+        "link": "The link:", "sure": "Delete # for good?", "deleted": "Deleted: #.",
+        "denied": "This account may not do that. The owner can allow it.",
+        "name": "User name or e-mail", "password": "Password",
+        "key": "Or the owner's key, or a token", "useKey": "Use a key instead",
+        "stay": "Stay signed in here", "cancel": "Cancel", "wrong": "That did not work.",
+        "taken": "Taken", "camera": "Camera", "size": "Size", "length": "Length", "file": "File",
+        "folder": "Folder", "place": "Place", "map": "on a map", "waiting": "waiting",
+        "sending": "sending", "stored": "stored", "known": "already there",
+        "failed": "not uploaded", "retry": "Try again", "pause": "Pause", "resume": "Go on",
+        "tooLarge": "Larger than the # that this server takes.",
+        "wrongType": "Only photos, videos and recordings can be uploaded.",
+        "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
+        "progress": "# done", "zipping": "Collecting: #",
+        "zipLarge": "This is too much for one zip file.",
+    },
+    "de": {
+        "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
+        "image": "Fotos", "video": "Videos", "audio": "Aufnahmen", "month": "Monat",
+        "months": "Monate", "cameras": "Kameras", "albums": "Alben",
+        "mine": "Meine Uploads", "entities": "Archiv", "trash": "Papierkorb",
+        "newAlbum": "Neues Album", "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
+        "added": "Hinzugefügt zu #.", "takeOut": "Aus dem Album nehmen",
+        "takenOut": "Aus dem Album genommen: #.", "rename": "Umbenennen",
+        "removeAlbum": "Album löschen", "sureAlbum": "Das Album # löschen? Seine Bilder bleiben.",
+        "restore": "Wiederherstellen", "restored": "Wiederhergestellt: #.",
+        "emptyTrash": "Papierkorb leeren", "sureEmpty": "Alles im Papierkorb endgültig löschen?",
+        "version": "Version #", "nothingIn": "Hier ist noch nichts",
+        "nothingInHow": "Wählen Sie Bilder aus und fügen Sie sie einem Album hinzu, oder laden "
+          "Sie welche hoch, während Sie es ansehen.",
+        "folders": "Ordner", "everything": "Alle Ordner", "below": "mit Unterordnern",
+        "byName": "nach Name", "byDate": "nach Datum", "upload": "Hochladen",
+        "signIn": "Anmelden", "signOut": "Abmelden", "docs": "Für Entwickler: die Schnittstelle",
+        "selection": "Auswahl", "uploads": "Hochgeladenes", "viewer": "Ansicht",
+        "dropHere": "Zum Hochladen loslassen", "close": "Schließen", "previous": "Zurück",
+        "next": "Weiter", "info": "Angaben", "download": "Herunterladen", "copy": "Link kopieren",
+        "remove": "Löschen", "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen",
+        "picked": "# ausgewählt", "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
+        "nothingHow": "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, "
+          "die Sie in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+        "none": "Nichts gefunden",
+        "noneHow": "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
+        "showAll": "Alles zeigen", "locked": "Diese Bilder sind privat",
+        "lockedHow": "Melden Sie sich an, um sie zu sehen.",
+        "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
+        "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
+        "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
+        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.",
+        "link": "Der Link:", "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
+        "denied": "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+        "name": "Benutzername oder E-Mail", "password": "Passwort",
+        "key": "Oder der Schlüssel des Eigentümers, oder ein Token",
+        "useKey": "Mit Schlüssel anmelden", "stay": "Hier angemeldet bleiben",
+        "cancel": "Abbrechen", "wrong": "Das hat nicht geklappt.", "taken": "Aufgenommen",
+        "camera": "Kamera", "size": "Größe", "length": "Länge", "file": "Datei",
+        "folder": "Ordner", "place": "Ort", "map": "auf einer Karte", "waiting": "wartet",
+        "sending": "wird gesendet", "stored": "gespeichert", "known": "schon da",
+        "failed": "nicht hochgeladen", "retry": "Noch einmal", "pause": "Pause",
+        "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
+        "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
+        "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
+        "progress": "# fertig", "zipping": "Wird gesammelt: #",
+        "zipLarge": "Das ist zu viel für eine Zip-Datei.",
+    },
+}  # fmt: skip
+
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 512 512">
+<path fill="#0b6b62" d="M0 0h512v512H0z"/><circle cx="340" cy="178" r="46" fill="#ffe3a3"/>
+<path fill="#6fd0c2" d="M78 376 208 186l132 190z"/>
+<path fill="#d3f5ee" d="M236 376l98-130 100 130z"/>
+</svg>
+"""
 
 GALLERY_MARKUP = """<!doctype html>
 <html lang="en">
@@ -15924,24 +16511,28 @@ GALLERY_MARKUP = """<!doctype html>
 <meta name="theme-color" media="(prefers-color-scheme: light)" content="#faf9f7">
 <meta name="theme-color" media="(prefers-color-scheme: dark)" content="#131312">
 <title>mediaserver</title>
-<link rel="icon" href="data:,">
 <style></style>
 </head>
 <body>
 <header id="bar">
-  <h1><a id="home" href="gallery">mediaserver</a></h1>
+  <h1><a id="home" href="gallery"><span id="name">mediaserver</span></a></h1>
   <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
     data-label="search" maxlength="200" autocomplete="off"></form>
-  <select id="kind" data-label="kind"></select>
-  <select id="jump" data-label="jump"></select>
-  <button type="button" id="folders" class="plain" data-icon="folder" data-t="folders"
-    aria-expanded="false"></button>
-  <button type="button" id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <div id="filters">
+    <select id="kind" data-label="kind"></select>
+    <select id="month" data-label="month"></select>
+    <select id="camera" data-label="camera"></select>
+  </div>
+  <button type="button" id="folders" data-icon="folder" data-t="folders" aria-expanded="false">
+  </button>
+  <button type="button" id="albums" data-icon="albums" data-t="albums"></button>
+  <button type="button" id="account" data-icon="person" data-label="signIn"></button>
   <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
 <p id="notice" role="status" hidden></p>
 <main id="stage">
+  <div id="cards" hidden></div>
   <div id="grid"></div>
   <div id="empty" hidden></div>
 </main>
@@ -15951,7 +16542,7 @@ GALLERY_MARKUP = """<!doctype html>
 <section id="uploads" data-label="uploads" hidden></section>
 <dialog id="viewer" data-label="viewer"></dialog>
 <dialog id="login" aria-labelledby="login-title"></dialog>
-<input id="files" type="file" multiple hidden accept="image/*">
+<input id="files" type="file" multiple hidden accept="image/*,video/*,audio/*,.heic,.heif">
 <div id="drop" hidden data-t="dropHere"></div>
 <noscript>This page needs JavaScript. Without it, the pictures are listed at /list.</noscript>
 <script></script>
@@ -15973,7 +16564,11 @@ input, select {
   background: var(--tile); color: inherit;
 }
 #search input { width: min(26rem, 100%) }
-select { max-width: 9.5rem; text-overflow: ellipsis; cursor: pointer }
+select { max-width: 8.4rem; text-overflow: ellipsis; cursor: pointer }
+#filters { display: flex; gap: .35rem }
+#home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
+#home img { width: 2rem; border-radius: .6rem }
+#name { overflow: hidden; text-overflow: ellipsis }
 button, .button {
   display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
   min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
@@ -15993,6 +16588,8 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
   background: var(--tile); color: inherit; text-decoration: none; font-size: .9rem;
 }
 #places a:hover { background: var(--line) }
+#places button { min-height: 0; padding: .3rem .8rem; font-size: .9rem; color: var(--soft) }
+#places svg { width: 1rem }
 #places .here { background: none; color: var(--soft); padding: .3rem .2rem }
 #places small { color: var(--soft) }
 #notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
@@ -16000,9 +16597,25 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 #notice.bad { background: var(--bad); color: var(--on-bad) }
 
 #stage { padding: 0 1rem; min-height: 70vh }
+#cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
+#cards { padding: .25rem 0 1.25rem }
+#cards > * {
+  display: grid; grid-template-rows: auto auto; align-content: start; justify-content: stretch;
+  gap: .1rem; padding: 0; color: inherit; text-decoration: none; text-align: start;
+  border-radius: .9rem; font-weight: 400; background: none;
+}
+#cards img, #cards svg {
+  width: 100%; height: auto; aspect-ratio: 1; object-fit: cover; border-radius: .9rem;
+  background: var(--tile); color: var(--soft); transition: filter .2s;
+}
+#cards svg { padding: 33%; stroke-width: 1.4 }
+#cards :hover > img, #cards :hover > svg { filter: brightness(1.06) saturate(1.15) }
+#cards b { font-weight: 600; margin-top: .45rem; overflow: hidden; text-overflow: ellipsis }
+#cards b { white-space: nowrap }
+#cards small { color: var(--soft) }
 #grid { position: relative; overflow: clip }
 #grid h2 {
-  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  position: absolute; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
   font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis;
 }
@@ -16094,6 +16707,8 @@ dialog { border: 0; color: inherit }
 #login input { border-radius: .7rem; color: var(--ink); padding: .55rem .8rem }
 #login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
 #login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
+#login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
+#login .list button { justify-content: start; border-radius: .7rem }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
@@ -16124,12 +16739,22 @@ dialog { border: 0; color: inherit }
 #facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
 #facts dd { margin: 0; overflow-wrap: anywhere }
 #facts a { color: #6fd0c2 }
+#facts p button { display: grid; justify-content: start; justify-items: start; gap: 0 }
+#facts p button { width: calc(100% + 1.4rem); margin: 0 -.7rem; border-radius: .6rem }
+#facts small { color: #a5a19a; font-weight: 400 }
 
+@media (max-width: 70rem) {
+  #bar { flex-wrap: wrap; gap: .4rem }
+  h1 { flex: 1 0 calc(100% - 32rem) }
+  #search { order: 5; flex: 1 0 35% }
+  #search input { width: 100% }
+  #filters { order: 6; max-width: 62%; overflow-x: auto; scrollbar-width: none }
+}
 @media (max-width: 46rem) {
-  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
-  h1 { flex: 1 0 calc(100% - 10rem); overflow: hidden; text-overflow: ellipsis }
-  #search { order: 5; flex: 1 0 40%; }
-  select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
+  #bar { padding: .5rem .75rem }
+  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
+  select { max-width: 7rem; padding: .45rem .6rem; flex: none }
+  #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
   #bar button span { display: none }
   #stage { padding: 0 .5rem }
@@ -16147,82 +16772,10 @@ dialog { border: 0; color: inherit }
 
 GALLERY_SCRIPT = r"""
 // -- Words -------------------------------------------------------------------------------
-// One table for each language; `#` stands for a number or a name.
+// The texts of the page's language come before; `#` stands for a number or a name.
 
-const TEXTS = {
-  en: {
-    search: "Search names, folders, cameras", kind: "What to show", all: "Everything",
-    image: "Photos", video: "Videos", audio: "Sound", jump: "Go to a month", months: "Month",
-    folders: "Folders", everything: "All folders", below: "with folders below",
-    byName: "by name", byDate: "by date", upload: "Upload", signIn: "Sign in", signOut: "Sign out",
-    docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
-    viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
-    next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
-    play: "Slideshow", full: "Full screen", photo: "Photo", film: "Video",
-    sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
-    nothing: "No pictures here yet",
-    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
-      + " appear after its next scan.",
-    none: "Nothing matches", noneHow: "Try other words, or look at everything.",
-    showAll: "Show everything", locked: "These pictures are private",
-    lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
-    degraded: "The picture folder, or a disk of it, is not there at the moment.",
-    scanning: "Looking through the folder: # files so far.", gone: "This is not here any more.",
-    copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
-    deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
-    loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
-    key: "Or the owner's key, or a token", useKey: "Use a key instead",
-    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
-    camera: "Camera", size: "Size",
-    length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
-    waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
-    failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
-    tooLarge: "Larger than the # that this server takes.",
-    wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
-    lost: "The connection was lost.", noRoom: "The server's disk is full.",
-    progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
-  },
-  de: {
-    search: "Namen, Ordner, Kameras suchen", kind: "Was gezeigt wird", all: "Alles",
-    image: "Fotos", video: "Videos", audio: "Ton", jump: "Zu einem Monat", months: "Monat",
-    folders: "Ordner", everything: "Alle Ordner", below: "mit Unterordnern",
-    byName: "nach Name", byDate: "nach Datum", upload: "Hochladen", signIn: "Anmelden",
-    signOut: "Abmelden", docs: "Für Entwickler: die Schnittstelle", selection: "Auswahl",
-    uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
-    close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
-    download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
-    full: "Vollbild", photo: "Foto", film: "Video", sound: "Tonaufnahme",
-    pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
-    nothing: "Noch keine Bilder",
-    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
-      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
-    none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
-    showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
-    lockedHow: "Melden Sie sich an, um sie zu sehen.",
-    offline: "Der Server ist nicht erreichbar. Neuer Versuch…",
-    degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
-    scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
-    copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
-    deleted: "Gelöscht: #.",
-    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
-    loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
-    key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
-    stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
-    taken: "Aufgenommen", camera: "Kamera", size: "Größe", length: "Länge", file: "Datei",
-    folder: "Ordner", place: "Ort", map: "auf einer Karte", waiting: "wartet",
-    sending: "wird gesendet", stored: "gespeichert", known: "schon da",
-    failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
-    tooLarge: "Größer als die #, die dieser Server annimmt.",
-    wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
-    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
-    progress: "# fertig", zipping: "Wird gesammelt: #",
-    zipLarge: "Das ist zu viel für eine Zip-Datei.",
-  },
-};
-const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
-  || "en";
-const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", () => value);
-document.documentElement.lang = LANGUAGE;
+const LANGUAGE = document.documentElement.lang;
+const t = (key, value = "") => TEXTS[key].replace("#", () => value);
 
 // Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
 const format = (options) => new Intl.DateTimeFormat(LANGUAGE, {timeZone: "UTC", ...options});
@@ -16247,6 +16800,8 @@ function clock(seconds) {
 // -- Pieces of the page ------------------------------------------------------------------
 
 const PATHS = {
+  albums: "M8 4h12v12H8zM16 19H5V8M8.5 15l3.5-4 2.5 2.5 2-2L20 15",
+  plus: "M12 5v14M5 12h14", undo: "M8 5 4 9l4 4M4.5 9H14a5.5 5.5 0 0 1 0 11h-4",
   folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
   person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20c1-3.6 4-5 7.5-5s6.5 1.4 7.5 5",
   up: "M12 16V5M7.5 9.5 12 5l4.5 4.5M5 19h14", down: "M12 5v11M7.5 11.5 12 16l4.5-4.5M5 19h14",
@@ -16386,29 +16941,35 @@ async function signOut() {
   start();
 }
 
+// Ask something in the dialog; `send` returns what is wrong.
+function showForm(title, fields, action, send) {
+  const error = h("p", {className: "error", role: "alert"});
+  const form = h("form", {}, h("h2", {id: "login-title"}, t(title)), fields, error,
+    h("div", {className: "row"},
+      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
+      h("button", {className: "main"}, t(action))));
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    error.textContent = await send(form.elements);
+    if (!error.textContent) $("login").close();
+  };
+  $("login").replaceChildren(form);
+  if (!$("login").open) $("login").showModal();
+}
+
 function signIn(then = start) {
   const field = (name, type, complete) => h("label", {}, t(name),
     h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
-  const error = h("p", {className: "error", role: "alert"});
-  const stay = h("input", {type: "checkbox", name: "stay"});
-  const form = h("form", {}, h("h2", {id: "login-title"}, t("loginTitle")),
+  const fields = [
     field("name", "text", "username"), field("password", "password", "current-password"),
     h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
-    h("label", {}, stay, " ", t("stay")), error,
-    h("div", {className: "row"},
-      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
-      h("button", {className: "main"}, t("signIn"))));
-  form.onsubmit = async (event) => {
-    event.preventDefault();
-    const {name, password, key} = form.elements;
+    h("label", {}, h("input", {type: "checkbox", name: "stay"}), " ", t("stay")),
+  ];
+  showForm("signIn", fields, "signIn", async ({name, password, key, stay}) => {
     const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
-    error.textContent = said;
-    if (error.textContent) return;
-    $("login").close();
-    then();
-  };
-  $("login").replaceChildren(form);
-  $("login").showModal();
+    if (!said) then();
+    return said;
+  });
 }
 
 // Sign in; return what is wrong.
@@ -16430,9 +16991,10 @@ async function enter(name, password, key, stay) {
 $("account").onclick = () => session.access ? signOut() : signIn();
 
 // -- What is shown: the page's address ---------------------------------------------------
-// q, kind, folder, below and order choose; group and item open one in the viewer.
+// These choose; group and item open one in the viewer.
 
-const CHOICES = ["q", "kind", "folder", "below", "order"];
+const CHOICES = ["q", "kind", "month", "camera", "folder", "below", "order", "album"];
+const NOTHING = Object.fromEntries(CHOICES.map((name) => [name, ""]));
 let query = new URLSearchParams();  // of those
 
 function readAddress() {
@@ -16474,19 +17036,36 @@ function choice(changes, properties, ...children) {
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
-const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE]
-  = Array(12).keys();
-const GAP = 4, HEAD = 54, AHEAD = 900;
+const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
+  ID] = Array(13).keys();
+const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 let groups = [], list = {}, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
 const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
 const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
-const original = (item) => `${ROOT}/image/${item[SHA]}`;
-const preview = (item, size) => `${ROOT}/preview/${item[SHA]}?size=${size}`;
+const keyOf = (item) => item[ID] || item[SHA];  // an album may have a picture twice
+const isEntity = (item) => /^\d+$/.test(item[ID]);
+const record = (item) => `/api/media/media/${item[ID]}/`;
+const previewOf = (sha, size) => `${ROOT}/preview/${sha}?size=${size}`;
+const preview = (item, size) => previewOf(item[SHA], size);
+
+function originalPath(item) {
+  if (isEntity(item)) return `/entity/${item[ID]}/file`;
+  return item[ID] ? `${record(item)}file/` : `/image/${item[SHA]}`;
+}
+
+const original = (item) => ROOT + originalPath(item);
+
+// What is looked at: the library (""), a user's collection, a collection of entities, or the
+// server's words for the rest.
+const album = () => query.get("album") || "";
+const isCollection = () => album().includes("-");
+const isTree = () => /^(entities|\d+)$/.test(album());
 
 function itemsPath(more = {}) {
   const asked = new URLSearchParams(query);
+  asked.delete("month");  // of the groups that have come
   for (const [name, value] of Object.entries(more)) asked.set(name, value);
   return `/gallery/items${asked.size ? `?${asked}` : ""}`;
 }
@@ -16533,7 +17112,9 @@ async function start(again = false) {
 function takeList(value, again) {
   const before = new Map(again ? groups.map((group) => [group.key, group]) : []);
   list = value;
-  groups = value.groups.map(([key, count, ratio, tag]) => {
+  const month = byName() ? null : query.get("month");
+  const chosen = value.groups.filter(([key]) => !month || key === month);
+  groups = chosen.map(([key, count, ratio, tag]) => {
     const known = before.get(key);
     if (known?.tag === tag) return known;
     return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
@@ -16544,9 +17125,11 @@ function takeList(value, again) {
   if (!again) window.scrollTo(0, history.state?.top || 0);
 }
 
-function titleOf(group) {
-  if (query.get("order") === "name") return group.key || list.name;
-  const title = MONTH.format(new Date(`${group.key}-01T00:00:00Z`));
+const byName = () => query.get("order") === "name";
+
+function titleOf(key) {
+  if (byName()) return key || placeName();
+  const title = MONTH.format(new Date(`${key}-01T00:00:00Z`));
   return title[0].toUpperCase() + title.slice(1);
 }
 
@@ -16557,6 +17140,7 @@ async function load(group) {
       if (!answer.ok) throw new TypeError(answer.status);
       group.items = (await answer.json()).items;
       group.count = group.items.length;
+      group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
       settle(group);
     }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
@@ -16570,10 +17154,13 @@ async function load(group) {
 let width = 0, total = 0;
 const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
 
-// Rows of a group as [first item, its number of items, top, height] and its height.
+// Rows of a group as [first item, its number of items, top, height], its height, and its width:
+// what fits into one row may have others beside it.
 function arrange(group) {
   const goal = target();
+  const natural = group.ratio * goal + GAP * (group.count - 1);
   group.rows = [];
+  group.width = natural < width ? Math.min(width, Math.max(natural, NARROWEST)) : width;
   if (!group.items) {
     group.height = HEAD + Math.max(1, Math.round(group.ratio * goal / width)) * (goal + GAP);
     return;
@@ -16602,11 +17189,15 @@ function layout() {
 }
 
 function place() {
+  let left = 0, line = 0;
   total = 0;
   for (const group of groups) {
-    group.top = total;
-    total += group.height;
+    if (left + group.width > width) [total, line, left] = [total + line, 0, 0];
+    [group.top, group.left] = [total, left];
+    left += group.width + BESIDE;
+    line = Math.max(line, group.height);
   }
+  total += line;
   $("grid").style.height = `${total}px`;
 }
 
@@ -16624,8 +17215,8 @@ function groupAt(top) {
 // -- Drawing: only what is in view is in the document ------------------------------------
 
 const tiles = new Map();  // elements by group's key and place in it
-const picked = new Map();  // items by hash
-let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+const picked = new Map();  // items by their keys
+let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -16637,7 +17228,6 @@ function draw() {
 }
 
 function drawNow() {
-  if (!groups.length) return;
   const top = window.scrollY - $("grid").offsetTop;
   const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
   const fast = Math.abs(top - lastTop) > window.innerHeight;
@@ -16645,7 +17235,10 @@ function drawNow() {
   clearTimeout(settling);
   settling = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
-  for (let number = groupAt(from); number < groups.length && groups[number].top < to; number++) {
+  lastWanted = null;
+  let number = groupAt(from);
+  while (number && groups[number - 1].top === groups[number].top) number--;
+  for (; number < groups.length && groups[number].top < to; number++) {
     drawGroup(groups[number], from, to, fast, wanted);
   }
   for (const [key, element] of tiles) {
@@ -16660,15 +17253,17 @@ function drawNow() {
 }
 
 function drawGroup(group, from, to, fast, wanted) {
-  want(`${group.key} head ${group.count}`, wanted, () => h("h2", {}, titleOf(group),
-    h("small", {}, NUMBER.format(group.count)))).style.top = `${group.top}px`;
+  const head = want(`${group.key} head ${group.count}`, wanted, () =>
+    h("h2", {}, titleOf(group.key), h("small", {}, NUMBER.format(group.count))));
+  Object.assign(head.style, {top: `${group.top}px`, insetInlineStart: `${group.left}px`,
+    width: `${group.width}px`});
   if (!group.fresh && !fast) load(group);
   for (const [first, count, top, height] of group.rows) {
     if (group.top + top + height < from || group.top + top > to) continue;
-    let x = 0;
+    let x = group.left;
     for (let place = first; place < first + count; place++) {
       const item = group.items[place];
-      const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
+      const tile = want(`${group.key}/${keyOf(item)}`, wanted, () => drawTile(group.key, item));
       const wide = height * item[RATIO] / 100;
       Object.assign(tile.style, {
         insetInlineStart: `${x}px`, top: `${group.top + top}px`,
@@ -16680,14 +17275,15 @@ function drawGroup(group, from, to, fast, wanted) {
   }
 }
 
-// The element of this key, made if need be.
+// The element of this key, made if need be: behind the one before, as Tab goes through them.
 function want(key, wanted, make) {
   wanted.add(key);
   if (!tiles.has(key)) {
     tiles.set(key, make());
-    $("grid").append(tiles.get(key));
+    if (lastWanted) lastWanted.after(tiles.get(key));
+    else $("grid").prepend(tiles.get(key));
   }
-  return tiles.get(key);
+  return lastWanted = tiles.get(key);
 }
 
 // A group's items have come: what is in view stays where it is.
@@ -16702,22 +17298,21 @@ function settle(group) {
 }
 
 function describe(item) {
-  const kind = t({image: "photo", video: "film", audio: "sound"}[item[KIND]]);
-  return `${kind}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
+  return `${t(item[KIND])}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
 }
 
 function drawTile(key, item) {
   const open = h("a",
-    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+    {href: addressOf({group: key, item: keyOf(item)}), "aria-label": describe(item)});
   const act = (run, ...more) => {  // where the item is by then
     const group = groups.find((each) => each.key === key);
-    run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
+    run(group, group.items.findIndex((each) => keyOf(each) === keyOf(item)), ...more);
   };
   const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
   pick.className = "pick";
-  pick.setAttribute("aria-pressed", picked.has(item[SHA]));
-  const tile = h("div", {className: picked.has(item[SHA]) ? "tile on" : "tile"}, open, pick);
-  tile.dataset.sha = item[SHA];
+  pick.setAttribute("aria-pressed", picked.has(keyOf(item)));
+  const tile = h("div", {className: picked.has(keyOf(item)) ? "tile on" : "tile"}, open, pick);
+  Object.assign(tile.dataset, {sha: item[SHA], key: keyOf(item)});
   open.onclick = (event) => {
     if (event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -16761,7 +17356,7 @@ async function moveFocus(group, place, event) {
   if (!there) return;
   reveal(there.group, there.place);
   drawNow();
-  tiles.get(`${there.group.key}/${there.group.items[there.place][SHA]}`)?.firstChild.focus();
+  tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
 }
 
 const rowLength = (group, place) =>
@@ -16800,30 +17395,42 @@ new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($(
 
 // -- Above the list: search, kinds, months, folders --------------------------------------
 
-function fill(select, options, value) {
-  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
-  select.value = value;
-}
-
 function drawHeader() {
-  $("home").textContent = document.title = list.name;
+  $("name").textContent = list.name;
+  document.title = placeName();
   $("home").href = location.pathname;
   document.querySelector("footer a").href = `${ROOT}/docs`;
   const words = $("search").elements.q;
   if (words !== document.activeElement) words.value = query.get("q") || "";
-  fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
-    query.get("kind") || "");
-  $("jump").hidden = query.get("order") === "name" || groups.length < 2;
-  fill($("jump"), [["", t("months")], ...groups.map((group) => [group.key, titleOf(group)])], "");
+  const kinds = album() === "all" ? [] : ["image", "video", "audio"];
+  fill("kind", kinds.map((each) => [each, t(each)]), "all");
+  fill("month", byName() ? [] : list.groups.map(([key]) => [key, titleOf(key)]), "months");
+  fill("camera", list.cameras.map((name) => [name, name]), "cameras");
+  $("folders").hidden = Boolean(album());
+  $("albums").setAttribute("aria-pressed", Boolean(album()));
+  $("upload").hidden = album() === "trash";
   drawPlaces();
+  drawCards();
   drawEmpty();
 }
 
+// The choices of a filter, behind one for all; it is there where there is something to choose.
+function fill(name, options, all) {
+  const choices = [["", t(all)], ...options];
+  $(name).replaceChildren(...choices.map(([value, text]) => h("option", {value}, text)));
+  $(name).value = query.get(name) || "";
+  $(name).hidden = options.length < 2 && !query.get(name);
+}
+
+const sortChoice = () =>
+  choice({order: byName() ? "" : "name", month: ""}, {}, t(byName() ? "byDate" : "byName"));
+
 function drawPlaces() {
   const here = query.get("folder") || "";
-  const open = Boolean(here) || !$("places").hidden;
+  const open = Boolean(here || album()) || $("folders").getAttribute("aria-expanded") === "true";
   $("places").hidden = !open;
-  $("folders").setAttribute("aria-expanded", open);
+  $("folders").setAttribute("aria-expanded", open && !album());
+  if (album()) { drawWay(); return; }
   const parts = here ? here.split("/") : [];
   const path = parts.map((part, at) =>
     choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
@@ -16837,31 +17444,155 @@ function drawPlaces() {
     {folder: here ? `${here}/${name}` : name, below: ""}, {}, icon("folder"), name,
     h("small", {}, NUMBER.format(count))));
   const deep = query.get("below") !== "false";
-  const named = query.get("order") === "name";
   const deeper = h("input", {type: "checkbox", checked: deep,
     onchange: () => choose({below: deep ? "false" : ""})});
   $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
     ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
-    here ? h("label", {}, deeper, t("below")) : "",
-    choice({order: named ? "" : "name"}, {}, t(named ? "byDate" : "byName")));
+    here ? h("label", {}, deeper, t("below")) : "", sortChoice());
+}
+
+// -- Albums ------------------------------------------------------------------------------
+// A user's collections, the tree of the entities, and the trash of both.
+
+const openAlbum = (key, ...children) => choice({...NOTHING, album: key}, {}, ...children);
+
+// Each album on the way to what is looked at, as [key, name].
+function way() {
+  if (!album() || album() === "all") return [];
+  if (list.path.length && !isTree()) return list.path;
+  return isTree() ? [["entities", t("entities")], ...list.path] : [[album(), t(album())]];
+}
+
+const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name);
+
+function drawWay() {
+  const act = (symbol, label, run) => button(symbol, label, run, {text: true});
+  $("places").replaceChildren(openAlbum("all", t("albums")),
+    ...way().flatMap(([key, name]) =>
+      [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
+    album() === "all" || !groups.length ? "" : sortChoice(),
+    ...isCollection() ? [act("folder", "rename", renameAlbum), act("trash", "removeAlbum",
+      removeAlbum)] : [],
+    album() === "trash" && groups.length ? act("trash", "emptyTrash", emptyTrash) : "");
+}
+
+function drawCards() {
+  const symbols = {mine: "person", entities: "folder", trash: "trash"};
+  const cards = (list.albums || []).map(([key, name, count, cover]) => openAlbum(key,
+    cover ? h("img", {src: previewOf(cover, 320), alt: "", loading: "lazy"})
+      : icon(symbols[key] || "albums"),
+    h("b", {dir: "auto"}, symbols[key] ? t(key) : name),
+    h("small", {}, count ? NUMBER.format(count) : "")));
+  if (album() === "all") {
+    cards.push(h("button", {type: "button", onclick: () => needAccount(newAlbum)}, icon("plus"),
+      h("b", {}, t("newAlbum")), h("small")));
+  }
+  $("cards").replaceChildren(...cards);
+  $("cards").hidden = !cards.length;
+}
+
+const needAccount = (run) => list.has_account ? run() : signIn(() => start().then(run));
+
+// Ask for a name, in the dialog; `run` gets it and the answer of what it calls is looked at.
+function askName(title, value, send) {
+  const name = h("input", {name: "name", value, required: true, maxLength: 255});
+  showForm(title, [h("label", {}, t("albumName"), name)], title, async () => {
+    const answer = await send({name: name.value});
+    return answer.ok ? "" : problem(answer);
+  });
+}
+
+const collectionPath = (key) => `/api/media/collections/${key}/`;
+const makeAlbum = (value) => call("/api/media/collections/", json("POST", value));
+
+function newAlbum() {
+  askName("newAlbum", "", async (value) => {
+    const answer = await makeAlbum(value);
+    if (answer.ok) choose({...NOTHING, album: (await answer.clone().json()).id});
+    return answer;
+  });
+}
+
+function renameAlbum() {
+  askName("rename", placeName(), async (value) => {
+    const answer = await call(collectionPath(album()), json("PATCH", value));
+    if (answer.ok) start(true);
+    return answer;
+  });
+}
+
+async function removeAlbum() {
+  if (!window.confirm(t("sureAlbum", placeName()))) return;
+  await call(collectionPath(album()), {method: "DELETE"});
+  choose({...NOTHING, album: "all"});
+}
+
+async function emptyTrash() {
+  if (!window.confirm(t("sureEmpty"))) return;
+  const answer = await call("/trash", {method: "DELETE"});
+  if (!answer.ok) notify(await problem(answer), 8, true);
+  start(true);
+}
+
+async function addToAlbum(items) {
+  const {albums} = await (await call("/gallery/items?album=all")).json();
+  const close = () => $("login").close();
+  const put = async (key, name) => {
+    close();
+    const said = await fillAlbum(key, items);
+    if (!said) clearPicks();
+    notify(said || t("added", name), 5, Boolean(said));
+  };
+  const mine = albums.filter(([key]) => key.includes("-")).map(([key, name]) =>
+    h("button", {type: "button", onclick: () => put(key, name)}, icon("albums"), name));
+  const name = h("input", {name: "name", required: true, maxLength: 255});
+  showForm("addTo", [h("div", {className: "list"}, mine), h("label", {}, t("newAlbum"), name)],
+    "addTo", async () => {
+      const answer = await makeAlbum({name: name.value});
+      if (!answer.ok) return problem(answer);
+      put((await answer.json()).id, name.value);
+      return "";
+    });
+}
+
+// Put items into a collection: own records move there, all else is shown there. What is wrong.
+async function fillAlbum(key, items) {
+  const own = items.filter((item) => item[ID] && !isEntity(item));
+  const hashes = items.filter((item) => !own.includes(item)).map((item) => item[SHA]);
+  const calls = own.map((item) =>
+    [`${record(item)}add-to-collection/`, json("POST", {collection_id: key})]);
+  for (let at = 0; at < hashes.length; at += 1000) {
+    const some = hashes.slice(at, at + 1000);
+    calls.push([`${collectionPath(key)}add/`, json("POST", {sha256: some})]);
+  }
+  for (const each of calls) {
+    const answer = await call(...each);
+    if (!answer.ok) return problem(answer);
+  }
+  return "";
 }
 
 function drawEmpty() {
   $("empty").hidden = groups.length > 0;
   if (groups.length) return;
-  if (query.size) {
-    const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
+  if (album() === "all") $("empty").hidden = true;
+  else if (album() && query.size === 1) {
+    if (list.albums.length) $("empty").hidden = true;
+    else showEmpty(album() === "trash" ? "trash" : "albums", "nothingIn",
+      album() === "trash" ? "" : "nothingInHow");
+  } else if (query.size) {
     showEmpty("picture", "none", "noneHow",
-      choice(everything, {className: "button main"}, t("showAll")));
+      choice(NOTHING, {className: "button main"}, t("showAll")));
   } else {
     showEmpty("picture", "nothing", "nothingHow",
       h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
   }
 }
 
-function showEmpty(symbol, title, how, action) {
+function showEmpty(symbol, title, how, action = "") {
   $("empty").hidden = false;
-  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, t(how)), action);
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, how && t(how)),
+    action);
 }
 
 function showLocked() {
@@ -16877,7 +17608,7 @@ function showLocked() {
 
 $("home").onclick = (event) => {
   event.preventDefault();
-  choose(Object.fromEntries(CHOICES.map((name) => [name, ""])));
+  choose(NOTHING);
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
@@ -16886,16 +17617,15 @@ $("search").onsubmit = (event) => {
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
 });
-$("kind").onchange = (event) => choose({kind: event.target.value});
-$("jump").onchange = (event) => {
-  const group = groups.find((each) => each.key === event.target.value);
-  if (group) window.scrollTo(0, $("grid").offsetTop + group.top - $("bar").offsetHeight);
-};
+for (const name of ["kind", "month", "camera"]) {
+  $(name).onchange = (event) => choose({[name]: event.target.value});
+}
 $("folders").onclick = () => {
-  $("places").hidden = !$("places").hidden;
-  if ($("places").hidden && query.get("folder")) choose({folder: "", below: ""});
+  $("folders").setAttribute("aria-expanded", $("places").hidden);
+  if (query.get("folder")) choose({folder: "", below: ""});
   else drawPlaces();
 };
+$("albums").onclick = () => choose({...NOTHING, album: album() === "all" ? "" : "all"});
 
 // -- The scrubber: years along the right edge --------------------------------------------
 
@@ -16903,7 +17633,7 @@ const handle = h("i");
 
 function drawScrubber() {
   const bar = $("scrubber");
-  bar.hidden = total < 3 * window.innerHeight || query.get("order") === "name";
+  bar.hidden = total < 3 * window.innerHeight || byName();
   if (bar.hidden) return;
   const marks = [];
   let year = "", lowest = -30;
@@ -16926,7 +17656,7 @@ function moveHandle() {
   const top = scrolled / total * bar.clientHeight;
   const bubble = bar.querySelector("b");
   handle.style.top = bubble.style.top = `${top}px`;
-  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)]);
+  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)].key);
 }
 
 function scrub(event) {
@@ -16951,12 +17681,12 @@ $("scrubber").onlostpointercapture = () => {
 let lastPick = null;
 
 function togglePick(group, place, range) {
-  const on = !picked.has(group.items[place][SHA]);
+  const on = !picked.has(keyOf(group.items[place]));
   const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
   for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
     const item = group.items[at];
-    if (on) picked.set(item[SHA], item);
-    else picked.delete(item[SHA]);
+    if (on) picked.set(keyOf(item), item);
+    else picked.delete(keyOf(item));
   }
   lastPick = {group, place};
   drawPicked();
@@ -16965,16 +17695,15 @@ function togglePick(group, place, range) {
 function drawPicked() {
   document.body.classList.toggle("picking", picked.size > 0);
   for (const tile of document.querySelectorAll(".tile")) {
-    tile.classList.toggle("on", picked.has(tile.dataset.sha));
-    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.sha));
+    tile.classList.toggle("on", picked.has(tile.dataset.key));
+    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.key));
   }
   const items = [...picked.values()];
   $("picked").hidden = !items.length;
   const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
   $("picked").replaceChildren(count,
     button("down", "download", () => downloadAll(items), {text: true}),
-    items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
-    button("close", "clear", clearPicks));
+    ...ways(items), button("close", "clear", clearPicks));
 }
 
 function clearPicks() {
@@ -16998,26 +17727,57 @@ function holdToPick(link, pick) {
   link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
 }
 
-// Uploads can be deleted again; what lies elsewhere in the folder is its owner's.
-const canDelete = (item) => /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+// The buttons of what can be done with items besides showing them.
+function ways(items) {
+  if (album() === "trash") {
+    return [button("undo", "restore", () => restoreAll(items), {text: true}),
+      button("trash", "remove", () => deleteAll(items))];
+  }
+  return [button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
+    items.every(removal) ? button("trash", isCollection() ? "takeOut" : "remove",
+      () => deleteAll(items)) : ""];
+}
 
-async function deleteAll(items) {
-  const what = items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
-  if (!window.confirm(t("sure", what))) return false;
+// The call that deletes an item, if one may: of the library only what was uploaded for everybody,
+// since all else in the folder is its owner's.
+function removal(item) {
+  const path = `/media/${encodeURIComponent(nameOf(item))}`;
+  if (!album()) {
+    const uploaded = /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+    return uploaded ? [withToken(path), {method: "DELETE"}] : null;
+  }
+  if (album() === "trash") return [`/trash/${item[ID]}`, {method: "DELETE"}];
+  if (isCollection()) return [`${record(item)}remove-from-collection/`, {method: "POST"}];
+  if (!isTree()) return [record(item), {method: "DELETE"}];
+  return list.can_write ? [`/entity/${item[ID]}`, json("PATCH", {is_deleted: true})] : null;
+}
+
+const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
+
+// Call for each item; whether all went well.
+async function callAll(items, callOf, said) {
   for (const item of items) {
-    const path = `/media/${encodeURIComponent(nameOf(item))}`;
-    const answer = await call(withToken(path), {method: "DELETE"});
+    const answer = await call(...callOf(item));
     if (!answer.ok && answer.status !== 404) {
       notify(await problem(answer), 8, true);
       return false;
     }
-    picked.delete(item[SHA]);
+    picked.delete(keyOf(item));
   }
   drawPicked();
   await start(true);
-  notify(t("deleted", what), 4);
+  notify(t(said, nameAll(items)), 4);
   return true;
 }
+
+async function deleteAll(items) {
+  const forGood = !album() || album() === "trash";
+  if (forGood && !window.confirm(t("sure", nameAll(items)))) return false;
+  return callAll(items, removal, isCollection() ? "takenOut" : "deleted");
+}
+
+const restoreAll = (items) =>
+  callAll(items, (item) => [`/trash/${item[ID]}/restore`, {method: "POST"}], "restored");
 
 function save(url, name) {
   h("a", {href: url, download: name}).click();
@@ -17033,7 +17793,7 @@ async function downloadAll(items) {
   const zip = new Zip();
   for (const [number, item] of items.entries()) {
     notify(t("zipping", `${number + 1}/${items.length}`));
-    const answer = await call(`/image/${item[SHA]}`);
+    const answer = await call(originalPath(item));
     if (!answer.ok) { notify(await problem(answer), 8, true); return; }
     await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
   }
@@ -17105,12 +17865,12 @@ const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
 let factsOpen = false, slideshow = 0, lastShown = "";
 
-async function openLinked(key, sha) {
-  const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
+async function openLinked(key, wanted) {
+  const isShown = () => shown && keyOf(shown.group.items?.[shown.place] || []) === wanted;
   if (isShown() && groups.includes(shown.group)) return;
   const group = groups.find((each) => each.key === (key || ""));
   const found = group ? await load(group) : [];
-  const at = found.findIndex((item) => item[SHA] === sha);
+  const at = found.findIndex((item) => keyOf(item) === wanted);
   if (at < 0) {
     closeViewer();
     notify(t("gone"), 5, true);
@@ -17123,7 +17883,7 @@ async function openLinked(key, sha) {
 }
 
 function openItem(group, place) {
-  history.pushState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  history.pushState(null, "", addressOf({group: group.key, item: keyOf(group.items[place])}));
   pushed = true;
   show(group, place);
 }
@@ -17131,7 +17891,7 @@ function openItem(group, place) {
 function show(group, place) {
   const item = group.items[place];
   shown = {group, place};
-  lastShown = `${group.key}/${item[SHA]}`;
+  lastShown = `${group.key}/${keyOf(item)}`;
   const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
@@ -17151,12 +17911,14 @@ const viewSize = () =>
 
 function drawView(item) {
   const top = h("div", {className: "over top"}, button("close", "close", closeShown),
-    h("h2", {}, nameOf(item)),
+    h("h2", {dir: "auto"}, nameOf(item)),
     button(slideshow ? "pause" : "play", "play", toggleSlideshow),
     button("info", "info", toggleFacts),
     button("link", "copy", copyLink),
     button("down", "download", () => save(original(item), nameOf(item))),
-    canDelete(item) ? button("trash", "remove", deleteShown) : "",
+    ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
+    removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
+      () => leaveShown(deleteAll)) : "",
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -17195,10 +17957,23 @@ function drawFacts(item) {
     ["size", pixels + bytes(item[BYTES])],
     ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
     ["file", nameOf(item)], ["folder", folderOf(item) && choice(
-      {folder: folderOf(item), q: "", kind: ""}, {}, folderOf(item))],
+      {...NOTHING, folder: folderOf(item)}, {}, folderOf(item))],
   ].filter(([, value]) => value);
+  const versions = h("p");
+  if (isEntity(item)) listVersions(item, versions);
   return h("aside", {id: "facts"}, h("h2", {}, t("info")), h("dl", {},
-    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])));
+    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])), versions);
+}
+
+// The versions of an entity, the newest first; each can be looked at.
+async function listVersions(item, place) {
+  const answer = await call(`/entity/${item[ID]}/versions`);
+  if (!answer.ok) return;
+  place.append(...(await answer.json()).reverse().map(({version, label, updated_date: updated}) =>
+    h("button", {type: "button", onclick: () => {
+      $("view").firstChild.src = `${original(item)}?version=${version}`;
+    }}, t("version", version), h("small", {dir: "auto"},
+      `${DAY.format(new Date(updated))} ${label || ""}`))));
 }
 
 async function go(step) {
@@ -17207,7 +17982,7 @@ async function go(step) {
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
   const item = there.group.items[there.place];
-  history.replaceState(null, "", addressOf({group: there.group.key, item: item[SHA]}));
+  history.replaceState(null, "", addressOf({group: there.group.key, item: keyOf(item)}));
   show(there.group, there.place);
 }
 
@@ -17227,7 +18002,7 @@ function closeViewer() {
   if (document.fullscreenElement) document.exitFullscreen();
   $("viewer").replaceChildren();
   $("viewer").close();
-  document.title = list.name;
+  document.title = placeName();
   reveal(group, place);
   drawNow();
   tiles.get(lastShown)?.firstChild.focus({preventScroll: true});
@@ -17263,14 +18038,14 @@ async function copyLink() {
   } else window.prompt(t("link"), location.href);
 }
 
-async function deleteShown() {
+// Do what takes the shown item away, and go on to the next.
+async function leaveShown(run) {
   const {group, place} = shown;
   const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const next = there && there.group.items[there.place];
-  history.replaceState(null, "", addressOf(next ? {group: there.group.key, item: next[SHA]} : {}));
-  if (!await deleteAll([group.items[place]])) {
-    history.replaceState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
-  }
+  const go = (to, at) => history.replaceState(null, "", addressOf(
+    to ? {group: to.key, item: keyOf(to.items[at])} : {}));
+  go(there?.group, there?.place);
+  if (!await run([group.items[place]])) go(group, place);
 }
 
 $("viewer").addEventListener("cancel", (event) => {
@@ -17282,7 +18057,8 @@ document.addEventListener("keydown", (event) => {
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
-    s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
+    s: toggleSlideshow,
+    Delete: () => removal(shown.group.items[shown.place]) && leaveShown(deleteAll),
   }[event.key];
   if (!run) return;
   event.preventDefault();
@@ -17374,8 +18150,9 @@ function zoomable(picture, item) {
 // -- Uploads -----------------------------------------------------------------------------
 
 const AT_ONCE = 3;
-const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
-const TAKES = /^(jpe?g|png|gif|webp|bmp|svg)$/;
+const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; these others as public images
+const PUBLIC = /^(webp|bmp|svg)$/;
+const LARGE = 4e6, PART = 16e6;  // bytes: what is larger goes in parts, and is resumed
 const uploads = [];
 let paused = false, refreshTimer = 0;
 
@@ -17385,17 +18162,40 @@ const withToken = (path) =>
 function addUploads(files) {
   for (const file of files) {
     const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
-    const most = list.max_upload_bytes;
-    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
-    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
+    if (!/^((image|video|audio)\/|$)/.test(file.type)) refuse(upload, t("wrongType"), true);
     uploads.push(upload);
   }
   if (!files.length) return;
   $("uploads").hidden = false;
   drawUploads();
-  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
-  if (asks && !uploadToken) signIn(resumeUploads);
+  const may = list.can_upload || list.can_write || list.has_account || uploadToken;
+  if (!may && uploads.some((each) => each.state === "waiting")) signIn(resumeUploads);
   else pump();
+}
+
+// Where a file goes: into what is looked at, else the folder if that takes it, else the account's
+// own records or the entities, which take everything.
+function routeOf(file) {
+  const extension = extensionOf(file.name), fields = {};
+  const toFolder = (list.can_upload || uploadToken) && file.size <= list.max_upload_bytes;
+  if (toFolder && !album()) {
+    const name = encodeURIComponent(file.name);
+    if (KEEPS_NAME.test(extension)) {
+      return {target: "library", method: "PUT", path: `/image/${name}`, fields};
+    }
+    if (PUBLIC.test(extension)) return {target: "media", method: "POST", path: "/upload", fields};
+  }
+  if (file.size > list.max_media_bytes) return null;
+  if (list.can_write && (isTree() || !list.has_account)) {
+    fields.label = file.name;
+    if (/^\d+$/.test(album())) fields.parent_id = album();
+    return {target: "entities", method: "POST", path: "/entity/", field: "image", fields,
+      album: isTree() ? album() : "entities"};
+  }
+  if (!list.has_account) return null;
+  if (isCollection()) fields.collection = album();
+  return {target: "accounts", method: "POST", path: "/api/media/media/", fields,
+    album: isCollection() ? album() : "mine"};
 }
 
 function refuse(upload, message, final = false) {
@@ -17415,37 +18215,87 @@ function pump() {
 }
 
 async function sendUpload(upload) {
-  upload.state = "sending";
   const {file} = upload;
-  const named = KEEPS_NAME.test(extensionOf(file.name));
+  const route = upload.route = routeOf(file);
+  upload.state = "sending";
+  if (!route) {
+    const most = list.has_account || list.can_write ? list.max_media_bytes : list.max_upload_bytes;
+    refuse(upload, t(file.size > most ? "tooLarge" : "denied", bytes(most)), true);
+    pump();
+    return;
+  }
   const form = new FormData();
-  form.append("file", file);
+  for (const field of Object.entries(route.fields)) form.append(...field);
+  form.append(route.field || "file", file);
+  const request = file.size > LARGE ? await sendParts(upload)
+    : await transmit(upload, route.method, withToken(route.path), form);
+  endUpload(upload, request);
+  pump();
+}
+
+// One request of an upload, when it is over; `from` are the bytes before it.
+async function transmit(upload, method, path, body, headers = {}, from = 0) {
   const request = upload.request = new XMLHttpRequest();
-  request.open(named ? "PUT" : "POST",
-    ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
-  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
+  request.open(method, ROOT + path);
+  for (const header of Object.entries({...headers, ...await bearer()})) {
+    request.setRequestHeader(...header);
+  }
   request.upload.onprogress = (event) => {
-    upload.sent = event.loaded / event.total;
+    upload.sent = Math.min(1, (from + event.loaded) / upload.file.size);
     drawProgress(upload);
   };
-  request.onloadend = () => {
-    endUpload(upload, request);
-    pump();
-  };
-  request.send(form);
+  return new Promise((done) => {
+    request.onloadend = () => done(request);
+    if (paused) done(request);
+    else request.send(body);
+  });
+}
+
+// Send a file by tus 1.0: it goes on where it was, after a pause, a lost connection or a reload.
+// The last request; with the family's answer if all went well.
+async function sendParts(upload) {
+  const {file, route} = upload;
+  const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
+  const tus = {"Tus-Resumable": "1.0.0"};
+  const send = (...more) => transmit(upload, ...more);
+  let path = localStorage.getItem(mark), request = null, offset = 0;
+  if (path) {
+    request = await send("HEAD", path, null, tus);
+    if (/^4(01|03|04|10)$/.test(request.status)) path = null;
+  }
+  if (!path) {
+    const texts = {target: route.target, filename: file.name, ...route.fields};
+    const coded = Object.entries(texts).map(([name, text]) =>
+      `${name} ${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}`);
+    request = await send("POST", withToken("/files/"), null,
+      {...tus, "Upload-Length": file.size, "Upload-Metadata": coded.join()});
+    path = request.getResponseHeader("Location")?.match(/\/files\/[^/]*$/)[0];
+    if (path) localStorage.setItem(mark, path);
+  }
+  const type = {"Content-Type": "application/offset+octet-stream"};
+  while (request.status >= 200 && request.status < 300) {
+    offset = Number(request.getResponseHeader("Upload-Offset"));
+    if (offset === file.size) {
+      localStorage.removeItem(mark);
+      return send("GET", path, null, tus);
+    }
+    request = await send("PATCH", path, file.slice(offset, offset + PART),
+      {...tus, ...type, "Upload-Offset": offset}, offset);
+  }
+  if (/^4(00|09|13|15|22)$/.test(request.status)) localStorage.removeItem(mark);
+  return request;
 }
 
 function endUpload(upload, request) {
   const {status} = request;
   upload.request = null;
-  upload.sent = 0;
   if (paused && status === 0) {
     upload.state = "waiting";
-  } else if (status === 200 || status === 201) {
-    upload.state = status === 201 ? "stored" : "known";
+  } else if (status === 200 || status === 201 || status === 409) {
+    upload.state = status === 409 || isKnown(upload, request) ? "known" : "stored";
     clearTimeout(refreshTimer);
     refreshTimer = setTimeout(() => start(true), 700);
-  } else if ((status === 429 || status === 503) && upload.tries++ < 5) {
+  } else if (/^(0|423|429|503)$/.test(status) && upload.tries++ < 5) {
     upload.state = "later";
     setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
   } else if (status === 401) {
@@ -17457,10 +18307,16 @@ function endUpload(upload, request) {
   }
 }
 
+// Whether the folder had the picture: its answer then names no thumbnail.
+function isKnown(upload, request) {
+  if (upload.route.target !== "library") return false;
+  const said = JSON.parse(request.responseText);
+  return !("thumbnail_file" in (said.answer || said));
+}
+
 function sentence(request) {
   if (request.status === 0) return t("lost");
   if (request.status === 403) return t("denied");
-  if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
   if (request.status === 507) return t("noRoom");
   try {
     return String(JSON.parse(request.responseText).detail);
@@ -17497,7 +18353,7 @@ function drawUploads() {
   $("uploads").replaceChildren(
     h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
       toggle, close),
-    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("progress", {max: uploads.length || 1, value: allSent(), "aria-label": t("uploads")}),
     h("ul", {}, rows.map(drawUpload)));
 }
 
@@ -17507,15 +18363,21 @@ const rank = (upload) =>
 function drawUpload(upload) {
   const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
-  upload.bar = upload.state === "sending"
+  upload.bar = !isOver(upload) && (upload.sent || upload.state === "sending")
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
-  const state = t(upload.state === "later" ? "waiting" : upload.state);
+  const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
+  const to = upload.state === "stored" && (upload.route.album || "");
+  const name = to && t(/^[me]/.test(to) ? to : "albums");
+  const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
-    upload.bar || h("span", {}, upload.message || state));
+    upload.bar || h("span", {}, state, there));
 }
+
+const allSent = () => uploads.reduce((sum, each) => sum + (isOver(each) ? 1 : each.sent), 0);
 
 function drawProgress(upload) {
   if (upload.bar) upload.bar.value = upload.sent;
+  $("uploads").querySelector("progress").value = allSent();
 }
 
 $("upload").onclick = () => $("files").click();
@@ -17581,6 +18443,10 @@ window.addEventListener("popstate", () => {
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
+document.head.append(h("link", {rel: "icon", href: `${ROOT}/icon.svg`}),
+  h("link", {rel: "manifest", href: `${ROOT}/manifest.webmanifest`}));
+$("home").prepend(h("img", {src: `${ROOT}/icon.svg`, alt: ""}));
+
 // A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
 async function begin() {
   keepSession(session);
@@ -17600,20 +18466,66 @@ async function begin() {
 begin();
 """
 
-GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+GALLERY = {
+    language: build_page(
+        GALLERY_MARKUP.replace('lang="en"', f'lang="{language}"'),
+        PAGE_STYLE + GALLERY_STYLE,
+        f"{PAGE_SCRIPT}const TEXTS = {to_json(texts)};\n{GALLERY_SCRIPT}",
+    )
+    for language, texts in TEXTS.items()
+}
+
+
+def choose_language(accepted: str) -> str:
+    """Return the page's language that Accept-Language likes most (RFC 9110, section 12.5.4).
+
+    >>> choose_language("fr, de-AT;q=0.8, en;q=0.5"), choose_language("")
+    ('de', 'en')
+    """
+    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted.lower())
+    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in TEXTS}
+    return max(liked, key=lambda tag: liked[tag], default="en")
+
+
+def gallery_response(request: Request) -> Response:
+    """Answer with the gallery in the client's language."""
+    language = choose_language(request.headers.get("accept-language", ""))
+    return page_response(request, GALLERY[language])
+
+
+@route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
+def get_icon(app: App, request: Request) -> Response:
+    """The gallery's icon."""
+    policy = ("Content-Security-Policy", "default-src 'none'")
+    return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
+
+
+@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
+def get_manifest(app: App, request: Request) -> Response:
+    """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
+    name = printable(app.settings.storage_dir.name) or "mediaserver"
+    icon = {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"}
+    colour = "#0b6b62"
+    manifest = {
+        "name": name, "short_name": name, "start_url": "gallery", "scope": "./",
+        "display": "standalone", "background_color": colour, "theme_color": colour,
+        "icons": [icon],
+    }  # fmt: skip
+    headers = [("Content-Type", "application/manifest+json"), NO_STORE]
+    return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
 
 
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page."""
-    return page_response(request, GALLERY)
+    return gallery_response(request)
 
 
 @route("GET", "/", OPEN, "system", {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
-        return page_response(request, GALLERY)
+        return gallery_response(request)
     return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
@@ -18721,6 +19633,8 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
+    except (LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
+        yield what, Result("failed", f"its row is not understood: {error}")
 
 
 class Importer:
@@ -18808,7 +19722,7 @@ SOURCE_TABLES = (
     "entities_version",
 )  # fmt: skip
 Row = dict[str, Any]
-MAX_DUMP_BYTES = 1 << 30
+MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
 
 
@@ -18847,7 +19761,8 @@ def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
                     for row in db.execute(sql) if table in known else ():
                         yield table, dict(row)
             except sqlite3.Error as error:
-                raise Refusal(f"{path} cannot be read: {error}") from None
+                hint = "--into library takes in a folder's files alone"
+                raise Refusal(f"{path} cannot be read: {error}; {hint}") from None
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
@@ -18888,6 +19803,7 @@ class RecordImporter:
         self._app, self._index, self._origin = app, app.index, origin
         self._tables = tables
         self._is_trial = is_trial
+        self._describe = functools.lru_cache(maxsize=2)(functools.partial(describe, origin))
         self._users: dict[int, int] = {}  # ids there and here
         self._histories: dict[int, list[Row]] = {}  # of entities
         for row in tables["entities_version"]:
@@ -18909,19 +19825,19 @@ class RecordImporter:
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
-        known = users.find(email)
-        if known and known.email.casefold() == email.casefold():
+        known, joined = users.find(email), read_time(row["date_joined"])
+        if known and known.email == email and users.created(known.id) == joined:
             self._users[row["id"]] = known.id
             return Result("here", email)
         names = ("first_name", "last_name", "email", "username", "phone_number", "password")
         values = {name: row[name] for name in names}
-        if taken := users.taken(values):
+        if taken := users.taken(values):  # anybody may have registered with that e-mail
             return Result("failed", f"{email}: another account has its {', '.join(taken)}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
         def add(db: Database) -> User:
-            user = users.add(db, values, read_time(row["date_joined"]))
+            user = users.add(db, values, joined)
             if not row["is_active"]:
                 users.set_active(db, user, False)
             return user
@@ -18984,7 +19900,7 @@ class RecordImporter:
         if known and known.added == read_time(row["added_date"]):
             return Result("here", row["label"] or "")
         path = self._find(row["file_path"])
-        found = describe(self._origin, path, 0.0) if path else None
+        found = self._describe(path, 0.0) if path else None
         sha256 = found[0].sha256 if found else ""
         if problem := self._entity_problem(id, sha256):
             return Result("failed", problem)
@@ -19051,16 +19967,18 @@ class RecordImporter:
         self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
     ) -> Located | None:
         """Copy a file; what an import that was interrupted has left there is taken for it."""
-        found = describe(self._origin, path, 0.0)
-        for name in names if found else ():
-            if found and folder.is_gone(name):
+        found = self._describe(path, 0.0)
+        if found is None:
+            return None
+        for name in names:
+            if folder.is_gone(name):
                 free = itertools.chain([name], names)
                 keep = functools.partial(store_upload, self._app, folder=folder, names=free)
                 return copy_file(self._origin, found[0], folder, keep, md5)
             kept = describe(folder, name, time.time())
-            if kept and found and kept[1].sha256 == found[0].sha256:
+            if kept and kept[1].sha256 == found[0].sha256:
                 return kept
-        return None
+        raise AssertionError("names have no end")
 
 
 NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
