@@ -3864,9 +3864,9 @@ class Entity(NamedTuple):
     def from_row(cls, row: Sequence[Any]) -> Entity:
         """From the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
         asset = Asset.from_row(row[ENTITY_WIDTH:]) if row[ENTITY_WIDTH] else None
-        values = dict(zip(ENTITY_COLUMNS, row, strict=False))
-        flags = {name: bool(values[name]) for name in ("is_collection", "is_deleted")}
-        return cls(**{**values, **flags}, asset=asset)
+        found = cls._make((*row[:ENTITY_WIDTH], asset))
+        is_collection, is_deleted = bool(found.is_collection), bool(found.is_deleted)
+        return found._replace(is_collection=is_collection, is_deleted=is_deleted)
 
     def is_same(self, other: Entity) -> bool:
         """Whether two versions say the same; `path` stands for the asset."""
@@ -4003,6 +4003,9 @@ class Change:
         self.error: BaseException | None = None
 
 
+MAX_COUNTS = 100  # kept by a thread
+
+
 class Index:
     """The SQLite file and the subjects in it."""
 
@@ -4049,9 +4052,23 @@ class Index:
         connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
+            self._local.counts = {}
         cursor = IndexCursor(connection)
         cursor.execute(sql, values)
         return cursor
+
+    def count(self, rows: str, *values: Any) -> int:
+        """Return how many rows there are; they are counted again once anything was written."""
+        # https://www.sqlite.org/pragma.html#pragma_data_version: of this thread's own connection
+        version = self.read("PRAGMA data_version").fetchone()[0]
+        counts: dict[Any, tuple[int, int]] = self._local.counts
+        known, count = counts.get((rows, values), (None, 0))
+        if known != version:
+            count = self.read(f"SELECT count(*) FROM {rows}", *values).fetchone()[0]
+            if len(counts) >= MAX_COUNTS:
+                counts.clear()
+            counts[rows, values] = version, count
+        return count
 
     def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
@@ -4414,7 +4431,7 @@ class Files(Table):
         return self._index.get_meta("library_version")
 
     def count_media(self) -> int:
-        return int(self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0])
+        return self._index.count(f"file WHERE {IN_MEDIA}")
 
     def media(self, limit: int, offset: int) -> Iterator[tuple[str, str, int, str | None, float]]:
         """Path, hash, size, MIME type and time added of the public images, newest first."""
@@ -4885,7 +4902,7 @@ class OwnedTable(Generic[Record]):
         self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
-        clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
+        clauses = [f"{self._table} WHERE user_id = ? AND {self._condition}"]
         clauses += [f"{column} = ?" for column, _ in wanted.equal]
         clauses += ["instr(folded, ?)"] * len(wanted.terms)
         values = [value for _, value in wanted.equal]
@@ -4893,14 +4910,14 @@ class OwnedTable(Generic[Record]):
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
-        return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
+        return self._index.count(where, *values)
 
     def each(self, wanted: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
         """The things wanted in order; those that are equal in it are ordered by id."""
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
-        sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
+        sql = f"{self._select} FROM {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
         return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
@@ -4984,25 +5001,30 @@ class Entities(Table):
 
     def page(
         self, version: int | None, filters: Mapping[str, Any], text: str, limit: int, offset: int
-    ) -> tuple[list[Entity], int]:
-        """Some of those that fit in the order of their ids, and how many fit.
+    ) -> tuple[list[tuple[int, int]], int]:
+        """Return the ids and transactions of some of those that fit, by id, and how many fit.
 
         Of each its version `version`; `filters` are columns and their values, and `text` is in
         the label or description.
         """
         chosen, values = self._where(version, filters, text)
-        count = self._index.read(f"SELECT count(*) FROM {chosen}", *values).fetchone()[0]
-        if offset >= count:
-            return [], count
-        part = f"(SELECT * FROM {chosen} ORDER BY id LIMIT ? OFFSET ?)"
-        sql = f"{self._select(part=part)} ORDER BY id"
-        rows = self._index.read(sql, *values, limit, offset)
-        return [Entity.from_row(row) for row in rows], count
+        count = self._index.count(chosen, *values)
+        sql = f"SELECT id, transaction_id FROM {chosen} ORDER BY id LIMIT ? OFFSET ?"
+        return self._index.read(sql, *values, limit, offset).fetchall(), count
 
-    def _select(self, versions: bool = False, part: str = "") -> str:
-        """All there is to read of an entity, from a table or a part of one."""
+    def many(self, ids: Sequence[int], version: int | None) -> list[Entity]:
+        """Return those of some entities that are there, by id; of each its version `version`."""
+        sql = f"{self._select(version is not None)} WHERE id IN ({placeholders(ids)})"
+        values = list(ids)
+        if version is not None:
+            sql, values = f"{sql} AND version = ?", [*ids, version]
+        rows = self._index.read(f"{sql} ORDER BY id", *values)
+        return [Entity.from_row(row) for row in rows]
+
+    def _select(self, versions: bool = False) -> str:
+        """All there is to read of an entity."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
-        source = part or ("entity_version" if versions else "entity")
+        source = "entity_version" if versions else "entity"
         joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
         return f"SELECT {columns}, {ASSET_COLUMNS} FROM {joined}"
 
@@ -5462,7 +5484,9 @@ def need_room(descriptor: int, size: int, reserve: int | None) -> None:
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
-    def __init__(self, folder: Folder, name: str, file: io.FileIO) -> None:
+    def __init__(
+        self, folder: Folder, name: str, file: io.FileIO, place: Place | None = None
+    ) -> None:
         self.folder = folder
         self.name = name  # in `.incoming/`
         self.file = file
@@ -5474,24 +5498,33 @@ class Incoming:
         self.kept: str | None = None
         self.note = ""  # the name of what tells the next start of it, which goes with it
         self.is_replaced = False
-        self._place: Place | None = None
+        self._place = place
 
     def place(self) -> Place:
-        """Return where it lies in `.incoming/`, which stays open until `discard`."""
+        """Return where it lies in `.incoming/`, which stays open until `pause` or `discard`."""
         self._place = self._place or self.folder.resolve(self.name)
         return self._place
+
+    def pause(self) -> None:
+        """Hold no more than the file itself."""
+        place, self._place = self._place, None
+        if place:
+            os.close(place.folder)
 
     def replace(self, name: str, file: io.FileIO) -> None:
         """Go on with an equal file instead of this one, which goes."""
         try:
-            with self.place() as place:
-                self._place = None
-                place.unlink()
+            self.place().unlink()
         except BaseException:
             file.close()
             raise
-        self.file.close()
+        self.close()
         self.name, self.file, self.is_replaced = name, file, True
+
+    def close(self) -> None:
+        """Let go of the file, which stays."""
+        self.pause()
+        self.file.close()
 
     def discard(self, undo: bool = True) -> os.stat_result | None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first.
@@ -5500,11 +5533,11 @@ class Incoming:
         """
         if self.file.closed:
             return None
-        with self.file:
-            with contextlib.suppress(OSError), self.place() as place:
+        with contextlib.closing(self):
+            with contextlib.suppress(OSError):
                 if undo and self.kept:
                     self.folder.unlink(self.kept)  # if not, the next start finds the mark
-                place.unlink()
+                self.place().unlink()
                 if self.note:
                     self.folder.unlink(self.note)
             return os.fstat(self.file.fileno())
@@ -5516,7 +5549,7 @@ class Incoming:
         """
         if self.is_replaced:
             return False
-        with self.file, self.place():
+        with contextlib.closing(self):
             if self.kept:
                 self.folder.unlink(self.kept)
         return True
@@ -5735,24 +5768,28 @@ class Folder:
     def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
         """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
-        incoming = Incoming(self, name, self._create(name, size))
-        return Receiving(incoming, self.buffers, limit, new_hashes(md5))
+        place = self.resolve(name, make=True)
+        try:
+            file = self._create(place, size)
+        except BaseException:
+            os.close(place.folder)
+            raise
+        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
 
     def need_room(self, size: int) -> None:
         """Raise ENOSPC where so many more bytes would take from the reserve."""
         with self.resolve(f"{INCOMING}/_", make=True) as place:
             need_room(place.folder, size, self.reserve)
 
-    def _create(self, name: str, size: int = 0) -> io.FileIO:
-        """Make a file to write and read, for which there is room; folders on the way are made."""
-        with self.resolve(name, make=True) as place:
-            need_room(place.folder, size, self.reserve)
-            return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+    def _create(self, place: Place, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room."""
+        need_room(place.folder, size, self.reserve)
+        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
     def make_file(self, name: str) -> None:
         """Make an empty file, durably."""
-        self._create(name).close()
-        with self.resolve(name) as place:
+        with self.resolve(name, make=True) as place:
+            self._create(place).close()
             sync_folder(place.folder)
 
     def resume(self, name: str, limit: Limit) -> Receiving:
@@ -5839,7 +5876,8 @@ class Folder:
 
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
-        copy, source = self._create(name, incoming.size), incoming.file.fileno()
+        with self.resolve(name, make=True) as place:
+            copy, source = self._create(place, incoming.size), incoming.file.fileno()
         try:
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
@@ -5883,13 +5921,14 @@ class Folder:
         """
         incoming = f"{INCOMING}/{secrets.token_hex(16)}"
         try:
-            with self._create(incoming) as file:
-                for block in blocks:
-                    write_all(file, block)
-                os.fchmod(file.fileno(), status.st_mode & 0o777)
-                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-            with self.resolve(incoming) as place, self.resolve(name, make=True) as target:
-                place.replace(target)
+            with self.resolve(incoming, make=True) as place:
+                with self._create(place) as file:
+                    for block in blocks:
+                        write_all(file, block)
+                    os.fchmod(file.fileno(), status.st_mode & 0o777)
+                    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+                with self.resolve(name, make=True) as target:
+                    place.replace(target)
         except BaseException:
             self.unlink(incoming)
             raise
@@ -6086,6 +6125,7 @@ class Receiving:
         self._write()
         self._head = b""
         self._release()
+        self.incoming.pause()
 
     def _release(self) -> None:
         buffer, self._buffer = self._buffer, None
@@ -6121,7 +6161,7 @@ class Receiving:
     def close(self) -> None:
         """Let go of the file, which stays."""
         self._release()
-        self.incoming.file.close()
+        self.incoming.close()
 
     def discard(self) -> None:
         self._release()
@@ -8171,6 +8211,8 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
+QUIET_SECONDS = 0.25  # without an upload, after which thumbnails are made ahead
+MAX_UPLOADS_SECONDS = 2.0  # that one waits for this
 AWAY_SECONDS = 1.0  # between two looks for a disk that is away
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
 MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
@@ -8251,6 +8293,7 @@ class Scanner:
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
+        self._woken = -math.inf  # when the latest upload was over, monotonic
         self._threads: list[threading.Thread] = []
         self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
@@ -8270,8 +8313,18 @@ class Scanner:
         self._wanted.set()
 
     def wake(self) -> None:
-        """Make the thumbnails of what has come in."""
+        """Make the thumbnails of what has come in, once no more comes for a moment."""
+        self._woken = time.monotonic()
         self._fresh.set()
+
+    def _let_uploads_pass(self) -> None:
+        """Wait while uploads come one after the other: who sends them waits for them."""
+        end = time.monotonic() + MAX_UPLOADS_SECONDS
+        while not self._stopping:
+            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(left)
 
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
@@ -8533,6 +8586,7 @@ class Scanner:
 
     def _try_thumbnail(self, found: Located) -> bool:
         """Make a thumbnail ahead; whether there is no need to try again."""
+        self._let_uploads_pass()
         if self._stopping:
             return True
         try:
@@ -11672,6 +11726,7 @@ class App:
         self.hot_bytes = 0
         self.listing = Listing(settings.database_dir)
         self.catalogues = Catalogues()
+        self.entity_texts: dict[tuple[int, int], str] = {}  # by id and transaction
         self.started = time.monotonic()
 
     def problems(self, sight: Sight) -> list[str]:
@@ -12182,6 +12237,8 @@ class FormBody:
     def pause(self) -> None:
         if self._receiving is not None:
             self._receiving.pause()
+        elif self._request.upload is not None:
+            self._request.upload.pause()
 
     def finish(self) -> Mapping[str, Any]:
         self._parser.finish()
@@ -12296,7 +12353,14 @@ to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def json_response(
     value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
 ) -> Response:
-    body = to_json(value).encode("utf-8", "replace")
+    return text_response(to_json(value), status, headers)
+
+
+def text_response(
+    text: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """Answer with the text of a JSON value."""
+    body = text.encode("utf-8", "replace")
     return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
 
 
@@ -13095,9 +13159,15 @@ def remember_hot(app: App, request: Request, file: File, content: Content) -> No
             app.remember(request.head.target, HotFile(*about))
 
 
-def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
-    """Put an upload in place, linked to its equal if there is one; what the index is to know."""
-    duplicate = find_duplicate(app, incoming.sha256, folder.name) if folder.make else None
+def store_upload(
+    app: App, incoming: Incoming, folder: Folder, names: Iterable[str], *, is_first: bool = False
+) -> Located:
+    """Put an upload in place; return what the index is to know.
+
+    It is linked to its equal if there is one, unless it is known to be the first of its content.
+    """
+    may_link = folder.make and not is_first
+    duplicate = find_duplicate(app, incoming.sha256, folder.name) if may_link else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
     status = folder.status(incoming)
@@ -14229,6 +14299,7 @@ ENTITY_LIST = (
     Field("filter_param", help="key=value pairs with commas"),
     Field("search_query", help="in label or description, any case"),
 )
+MAX_ENTITY_TEXTS = 4000  # kept, of 1 KB or so
 ENTITY_FILTERS = {  # the column and type of each key
     "type": ("kind", "string"),
     "mime_type": ("mime_type", "string"),
@@ -14247,7 +14318,8 @@ def list_entities(app: App, request: Request) -> Response:
     filters = parse_filters(query.get("filter_param", ""))
     text = query.get("search_query", "")
     offset = min((page - 1) * size, MAX_BYTES)
-    items, count = app.index.entities.page(query.get("version"), filters, text, size, offset)
+    version = query.get("version")
+    rows, count = app.index.entities.page(version, filters, text, size, offset)
     pages = -(-count // size)
     pagination = {
         "page": page,
@@ -14257,7 +14329,20 @@ def list_entities(app: App, request: Request) -> Response:
         "has_next": page < pages,
         "has_prev": page > 1,
     }
-    return json_response({"items": [entity_json(e) for e in items], "pagination": pagination})
+    items = ",".join(entity_texts(app, rows, version))
+    return text_response(f'{{"items":[{items}],"pagination":{to_json(pagination)}}}')
+
+
+def entity_texts(app: App, rows: Sequence[tuple[int, int]], version: int | None) -> list[str]:
+    """Return entities as JSON text by ids and transactions: what one wrote never changes."""
+    texts = {row[0]: app.entity_texts.get(row) for row in rows}
+    missing = [id for id, text in texts.items() if text is None]
+    found = app.index.entities.many(missing, version) if missing else []
+    texts.update((entity.id, to_json(entity_json(entity))) for entity in found)
+    if len(app.entity_texts) + len(found) > MAX_ENTITY_TEXTS:
+        app.entity_texts.clear()
+    app.entity_texts.update(((e.id, e.transaction_id), texts[e.id] or "") for e in found)
+    return list(filter(None, texts.values()))
 
 
 def parse_filters(text: str) -> dict[str, Any]:
@@ -14421,7 +14506,7 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
     assert upload.facts is not None
     day = time.strftime("%Y/%m/%d", time.gmtime())
     names = numbered_names(f"{day}/{upload.md5}.{upload.facts.extension}")
-    return store_upload(app, upload, app.entities, names)
+    return store_upload(app, upload, app.entities, names, is_first=True)
 
 
 def entity_json(entity: Entity) -> dict[str, Any]:

@@ -4467,6 +4467,19 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 0])
+def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
+    index = ms.open_index(tmp_path / "index")
+    scanner = ms.Scanner(index, [], ms.Thumbnails(), ms.SharedProgress())
+    pauses: list[float] = []
+    monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
+    monkeypatch.setattr(ms.time, "sleep", lambda pause: pauses.append(pause) or scanner.stop())
+    scanner.wake()
+    scanner._let_uploads_pass()
+    assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
+    index.close()
+
+
 # ======================================================================================
 # 9. HTTP messages
 # ======================================================================================
@@ -6623,6 +6636,50 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
                 assert urljoin(f"{base}/upload", made.headers["Location"]) == made.json[key]
         listed = running.request("GET", "/media", headers=headers).json
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
+
+
+MOST_CALLS = {"upload": 200, "entity": 330, "entities": 110}
+
+
+def test_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
+    """From the head to the answer, in this program's own functions; with a bound for each way."""
+    settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
+    ms.make_folders(settings)
+    with ms.opened_app(settings) as app:
+        application = ms.Application(app, ms.ROUTES)
+        calls: Counter[str] = Counter()
+
+        def count(frame: Any, event: str, _: object) -> None:
+            if event == "call" and frame.f_code.co_filename == ms.__file__:
+                calls[frame.f_code.co_name] += 1
+
+        def run(message: bytes) -> int:
+            head, _, body = message.partition(b"\r\n\r\n")
+            request = ms.parse_request_head(head)
+            calls.clear()
+            sys.setprofile(count)
+            try:
+                exchange = application(request, "127.0.0.1")
+                if body:
+                    exchange.feed(memoryview(body))
+                    exchange = exchange.finish()
+            finally:
+                sys.setprofile(None)
+            assert exchange.status in {200, 201}
+            return calls.total()
+
+        def send(path: str, field: str, **texts: str) -> bytes:
+            body, content_type = form("a.png", png(), field, **texts)
+            return post(path, len(body), f"Content-Type: {content_type}") + body
+
+        ways = {
+            "upload": lambda: send("/upload", "file"),
+            "entity": lambda: send("/entity/", "image", is_collection="false"),
+            "entities": lambda: get_line("/entity/"),
+        }
+        found = {name: [run(make()) for _ in range(3)][-1] for name, make in ways.items()}
+    print(found)
+    assert {name: count for name, count in found.items() if count > MOST_CALLS[name]} == {}
 
 
 # ======================================================================================
