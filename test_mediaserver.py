@@ -5535,6 +5535,12 @@ class EchoService:
     def on_error(self, error, origin):
         return ms.Response(error.status, error.headers.items(), b"refused")
 
+    def on_answered(self, head, peer, response, seconds):
+        pass
+
+    def on_flight(self, count):
+        pass
+
 
 def close_bare(server: ms.Server) -> None:
     for connection in server.connections.within(*ms.WAITS):
@@ -5782,7 +5788,7 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), ms.OPEN, None, None, 0)
+    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), (), ms.OPEN, None, None, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
