@@ -7329,6 +7329,9 @@ class Thumbnails:
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self.decoding = {  # of all processes: how often, and nanoseconds
+            kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
+        }
         self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
         self._shelves: tuple[Shelf, ...] = ()  # public, private
@@ -7521,7 +7524,12 @@ class Thumbnails:
         kind = "raw" if facts.mime_type in RAW_TYPES else facts.kind
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
+        began = time.monotonic_ns()
         made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
+        counted = self.decoding["thumbnail" if THUMBNAIL in renditions else "preview"]
+        with self._lock:
+            counted[0] += 1
+            counted[1] += time.monotonic_ns() - began
         if not file.matches(os.fstat(source.fileno())):  # it may have been written meanwhile
             return Outcome.FAILED
         if made is None:
@@ -8228,13 +8236,14 @@ class ScanProgress(NamedTuple):
     done: int = 0
     total: int = 0
     unreadable: int = 0  # files and folders of the last scan, which are tried again
+    seconds: float = 0.0  # that the last whole scan took
     finished_at: float | None = None
 
 
 class SharedProgress:
     """A ScanProgress that every process forked from this one sees."""
 
-    LAYOUT = struct.Struct("=?QQQd")
+    LAYOUT = struct.Struct("=?QQQdd")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
@@ -8363,14 +8372,14 @@ class Scanner:
         """Bring the index in step with the disk once; whether everything was seen."""
         if self._stopping:
             return True
-        start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
-        self.progress.set(start)
-        began = time.monotonic()
+        before, began = self.progress.get(), time.monotonic()
+        self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
         whole = [self._scan_folder(folder) for folder in self._scanned]
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
-        warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
-        self.progress.set(now._replace(running=False, finished_at=time.time()))
+        seconds = time.monotonic() - began
+        warn(f"scanned {now.done} files in {seconds:.1f} s{problem}")
+        self.progress.set(now._replace(running=False, seconds=seconds, finished_at=time.time()))
         return all(whole)
 
     def _scan_folder(self, folder: Folder) -> bool:
@@ -14542,13 +14551,14 @@ SHARE_PAGE = """<!doctype html>
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
+ ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
+  list-style: none; padding: 0 }}
  a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
   border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
  img {{ width: 100%; height: 100%; object-fit: cover }}
 </style>
-<h1>{title}</h1>
-{content}
+<header><h1>{title}</h1></header>
+<main>{content}</main>
 """
 SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self';"
@@ -14558,7 +14568,8 @@ PASSWORD_FORM = """<form method="post"><label>Password
 <input type="password" name="password" required autofocus></label> <button>Open</button></form>
 """
 ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
-<input type="file" name="file" accept="image/*,video/*" required> <button>Add</button></form>
+<input type="file" name="file" accept="image/*,video/*" aria-label="Picture or video" required>
+<button>Add</button></form>
 """
 
 
@@ -14704,7 +14715,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     files = [shared_json(app, request, share, *each) for each in shown]
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        return share_page(share, f"{form}<main>{''.join(map(shared_html, files))}</main>")
+        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -14738,7 +14749,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
     name, url = html.escape(file["name"]), html.escape(file["url"])
     if file["thumbnail"]:
         name = f'<img src="{html.escape(file["thumbnail"])}" alt="{name}" loading="lazy">'
-    return f'<a href="{url}">{name}</a>'
+    return f'<li><a href="{url}">{name}</a></li>'
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
@@ -15325,14 +15336,14 @@ HTML_TYPE = "text/html; charset=utf-8"
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
     sight = app.watcher.look()
-    scan, problems = app.scanner.progress.get()._asdict(), app.problems(sight)
-    scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
+    scan, problems = app.scanner.progress.get(), app.problems(sight)
+    names = ("running", "done", "total", "finished_at", *["unreadable"] * bool(scan.unreadable))
     health = {
         "status": "degraded" if any(sight) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": scan,
+        "scan": {name: getattr(scan, name) for name in names},
     }
     return {**health, "problems": problems} if problems else health
 
@@ -15424,59 +15435,54 @@ def check_hashes(app: App, request: Request) -> Response:
 # -- Metrics and the log of requests -------------------------------------------------------
 # Prometheus' text format 0.0.4; what counts requests is of all workers together.
 
-METRICS = {
-    "build_info": ("gauge", "1, with the version of the program and of Python"),
-    "uptime_seconds": ("gauge", "since the start of this worker"),
-    "scan_running": ("gauge", "1 while the folder is scanned"),
-    "scan_files_done": ("gauge", "files of the last scan that are done"),
-    "scan_files": ("gauge", "files that the last scan found"),
-    "scan_finished_timestamp_seconds": ("gauge", "when the last scan ended"),
-    "degraded": ("gauge", "1 while the storage folder is missing or not mounted"),
-    "assets": ("gauge", "contents known, by kind"),
-    "assets_bytes": ("gauge", "bytes of these"),
-    "files": ("gauge", "files known"),
-    "accounts": ("gauge", "accounts"),
-    "media_records": ("gauge", "media records of accounts"),
-    "entities": ("gauge", "entities"),
-    "hot_files": ("gauge", "public files that this worker answers without the index"),
-    "decoder_restarts_total": ("counter", "times that the decoder host had to be started again"),
-    "failed_logins_total": ("counter", "logins that were refused"),
-    "upload_bytes_total": ("counter", "bytes of request bodies that were taken in"),
-    "sent_bytes_total": ("counter", "bytes of answers' bodies, as their heads announce them"),
-    "http_requests_in_flight": ("gauge", "requests that are being worked on"),
-    "http_requests_total": ("counter", "answers by method, route and status; 0: a rare one"),
-    "http_request_duration_seconds": ("histogram", "from a request's head to its last byte sent"),
-}
 Samples = Iterable[tuple[str, float]]  # what follows the metric's name, and the value
 
 
-def read_metrics(app: App) -> dict[str, Samples]:
-    """Return the samples of METRICS."""
+def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
+    """Return each metric's name, type and help, and its value or samples."""
     scan, meter = app.scanner.progress.get(), app.meter
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
-    python = ".".join(map(str, sys.version_info[:3]))
-    single: dict[str, float] = {
-        f'build_info{{version="{__version__}",python="{python}"}}': 1,
-        "uptime_seconds": time.monotonic() - app.started,
-        "scan_running": scan.running, "scan_files_done": scan.done, "scan_files": scan.total,
-        "scan_finished_timestamp_seconds": scan.finished_at or 0,
-        "degraded": any(app.watcher.look()), "files": files, "accounts": accounts,
-        "media_records": records, "entities": entities, "hot_files": len(app.hot),
-        "decoder_restarts_total": app.thumbnails.restarts[0], "upload_bytes_total": taken,
-        "failed_logins_total": count_failed_logins(meter), "sent_bytes_total": sent,
-        "http_requests_in_flight": in_flight,
-    }  # fmt: skip
-    samples: dict[str, Samples] = {
-        name.partition("{")[0]: [("".join(name.partition("{")[1:]), value)]
-        for name, value in single.items()
-    }
-    samples["assets"] = [(f'{{kind="{kind}"}}', count) for kind, count, _ in kinds]
-    samples["assets_bytes"] = [(f'{{kind="{kind}"}}', size) for kind, _, size in kinds]
-    samples["http_requests_total"] = count_requests(meter)
-    samples["http_request_duration_seconds"] = count_durations(meter)
-    return samples
+    build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
+    return [
+        ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
+        ("uptime_seconds", "gauge", "since this worker's start", time.monotonic() - app.started),
+        ("scan_running", "gauge", "1 while the folder is scanned", scan.running),
+        ("scan_files_done", "gauge", "files of the last scan that are done", scan.done),
+        ("scan_files", "gauge", "files that the last scan found", scan.total),
+        ("scan_duration_seconds", "gauge", "what the last whole scan took", scan.seconds),
+        ("scan_finished_timestamp_seconds", "gauge", "its end", scan.finished_at or 0),
+        ("degraded", "gauge", "1 while the folder, or a disk of it, is away",
+         any(app.watcher.look())),
+        ("assets", "gauge", "contents known, by kind",
+         [(f'{{kind="{kind}"}}', count) for kind, count, _ in kinds]),
+        ("assets_bytes", "gauge", "bytes of these",
+         [(f'{{kind="{kind}"}}', size) for kind, _, size in kinds]),
+        ("files", "gauge", "files known", files),
+        ("accounts", "gauge", "accounts", accounts),
+        ("media_records", "gauge", "media records of accounts", records),
+        ("entities", "gauge", "entities", entities),
+        ("hot_files", "gauge", "files that this worker answers without the index", len(app.hot)),
+        ("rendition_duration_seconds", "summary", "of decoders, for a thumbnail or a preview",
+         count_renditions(app.thumbnails)),
+        ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
+         app.thumbnails.restarts[0]),
+        ("failed_logins_total", "counter", "logins refused", count_failed_logins(meter)),
+        ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
+        ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
+        ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
+        ("http_requests_total", "counter", "answers by method, route and status; 0: a rare one",
+         count_requests(meter)),
+        ("http_request_duration_seconds", "histogram", "from the head to the last byte sent",
+         count_durations(meter)),
+    ]  # fmt: skip
+
+
+def count_renditions(thumbnails: Thumbnails) -> Samples:
+    for kind, (count, nanoseconds) in thumbnails.decoding.items():
+        yield f'_sum{{kind="{kind}"}}', nanoseconds / 1e9
+        yield f'_count{{kind="{kind}"}}', count
 
 
 def count_failed_logins(meter: Meter) -> int:
@@ -15512,11 +15518,11 @@ def count_durations(meter: Meter) -> Samples:
 @route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
-    samples = read_metrics(app)
     lines = []
-    for name, (kind, help) in METRICS.items():
+    for name, kind, help, found in read_metrics(app):
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
-        lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples[name]]
+        samples = [("", found)] if isinstance(found, (int, float)) else found
+        lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples]
     headers = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), NO_STORE]
     return Response(200, headers, "".join(lines).encode())
 
@@ -16131,6 +16137,9 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
+// Text as it is, which may be longer than its box: so it can be reached to be scrolled.
+const text = (value) => h("pre", {tabIndex: 0}, value);
+
 // A field of a form for one value: `place` is path, query, header or body.
 function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
@@ -16154,9 +16163,9 @@ function bodyFields(operation, form) {
   form.dataset.type = type;
   const {schema, example} = content[type];
   if (example !== undefined) {
-    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
-    text.dataset.place = "body";
-    return [h("label", {}, "body, as JSON", text)];
+    const area = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    area.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", area)];
   }
   return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
     field("body", name, each, (schema.required || []).includes(name)));
@@ -16209,21 +16218,21 @@ async function send(call, out) {
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
     } else if (/^(text|application\/json)/.test(type)) {
-      let text = await answer.text();
-      if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      let content = await answer.text();
+      if (type.includes("json")) content = JSON.stringify(JSON.parse(content), null, 2);
+      lines += `\n${content.slice(0, MAX_SHOWN)}${content.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
   }
-  out.replaceChildren(h("pre", {}, lines), ...(picture ? [picture] : []));
+  out.replaceChildren(text(lines), ...(picture ? [picture] : []));
 }
 
 function drawAnswers(api, operation) {
   const rows = Object.entries(operation.responses).map(([status, answer]) => {
     const about = resolve(api, answer);
     const shown = Object.values(about.content || {}).find((each) => each.example !== undefined);
-    const sample = shown ? h("pre", {}, JSON.stringify(shown.example, null, 2)) : null;
+    const sample = shown ? text(JSON.stringify(shown.example, null, 2)) : null;
     return h("tr", {}, h("td", {}, status), h("td", {}, about.description, sample));
   });
   return h("table", {className: "answers"}, rows);
@@ -16232,7 +16241,7 @@ function drawAnswers(api, operation) {
 function drawOperation(api, path, method, operation) {
   const form = h("form");
   const out = h("div", {role: "status"});
-  const curl = h("pre");
+  const curl = text("");
   const parameters = (operation.parameters || []).map((each) =>
     field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
@@ -16693,6 +16702,7 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
   align-items: center; justify-content: center; font-size: .75rem; text-align: center;
 }
 .words b { font-size: .95rem; color: var(--ink) }
+.words b::before { content: attr(data-name) }
 .words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
 .badge {
   position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
@@ -17405,7 +17415,8 @@ function showPicture(tile, item) {
 function wordsFor(item) {
   const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
   return h("span", {className: "words", "aria-hidden": "true"}, icon(symbol),
-    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+    h("b", {"data-name": extensionOf(nameOf(item)).toUpperCase()}),
+    h("span", {dir: "auto"}, nameOf(item)));
 }
 
 // Arrow keys go from tile to tile.

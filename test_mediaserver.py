@@ -54,7 +54,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import pytest
@@ -86,13 +86,20 @@ def need(tool: str) -> Any:
     return miss(tool) if found is None else found
 
 
+def node_package(name: str) -> Path:
+    """Return the folder of an npm package; skip where it is missing, fail where CI is set."""
+    places = os.environ.get("NODE_PATH") or "/usr/lib/node_modules:/usr/local/lib/node_modules"
+    found = [Path(place, name) for place in places.split(":") if Path(place, name).is_dir()]
+    return found[0] if found else miss(name)
+
+
 def once() -> None:
     """Skip what no Python under test has a part in, where .ci/run tests it with another one."""
     if os.environ.get("TEST_ONCE") == "elsewhere":
         pytest.skip("tested with another Python")
 
 
-def miss(tool: str) -> None:
+def miss(tool: str) -> NoReturn:
     """Skip a test without its tool; fail where CI is set."""
     if os.environ.get("CI"):
         pytest.fail(f"{tool} is not installed")
@@ -11003,9 +11010,7 @@ upload.start()
 
 
 def test_tus_js_client_gets_through_a_kill(start, tmp_path):
-    modules = os.environ.get("NODE_PATH") or "/usr/lib/node_modules:/usr/local/lib/node_modules"
-    if not any((Path(place) / "tus-js-client").is_dir() for place in modules.split(":")):
-        miss("tus-js-client")
+    modules = str(node_package("tus-js-client").parent)
     content, port = png_of(24 << 20), free_port()
     (tmp_path / "a.png").write_bytes(content)
     running = start("--port", f"{port}")
@@ -11941,6 +11946,17 @@ def test_promtool_has_nothing_to_say_about_the_metrics(server):
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
+def test_metrics_tell_how_long_decoders_took(server):
+    need("PIL")
+    stored = server.upload(png()).json
+    assert server.get(f"/thumbnail/{stored['sha256']}").status == 200
+    assert server.get(f"/preview/{stored['sha256']}?size=720").status == 200
+    samples, name = read_samples(server), "mediaserver_rendition_duration_seconds"
+    for kind in ("thumbnail", "preview"):
+        assert samples[f'{name}_count{{kind="{kind}"}}'] >= 1
+        assert 0 < samples[f'{name}_sum{{kind="{kind}"}}'] < 1000
+
+
 def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
     server = start("--workers", "2")
     stored = server.upload(png(), "a.png").json
@@ -11965,6 +11981,7 @@ def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
         lambda: expected.items() <= (found := read_samples(server)).items() and found
     )
     assert samples["mediaserver_upload_bytes_total"] > stored["size"]
+    assert samples["mediaserver_scan_duration_seconds"] > 0
     durations = f"mediaserver_http_request_duration_seconds_bucket{{{labels}"
     buckets = [value for name, value in samples.items() if name.startswith(durations)]
     assert buckets == sorted(buckets)
@@ -12158,12 +12175,18 @@ class Browser:
         need("chromium")
         port = free_port()
         command = [need("chromedriver"), f"--port={port}"]
-        self.driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.driver = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, "TMPDIR": self.home.name},
+        )  # fmt: skip
         self.address = f"http://127.0.0.1:{port}"
         wait_until(lambda: accepts(port), "chromedriver")
         args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--lang=en", *options]
+        args.append(f"--host-resolver-rules=MAP {DOMAIN} 127.0.0.1")
         chosen = {"args": args, "prefs": {"intl.accept_languages": "en"}, **capabilities}
         wanted = {"goog:chromeOptions": chosen, "goog:loggingPrefs": {"browser": "ALL"}}
+        wanted["acceptInsecureCerts"] = True
         made = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.session = f"/session/{made['sessionId']}"
 
@@ -12177,11 +12200,10 @@ class Browser:
             pytest.fail(json.load(error)["value"]["message"].partition("\n")[0])
 
     def close(self) -> None:
-        try:
-            self.ask("DELETE", self.session)
-        finally:
-            self.driver.terminate()
-            self.driver.wait()
+        """End all of its processes; Chromium takes half a minute for that on a busy machine."""
+        os.killpg(self.driver.pid, signal.SIGKILL)
+        self.driver.wait()
+        self.home.cleanup()
 
     def open(self, url: str) -> None:
         self.ask("POST", f"{self.session}/url", {"url": url})
@@ -12202,6 +12224,44 @@ class Browser:
         keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         actions = [{"type": "key", "id": "keys", "actions": keys}]
         self.ask("POST", f"{self.session}/actions", {"actions": actions})
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        """Give a command of the Chrome DevTools Protocol."""
+        value = {"cmd": command, "params": parameters}
+        return self.ask("POST", f"{self.session}/goog/cdp/execute", value)
+
+    def touch(self, *fingers: list[tuple[int, int]]) -> None:
+        """Put fingers down at the first of their points, and move them through the others."""
+        actions = []
+        for number, (first, *others) in enumerate(fingers):
+            points = [{"type": "pointerMove", "x": x, "y": y, "duration": 0}
+                      for x, y in (first, *others)]  # fmt: skip
+            points.insert(1, {"type": "pointerDown", "button": 0})
+            points.append({"type": "pointerUp", "button": 0})
+            kind = {"type": "pointer", "parameters": {"pointerType": "touch"}}
+            actions.append({**kind, "id": f"finger {number}", "actions": points})
+        self.ask("POST", f"{self.session}/actions", {"actions": actions})
+
+    def drop(self, *paths: Path) -> None:
+        """Drag files and folders over the page, and drop them."""
+        data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.devtools("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+    def find_flaws(self, theme: str) -> list[str]:
+        """What axe-core finds wrong with the page as it is, in a theme."""
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        self.devtools("Emulation.setEmulatedMedia", features=[feature])
+        if not self.run("return 'axe' in window"):
+            self.run((node_package("axe-core") / "axe.min.js").read_text("utf-8"))
+        script = "const [done] = arguments; axe.run({resultTypes: ['violations']}).then(done)"
+        value = {"script": script, "args": []}
+        found = self.ask("POST", f"{self.session}/execute/async", value)["violations"]
+        return [
+            f"{theme}: {flaw['id']}: {flaw['help']}: {node['html'][:200]} {node['failureSummary']}"
+            for flaw in found
+            for node in flaw["nodes"]
+        ]
 
     def choose_files(self, selector: str, *paths: Path) -> None:
         self.run(f"document.querySelector({selector!r}).hidden = false")
@@ -12235,7 +12295,7 @@ def browser(chromium):
 
 
 TITLE_SHOWN = "document.querySelector('#viewer h2')?.textContent === arguments[0]"
-RIGHT, ESCAPE, ENTER = "\ue014", "\ue00c", "\ue007"
+RIGHT, ESCAPE, ENTER, TAB = "\ue014", "\ue00c", "\ue007", "\ue004"
 
 
 def sign_in(browser: Browser, key: str) -> None:
@@ -12295,6 +12355,63 @@ def test_the_docs_page_has_every_operation_and_tries_one_with_a_token(browser, s
     assert browser.run("return box.querySelector('pre').textContent").startswith(curl + "http")
 
 
+def test_everything_in_the_page_is_reached_and_named_by_keyboard(browser, album):
+    browser.open(album.url + "/gallery")
+    browser.see("document.querySelectorAll('.tile').length === 4")
+    script = (
+        "const {activeElement: at} = document, style = getComputedStyle(at);"
+        "const name = at.ariaLabel || at.title || at.innerText || at.dataset.label;"
+        "return [at.tagName, name.trim(), style.outlineStyle !== 'none']"
+    )
+    reached = []
+    while len(reached) < 40 and (not reached or reached[-1][0] != "BODY"):
+        browser.press(TAB)
+        reached.append(browser.run(script))
+    names = [name for _, name, _ in reached[:-1]]
+    assert all(names), reached
+    assert all(outlined for _, _, outlined in reached[:-1]), reached
+    assert [tag for tag, _, _ in reached].count("A") == 6  # home, four items, docs
+    for name in ("Search names, folders, cameras", "Folders", "Sign in", "Upload"):
+        assert name in names
+    browser.run("document.activeElement.blur()")
+    for key in (TAB, TAB, *"new", ENTER):
+        browser.press(key)
+    browser.see("document.querySelectorAll('.tile').length === 1")
+    browser.see("location.search === '?q=new'")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_flaw_in_the_pages(browser, album, theme):
+    node_package("axe-core")
+    item = album.get("/gallery/items?group=2001-09").json["items"][0]
+    shared = {"kind": "folder", "target": "a", "upload": True}
+    _, share = album.call("POST", "/shares", shared, OWNER)
+    _, locked = album.call("POST", "/shares", {**shared, "password": "secret 1"}, OWNER)
+    for url, shown in (
+        ("/gallery", "document.querySelectorAll('.tile img.ready').length === 3"),
+        (f"/gallery?group=2001-09&item={item[0]}", "document.querySelector('#viewer').open"),
+        ("/gallery#sign-in", "document.querySelector('.tile')"),
+        ("/docs", "document.querySelector('details')"),
+        (urlsplit(share["url"]).path, "document.querySelector('li img')"),
+        (urlsplit(locked["url"]).path, "document.querySelector('form')"),
+    ):
+        browser.open("about:blank")
+        browser.open(album.url + url)
+        browser.see(shown)
+        if url == "/docs":
+            browser.run(
+                "for (const each of document.querySelectorAll('details')) each.open = true"
+            )
+            browser.see("document.querySelectorAll('form').length > 50")
+        if "item=" in url:
+            browser.press("i")
+            browser.see("document.querySelector('#facts')")
+        if url.endswith("#sign-in"):
+            browser.click("#account")
+            browser.see("document.querySelector('#login').open")
+        assert browser.find_flaws(theme) == [], url
+
+
 def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
     browser.open(album.url + "/gallery?q=new")
     shown = "document.querySelectorAll('.tile').length === arguments[0]"
@@ -12335,6 +12452,65 @@ def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, s
     browser.see(f"!document.querySelector({tile!r})")
     assert server.get(f"/image/{sha256(public)}").status == 404
     assert server.get(f"/image/{sha256(new)}").body == new
+
+
+def test_a_folder_that_is_dropped_is_uploaded_with_what_is_below_it(browser, server, tmp_path):
+    contents = {"a.png": png(), "b/c.png": png(), "b/d/e.webp": webp()}
+    fill(tmp_path / "dropped", {**contents, "note.txt": b"no picture"})
+    browser.open(server.url + "/gallery")
+    sign_in(browser, OWNER_KEY)
+    browser.see("document.querySelector('#account').ariaPressed === 'true'")
+    browser.drop(tmp_path / "dropped")
+    done = "document.querySelector('#uploads h2')?.textContent.startsWith('4/4')"
+    browser.see(done)
+    said = browser.run("return document.querySelector('#uploads ul').innerText")
+    assert said.count("stored") == 3
+    assert "Only JPEG" in said
+    assert {sha256(content) for content in contents.values()} <= server.listed().keys()
+
+
+@pytest.fixture(scope="module")
+def cinema(tmp_path_factory):
+    """A server of one video, half a minute long."""
+    folder = tmp_path_factory.mktemp("cinema") / "pictures"
+    folder.mkdir()
+    need("ffmpeg")
+    video = ("-c:v", "libvpx", "-deadline", "realtime", "-b:v", "500k", "-g", "5", "-t", "30")
+    film(folder / "a.webm", "testsrc2=size=160x90:rate=3", *video)
+    with Server(folder, LOG_FORMAT="json") as running:
+        running.scanned()
+        yield running
+
+
+def test_a_video_plays_and_is_sought_in_ranges(browser, cinema):
+    browser.open(cinema.url + "/gallery")
+    assert browser.see("document.querySelector('.tile .badge')?.innerText").strip() == "0:30"
+    browser.click(".tile a")
+    video = "document.querySelector('#view > video')"
+    browser.run(f"{video}.muted = true; {video}.play()")
+    browser.see(f"{video}.currentTime > 0.2")
+    browser.run(f"{video}.currentTime = 25")
+    browser.see(f"!{video}.seeking && {video}.currentTime > 25")
+    wait_until(lambda: re.search(r'"/image/\w{64}", "status": 206', cinema.log), "a range")
+    browser.press(ESCAPE)
+
+
+def test_a_slideshow_goes_on_until_its_end(browser, start, tmp_path):
+    fill(tmp_path / "pictures", {f"{name}.png": png() for name in "abc"})
+    for number, name in enumerate("abc"):
+        os.utime(tmp_path / "pictures" / f"{name}.png", (1_700_000_000 - number,) * 2)
+    server = start()
+    server.scanned()
+    browser.open(server.url + "/gallery")
+    browser.run(
+        "const later = window.setInterval;"
+        "window.setInterval = (run, milliseconds) => later(run, milliseconds / 40);"
+    )
+    browser.click("[aria-label$=', a.png']")
+    browser.see(TITLE_SHOWN, "a.png")
+    browser.press("s")
+    browser.see(TITLE_SHOWN, "c.png")
+    browser.see("document.querySelector('#viewer [title=Slideshow]')")
 
 
 def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_is_ones_own(
@@ -12476,17 +12652,29 @@ def test_an_account_stays_signed_in_over_a_reload_and_is_refreshed_quietly(brows
     assert browser.run("return localStorage.mediaserver") is None
 
 
-def test_names_that_look_like_markup_are_text_in_the_page(browser, start, tmp_path):
-    name = '<img src=x onerror="window.hacked=1">\u202e&amp;.png'
-    fill(tmp_path / "pictures" / "<b>folder", {name: png()})
+def test_hostile_names_are_text_in_the_page_and_keep_its_shape(browser, start, tmp_path):
+    names = ['<img src=x onerror="window.hacked=1">\u202e&amp;.png', "תמונה (1).png", "صورة.png",
+             "a\nb\t'\"`${window.hacked=1}.png", f"{'w' * 250}.png"]  # fmt: skip
+    fill(tmp_path / "pictures" / "<b>קיץ", {name: png() for name in names})
     server = start()
     server.scanned()
-    browser.open(server.url + "/gallery")
+    browser.open(server.url + "/gallery?order=name")
     browser.click("#folders")
+    browser.see("document.querySelectorAll('.tile').length === 5")
     browser.click(".tile a")
-    browser.see(TITLE_SHOWN, name)
+    shown = set()
+    for _ in names:
+        title = browser.see("document.querySelector('#viewer h2')?.textContent")
+        shown.add(title)
+        direction = "return getComputedStyle(document.querySelector('#viewer h2')).direction"
+        assert browser.run(direction) == ("rtl" if title[0] in "תص" else "ltr")
+        if len(shown) < len(names):
+            browser.press(RIGHT)
+            browser.see("document.querySelector('#viewer h2').textContent !== arguments[0]", title)
+    assert shown == set(names)
     assert browser.run("return window.hacked") is None
     assert not browser.run("return document.querySelector('img[src=x], #places b')")
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.parametrize(
@@ -12570,22 +12758,47 @@ def test_the_page_works_under_a_path(browser, server, place):
         assert docs == f"{url}/docs"
 
 
-def test_the_page_fits_a_phone_and_speaks_german_there(server):
-    server.put("/image/a.png", png())
-    phone = {"deviceMetrics": {"width": 360, "height": 740, "pixelRatio": 2, "touch": True}}
-    language = {"intl.accept_languages": "de-AT"}
-    browser = Browser(mobileEmulation=phone, prefs=language)
+@pytest.fixture(scope="module")
+def phone():
+    """A small window of somebody who touches it and reads German."""
+    screen = {"deviceMetrics": {"width": 360, "height": 740, "pixelRatio": 2, "touch": True}}
+    browser = Browser(mobileEmulation=screen, prefs={"intl.accept_languages": "de-AT"})
     try:
-        browser.open(server.url + "/gallery")
-        browser.see("document.querySelector('.tile')")
-        assert browser.run("return document.documentElement.scrollWidth") <= 360
-        assert browser.run("return document.documentElement.lang") == "de"
-        assert browser.run("return document.querySelector('#upload').title") == "Hochladen"
-        browser.click(".tile a")
-        browser.see("document.querySelector('#viewer').open")
+        yield browser
         assert browser.complaints() == []
     finally:
         browser.close()
+
+
+def test_the_page_fits_a_phone_and_speaks_german_there(phone, album):
+    phone.open(album.url + "/gallery")
+    phone.see("document.querySelector('.tile')")
+    assert phone.run("return document.documentElement.scrollWidth") <= 360
+    assert phone.run("return document.documentElement.lang") == "de"
+    assert phone.run("return document.querySelector('#upload').title") == "Hochladen"
+    phone.click(".tile a")
+    phone.see("document.querySelector('#viewer').open")
+
+
+def test_fingers_go_on_zoom_and_close_the_viewer(phone, album):
+    item = album.get("/gallery/items?group=2023-11").json["items"][2]
+    assert item[1] == "a/b/new.png"
+    phone.open(f"{album.url}/gallery?group=2023-11&item={item[0]}")
+    phone.see(TITLE_SHOWN, "new.png")
+    phone.touch([(300, 400), (180, 400), (60, 405)])
+    phone.see(TITLE_SHOWN, "old.png")
+    phone.touch([(60, 400), (180, 400), (300, 395)])
+    phone.see(TITLE_SHOWN, "new.png")
+    phone.touch([(170, 400), (140, 400), (80, 400)], [(190, 400), (220, 400), (280, 400)])
+    scale = "new DOMMatrix(document.querySelector('#view > img').style.transform).a"
+    assert phone.see(f"{scale} > 2 && {scale}") <= 8
+    phone.touch([(300, 400), (60, 400)])  # moves what is large
+    assert phone.run(f"return {TITLE_SHOWN}", "new.png")
+    phone.touch([(180, 380), (170, 380), (60, 380)], [(185, 380), (190, 380), (300, 380)])
+    phone.run("document.querySelector('#view > img').ondblclick({clientX: 180, clientY: 400})")
+    phone.see(f"{scale} === 1")
+    phone.touch([(180, 300), (180, 450), (185, 620)])
+    phone.see("!document.querySelector('#viewer').open")
 
 
 # ======================================================================================
@@ -13333,6 +13546,18 @@ def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy"):
         assert len(answer.headers.get_all(name) or ()) == 1, name
     assert "Cross-Origin-Resource-Policy" not in answer.headers
+
+
+def test_the_gallery_shows_and_uploads_behind_nginx(browser, behind, tmp_path):
+    browser.open(f"https://{DOMAIN}:{behind.site.port}/")
+    browser.see(f"document.querySelector(\"[data-sha='{sha256(BIG)}'] a\")?.firstChild")
+    sign_in(browser, OWNER_KEY)
+    browser.see("document.querySelector('#account').ariaPressed === 'true'")
+    (tmp_path / "new.png").write_bytes(content := png())
+    browser.choose_files("#files", tmp_path / "new.png")
+    browser.click(f"[data-sha='{sha256(content)}'] a")
+    browser.see(TITLE_SHOWN, "new.png")
+    browser.see("document.querySelector('#view > img').naturalWidth === 3")
 
 
 @contextlib.contextmanager
