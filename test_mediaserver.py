@@ -68,15 +68,16 @@ BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
-    "haproxy", "nginx", "node", "openapi-python-client", "openssl", "promtool", "schemathesis",
-    "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
+    "haproxy", "nginx", "node", "openapi-python-client", "openssl", "promtool", "rclone",
+    "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
 }  # fmt: skip
 
 
 def need(tool: str) -> Any:
     """Skip where a program or module is missing; fail where CI is set. Returns path or module."""
     if tool in PROGRAMS:
-        found: Any = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        own = Path(sys.executable).parent  # of what pip installs
+        found: Any = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:{own}")
     else:
         try:
             found = importlib.import_module(tool)
@@ -553,6 +554,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
     special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     special["log_format"] = "JSON"
+    special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-")):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
@@ -3295,6 +3297,212 @@ def test_a_kept_connection_that_has_ended_costs_another_try_and_no_error(no_wait
         assert client.call(S3_GET).body == b"ok"
         store._held[0].close()
         assert client.call(S3_GET).body == b"ok"
+
+
+class ObjectStore:
+    """`rclone serve s3` on a folder; bucket `family`, one key."""
+
+    prefix = ""  # of a test's objects
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "family"
+        self.folder.mkdir(parents=True)
+        self._log = folder.with_suffix(".log")
+        self._port = 0
+        self.start()
+
+    def start(self) -> None:
+        command = [need("rclone"), "serve", "s3", "--config", ""]
+        command += ["--auth-key", ",".join(S3_KEYS), "--addr", f"127.0.0.1:{self._port}"]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen([*command, self.folder.parent], stderr=log)
+        self._port = int(wait_until(self._find_port, "rclone"))
+
+    def _find_port(self) -> str:
+        assert self.process.poll() is None, self._log.read_text()
+        found = re.search(r"server on \[http://127\.0\.0\.1:(\d+)/", self._log.read_text())
+        return found[1] if found else ""
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings of a server that keeps all private files here."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": S3_KEYS[0], "AWS_SECRET_ACCESS_KEY": S3_KEYS[1],
+            "UPLOAD_DIR": f"s3://family/{self.prefix}images",
+            "USERS_DIR": f"s3://family/{self.prefix}users",
+            "MEDIA_STORAGE_DIR": f"s3://family/{self.prefix}all/entities",
+        }  # fmt: skip
+
+    def put(self, name: str, content: bytes) -> None:
+        """Store an object as another program does."""
+        body = ms.ObjectBody(len(content), sha256(content), lambda: [content])
+        request = ms.S3Request("PUT", "family", self.prefix + name, body=body)
+        client = ms.S3Client(self.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+        with contextlib.closing(client):
+            client.call(request)
+
+    def names(self) -> set[str]:
+        """The objects of this test: the files behind them."""
+        return files_below(self.folder / self.prefix)
+
+
+@pytest.fixture(scope="module")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    made = ObjectStore(tmp_path_factory.mktemp("rclone") / "store")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def store(object_store) -> ObjectStore:
+    """An object store, of which a test has a prefix of its own."""
+    object_store.prefix = f"{unique().decode()}/"
+    return object_store
+
+
+@pytest.fixture
+def bucket(store, tmp_path) -> Iterator[Any]:
+    """An empty bucket, whose files on their way are in `tmp_path`."""
+    client = ms.S3Client(store.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+    place = ms.S3Place("family", store.prefix)
+    made = ms.Bucket("images", tmp_path, place, client, buffers=ms.WriteBuffers())
+    made.recover(bool)
+    yield made
+    client.close()
+
+
+def read_from(folder: Any, name: str) -> bytes:
+    with folder.open(name) as file:
+        return bytes(file.readall())
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 250_000])
+def test_a_bucket_gives_back_what_was_sent_whole_and_in_parts(bucket, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(ms, "S3_PART_BYTES", 100_000)
+    content, name = random.Random(size).randbytes(size), "a/ö &+%20 b.png"
+    incoming = arrive(bucket, content)
+    mtime_ns = os.fstat(incoming.file.fileno()).st_mtime_ns
+    assert bucket.keep(incoming, [name]) == name
+    incoming.discard(undo=False)
+    assert not files_below(tmp_path)
+    status = bucket.stat(name)
+    assert (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+    with bucket.open(name) as copy:
+        assert copy.read() == content
+        assert os.fstat(copy.fileno()).st_mtime_ns == mtime_ns
+    assert [(path, found.st_size) for path, found in bucket.walk(bool, [])] == [
+        (name.encode(), size)
+    ]
+    bucket.unlink(name)
+    assert bucket.is_gone(name)
+    assert not bucket.holds_files()
+
+
+def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
+    kept = []
+    for content in (b"one", b"two", b"three"):
+        incoming = arrive(bucket, content)
+        kept.append(bucket.keep(incoming, ms.numbered_names("a.png")))
+        incoming.discard(undo=False)
+    assert kept == ["a.png", "a_1.png", "a_2.png"]
+    assert [read_from(bucket, name) for name in kept] == [b"one", b"two", b"three"]
+    assert not files_below(tmp_path)
+
+
+def test_a_list_of_a_bucket_has_all_pages_in_the_order_of_the_bytes(store, bucket, monkeypatch):
+    names = sorted([f"{number % 3}/{number}.png".encode() for number in range(7)] + [b"0.png"])
+    for name in names:
+        store.put(name.decode(), b"x")
+    monkeypatch.setattr(ms, "MAX_KEYS", 3)
+    assert [path for path, _ in bucket.walk(bool, [])] == names
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("moment", ["sent", "noted", "removing", "in parts"])
+def test_what_a_crash_leaves_of_an_object_is_found_at_the_next_start(
+    store, bucket, tmp_path, monkeypatch, moment, known
+):
+    incoming = arrive(bucket, b"some bytes")
+    if moment == "noted":
+        monkeypatch.setattr(bucket, "_send", lambda *_: None)
+    elif moment == "in parts":
+        monkeypatch.setattr(ms, "S3_PART_BYTES", 4)
+        monkeypatch.setattr(ms, "hash_range", crash)
+        monkeypatch.setattr(bucket.client, "call", no_delete(bucket.client.call))
+    with contextlib.suppress(Crash):
+        bucket.keep(incoming, ["a.png"])
+    if moment == "removing":
+        incoming.discard(undo=False)
+        removal = bucket.removing(["a.png"])
+        removal.__enter__()
+    incoming.file.close()
+    monkeypatch.undo()
+    assert has_parts(bucket) is (moment == "in parts")
+    assert files_below(tmp_path)
+    bucket.recover(lambda name: known and name == "a.png")
+    assert not files_below(tmp_path)
+    is_stored = known and moment in {"sent", "removing"}
+    assert bucket.is_gone("a.png") is not is_stored
+    assert known or not has_parts(bucket)
+
+
+def has_parts(bucket: Any) -> bool:
+    """Whether there are parts of objects that are none yet."""
+    query = {"prefix": bucket.place.prefix, "uploads": ""}
+    try:
+        answer = bucket.client.call(ms.S3Request("GET", "family", query=query))
+    except FileNotFoundError:  # as rclone says it
+        return False
+    return bool(answer.elements("Upload"))
+
+
+class Crash(BaseException):
+    """The end of a process, as far as what it leaves is concerned."""
+
+
+def crash(*_: object) -> Any:
+    raise Crash
+
+
+def no_delete(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def forward(request: Any) -> Any:
+        if request.method == "DELETE":
+            raise Crash
+        return call(request)
+
+    return forward
+
+
+def test_an_object_of_another_program_survives_a_note_about_its_name(store, bucket, tmp_path):
+    store.put("a.png", b"theirs")
+    bucket._write_note(ms.ObjectNote("a.png", 7))
+    bucket.recover(lambda name: False)
+    assert read_from(bucket, "a.png") == b"theirs"
+    assert not files_below(tmp_path)
+
+
+def test_an_object_that_cannot_be_removed_now_is_removed_at_the_next_start(
+    store, bucket, tmp_path, monkeypatch
+):
+    incoming = arrive(bucket, b"some bytes")
+    bucket.keep(incoming, ["a.png"])
+    monkeypatch.setattr(bucket.client, "_retry_at", time.monotonic() + DEADLINE)
+    incoming.discard()
+    assert len(files_below(tmp_path)) == 1
+    monkeypatch.undo()
+    assert not bucket.is_gone("a.png")
+    bucket.recover(lambda name: False)
+    assert bucket.is_gone("a.png")
+    assert not files_below(tmp_path)
 
 
 # ======================================================================================
@@ -11228,6 +11436,234 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     for target in ("nowhere", "/", ".mediaserver", "../pictures", "media/.."):
         values = {"kind": "folder", "target": target}
         assert running.call("POST", "/shares", values, OWNER)[0] == 404
+
+
+# -- object storage ----------------------------------------------------------------------
+
+
+def store_everywhere(server: Server, content: bytes) -> tuple[dict[str, dict[str, str]], Any]:
+    """Send a picture to each private family; the paths to GET with their headers, and the user."""
+    name = server.store(content, "a.png").json["stored_as"]
+    user = User(server)
+    status, record = user.upload(content)
+    assert status == 201, record
+    item = Entities(server).create(content)["id"]
+    return {
+        f"/image/{name}": OWNER,
+        local(record["file"]): {},
+        f"/entity/{item}/file": OWNER,
+    }, (user, record["id"], item)
+
+
+@pytest.fixture
+def stored(start, store) -> Iterator[tuple[Server, ObjectStore]]:
+    """A server whose private files are all in an empty bucket."""
+    yield start(**store.environment), store
+
+
+def verify_stored(server: Server, store: ObjectStore) -> Any:
+    """What `verify` finds of a server with all private files in a bucket; nothing is wrong."""
+    words = ["verify", "--json", "--storage_dir", server.storage]
+    ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **store.environment)
+    assert ended.returncode == 0, ended.stdout
+    return json.loads(ended.stdout)
+
+
+def test_every_private_family_keeps_its_files_in_a_bucket(stored):
+    server, store = stored
+    content = png_of(300_000)
+    paths, (user, record, item) = store_everywhere(server, content)
+    assert len(store.names()) == 3
+    assert {name.split("/")[0] for name in store.names()} == {"images", "users", "all"}
+    for path, headers in paths.items():
+        answer = server.request("GET", path, headers=headers)
+        assert (answer.status, answer.body) == (200, content)
+        etag = answer.headers["ETag"]
+        assert server.request("HEAD", path, headers=headers).status == 200
+        for fields, status, body in (
+            ({"Range": "bytes=1000-1999"}, 206, content[1000:2000]),
+            ({"Range": "bytes=-5"}, 206, content[-5:]),
+            ({"Range": f"bytes={len(content)}-"}, 416, None),
+            ({"If-None-Match": etag}, 304, b""),
+            ({"If-Match": '"other"'}, 412, None),
+            ({"If-Range": '"other"', "Range": "bytes=0-1"}, 200, content),
+        ):
+            part = server.request("GET", path, headers={**headers, **fields})
+            assert (part.status, body is None or part.body == body) == (status, True)
+        parts = server.request("GET", path, headers={**headers, "Range": "bytes=0-1,9-10"})
+        assert parts.status == 206
+        assert content[:2] in parts.body
+        assert content[9:11] in parts.body
+    assert user.call("DELETE", f"{MEDIA}{record}/")[0] == 204
+    assert Entities(server).send("DELETE", str(item))
+    wait_until(lambda: len(store.names()) <= 2)
+    server.stop()
+    assert not [path for path in (server.data / "s3").rglob("*") if path.is_file()]
+    assert verify_stored(server, store)["orphaned"] == []
+
+
+def test_a_picture_in_a_bucket_has_its_thumbnail(stored, pillow):
+    server, _ = stored
+    assert server.store(content := png(), "a.png").status == 201
+    assert server.get(f"/thumbnail/{sha256(content)}", **OWNER).status == 200
+
+
+def test_a_file_that_was_changed_in_its_bucket_is_not_served(stored):
+    server, store = stored
+    paths, _ = store_everywhere(server, png_of(100_000))
+    for name in store.names():
+        store.put(name, bytes(100_000))
+        os.utime(store.folder / store.prefix / name, (1, 1))
+    for path, headers in paths.items():
+        assert server.request("GET", path, headers=headers).status == 404
+        assert server.request("HEAD", path, headers=headers).status == 404
+
+
+def test_a_bucket_that_is_away_makes_its_own_uploads_and_reads_503_and_nothing_else(stored):
+    server, store = stored
+    paths, _ = store_everywhere(server, content := png_of(100_000))
+    store.stop()
+    for path, headers in paths.items():
+        answer = server.request("GET", path, headers=headers)
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
+    assert server.store(png()).status == 503
+    assert server.get("/health").status == 200
+    assert server.upload(content).status == 201
+    store.start()
+    path, headers = next(iter(paths.items()))
+    wait_until(lambda: server.request("GET", path, headers=headers).status == 200)
+    assert server.store(png()).status == 201
+
+
+def test_every_upload_that_was_answered_survives_a_kill_and_no_other_stays(stored, start):
+    server, store = stored
+    answered: list[tuple[str, bytes]] = []
+
+    def send(number: int) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            while len(answered) < 30:
+                content = png_of(20_000)
+                answer = server.store(content, f"{number}.png")
+                answered.append((answer.json["stored_as"], content))
+
+    killer = threading.Thread(
+        target=lambda: (wait_until(lambda: len(answered) > 9), server.kill())
+    )
+    killer.start()
+    together(4, send)
+    killer.join()
+    store.stop()  # so that it is over with what was under way
+    store.start()
+    again = start(**store.environment)
+    for name, content in answered:
+        assert again.get(f"/image/{name}", **OWNER).body == content
+    assert verify_stored(again, store)["orphaned"] == []
+    assert not [path for path in (again.data / "s3").rglob("*") if path.is_file()]
+
+
+def test_reads_of_a_bucket_can_be_redirected_to_it(start, store):
+    server = start(**store.environment, S3_REDIRECT="true")
+    paths, _ = store_everywhere(server, content := png_of(100_000))
+    for path, headers in paths.items():
+        answer = server.request("GET", path, headers=headers)
+        assert answer.status == 307
+        assert answer.headers["Cache-Control"].startswith("private")
+        url = answer.headers["Location"]
+        with urllib.request.urlopen(url) as found:
+            assert (found.read(), found.headers["Content-Type"]) == (content, "image/png")
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(url[:-1] + ("0" if url[-1] != "0" else "1"))
+        assert server.request("HEAD", path, headers=headers).status == 200
+
+
+def test_a_bucket_with_another_key_takes_nothing_and_the_log_says_why(start, store):
+    server = start(**{**store.environment, "AWS_SECRET_ACCESS_KEY": "wrong"})
+    assert server.store(png()).status == 503
+    assert f"HEAD s3://family/{store.prefix}images/a.png: 403" in server.log
+
+
+def run_migrate(server: Server, root: str, to: str, **environment: str) -> str:
+    words = ["migrate", root, "--to", to, "--storage_dir", server.storage]
+    ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return str(ended.stdout)
+
+
+def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store, tmp_path):
+    server, keys = start(), store.environment
+    places = {name: keys.pop(name) for name in ("UPLOAD_DIR", "USERS_DIR", "MEDIA_STORAGE_DIR")}
+    paths, _ = store_everywhere(server, png_of(100_000))
+    names = {"images": "UPLOAD_DIR", "users": "USERS_DIR", "entities": "MEDIA_STORAGE_DIR"}
+    for root, name in names.items():
+        assert "1 files of " in run_migrate(server, root, places[name], **keys)
+    later = server.store(png_of(50_000), "later.png").json["stored_as"]
+    paths[f"/image/{later}"] = OWNER
+    server.stop()
+    assert "2 files of images, 50.0 kB copied" in run_migrate(
+        server, "images", places["UPLOAD_DIR"], **keys
+    )
+    assert len(store.names()) == 4
+    shutil.rmtree(server.data / "images")
+    moved = start(**keys, **places)
+    for path, headers in paths.items():
+        assert moved.request("GET", path, headers=headers).status == 200
+    moved.stop()
+    run_migrate(moved, "images", str(tmp_path / "back"), **keys, **places)
+    back = start(**{**keys, **places, "UPLOAD_DIR": str(tmp_path / "back")})
+    back.scanned()
+    for path, headers in paths.items():
+        answer = back.request("GET", path, headers=headers)
+        assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
+
+
+def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_path, start):
+    server, store = stored
+    paths, _ = store_everywhere(server, content := png_of(100_000))
+    other = tmp_path / "reader"
+    (other / ".mediaserver").mkdir(parents=True)
+    index = "index.sqlite3"
+    known, copy = (sqlite3.connect(p / index) for p in (server.data, other / ".mediaserver"))
+    with contextlib.closing(known), contextlib.closing(copy):
+        known.backup(copy)
+    reader = start("--read-only", server.url, **store.environment, storage=str(other))
+    for path, headers in paths.items():
+        answer = reader.request("GET", path, headers=headers)
+        assert (answer.status, answer.body) == (200, content)
+    assert reader.request("OPTIONS", "/upload-image").status in {200, 204}
+    for refused in (reader.store(png()), reader.upload(png()), reader.put("/image/a.png", png())):
+        assert refused.status == 503
+        assert server.url in refused.json["detail"]
+        assert "Retry-After" in refused.headers
+
+
+@pytest.mark.parametrize(
+    ("settings", "culprit"),
+    [
+        ({"upload_dir": "s3://a"}, "UPLOAD_DIR"),
+        ({"upload_dir": "s3://bucket/../x"}, "UPLOAD_DIR"),
+        ({"upload_dir": "s3://bucket//x"}, "UPLOAD_DIR"),
+        ({"upload_dir": "s3://bucket"}, "AWS_ACCESS_KEY_ID"),
+        ({"upload_dir": "s3://bucket", "aws_access_key_id": "a"}, "AWS_SECRET_ACCESS_KEY"),
+        ({"upload_dir": "s3://bucket", "users_dir": "s3://bucket/x"}, "USERS_DIR"),
+        ({"upload_dir": "s3://bucket/x/y", "media_storage_dir": "s3://bucket/x"},
+         "MEDIA_STORAGE_DIR"),
+        ({"upload_dir": "/x", "users_dir": "/x"}, "USERS_DIR"),
+    ],
+)  # fmt: skip
+def test_a_place_in_a_store_that_cannot_be_is_named(tmp_path, settings, culprit):
+    with pytest.raises(ms.SettingError, match=f"^{culprit}: "):
+        ms.load_settings(
+            {"storage_dir": str(tmp_path)}, {n.upper(): v for n, v in settings.items()}, {}
+        )
+
+
+def test_places_in_one_bucket_may_lie_beside_each_other(tmp_path):
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    given = {"storage_dir": str(tmp_path), "upload_dir": "s3://bucket/x/",
+             "users_dir": "s3://bucket/xy"}  # fmt: skip
+    settings = ms.load_settings(given, keys, {})
+    assert settings.upload_dir == ms.S3Place("bucket", "x/")
+    assert settings.users_dir == ms.S3Place("bucket", "xy/")
 
 
 # ======================================================================================
