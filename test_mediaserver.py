@@ -3070,6 +3070,47 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
         assert files_below(tmp_path) == {"sub/a.png"}
 
 
+def arrive(folder: ms.Folder, content: bytes) -> ms.Incoming:
+    """A file of a folder that has come whole."""
+    receiving = folder.begin(ms.Limit(len(content), ""))
+    receiving.feed(memoryview(content))
+    return receiving.finish()
+
+
+@pytest.mark.parametrize("name", ["library", "images", "entities"])
+def test_a_start_after_a_crash_removes_the_places_of_uploads_that_the_index_does_not_know(
+    tmp_path, name
+):
+    folder = ms.Folder(name, tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"a/own.png": b"own"})
+    known, unknown = arrive(folder, b"known"), arrive(folder, b"unknown")
+    assert folder.keep(known, ["a/own.png", "a/known.png"]) == "a/known.png"
+    assert folder.keep(unknown, ["a/unknown.png"]) == "a/unknown.png"
+    folder.recover(lambda path: path == "a/known.png")
+    for incoming in (known, unknown):
+        incoming.discard(undo=False)  # which finds nothing any more
+    assert files_below(tmp_path) == {"a/known.png", "a/own.png"}
+
+
+def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    before = len(os.listdir("/proc/self/fd"))
+    first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
+    folder.keep(first, ["a.png"])
+    status = folder.status(first)
+    assert first.discard(undo=False).st_nlink == status.st_nlink - 1 == 1
+    assert first.discard() is None  # undoes nothing any more
+    folder.keep(equal, ["b.png"], "a.png")
+    assert folder.status(equal).st_ino == status.st_ino
+    assert not equal.put_back()
+    equal.discard()
+    refused = arrive(folder, b"abcd")
+    folder.keep(refused, ["c.png"])
+    assert refused.put_back()
+    assert files_below(tmp_path) == {"a.png", refused.name}
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 # -- S3
 
 S3_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
@@ -10500,6 +10541,22 @@ def test_an_upload_goes_on_after_a_kill(start):
     answer = upload.get()["answer"]
     assert (answer["md5"], answer["file_size"]) == (md5(content), len(content))
     assert Entities(running).content(answer["id"]) == content
+    assert list(running.storage.rglob(".incoming/*")) == []
+
+
+def test_an_upload_that_had_got_its_place_goes_on_after_no_kill(start):
+    """Another request would write to the file that is stored."""
+    running, content = start(), png()
+    stored = running.upload(content).json["filename"]
+    upload = begin(running, 1000)
+    assert upload.send(0, b"x" * 10).status == 204
+    running.kill()
+    (incoming,) = running.storage.rglob(f".incoming/{upload.name}")
+    incoming.unlink()
+    os.link(running.storage / "media" / stored, incoming)
+    upload.server = running = start()
+    assert upload.head().status == 404
+    assert running.get(f"/media/{stored}").body == content
     assert list(running.storage.rglob(".incoming/*")) == []
 
 
