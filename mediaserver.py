@@ -19063,7 +19063,8 @@ class Progress:
     def advance(self, count: int) -> None:
         """Note that so many bytes are done; returns when the rate allows more."""
         self.done += count
-        time.sleep(max(self.done / self._rate - self.seconds, 0))
+        if (early := self.done / self._rate - self.seconds) > 0:  # sleep(0) takes 50 µs
+            time.sleep(early)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._pause
             self._show()
