@@ -40,7 +40,7 @@ new MutationObserver(() => {
   if (!seen.tile && document.querySelector(".tile")) seen.tile = performance.now();
 }).observe(document, {childList: true, subtree: true});
 document.addEventListener("load", (event) => {
-  if (seen.picture || event.target.tagName !== "IMG") return;
+  if (seen.picture || !event.target.matches(".tile img")) return;
   const loaded = performance.getEntries().filter((each) => each.transferSize !== undefined);
   seen.picture = performance.now();
   seen.requests = loaded.length;
