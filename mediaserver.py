@@ -13316,7 +13316,7 @@ LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
 LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
 
 
-@route("GET", "/list", READ, "library", {200: "Library"})
+@route("GET", "/list", READ, "library", {200: "LibraryFile{}"})
 def list_library(app: App, request: Request) -> Answer:
     """Everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
@@ -15549,13 +15549,12 @@ def log_request(
 # -- OpenAPI -----------------------------------------------------------------------------
 # The document is made of the route declarations. An answer's words begin with what its content
 # is: a type, or several with `or` between them; a colon and a description may follow. Types are
-# those of CONTENT_TYPES, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
+# those of CONTENTS, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
 # `[]` is a list of it and `{}` an object with one at each key. An object's shape is its
 # properties, each with its type after a colon (none: a string) and `~` where it may be missing.
 
 OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
-    "FieldErrors": "strings{}",
     "ValidationError": "detail:FieldError[]",
     "FieldError": "loc:location msg type",
     "Refusal": "error",
@@ -15569,7 +15568,6 @@ OBJECTS: Mapping[str, str] = {
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
     "Deleted": "deleted",
-    "Library": "LibraryFile{}",
     "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
     "LibraryImage": "message sha256:sha256 filename file_path thumbnail_file:string?~",
     "PrivateImage": "stored_as bytes:integer image_url:url",
@@ -15627,44 +15625,40 @@ EXAMPLES: Mapping[str, Any] = {  # by the name of a property or field
     "target": "2023/10", "title": "Summer", "total_items": 1, "type": "image", "username": "ada",
     "width": 4000,
 }  # fmt: skip
-CONTENT_TYPES: Mapping[str, tuple[str, ...]] = {
-    "file": ("*/*",), "thumbnail": ("image/png",), "preview": ("image/webp", "image/jpeg"),
-    "metrics": ("text/plain",), "page": ("text/html",), "icon": ("image/svg+xml",),
-    "manifest": ("application/manifest+json",),
-}  # fmt: skip
-RANGED = {
-    "file",
-    "thumbnail",
-    "preview",
-    "Library",
-    "PublicFiles",
-}  # answers with an ETag, in parts
+CONTENTS: Mapping[str, Mapping[str, str]] = {  # what is no JSON: types by media type
+    "file": {"*/*": "file"},
+    "thumbnail": {"image/png": "file"},
+    "preview": {"image/webp": "file", "image/jpeg": "file"},
+    "metrics": {"text/plain": "string"},
+    "page": {"text/html": "string"},
+    "icon": {"image/svg+xml": "file"},
+    "manifest": {"application/manifest+json": "object"},
+}
+RANGED = {"file", "thumbnail", "preview", "LibraryFile{}", "PublicFiles"}  # sent in parts, too
 CACHED = {*RANGED, "page", "Gallery"}
 SENT_TYPES = {
     **BODY_TYPES, "file": "application/octet-stream", "tus": TUS_CONTENT, "draft": DRAFT_CONTENT,
 }  # fmt: skip
-ERRORS: Mapping[str, str] = {
-    "400": "The request is malformed, or a field of it is wrong.",
-    "401": "A credential is missing or wrong.",
-    "403": "The credential does not suffice.",
-    "404": "There is no such thing.",
-    "411": "The body's length is not declared.",
-    "412": "A precondition does not hold.",
-    "413": "The body is too large.",
-    "415": "A body of this type is not read here.",
-    "416": "There are no such bytes.",
-    "422": "A field does not parse.",
-    "429": "Too many requests, or failed logins; Retry-After says when to come back.",
-    "503": "Too much is going on, or a disk is away; Retry-After says when to come back.",
-    "507": "The disk is full.",
-    "default": "Anything else that is wrong.",
-}
-FAMILY_ERRORS: Mapping[tuple[str, str], tuple[str, ...]] = {  # their schemas
-    ("accounts", "400"): ("FieldErrors", "Error", "Refusal"),
-    ("entities", "422"): ("ValidationError",),
-    ("files", "400"): ("Error", "FieldErrors"),  # in its target's shape
-    ("files", "422"): ("ValidationError",),
-}
+ERRORS: Mapping[str, tuple[str, ...]] = {  # what they say, and their types: else Error
+    "400": ("The request is malformed, or a field of it is wrong.",),
+    "accounts-400": ("The request is malformed, or fields are wrong.", "strings{}", "Error",
+                     "Refusal"),
+    "files-400": ("As 400 of the family that the file is for.", "Error", "strings{}"),
+    "401": ("A credential is missing or wrong.",),
+    "403": ("The credential does not suffice.",),
+    "404": ("There is no such thing.",),
+    "411": ("The body's length is not declared.",),
+    "412": ("A precondition does not hold.",),
+    "413": ("The body is too large.",),
+    "415": ("A body of this type is not read here.",),
+    "416": ("There are no such bytes.",),
+    "entities-422": ("A field does not parse.", "ValidationError"),
+    "files-422": ("A field of an entity does not parse.", "ValidationError"),
+    "429": ("Too many requests, or failed logins; Retry-After says when to come back.",),
+    "503": ("Too much is going on, or a disk is away; Retry-After says when to come back.",),
+    "507": ("The disk is full.",),
+    "default": ("Anything else that is wrong.",),
+}  # fmt: skip
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -15711,8 +15705,6 @@ def widen(schema: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def parse_object(text: str) -> dict[str, Any]:
     """Return the JSON schema of an object as OBJECTS spells it."""
-    if text.endswith("{}"):
-        return parse_type(text)
     properties, required = {}, []
     for word in text.split():
         name, _, kind = word.rstrip("~").partition(":")
@@ -15811,10 +15803,8 @@ def describe_body(spec: BodySpec) -> dict[str, Any]:
 
 def describe_content(kind: str) -> dict[str, Any]:
     """Return an answer's content of one kind by media type."""
-    if kind in CONTENT_TYPES:
-        types = {"page": "string", "metrics": "string", "manifest": "object"}
-        schema = SCALARS[types.get(kind, "file")]
-        return {media_type: {"schema": schema} for media_type in CONTENT_TYPES[kind]}
+    if kind in CONTENTS:
+        return {name: {"schema": SCALARS[each]} for name, each in CONTENTS[kind].items()}
     schema = parse_type(kind)
     return {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
 
@@ -15835,8 +15825,8 @@ def describe_answers(item: Route) -> dict[str, Any]:
     if kinds & CACHED:
         answers["304"] = reference("responses", "304")
     for error in find_errors(item, bool(kinds & RANGED)):
-        special = f"{item.family}-{error}" if (item.family, error) in FAMILY_ERRORS else ""
-        answers.setdefault(error, reference("responses", special or error))
+        special = f"{item.family}-{error}"
+        answers.setdefault(error, reference("responses", special if special in ERRORS else error))
     return answers
 
 
@@ -15851,26 +15841,21 @@ def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
         yield from ("411", "413", "415", "429", "507")
     if is_ranged:
         yield from ("412", "416")
-    if (item.family, "422") in FAMILY_ERRORS:
+    if f"{item.family}-422" in ERRORS:
         yield "422"
 
 
 def describe_common() -> dict[str, Any]:
     """Return the answers that routes have in common."""
-    shapes: list[tuple[str, str, tuple[str, ...]]]
-    shapes = [(status, status, ("Error",)) for status in ERRORS]
-    shapes += [
-        (f"{family}-{status}", status, names) for (family, status), names in FAMILY_ERRORS.items()
-    ]
     answers: dict[str, Any] = {
         "206": {"description": "The ranges asked for.", "content": describe_content("file")},
         "304": {"description": "It has not changed."},
     }
-    for key, status, names in shapes:
-        schemas = [reference("schemas", name) for name in names]
+    for key, (said, *names) in ERRORS.items():
+        schemas = [parse_type(name) for name in names or ("Error",)]
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
-        answers[key] = {"description": ERRORS[status], "content": content}
+        answers[key] = {"description": said, "content": content}
     return answers
 
 
