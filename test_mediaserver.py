@@ -11368,6 +11368,7 @@ class Site(Server):
     """nginx with our nginx.conf on free ports, before a server that runs already."""
 
     def __init__(self, folder: Path, certificate: Path, port: int, pictures: Path) -> None:
+        once()
         nginx = need("nginx")
         self.port, self.http, self.acme = free_port(), free_port(), folder / "acme"
         self.storage, self.data = pictures, pictures / ".mediaserver"
@@ -11439,6 +11440,7 @@ class Behind(NamedTuple):
 def behind(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certificate: Path
 ) -> Iterator[Behind]:
+    once()
     folder = tmp_path_factory.mktemp("behind")
     pictures = folder / "my pictures"
     fill(pictures, {"big.png": BIG, ODD_NAME: ODD})
