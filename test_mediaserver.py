@@ -4434,6 +4434,21 @@ def test_http_1_1_needs_one_valid_host(block: bytes) -> None:
     assert status_of(ms.parse_request_head, b"GET http://a/ HTTP/1.1\r\n" + block) == 400
 
 
+@pytest.mark.parametrize(
+    ("fields", "version", "plain"),
+    [
+        (b"Host: h", b"1", True), (b"Host: h", b"0", False), (b"Host: h\r\nX: y", b"1", True),
+        *((b"Host: h\r\n" + field + b": x", b"1", False) for field in (
+            b"Range", b"If-None-Match", b"If-Range", b"Origin")),
+    ],
+)  # fmt: skip
+def test_a_plain_request_asks_for_the_whole_thing_on_a_connection_that_goes_on(
+    fields: bytes, version: bytes, plain: bool
+) -> None:
+    head = ms.parse_request_head(b"GET / HTTP/1." + version + b"\r\n" + fields)
+    assert head.is_plain == plain
+
+
 def test_transfer_encoding_in_http_1_0_is_400() -> None:
     head = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked"
     assert status_of(ms.parse_request_head, head) == 400
@@ -4457,6 +4472,12 @@ def test_a_chunked_body_is_decoded_however_it_is_split(end: bytes) -> None:
         assert decode(pieces) == (b"Wikipedia in\r\n\r\nchunks.", b"GET /\n\r\n\r\n", True)
     for length in range(len(CHUNKED + end)):
         assert not decode([(CHUNKED + end)[:length]])[2]
+
+
+@pytest.mark.parametrize("size", [b"9", b"0A", b"f", b"10", b"aB", b"00FFf"])
+def test_the_size_of_a_chunk_is_hexadecimal(size: bytes) -> None:
+    content = bytes(int(size, 16))
+    assert decode([size + b"\r\n" + content + b"\r\n0\r\n\r\n"]) == (content, b"", True)
 
 
 def test_chunk_content_is_not_copied() -> None:
@@ -4571,6 +4592,21 @@ def test_random_forms_come_back_as_they_were() -> None:
         body += b"--" + boundary + b"--\r\n"
         for _ in range(5):
             assert parse_form(boundary, random_pieces(rng, body)) == parts
+
+
+@pytest.mark.parametrize("length", [ms.MAX_PART_HEADER_BYTES, ms.MAX_PART_HEADER_BYTES + 1])
+def test_the_headers_of_a_part_have_a_bound_however_they_come(length: int) -> None:
+    body = b"--b\r\n" + (DISPOSITION + b"\r\nX: ").ljust(length, b"y") + b"\r\n\r\nx"
+    for cut in (5 + length, 5 + length + 3, 5 + length + 4):
+
+        def kinds_of(pieces: list[bytes], feed: Any) -> list[type]:
+            return [type(event) for piece in pieces for event in feed(piece)]
+
+        pieces, feed = [body[:cut], body[cut:]], ms.MultipartParser(b"b").feed
+        if length == ms.MAX_PART_HEADER_BYTES:
+            assert kinds_of(pieces, feed) == [ms.Part, ms.Data]
+        else:
+            assert status_of(kinds_of, pieces, feed) == 413
 
 
 def test_only_what_may_begin_a_delimiter_is_held_back() -> None:
