@@ -791,8 +791,6 @@ def verify_password(password: str, stored: str) -> bool:
 _P = 2**256 - 2**224 + 2**192 + 2**96 - 1
 _N = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
-_TEETH = 4  # of the comb: 0.8 ms a verification, 1 ms a new key; 8 would be 0.4 ms and 6 ms
-_COLUMNS = 256 // _TEETH
 
 # RFC 5480: DER has one encoding of a P-256 key's SubjectPublicKeyInfo; only the point differs.
 _SPKI_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
@@ -882,33 +880,15 @@ def _affine(point: Jacobian) -> PublicKey:
     return PublicKey(x * inverse**2 % _P, y * inverse**3 % _P)
 
 
-@functools.lru_cache(maxsize=16)  # G and the keys in use
-def _comb(key: PublicKey) -> tuple[PublicKey, ...]:
-    """Return the multiples that one column of scalar bits can ask for.
-
-    Entry d is the sum of 2^(_COLUMNS·j)·key over the set bits j of d; entry 0 is never used.
-    """
-    table, tooth = [key], key
-    for j in range(_TEETH):
-        table += [tooth] + [_affine(_add((e.x, e.y, 1), tooth)) for e in table[1:]]
-        if j < _TEETH - 1:
-            point: Jacobian = (tooth.x, tooth.y, 1)
-            for _ in range(_COLUMNS):
-                point = _double(point)
-            tooth = _affine(point)
-    return tuple(table)
-
-
 def _multiply_and_add(u1: int, u2: int, key: PublicKey) -> Jacobian:
-    """Return u1·G + u2·key with shared doublings (Lim and Lee's comb, Shamir's trick)."""
-    combs = (f"{u1:0256b}", _comb(_G)), (f"{u2:0256b}", _comb(key))
+    """Return u1·G + u2·key; the doublings are shared (Shamir's trick)."""
     point: Jacobian = (1, 1, 0)
-    for column in range(_COLUMNS):
+    for bit1, bit2 in zip(f"{u1:0256b}", f"{u2:0256b}", strict=True):
         point = _double(point)
-        for bits, table in combs:
-            entry = int(bits[column::_COLUMNS], 2)
-            if entry:
-                point = _add(point, table[entry])
+        if bit1 == "1":
+            point = _add(point, _G)
+        if bit2 == "1":
+            point = _add(point, key)
     return point
 
 
@@ -9329,71 +9309,6 @@ class Exchange(Protocol):
         """The client has gone away."""
 
 
-STATUSES = (
-    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
-    422, 429, 431, 500, 501, 503, 505, 507,
-)  # fmt: skip
-DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
-
-
-class Meter:
-    """Counts answers in memory that all workers share; each writes to a part of its own.
-
-    The answers of a route are counted by their status and by how long they took: the first of
-    DURATIONS that they are not above.
-    """
-
-    def __init__(self, workers: int, routes: int) -> None:
-        self._columns = len(DURATIONS) + 1  # beyond the last
-        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
-        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
-        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
-        self._part = 3 + routes * self._width
-        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._lock = threading.Lock()
-
-    def count(
-        self, worker: int, response: Response, seconds: float, taken: int, sent: int
-    ) -> None:
-        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
-        numbers, own = self._numbers, worker * self._part
-        first = own + 3 + response.route * self._width
-        place = first + self._rows.get(response.status, self._rows[0])
-        place += bisect.bisect_left(DURATIONS, seconds)
-        with self._lock:
-            numbers[place] += 1
-            numbers[first] += int(seconds * 1e9)
-            numbers[own + 1] += sent
-            if taken:
-                numbers[own] += taken
-
-    def set_in_flight(self, worker: int, count: int) -> None:
-        self._numbers[worker * self._part + 2] = count
-
-    def totals(self) -> tuple[int, int, int]:
-        """Bytes taken in and sent, and requests in flight, of all workers."""
-        return self._sum(0), self._sum(1), self._sum(2)
-
-    def answers(self, route: int) -> dict[int, int]:
-        """How many answers of a route had each status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
-        return {status: count for status, count in counts.items() if count}
-
-    def durations(self, route: int) -> tuple[list[int], float]:
-        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        rows = [self._row(route, place) for place in self._rows.values()]
-        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + route * self._width) / 1e9
-
-    def _row(self, route: int, place: int) -> list[int]:
-        """How many answers of one status took how long."""
-        first = 3 + route * self._width + place
-        return [self._sum(first + column) for column in range(self._columns)]
-
-    def _sum(self, place: int) -> int:
-        return sum(self._numbers[place :: self._part])
-
-
 class Buffers(threading.local):
     """One receive buffer a thread: fresh pages for each request would cost more than reading."""
 
@@ -9417,17 +9332,16 @@ IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
-    """What the selector waits for on a connection, and what happens if it does not come."""
+    """What the selector waits for on a connection, and how long: see `Reactor.expire`."""
 
     event: int
     seconds: float
-    expired: int = 0  # the status that is answered; 0: the connection is closed
 
 
 WAITS: dict[State, Wait] = {
     IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS),
     SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
     LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
@@ -9694,7 +9608,8 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self, self.response)
+            seconds = time.monotonic() - self.began
+            self.server.service.on_answered(self.head, self.peer, self.response, seconds)
             if self.response.resource is not None:
                 self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
@@ -9724,14 +9639,14 @@ def count_unsent(sock: socket.socket) -> int:
 class Connections:
     """All connections, each in its state: what the selector holds, and what threads do."""
 
-    def __init__(self, selector: selectors.BaseSelector, note: Callable[[int], None]) -> None:
+    def __init__(self, selector: selectors.BaseSelector, on_flight: Callable[[int], None]) -> None:
         self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
         self.most_descriptors = limit_descriptors()
         self.landed_at = -math.inf  # when a thread last let go of one that may go on
         self._selector = selector
-        self._note_in_flight = note
+        self._on_flight = on_flight
         self._lock = threading.Lock()
 
     def enter(self, connection: Connection, state: State) -> None:
@@ -9764,7 +9679,7 @@ class Connections:
             if wait:
                 self.landed_at = connection.since
             self.in_flight += 1 if state is WORKING else -1
-            self._note_in_flight(self.in_flight)
+            self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
 
     def _select(self, connection: Connection, event: int) -> None:
@@ -9939,6 +9854,14 @@ class Service(Protocol):
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
         """The answer to a message that is no request."""
+
+    def on_answered(
+        self, head: RequestHead | None, peer: str, response: Response, seconds: float
+    ) -> None:
+        """Told of an answer that is over."""
+
+    def on_flight(self, count: int) -> None:
+        """Told how many requests are worked on."""
 
 
 class Runner:
@@ -10175,19 +10098,12 @@ class Server(ThreadingHTTPServer):
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
     on_hangup: Callable[[], None]
     on_orphaned: Callable[[], None]
-    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
 
-    def __init__(
-        self, listener: socket.socket, service: Service, meter: Meter | None = None,
-        number: int = 0,
-    ) -> None:  # fmt: skip
+    def __init__(self, listener: socket.socket, service: Service) -> None:
         self.service = service
-        self._meter = meter or Meter(number + 1, routes=1)
-        self._number = number  # of this worker
         self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
-        note = functools.partial(self._meter.set_in_flight, number)
-        self.connections = Connections(self._selector, note)
+        self.connections = Connections(self._selector, service.on_flight)
         self.runner = Runner(self, self.connections)
         self._reactor = Reactor(service, self.connections, self.runner)
         self.stopping = False
@@ -10205,18 +10121,6 @@ class Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.server_name, self.server_port = listener.getsockname()[:2]
-
-    def note_answer(self, connection: Connection, response: Response) -> None:
-        """Count an answer that is over, and tell of it."""
-        head, seconds = connection.head, time.monotonic() - connection.began
-        taken, sent = None, response.length
-        if head is None or head.method == "HEAD":
-            sent = None
-        elif head.has_body and response.status < 300:
-            taken = head.content_length
-        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
-        if self.on_answered is not None:
-            self.on_answered(head, connection.peer, response, seconds)
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
@@ -10695,6 +10599,7 @@ class HotFile(NamedTuple):
     path: str
     state: tuple[int, ...]  # a link on the way would lead to another file
     content: Content
+    fields: tuple[tuple[str, str], ...]  # of its header
     access: Access
     whole: Response | None
     unmodified: Response
@@ -11116,6 +11021,71 @@ class Transfer:
 BUSY_UPLOAD = "Another request is going on with this upload."
 
 
+STATUSES = (
+    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
+    422, 429, 431, 500, 501, 503, 505, 507,
+)  # fmt: skip
+DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
+
+
+class Meter:
+    """Counts answers in memory that all workers share; each writes to a part of its own.
+
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
+    """
+
+    def __init__(self, workers: int, routes: int) -> None:
+        self.worker = 0  # whose part this process writes to
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
+        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
+        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
+        self._part = 3 + routes * self._width
+        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
+        self._lock = threading.Lock()
+
+    def count(self, head: RequestHead | None, response: Response, seconds: float) -> None:
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, self.worker * self._part
+        first = own + 3 + response.route * self._width
+        place = first + self._rows.get(response.status, self._rows[0])
+        place += bisect.bisect_left(DURATIONS, seconds)
+        with self._lock:
+            numbers[place] += 1
+            numbers[first] += int(seconds * 1e9)
+            if head is not None and head.method != "HEAD":
+                numbers[own + 1] += response.length or 0
+                if head.has_body and response.status < 300:
+                    numbers[own] += head.content_length or 0
+
+    def set_in_flight(self, count: int) -> None:
+        self._numbers[self.worker * self._part + 2] = count
+
+    def totals(self) -> tuple[int, int, int]:
+        """Bytes taken in and sent, and requests in flight, of all workers."""
+        return self._sum(0), self._sum(1), self._sum(2)
+
+    def answers(self, route: int) -> dict[int, int]:
+        """How many answers of a route had each status; 0 stands for those that are rare."""
+        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
+        return {status: count for status, count in counts.items() if count}
+
+    def durations(self, route: int) -> tuple[list[int], float]:
+        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
+        rows = [self._row(route, place) for place in self._rows.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + route * self._width) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place
+        return [self._sum(first + column) for column in range(self._columns)]
+
+    def _sum(self, place: int) -> int:
+        return sum(self._numbers[place :: self._part])
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -11125,6 +11095,7 @@ class App:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.meter = meter or Meter(1, len(ROUTES) + 1)
+        self.log: Callable[[RequestHead | None, str, Response, float], None] | None = None
         self.index = index
         self.thumbnails = thumbnails
         self.folders = open_folders(settings, index)
@@ -11835,15 +11806,12 @@ class Content(NamedTuple):
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
     patches: Sequence[Patch] = ()  # of the file as it is sent
-    fields: tuple[tuple[str, str], ...] = ()  # put together already
 
     @property
     def etag(self) -> str:
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
-        if self.fields:
-            return list(self.fields)
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -11885,11 +11853,16 @@ class Content(NamedTuple):
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
-def content_response(head: RequestHead, content: Content) -> Response:
-    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+def content_response(
+    head: RequestHead, content: Content, known: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
+
+    `known` are the content's header fields, where they are put together already.
+    """
     # Ranges are defined for GET alone (§14.2).
     headers = head.headers
-    fields, about = content.headers(), (content.etag, content.last_modified)
+    fields, about = [*known] or content.headers(), (content.etag, content.last_modified)
     held = content.source if isinstance(content.source, io.FileIO) else None
     if precondition_failed(headers, *about):
         raise HTTPError(412, "The file is not the one that the request is about.")
@@ -12168,6 +12141,16 @@ class Application:
         complete_headers(response)
         return response
 
+    def on_answered(
+        self, head: RequestHead | None, peer: str, response: Response, seconds: float
+    ) -> None:
+        self.app.meter.count(head, response, seconds)
+        if self.app.log:
+            self.app.log(head, peer, response, seconds)
+
+    def on_flight(self, count: int) -> None:
+        self.app.meter.set_in_flight(count)
+
     def client_of(self, head: RequestHead, peer: str) -> str:
         return network_of(Request(self.app, head, peer).client)
 
@@ -12205,7 +12188,7 @@ class Application:
         if prepared:
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
-            response = content_response(head, content)
+            response = content_response(head, content, hot.fields)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
@@ -12495,17 +12478,18 @@ def file_response(
         raise HTTPError(404, NO_FILE) from None
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(source.close)
-        if not file.matches(os.fstat(source.fileno())):
+        status = os.fstat(source.fileno())
+        if not file.matches(status):
             raise HTTPError(404, NO_FILE)
-        if file.size <= HOT_FILE_BYTES:
-            content = Content(source.read(file.size + 1), *about, name)
-            response = content_response(request.head, content)
-        else:
-            content = Content(source, *about, name, internal_location(request, file))
-            response = content_response(request.head, content)
+        small = file.size <= HOT_FILE_BYTES
+        internal = "" if small else internal_location(request, file)
+        held = source.read(file.size + 1) if small else source
+        content = Content(held, *about, name, internal)
+        if not by_link:
+            remember_hot(app, request, file, content, status)
+        response = content_response(request.head, content)
+        if not small:
             cleanup.pop_all()
-    if not by_link:
-        remember_hot(app, request, file, content)
     return response
 
 
@@ -12528,27 +12512,26 @@ def internal_location(request: Request, file: File) -> str:
 HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of others changes
 
 
-def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
-    """Have the next GETs of a file answered without asking the index."""
-    access, folder = HOT_ACCESS.get(file.root), app.folders[file.root]
+def remember_hot(
+    app: App, request: Request, file: File, content: Content, status: os.stat_result
+) -> None:
+    """Have the next GETs of a file, which was found like this, answered without the index."""
+    access = HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
         return
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
-    whole = None
+    whole, fields = None, content.headers()
     if isinstance(content.source, bytes):
-        whole = app.prepare(Response(200, content.headers(), content.source), request.route)
+        whole = app.prepare(Response(200, fields, content.source), request.route)
     elif app.settings.accel_redirect:
         return
     else:
-        content = content._replace(source=b"", fields=tuple(content.headers()))
-    unmodified = app.prepare(Response(304, content.headers()[2:]), request.route)
-    with contextlib.suppress(OSError):
-        status = folder.stat(file.path)
-        if file.matches(status):
-            path, state = f"{folder.path}/{file.path}", hot_state(status)
-            about = (path, state, content, access, whole, unmodified, request.route)
-            app.remember(request.head.target, HotFile(*about))
+        content = content._replace(source=b"")
+    unmodified = app.prepare(Response(304, fields[2:]), request.route)
+    path, state = f"{app.folders[file.root].path}/{file.path}", hot_state(status)
+    about = (path, state, content, tuple(fields), access, whole, unmodified, request.route)
+    app.remember(request.head.target, HotFile(*about))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -12765,8 +12748,11 @@ def thumbnail_response(
     content = rendered_content(app, file, data)
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
-    else:
-        remember_hot(app, request, file, content)
+        return content_response(request.head, content)
+    with contextlib.suppress(OSError, ValueError):
+        status = app.folders[file.root].stat(file.path)
+        if file.matches(status):
+            remember_hot(app, request, file, content, status)
     return content_response(request.head, content)
 
 
@@ -19714,10 +19700,11 @@ def run_server(
 
     True where it was the index that ended it: it is to be opened anew.
     """
+    meter.worker = number
     app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
-    server = Server(listener.dup(), Application(app, ROUTES), meter, number)
     if settings.log_format != "none":
-        server.on_answered = functools.partial(log_request, settings)
+        app.log = functools.partial(log_request, settings)
+    server = Server(listener.dup(), Application(app, ROUTES))
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)

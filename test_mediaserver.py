@@ -5355,6 +5355,12 @@ class EchoService:
     def on_error(self, error, origin):
         return ms.Response(error.status, error.headers.items(), b"refused")
 
+    def on_answered(self, head, peer, response, seconds):
+        pass
+
+    def on_flight(self, count):
+        pass
+
 
 def close_bare(server: ms.Server) -> None:
     for connection in server.connections.within(*ms.WAITS):
@@ -5602,7 +5608,7 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), ms.OPEN, None, None, 0)
+    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), (), ms.OPEN, None, None, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
@@ -5792,14 +5798,16 @@ def test_a_worker_that_fails_says_why(capfd):
     assert "KeyError: 'nothing'" in capfd.readouterr().err
 
 
-def test_a_worker_takes_one_connection_a_turn_and_leaves_the_next_to_others():
+@pytest.mark.parametrize(("alone", "taken"), [(True, 3), (False, 1)])
+def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
+    bare.lifeline = None if alone else bare.socket
     with bare, contextlib.ExitStack() as stack:
+        stack.callback(close_bare, bare)
         for _ in range(3):
             stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
         bare._accept()
-        assert len(bare.connections.held) == 1
-        close_bare(bare)
+        assert len(bare.connections.held) == taken
 
 
 # -- What a crash, a stop or a large file does
