@@ -5614,6 +5614,58 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
 
 
+def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(bare_server):
+    with contextlib.ExitStack() as stack:
+        body, head, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(4)]
+        body.send(post("/slow", 2) + b"a")
+        head.send(b"GET /")
+        for raw in reversed(idle):
+            raw.send(get_line("/a"))
+            assert raw.answer().status == 200
+        expected = {ms.State.BODY: 1, ms.State.HEAD: 1, ms.State.IDLE: 2}
+        wait_until(lambda: states(bare_server) == expected)
+        for raw in (*reversed(idle), head, body):
+            assert bare_server.connections.make_room()
+            assert raw.is_closed()
+        assert not bare_server.connections.make_room()
+
+
+def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeypatch):
+    workers = ms.ShortWorkers("test", 3)
+    workers.start()
+    begun, go_on, second, third = (threading.Event() for _ in range(4))
+    monkeypatch.setattr(ms, "PATIENCE_SECONDS", DEADLINE)
+    workers.submit(lambda: begun.set() or go_on.wait(DEADLINE))
+    assert begun.wait(DEADLINE)
+    workers.submit(second.set)
+    workers.relieve()
+    assert workers.is_waiting()
+    monkeypatch.setattr(ms, "PATIENCE_SECONDS", -1)
+    workers.relieve()
+    assert second.wait(DEADLINE)
+    workers.submit(third.set)
+    assert third.wait(DEADLINE)
+    go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("missing", "at_hand"),
+    [(None, True), (0, False), (ms.SAMPLE_BYTES, False), (ms.SAMPLE_BYTES + 6, False), (-1, True)],
+)
+def test_a_file_is_at_hand_where_all_samples_of_what_is_sent_next_are(
+    monkeypatch, missing, at_hand
+):
+    def preadv(descriptor: int, buffers: Any, offset: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        if offset == missing:
+            raise BlockingIOError
+        return 1
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with open(os.devnull, "rb", buffering=0) as file:
+        assert ms.FileSlice(file, 0, ms.SAMPLE_BYTES + 7).is_at_hand() == at_hand
+
+
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
     bare_server.connections.most_descriptors = 0
     with Raw(bare_server) as raw:
@@ -5689,16 +5741,17 @@ def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(
 
 
 def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
-    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
-    with open(bare_server.path, "wb") as file:
-        file.truncate(bare_server.size)
+    service = bare_server.service
+    service.path, service.size = tmp_path / "large", 64 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
     set_patience(monkeypatch, 0.3)
     with Raw(bare_server) as raw:
         raw.send(get_line("/file"))
-        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
-        wait_until(lambda: not bare_server._held)
+        raw._more()
+        wait_until(lambda: bare_server.connections.descriptors == 0)
         with pytest.raises((AssertionError, OSError)):
-            raw._take(bare_server.size)
+            raw._take(service.size)
 
 
 def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
