@@ -4021,10 +4021,11 @@ class Index:
         connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
         connection.on_damage = self.report_damage
         self._connections.add(connection)
-        connection.execute(f"PRAGMA query_only = {self._query_only:d}")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
-        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+        cursor = IndexCursor(connection)  # a damaged file may be met here already
+        cursor.execute(f"PRAGMA query_only = {self._query_only:d}")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
+        cursor.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
     def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
@@ -12126,13 +12127,9 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        kind = JSON_KINDS.get(type(value), "number")
-        message = f"Invalid data. Expected a dictionary, but got {kind}."
+        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."  # DRF's
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
-
-
-JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -16512,6 +16509,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "failed": "not uploaded", "retry": "Try again", "pause": "Pause", "resume": "Go on",
         "tooLarge": "Larger than the # that this server takes.",
         "wrongType": "Only photos, videos and recordings can be uploaded.",
+        "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
         "progress": "# done", "zipping": "Collecting: #",
         "zipLarge": "This is too much for one zip file.",
@@ -16560,6 +16558,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "failed": "nicht hochgeladen", "retry": "Noch einmal", "pause": "Pause",
         "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
+        "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
         "progress": "# fertig", "zipping": "Wird gesammelt: #",
         "zipLarge": "Das ist zu viel für eine Zip-Datei.",
@@ -16991,6 +16990,8 @@ async function bearer() {
 
 const startSession = () => fetch(`${ROOT}/session`,
   {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+
+setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
 async function call(path, options = {}) {
   return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
@@ -17646,13 +17647,12 @@ async function fillAlbum(key, items) {
 }
 
 function drawEmpty() {
-  $("empty").hidden = groups.length > 0;
-  if (groups.length) return;
-  if (album() === "all") $("empty").hidden = true;
-  else if (album() && query.size === 1) {
-    if (list.albums.length) $("empty").hidden = true;
-    else showEmpty(album() === "trash" ? "trash" : "albums", "nothingIn",
-      album() === "trash" ? "" : "nothingInHow");
+  const bare = query.size === 1 && album();  // nothing is chosen but an album
+  $("empty").hidden = groups.length > 0 || bare === "all" || (bare && list.albums.length > 0);
+  if ($("empty").hidden) return;
+  if (bare) {
+    const isTrash = bare === "trash";
+    showEmpty(isTrash ? "trash" : "albums", "nothingIn", isTrash ? "" : "nothingInHow");
   } else if (query.size) {
     showEmpty("picture", "none", "noneHow",
       choice(NOTHING, {className: "button main"}, t("showAll")));
@@ -17685,7 +17685,7 @@ $("home").onclick = (event) => {
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
-  choose({q: $("search").elements.q.value.trim()});
+  choose({q: $("search").elements.q.value.trim(), album: album() === "all" ? "" : album()});
 };
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
@@ -18115,10 +18115,10 @@ async function copyLink() {
 async function leaveShown(run) {
   const {group, place} = shown;
   const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const go = (to, at) => history.replaceState(null, "", addressOf(
+  const point = (to, at) => history.replaceState(null, "", addressOf(
     to ? {group: to.key, item: keyOf(to.items[at])} : {}));
-  go(there?.group, there?.place);
-  if (!await run([group.items[place]])) go(group, place);
+  point(there?.group, there?.place);
+  if (!await run([group.items[place]])) point(group, place);
 }
 
 $("viewer").addEventListener("cancel", (event) => {
@@ -18251,7 +18251,7 @@ function addUploads(files) {
 function routeOf(file) {
   const extension = extensionOf(file.name), fields = {};
   const toFolder = (list.can_upload || uploadToken) && file.size <= list.max_upload_bytes;
-  if (toFolder && !album()) {
+  if (toFolder && /^(all)?$/.test(album())) {
     const name = encodeURIComponent(file.name);
     if (KEEPS_NAME.test(extension)) {
       return {target: "library", method: "PUT", path: `/image/${name}`, fields};
@@ -18331,7 +18331,7 @@ async function sendParts(upload) {
   const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
   const tus = {"Tus-Resumable": "1.0.0"};
   const send = (...more) => transmit(upload, ...more);
-  let path = localStorage.getItem(mark), request = null, offset = 0;
+  let path = localStorage.getItem(mark), request = null, offset = null;
   if (path) {
     request = await send("HEAD", path, null, tus);
     if (/^4(01|03|04|10)$/.test(request.status)) path = null;
@@ -18346,8 +18346,9 @@ async function sendParts(upload) {
     if (path) localStorage.setItem(mark, path);
   }
   const type = {"Content-Type": "application/offset+octet-stream"};
-  while (request.status >= 200 && request.status < 300) {
-    offset = Number(request.getResponseHeader("Upload-Offset"));
+  while (/^(2|409)/.test(request.status)) {  // 409 with an offset: it goes on there
+    if ((offset = request.getResponseHeader("Upload-Offset")) === null) break;
+    offset = Number(offset);
     if (offset === file.size) {
       localStorage.removeItem(mark);
       return send("GET", path, null, tus);
@@ -18388,9 +18389,9 @@ function isKnown(upload, request) {
 }
 
 function sentence(request) {
-  if (request.status === 0) return t("lost");
-  if (request.status === 403) return t("denied");
-  if (request.status === 507) return t("noRoom");
+  const said = {0: "lost", 400: "wrongType", 403: "denied", 413: "tooMuch", 415: "wrongType",
+    507: "noRoom"}[request.status];
+  if (said) return t(said);
   try {
     return String(JSON.parse(request.responseText).detail);
   } catch {
@@ -18440,7 +18441,7 @@ function drawUpload(upload) {
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
   const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
   const to = upload.state === "stored" && (upload.route.album || "");
-  const name = to && t(/^[me]/.test(to) ? to : "albums");
+  const name = to && t(/^(mine|entities)$/.test(to) ? to : "albums");
   const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
     upload.bar || h("span", {}, state, there));
@@ -19062,7 +19063,8 @@ class Progress:
     def advance(self, count: int) -> None:
         """Note that so many bytes are done; returns when the rate allows more."""
         self.done += count
-        time.sleep(max(self.done / self._rate - self.seconds, 0))
+        if (early := self.done / self._rate - self.seconds) > 0:  # sleep(0) takes 50 µs
+            time.sleep(early)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._pause
             self._show()
