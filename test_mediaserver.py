@@ -6090,7 +6090,6 @@ def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothe
         stack.callback(close_bare, bare)
         for _ in range(3):
             stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
-        bare.lifeline = bare.socket  # there are others
         bare._accept()
         assert len(bare.connections.held) == taken
 
@@ -6623,8 +6622,8 @@ MESSAGES = [  # what is wrong: method, path, type and body, and words of what is
     ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
     ("GET", f"/entity/999?version={10**30}", None, None, 404, [f"a version 1{'0' * 30}."]),
     ("GET", f"/entity/999?version=-{10**30}", None, None, 404, [f"a version -1{'0' * 30}."]),
-    *[("POST", "/shares", "application/json", text, 400, [f"but got {kind}."])
-      for text, kind in ((b"[]", "list"), (b"null", "null"), (b"1.5", "number"))],
+    *[("POST", "/shares", "application/json", text, 400, [f"not {kind}"])
+      for text, kind in ((b"[]", "a list"), (b"null", "null"), (b"1.5", "a number"))],
 ]  # fmt: skip
 
 
