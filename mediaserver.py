@@ -139,6 +139,8 @@ def printable_line(text: str) -> str:
     >>> printable_line("caf\u00e9\r\n\x1b[2J")
     'café???[2J'
     """
+    if text.isprintable():  # as most is
+        return text
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -15545,8 +15547,9 @@ def log_request(
         "seconds": round(seconds, 4),
         "principal": response.principal or "anonymous",
     }
-    line = json.dumps(entry)
-    if settings.log_format == "text":
+    if settings.log_format == "json":
+        line = json.dumps(entry)
+    else:
         pattern = '{time} {address} "{method} {path}" {status} {bytes} {seconds} s {principal}'
         line = printable_line(pattern.format_map(entry))
     with contextlib.suppress(OSError, ValueError, AttributeError):
