@@ -16095,10 +16095,10 @@ input, textarea, select {
   background: var(--card); border: 1px solid var(--soft); border-radius: .5rem;
 }
 textarea { min-height: 7rem; font-family: ui-monospace, monospace; font-size: .85rem }
-details { background: var(--card); border: 1px solid var(--line); border-radius: .75rem }
-details { margin: .5rem 0 }
-summary { padding: .6rem .9rem; display: flex; flex-wrap: wrap; gap: .1rem .75rem }
-summary { cursor: pointer }
+details {
+  margin: .5rem 0; background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
+}
+summary { padding: .6rem .9rem; display: flex; flex-wrap: wrap; gap: 0 .75rem; cursor: pointer }
 summary span { color: var(--soft) }
 summary code { font-weight: 600; overflow-wrap: anywhere }
 .method { font: 700 .75rem/1.5rem ui-monospace, monospace; width: 4rem; color: var(--accent) }
