@@ -68,8 +68,9 @@ BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
-    "haproxy", "nginx", "node", "openapi-python-client", "openssl", "promtool", "rclone",
-    "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
+    "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
+    "rclone", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
+    "wget",
 }  # fmt: skip
 
 
@@ -11636,6 +11637,63 @@ def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_p
         assert "Retry-After" in refused.headers
 
 
+def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_kept(
+    stored, start, tmp_path, readme
+):
+    server, store = stored
+    index = server.data / "index.sqlite3"
+    text = re.search(r"```yaml\n(dbs:.*?)```", readme, re.DOTALL)[1]
+    text = text.replace("/var/lib/mediaserver/data/index.sqlite3", str(index))
+    text = text.replace("https://s3.example.org", store.endpoint)
+    config = tmp_path / "litestream.yml"
+    config.write_text(text.replace("path: index\n", f"path: {store.prefix}index\n"))
+    environment = {**BARE_ENVIRONMENT, **store.environment}
+    environment.pop("AWS_CA_BUNDLE", None)  # which it does not like
+    tool = need("litestream")
+    replicating = subprocess.Popen(
+        [tool, "replicate", "-config", config], env=environment, stdout=subprocess.DEVNULL
+    )
+    known = {server.store(content := png(), "a.png").json["stored_as"]: content for _ in range(9)}
+
+    def restore(to: Path) -> set[str]:
+        """The names of the images that an index has which is made from the bucket now."""
+        to.unlink(missing_ok=True)
+        words = [tool, "restore", "-config", config, "-o", to, index]
+        if subprocess.run(words, env=environment, capture_output=True, check=False).returncode:
+            return set()
+        with contextlib.closing(sqlite3.connect(to)) as copy:
+            return {os.fsdecode(path) for (path,) in copy.execute("SELECT path FROM file")}
+
+    wait_until(lambda: restore(tmp_path / "look.sqlite3") >= set(known), "litestream")
+    late: list[int] = []
+    sending = threading.Thread(target=lambda: late.extend(send_until_lost(server)))
+    sending.start()
+    wait_until(lambda: len(store.names()) > len(known) + 3)
+    server.kill()
+    replicating.kill()
+    replicating.wait()
+    sending.join()
+    shutil.rmtree(server.storage)
+    other = tmp_path / "other"
+    (other / ".mediaserver").mkdir(parents=True)
+    assert restore(other / ".mediaserver/index.sqlite3") >= set(known)
+    again = start(**store.environment, storage=str(other))
+    for name, content in known.items():
+        assert again.get(f"/image/{name}", **OWNER).body == content
+    found = verify_stored(again, store)
+    images = [name for name in store.names() if name.startswith("images/")]
+    assert found["files"] + len(found["unknown"]) == len(images) >= len(known) + late.count(201)
+
+
+def send_until_lost(server: Server) -> list[int]:
+    """Send images until the server is gone; the statuses of the answers."""
+    answers: list[int] = []
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        while True:
+            answers.append(server.store(png(), "late.png").status)
+    return answers
+
+
 @pytest.mark.parametrize(
     ("settings", "culprit"),
     [
@@ -14232,6 +14290,9 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     assert env.read_text() == text
     for line in ('alias "/var/lib/mediaserver/box/";', 'alias "/srv/e/f/";'):
         assert line in machine.site.read_text()
+    env.write_text(text.replace("./box", "s3://family/box"))
+    machine.setup()
+    assert "s3:" not in machine.site.read_text()
 
 
 def test_no_link_leads_setup_out_of_a_folder(machine, tmp_path):
