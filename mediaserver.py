@@ -6408,7 +6408,7 @@ def read_syllable(character: str) -> str:
 
 S3_SECONDS = 30.0  # that a store may take to go on with a request
 S3_PLACES = 32  # requests at once
-S3_PLACE_SECONDS = 1.0  # that one waits for a place among them
+S3_PLACE_SECONDS = 0.5  # that one waits for a place among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
 S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
@@ -6544,8 +6544,8 @@ class S3Client:
 
     def presign(self, request: S3Request, seconds: int) -> str:
         """Return a URL under which anyone may GET an object for so many seconds."""
-        host, at = self._endpoint.netloc, format_amz_date(time.time())
-        target = self._signer.presign(host, request.target, seconds, at)
+        host, path = self._endpoint.netloc, self._endpoint.path + request.target
+        target = self._signer.presign(host, path, seconds, format_amz_date(time.time()))
         return f"{self._endpoint.scheme}://{host}{target}"
 
     def call(self, request: S3Request) -> S3Answer:
@@ -6564,7 +6564,8 @@ class S3Client:
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """Take a place among the requests that are under way; Unavailable if none gets free."""
-        if not self._places.acquire(timeout=S3_PLACE_SECONDS):
+        patience = 0.0 if self._retry_at else S3_PLACE_SECONDS
+        if not self._places.acquire(timeout=patience):
             raise Unavailable("too many requests are under way")
         try:
             yield
@@ -6636,7 +6637,8 @@ class S3Client:
 
     def _exchange(self, connection: HTTPConnection, request: S3Request) -> HTTPResponse:
         """Send a request over a connection and return the answer, of which the head is read."""
-        method, target, body = request.method, request.target, request.body
+        method, body = request.method, request.body
+        target = self._endpoint.path + request.target
         headers = {
             **request.headers, "host": self._endpoint.netloc,
             "x-amz-content-sha256": body.sha256, "x-amz-date": format_amz_date(time.time()),

@@ -3277,6 +3277,15 @@ def test_what_a_store_refuses_is_not_tried_again(no_waits, answer, error):
         assert len(store.asked) == 1
 
 
+def test_a_store_may_lie_below_a_path_of_its_host(no_waits):
+    with FakeStore(S3_OK) as store:
+        client = ms.S3Client(f"{store.endpoint}/storage/s3", ms.Signer(*S3_KEYS, "us-east-1"))
+        assert client.call(S3_GET).body == b"ok"
+        assert store.asked[0].startswith(b"GET /storage/s3/bucket/a%20b/%C3%A4.png HTTP/1.1\r\n")
+        assert "/storage/s3/bucket/a%20b/%C3%A4.png?X-Amz-" in client.presign(S3_GET, 60)
+        client.close()
+
+
 @pytest.mark.parametrize("fault", [("hangs",), (S3_BUSY,) * 3, ("reset",) * 3])
 def test_a_store_that_is_away_is_asked_again_only_after_a_while(no_waits, monkeypatch, fault):
     monkeypatch.setattr(ms, "S3_SECONDS", 0.1 if "hangs" in fault else DEADLINE)
