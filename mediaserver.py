@@ -6726,6 +6726,7 @@ class Bucket(Folder):
         return True
 
     def holds_files(self, below: str = "") -> bool:
+        """Whether there are objects."""
         return bool(self._list(1, below)[0])
 
     def _list(
@@ -6759,6 +6760,7 @@ class Bucket(Folder):
                     yield path, object_status({"content-length": size})
 
     def stat(self, name: str) -> os.stat_result:
+        """Return size and mtime; FileNotFoundError where there is none."""
         if is_incoming(name):
             return super().stat(name)
         return object_status(self.client.call(self.request("HEAD", name)).headers)
@@ -6821,9 +6823,8 @@ class Bucket(Folder):
         incoming.kept, incoming.note = name, note_of(name)
         try:
             self._send(incoming, name, mtime_ns, {"if-none-match": "*"})
-        except (
-            FileExistsError
-        ):  # another program was faster, or the answer to a first try was lost
+        except FileExistsError:
+            # Another program was faster, or it is this one: the answer to a first try was lost.
             if not is_from(self.stat(name), mtime_ns):
                 super().unlink(incoming.note)
                 incoming.kept, incoming.note = None, ""
@@ -6877,6 +6878,7 @@ class Bucket(Folder):
             receiving.discard()
 
     def link_in(self, name: str, folder: Folder, other: str) -> bool:
+        """Return that objects have no other names."""
         return False
 
     @contextlib.contextmanager
@@ -6902,7 +6904,7 @@ class Bucket(Folder):
             with contextlib.suppress(FileNotFoundError):
                 self.client.call(self.request("DELETE", name))
             super().unlink(note_of(name))
-        except Unavailable as error:
+        except OSError as error:
             warn(f"{self.shown}/{printable_line(name)} is removed at the next start: {error}")
             with contextlib.suppress(FileNotFoundError), self.resolve(note_of(name)) as note:
                 note.replace(Place(note.folder, f"{secrets.token_hex(16)}{NOTE}"))
