@@ -7011,7 +7011,7 @@ class ObjectReader:
         if self._run is not None:
             connection, response = self._run
             self._run = None
-            if response.isclosed():
+            if response.isclosed() and not response.length:
                 self.bucket.client.keep(connection)
             else:
                 connection.close()

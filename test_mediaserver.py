@@ -3236,6 +3236,8 @@ class FakeStore:
             self.asked.append(connection.recv(65536))
             if isinstance(step, bytes):
                 connection.sendall(step)
+                if b"Connection: close" in step:
+                    connection.shutdown(socket.SHUT_WR)
             elif step == "reset":
                 connection.close()
 
@@ -3311,6 +3313,22 @@ def test_a_kept_connection_that_has_ended_costs_another_try_and_no_error(no_wait
         assert client.call(S3_GET).body == b"ok"
         store._held[0].close()
         assert client.call(S3_GET).body == b"ok"
+
+
+def test_an_object_that_breaks_off_is_read_on_from_there(no_waits, tmp_path):
+    def part(first: int, data: bytes) -> bytes:
+        about = f"Content-Range: bytes {first}-9/10\r\nContent-Length: {10 - first}\r\n"
+        return f"HTTP/1.1 206 Partial\r\n{about}Connection: close\r\n\r\n".encode() + data
+
+    with FakeStore(part(0, b"0123"), part(4, b"456789")) as store:
+        place = ms.S3Place("bucket", "")
+        bucket = ms.Bucket("images", tmp_path, place, store.client, buffers=ms.WriteBuffers())
+        found = b""
+        with contextlib.closing(ms.ObjectReader(bucket, "a.png", (10, 0))) as reader:
+            while len(found) < 10:
+                found += reader.read_at(len(found), 10 - len(found))
+        assert found == b"0123456789"
+        assert b"range: bytes=4-9\r\n" in store.asked[1].lower()
 
 
 class ObjectStore:
@@ -11728,6 +11746,22 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
     for path, headers in paths.items():
         answer = back.request("GET", path, headers=headers)
         assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
+
+
+def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
+    server, store = stored
+    paths, _ = store_everywhere(server, png_of(100_000))
+    run = functools.partial(run_program, cwd=tmp_path, **SECRETS)
+    made = run(
+        "backup", tmp_path / "backups", "--storage_dir", server.storage, **store.environment
+    )
+    assert made.returncode == 0, made.stderr
+    [backup] = (tmp_path / "backups").iterdir()
+    assert run("verify", "--storage_dir", backup).returncode == 0
+    store.prefix += "again/"
+    words = ["restore", backup, "--storage_dir", tmp_path / "again"]
+    assert run(*words, **store.environment).returncode == 0
+    assert len(store.names()) == len(paths)
 
 
 def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_path, start):
