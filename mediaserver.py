@@ -6412,7 +6412,7 @@ def read_syllable(character: str) -> str:
 
 S3_SECONDS = 30.0  # that a store may take to go on with a request
 S3_PLACES = 32  # requests at once
-S3_PLACE_SECONDS = 1.0  # that one waits for a place among them
+S3_PLACE_SECONDS = 0.5  # that one waits for a place among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
 S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
@@ -6548,8 +6548,8 @@ class S3Client:
 
     def presign(self, request: S3Request, seconds: int) -> str:
         """Return a URL under which anyone may GET an object for so many seconds."""
-        host, at = self._endpoint.netloc, format_amz_date(time.time())
-        target = self._signer.presign(host, request.target, seconds, at)
+        host, path = self._endpoint.netloc, self._endpoint.path + request.target
+        target = self._signer.presign(host, path, seconds, format_amz_date(time.time()))
         return f"{self._endpoint.scheme}://{host}{target}"
 
     def call(self, request: S3Request) -> S3Answer:
@@ -6568,7 +6568,8 @@ class S3Client:
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """Take a place among the requests that are under way; Unavailable if none gets free."""
-        if not self._places.acquire(timeout=S3_PLACE_SECONDS):
+        patience = 0.0 if self._retry_at else S3_PLACE_SECONDS
+        if not self._places.acquire(timeout=patience):
             raise Unavailable("too many requests are under way")
         try:
             yield
@@ -6640,7 +6641,8 @@ class S3Client:
 
     def _exchange(self, connection: HTTPConnection, request: S3Request) -> HTTPResponse:
         """Send a request over a connection and return the answer, of which the head is read."""
-        method, target, body = request.method, request.target, request.body
+        method, body = request.method, request.body
+        target = self._endpoint.path + request.target
         headers = {
             **request.headers, "host": self._endpoint.netloc,
             "x-amz-content-sha256": body.sha256, "x-amz-date": format_amz_date(time.time()),
@@ -6728,6 +6730,7 @@ class Bucket(Folder):
         return True
 
     def holds_files(self, below: str = "") -> bool:
+        """Whether there are objects."""
         return bool(self._list(1, below)[0])
 
     def _list(
@@ -6761,6 +6764,7 @@ class Bucket(Folder):
                     yield path, object_status({"content-length": size})
 
     def stat(self, name: str) -> os.stat_result:
+        """Return size and mtime; FileNotFoundError where there is none."""
         if is_incoming(name):
             return super().stat(name)
         return object_status(self.client.call(self.request("HEAD", name)).headers)
@@ -6823,9 +6827,8 @@ class Bucket(Folder):
         incoming.kept, incoming.note = name, note_of(name)
         try:
             self._send(incoming, name, mtime_ns, {"if-none-match": "*"})
-        except (
-            FileExistsError
-        ):  # another program was faster, or the answer to a first try was lost
+        except FileExistsError:
+            # Another program was faster, or it is this one: the answer to a first try was lost.
             if not is_from(self.stat(name), mtime_ns):
                 super().unlink(incoming.note)
                 incoming.kept, incoming.note = None, ""
@@ -6879,6 +6882,7 @@ class Bucket(Folder):
             receiving.discard()
 
     def link_in(self, name: str, folder: Folder, other: str) -> bool:
+        """Return that objects have no other names."""
         return False
 
     @contextlib.contextmanager
@@ -6904,7 +6908,7 @@ class Bucket(Folder):
             with contextlib.suppress(FileNotFoundError):
                 self.client.call(self.request("DELETE", name))
             super().unlink(note_of(name))
-        except Unavailable as error:
+        except OSError as error:
             warn(f"{self.shown}/{printable_line(name)} is removed at the next start: {error}")
             with contextlib.suppress(FileNotFoundError), self.resolve(note_of(name)) as note:
                 note.replace(Place(note.folder, f"{secrets.token_hex(16)}{NOTE}"))
@@ -7009,7 +7013,7 @@ class ObjectReader:
         if self._run is not None:
             connection, response = self._run
             self._run = None
-            if response.isclosed():
+            if response.isclosed() and not response.length:
                 self.bucket.client.keep(connection)
             else:
                 connection.close()

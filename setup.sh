@@ -248,6 +248,7 @@ def get(path, name):
 def place(path, name, default):
     """The folder that a setting names, as the service finds it from its working directory."""
     value = dict(values(read(path))).get(name) or default
+    value = default if value.startswith("s3://") else value  # which needs no folder
     value = re.sub("^~(?=/|$)", "/var/lib/mediaserver", value)
     parts = os.path.join("/var/lib/mediaserver", value).split("/")
     print("/" + "/".join(part for part in parts if part not in ("", ".")))

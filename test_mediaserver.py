@@ -68,8 +68,9 @@ BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
     "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
-    "haproxy", "nginx", "node", "openapi-python-client", "openssl", "promtool", "rclone",
-    "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
+    "haproxy", "litestream", "nginx", "node", "openapi-python-client", "openssl", "promtool",
+    "rclone", "schemathesis", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
+    "wget",
 }  # fmt: skip
 
 
@@ -3235,6 +3236,8 @@ class FakeStore:
             self.asked.append(connection.recv(65536))
             if isinstance(step, bytes):
                 connection.sendall(step)
+                if b"Connection: close" in step:
+                    connection.shutdown(socket.SHUT_WR)
             elif step == "reset":
                 connection.close()
 
@@ -3280,6 +3283,15 @@ def test_what_a_store_refuses_is_not_tried_again(no_waits, answer, error):
         assert len(store.asked) == 1
 
 
+def test_a_store_may_lie_below_a_path_of_its_host(no_waits):
+    with FakeStore(S3_OK) as store:
+        client = ms.S3Client(f"{store.endpoint}/storage/s3", ms.Signer(*S3_KEYS, "us-east-1"))
+        assert client.call(S3_GET).body == b"ok"
+        assert store.asked[0].startswith(b"GET /storage/s3/bucket/a%20b/%C3%A4.png HTTP/1.1\r\n")
+        assert "/storage/s3/bucket/a%20b/%C3%A4.png?X-Amz-" in client.presign(S3_GET, 60)
+        client.close()
+
+
 @pytest.mark.parametrize("fault", [("hangs",), (S3_BUSY,) * 3, ("reset",) * 3])
 def test_a_store_that_is_away_is_asked_again_only_after_a_while(no_waits, monkeypatch, fault):
     monkeypatch.setattr(ms, "S3_SECONDS", 0.1 if "hangs" in fault else DEADLINE)
@@ -3301,6 +3313,22 @@ def test_a_kept_connection_that_has_ended_costs_another_try_and_no_error(no_wait
         assert client.call(S3_GET).body == b"ok"
         store._held[0].close()
         assert client.call(S3_GET).body == b"ok"
+
+
+def test_an_object_that_breaks_off_is_read_on_from_there(no_waits, tmp_path):
+    def part(first: int, data: bytes) -> bytes:
+        about = f"Content-Range: bytes {first}-9/10\r\nContent-Length: {10 - first}\r\n"
+        return f"HTTP/1.1 206 Partial\r\n{about}Connection: close\r\n\r\n".encode() + data
+
+    with FakeStore(part(0, b"0123"), part(4, b"456789")) as store:
+        place = ms.S3Place("bucket", "")
+        bucket = ms.Bucket("images", tmp_path, place, store.client, buffers=ms.WriteBuffers())
+        found = b""
+        with contextlib.closing(ms.ObjectReader(bucket, "a.png", (10, 0))) as reader:
+            while len(found) < 10:
+                found += reader.read_at(len(found), 10 - len(found))
+        assert found == b"0123456789"
+        assert b"range: bytes=4-9\r\n" in store.asked[1].lower()
 
 
 class ObjectStore:
@@ -11720,6 +11748,22 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
         assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
 
 
+def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
+    server, store = stored
+    paths, _ = store_everywhere(server, png_of(100_000))
+    run = functools.partial(run_program, cwd=tmp_path, **SECRETS)
+    made = run(
+        "backup", tmp_path / "backups", "--storage_dir", server.storage, **store.environment
+    )
+    assert made.returncode == 0, made.stderr
+    [backup] = (tmp_path / "backups").iterdir()
+    assert run("verify", "--storage_dir", backup).returncode == 0
+    store.prefix += "again/"
+    words = ["restore", backup, "--storage_dir", tmp_path / "again"]
+    assert run(*words, **store.environment).returncode == 0
+    assert len(store.names()) == len(paths)
+
+
 def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_path, start):
     server, store = stored
     paths, _ = store_everywhere(server, content := png_of(100_000))
@@ -11738,6 +11782,63 @@ def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_p
         assert refused.status == 503
         assert server.url in refused.json["detail"]
         assert "Retry-After" in refused.headers
+
+
+def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_kept(
+    stored, start, tmp_path, readme
+):
+    server, store = stored
+    index = server.data / "index.sqlite3"
+    text = re.search(r"```yaml\n(dbs:.*?)```", readme, re.DOTALL)[1]
+    text = text.replace("/var/lib/mediaserver/data/index.sqlite3", str(index))
+    text = text.replace("https://s3.example.org", store.endpoint)
+    config = tmp_path / "litestream.yml"
+    config.write_text(text.replace("path: index\n", f"path: {store.prefix}index\n"))
+    environment = {**BARE_ENVIRONMENT, **store.environment}
+    environment.pop("AWS_CA_BUNDLE", None)  # which it does not like
+    tool = need("litestream")
+    replicating = subprocess.Popen(
+        [tool, "replicate", "-config", config], env=environment, stdout=subprocess.DEVNULL
+    )
+    known = {server.store(content := png(), "a.png").json["stored_as"]: content for _ in range(9)}
+
+    def restore(to: Path) -> set[str]:
+        """The names of the images that an index has which is made from the bucket now."""
+        to.unlink(missing_ok=True)
+        words = [tool, "restore", "-config", config, "-o", to, index]
+        if subprocess.run(words, env=environment, capture_output=True, check=False).returncode:
+            return set()
+        with contextlib.closing(sqlite3.connect(to)) as copy:
+            return {os.fsdecode(path) for (path,) in copy.execute("SELECT path FROM file")}
+
+    wait_until(lambda: restore(tmp_path / "look.sqlite3") >= set(known), "litestream")
+    late: list[int] = []
+    sending = threading.Thread(target=lambda: late.extend(send_until_lost(server)))
+    sending.start()
+    wait_until(lambda: len(store.names()) > len(known) + 3)
+    server.kill()
+    replicating.kill()
+    replicating.wait()
+    sending.join()
+    shutil.rmtree(server.storage)
+    other = tmp_path / "other"
+    (other / ".mediaserver").mkdir(parents=True)
+    assert restore(other / ".mediaserver/index.sqlite3") >= set(known)
+    again = start(**store.environment, storage=str(other))
+    for name, content in known.items():
+        assert again.get(f"/image/{name}", **OWNER).body == content
+    found = verify_stored(again, store)
+    images = [name for name in store.names() if name.startswith("images/")]
+    assert found["files"] + len(found["unknown"]) == len(images) >= len(known) + late.count(201)
+
+
+def send_until_lost(server: Server) -> list[int]:
+    """Send images until the server is gone; the statuses of the answers."""
+    answers: list[int] = []
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        while True:
+            answers.append(server.store(png(), "late.png").status)
+    return answers
 
 
 @pytest.mark.parametrize(
@@ -14341,6 +14442,9 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     assert env.read_text() == text
     for line in ('alias "/var/lib/mediaserver/box/";', 'alias "/srv/e/f/";'):
         assert line in machine.site.read_text()
+    env.write_text(text.replace("./box", "s3://family/box"))
+    machine.setup()
+    assert "s3:" not in machine.site.read_text()
 
 
 def test_no_link_leads_setup_out_of_a_folder(machine, tmp_path):
