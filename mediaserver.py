@@ -4929,7 +4929,7 @@ class OwnedTable(Generic[Record]):
 
     def remove_loose(self, db: Database, key: str) -> None:
         """Forget a media record that shows an asset in no collection."""
-        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL AND path IS NULL"
+        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL"
         db.execute(f"DELETE FROM media WHERE {where}", (key,))
 
     def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
@@ -14061,7 +14061,7 @@ def write_record(
     replaced = [seen.path] if placed and seen.path else []
     changes = {**changes, "updated_at": time.time()}
     if placed:
-        changes |= {"path": placed[0].path, "size": placed[0].size}
+        changes |= {"path": placed[0].path, "size": placed[0].size, "sha256": None}
     gone: list[str] = []
 
     def apply(db: Database) -> MediaRecord:
@@ -14096,7 +14096,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
         existing(has_file(request, record))
-    if record.sha256 and not record.path:
+    if record.sha256:
         found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
     else:
         found = find_named(app, app.users, existing(record.path))
