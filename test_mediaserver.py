@@ -6885,11 +6885,11 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
-    (tmp_path / "no folder").touch()
-    with open(tmp_path / "no folder", "rb") as file:
-        with pytest.raises(OSError) as caught, ms.opened(file.fileno()):
-            pytest.fail("it is none")
-    assert caught.value.filename == str(tmp_path / "no folder")
+    path = tmp_path / "no folder"
+    path.touch()
+    with path.open("rb") as file, pytest.raises(OSError) as caught, ms.opened(file.fileno()):
+        pytest.fail("it is none")
+    assert caught.value.filename == str(path)
 
 
 def test_a_read_only_folder_is_503(start, tmp_path):
