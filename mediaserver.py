@@ -3208,20 +3208,23 @@ STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
 PATCHED = frozenset({  # extensions
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 })  # fmt: skip
-MAX_PATCHING_COST = 8 << 20  # bytes of a file's tables
+MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
 MAX_PATCHING_STEPS = 10**7
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
 _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
     box: frozenset(names.split()) for box, names in {
-        b"file": b"ftyp styp mdat meta moov",
-        b"moov": b"mvhd iods trak", b"trak": b"tkhd edts tapt mdia",
+        b"file": b"ftyp styp mdat meta moov moof sidx mfra",
+        b"moov": b"mvhd iods mvex trak", b"trak": b"tkhd tref edts tapt mdia",
         b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
         b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
                  b" saiz saio",
+        b"moof": b"mfhd traf", b"traf": b"tfhd tfdt trun sbgp sgpd subs saiz saio",
         b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
     }.items()
 }  # fmt: skip
-_SHOWN_TRACKS = frozenset({b"vide", b"soun"})  # positions are in others, and in subtitles
+_SHOWN_TRACKS = frozenset(
+    {b"vide", b"pict", b"auxv", b"soun"}
+)  # others have positions, subtitles too
 _SHOWN_ITEMS = frozenset(
     b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
 )
@@ -3253,7 +3256,7 @@ class Patch(NamedTuple):
 def find_patches(file: BinaryIO, size: int) -> list[Patch]:
     """Return what makes an ISO base media file say nothing of its making, in order.
 
-    ValueError for one that is not understood; fragments are not.
+    ValueError for one that is not understood.
     """
     try:
         return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
@@ -3269,9 +3272,14 @@ class _PatchFinder:
         self._patches: list[Patch] = []
         self._data: list[_Span] = []  # boxes of samples, and of items
         self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
+        self._kinds: set[tuple[bytes, bool]] = set()  # of boxes, and whether they are shown
 
     def run(self) -> list[Patch]:
         self._walk(b"file", self._file)
+        if (b"moof", True) in self._kinds:  # the samples of all tracks are in each fragment
+            if (b"trak", False) in self._kinds:
+                raise ValueError("samples of a track that is not shown are not found")
+            self._data.clear()
         if len(self._data) * len(self._shown) > MAX_PATCHING_STEPS:
             raise ValueError("too many boxes")
         self._shown.sort()
@@ -3311,9 +3319,9 @@ class _PatchFinder:
     def _walk(self, kind: bytes, span: _Span) -> None:
         """Go through the boxes of a file or box, and hide what is not shown."""
         for child, box, header in self._boxes(span):
-            if child == b"moof":
-                raise ValueError("the file has fragments")
-            if child in _SHOWN_BOXES[kind] and self._is_shown(child, box):
+            is_shown = child in _SHOWN_BOXES[kind] and self._is_shown(child, box)
+            self._kinds.add((child, is_shown))
+            if is_shown:
                 self._keep(child, box)
             else:
                 self._hide(box, header)
@@ -3348,7 +3356,7 @@ class _PatchFinder:
         tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
         for kind, entry in _boxes(tables[b"stsd"].part(8)):
             self._blank(entry, 12, 16)  # vendor
-            if media[b"hdlr"].read(8, 4) == b"vide":
+            if media[b"hdlr"].read(8, 4) != b"soun":
                 self._blank(entry, 42, 74)  # the codec's name
             else:
                 unit = max(unit, _audio_unit(kind, entry))

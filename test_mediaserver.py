@@ -11289,19 +11289,23 @@ def test_a_crafted_video_is_refused_or_patched_within_its_bounds():
     assert 0 < refused < 900
 
 
-@pytest.mark.parametrize("name", ["a.mov", "a.mp4", "a.heic"])
+@pytest.mark.parametrize("name", ["a.mov", "a.mp4", "fragments.mp4", "a.heic"])
 def test_exiftool_finds_nothing_in_what_a_link_sends(server, tmp_path, name):
     exiftool, path = need("exiftool"), tmp_path / name
     if name == "a.heic":
         need("pillow_heif").from_pillow(need("PIL.Image").new("RGB", (64, 48))).save(path)
     else:
         ffmpeg = [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc2=d=1:s=64x64:r=5"]
-        ffmpeg += ["-f", "lavfi", "-i", "sine=d=1", "-timecode", "10:00:00:00"]
-        options = ["-metadata", "location=+48.1333+011.5667/", "-c:a", "pcm_s16le"]
-        subprocess.run([*ffmpeg, *(options if name == "a.mov" else options[:2]), path], check=True)
+        ffmpeg += ["-f", "lavfi", "-i", "sine=d=1", "-metadata", "location=+48.1333+011.5667/"]
+        ffmpeg += ["-metadata", "comment=SECRET", *{
+            "a.mov": ["-c:a", "pcm_s16le", "-timecode", "10:00:00:00"],
+            "fragments.mp4": ["-movflags", "frag_keyframe+empty_moov"],
+        }.get(name, [])]  # fmt: skip
+        subprocess.run([*ffmpeg, path], check=True)
     told = ["-Make=SECRET", "-Model=SECRET", "-GPSLatitude=48.1", "-GPSLongitude=11.5"]
     told += ["-GPSLatitudeRef=N", "-GPSLongitudeRef=E", "-XMP:Creator=SECRET", "-CreateDate=now"]
-    subprocess.run([exiftool, "-q", "-overwrite_original", *told, path], check=True)
+    if name != "fragments.mp4":  # those it does not write
+        subprocess.run([exiftool, "-q", "-overwrite_original", *told, path], check=True)
     fill(server.storage, {f"exiftool-{name}/{name}": path.read_bytes()})
     server.rescan()
     made = share(server, kind="folder", target=f"exiftool-{name}", strip=True)
