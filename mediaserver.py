@@ -3412,13 +3412,11 @@ def _numbers(table: _Span, layout: str) -> list[int]:
 
 
 def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
-    """Yield where a track's chunks start and end (14496-12, 8.7).
-
-    `unit` is what a sample takes at least, where all take the same.
-    """
+    """Yield where a track's chunks start and end (14496-12, 8.7); `unit`: what 1 stands for."""
     wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
     starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
-    equal = max(size, unit) if (size := sizes.read_uint(4)) else 0
+    size = sizes.read_uint(4)  # of each sample; 0: they have sizes of their own
+    equal = unit if size == 1 and unit else float(size)
     ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
     count = runs.read_uint(4)
     layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
@@ -19963,7 +19961,8 @@ class RecordImporter:
         path, file = self._find(row.get("file")), None
         if not self._is_trial and path:
             names = numbered_names(f"{owner}/{row['file']}")
-            file = self._copy(path, self._app.users, self._free(self._app.users, names))
+            free = (name for name in names if not self._index.files.get("users", name))
+            file = self._copy(path, self._app.users, free)
         times = read_time(row["created_at"]), read_time(row["updated_at"])
         shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
         record = MediaRecord(
@@ -20048,10 +20047,6 @@ class RecordImporter:
                     self._places.insert(0, place)
                     return f"{place}{name}"
         return None
-
-    def _free(self, folder: Folder, names: Iterable[str]) -> Iterator[str]:
-        """The names under which no record has a file."""
-        return (name for name in names if not self._index.files.get(folder.name, name))
 
     def _copy(
         self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
