@@ -3212,20 +3212,23 @@ STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
 PATCHED = frozenset({  # extensions
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 })  # fmt: skip
-MAX_PATCHING_COST = 8 << 20  # bytes of a file's tables
+MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
 MAX_PATCHING_STEPS = 10**7
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
 _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
     box: frozenset(names.split()) for box, names in {
-        b"file": b"ftyp styp mdat meta moov",
-        b"moov": b"mvhd iods trak", b"trak": b"tkhd edts tapt mdia",
+        b"file": b"ftyp styp mdat meta moov moof sidx mfra",
+        b"moov": b"mvhd iods mvex trak", b"trak": b"tkhd tref edts tapt mdia",
         b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
         b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
                  b" saiz saio",
+        b"moof": b"mfhd traf", b"traf": b"tfhd tfdt trun sbgp sgpd subs saiz saio",
         b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
     }.items()
 }  # fmt: skip
-_SHOWN_TRACKS = frozenset({b"vide", b"soun"})  # positions are in others, and in subtitles
+_SHOWN_TRACKS = frozenset(
+    {b"vide", b"pict", b"auxv", b"soun"}
+)  # others have positions, subtitles too
 _SHOWN_ITEMS = frozenset(
     b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
 )
@@ -3257,7 +3260,7 @@ class Patch(NamedTuple):
 def find_patches(file: BinaryIO, size: int) -> list[Patch]:
     """Return what makes an ISO base media file say nothing of its making, in order.
 
-    ValueError for one that is not understood; fragments are not.
+    ValueError for one that is not understood.
     """
     try:
         return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
@@ -3273,9 +3276,14 @@ class _PatchFinder:
         self._patches: list[Patch] = []
         self._data: list[_Span] = []  # boxes of samples, and of items
         self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
+        self._kinds: set[tuple[bytes, bool]] = set()  # of boxes, and whether they are shown
 
     def run(self) -> list[Patch]:
         self._walk(b"file", self._file)
+        if (b"moof", True) in self._kinds:  # the samples of all tracks are in each fragment
+            if (b"trak", False) in self._kinds:
+                raise ValueError("samples of a track that is not shown are not found")
+            self._data.clear()
         if len(self._data) * len(self._shown) > MAX_PATCHING_STEPS:
             raise ValueError("too many boxes")
         self._shown.sort()
@@ -3315,9 +3323,9 @@ class _PatchFinder:
     def _walk(self, kind: bytes, span: _Span) -> None:
         """Go through the boxes of a file or box, and hide what is not shown."""
         for child, box, header in self._boxes(span):
-            if child == b"moof":
-                raise ValueError("the file has fragments")
-            if child in _SHOWN_BOXES[kind] and self._is_shown(child, box):
+            is_shown = child in _SHOWN_BOXES[kind] and self._is_shown(child, box)
+            self._kinds.add((child, is_shown))
+            if is_shown:
                 self._keep(child, box)
             else:
                 self._hide(box, header)
@@ -3352,7 +3360,7 @@ class _PatchFinder:
         tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
         for kind, entry in _boxes(tables[b"stsd"].part(8)):
             self._blank(entry, 12, 16)  # vendor
-            if media[b"hdlr"].read(8, 4) == b"vide":
+            if media[b"hdlr"].read(8, 4) != b"soun":
                 self._blank(entry, 42, 74)  # the codec's name
             else:
                 unit = max(unit, _audio_unit(kind, entry))
@@ -3406,13 +3414,11 @@ def _numbers(table: _Span, layout: str) -> list[int]:
 
 
 def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
-    """Yield where a track's chunks start and end (14496-12, 8.7).
-
-    `unit` is what a sample takes at least, where all take the same.
-    """
+    """Yield where a track's chunks start and end (14496-12, 8.7); `unit`: what 1 stands for."""
     wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
     starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
-    equal = max(size, unit) if (size := sizes.read_uint(4)) else 0
+    size = sizes.read_uint(4)  # of each sample; 0: they have sizes of their own
+    equal = unit if size == 1 and unit else float(size)
     ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
     count = runs.read_uint(4)
     layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
@@ -19940,7 +19946,8 @@ class RecordImporter:
         path, file = self._find(row.get("file")), None
         if not self._is_trial and path:
             names = numbered_names(f"{owner}/{row['file']}")
-            file = self._copy(path, self._app.users, self._free(self._app.users, names))
+            free = (name for name in names if not self._index.files.get("users", name))
+            file = self._copy(path, self._app.users, free)
         times = read_time(row["created_at"]), read_time(row["updated_at"])
         shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
         record = MediaRecord(
@@ -20025,10 +20032,6 @@ class RecordImporter:
                     self._places.insert(0, place)
                     return f"{place}{name}"
         return None
-
-    def _free(self, folder: Folder, names: Iterable[str]) -> Iterator[str]:
-        """The names under which no record has a file."""
-        return (name for name in names if not self._index.files.get(folder.name, name))
 
     def _copy(
         self, path: str, folder: Folder, names: Iterator[str], md5: bool = False

@@ -7295,6 +7295,15 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
     assert running.get("/health").json["status"] == "ok"
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    path = tmp_path / "no folder"
+    path.touch()
+    with path.open("rb") as file, pytest.raises(OSError) as caught, ms.opened(file.fileno()):
+        pytest.fail("it is none")
+    assert caught.value.filename == str(path)
+
+
 def test_a_read_only_folder_is_503(start, tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
@@ -8965,9 +8974,11 @@ def test_a_folder_of_another_program_is_imported_once_with_its_names_and_times(s
         run = owner_says(running, "import", source, *options)
         assert run.returncode == 0, run.stderr
         outcomes: dict[str, list[str]] = {}
+        told = "after its next scan" in run.stderr
         for outcome, path, detail in (line.split("\t") for line in run.stdout.splitlines()):
             outcomes.setdefault(outcome, []).append(path)
             assert outcome == "left" or detail == f"imported/old/{path}"
+        assert told == ("new" in outcomes and not options)
         return outcomes
 
     all_in, left = ["2019/ü a.png", "b.gif"], ["2019/fake.jpg", "note.txt"]
@@ -11397,19 +11408,41 @@ def test_a_video_is_sent_in_ranges_without_what_it_says_of_its_making(server):
     assert server.get(path, Range="bytes=0-9", If_Range=answer.headers["ETag"]).status == 206
 
 
-@pytest.mark.parametrize("name", ["a.mov", "a.mp4", "a.heic"])
+def test_a_crafted_video_is_refused_or_patched_within_its_bounds():
+    chance, refused = random.Random(17), 0
+    for sample in (told_video(), heif(), quicktime()):
+        for _ in range(300):
+            data, at = bytearray(sample), chance.randrange(len(sample))
+            data[at : at + 4] = chance.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\1\0\0", b""))
+            try:
+                patches = ms.find_patches(io.BytesIO(data), len(data))
+            except ValueError:
+                refused += 1
+                continue
+            ends = [0, *(patch.end for patch in patches)]
+            for patch, before in zip(patches, ends, strict=False):
+                assert before <= patch.start < patch.end <= len(data)
+                assert sum(map(len, patch.cut(patch.start, patch.end))) == patch.end - patch.start
+    assert 0 < refused < 900
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.mp4", "fragments.mp4", "a.heic"])
 def test_exiftool_finds_nothing_in_what_a_link_sends(server, tmp_path, name):
     exiftool, path = need("exiftool"), tmp_path / name
     if name == "a.heic":
         need("pillow_heif").from_pillow(need("PIL.Image").new("RGB", (64, 48))).save(path)
     else:
         ffmpeg = [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc2=d=1:s=64x64:r=5"]
-        ffmpeg += ["-f", "lavfi", "-i", "sine=d=1", "-timecode", "10:00:00:00"]
-        options = ["-metadata", "location=+48.1333+011.5667/", "-c:a", "pcm_s16le"]
-        subprocess.run([*ffmpeg, *(options if name == "a.mov" else options[:2]), path], check=True)
+        ffmpeg += ["-f", "lavfi", "-i", "sine=d=1", "-metadata", "location=+48.1333+011.5667/"]
+        ffmpeg += ["-metadata", "comment=SECRET", *{
+            "a.mov": ["-c:a", "pcm_s16le", "-timecode", "10:00:00:00"],
+            "fragments.mp4": ["-movflags", "frag_keyframe+empty_moov"],
+        }.get(name, [])]  # fmt: skip
+        subprocess.run([*ffmpeg, path], check=True)
     told = ["-Make=SECRET", "-Model=SECRET", "-GPSLatitude=48.1", "-GPSLongitude=11.5"]
     told += ["-GPSLatitudeRef=N", "-GPSLongitudeRef=E", "-XMP:Creator=SECRET", "-CreateDate=now"]
-    subprocess.run([exiftool, "-q", "-overwrite_original", *told, path], check=True)
+    if name != "fragments.mp4":  # those it does not write
+        subprocess.run([exiftool, "-q", "-overwrite_original", *told, path], check=True)
     fill(server.storage, {f"exiftool-{name}/{name}": path.read_bytes()})
     server.rescan()
     made = share(server, kind="folder", target=f"exiftool-{name}", strip=True)
