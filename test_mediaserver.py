@@ -3312,7 +3312,7 @@ class ObjectStore:
         self.folder = folder / "family"
         self.folder.mkdir(parents=True)
         self._log = folder.with_suffix(".log")
-        self._port = 0
+        self._port = free_port()  # it is started again on the same one
         self.start()
 
     def start(self) -> None:
@@ -3320,12 +3320,11 @@ class ObjectStore:
         command += ["--auth-key", ",".join(S3_KEYS), "--addr", f"127.0.0.1:{self._port}"]
         with self._log.open("w") as log:
             self.process = subprocess.Popen([*command, self.folder.parent], stderr=log)
-        self._port = int(wait_until(self._find_port, "rclone"))
+        wait_until(self._is_ready, "rclone")
 
-    def _find_port(self) -> str:
+    def _is_ready(self) -> bool:
         assert self.process.poll() is None, self._log.read_text()
-        found = re.search(r"server on \[http://127\.0\.0\.1:(\d+)/", self._log.read_text())
-        return found[1] if found else ""
+        return accepts(self._port)
 
     def stop(self) -> None:
         self.process.kill()
