@@ -3523,6 +3523,7 @@ def pillow():
 
 @pytest.fixture
 def ffmpeg():
+    once()
     return need("ffmpeg")
 
 
