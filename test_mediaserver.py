@@ -7601,6 +7601,24 @@ def test_a_thumbnail_that_is_a_link_is_not_served(start, tmp_path):
     assert not thumbnail.is_symlink() or answer.status != 200
 
 
+@pytest.mark.parametrize("boot", ["same", "another"])
+def test_a_power_cut_loses_no_answered_upload_that_the_index_has_lost(start, boot):
+    running = start()
+    filename = running.upload(png()).json["filename"]
+    running.kill()
+    stored = running.storage / "media" / filename
+    os.link(stored, running.storage / ".incoming" / ("ab" * 16))
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db, db:
+        db.execute("DELETE FROM file")
+        if boot == "another":
+            db.execute("UPDATE meta SET value = 'x' WHERE key = 'boot'")
+    running = start()
+    running.scanned()
+    assert stored.exists() == (boot == "another")
+    assert running.get(f"/media/{filename}").status == (200 if boot == "another" else 404)
+    assert not list((running.storage / ".incoming").iterdir())
+
+
 def test_what_lies_in_incoming_neither_stops_a_start_nor_removes_a_picture(start, tmp_path):
     running = start()
     running.upload(png())
