@@ -12294,18 +12294,18 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    if filename:
-        check_upload(request.app, upload, filename)
+    check_upload(request.app, upload, filename or None)
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
-def check_upload(app: App, upload: Upload, filename: str) -> None:
-    """Refuse a file whose name, or place, refuses it."""
-    parse_value(Field(upload.name), filename, "body")
-    if upload.check_name:
-        upload.check_name(filename)
+def check_upload(app: App, upload: Upload, filename: str | None) -> None:
+    """Refuse a file whose name, if it has one, or place refuses it."""
+    if filename is not None:
+        parse_value(Field(upload.name), filename, "body")
+        if upload.check_name:
+            upload.check_name(filename)
     if not app.folders[upload.folder].make and not app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
 

@@ -7530,6 +7530,7 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     assert "2" in health["problems"][0]
     assert running.listed() == known
     assert running.upload(png()).status == 503
+    assert running.request("PUT", "/image/a.png", png(), OWNER).status == 503  # as curl -T
     assert list(uploads.iterdir()) == []
     running.stop()
     running = start()  # it is remembered
