@@ -12135,9 +12135,13 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."  # DRF's
+        kind = JSON_KINDS.get(type(value), "number")
+        message = f"Invalid data. Expected a dictionary, but got {kind}."  # DRF's
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
+
+
+JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:

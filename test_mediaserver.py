@@ -6090,7 +6090,6 @@ def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothe
         stack.callback(close_bare, bare)
         for _ in range(3):
             stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
-        bare.lifeline = bare.socket  # there are others
         bare._accept()
         assert len(bare.connections.held) == taken
 
