@@ -270,7 +270,7 @@ def found(path, which):
         how = known.get(name)
         if how is None or not how.environment or not value or "\n" in value or (which == "secrets" and not how.secret):
             continue
-        if how.parse in (ms.parse_path, ms.parse_place) and not value.startswith("s3://"):
+        if how.parse is ms.parse_path or (how.parse is ms.parse_place and "://" not in value):
             value = os.path.join(os.path.dirname(path), os.path.expanduser(value))
             value = os.path.normpath(value)
         try:

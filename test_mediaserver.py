@@ -6622,8 +6622,8 @@ MESSAGES = [  # what is wrong: method, path, type and body, and words of what is
     ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
     ("GET", f"/entity/999?version={10**30}", None, None, 404, [f"a version 1{'0' * 30}."]),
     ("GET", f"/entity/999?version=-{10**30}", None, None, 404, [f"a version -1{'0' * 30}."]),
-    *[("POST", "/shares", "application/json", text, 400, [f"but got {kind}."])
-      for text, kind in ((b"[]", "list"), (b"null", "null"), (b"1.5", "number"))],
+    *[("POST", "/shares", "application/json", text, 400, [f"not {kind}"])
+      for text, kind in ((b"[]", "a list"), (b"null", "null"), (b"1.5", "a number"))],
 ]  # fmt: skip
 
 
