@@ -99,6 +99,16 @@ def once() -> None:
         pytest.skip("tested with another Python")
 
 
+@pytest.fixture(autouse=True)
+def part(request: pytest.FixtureRequest) -> None:
+    """Skip what .ci/run tests with another Python, or what has no use for its workers."""
+    number, _, of = os.environ.get("TEST_PART", "0/1").partition("/")
+    if zlib.crc32(request.node.nodeid.encode()) % int(of) != int(number):
+        pytest.skip("tested with another Python")
+    if WORKERS and not {"tmp_path", "tmp_path_factory"} & {*request.fixturenames}:
+        pytest.skip("starts no server, which alone has workers")
+
+
 def miss(tool: str) -> NoReturn:
     """Skip a test without its tool; fail where CI is set."""
     if os.environ.get("CI"):
