@@ -513,7 +513,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def run_program(*arguments: object, cwd: Path, stdin: str = "", **environment: str) -> Any:
     """Run the program to its end; it must end by itself."""
     return subprocess.run(
-        [sys.executable, PROGRAM, *map(str, arguments)],
+        [sys.executable, BYTECODE, *map(str, arguments)],
         env={**BARE_ENVIRONMENT, **environment},
         cwd=cwd,
         input=stdin,
@@ -3837,6 +3837,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns, as it may
 def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
+    once()
     valid = pillow.Exif()
     valid[ms.EXIF_ORIENTATION], valid[0x010F] = 6, "Camera"
     valid = valid.tobytes()
@@ -3854,6 +3855,7 @@ def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
 def test_a_picture_that_is_cut_short_is_shown_as_far_as_it_goes(
     thumbnails, tmp_path, pillow, extension
 ):
+    once()
     picture = quadrants(pillow)
     noise = pillow.frombytes("RGB", (800, 40), os.urandom(800 * 40 * 3))
     picture.paste(noise, (0, 360))  # so that most of the file is of the last lines
@@ -3909,6 +3911,7 @@ def test_a_png_with_long_texts_or_a_long_profile_is_shown(
 
 
 def test_large_pictures_are_limited_by_memory_and_not_by_pixels(thumbnails, tmp_path, pillow):
+    once()
     pillow.new("L", (20_000, 11_000), 90).save(tmp_path / "a.jpg")
     assert make(thumbnails, tmp_path / "a.jpg").getpixel((9, 9)) == 90
     pillow.new("L", (12_000, 9_000), 90).save(tmp_path / "a.png", compress_level=1)
@@ -11703,6 +11706,7 @@ def test_a_file_that_was_changed_in_its_bucket_is_not_served(stored):
 
 
 def test_a_bucket_that_is_away_makes_its_own_uploads_and_reads_503_and_nothing_else(stored):
+    once()
     server, store = stored
     paths, _ = store_everywhere(server, content := png_of(100_000))
     store.stop()
@@ -12210,7 +12214,7 @@ def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, 
 def test_a_terminal_is_shown_a_link_for_the_owner_and_a_log_is_not(start, tmp_path):
     assert "key=" not in start().log
     terminal, own = os.openpty()
-    command = [sys.executable, PROGRAM, "--storage_dir", tmp_path / "album", "--port", "0"]
+    command = [sys.executable, BYTECODE, "--storage_dir", tmp_path / "album", "--port", "0"]
     environment = {**BARE_ENVIRONMENT, **SECRETS}
     with subprocess.Popen(command, stderr=own, env=environment, cwd=tmp_path) as process:
         os.close(own)
@@ -13982,7 +13986,7 @@ def test_a_restart_on_an_inherited_socket_loses_no_request(tmp_path, workers):
         "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
-    serve = [PROGRAM, "--storage_dir", tmp_path, "--port", "1", "--workers", workers]
+    serve = [BYTECODE, "--storage_dir", tmp_path, "--port", "1", "--workers", workers]
     command = [sys.executable, "-c", activate, sys.executable, *serve]
     answered, lost, over = [0], [], threading.Event()
 
