@@ -5713,10 +5713,14 @@ class Folder:
 
     # Files on their way in and out
 
-    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+    def recover(
+        self, is_known: Callable[[str], object], resumed: Set[str] = frozenset(), *,
+        is_restarted: bool = False,
+    ) -> None:  # fmt: skip
         """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
 
-        What may be `resumed` stays, by its name there.
+        What may be `resumed` stays, by its name there. If the machine `is_restarted`, the index
+        may have lost what was answered and can be read again: that is kept.
         """
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
@@ -5727,18 +5731,19 @@ class Folder:
         for prefix in ("", *inner):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known, resumed)
+                    self._recover(prefix + INCOMING, is_known, resumed, is_restarted)
 
     def _recover(
-        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
-    ) -> None:
+        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str],
+        is_restarted: bool,
+    ) -> None:  # fmt: skip
         left = [item for item in self.files_in(incoming) if item[0] not in resumed]
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
         arrived = {
             inode(status) for name, status in linked
-            if UPLOAD_NAME.fullmatch(name) or self.name in SERVER_ONLY
+            if self.name in SERVER_ONLY or (UPLOAD_NAME.fullmatch(name) and not is_restarted)
         }  # fmt: skip
         for path, status in self.walk(lambda name: True, []) if linked else ():
             name = os.fsdecode(path)
@@ -6927,7 +6932,10 @@ class Bucket(Folder):
                 os.fsync(file.fileno())
             sync_folder(place.folder)
 
-    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+    def recover(
+        self, is_known: Callable[[str], object], resumed: Set[str] = frozenset(), *,
+        is_restarted: bool = False,
+    ) -> None:  # fmt: skip
         """Undo what a crash left half done: what lies in `.incoming/`, and unknown objects."""
         os.makedirs(f"{self.path}/{INCOMING}", mode=0o700, exist_ok=True)
         for name in [name for name, _ in self.files_in(INCOMING) if name not in resumed]:
@@ -12304,18 +12312,18 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
-    if filename:
-        check_upload(request.app, upload, filename)
+    check_upload(request.app, upload, filename or None)
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
-def check_upload(app: App, upload: Upload, filename: str) -> None:
-    """Refuse a file whose name, or place, refuses it."""
-    parse_value(Field(upload.name), filename, "body")
-    if upload.check_name:
-        upload.check_name(filename)
+def check_upload(app: App, upload: Upload, filename: str | None) -> None:
+    """Refuse a file whose name, if it has one, or place refuses it."""
+    if filename is not None:
+        parse_value(Field(upload.name), filename, "body")
+        if upload.check_name:
+            upload.check_name(filename)
     if not app.folders[upload.folder].make and not app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
 
@@ -13176,7 +13184,7 @@ def store_upload(
 def finish_upload(app: App, incoming: Incoming, file: File) -> None:
     """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
     status = incoming.discard(undo=False)
-    if status:
+    if status and status.st_ctime != file.ctime:  # before Linux 6.13 it is often the same tick
         with contextlib.suppress(sqlite3.Error):  # it is stored: the next scan reads it again
             app.index.files.set_ctime(file, status.st_ctime)
 
@@ -20365,6 +20373,14 @@ def serve(settings: Settings) -> None:
     os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
+def boot_id() -> str:
+    """What is another text after each start of the machine; empty where it does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not on macOS
+        return ""
+
+
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
@@ -20374,9 +20390,11 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     if not settings.read_only:
-        resumed = app.uploads.recover()
+        resumed, restarted = app.uploads.recover(), app.index.get_meta("boot") != boot_id()
         for folder in app.folders.values():
-            folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
+            is_known = functools.partial(app.index.files.get, folder.name)
+            folder.recover(is_known, resumed, is_restarted=restarted)
+        app.index.set_meta("boot", boot_id())
     app.index.close()
 
 

@@ -100,6 +100,16 @@ def once() -> None:
         pytest.skip("tested with another Python")
 
 
+@pytest.fixture(autouse=True)
+def part(request: pytest.FixtureRequest) -> None:
+    """Skip what .ci/run tests with another Python, or what has no use for its workers."""
+    number, _, of = os.environ.get("TEST_PART", "0/1").partition("/")
+    if zlib.crc32(request.node.nodeid.encode()) % int(of) != int(number):
+        pytest.skip("tested with another Python")
+    if WORKERS and not {"tmp_path", "tmp_path_factory"} & {*request.fixturenames}:
+        pytest.skip("starts no server, which alone has workers")
+
+
 def miss(tool: str) -> NoReturn:
     """Skip a test without its tool; fail where CI is set."""
     if os.environ.get("CI"):
@@ -504,7 +514,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def run_program(*arguments: object, cwd: Path, stdin: str = "", **environment: str) -> Any:
     """Run the program to its end; it must end by itself."""
     return subprocess.run(
-        [sys.executable, PROGRAM, *map(str, arguments)],
+        [sys.executable, BYTECODE, *map(str, arguments)],
         env={**BARE_ENVIRONMENT, **environment},
         cwd=cwd,
         input=stdin,
@@ -3340,7 +3350,7 @@ class ObjectStore:
         self.folder = folder / "family"
         self.folder.mkdir(parents=True)
         self._log = folder.with_suffix(".log")
-        self._port = 0
+        self._port = free_port()  # it is started again on the same one
         self.start()
 
     def start(self) -> None:
@@ -3348,12 +3358,11 @@ class ObjectStore:
         command += ["--auth-key", ",".join(S3_KEYS), "--addr", f"127.0.0.1:{self._port}"]
         with self._log.open("w") as log:
             self.process = subprocess.Popen([*command, self.folder.parent], stderr=log)
-        self._port = int(wait_until(self._find_port, "rclone"))
+        wait_until(self._is_ready, "rclone")
 
-    def _find_port(self) -> str:
+    def _is_ready(self) -> bool:
         assert self.process.poll() is None, self._log.read_text()
-        found = re.search(r"server on \[http://127\.0\.0\.1:(\d+)/", self._log.read_text())
-        return found[1] if found else ""
+        return accepts(self._port)
 
     def stop(self) -> None:
         self.process.kill()
@@ -3552,6 +3561,7 @@ def pillow():
 
 @pytest.fixture
 def ffmpeg():
+    once()
     return need("ffmpeg")
 
 
@@ -3855,6 +3865,7 @@ def test_nothing_but_pixels_is_in_a_thumbnail(thumbnails, tmp_path, pillow):
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns, as it may
 def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
+    once()
     valid = pillow.Exif()
     valid[ms.EXIF_ORIENTATION], valid[0x010F] = 6, "Camera"
     valid = valid.tobytes()
@@ -3872,6 +3883,7 @@ def test_damaged_exif_costs_the_orientation_only(thumbnails, tmp_path, pillow):
 def test_a_picture_that_is_cut_short_is_shown_as_far_as_it_goes(
     thumbnails, tmp_path, pillow, extension
 ):
+    once()
     picture = quadrants(pillow)
     noise = pillow.frombytes("RGB", (800, 40), os.urandom(800 * 40 * 3))
     picture.paste(noise, (0, 360))  # so that most of the file is of the last lines
@@ -3927,6 +3939,7 @@ def test_a_png_with_long_texts_or_a_long_profile_is_shown(
 
 
 def test_large_pictures_are_limited_by_memory_and_not_by_pixels(thumbnails, tmp_path, pillow):
+    once()
     pillow.new("L", (20_000, 11_000), 90).save(tmp_path / "a.jpg")
     assert make(thumbnails, tmp_path / "a.jpg").getpixel((9, 9)) == 90
     pillow.new("L", (12_000, 9_000), 90).save(tmp_path / "a.png", compress_level=1)
@@ -6976,28 +6989,36 @@ def served(request: pytest.FixtureRequest, server: Server) -> tuple[str, bytes]:
     return path, content
 
 
-def test_one_range_is_206_416_or_passed_over(server, served):
+@pytest.mark.parametrize(
+    ("value", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0), ("bytes=10-19", 10, 19), ("bytes=900-", 900, -1),
+        ("bytes=-7", -7, -1), ("bytes=-9999999", 0, -1), ("BYTES=1-2", 1, 2),
+        ("bytes=5-9999999", 5, -1),
+    ],
+)  # fmt: skip
+def test_one_range_is_206(server, served, value, first, last):
     path, content = served
     size = len(content)
-    for value, expected in {
-        "bytes=0-0": (0, 0), "bytes=10-19": (10, 19), "bytes=900-": (900, size - 1),
-        "bytes=-7": (size - 7, size - 1), "bytes=-9999999": (0, size - 1), "BYTES=1-2": (1, 2),
-        "bytes=5-9999999": (5, size - 1), "bytes=9999999-": 416, "bytes=-0": 416,
-        "bytes=9999999-,8888888-": 416, "bytes=5-2": 200, "bytes=a-b": 200, "lines=1-2": 200,
-        "bytes": 200,
-    }.items():  # fmt: skip
-        answer = server.get(path, Range=value)
-        if expected == 416:
-            assert answer.status == 416, value
-            assert answer.headers["Content-Range"] == f"bytes */{size}"
-        elif expected == 200:
-            assert (answer.status, answer.body) == (200, content), value
-        else:
-            first, last = expected
-            assert (answer.status, answer.body) == (206, content[first : last + 1]), value
-            assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
-            head = server.request("HEAD", path, headers={"Range": value})
-            assert (head.status, head.body) == (200, b"")  # RFC 9110, 14.2: of GET only
+    first, last = first % size, last % size
+    answer = server.get(path, Range=value)
+    assert (answer.status, answer.body) == (206, content[first : last + 1])
+    assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
+    head = server.request("HEAD", path, headers={"Range": value})
+    assert (head.status, head.body) == (200, b"")  # RFC 9110, 14.2: of GET only
+
+
+@pytest.mark.parametrize("value", ["bytes=9999999-", "bytes=-0", "bytes=9999999-,8888888-"])
+def test_a_range_of_nothing_is_416(server, served, value):
+    answer = server.get(served[0], Range=value)
+    assert answer.status == 416
+    assert answer.headers["Content-Range"] == f"bytes */{len(served[1])}"
+
+
+@pytest.mark.parametrize("value", ["bytes=5-2", "bytes=a-b", "lines=1-2", "bytes"])
+def test_what_is_no_range_is_passed_over(server, served, value):
+    answer = server.get(served[0], Range=value)
+    assert (answer.status, answer.body) == (200, served[1])
 
 
 def test_several_ranges_are_one_multipart_answer(server, served):
@@ -7666,6 +7687,7 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     assert "2" in health["problems"][0]
     assert running.listed() == known
     assert running.upload(png()).status == 503
+    assert running.request("PUT", "/image/a.png", png(), OWNER).status == 503  # as curl -T
     assert list(uploads.iterdir()) == []
     running.stop()
     running = start()  # it is remembered
@@ -7735,6 +7757,24 @@ def test_a_thumbnail_that_is_a_link_is_not_served(start, tmp_path):
     answer = running.get(f"/thumbnail/{digest}?")
     assert b"SQLite" not in answer.body
     assert not thumbnail.is_symlink() or answer.status != 200
+
+
+@pytest.mark.parametrize("boot", ["same", "another"])
+def test_a_power_cut_loses_no_answered_upload_that_the_index_has_lost(start, boot):
+    running = start()
+    filename = running.upload(png()).json["filename"]
+    running.kill()
+    stored = running.storage / "media" / filename
+    os.link(stored, running.storage / ".incoming" / ("ab" * 16))
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db, db:
+        db.execute("DELETE FROM file")
+        if boot == "another":
+            db.execute("UPDATE meta SET value = 'x' WHERE key = 'boot'")
+    running = start()
+    running.scanned()
+    assert stored.exists() == (boot == "another")
+    assert running.get(f"/media/{filename}").status == (200 if boot == "another" else 404)
+    assert not list((running.storage / ".incoming").iterdir())
 
 
 def test_what_lies_in_incoming_neither_stops_a_start_nor_removes_a_picture(start, tmp_path):
@@ -10239,8 +10279,9 @@ def problem(where: str, field: str, message: str, kind: str) -> Any:
     return {"detail": [{"loc": [where, field], "msg": message, "type": kind}]}
 
 
-def test_what_does_not_parse_is_422_as_fastapi_words_it(entities):
-    for query, kind, message in (
+@pytest.mark.parametrize(
+    ("query", "kind", "message"),
+    [
         ("page=x", "int_parsing", INTEGER),
         ("page=", "int_parsing", INTEGER),
         ("page=1.5", "int_parsing", INTEGER),
@@ -10248,31 +10289,54 @@ def test_what_does_not_parse_is_422_as_fastapi_words_it(entities):
         ("page=0", "greater_than_equal", "Input should be greater than or equal to 1"),
         ("page_size=0", "greater_than_equal", "Input should be greater than or equal to 1"),
         ("page_size=101", "less_than_equal", "Input should be less than or equal to 100"),
-    ):
-        field = query.partition("=")[0]
-        assert entities.get(f"?{query}", 422) == problem("query", field, message, kind)
-    for tail in ("", "/versions", "/file"):
-        expected = problem("path", "id", INTEGER, "int_parsing")
-        assert entities.get(f"abc{tail}", 422) == expected
-    for texts, kind, message in (
+    ],
+)
+def test_a_query_that_does_not_parse_is_422_as_fastapi_words_it(entities, query, kind, message):
+    field = query.partition("=")[0]
+    assert entities.get(f"?{query}", 422) == problem("query", field, message, kind)
+
+
+@pytest.mark.parametrize("tail", ["", "/versions", "/file"])
+def test_an_id_that_does_not_parse_is_422_as_fastapi_words_it(entities, tail):
+    expected = problem("path", "id", INTEGER, "int_parsing")
+    assert entities.get(f"abc{tail}", 422) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "message"),
+    [
         ({"parent_id": "x"}, "int_parsing", INTEGER),
         ({"is_collection": "maybe"}, "bool_parsing", BOOLEAN),
-    ):
-        expected = problem("body", next(iter(texts)), message, kind)
-        assert entities.create(expect=422, **texts) == expected
+    ],
+)
+def test_a_form_that_does_not_parse_is_422_as_fastapi_words_it(entities, texts, kind, message):
+    expected = problem("body", next(iter(texts)), message, kind)
+    assert entities.create(expect=422, **texts) == expected
+
+
+def test_all_that_does_not_parse_is_told_at_once(entities):
     detail = entities.get("?page=x&page_size=1000&version=y", 422)["detail"]
     assert [item["loc"][1] for item in detail] == ["page", "page_size", "version"]
-    for text in (
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "color=red", "type", "type=image,type=video", "=x", "is_deleted=maybe", "parent_id=x",
         "parent_id=1.5", "is_collection=null", "id=1", "type=image,,x",
-    ):  # fmt: skip
-        (item,) = entities.get(f"?filter_param={quote(text)}", 422)["detail"]
-        assert item["loc"] == ["query", "filter_param"], text
-    for raw in (b"a\0b", b"\xff", b"\xed\xa0\x80"):
-        body, content_type = form("a.png", png(), "image", label="LABEL")
-        headers = {**OWNER, "Content-Type": content_type}
-        answer = entities.server.request("POST", "/entity/", body.replace(b"LABEL", raw), headers)
-        assert (answer.status, answer.json["detail"][0]["loc"]) == (422, ["body", "label"])
+    ],
+)  # fmt: skip
+def test_a_filter_that_does_not_parse_is_422(entities, text):
+    (item,) = entities.get(f"?filter_param={quote(text)}", 422)["detail"]
+    assert item["loc"] == ["query", "filter_param"]
+
+
+@pytest.mark.parametrize("raw", [b"a\0b", b"\xff", b"\xed\xa0\x80"])
+def test_a_label_that_is_no_text_is_422(entities, raw):
+    body, content_type = form("a.png", png(), "image", label="LABEL")
+    headers = {**OWNER, "Content-Type": content_type}
+    answer = entities.server.request("POST", "/entity/", body.replace(b"LABEL", raw), headers)
+    assert (answer.status, answer.json["detail"][0]["loc"]) == (422, ["body", "label"])
 
 
 @pytest.mark.parametrize(
@@ -10454,22 +10518,34 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entities]:
         yield entities
 
 
-def test_filters_and_search_find_what_they_say(stock):
-    for text, found in {
-        "": [1, 2, 3, 4, 5, 6, 7], "type=image": [3, 4, 5, 7], "type=video": [6],
-        "type=null": [1, 2], "type=nonsense": [], "mime_type=image/jpeg": [5],
-        "extension=png": [3, 4, 7], "parent_id=1": [2, 3, 5], "parent_id=null": [1, 6, 7],
-        "is_collection=true": [1, 2], "is_collection=0": [3, 4, 5, 6, 7], "is_deleted=yes": [7],
-        "is_deleted=false,type=image,parent_id=1": [3, 5],
-        " type = image , extension = jpg ,": [5],
-    }.items():  # fmt: skip
-        assert stock.keys(filter_param=text) == found, text
-    for text, found in {
-        "strasse": [1], "STRASSE": [1], "straße": [1], "ärger": [4], "%": [3], "_": [4],
-        "100% CAT": [3], "ONE\nTWO": [5], "newestone": [], "er": [1, 2, 4], "*": [],
-        "' OR 1=1 --": [],
-    }.items():  # fmt: skip
-        assert stock.keys(search_query=text) == found, text
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", [1, 2, 3, 4, 5, 6, 7]), ("type=image", [3, 4, 5, 7]), ("type=video", [6]),
+        ("type=null", [1, 2]), ("type=nonsense", []), ("mime_type=image/jpeg", [5]),
+        ("extension=png", [3, 4, 7]), ("parent_id=1", [2, 3, 5]), ("parent_id=null", [1, 6, 7]),
+        ("is_collection=true", [1, 2]), ("is_collection=0", [3, 4, 5, 6, 7]),
+        ("is_deleted=yes", [7]), ("is_deleted=false,type=image,parent_id=1", [3, 5]),
+        (" type = image , extension = jpg ,", [5]),
+    ],
+)  # fmt: skip
+def test_filters_find_what_they_say(stock, text, found):
+    assert stock.keys(filter_param=text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("strasse", [1]), ("STRASSE", [1]), ("straße", [1]), ("ärger", [4]), ("%", [3]),
+        ("_", [4]), ("100% CAT", [3]), ("ONE\nTWO", [5]), ("newestone", []), ("er", [1, 2, 4]),
+        ("*", []), ("' OR 1=1 --", []),
+    ],
+)  # fmt: skip
+def test_a_search_finds_what_it_says(stock, text, found):
+    assert stock.keys(search_query=text) == found
+
+
+def test_a_search_within_a_filter_is_paged(stock):
     page = stock.listed(search_query="e", filter_param="type=image", page_size=1, page=2)
     assert page["pagination"]["total_items"] == 3
     assert [item["id"] for item in page["items"]] == [5]
@@ -10495,8 +10571,9 @@ def test_pagination_is_exact(stock, query, items, rest):
     assert page["pagination"] == dict(zip(fields, rest, strict=True))
 
 
-def test_a_version_of_the_list_has_what_was_then(stock):
-    for query, found in (
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
         ({"version": 1}, [1, 2, 3, 4, 5, 6, 7]),
         ({"version": 2}, [5, 7]),
         ({"version": 1, "search_query": "old"}, [1, 5]),
@@ -10504,8 +10581,13 @@ def test_a_version_of_the_list_has_what_was_then(stock):
         ({"version": 1, "filter_param": "is_deleted=true"}, []),
         ({"version": 2, "filter_param": "is_deleted=true"}, [7]),
         ({"version": 2, "filter_param": "parent_id=1"}, [5]),
-    ):
-        assert stock.keys(**query) == found
+    ],
+)
+def test_a_version_of_the_list_has_what_was_then(stock, query, found):
+    assert stock.keys(**query) == found
+
+
+def test_a_version_of_the_list_has_whole_entities_and_pages(stock):
     page = stock.listed(version=3)
     assert page["items"] == [stock.get(5)]
     assert page["pagination"]["total_items"] == 1
@@ -11690,6 +11772,7 @@ def test_a_file_that_was_changed_in_its_bucket_is_not_served(stored):
 
 
 def test_a_bucket_that_is_away_makes_its_own_uploads_and_reads_503_and_nothing_else(stored):
+    once()
     server, store = stored
     paths, _ = store_everywhere(server, content := png_of(100_000))
     store.stop()
@@ -12270,7 +12353,7 @@ def test_requests_are_logged_as_text_if_wanted_and_by_default_not_at_all(start, 
 def test_a_terminal_is_shown_a_link_for_the_owner_and_a_log_is_not(start, tmp_path):
     assert "key=" not in start().log
     terminal, own = os.openpty()
-    command = [sys.executable, PROGRAM, "--storage_dir", tmp_path / "album", "--port", "0"]
+    command = [sys.executable, BYTECODE, "--storage_dir", tmp_path / "album", "--port", "0"]
     environment = {**BARE_ENVIRONMENT, **SECRETS}
     with subprocess.Popen(command, stderr=own, env=environment, cwd=tmp_path) as process:
         os.close(own)
@@ -14042,7 +14125,7 @@ def test_a_restart_on_an_inherited_socket_loses_no_request(tmp_path, workers):
         "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
-    serve = [PROGRAM, "--storage_dir", tmp_path, "--port", "1", "--workers", workers]
+    serve = [BYTECODE, "--storage_dir", tmp_path, "--port", "1", "--workers", workers]
     command = [sys.executable, "-c", activate, sys.executable, *serve]
     answered, lost, over = [0], [], threading.Event()
 
