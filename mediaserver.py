@@ -4933,7 +4933,7 @@ class OwnedTable(Generic[Record]):
 
     def remove_loose(self, db: Database, key: str) -> None:
         """Forget a media record that shows an asset in no collection."""
-        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL AND path IS NULL"
+        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL"
         db.execute(f"DELETE FROM media WHERE {where}", (key,))
 
     def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
@@ -14070,7 +14070,7 @@ def write_record(
     replaced = [seen.path] if placed and seen.path else []
     changes = {**changes, "updated_at": time.time()}
     if placed:
-        changes |= {"path": placed[0].path, "size": placed[0].size}
+        changes |= {"path": placed[0].path, "size": placed[0].size, "sha256": None}
     gone: list[str] = []
 
     def apply(db: Database) -> MediaRecord:
@@ -14105,7 +14105,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
         existing(has_file(request, record))
-    if record.sha256 and not record.path:
+    if record.sha256:
         found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
     else:
         found = find_named(app, app.users, existing(record.path))
@@ -16984,7 +16984,7 @@ async function bearer() {
 }
 
 const startSession = () => fetch(`${ROOT}/session`,
-  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}}).catch(() => {});
 
 setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
@@ -17010,12 +17010,12 @@ async function signOut() {
 }
 
 // Ask something in the dialog; `send` returns what is wrong.
-function showForm(title, fields, action, send) {
+function showForm(title, fields, send) {
   const error = h("p", {className: "error", role: "alert"});
   const form = h("form", {}, h("h2", {id: "login-title"}, t(title)), fields, error,
     h("div", {className: "row"},
       h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
-      h("button", {className: "main"}, t(action))));
+      h("button", {className: "main"}, t(title))));
   form.onsubmit = async (event) => {
     event.preventDefault();
     error.textContent = await send(form.elements);
@@ -17033,7 +17033,7 @@ function signIn(then = start) {
     h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
     h("label", {}, h("input", {type: "checkbox", name: "stay"}), " ", t("stay")),
   ];
-  showForm("signIn", fields, "signIn", async ({name, password, key, stay}) => {
+  showForm("signIn", fields, async ({name, password, key, stay}) => {
     const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
     if (!said) then();
     return said;
@@ -17562,28 +17562,28 @@ function drawCards() {
 
 const needAccount = (run) => list.has_account ? run() : signIn(() => start().then(run));
 
-// Ask for a name, in the dialog; `run` gets it and the answer of what it calls is looked at.
-function askName(title, value, send) {
+// Ask for a name in the dialog, below `more`; what is wrong with `send`'s answer is said there.
+function askName(title, label, value, more, send) {
   const name = h("input", {name: "name", value, required: true, maxLength: 255});
-  showForm(title, [h("label", {}, t("albumName"), name)], title, async () => {
+  showForm(title, [more, h("label", {}, t(label), name)], async () => {
     const answer = await send({name: name.value});
     return answer.ok ? "" : problem(answer);
   });
 }
 
 const collectionPath = (key) => `/api/media/collections/${key}/`;
-const makeAlbum = (value) => call("/api/media/collections/", json("POST", value));
 
-function newAlbum() {
-  askName("newAlbum", "", async (value) => {
-    const answer = await makeAlbum(value);
-    if (answer.ok) choose({...NOTHING, album: (await answer.clone().json()).id});
-    return answer;
-  });
+async function makeAlbum(value, then) {
+  const answer = await call("/api/media/collections/", json("POST", value));
+  if (answer.ok) then((await answer.clone().json()).id, value.name);
+  return answer;
 }
 
+const newAlbum = () => askName("newAlbum", "albumName", "", [], (value) =>
+  makeAlbum(value, (key) => choose({...NOTHING, album: key})));
+
 function renameAlbum() {
-  askName("rename", placeName(), async (value) => {
+  askName("rename", "albumName", placeName(), [], async (value) => {
     const answer = await call(collectionPath(album()), json("PATCH", value));
     if (answer.ok) start(true);
     return answer;
@@ -17605,23 +17605,16 @@ async function emptyTrash() {
 
 async function addToAlbum(items) {
   const {albums} = await (await call("/gallery/items?album=all")).json();
-  const close = () => $("login").close();
   const put = async (key, name) => {
-    close();
+    $("login").close();
     const said = await fillAlbum(key, items);
     if (!said) clearPicks();
     notify(said || t("added", name), 5, Boolean(said));
   };
   const mine = albums.filter(([key]) => key.includes("-")).map(([key, name]) =>
     h("button", {type: "button", onclick: () => put(key, name)}, icon("albums"), name));
-  const name = h("input", {name: "name", required: true, maxLength: 255});
-  showForm("addTo", [h("div", {className: "list"}, mine), h("label", {}, t("newAlbum"), name)],
-    "addTo", async () => {
-      const answer = await makeAlbum({name: name.value});
-      if (!answer.ok) return problem(answer);
-      put((await answer.json()).id, name.value);
-      return "";
-    });
+  askName("addTo", "newAlbum", "", h("div", {className: "list"}, mine),
+    (value) => makeAlbum(value, put));
 }
 
 // Put items into a collection: own records move there, all else is shown there. What is wrong.
@@ -18527,7 +18520,7 @@ async function begin() {
     history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
   }
   if (key) await enter("", "", key, false);
-  else if (session.refresh || session.access) startSession().catch(() => {});
+  else if (session.refresh || session.access) startSession();
   readAddress();
   start();
 }

@@ -9689,10 +9689,15 @@ def test_a_collection_shows_pictures_of_the_library_without_a_copy(start):
     assert [record["file"] for record in listed] == [None, None]
     assert server.get(f"{MEDIA}{records[0]['id']}/file/", **stranger).status == 404
 
-    path = f"{MEDIA}{records[0]['id']}/remove-from-collection/"
-    assert user.call("POST", path)[0] == 200
+    path = f"{MEDIA}{records[0]['id']}/"
+    assert user.call("POST", f"{path}remove-from-collection/")[0] == 200
+    assert user.call("GET", path)[0] == 404
+    own, path = png(), f"{MEDIA}{records[1]['id']}/"
+    record = user.upload(own, method="PUT", path=path, type="image", collection=key)[1]
+    assert server.get(local(record["file"])).body == own
+    assert add_pictures(user, key, content) == 204
     assert user.call("DELETE", f"{SHELVES}{key}/")[0] == 204
-    assert user.call("GET", MEDIA)[1]["count"] == 0
+    assert user.call("GET", MEDIA)[1]["count"] == 1  # what has a file of its own stays
 
 
 def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
