@@ -12167,6 +12167,7 @@ def test_schemathesis_gets_no_answer_that_the_openapi_document_does_not_have(sta
     command = [
         schemathesis, "run", "openapi.json", "--url", server.url,
         "--phases", "examples,fuzzing", "--max-examples", "3", "--generation-deterministic",
+        "--request-timeout", "30", "--suppress-health-check", "all",
         "--continue-on-failure", "--checks", checks,
     ]  # fmt: skip
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "binary", "PYTHONPATH": str(tmp_path)}
@@ -12722,7 +12723,7 @@ def test_axe_finds_no_flaw_in_the_pages(browser, album, theme):
     _, share = album.call("POST", "/shares", shared, OWNER)
     _, locked = album.call("POST", "/shares", {**shared, "password": "secret 1"}, OWNER)
     for url, shown in (
-        ("/gallery", "document.querySelectorAll('.tile img.ready').length === 3"),
+        ("/gallery", "document.querySelectorAll('.tile img').length === 3"),
         (f"/gallery?group=2001-09&item={item[0]}", "document.querySelector('#viewer').open"),
         ("/gallery#sign-in", "document.querySelector('.tile')"),
         ("/docs", "document.querySelector('details')"),
@@ -12744,6 +12745,28 @@ def test_axe_finds_no_flaw_in_the_pages(browser, album, theme):
             browser.click("#account")
             browser.see("document.querySelector('#login').open")
         assert browser.find_flaws(theme) == [], url
+
+
+def test_axe_finds_no_flaw_in_albums_selection_uploads_and_folders(browser, server, tmp_path):
+    node_package("axe-core")
+    user = User(server)
+    user.upload(png(), "mine.png", name="mine.png")
+    user.call("POST", "/api/media/collections/", {"name": "Summer"})
+    (tmp_path / "new.png").write_bytes(png())
+    browser.open(server.url + "/gallery")
+    sign_in(browser, user.headers["Authorization"].removeprefix("Bearer "))
+    browser.see("list.has_account")
+    browser.click("#albums")
+    browser.see("document.querySelector('#cards a')")
+    assert [flaw for theme in ("light", "dark") for flaw in browser.find_flaws(theme)] == []
+    browser.choose_files("#files", tmp_path / "new.png")
+    browser.run("document.querySelector('#files').hidden = true")
+    browser.see("document.querySelector('#uploads h2')?.textContent === '1/1 done'")
+    browser.open(server.url + "/gallery?album=mine")
+    browser.click(".tile .pick")
+    browser.click("#folders")
+    browser.see("!document.querySelector('#picked').hidden")
+    assert [flaw for theme in ("light", "dark") for flaw in browser.find_flaws(theme)] == []
 
 
 def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
