@@ -27,28 +27,32 @@ if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 if __name__ == "__main__" and __file__.endswith(".py"):
-    # Python compiles a script at each start, and 16 MB stay with the process for it (measured):
-    # so the bytecode is kept, as that of an imported module is, and run in this one's place.
+    # Python compiles a script at each start, and 38 MB stay with the process for it (measured):
+    # so its bytecode is kept, as that of a module is (PEP 552), and run in its place. The mark
+    # stands at the end as well, mirrored: what a power cut has left of a file is not run.
+    import marshal
     from importlib.util import MAGIC_NUMBER, cache_from_source
 
     source, cached = os.stat(__file__), cache_from_source(os.path.abspath(__file__))
-    header = (0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)  # PEP 552
-    expected = MAGIC_NUMBER + b"".join(number.to_bytes(4, "little") for number in header)
+    header = (0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)
+    mark = MAGIC_NUMBER + b"".join(number.to_bytes(4, "little") for number in header)
     try:
-        with open(cached, "rb") as bytecode:
-            found = bytecode.read(len(expected))
+        with open(cached, "rb") as file:
+            kept = file.read()
     except OSError:
-        found = b""
-    if found != expected and not sys.dont_write_bytecode:
-        import py_compile
-
+        kept = b""
+    is_whole = kept.startswith(mark) and kept.endswith(mark[::-1])
+    if not is_whole and not sys.dont_write_bytecode:
         try:
-            py_compile.compile(__file__, cached, os.path.abspath(__file__), doraise=True)
-            found = expected
+            os.makedirs(os.path.dirname(cached), exist_ok=True)
+            with open(f"{cached}.new", "wb") as new:
+                new.write(mark + marshal.dumps(sys._getframe().f_code) + mark[::-1])
+            os.replace(f"{cached}.new", cached)
+            is_whole = True
         except OSError:  # the folder is not ours to write in
             pass
     flags = sys.orig_argv[1 : -len(sys.argv)]
-    if found == expected and sys.executable and "-m" not in flags:
+    if is_whole and sys.executable and "-m" not in flags:
         os.execv(sys.executable, [sys.executable, *flags, cached, *sys.argv[1:]])
 
 import argparse
@@ -6244,7 +6248,8 @@ class Thumbnails:
         def make() -> Outcome:
             if self.exists(sha256, private):
                 return Outcome.MADE
-            made = self._render(source, file, asset, (THUMBNAIL, FIRST_PREVIEW))
+            renditions = (THUMBNAIL, FIRST_PREVIEW) if self._previews else (THUMBNAIL,)
+            made = self._render(source, file, asset, renditions)
             if isinstance(made, Outcome):
                 return made
             self._shelves[private].store(sha256, THUMBNAIL, made[0])
@@ -10298,7 +10303,7 @@ class App:
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
-        thumbnails.place(public, private, previews)
+        thumbnails.place(public, private, previews if limit else None)
         self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {

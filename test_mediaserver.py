@@ -1543,11 +1543,16 @@ def run_copy(program: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_bytecode_is_kept_and_made_anew_for_another_source(tmp_path):
+def test_bytecode_is_kept_and_made_anew_where_it_is_cut_short_or_of_another_source(tmp_path):
     copy = tmp_path / "mediaserver.py"
     copy.write_text(PROGRAM.read_text("utf-8"), "utf-8")
     assert run_copy(copy, "--version") == run_copy(copy, "--version")
-    assert [path.suffix for path in (tmp_path / "__pycache__").iterdir()] == [".pyc"]
+    (cached,) = (tmp_path / "__pycache__").iterdir()
+    whole = cached.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 16, 0):
+        cached.write_bytes(whole[:length])
+        assert ms.__version__ in run_copy(copy, "--version")
+        assert cached.stat().st_size == len(whole)
     source = copy.read_text("utf-8").replace(f'"{ms.__version__}"', '"another version"')
     copy.write_text(source, "utf-8")
     assert "another version" in run_copy(copy, "--version")
