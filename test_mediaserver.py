@@ -2453,7 +2453,7 @@ def test_a_file_is_known_by_its_bytes(name: str) -> None:
     got = probe(data)
     assert got is not None and got.mime_type == mime_type
     assert {field: getattr(got, field) for field in expected} == expected
-    head = ms.sniff(data[: ms.SNIFF_BYTES])
+    head = probe(data[: ms.HEAD_BYTES])
     assert head is not None and (head.kind, head.mime_type) == (got.kind, got.mime_type)
 
 
@@ -2472,7 +2472,7 @@ def test_a_file_is_known_by_its_bytes(name: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_picture_film_or_sound_is_nothing(head: bytes) -> None:
-    assert ms.sniff(head) is None and probe(head) is None
+    assert probe(head) is None
 
 
 @pytest.mark.parametrize(
@@ -2712,8 +2712,9 @@ def used_patterns() -> Iterator[tuple[str, str, re.Pattern[Any]]]:
                 pattern := getattr(ms, name, None), re.Pattern
             ):
                 yield name, way, pattern
-    for label, magic, _ in ms._MEDIA_FORMATS:
-        yield f"the start of {label}", "match", re.compile(magic, re.DOTALL)
+    for each in ms.FORMATS.values():
+        if each.start:
+            yield f"the start of {each.extension}", "match", re.compile(each.start, re.DOTALL)
 
 
 def is_in(character: str, items: list[Any]) -> bool:
