@@ -67,6 +67,7 @@ import gc
 import hashlib
 import hmac
 import html
+import http.client
 import importlib
 import importlib.util
 import io
@@ -94,11 +95,12 @@ import unicodedata
 import uuid
 import weakref
 import zlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
@@ -210,11 +212,20 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def parse_seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < 1e9:
-            return seconds
-    raise ValueError(f"{text!r} is not a number of seconds")
+def amount_of(unit: str, most: float) -> Callable[[str], float]:
+    """Return what parses a number of a unit of time, from 0 to below `most`.
+
+    >>> amount_of("days", 1e6)("1.5")
+    1.5
+    """
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 <= (amount := float(text)) < most:
+                return amount
+        raise ValueError(f"{text!r} is not a number of {unit}")
+
+    return parse
 
 
 def parse_path(text: str) -> Path:
@@ -308,7 +319,7 @@ class Settings(NamedTuple):
     port: int = number(8000, 65535, "TCP port; 0 takes a free one", 0, environment=False)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", environment=False)
     rescan_interval: float = setting(
-        0, "seconds between scans; 0: only at start and on SIGHUP", parse_seconds,
+        0, "seconds between scans; 0: only at start and on SIGHUP", amount_of("seconds", 1e9),
         environment=False,
     )  # fmt: skip
     workers: int = number(1, 64, "server processes", environment=False)
@@ -529,6 +540,10 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     names = [name for name, _, spec in Settings.table() if spec.secret]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
+    for name in missing:
+        if name in kept and not (kept[name] or "").strip():
+            problem = f"is blank in {settings.secrets_file}: give it a value or delete its line"
+            raise SettingError(name, problem)
     made = {name: kept.get(name) or secrets.token_urlsafe(32) for name in missing}
     if made.items() - kept.items():
         write_secrets(settings.secrets_file, {**kept, **made})
@@ -759,7 +774,13 @@ def hash_password(password: str, salt: bytes | None = None) -> str:
 
 
 def verify_password(password: str, stored: str) -> bool:
-    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none."""
+    """Tell whether `stored` is the password's hash; another form of value (`!`) fits none.
+
+    Accounts that were imported have Django's PBKDF2 hashes, `pbkdf2_sha256$rounds$salt$base64`.
+    """
+    if match := re.fullmatch(r"pbkdf2_sha256\$(\d{1,8})\$([^$]+)\$([\w+/=]+)", stored, re.ASCII):
+        key = hashlib.pbkdf2_hmac("sha256", _utf8(password), match[2].encode(), int(match[1]))
+        return hmac.compare_digest(base64.b64encode(key).decode(), match[3])
     match = re.fullmatch(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([\w-]+)\$([\w-]+)", stored, re.ASCII)
     if not match:
         return False
@@ -1237,7 +1258,7 @@ def _parse_user_id(value: object) -> int:
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
     """Return whom verified claims speak for."""
-    permissions = claims.get("permissions", [])
+    permissions = [] if (told := claims.get("permissions")) is None else told
     if not isinstance(permissions, list) or not all(isinstance(p, str) for p in permissions):
         raise TokenError("The token's permissions are not a list of strings.")
     subject = claims.get("sub") if algorithm == "ES256" else None
@@ -1286,6 +1307,27 @@ def _bearer_principal(
         if cache:
             cache.put(token, principal, _time_claim(claims, "exp") or now)
     return principal
+
+
+def recall_principal(
+    authorization: str | None, cookies: str, keys: AuthConfig, cache: TokenCache, now: float
+) -> Principal | None:
+    """Return who makes a request if that costs nothing to tell, and is no account; else None.
+
+    A bearer has to be the owner's, or one whose signature was verified before.
+    """
+    if keys.auth_disabled:
+        return DEMO
+    principal: Principal | None = None
+    if authorization is None:
+        principal = verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+    else:
+        with contextlib.suppress(TokenError):
+            token = parse_bearer(authorization)
+            if token:
+                owner = equals_secret(token, keys.auth_token)
+                principal = OWNER if owner else cache.get(token, now)
+    return principal if principal and principal.user_id is None else None
 
 
 VIEW_COOKIE = "mediaserver_view"
@@ -1452,15 +1494,15 @@ class _Source:
 class _Span:
     """A stretch of a file. Positions count from its start; nothing beyond its end can be read."""
 
-    __slots__ = ("_start", "size", "source")
+    __slots__ = ("size", "source", "start")
 
     def __init__(self, source: _Source, start: int, size: int) -> None:
-        self.source, self._start, self.size = source, start, size
+        self.source, self.start, self.size = source, start, size
 
     def read(self, at: int, length: int) -> bytes:
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
-        return self.source.read(self._start + at, length)
+        return self.source.read(self.start + at, length)
 
     def charge(self, cost: int) -> None:
         self.source.charge(cost)
@@ -1479,13 +1521,13 @@ class _Span:
     def read_uint(self, length: int) -> int:
         """Cut a big-endian number off its start."""
         digits = self.read(0, length)
-        self._start, self.size = self._start + length, self.size - length
+        self.start, self.size = self.start + length, self.size - length
         return int.from_bytes(digits, "big")
 
     def part(self, start: int, end: int | None = None) -> _Span:
         start = min(max(start, 0), self.size)
         end = self.size if end is None else min(end, self.size)
-        return _Span(self.source, self._start + start, max(0, end - start))
+        return _Span(self.source, self.start + start, max(0, end - start))
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
@@ -2280,11 +2322,16 @@ def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
             orientation = (_UPSIDE_DOWN, _LEFT_TO_RIGHT)[box.number() & 1][orientation]
     # Turns are properties here; what EXIF says of them is only a memory (23008-12, A.2.4).
     draft.note(orientation=orientation)
-    iinf = boxes[b"iinf"]
+    wanted = [item for item, kind in _heif_kinds(boxes[b"iinf"]) if kind in (b"Exif", b"mime")]
+    for item, extents in _heif_extents(file, boxes) if wanted else ():
+        if item in wanted and extents:
+            _metadata(extents[0], draft)
+
+
+def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
+    """Yield number and type of each item (ISO 14496-12, 8.11.6)."""
     for _, entry in _boxes(iinf.part(6 if iinf.read(0, 1) == b"\0" else 8)):
-        number, kind = entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
-        if kind in (b"Exif", b"mime"):
-            _metadata(_heif_item(file, boxes, number), draft)
+        yield entry.unpack(">I2x4s" if entry.read(0, 1) >= b"\3" else ">H2x4s", 4)
 
 
 def _heif_links(ipma: _Span, item: int) -> list[int]:
@@ -2299,8 +2346,8 @@ def _heif_links(ipma: _Span, item: int) -> list[int]:
     return []
 
 
-def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
-    """The first extent of an item (`iloc`, ISO 14496-12 section 8.11.3)."""
+def _heif_extents(file: _Span, boxes: _Parts) -> Iterator[tuple[int, list[_Span]]]:
+    """Yield each item's number and where its bytes are (`iloc`, ISO 14496-12, 8.11.3)."""
     iloc = boxes[b"iloc"]
     version, sizes = iloc.unpack(">B3xH", 0)
     offset_size, length_size, base_size, index_size = (sizes >> s & 15 for s in (12, 8, 4, 0))
@@ -2309,12 +2356,12 @@ def _heif_item(file: _Span, boxes: _Parts, item: int) -> _Span:
     for _ in range(table.read_uint(wide)):
         number, method = table.read_uint(wide), table.read_uint(2 if version else 0) & 15
         _, base, count = table.read_uint(2), table.read_uint(base_size), table.read_uint(2)
-        extents = [[table.read_uint(size) for size in fields_of_extent] for _ in range(count)]
-        if number == item:
-            _, start, length = extents[0]
-            source = boxes[b"idat"] if method == 1 else file
-            return source.part(base + start, base + start + length)
-    return _NOTHING
+        source = (file, boxes[b"idat"], _NOTHING)[min(method, 2)]  # 2: in another item
+        extents = []
+        for _ in range(count):
+            _, start, length = (table.read_uint(size) for size in fields_of_extent)
+            extents.append(source.part(base + start, base + start + length))
+        yield number, extents
 
 
 # -- Matroska and WebM (RFC 8794, RFC 9559)
@@ -2922,9 +2969,9 @@ def _flv(flv: _Span, draft: _Draft) -> None:
     draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
-# -- Pictures without what they say of their making ------------------------------------------
-# What shows the picture is copied as it is: its colours and how it stands stay. Everything else,
-# known here or not, goes, and so does what follows the picture's end.
+# -- Media without what they say of their making ---------------------------------------------
+# What shows a picture or a video stays as it is, its colours and how it stands too. Everything
+# else, known here or not, goes, and so does what follows its end.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
@@ -3052,6 +3099,223 @@ def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
 STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
     "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
 }  # fmt: skip
+
+# ISO base media files may be long and are read in ranges. So nothing in them moves: what is not
+# shown is overwritten, as it is sent, with zeros in a box of the type `free`.
+PATCHED = frozenset({  # extensions
+    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
+})  # fmt: skip
+MAX_PATCHING_COST = 8 << 20  # bytes of a file's tables
+MAX_PATCHING_STEPS = 10**7
+_ZEROS = memoryview(bytes(STRIP_BLOCK))
+_SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
+    box: frozenset(names.split()) for box, names in {
+        b"file": b"ftyp styp mdat meta moov",
+        b"moov": b"mvhd iods trak", b"trak": b"tkhd edts tapt mdia",
+        b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
+        b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
+                 b" saiz saio",
+        b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
+    }.items()
+}  # fmt: skip
+_SHOWN_TRACKS = frozenset({b"vide", b"soun"})  # positions are in others, and in subtitles
+_SHOWN_ITEMS = frozenset(
+    b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
+)
+_TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
+_BARE_ITEMS = {  # by type: what says nothing
+    b"Exif": bytes(4) + orientation_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+}  # fmt: skip
+_PCM = frozenset({
+    b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
+})  # fmt: skip
+
+
+class Patch(NamedTuple):
+    """A stretch of a file that is sent as `content`, and zeros behind it."""
+
+    start: int
+    end: int
+    content: bytes = b""
+
+    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """Yield what is sent for the part between two positions in the file."""
+        content = self.content[start - self.start : end - self.start]
+        if content:
+            yield content
+        for at in range(start + len(content), end, STRIP_BLOCK):
+            yield _ZEROS[: end - at]
+
+
+def find_patches(file: BinaryIO, size: int) -> list[Patch]:
+    """Return what makes an ISO base media file say nothing of its making, in order.
+
+    ValueError for one that is not understood; fragments are not.
+    """
+    try:
+        return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
+    except _BROKEN as error:
+        raise ValueError("a broken file") from error
+
+
+class _PatchFinder:
+    """Collects what to overwrite in an ISO base media file, and which of its data are shown."""
+
+    def __init__(self, file: _Span) -> None:
+        self._file = file
+        self._patches: list[Patch] = []
+        self._data: list[_Span] = []  # boxes of samples, and of items
+        self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
+
+    def run(self) -> list[Patch]:
+        self._walk(b"file", self._file)
+        if len(self._data) * len(self._shown) > MAX_PATCHING_STEPS:
+            raise ValueError("too many boxes")
+        self._shown.sort()
+        for box in self._data:
+            at = 0
+            for start, end in self._shown:
+                self._blank(box, at, start - box.start)
+                at = max(at, end - box.start)
+            self._blank(box, at)
+        return in_order(self._patches)
+
+    def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
+        part = span.part(start, end)
+        if part.size:
+            self._patches.append(Patch(part.start, part.start + part.size))
+
+    def _hide(self, box: _Span, header: int) -> None:
+        """Make a free box of one whose header stands so many bytes before it."""
+        type_at = box.start - header + 4
+        self._patches.append(Patch(type_at, type_at + 4, b"free"))
+        self._blank(box)
+
+    def _boxes(self, span: _Span) -> Iterator[tuple[bytes, _Span, int]]:
+        """Yield type, content and size of the header of each box; overwrite what is none."""
+        at = 0
+        while at < span.size:
+            try:
+                kind, start, end, _ = _box_header(span, at)
+            except EOFError:
+                start = end = -1
+            if not at < start <= min(end, span.size):
+                self._blank(span, at)
+                return
+            yield kind, span.part(start, end), start - at
+            at = end
+
+    def _walk(self, kind: bytes, span: _Span) -> None:
+        """Go through the boxes of a file or box, and hide what is not shown."""
+        for child, box, header in self._boxes(span):
+            if child == b"moof":
+                raise ValueError("the file has fragments")
+            if child in _SHOWN_BOXES[kind] and self._is_shown(child, box):
+                self._keep(child, box)
+            else:
+                self._hide(box, header)
+
+    @staticmethod
+    def _is_shown(kind: bytes, box: _Span) -> bool:
+        if kind == b"trak":
+            return _boxes(_boxes(box)[b"mdia"])[b"hdlr"].peek(8, 4) in _SHOWN_TRACKS
+        return kind != b"meta" or _boxes(box.part(4))[b"hdlr"].peek(8, 4) == b"pict"
+
+    def _keep(self, kind: bytes, box: _Span) -> None:
+        """Overwrite what a box that is shown tells, and those in it."""
+        if kind in {b"mvhd", b"tkhd", b"mdhd"}:  # times of making and change
+            self._blank(box, 4, 20 if box.read(0, 1) == b"\1" else 12)
+        elif kind == b"hdlr":  # a name
+            self._blank(box, 12)
+        elif kind in {b"mdat", b"idat"}:
+            self._data.append(box)
+        elif kind == b"ipco":
+            for name, content, header in self._boxes(box):
+                if name in _TELLING_PROPERTIES:
+                    self._hide(content, header)
+        elif kind in _SHOWN_BOXES:
+            self._walk(kind, box.part(4) if kind == b"meta" else box)
+        if kind == b"meta":
+            self._keep_items(_boxes(box.part(4)))
+        elif kind == b"trak":
+            self._keep_samples(_boxes(_boxes(box)[b"mdia"]))
+
+    def _keep_samples(self, media: _Parts) -> None:
+        """Note where a track's samples are, and overwrite who made its codec."""
+        tables, unit = _boxes(_boxes(media[b"minf"])[b"stbl"]), 0.0
+        for kind, entry in _boxes(tables[b"stsd"].part(8)):
+            self._blank(entry, 12, 16)  # vendor
+            if media[b"hdlr"].read(8, 4) == b"vide":
+                self._blank(entry, 42, 74)  # the codec's name
+            else:
+                unit = max(unit, _audio_unit(kind, entry))
+        self._shown += _track_chunks(tables, unit)
+
+    def _keep_items(self, boxes: _Parts) -> None:
+        """Note where the items of a picture are, and overwrite those that do not show it."""
+        kinds = dict(_heif_kinds(boxes[b"iinf"]))
+        for item, extents in _heif_extents(self._file, boxes):
+            kind = kinds.get(item, b"")
+            content = _BARE_ITEMS.get(kind, b"")
+            for extent in extents:
+                start, end = extent.start, extent.start + extent.size
+                if start == end:
+                    raise ValueError("an item that is elsewhere")
+                self._shown.append((start, end))
+                if kind not in _SHOWN_ITEMS:
+                    self._patches.append(Patch(start, end, content[: extent.size]))
+                    content = b""
+
+
+def in_order(patches: Iterable[Patch]) -> list[Patch]:
+    """Sort patches; where a crafted file makes them overlap, the first one stays.
+
+    >>> in_order([Patch(8, 12, b"abcd"), Patch(4, 10)])
+    [Patch(start=4, end=10, content=b''), Patch(start=10, end=12, content=b'cd')]
+    """
+    ordered, at = list[Patch](), 0
+    for patch in sorted(patches):
+        if patch.end > at:
+            start = max(patch.start, at)
+            ordered.append(Patch(start, patch.end, patch.content[start - patch.start :]))
+            at = patch.end
+    return ordered
+
+
+def _audio_unit(kind: bytes, entry: _Span) -> float:
+    """Return a sample's bytes by its description, or 0: cameras write 1 for longer ones."""
+    version, channels, bits = entry.unpack(">H6xHH", 8)
+    if version == 0 and kind in _PCM:
+        return float(channels * -(-bits // 8))
+    samples, frame = entry.unpack(">I4xI", 28) if version == 1 else (0, 0)
+    return float(frame / samples) if samples else 0.0
+
+
+def _numbers(table: _Span, layout: str) -> list[int]:
+    """Read the big-endian numbers behind their count."""
+    count = table.read_uint(4)
+    data = table.read(0, count * struct.calcsize(layout))
+    return list(struct.unpack(f">{count}{layout}", data))
+
+
+def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
+    """Yield where a track's chunks start and end (14496-12, 8.7).
+
+    `unit` is what a sample takes at least, where all take the same.
+    """
+    wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
+    starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
+    equal = max(size, unit) if (size := sizes.read_uint(4)) else 0
+    ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
+    count = runs.read_uint(4)
+    layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
+    firsts = [first for first, _ in layout[1:]] + [len(starts) + 1]
+    sample = 0
+    for (first, count), after in zip(layout, firsts, strict=False):
+        for start in starts[first - 1 : after - 1]:
+            before, sample = sample, min(sample + count, len(ends) - 1)
+            length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
+            yield start, start + length
 
 
 # -- What starts how
@@ -3408,10 +3672,14 @@ CREATE TABLE share (
 ) WITHOUT ROWID;
 """
 
+ALBUMS_SCHEMA = """
+ALTER TABLE media ADD COLUMN sha256 TEXT;  -- of the library's picture that is shown without a file
+"""
+
 # number n brings an index from user_version n to n + 1
 MIGRATIONS = (
     SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA,
+    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
 )  # fmt: skip
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
@@ -3553,7 +3821,7 @@ def reporting(method: Callable[..., T]) -> Callable[..., T]:
 
 
 class IndexCursor(sqlite3.Cursor):
-    """What all reading and writing of the index goes through."""
+    """What all reading of the index goes through."""
 
     connection: IndexConnection
     execute = reporting(sqlite3.Cursor.execute)
@@ -3569,20 +3837,15 @@ class IndexConnection(sqlite3.Connection):
 
     on_damage: Callable[[str], None]
 
-    def execute(self, sql: str, values: Any = ()) -> IndexCursor:
-        cursor = IndexCursor(self)
-        cursor.execute(sql, values)
-        return cursor
-
-    def executemany(self, sql: str, rows: Any) -> IndexCursor:
-        cursor = IndexCursor(self)
-        cursor.executemany(sql, rows)
-        return cursor
-
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
 SPARE_SHARE = 8  # at most this part of what is free
 SPARE_SECONDS = 10.0  # between two tries to have the space again
+
+
+def open_private(path: str, flags: int) -> int:
+    """Open a file as `open` does; a new one can be read by its owner alone."""
+    return os.open(path, flags, 0o600)
 
 
 class SpareSpace:
@@ -3607,7 +3870,7 @@ class SpareSpace:
             size = min(SPARE_BYTES, disk.f_bavail * disk.f_frsize // SPARE_SHARE)
             if size < SPARE_BYTES // SPARE_SHARE:
                 return False
-            with open(self._path, "xb", buffering=0) as file:
+            with open(self._path, "xb", buffering=0, opener=open_private) as file:
                 if allocate(file, size):
                     return True
             self._path.unlink()
@@ -3681,6 +3944,7 @@ class Index:
         self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
         self.trash = Trash(self)
+        self.albums = Albums(self)
         self.uploads = Uploads(self)
 
     def _connect(self, cache_kib: int) -> Database:
@@ -3699,7 +3963,9 @@ class Index:
         connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
-        return connection.execute(sql, values)
+        cursor = IndexCursor(connection)
+        cursor.execute(sql, values)
+        return cursor
 
     def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
@@ -3717,6 +3983,8 @@ class Index:
             if not change.done:
                 self._commit_waiting()
         if change.error is not None:
+            if isinstance(change.error, sqlite3.Error) and is_damage(change.error):
+                self.report_damage(str(change.error))
             raise change.error
         result: T = change.result
         return result
@@ -3743,8 +4011,11 @@ class Index:
         try:
             self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
-            for change in changes:
-                self._apply(change)
+            if len(changes) == 1:  # what it raises undoes all there is
+                changes[0].result = changes[0].apply(self._writer)
+            else:
+                for change in changes:
+                    self._apply(change)
             self._writer.execute("COMMIT")
         except BaseException as error:  # of the commit: nobody may take his change for kept
             for change in changes:
@@ -3835,12 +4106,7 @@ class Assets(Table):
 
     def put(self, db: Database, asset: Asset) -> None:
         facts = asset.facts or (None,) * len(Facts._fields)
-        row = [asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts]
-        db.execute(
-            f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(row)})"
-            " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)",
-            row,
-        )
+        db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
     def set_facts(self, db: Database, sha256: str, facts: Facts) -> None:
         """Note what a content says of itself, if that is something else than before."""
@@ -3886,6 +4152,12 @@ class Assets(Table):
         )
         rows = self._index.read(sql, after, *kinds, limit)
         return [located(row) for row in rows]
+
+
+INSERT_ASSET = (
+    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({', '.join('?' * len(ASSET_NAMES))})"
+    " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
+)
 
 
 def located(row: Sequence[Any]) -> Located:
@@ -3947,14 +4219,17 @@ class Files(Table):
         rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
         return [located(row) for row in rows]
 
-    def readable(self, sha256: str, roots: Sequence[str], user_id: int | None) -> list[Located]:
+    def readable(
+        self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
+    ) -> list[Located]:
         """The files of an asset in some folders or of a user's own records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
-            " AND media.path = CAST(file.path AS TEXT) AND is_deleted = 0)"
+            " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
-        condition = f"sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots, user_id)
+        condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
+        values = (sha256, *roots, user_id, trashed)
+        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", *values)
         return [located(row) for row in rows]
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
@@ -4041,17 +4316,12 @@ class Files(Table):
         prefix = os.fsencode(f"{folder}/") if folder else b""
         end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
-        rows = self._index.read(
-            f"SELECT {', '.join(Shown._fields)} FROM ("
-            " SELECT *, strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken FROM ("
-            "  SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment"
-            "  FROM file JOIN asset USING (sha256) WHERE root = 'library'"
-            f"  AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256)"
-            " ORDER BY moment DESC, path)",
-            prefix, end,
-        )  # fmt: skip
-        while some := rows.fetchmany(MANY_ROWS):
-            yield from map(Shown._make, some)
+        source = (
+            "SELECT asset.*, min(path) AS path, coalesce(created, mtime_ns / 1e9) AS moment,"
+            " NULL AS id FROM file JOIN asset USING (sha256) WHERE root = 'library'"
+            f" AND kind IS NOT NULL AND path >= ?1 AND path < ?2 {flat} GROUP BY sha256"
+        )
+        return read_shown(self._index, source, prefix, end)
 
     def library_version(self) -> str | None:
         """What changes with everything that lists of the library show."""
@@ -4087,6 +4357,17 @@ class Shown(NamedTuple):
     latitude: float | None
     longitude: float | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
+    id: str | None  # of the media record or entity that it is shown as
+
+
+def read_shown(index: Index, source: str, *values: Any) -> Iterator[Shown]:
+    """Read what is shown, the newest first; `source` gives an asset, its path, moment and id."""
+    taken = "strftime('%Y-%m %s', moment, 'unixepoch', 'localtime') AS taken"
+    columns = ", ".join(Shown._fields)
+    sql = f"SELECT {columns} FROM (SELECT *, {taken} FROM ({source}) ORDER BY moment DESC, path)"
+    rows = index.read(sql, *values)
+    while some := rows.fetchmany(MANY_ROWS):
+        yield from map(Shown._make, some)
 
 
 class User(NamedTuple):
@@ -4140,17 +4421,20 @@ class Users(Table):
         return list(self._select("ORDER BY id"))
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
-        """Which of the unique fields another account has."""
-        unique = {
-            "email": ("email_key", values.get("email", "").casefold()),
-            "username": ("username", values.get("username")),
-            "phone_number": ("phone_number", values.get("phone_number")),
+        """Which of the unique fields another account has; a login takes e-mail and username."""
+        email, username = values.get("email", ""), values.get("username")
+        name = "email_key = ? OR username = ?"
+        unique: dict[str, tuple[str, list[Any]]] = {
+            "email": (name, [email.casefold(), email]),
+            "username": (name, [username and username.casefold(), username]),
+            "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
-        sql = "SELECT 1 FROM user WHERE {} = ?"
         query = functools.partial(self._index.query, db)
-        return [n for n, (c, v) in unique.items() if query(sql.format(c), v).fetchone()]
+        sql = "SELECT 1 FROM user WHERE {}"
+        return [n for n, (c, v) in unique.items() if query(sql.format(c), *v).fetchone()]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
+        """Write a new account; an `id` among the values is that of another program."""
         row = {
             "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
             "email_key": values["email"].casefold(), "now": now,
@@ -4161,7 +4445,7 @@ class Users(Table):
             " :phone_number, :first_name, :last_name, :password, :now)"
             f" RETURNING {USER_COLUMNS}"
         )
-        return User(*db.execute(sql, {**row, "id": self._free_id(db)}).fetchone())
+        return User(*db.execute(sql, {"id": self._free_id(db), **row}).fetchone())
 
     def _free_id(self, db: Database) -> int:
         """The next id; those are left out under which another program's user has records here."""
@@ -4335,14 +4619,17 @@ class Share(NamedTuple):
     expires_at: float | None = None
 
 
-SHARED_FILES = {  # which files of its root a share with the target ?2 of the owner ?3 shows
-    "file": "sha256 = ?2",
-    "folder": "path > CAST(?2 || '/' AS BLOB) AND path < CAST(?2 || '0' AS BLOB)",
-    "media": "path = (SELECT CAST(path AS BLOB) FROM media"
+OF_COLLECTION = "FROM media WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0"
+SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the owner ?3, shows
+    "file": "root = ?1 AND file.sha256 = ?2",
+    "folder": "root = ?1"
+    " AND file.path > CAST(?2 || '/' AS BLOB) AND file.path < CAST(?2 || '0' AS BLOB)",
+    "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "collection": "path IN (SELECT CAST(path AS BLOB) FROM media"
-    " WHERE collection_id = ?2 AND user_id = ?3 AND is_deleted = 0)",
-    "entity": "path IN (SELECT CAST(path AS BLOB) FROM entity"
+    "collection": f"(root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) {OF_COLLECTION})"
+    " OR +root IN ('library', 'entities') AND file.sha256 IN"  # found by that, not by root
+    f" (SELECT sha256 {OF_COLLECTION})) GROUP BY file.sha256",
+    "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
 }
 
@@ -4382,7 +4669,7 @@ class ShareLinks(Table):
 
     def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
         """What a share shows, or only what of it has an asset, in the order of the paths."""
-        chosen = f"root = ?1 AND {SHARED_FILES[share.kind]}{' AND sha256 = ?4' * bool(sha256)}"
+        chosen = f"{'sha256 = ?4 AND ' * bool(sha256)}{SHARED_FILES[share.kind]}"
         sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
         target = int(share.target) if share.kind == "entity" else share.target
         rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
@@ -4472,6 +4759,7 @@ class MediaRecord(NamedTuple):
     collection_id: str | None
     created_at: float
     updated_at: float
+    sha256: str | None = None  # of the asset that a record without a file of its own shows
 
 
 def search_text(*texts: str | None) -> str:
@@ -4544,11 +4832,27 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
-    def hide(self, user_id: int, key: str, now: float) -> bool:
+    def shows(self, db: Database, record: MediaRecord) -> bool:
+        """Whether a record's collection shows its asset already."""
+        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 = ?"
+        values = (record.collection_id, record.user_id, record.sha256)
+        return db.execute(f"SELECT 1 FROM media WHERE {where}", values).fetchone() is not None
+
+    def remove_loose(self, db: Database, key: str) -> None:
+        """Forget a media record that shows an asset in no collection."""
+        where = "id = ? AND collection_id IS NULL AND sha256 NOTNULL AND path IS NULL"
+        db.execute(f"DELETE FROM media WHERE {where}", (key,))
+
+    def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
         """Delete softly, as media records are; whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
-        return self._index.write(lambda db: db.execute(sql, (now, key, user_id)).rowcount) > 0
+        return db.execute(sql, (now, key, user_id)).rowcount > 0
+
+    def is_known(self, key: str) -> bool:
+        """Whether there is something with this id, softly deleted or not."""
+        sql = f"SELECT 1 FROM {self._table} WHERE id = ?"
+        return self._index.read(sql, key).fetchone() is not None
 
     def remove_collection(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; whether there was one."""
@@ -4557,11 +4861,17 @@ class OwnedTable(Generic[Record]):
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
             removed = db.execute(sql, (key, user_id)).rowcount
             if removed:
+                db.execute("DELETE FROM media WHERE collection_id = ? AND sha256 NOTNULL", (key,))
                 sql = "UPDATE media SET collection_id = NULL WHERE collection_id = ?"
                 db.execute(sql, (key,))
             return removed
 
         return self._index.write(apply) > 0
+
+
+def bounded(number: int) -> int:
+    """Return the nearest number that SQLite can compare with."""
+    return max(-MAX_BYTES, min(number, MAX_BYTES))
 
 
 class Entities(Table):
@@ -4572,7 +4882,7 @@ class Entities(Table):
     ) -> Entity | None:
         sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
         if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, version]
+            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
         row = self._index.query(db, sql, *values).fetchone()
         return Entity.from_row(row) if row else None
 
@@ -4610,10 +4920,10 @@ class Entities(Table):
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
         table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": version}
+        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
         for column, value in filters.items():
             equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = value
+            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
         if text:
             conditions["instr(search, ?)"] = search_text(text)
         words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -4636,7 +4946,14 @@ class Entities(Table):
         if current and current.is_same(entity):
             return current
         version, added = entity.version + 1, entity.added if entity.id else now
-        entity = entity._replace(version=version, added=added, updated=now)
+        return self._write(db, entity._replace(version=version, added=added, updated=now))
+
+    def adopt(self, db: Database, versions: Iterable[Entity]) -> None:
+        """Write all versions of an entity of another program, under its id, which is free."""
+        for number, entity in enumerate(versions, 1):
+            self._write(db, entity._replace(version=number))
+
+    def _write(self, db: Database, entity: Entity) -> Entity:
         entity = entity._replace(transaction_id=self._next_transaction(db))
         asset, facts = entity.asset, entity.asset and entity.asset.facts
         row: list[Any] = [entity.id or None, *entity[1:ENTITY_WIDTH]]
@@ -4701,6 +5018,9 @@ TRASHED = """
 """  # an entity may have been changed since it was deleted
 
 
+MAX_CLOCK_STEP = 86400.0  # seconds between two looks at the trash, by the clock
+
+
 class Trash(Table):
     """What is softly deleted, of users and among the entities."""
 
@@ -4714,6 +5034,20 @@ class Trash(Table):
         row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
         return Trashed(*row) if row else None
 
+    def is_clock_steady(self, now: float) -> bool:
+        """Whether it is about as late as when this was asked last, perhaps before a restart.
+
+        A clock that is wrong at a start, or was, must not make years of what was just deleted.
+        """
+
+        def look(db: Database) -> bool:
+            sql = "SELECT value FROM meta WHERE key = 'trash_looked_at'"
+            row = db.execute(sql).fetchone()
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('trash_looked_at', ?)", (str(now),))
+            return row is None or abs(now - float(row[0])) < MAX_CLOCK_STEP
+
+        return self._index.write(look)
+
     def restore_media(self, id: str, now: float) -> bool:
         sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
         return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
@@ -4722,6 +5056,82 @@ class Trash(Table):
         """Forget a media record; the path of its file, if it had one."""
         row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
         return [row[0]] if row and row[0] else []
+
+
+SHOWN_RECORDS = """
+    SELECT asset.*, CAST(name AS BLOB) AS path, coalesce(created, created_at) AS moment, media.id,
+        collection_id AS album
+    FROM media LEFT JOIN file ON root = 'users' AND file.path = CAST(media.path AS BLOB)
+    JOIN asset ON asset.sha256 = coalesce(media.sha256, file.sha256)
+    WHERE kind NOTNULL AND user_id = ?1 AND is_deleted = ?2 AND (media.sha256 IS NULL OR EXISTS
+        (SELECT 1 FROM file WHERE sha256 = media.sha256 AND root IN ('library', 'entities')))"""
+SHOWN_ENTITIES = """
+    SELECT asset.*, CAST(coalesce(nullif(label, ''), md5) AS BLOB) AS path,
+        coalesce(created, added) AS moment, CAST(entity.id AS TEXT) AS id, parent_id AS album
+    FROM entity JOIN asset USING (sha256) WHERE asset.kind NOTNULL AND is_deleted = ?2"""
+SHOWN_TRASH = f"{SHOWN_RECORDS} UNION ALL {SHOWN_ENTITIES} AND ?3"
+
+
+class Album(NamedTuple):
+    """A collection of a user or of entities as the gallery shows it."""
+
+    key: str  # its id
+    name: str
+    size: int = 0  # items
+    cover: str | None = None  # the SHA-256 of its newest
+
+
+class Albums(Table):
+    """What the gallery shows besides the library: users' records, entities, and their trash."""
+
+    def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
+        """A user's records in a collection, or all that have a file of their own."""
+        which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
+        return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
+
+    def entities(self, parent: int | None) -> Iterator[Shown]:
+        """The entities in a collection, or at the root."""
+        source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
+        return read_shown(self._index, source, None, 0, parent)
+
+    def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
+        """What is softly deleted of a user, and of the entities if wanted."""
+        return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
+
+    def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
+        """What there is besides collections, by the words that the gallery has for it."""
+        mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
+        found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
+        entities = self._count("entities", f"{SHOWN_ENTITIES} AND parent_id IS NULL", None, 0)
+        found += [entities] if entities.size or with_entities else []
+        if user_id is not None or with_entities:
+            trash = self._count("trash", SHOWN_TRASH, user_id, 1, with_entities)
+            found.append(trash._replace(cover=None))
+        return found
+
+    def _count(self, key: str, source: str, *values: Any) -> Album:
+        sql = f"SELECT count(*), sha256, max(moment) FROM ({source})"
+        return Album(key, key, *self._index.read(sql, *values).fetchone()[:2])
+
+    def of_user(self, user_id: int) -> list[Album]:
+        """A user's collections by name."""
+        sql = "SELECT id, name FROM collection WHERE user_id = ? ORDER BY folded, id"
+        return self._with_counts(self._index.read(sql, user_id), SHOWN_RECORDS, user_id)
+
+    def of_entities(self, parent: int | None) -> list[Album]:
+        """The collections of entities in another one, or at the root, by label."""
+        sql = (
+            "SELECT id, coalesce(nullif(label, ''), '#' || id) FROM entity"
+            " WHERE is_collection = 1 AND is_deleted = 0 AND parent_id IS ? ORDER BY search, id"
+        )
+        return self._with_counts(self._index.read(sql, parent), SHOWN_ENTITIES)
+
+    def _with_counts(
+        self, rows: Iterable[tuple[Any, str]], source: str, user_id: int | None = None
+    ) -> list[Album]:
+        sql = f"SELECT album, count(*), sha256, max(moment) FROM ({source}) GROUP BY album"
+        counts = {row[0]: row[1:3] for row in self._index.read(sql, user_id, 0)}
+        return [Album(str(key), name, *counts.get(key, ())) for key, name in rows]
 
 
 CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms), else meanwhile
@@ -4905,6 +5315,7 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
+UPLOAD_NAME = re.compile("[0-9a-f]{32}")  # of a file that arrives there
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -4970,34 +5381,67 @@ class Incoming:
         self.facts: Facts | None = None
         self.filename = ""  # as the client named it
         self.kept: str | None = None
+        self.is_replaced = False
+        self._place: Place | None = None
 
-    def discard(self, undo: bool = True) -> None:
-        """Let go of the file in `.incoming/`; `undo` takes back its place, too."""
+    def place(self) -> Place:
+        """Return where it lies in `.incoming/`, which stays open until `discard`."""
+        self._place = self._place or self.folder.resolve(self.name)
+        return self._place
+
+    def replace(self, name: str, file: io.FileIO) -> None:
+        """Go on with an equal file instead of this one, which goes."""
+        try:
+            with self.place() as place:
+                self._place = None
+                place.unlink()
+        except BaseException:
+            file.close()
+            raise
         self.file.close()
-        for name in filter(None, (self.kept if undo else None, self.name)):
-            with contextlib.suppress(OSError):  # then the next start finds the mark
-                self.folder.unlink(name)
+        self.name, self.file, self.is_replaced = name, file, True
 
-    def put_back(self, name: str) -> bool:
-        """Take back its place, and give the file in `.incoming/` the name that it had there.
+    def discard(self, undo: bool = True) -> os.stat_result | None:
+        """Let go of the name in `.incoming/`; `undo` takes back the place first.
 
-        That cannot be done once it has become the link of an equal file.
+        Return the status of the file after that; None if it was let go of before.
         """
-        self.file.close()
-        if self.kept:
-            self.folder.unlink(self.kept)
-        with self.folder.resolve(self.name) as source, self.folder.resolve(name) as target:
-            if source.stat().st_nlink > 1:
-                return False
-            source.replace(target)
+        if self.file.closed:
+            return None
+        with self.file:
+            with contextlib.suppress(OSError), self.place() as place:
+                if undo and self.kept:
+                    self.folder.unlink(self.kept)  # if not, the next start finds the mark
+                place.unlink()
+            return os.fstat(self.file.fileno())
+
+    def put_back(self) -> bool:
+        """Take back its place, and leave it in `.incoming/` for another request, if it is there.
+
+        It is not where an equal file was taken instead.
+        """
+        if self.is_replaced:
+            return False
+        with self.file, self.place():
+            if self.kept:
+                self.folder.unlink(self.kept)
         return True
 
 
-class Place(NamedTuple):
-    """Where a name is: an open folder, and the name in it."""
+class Place:
+    """Where a name is: an open folder, which the end of a `with` closes, and the name in it."""
 
-    folder: int  # descriptor
-    name: str
+    __slots__ = ("folder", "name")
+
+    def __init__(self, folder: int, name: str) -> None:
+        self.folder = folder  # descriptor
+        self.name = name
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.folder)
 
     def open(self, flags: int, mode: int = 0o666) -> int:
         return os.open(self.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.folder)
@@ -5086,8 +5530,7 @@ class Folder:
 
     # Names
 
-    @contextlib.contextmanager
-    def resolve(self, name: str, make: bool = False) -> Iterator[Place]:
+    def resolve(self, name: str, make: bool = False) -> Place:
         """Open the folder that a name is in, and follow no link on the way.
 
         With `make`, what is missing on the way is made, durably, unless the root is not the one
@@ -5095,19 +5538,17 @@ class Folder:
         is not there or no folder.
         """
         *parts, last = split_name(name)
-        descriptor = self._open_root(checked=make)
+        place = Place(self._open_root(checked=make), last)
         try:
             for part in parts:
-                try:
-                    inner = open_folder(part, descriptor, make)
-                except OSError as error:
-                    error.filename = f"{self.path}/{name}"
-                    raise
-                os.close(descriptor)
-                descriptor = inner
-            yield Place(descriptor, last)
-        finally:
-            os.close(descriptor)
+                outer, place.folder = place.folder, open_folder(part, place.folder, make)
+                os.close(outer)
+        except BaseException as error:
+            os.close(place.folder)
+            if isinstance(error, OSError):
+                error.filename = f"{self.path}/{name}"
+            raise
+        return place
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
@@ -5125,13 +5566,16 @@ class Folder:
 
     def is_gone(self, name: str) -> bool:
         """Whether nothing has that name any more."""
+        return self.count_links(name) == 0
+
+    def count_links(self, name: str) -> int:
+        """Count the names of a file: 0 where this one is gone, 1 where that cannot be told."""
         try:
-            self.stat(name)
+            return self.stat(name).st_nlink
         except (FileNotFoundError, NotADirectoryError):
-            return True
+            return 0
         except OSError:
-            return False
-        return False
+            return 1
 
     def unlink(self, name: str) -> None:
         """Remove a file, unless it is gone already."""
@@ -5171,19 +5615,22 @@ class Folder:
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
-        inodes = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        arrived = {
+            inode(status) for name, status in linked
+            if UPLOAD_NAME.fullmatch(name) or self.name in SERVER_ONLY
+        }  # fmt: skip
         for path, status in self.walk(lambda name: True, []) if linked else ():
             name = os.fsdecode(path)
-            ours = mark_of(name) in marks or inode(status) in inodes
+            ours = mark_of(name) in marks or inode(status) in arrived
             if ours and not is_known(name):
                 self.unlink(name)
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def begin(self, limit: Limit, md5: bool = False) -> Receiving:
-        """Return what takes in a fresh file within a limit."""
+    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
+        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
-        incoming = Incoming(self, name, self._create(name))
+        incoming = Incoming(self, name, self._create(name, size))
         return Receiving(incoming, self.buffers, limit, new_hashes(md5))
 
     def need_room(self, size: int) -> None:
@@ -5191,9 +5638,10 @@ class Folder:
         with self.resolve(f"{INCOMING}/_", make=True) as place:
             need_room(place.folder, size, self.reserve)
 
-    def _create(self, name: str) -> io.FileIO:
-        """A new file for writing and reading; the folders on the way are made."""
+    def _create(self, name: str, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room; folders on the way are made."""
         with self.resolve(name, make=True) as place:
+            need_room(place.folder, size, self.reserve)
             return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
     def make_file(self, name: str) -> None:
@@ -5251,64 +5699,57 @@ class Folder:
 
     def _link_duplicate(self, incoming: Incoming, duplicate: str) -> bool:
         """Make a file that has arrived one more link of an equal one."""
-        link = f"{incoming.name}-twin"
+        link = f"{INCOMING}/{secrets.token_hex(16)}"
         if self._try_link(duplicate, link):
             return False
-        with self.resolve(link) as source, self.resolve(incoming.name) as target:
-            source.replace(target)
+        incoming.replace(link, self.open(link))
         return True
 
     def _place(self, incoming: Incoming, name: str) -> None:
-        """Link a file that has arrived to its place, marked so that a crash can be undone."""
+        """Give a file that has arrived its place, for good."""
         with self.resolve(name, make=True) as target:
             if target.exists():  # cheaper than to find it out by a link, where many are taken
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
-                self._mark(incoming, f"{INCOMING}/{new_mark(name)}")
-                self._link(incoming.name, target)
+                self._link(incoming.place(), target)
             except OSError as error:
                 inner, below, _ = name.partition("/")
                 if error.errno != errno.EXDEV or not below:
                     raise
-                self._copy(incoming, f"{inner}/{INCOMING}/{new_mark(name)}")
-                self._link(incoming.name, target)
+                self._copy(incoming, f"{inner}/{INCOMING}/{secrets.token_hex(16)}")
+                self._link(incoming.place(), target)
             incoming.kept = name
             sync_folder(target.folder)
 
-    def _mark(self, incoming: Incoming, mark: str) -> None:
-        with self.resolve(incoming.name) as source, self.resolve(mark, make=True) as target:
-            source.replace(target)
-        incoming.name = mark
-
-    def _link(self, name: str, target: Place) -> None:
+    def _link(self, source: Place, target: Place) -> None:
         """Give a file its place; FileExistsError where that is taken."""
         # Where a file system has no links (exFAT), the name is taken first and then filled.
-        with self.resolve(name) as source:
-            try:
-                source.link(target)
-            except OSError as error:
-                if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
-                    raise
-                os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-                source.replace(target)
+        try:
+            source.link(target)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            source.replace(target)
 
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
-        copy, source = self._create(name), incoming.file.fileno()
+        copy, source = self._create(name, incoming.size), incoming.file.fileno()
         try:
-            need_room(copy.fileno(), incoming.size, self.reserve)
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
                 write_all(copy, memoryview(piece))
             os.fsync(copy.fileno())
+            incoming.replace(name, copy)
         except BaseException:
             copy.close()
             self.unlink(name)
             raise
-        incoming.file.close()
-        self.unlink(incoming.name)
-        incoming.name, incoming.file = name, copy
+
+    def status(self, incoming: Incoming) -> os.stat_result:
+        """The status of a file that has its place."""
+        return os.fstat(incoming.file.fileno())
 
     def _try_link(self, name: str, link: str) -> int:
         """Give a file a second name; 0, or the error where it is gone or cannot have one."""
@@ -5430,8 +5871,8 @@ class Folder:
         with self.resolve(os.fsdecode(paths[0])) as place:
             for path in paths:
                 try:
-                    name = os.fsdecode(path.rpartition(b"/")[2])
-                    status = place._replace(name=name).stat()
+                    place.name = os.fsdecode(path.rpartition(b"/")[2])
+                    status = place.stat()
                 except FileNotFoundError:  # it went away meanwhile
                     continue
                 except OSError:
@@ -5668,13 +6109,13 @@ NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 def split_name(name: str) -> list[str]:
     """The parts of a relative path; ValueError for one that would leave its folder."""
     parts = name.split("/")
-    if not all(part and part not in {".", ".."} for part in parts) or "\0" in name:
+    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
         raise ValueError(f"no file name: {name!r}")
     return parts
 
 
 def new_mark(name: str) -> str:
-    """A fresh name in `.incoming/` for a file that lies, or will lie, under `name`, too."""
+    """A fresh name in `.incoming/` for a file that lies under `name`, too."""
     return f"{secrets.token_hex(16)}.{mark_of(name)}"
 
 
@@ -5702,7 +6143,12 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
@@ -5836,6 +6282,264 @@ def read_syllable(character: str) -> str:
     return (syllable[1] or syllable[2]).lower() if syllable else character
 
 
+# -- S3 ------------------------------------------------------------------------------------
+# As much of the protocol of object stores as a Bucket needs. Requests are signed (AWS, Signature
+# Version 4) and connections kept. What fails is tried again; what fails then, too, or takes too
+# long, opens the circuit: until it closes, requests fail at once, and one from time to time
+# finds out whether the store is back. So one that is away keeps few threads, and no other work.
+
+S3_SECONDS = 10.0  # that a store may take to go on with a request
+S3_PLACES = 32  # requests at once
+S3_PLACE_SECONDS = 1.0  # that one waits for a place among them
+S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
+S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
+S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
+S3_BLOCK_BYTES = 256 << 10  # sent and received at once
+S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
+EMPTY_SHA256 = hashlib.sha256().hexdigest()
+UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+
+
+class Unavailable(OSError):
+    """A store that does not answer, or only with errors that pass."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EHOSTUNREACH, reason)
+
+
+class Signer(NamedTuple):
+    """Signs requests by AWS's Signature Version 4.
+
+    Targets are paths with queries, percent-encoded but for the unreserved characters (RFC 3986).
+    """
+
+    key_id: str
+    secret: str
+    region: str
+    service: str = "s3"
+
+    def authorize(self, method: str, target: str, headers: Mapping[str, str], payload: str) -> str:
+        """Return the value of Authorization; `payload` is the SHA-256 of the body.
+
+        All `headers`, whose names are in lower case, are signed; x-amz-date is among them.
+        """
+        at = headers["x-amz-date"]
+        names, signature = self._sign(method, target, headers, payload, at=at)
+        about = f"Credential={self.key_id}/{self._scope(at)}, SignedHeaders={names}"
+        return f"AWS4-HMAC-SHA256 {about}, Signature={signature}"
+
+    def presign(self, host: str, path: str, seconds: int, at: str) -> str:
+        """Return the target that anyone may GET for so many seconds from `at` (ISO 8601 basic)."""
+        query = urlencode({
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{self.key_id}/{self._scope(at)}",
+            "X-Amz-Date": at, "X-Amz-Expires": seconds, "X-Amz-SignedHeaders": "host",
+        })  # fmt: skip
+        target = f"{path}?{query}"
+        signature = self._sign("GET", target, {"host": host}, UNSIGNED_PAYLOAD, at=at)[1]
+        return f"{target}&X-Amz-Signature={signature}"
+
+    def _scope(self, at: str) -> str:
+        return f"{at[:8]}/{self.region}/{self.service}/aws4_request"
+
+    def _sign(
+        self, method: str, target: str, headers: Mapping[str, str], payload: str, *, at: str
+    ) -> tuple[str, str]:
+        """Return the names of the signed headers and the signature."""
+        path, _, query = target.partition("?")
+        pairs = sorted(pair.partition("=")[::2] for pair in filter(None, query.split("&")))
+        query = "&".join(f"{name}={value}" for name, value in pairs)
+        fields = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in sorted(headers))
+        names = ";".join(sorted(headers))
+        request = "\n".join((method, path, query, fields, names, payload))
+        digest = hashlib.sha256(request.encode()).hexdigest()
+        key = f"AWS4{self.secret}".encode()
+        for part in self._scope(at).split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        text = f"AWS4-HMAC-SHA256\n{at}\n{self._scope(at)}\n{digest}"
+        return names, hmac.digest(key, text.encode(), "sha256").hex()
+
+
+class ObjectBody(NamedTuple):
+    """The content of a request; `pieces` gives it anew for each try."""
+
+    size: int = 0
+    sha256: str = EMPTY_SHA256
+    pieces: Callable[[], Iterable[bytes]] = tuple
+
+
+class S3Request(NamedTuple):
+    """A request to a bucket, or with a key to an object in it; header names in lower case."""
+
+    method: str
+    bucket: str
+    key: str = ""
+    query: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    body: ObjectBody = ObjectBody()
+
+    @property
+    def target(self) -> str:
+        path = f"/{self.bucket}/{self.key}".rstrip("/")
+        query = urlencode(self.query, quote_via=quote, safe="-_.~")
+        return f"{quote(os.fsencode(path), safe='/-_.~')}?{query}".rstrip("?")
+
+
+class S3Answer(NamedTuple):
+    code: int
+    headers: Mapping[str, str]  # names as they came
+    body: bytes
+
+    def text(self, name: str) -> str:
+        """Return the text of the first XML element of a name; empty where there is none."""
+        found = re.search(rf"<{name}>([^<]*)</{name}>", self.body.decode("utf-8", "replace"))
+        return html.unescape(found[1]) if found else ""
+
+
+class S3Client:
+    """Speaks with an object store for all who use it in this process."""
+
+    def __init__(self, endpoint: str, signer: Signer) -> None:
+        """Without an endpoint it is AWS's. Buckets are paths, which every store understands."""
+        self._signer = signer
+        self._endpoint = urlsplit(endpoint or f"https://s3.{signer.region}.amazonaws.com")
+        self._places = threading.BoundedSemaphore(S3_PLACES)
+        self._idle: deque[tuple[float, HTTPConnection]] = deque()
+        self._retry_at = 0.0  # monotonic; 0: the circuit is closed
+        self._lock = threading.Lock()
+
+    def presign(self, request: S3Request, seconds: int, now: float) -> str:
+        """Return a URL under which anyone may GET an object for so many seconds from `now`."""
+        host, at = self._endpoint.netloc, format_amz_date(now)
+        target = self._signer.presign(host, request.target, seconds, at)
+        return f"{self._endpoint.scheme}://{host}{target}"
+
+    def call(self, request: S3Request) -> S3Answer:
+        """Return the whole answer to a request; an OSError where it is refused."""
+        with self.place():
+            connection, response = self.open(request)
+            try:
+                answer = S3Answer(response.status, dict(response.headers), response.read())
+            except (OSError, HTTPException) as error:
+                connection.close()
+                raise Unavailable(f"an answer broke off: {error}") from None
+            self.keep(connection)
+        check_answer(request, answer)
+        return answer
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place among the requests that are under way; Unavailable if none gets free."""
+        if not self._places.acquire(timeout=S3_PLACE_SECONDS):
+            raise Unavailable("too many requests are under way")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def open(self, request: S3Request) -> tuple[HTTPConnection, HTTPResponse]:
+        """Send a request, if need be again; return the answer, of which the body is to be read."""
+        self._pass_circuit()
+        for wait in (*S3_RETRIES, 0.0):
+            connection, is_slow = self._connect(), False
+            try:
+                response = self._exchange(connection, request)
+                if response.status not in S3_PASSING:
+                    self._retry_at = 0.0
+                    return connection, response
+                problem = f"answers {response.status}"
+            except (OSError, HTTPException) as error:
+                problem = str(error) or type(error).__name__
+                is_slow = isinstance(error, TimeoutError)
+            connection.close()
+            self.close()
+            if is_slow or not wait:
+                break
+            time.sleep(wait * secrets.randbelow(1000) / 1000)
+        self._open_circuit(problem)
+        raise Unavailable(problem)
+
+    def _pass_circuit(self) -> None:
+        """Let requests pass, of those that come while the circuit is open one at a time."""
+        with self._lock:
+            now = time.monotonic()
+            if self._retry_at > now:
+                raise Unavailable("it did not answer before")
+            if self._retry_at:
+                self._retry_at = now + S3_SECONDS
+
+    def _open_circuit(self, problem: str) -> None:
+        with self._lock:
+            if not self._retry_at:
+                warn(f"{self._endpoint.netloc} cannot be used: {printable_line(problem)}")
+            self._retry_at = time.monotonic() + S3_OPEN_SECONDS
+
+    def close(self) -> None:
+        """Close what is kept: where one connection has ended, the others have, too."""
+        while connection := self._take_kept():
+            connection.close()
+
+    def _take_kept(self) -> HTTPConnection | None:
+        with contextlib.suppress(IndexError):
+            while True:
+                since, connection = self._idle.pop()
+                if since > time.monotonic() - S3_IDLE_SECONDS:
+                    return connection
+                connection.close()
+        return None
+
+    def _connect(self) -> HTTPConnection:
+        """Take a kept connection, or a new one."""
+        if kept := self._take_kept():
+            return kept
+        secure = self._endpoint.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else HTTPConnection
+        return kind(self._endpoint.netloc, timeout=S3_SECONDS, blocksize=S3_BLOCK_BYTES)
+
+    def keep(self, connection: HTTPConnection) -> None:
+        """Keep a connection whose latest answer has been read for the next request."""
+        self._idle.append((time.monotonic(), connection))
+
+    def _exchange(self, connection: HTTPConnection, request: S3Request) -> HTTPResponse:
+        """Send a request over a connection and return the answer, of which the head is read."""
+        method, target, body = request.method, request.target, request.body
+        headers = {
+            **request.headers, "host": self._endpoint.netloc,
+            "x-amz-content-sha256": body.sha256, "x-amz-date": format_amz_date(time.time()),
+        }  # fmt: skip
+        headers["authorization"] = self._signer.authorize(method, target, headers, body.sha256)
+        if method in {"PUT", "POST"}:
+            headers["content-length"] = str(body.size)
+        if connection.sock is None:
+            connection.connect()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered
+            connection.request(method, target, body.pieces(), headers)
+        return connection.getresponse()
+
+
+def format_amz_date(seconds: float) -> str:
+    """
+    >>> format_amz_date(1369353600)
+    '20130524T000000Z'
+    """
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+
+
+def check_answer(request: S3Request, answer: S3Answer) -> None:
+    """Raise the OSError that an answer stands for."""
+    is_error = b"<Error>" in answer.body[:1000]  # a long CompleteMultipartUpload begins with 200
+    if answer.code < 300 and not is_error:
+        return
+    number = {403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST}.get(answer.code)
+    place = f"s3://{request.bucket}/{request.key}"
+    if number not in {errno.ENOENT, errno.EEXIST}:
+        code = answer.text("Code") or answer.headers.get("x-amz-error-code", "")
+        text = f"{request.method} {place}: {answer.code} {code} {answer.text('Message')}"
+        warn(printable_line(text))
+    number = number or errno.EIO
+    raise OSError(number, os.strerror(number), place)
+
+
 # ======================================================================================
 # 7. Thumbnails
 # ======================================================================================
@@ -5865,6 +6569,7 @@ MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
 MAX_EMBEDDED = 4  # of which are tried, the largest first
 MAX_JPEG_SEGMENTS = 64  # before its size
 JOBS_A_DECODER = 32  # then a fresh process: what a decoder leaks is bounded
+LOOK_UP_SECONDS = 0.2  # between looks whether the server ends, while a decoder works
 REAP_SECONDS = 1.0  # after which an idle decoder ends
 TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
@@ -6108,6 +6813,7 @@ class Thumbnails:
         self._lock = threading.Lock()
         self._making: dict[str, Making] = {}
         self._deaths: dict[str, tuple[int, float]] = {}  # of decoders: how many, when the last
+        self.is_over = False  # nobody waits for what is being made
 
     def place(self, public: Shelf, private: Shelf, previews: PreviewCache | None = None) -> None:
         """Say where thumbnails and previews lie."""
@@ -6317,16 +7023,28 @@ class Thumbnails:
         """The renditions; none where the decoder says that it can make none, None if it died."""
         host = self._host
         end, result = os.pipe()
-        with open(end, "rb") as pipe:
+        with open(end, "rb", buffering=0) as pipe:
             with contextlib.suppress(OSError):  # the host is gone, and with it the pipe's end
                 if host is not None:
                     socket.send_fds(host, [job.to_bytes()], [source.fileno(), result])
             os.close(result)
-            data = pipe.read(MAX_RESULT_BYTES + 1)
+            data = self._read_result(pipe)
         if len(data) > MAX_RESULT_BYTES:
             return []
         frames = data.removesuffix(DECODER_DONE)
         return split_frames(frames) if frames != data else None
+
+    def _read_result(self, pipe: io.FileIO) -> bytes:
+        """What a decoder writes until it ends; less when the server does."""
+        data, poll = bytearray(), select.poll()
+        poll.register(pipe, select.POLLIN)
+        while len(data) <= MAX_RESULT_BYTES and not self.is_over:
+            if poll.poll(LOOK_UP_SECONDS * 1000):
+                piece = pipe.read(MAX_RESULT_BYTES)
+                if not piece:
+                    break
+                data += piece
+        return bytes(data)
 
 
 def split_frames(data: bytes) -> list[bytes]:
@@ -6992,6 +7710,7 @@ class SharedProgress:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
+        self.mounts = mmap.mmap(-1, 1)  # another byte when other mount points are known
 
     def get(self) -> ScanProgress:
         now = ScanProgress(*self.LAYOUT.unpack(self._memory[:]))
@@ -7006,19 +7725,22 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        progress: SharedProgress,
+        progress: SharedProgress, others: Sequence[Folder] = (),
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
+        self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
         self._thumbnails = thumbnails
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
         self._threads: list[threading.Thread] = []
+        self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
+        self._thumbnails.is_over = False
         self._wanted.set()
         self._fresh.set()
         scan = functools.partial(self._scan_loop, interval)
@@ -7036,7 +7758,7 @@ class Scanner:
 
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
-        self._stopping = True
+        self._stopping = self._thumbnails.is_over = True
         self._wanted.set()
         self._fresh.set()
         for thread in self._threads:
@@ -7065,7 +7787,7 @@ class Scanner:
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            for folder in self._folders.values():
+            for folder in self._sources.values():
                 files = self._index.files.of_root(folder.name)
                 while batch := list(itertools.islice(files, SCAN_BATCH)):
                     if self._stopping:
@@ -7144,7 +7866,7 @@ class Scanner:
 
     def absent_mounts(self, folder: Folder) -> list[str]:
         """Places below a folder where a disk was mounted whose files are known, and is no more."""
-        known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+        known = self._known_mounts(folder)
         mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
         return [
             path for path in known
@@ -7152,13 +7874,23 @@ class Scanner:
             and not self._index.files.is_empty(folder.name, f"{path}/")
         ]  # fmt: skip
 
+    def _known_mounts(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
+        state, known = self._mounts.get(folder.name, (-1, []))
+        if state != self.progress.mounts[0]:
+            state = self.progress.mounts[0]
+            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+            self._mounts[folder.name] = state, known
+        return known
+
     def _note_mounts(self, folder: Folder) -> list[bytes]:
         """Remember the mount points below a folder; give those that are absent, with `/`."""
         absent = self.absent_mounts(folder)
         mounted = {path for path, _ in mounts_below(folder.path)}
-        text = json.dumps(sorted(mounted.union(absent)))
-        if text != (self._index.get_meta(f"mounts {folder.name}") or "[]"):
-            self._index.set_meta(f"mounts {folder.name}", text)
+        now = sorted(mounted.union(absent))
+        if now != self._known_mounts(folder):
+            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
+            self.progress.mounts[0] = (self.progress.mounts[0] + 1) % 256
         for path in absent:
             warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
         return [os.fsencode(f"{path}/") for path in absent]
@@ -7289,7 +8021,7 @@ class Scanner:
         """Try each of those that have no verdict yet once; whether all have one now."""
         if not self._thumbnails.kinds:
             return True
-        from concurrent.futures import ThreadPoolExecutor  # as in _add
+        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
 
         kinds, last, whole = self._thumbnails.kinds, "", True
         with ThreadPoolExecutor(self._thumbnails.processes) as pool:
@@ -7325,7 +8057,7 @@ class Scanner:
             return Outcome.FAILED
         outcome = Outcome.IMPOSSIBLE
         if thumbnails.can_make(facts.kind, facts.mime_type):
-            with self._folders[file.root].open(file.path) as source:
+            with self._sources[file.root].open(file.path) as source:
                 if not file.matches(os.fstat(source.fileno())):
                     return Outcome.FAILED
                 outcome = thumbnails.make(source, file, asset)
@@ -7345,7 +8077,7 @@ class Scanner:
             return outcome
         if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
             return Outcome.IMPOSSIBLE
-        with self._folders[file.root].open(file.path) as source:
+        with self._sources[file.root].open(file.path) as source:
             if not file.matches(os.fstat(source.fileno())):
                 return Outcome.FAILED
             return self._thumbnails.preview(source, file, asset, rendition)
@@ -7504,10 +8236,10 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LENGTH = 2**63 - 1
 
 
-# What makes the answer to a GET another one: who asks, for what, from where.
+# What makes the answer to a GET another one than to most.
 SELECTING_FIELDS = frozenset((
-    "authorization", "content-length", "if-match", "if-modified-since", "if-none-match",
-    "if-range", "if-unmodified-since", "origin", "range", "transfer-encoding", "x-sendfile-type",
+    "if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since",
+    "origin", "range", "x-sendfile-type",
 ))  # fmt: skip
 
 
@@ -7519,7 +8251,9 @@ class Framing(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
+    authorization: str | None
     is_plain: bool
 
 
@@ -7536,12 +8270,10 @@ class RequestHead(NamedTuple):
     keep_alive: bool
     content_length: int | None
     chunked: bool
+    has_body: bool
     expects_continue: bool
-    is_plain: bool  # nothing in it asks for other than the whole, public thing
-
-    @property
-    def has_body(self) -> bool:
-        return self.chunked or bool(self.content_length)
+    authorization: str | None  # the field's value
+    is_plain: bool  # nothing in it asks for other than the whole thing
 
     def body_decoder(self) -> BodyDecoder:
         return ChunkedDecoder() if self.chunked else LengthDecoder(self.content_length or 0)
@@ -7639,13 +8371,17 @@ def _parse_framing(block: bytes, version: tuple[int, int]) -> Framing:
     expectation = headers.get("expect", "").lower()
     if expectation not in ("", "100-continue"):
         raise HTTPError(417, "The only expectation that can be met is 100-continue.")
+    length = _parse_content_length(headers)
+    chunked = _parse_transfer_encoding(headers, version)
     return Framing(
         headers=headers,
         host=_parse_host(headers, version),
         keep_alive="close" not in options and (version > (1, 0) or "keep-alive" in options),
-        content_length=_parse_content_length(headers),
-        chunked=_parse_transfer_encoding(headers, version),
+        content_length=length,
+        chunked=chunked,
+        has_body=chunked or bool(length),
         expects_continue=expectation != "" and version > (1, 0),
+        authorization=headers.get("authorization"),
         is_plain=version > (1, 0) and headers.has_none_of(SELECTING_FIELDS),
     )
 
@@ -7954,8 +8690,11 @@ def _parse_part(block: bytes) -> Part:
 _PARAMETER = re.compile(
     rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
 )
+_QUOTED_PAIR = re.compile(r'\\(["\\])')
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
-_EXTENDED_VALUE = r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)"
+_EXTENDED_VALUE = re.compile(
+    r"(?i:(UTF-8|ISO-8859-1))'[\w-]*'((?:%[0-9A-Fa-f]{2}|[\w!#$&+.^`|~-])*)", re.ASCII
+)
 _WINDOWS_FOLDER = re.compile(r"\A[A-Za-z]:\\(?:.*\\)?", re.DOTALL)
 
 
@@ -8009,7 +8748,7 @@ def _join_continuations(parameters: dict[str, str]) -> dict[str, str]:
     """
     pieces: list[str] = []
     extended = "filename*0*" in parameters
-    for number in range(len(parameters)):
+    for number in range(len(parameters) if "*" in "".join(parameters) else 0):
         plain, coded = (parameters.pop(f"filename*{number}{star}", None) for star in ("", "*"))
         if plain is None and coded is None:
             break
@@ -8034,7 +8773,7 @@ def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
             raise HTTPError(400, "The parameters of a header are malformed.")
         name = (match[1] or "").lower()
         if match[2] is not None:
-            parameters.append((name, re.sub(r'\\(["\\])', r"\1", match[2])))
+            parameters.append((name, _QUOTED_PAIR.sub(r"\1", match[2])))
         elif name:
             parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
@@ -8050,7 +8789,7 @@ def _form_text(value: str) -> str:
 
 
 def _parse_extended_value(value: str) -> str | None:
-    match = re.fullmatch(_EXTENDED_VALUE, value, re.ASCII)
+    match = _EXTENDED_VALUE.fullmatch(value)
     with contextlib.suppress(UnicodeDecodeError):
         if match:
             return unquote_to_bytes(match[2]).decode(match[1])
@@ -8128,6 +8867,8 @@ def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
 
 def _overlap_often(ranges: list[tuple[int, int]]) -> bool:
     """Say whether more than two ranges overlap, which no reader needs (RFC 9110 §14.2)."""
+    if len(ranges) < 3:
+        return False
     overlaps, end = 0, -1
     for first, last in sorted(ranges):
         overlaps += first <= end
@@ -8153,20 +8894,24 @@ def etag_matches(header: str, etag: str, weak: bool) -> bool:
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-none-match")
+    tags, date = headers.get("if-none-match"), headers.get("if-modified-since")
     if tags is not None:
         return etag_matches(tags, etag, weak=True)
-    since = parse_date(headers.get("if-modified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) <= since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) <= since
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
-    tags = headers.get("if-match")
+    tags, date = headers.get("if-match"), headers.get("if-unmodified-since")
     if tags is not None:
         return not etag_matches(tags, etag, weak=False)
-    since = parse_date(headers.get("if-unmodified-since", ""))
-    return since is not None and last_modified is not None and int(last_modified) > since
+    if date is None or last_modified is None:
+        return False
+    since = parse_date(date)
+    return since is not None and int(last_modified) > since
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
@@ -8267,7 +9012,7 @@ def parse_upload_metadata(value: str) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for pair in value.split(",") if value else ():
-        key, _, text = pair.strip(" ").partition(" ")
+        key, _, text = pair.lstrip(" ").partition(" ")
         if not _METADATA_KEY.fullmatch(key) or key in texts:
             raise HTTPError(400, "Upload-Metadata is no list of keys, each once, with values.")
         try:
@@ -8381,13 +9126,10 @@ RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-SAMPLE_BYTES = 128 << 10  # between samples of the page cache: what Linux reads ahead
+SAMPLE_BYTES = 512 << 10  # between samples of the page cache; twice as many cost 10 % of 2 MB
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
-MAX_LEAD = 1  # connections more than another worker has; beyond it, new ones are left to that
-DEFER_SECONDS = 0.0001  # that the other is waited for
-MAX_DEFERRALS = 20  # while connections come; then all are taken
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
 PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
@@ -8430,6 +9172,25 @@ class FileSlice:
         self.count = count
         self.before = before
 
+    def is_at_hand(self) -> bool:
+        """Whether the next bytes are in memory, by samples of the page cache."""
+        last, probe = self.offset + min(self.count, SEND_BYTES) - 1, bytearray(1)
+        places = (*range(self.offset, last, SAMPLE_BYTES), last)
+        return all(self._read_at_hand(probe, place) for place in places)
+
+    def read_at_hand(self) -> bytes | None:
+        """All of it, if it is in memory."""
+        data = bytearray(self.count)
+        if self._read_at_hand(data, self.offset) < self.count:
+            return None
+        return b"".join((self.before, data))
+
+    def _read_at_hand(self, buffer: bytearray, offset: int) -> int:
+        try:
+            return os.preadv(self.file.fileno(), [buffer], offset, os.RWF_NOWAIT)
+        except (AttributeError, OSError):  # not on Linux; EAGAIN; the file system cannot tell
+            return 0
+
 
 Segment = bytes | memoryview | FileSlice
 
@@ -8454,15 +9215,24 @@ class Response:
         self.body = body
         self.length = len(body) if isinstance(body, bytes) else length
         self.resource = resource  # closed when the answer is over
-        self.prepared = b""  # the head behind its Date, where it is often sent
+        # What is before and behind the date in the head, where it is often sent
+        self.prepared: tuple[bytes, bytes] | None = None
         self.route = 0  # the number of what has made it, and for whom: for figures and the log
         self.principal = ""
 
     def prepare(self) -> Response:
-        """Put a hot answer's head together once, for plain GETs on a kept connection."""
+        """Put the head together once, for HTTP/1.1."""
         message = b"".join(self.to_segments(None, True, ""))  # type: ignore[arg-type]
-        self.prepared = message.partition(b"Date: ")[2].removesuffix(self.body)  # type: ignore[arg-type]
+        start, _, rest = message.removesuffix(self.body).partition(b"Date: ")  # type: ignore[arg-type]
+        self.prepared = start + b"Date: ", rest
         return self
+
+    def again(self, principal: str) -> Response:
+        """A prepared answer for somebody else."""
+        response = Response(self.status, (), self.body, self.length)
+        response.prepared, response.route = self.prepared, self.route
+        response.principal = principal
+        return response
 
     def close(self) -> None:
         if self.resource is not None:
@@ -8472,10 +9242,10 @@ class Response:
         self, head: RequestHead | None, keep_alive: bool, date: str
     ) -> Iterator[Segment]:
         """The bytes of the whole message (RFC 9112 §2.1): head, and body unless it has none."""
-        if self.prepared and keep_alive:
-            start = b"HTTP/1.1 200 OK\r\nDate: " + date.encode()
-            yield b"".join((start, self.prepared, self.body))  # type: ignore[arg-type]
-            return
+        if self.prepared:
+            start, rest = self.prepared
+            fields = date if keep_alive else f"{date}\r\nConnection: close"
+            return iter((b"".join((start, fields.encode(), rest, self.body)),))  # type: ignore[arg-type]
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
         chunked = (
@@ -8491,11 +9261,10 @@ class Response:
             headers.append(("Connection", "keep-alive"))
         block = format_head(self.status, headers)
         if bodiless or (head is not None and head.method == "HEAD"):
-            yield block
-        elif isinstance(self.body, bytes):
-            yield block + self.body
-        else:
-            yield from join_head(block, chunk_segments(self.body) if chunked else self.body)
+            return iter((block,))
+        if isinstance(self.body, bytes):
+            return iter((block + self.body,))
+        return join_head(block, chunk_segments(self.body) if chunked else self.body)
 
 
 def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -8564,31 +9333,33 @@ DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
 class Meter:
     """Counts answers in memory that all workers share; each writes to a part of its own.
 
-    Answers are told apart by the number of their route and by their status; durations of the
-    answers of a route are counted by the first of DURATIONS that they are not above.
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
     """
 
     def __init__(self, workers: int, routes: int) -> None:
-        self._codes = {status: place for place, status in enumerate((*STATUSES, 0))}  # 0: others
-        self._width = len(self._codes) + len(DURATIONS) + 2  # beyond the last; nanoseconds
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
+        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
+        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
         self._part = 3 + routes * self._width
         self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._workers = workers
         self._lock = threading.Lock()
 
     def count(
-        self, worker: int, route: int, status: int, *, seconds: float, taken: int, sent: int
+        self, worker: int, response: Response, seconds: float, taken: int, sent: int
     ) -> None:
-        """Count an answer, the bytes of bodies that it took in and sent, and how long it took."""
-        first = worker * self._part + 3 + route * self._width
-        code = self._codes.get(status, len(STATUSES))
-        bucket = len(self._codes) + bisect.bisect_left(DURATIONS, seconds)
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, worker * self._part
+        first = own + 3 + response.route * self._width
+        place = first + self._rows.get(response.status, self._rows[0])
+        place += bisect.bisect_left(DURATIONS, seconds)
         with self._lock:
-            self._numbers[first + code] += 1
-            self._numbers[first + bucket] += 1
-            self._numbers[first + self._width - 1] += int(seconds * 1e9)
-            self._numbers[worker * self._part] += taken
-            self._numbers[worker * self._part + 1] += sent
+            numbers[place] += 1
+            numbers[first] += int(seconds * 1e9)
+            numbers[own + 1] += sent
+            if taken:
+                numbers[own] += taken
 
     def set_in_flight(self, worker: int, count: int) -> None:
         self._numbers[worker * self._part + 2] = count
@@ -8599,18 +9370,19 @@ class Meter:
 
     def answers(self, route: int) -> dict[int, int]:
         """How many answers of a route had each status; 0 stands for those that are rare."""
-        first = 3 + route * self._width
-        return {
-            status: count
-            for status, place in self._codes.items()
-            if (count := self._sum(first + place))
-        }
+        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
+        return {status: count for status, count in counts.items() if count}
 
     def durations(self, route: int) -> tuple[list[int], float]:
         """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        first = 3 + route * self._width + len(self._codes)
-        counts = [self._sum(first + place) for place in range(len(DURATIONS) + 1)]
-        return list(itertools.accumulate(counts)), self._sum(first + len(counts)) / 1e9
+        rows = [self._row(route, place) for place in self._rows.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + route * self._width) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place
+        return [self._sum(first + column) for column in range(self._columns)]
 
     def _sum(self, place: int) -> int:
         return sum(self._numbers[place :: self._part])
@@ -8623,7 +9395,7 @@ class Buffers(threading.local):
         self.body = memoryview(bytearray(BODY_BUFFER_BYTES))
 
 
-class State(enum.Enum):
+class State(enum.IntEnum):
     """Where a connection is; see WAITS."""
 
     IDLE = enum.auto()  # no request has begun
@@ -8635,6 +9407,9 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
+
+
 class Wait(NamedTuple):
     """What the selector waits for on a connection, and what happens if it does not come."""
 
@@ -8644,25 +9419,24 @@ class Wait(NamedTuple):
 
 
 WAITS: dict[State, Wait] = {
-    State.IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    State.HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    State.SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
-    State.LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
+    IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
 # Who gives way first when descriptors run out; an answer that is being sent does not.
-GIVING_WAY = (State.LINGERING, State.IDLE, State.HEAD, State.BODY)
+GIVING_WAY = (LINGERING, IDLE, HEAD, BODY)
 
 
 class Connection:
-    """A client's connection, owned by the selector or by one thread, never by both."""
+    """A client's connection, owned by the selector's thread or by another one, never by both."""
 
     __slots__ = (
         "began", "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor",
-        "dropped",
-        "exchange", "failure", "head", "last", "latest", "lingering", "peer", "pending",
-        "received", "response", "scanned", "segments", "server", "shares", "since", "socket",
-        "state", "unsent",
+        "dropped", "event", "exchange", "failure", "head", "last", "latest", "lingering", "peer",
+        "pending", "received", "response", "scanned", "segments", "server", "shares", "since",
+        "socket", "state", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -8670,7 +9444,8 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = State.CLOSED
+        self.state = CLOSED
+        self.event = 0  # that the selector waits for
         self.since = self.deadline = 0.0  # of the state; monotonic seconds
         self.latest = 0.0  # when a head must be complete
         self.began = 0.0  # when the latest head had come
@@ -8693,59 +9468,56 @@ class Connection:
         self.dropped = 0  # bytes of it
         self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
 
-    def enter(self, state: State) -> None:
-        """Note a state and how long it may last."""
-        begins, self.state = state is not self.state, state
+    def set_deadline(self, state: State) -> None:
+        """Note how long a state that begins, or in which something has come, may last."""
         self.since = now = time.monotonic()
-        if state is State.HEAD and begins:
-            self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
         if wait := WAITS.get(state):
             self.deadline = now + wait.seconds
-        if state is State.HEAD:
+        if state is HEAD:
+            if state is not self.state:
+                self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
             self.deadline = min(self.deadline, now + self.credit, self.latest)
-        elif state is State.BODY:
+        elif state is BODY:
             self.deadline = min(self.deadline, now + self.credit)
 
     def earn(self, count: int) -> None:
         """Balance the time that a head or body has waited with the bytes that have come."""
         self.credit += count / MIN_RATE - (time.monotonic() - self.since)
 
-    def count(self) -> int:
-        """How many descriptors it has: the socket, a file that is sent, one that arrives."""
-        if self.state is State.CLOSED:
-            return 0
+    def count_descriptors(self) -> int:
+        """How many it has while it is open: the socket, a file that is sent, one that arrives."""
         sends = self.response is not None and self.response.resource is not None
         return 1 + sends + (self.exchange is not None)
-
-    @property
-    def has_much(self) -> bool:
-        """Whether there is enough of a body for a thread."""
-        finished = self.body is not None and self.body.finished
-        return finished or len(self.collected) >= COLLECT_BYTES
 
     # -- reading
 
     def take_head(self) -> bool:
-        """Parse the next head if it is here whole. Raises HTTPError for a malformed one."""
-        if self.scanned < 2:  # one may be the CR of an empty line
+        """Whether a request is here, its head whole; or what is none, and is refused."""
+        if self.received[:1] == b"\r":
             self.received = skip_empty_lines(self.received)
-        if not self.received:
+        data = self.received
+        if not data:
             return False
-        end = find_head_end(self.received, self.scanned)
-        if end < 0:
-            self.scanned = len(self.received)
-            return False
-        self.began = time.monotonic()
-        self.head = parse_request_head(self.received[:end])
-        self.received = self.received[end + 4 :]
-        self.scanned = 0
-        self.body = self.head.body_decoder() if self.head.has_body else None
+        try:
+            end = find_head_end(data, self.scanned)
+            if end < 0:
+                self.scanned = len(data)
+                return False
+            self.began = time.monotonic()
+            self.head = head = parse_request_head(data[:end])
+        except HTTPError as error:
+            self.refuse(error)
+            return True
+        self.received, self.scanned = data[end + 4 :], 0
+        if head.has_body:
+            self.body = head.body_decoder()
         return True
 
-    def take_body(self) -> None:
-        """Decode and keep what has been received. Raises HTTPError for what is malformed."""
+    def take_body(self) -> bool:
+        """Decode and keep what was received; whether that is all. Raises HTTPError."""
         for piece in self.take_pieces():
             self.collected += piece
+        return self.body is None or self.body.finished
 
     def take_pieces(self) -> list[memoryview]:
         """What there is of a body's content. Raises HTTPError for what is malformed."""
@@ -8759,32 +9531,25 @@ class Connection:
             self.received = self.body.rest
         return pieces
 
+    def skip_body(self) -> bool:
+        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
+        try:
+            return self.take_body()
+        except HTTPError:
+            return False
+
     @property
     def waits_for_continue(self) -> bool:
         """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
         expects = self.head is not None and self.head.expects_continue
         return expects and not self.received and self.body is not None and not self.body.finished
 
-    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
-        if headers and self.head is not None and self.head.version > (1, 0):
-            self.socket.send(format_head(104, headers))  # as short as it is alone
-
-    def skip_body(self) -> bool:
-        """Pass over the rest of a body if all of it is here; whether the connection can go on."""
-        try:
-            self.take_body()
-        except HTTPError:
-            return False
-        return self.body is None or self.body.finished
-
-    def receive_more(self, seconds: float) -> memoryview | None:
-        """What comes within so short a time; good until this thread's next call.
+    def receive_more(self, buffer: memoryview, seconds: float) -> memoryview | None:
+        """What comes into the buffer within so short a time, if anything does.
 
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
         """
-        buffer = self.server.buffers.body
         for may_wait in (True, False):
             try:
                 count = self.socket.recv_into(buffer)
@@ -8814,45 +9579,89 @@ class Connection:
         poll.register(self.socket, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    # -- writing
+    # -- answering
 
-    def begin(self, response: Response, keep_alive: bool, unread: bool = False) -> None:
-        """Set out to send an answer, the last one unless `keep_alive`; `unread`: of a body."""
+    def send_interim(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Tell the client what it may need before the answer (RFC 9110 §15.2)."""
+        if headers and self.head is not None and self.head.version > (1, 0):
+            self.socket.send(format_head(104, headers))  # as short as it is alone
+
+    def begin(self, response: Response, whole: bool = True) -> None:
+        """Set out to answer a request; one that is not here `whole` is the connection's last."""
+        if response.resource is not None:
+            try:
+                self.take_share(self.server.downloads)
+            except HTTPError as error:
+                response.close()
+                response = self.error(error)
+        head, server = self.head, self.server
+        goes_on = whole and head is not None and head.keep_alive and not server.stopping
+        self.last, self.lingering = not goes_on, not whole
         self.response = response
-        self.last = not keep_alive
-        self.lingering = unread
-        self.segments = response.to_segments(self.head, keep_alive, self.server.date)
+        self.segments = response.to_segments(head, goes_on, server.date)
 
-    def flush(self, may_wait: bool) -> bool:
-        """Send what the socket takes; whether the whole answer is gone.
+    def refuse(self, error: HTTPError) -> None:
+        """Set out to answer an error that concerns the connection, and to end it."""
+        self.begin(self.error(error), whole=False)
 
-        Unless it `may_wait`, it stops where the disk would have to be read, or others wait.
+    def error(self, error: HTTPError) -> Response:
+        origin = self.head.headers.get("origin", "") if self.head else find_origin(self.received)
+        return self.server.service.on_error(error, origin)
+
+    def send(self, may_wait: bool) -> State:
+        """Send what the client takes; the state that the connection is in then.
+
+        Unless it `may_wait`, it leaves it to others to go on after a while, and to a thread
+        where the disk would have to be read.
         """
+        try:
+            state = self._send_segments(may_wait)
+            if state is SENDING:
+                self.unsent = count_unsent(self.socket)
+            if state is not IDLE:
+                return state
+            self.finish()
+            if not self.last:
+                return IDLE
+            if not self.lingering:
+                return CLOSED
+            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
+            # the client has read the answer.
+            self.received = b""
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return CLOSED
+        return LINGERING
+
+    def _send_segments(self, may_wait: bool) -> State:
+        """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
         shares = FAIR_SENDS
-        while True:
-            if self.pending is None:
-                self.pending = next(self.segments, None)
-                if self.pending is None:
-                    return True
-            if not may_wait and (shares == 0 or not is_at_hand(self.pending)):
-                return False
+        while (pending := self.pending or next(self.segments, None)) is not None:
+            self.pending = pending
+            if not may_wait and not shares:
+                return SENDING
             shares -= 1
             try:
-                self.pending = self._send(self.pending)
+                if not isinstance(pending, FileSlice):
+                    sent = self.socket.send(pending)
+                    self.pending = memoryview(pending)[sent:]
+                elif may_wait or pending.is_at_hand():
+                    self.pending = self._send_slice(pending)
+                else:
+                    return WORKING
             except BlockingIOError:
-                return False
+                return SENDING
+        self.pending = None  # and what it is a view of
+        return IDLE
 
-    def _send(self, segment: Segment) -> Segment | None:
-        """Send some of a segment and return the rest of it."""
-        if not isinstance(segment, FileSlice):
-            sent = self.socket.send(segment)
-            return memoryview(segment)[sent:] if sent < len(segment) else None
+    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
+        """Send some of a file and return the rest of it."""
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE)
             segment.before = memoryview(segment.before)[sent:]
             return segment
         count = min(segment.count, SEND_BYTES)
-        sent = os.sendfile(self.socket.fileno(), segment.file.fileno(), segment.offset, count)
+        sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
         segment.offset += sent
@@ -8867,7 +9676,7 @@ class Connection:
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
         if shares not in self.shares and self.head is not None:
-            client = self.server.client_of(self.head, self.peer)
+            client = self.server.service.client_of(self.head, self.peer)
             shares.take(client)
             self.shares[shares] = client
 
@@ -8879,8 +9688,9 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self.head, self.peer, self.response, self.began)
-            self.response.close()
+            self.server.note_answer(self, self.response)
+            if self.response.resource is not None:
+                self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
@@ -8894,22 +9704,6 @@ class Connection:
         self.socket.close()
 
 
-def is_at_hand(segment: Segment) -> bool:
-    """Whether the next bytes are in memory: of a file, by samples of the page cache."""
-    if not isinstance(segment, FileSlice):
-        return True
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    last = segment.offset + min(segment.count, SEND_BYTES) - 1
-    probe, descriptor = [bytearray(1)], segment.file.fileno()
-    try:
-        for offset in (*range(segment.offset, last, SAMPLE_BYTES), last):
-            os.preadv(descriptor, probe, offset, os.RWF_NOWAIT)
-    except OSError:  # EAGAIN; or the file system cannot tell
-        return False
-    return True
-
-
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
 
 
@@ -8919,6 +9713,85 @@ def count_unsent(sock: socket.socket) -> int:
 
     count = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int.from_bytes(count, sys.byteorder)
+
+
+class Connections:
+    """All connections, each in its state: what the selector holds, and what threads do."""
+
+    def __init__(self, selector: selectors.BaseSelector, note: Callable[[int], None]) -> None:
+        self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
+        self.in_flight = 0  # those that threads have
+        self.descriptors = 0  # of all
+        self.most_descriptors = limit_descriptors()
+        self.landed_at = -math.inf  # when a thread last let go of one that may go on
+        self._selector = selector
+        self._note_in_flight = note
+        self._lock = threading.Lock()
+
+    def enter(self, connection: Connection, state: State) -> None:
+        """Put a connection into a state: the only writer of states, selector and counters.
+
+        Any thread may, for a connection that it owns; epoll and kqueue allow it.
+        """
+        connection.set_deadline(state)
+        if state is not connection.state:
+            with self._lock:
+                self._move(connection, connection.state, state)
+            if state is CLOSED:
+                connection.close()
+
+    def _move(self, connection: Connection, before: State, state: State) -> None:
+        wait = WAITS.get(state)
+        if wait:
+            self.held[connection.descriptor] = connection
+            self._select(connection, wait.event)
+        else:
+            self.held.pop(connection.descriptor, None)
+            # While a GET is worked on nothing more comes as a rule, and `rest` is rarely needed.
+            quiet = connection.body is None and connection.event == selectors.EVENT_READ
+            if state is CLOSED or not quiet:
+                self._select(connection, 0)
+        count = connection.count_descriptors() if state is not CLOSED else 0
+        self.descriptors += count - connection.counted
+        connection.counted = count
+        if before is WORKING or state is WORKING:
+            if wait:
+                self.landed_at = connection.since
+            self.in_flight += 1 if state is WORKING else -1
+            self._note_in_flight(self.in_flight)
+        connection.state = state  # from here on it is another thread's
+
+    def _select(self, connection: Connection, event: int) -> None:
+        if event and connection.event:
+            if event != connection.event:
+                self._selector.modify(connection.descriptor, event, connection)
+        elif event:
+            self._selector.register(connection.descriptor, event, connection)
+        elif connection.event:
+            self._selector.unregister(connection.descriptor)
+        connection.event = event
+
+    def rest(self, connection: Connection) -> None:
+        """Have the selector wait for nothing on a connection that a thread has."""
+        with self._lock:
+            if connection.state is WORKING:
+                self._select(connection, 0)
+
+    def within(self, *states: State) -> list[Connection]:
+        """Those that the selector holds in these states."""
+        return [c for c in list(self.held.values()) if c.state in states]
+
+    def late(self, now: float) -> list[Connection]:
+        """Those whose state has lasted too long."""
+        return [c for c in list(self.held.values()) if c.deadline < now]
+
+    def make_room(self) -> bool:
+        """Close the connection that can be missed best; whether there was one."""
+        for state in GIVING_WAY:
+            if held := self.within(state):
+                self.enter(min(held, key=lambda connection: connection.deadline), CLOSED)
+                return True
+        return False
 
 
 class Workers:
@@ -9001,6 +9874,17 @@ class ShortWorkers(Workers):
             self._began = None
 
 
+class Pools:
+    """Threads for each kind of work, so that none keeps those of another waiting."""
+
+    def __init__(self) -> None:
+        self.short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
+        self.bodies = Workers("body", MAX_THREADS)
+        self.answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
+        self.prompt = Workers("prompt", PROMPT_THREADS)
+        self.deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
+
+
 class Shares:
     """Bounds what takes long: of one client, and of all together."""
 
@@ -9032,400 +9916,62 @@ class Shares:
                 del self._clients[client]
 
 
-class Server(ThreadingHTTPServer):
-    """HTTP/1.1 with keep-alive, deadlines and limits around an application.
+class Service(Protocol):
+    """What a Server is around."""
 
-    `application(head, peer)` answers a request in a thread, or accepts it and is fed its body;
-    `inline(head)` may answer a cheap one in the selector's thread, without blocking. One that
-    `is_prompt(head)` needs neither disk nor index, and waits for none that does;
-    `client_of(head, peer)` is whose share of what is bounded it takes. `loads`, which all
-    workers share, tells how many connections each of them has.
-    """
+    def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
+        """Answer a request in a thread, or accept it to be fed its body."""
 
-    lifeline: socket.socket | None = None  # readable when the supervisor is gone
-    application: Callable[[RequestHead, str], Answer | Exchange]
-    inline: Callable[[RequestHead], Response | None]
-    is_prompt: Callable[[RequestHead], bool]
-    client_of: Callable[[RequestHead, str], str]
-    on_error: Callable[[HTTPError, str], Response]
-    on_hangup: Callable[[], None]
-    on_orphaned: Callable[[], None]
-    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+    def inline(self, head: RequestHead) -> Response | None:
+        """Answer a cheap request in the selector's thread, without blocking."""
 
-    def __init__(
-        self, listener: socket.socket, loads: memoryview, number: int, meter: Meter | None = None
-    ) -> None:
-        self.buffers = Buffers()
-        self._meter = meter or Meter(number + 1, routes=1)
-        self._loads = loads
-        self._number = number  # of this worker
-        self._deferrals = 0
-        self._date = (0, "")  # a second and its name
-        self._selector = selectors.DefaultSelector()
-        self._short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
-        self._bodies = Workers("body", MAX_THREADS)
-        self._answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
-        self._prompt = Workers("prompt", PROMPT_THREADS)
-        self._deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
-        self._held: dict[int, Connection] = {}  # by descriptor: what the selector holds
-        self._lock = threading.Lock()
-        self._in_flight = 0  # connections that threads hold
-        self._descriptors = 0  # of all connections
-        self._note_load()  # in the place of one that has died
-        self._stop_at: float | None = None
-        self._part_at = 0.0  # until then idle connections are kept while stopping
-        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
-        self._alarm, self._wakeup = socket.socketpair()
-        for end in (self._alarm, self._wakeup):
-            end.setblocking(False)
-        self._most_descriptors = limit_descriptors()
-        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        most = self._most_descriptors
-        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
-        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
-        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()
-        self.socket = listener
-        self.server_name, self.server_port = listener.getsockname()[:2]
+    def is_prompt(self, head: RequestHead) -> bool:
+        """Whether a request needs neither disk nor index, and waits for none that does."""
 
-    def note_answer(
-        self, head: RequestHead | None, peer: str, response: Response, began: float
-    ) -> None:
-        """Count an answer that is over, and tell of it."""
-        seconds = time.monotonic() - began
-        taken = (head.content_length or 0) if head and response.status < 300 else 0
-        sent = (response.length or 0) if head and head.method != "HEAD" else 0
-        number, route = self._number, response.route
-        self._meter.count(number, route, response.status, seconds=seconds, taken=taken, sent=sent)
-        if self.on_answered is not None:
-            self.on_answered(head, peer, response, seconds)
+    def client_of(self, head: RequestHead, peer: str) -> str:
+        """Whose share of what is bounded a request takes."""
 
-    # -- the selector's thread
+    def on_error(self, error: HTTPError, origin: str) -> Response:
+        """The answer to a message that is no request."""
 
-    def serve_forever(self, poll_interval: float = 1.0) -> None:
-        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
-        self._short.start()
-        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
-        if self.lifeline is not None:
-            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
-        while not self._is_over():
-            for key, _ in self._selector.select(self._patience(poll_interval)):
-                self._turn(key.data)
-            self._short.relieve()
-            self._note_load()
-            now = time.monotonic()
-            if now >= self.turned_at + poll_interval:
-                self.turned_at = now
-                self._sweep(now)
 
-    def _patience(self, poll_interval: float) -> float:
-        if self._short.is_waiting():
-            return PATIENCE_SECONDS
-        return poll_interval if self._stop_at is None else FAREWELL_SECONDS / 5
+class Runner:
+    """What threads do with connections: have requests answered, and send the answers."""
 
-    def _turn(self, ready: Callable[[], None]) -> None:
-        """Do what an event asks for; no mistake in it may end the loop."""
-        try:
-            ready()
-        except Exception as error:
-            warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            for connection in getattr(ready, "args", ()):
-                self._enter(connection, State.CLOSED)
+    def __init__(self, server: Server, connections: Connections) -> None:
+        self.pools = Pools()
+        self._server = server
+        self._service = server.service
+        self._connections = connections
+        self._buffers = Buffers()
 
-    @property
-    def date(self) -> str:
-        """The value of Date, put together once a second."""
-        second, name = int(time.time()), self._date
-        if name[0] != second:
-            self._date = name = (second, format_date(second))
-        return name[1]
+    def hand_over(self, connection: Connection, workers: Workers | None = None) -> None:
+        """Have a thread go on with a connection."""
+        workers = workers or self._choose(connection)
+        self._connections.enter(connection, WORKING)
+        workers.submit(functools.partial(self._run, connection, workers))
 
-    @property
-    def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
-        return self._wakeup.fileno()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stop_at is not None
-
-    def stop(self) -> None:
-        """Take no more requests; `serve_forever` returns when those in flight are answered."""
-        self._stop_at = self._stop_at or time.monotonic() + STOP_SECONDS
-
-    def _is_over(self) -> bool:
-        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
-        if self._stop_at is None:
-            return False
-        if self.socket.fileno() >= 0:
-            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept_one():
-                    break
-            self._selector.unregister(self.socket)
-            self.socket.close()
-            if self._in_flight or self._held:
-                self._part_at = time.monotonic() + FAREWELL_SECONDS
-        # In this order: a thread first puts `_part_at` off, then gives back, then counts down.
-        in_flight, held = self._in_flight, list(self._held.values())
-        # A request that is on its way while its connection is closed would be lost to a client
-        # that the next process, on the same inherited socket, could have served.
-        if time.monotonic() < self._part_at:
-            return False
-        for connection in held:
-            if connection.state in {State.IDLE, State.HEAD}:
-                self._enter(connection, State.CLOSED)
-        busy = in_flight or any(c.state in {State.BODY, State.SENDING} for c in held)
-        return not busy or time.monotonic() > self._stop_at
-
-    def _drain_alarm(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if signal.SIGHUP in self._alarm.recv(4096):
-                self.on_hangup()
-
-    def _accept(self) -> None:
-        for _ in range(64):  # then the others have their turn
-            if self._defers() or not self._accept_one():
-                return
-
-    def _accept_one(self) -> bool:
-        """Take in the next connection, if there is one."""
-        try:
-            sock, address = self.socket.accept()
-        except BlockingIOError:
-            self._deferrals = 0
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self._make_room()
-            return False
-        sock.setblocking(False)
-        self._note_load()
-        self.process_request(sock, address)
-        return True
-
-    def _note_load(self) -> int:
-        """Tell the other workers how many connections this one has."""
-        load = self._loads[self._number] = len(self._held) + self._in_flight
-        return load
-
-    def _defers(self) -> bool:
-        """Whether a worker with fewer connections is given the time to take the next one.
-
-        Without this, the one that wakes first takes all that come together.
-        """
-        ahead = self._note_load() > min(self._loads) + MAX_LEAD
-        if not ahead or self._deferrals == MAX_DEFERRALS:
-            return False
-        self._deferrals += 1
-        time.sleep(DEFER_SECONDS)
-        return True
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
-        connection = Connection(request, client_address[0], self)
-        full = self._descriptors >= self._most_descriptors and not self._make_room()
-        self._enter(connection, State.HEAD)
-        if full:
-            self._refuse(connection, HTTPError(503, "Too many connections are open.", RETRY_SOON))
-            self._advance(connection)
-
-    def _make_room(self) -> bool:
-        """Close the connection that can be missed best; whether there was one."""
-        for state in GIVING_WAY:
-            held = [c for c in list(self._held.values()) if c.state is state]
-            if held:
-                self._enter(min(held, key=lambda connection: connection.deadline), State.CLOSED)
-                return True
-        return False
-
-    def _enter(self, connection: Connection, state: State) -> None:
-        """Put a connection into a state: the only writer of states, selector and counters.
-
-        Any thread may, for a connection that it owns; epoll and kqueue allow it.
-        """
-        before = connection.state
-        connection.enter(state)
-        if before is state:
-            return
-        held, wait = WAITS.get(before), WAITS.get(state)
-        if held and (wait is None or wait.event != held.event):
-            self._selector.unregister(connection.descriptor)
-            del self._held[connection.descriptor]
-        if state is State.CLOSED:
-            connection.close()
-        elif before is State.WORKING and self._stop_at is not None:
-            self._part_at = time.monotonic() + FAREWELL_SECONDS  # it may carry another request
-        count = connection.count()
-        more, connection.counted = count - connection.counted, count
-        if wait and (held is None or wait.event != held.event):
-            # From here on it is the selector's, and no more this thread's.
-            self._held[connection.descriptor] = connection
-            ready = functools.partial(self._on_ready, connection)
-            self._selector.register(connection.descriptor, wait.event, ready)
-        with self._lock:
-            self._descriptors += more
-            self._in_flight += (state is State.WORKING) - (before is State.WORKING)
-            self._meter.set_in_flight(self._number, self._in_flight)
-        if before is State.WORKING and self._stop_at is not None:
-            self._wake()
-
-    def _wake(self) -> None:
-        """End the selector's wait."""
-        with contextlib.suppress(OSError):  # it is awake, or over
-            self._wakeup.send(b"\0")
-
-    def _on_ready(self, connection: Connection) -> None:
-        if connection.state is State.SENDING:
-            if connection.pending is None or not is_at_hand(connection.pending):
-                self._hand_over(connection, self._answers)
-            else:
-                self._advance(connection)
-            return
-        try:
-            data = connection.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if connection.state is State.BODY:
-            self._collect(connection, data)
-        elif connection.state is State.LINGERING:
-            connection.dropped += len(data)
-            if not data or connection.dropped > LINGER_BYTES:
-                self._enter(connection, State.CLOSED)
-        elif data:
-            if connection.state is State.HEAD:
-                connection.earn(len(data))
-            connection.received += data
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    def _collect(self, connection: Connection, data: bytes) -> None:
-        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
-        connection.received = data
-        if not data:
-            connection.failure = ConnectionAbortedError("the client closed within a body")
-        connection.earn(len(data))
-        try:
-            connection.take_body()
-        except HTTPError as error:
-            connection.failure = error
-        if connection.failure or connection.has_much:
-            self._hand_over(connection, self._bodies)
-        else:
-            self._enter(connection, State.BODY)
-
-    def _advance(self, connection: Connection) -> None:
-        """Answer what has arrived, hand it to a thread, or go on waiting."""
-        answered = False
-        while connection.response is not None or self._take_request(connection):
-            if connection.response is None:
-                self._hand_over(connection, self._workers_for(connection))
-                return
-            state = self._send(connection, may_wait=False)
-            if state is not State.IDLE:
-                self._enter(connection, state)
-                return
-            answered = True
-        if connection.received:
-            self._enter(connection, State.HEAD)
-        elif answered or connection.state not in {State.IDLE, State.HEAD}:
-            self._enter(connection, State.IDLE)  # which empty lines do not make longer
-
-    def _workers_for(self, connection: Connection) -> Workers:
+    def _choose(self, connection: Connection) -> Workers:
         if connection.deferred is not None:
-            return self._deferred[connection.deferred.kind]
+            return self.pools.deferred[connection.deferred.kind]
         if connection.body is not None:
-            return self._bodies
+            return self.pools.bodies
         assert connection.head is not None
-        return self._prompt if self.is_prompt(connection.head) else self._short
+        return self.pools.prompt if self._service.is_prompt(connection.head) else self.pools.short
 
-    def _take_request(self, connection: Connection) -> bool:
-        """Whether a request is here, or the answer to what is none, or to what is cheap."""
-        if not self._take_head(connection):
-            return False
-        if connection.head is None or connection.response is not None:
-            return True
-        response = self.inline(connection.head)
-        if response is not None:
-            self._begin(connection, response)
-        elif self._in_flight >= MAX_IN_FLIGHT and not self.is_prompt(connection.head):
-            self._refuse(
-                connection, HTTPError(503, "Too many requests are in flight.", RETRY_SOON)
-            )
-        return True
-
-    def _take_head(self, connection: Connection) -> bool:
-        """Whether a whole head is here, or the answer to a malformed one."""
-        try:
-            return connection.take_head()
-        except HTTPError as error:
-            self._refuse(connection, error)
-            return True
-
-    def _refuse(self, connection: Connection, error: HTTPError) -> None:
-        """Set out to answer an error that concerns the connection, and to end it."""
-        connection.begin(self._error(connection, error), keep_alive=False, unread=True)
-
-    def _send(self, connection: Connection, may_wait: bool) -> State:
-        """Send what the client takes; the state that the connection is in then."""
-        try:
-            if not connection.flush(may_wait):
-                connection.unsent = count_unsent(connection.socket)
-                return State.SENDING
-            connection.finish()
-            if not connection.last:
-                return State.IDLE
-            if not connection.lingering:
-                return State.CLOSED
-            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
-            # the client has read the answer.
-            connection.received = b""
-            connection.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return State.CLOSED
-        return State.LINGERING
-
-    def _hand_over(self, connection: Connection, workers: Workers) -> None:
-        self._enter(connection, State.WORKING)
-        workers.submit(functools.partial(self._work, connection, workers))
-
-    def _sweep(self, now: float) -> None:
-        for connection in list(self._held.values()):
-            if connection.deadline < now:
-                self._expire(connection)
-
-    def _expire(self, connection: Connection) -> None:
-        """End a connection that made no progress; 408 if a request had begun."""
-        late = HTTPError(408, TOO_SLOW)
-        if connection.state is State.SENDING and connection.moves():
-            connection.deadline += UNREAD_SECONDS
-        elif connection.state is State.BODY:
-            connection.failure = late
-            self._hand_over(connection, self._bodies)
-        elif connection.state is State.HEAD and connection.received:
-            self._refuse(connection, late)
-            self._advance(connection)
-        else:
-            self._enter(connection, State.CLOSED)
-
-    # -- a thread with a request
-
-    def _work(self, connection: Connection, workers: Workers) -> None:
+    def _run(self, connection: Connection, workers: Workers) -> None:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
             state = self._proceed(connection, workers)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            state = State.CLOSED
-        if state is State.WORKING:
-            self._hand_over(connection, self._workers_for(connection))
-            self._wake()  # to see whether the one short thread is held up
+            state = CLOSED
+        if state is WORKING:
+            self.hand_over(connection)
+            self._server.wake()  # to see whether the one short thread is held up
         else:
-            self._enter(connection, state)
+            self._connections.enter(connection, state)
 
     def _proceed(self, connection: Connection, workers: Workers) -> State:
         """Do what can be done by these workers; the state that the connection is in then."""
@@ -9433,37 +9979,37 @@ class Server(ThreadingHTTPServer):
             if connection.response is None and (awaited := self._answer(connection)):
                 return awaited
             had_body = connection.body is not None
-            state = self._send(connection, may_wait=True)
-            if state is not State.IDLE:
+            state = connection.send(may_wait=True)
+            if state is not IDLE:
                 return state
             if not self._take_next_head(connection, had_body):
-                return State.HEAD if connection.received else State.IDLE
-            if connection.response is None and self._workers_for(connection) is not workers:
-                return State.WORKING
+                return HEAD if connection.received else IDLE
+            if connection.response is None and self._choose(connection) is not workers:
+                return WORKING
 
     def _answer(self, connection: Connection) -> State | None:
-        """Have the application answer; the state in which more of a body or work is awaited."""
+        """Have the service answer; the state in which more of a body or work is awaited."""
         answer = self._ask(connection)
         if answer is None:
-            return State.BODY
+            return BODY
         if isinstance(answer, Deferred):
-            if not self._deferred[answer.kind].is_full():
+            if not self.pools.deferred[answer.kind].is_full():
                 connection.deferred = answer
-                return State.WORKING
+                return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = self._error(connection, busy)
-        self._begin(connection, answer, whole=connection.skip_body())
+            answer = connection.error(busy)
+        connection.begin(answer, whole=connection.skip_body())
         return None
 
     def _ask(self, connection: Connection) -> Answer | None:
-        """The application's answer; None if nothing more comes of a body for now."""
+        """The service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             response: Response = connection.deferred.work()
             return response
         exchange = connection.exchange
         if exchange is None:
             assert connection.head is not None
-            accepted = self.application(connection.head, connection.peer)
+            accepted = self._service(connection.head, connection.peer)
             if isinstance(accepted, Answer):
                 return accepted
             connection.exchange = exchange = accepted
@@ -9476,23 +10022,6 @@ class Server(ThreadingHTTPServer):
             connection.exchange = None
         return answer
 
-    def _begin(self, connection: Connection, response: Response, whole: bool = True) -> None:
-        """Set out to send an answer to a request that is here whole, or not."""
-        if response.resource is not None:
-            try:
-                connection.take_share(self.downloads)
-            except HTTPError as error:
-                response.close()
-                response = self._error(connection, error)
-        keep_alive = connection.head is not None and connection.head.keep_alive
-        goes_on = whole and keep_alive and self._stop_at is None
-        connection.begin(response, goes_on, unread=not whole)
-
-    def _error(self, connection: Connection, error: HTTPError) -> Response:
-        head = connection.head
-        origin = head.headers.get("origin", "") if head else find_origin(connection.received)
-        return self.on_error(error, origin)
-
     def _receive(self, connection: Connection, exchange: Exchange) -> Answer | None:
         """Feed what has come of a body; the answer, None if nothing more comes for now."""
         body = connection.body
@@ -9500,16 +10029,16 @@ class Server(ThreadingHTTPServer):
         if connection.failure is not None:
             raise connection.failure
         if connection.waits_for_continue and not connection.shares:
-            connection.take_share(self.bodies)
+            connection.take_share(self._server.bodies)
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
         for piece in connection.take_pieces():
             if response := exchange.feed(piece):
                 return response
         while not body.finished:
-            patience = SOON_SECONDS if self._bodies.has_backlog() else BODY_SECONDS
-            data = connection.receive_more(patience)
+            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
+            data = connection.receive_more(self._buffers.body, patience)
             if data is None:
-                connection.take_share(self.bodies)
+                connection.take_share(self._server.bodies)
                 return exchange.pause()
             for piece in body.feed(data):
                 if response := exchange.feed(piece):
@@ -9524,10 +10053,280 @@ class Server(ThreadingHTTPServer):
         A client that sends one file after the other keeps its thread, unless others wait for
         one: to give the connection back and take it again is a tenth of a small upload's time.
         """
-        waits = had_body and not connection.received and self._stop_at is None
-        if waits and not self._bodies.has_backlog():
+        waits = had_body and not connection.received and not self._server.stopping
+        if waits and not self.pools.bodies.has_backlog():
             connection.receive_soon(SOON_SECONDS)
-        return self._take_head(connection)
+        return connection.take_head()
+
+
+class Reactor:
+    """What the selector's thread does with a connection on which something has happened."""
+
+    def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
+        self._service = service
+        self._connections = connections
+        self._runner = runner
+
+    def on_ready(self, connection: Connection) -> None:
+        """Take in what has come, or send more of an answer."""
+        state = connection.state
+        if state is WORKING:
+            self._connections.rest(connection)
+            return
+        if state is SENDING:
+            self.advance(connection)
+            return
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if state is BODY:
+            self._collect(connection, data)
+        elif not data:
+            self._connections.enter(connection, CLOSED)
+        elif state is LINGERING:
+            connection.dropped += len(data)
+            if connection.dropped > LINGER_BYTES:
+                self._connections.enter(connection, CLOSED)
+        else:
+            if state is HEAD:
+                connection.earn(len(data))
+            connection.received += data
+            self.advance(connection)
+
+    def _collect(self, connection: Connection, data: bytes) -> None:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
+        connection.received = data
+        if not data:
+            connection.failure = ConnectionAbortedError("the client closed within a body")
+        connection.earn(len(data))
+        enough = False
+        try:
+            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
+        except HTTPError as error:
+            connection.failure = error
+        if enough or connection.failure:
+            self._runner.hand_over(connection)
+        else:
+            self._connections.enter(connection, BODY)
+
+    def advance(self, connection: Connection) -> None:
+        """Answer what has arrived, hand it to a thread, or go on waiting."""
+        answered = False
+        while connection.response is not None or (
+            connection.received and self._take_request(connection)
+        ):
+            if connection.response is None:
+                self._runner.hand_over(connection)
+                return
+            state = connection.send(may_wait=False)
+            if state is WORKING:
+                self._runner.hand_over(connection, self._runner.pools.answers)
+                return
+            if state is not IDLE:
+                self._connections.enter(connection, state)
+                return
+            answered = True
+        if connection.received:
+            self._connections.enter(connection, HEAD)
+        elif answered or connection.state > HEAD:
+            self._connections.enter(connection, IDLE)  # which empty lines do not lengthen
+
+    def _take_request(self, connection: Connection) -> bool:
+        """Whether a request is here, or the answer to what is none, or to what is cheap."""
+        if not connection.take_head():
+            return False
+        head = connection.head
+        if head is None or connection.response is not None:
+            return True
+        response = self._service.inline(head)
+        if response is not None:
+            connection.begin(response)
+        elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
+            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
+        return True
+
+    def expire(self, connection: Connection) -> None:
+        """End a connection that made no progress; 408 if a request had begun."""
+        late = HTTPError(408, TOO_SLOW)
+        if connection.state is SENDING and connection.moves():
+            connection.deadline += UNREAD_SECONDS
+        elif connection.state is BODY:
+            connection.failure = late
+            self._runner.hand_over(connection)
+        elif connection.state is HEAD and connection.received:
+            connection.refuse(late)
+            self.advance(connection)
+        else:
+            self._connections.enter(connection, CLOSED)
+
+
+class Server(ThreadingHTTPServer):
+    """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
+
+    lifeline: socket.socket | None = None  # readable when the supervisor is gone
+    on_hangup: Callable[[], None]
+    on_orphaned: Callable[[], None]
+    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
+
+    def __init__(
+        self, listener: socket.socket, service: Service, meter: Meter | None = None,
+        number: int = 0,
+    ) -> None:  # fmt: skip
+        self.service = service
+        self._meter = meter or Meter(number + 1, routes=1)
+        self._number = number  # of this worker
+        self._date = (0, "")  # a second and its name
+        self._selector = selectors.DefaultSelector()
+        note = functools.partial(self._meter.set_in_flight, number)
+        self.connections = Connections(self._selector, note)
+        self.runner = Runner(self, self.connections)
+        self._reactor = Reactor(service, self.connections, self.runner)
+        self.stopping = False
+        self._stop_at = self._part_at = 0.0  # until then idle connections are kept
+        self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
+        self._alarm, self._wakeup = socket.socketpair()
+        for end in (self._alarm, self._wakeup):
+            end.setblocking(False)
+        # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
+        most = self.connections.most_descriptors
+        self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
+        self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
+        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
+        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+
+    def note_answer(self, connection: Connection, response: Response) -> None:
+        """Count an answer that is over, and tell of it."""
+        head, seconds = connection.head, time.monotonic() - connection.began
+        taken, sent = None, response.length
+        if head is None or head.method == "HEAD":
+            sent = None
+        elif head.has_body and response.status < 300:
+            taken = head.content_length
+        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
+        if self.on_answered is not None:
+            self.on_answered(head, connection.peer, response, seconds)
+
+    def serve_forever(self, poll_interval: float = 1.0) -> None:
+        """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
+        short = self.runner.pools.short
+        short.start()
+        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
+        if self.lifeline is not None:
+            self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
+        while not self._is_over():
+            patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
+            patience = PATIENCE_SECONDS if short.is_waiting() else patience
+            for key, _ in self._selector.select(patience):
+                self._turn(key.data)
+            short.relieve()
+            now = time.monotonic()
+            if now >= self.turned_at + poll_interval:
+                self.turned_at = now
+                for connection in self.connections.late(now):
+                    self._reactor.expire(connection)
+
+    def _turn(self, ready: Connection | Callable[[], None]) -> None:
+        """Do what an event asks for; no mistake in it may end the loop."""
+        try:
+            if isinstance(ready, Connection):
+                self._reactor.on_ready(ready)
+            else:
+                ready()
+        except Exception as error:
+            warn(f"a connection was dropped: {type(error).__name__}: {error}")
+            if isinstance(ready, Connection):
+                self.connections.enter(ready, CLOSED)
+
+    @property
+    def date(self) -> str:
+        """The value of Date, put together once a second."""
+        second, name = int(time.time()), self._date
+        if name[0] != second:
+            self._date = name = (second, format_date(second))
+        return name[1]
+
+    @property
+    def wakeup_descriptor(self) -> int:
+        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
+        return self._wakeup.fileno()
+
+    def wake(self) -> None:
+        """End the selector's wait."""
+        with contextlib.suppress(OSError):  # it is awake, or over
+            self._wakeup.send(b"\0")
+
+    def _drain_alarm(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if signal.SIGHUP in self._alarm.recv(4096):
+                self.on_hangup()
+
+    # -- beginning and end
+
+    def _accept(self) -> None:
+        """Take in who has come; where there are other workers, one a turn: the next is theirs."""
+        for _ in range(64 if self.lifeline is None else 1):
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        try:
+            sock, address = self.socket.accept()
+        except BlockingIOError:
+            return False
+        except OSError:  # the client is gone already, or descriptors are used up
+            self.connections.make_room()
+            return False
+        sock.setblocking(False)
+        self.process_request(sock, address)
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
+        connection, connections = Connection(request, client_address[0], self), self.connections
+        full = connections.descriptors >= connections.most_descriptors
+        full = full and not connections.make_room()
+        connections.enter(connection, HEAD)
+        if full:
+            connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
+            self._reactor.advance(connection)
+
+    def stop(self) -> None:
+        """Take no more requests; `serve_forever` returns when those in flight are answered."""
+        if not self.stopping:
+            self._stop_at = time.monotonic() + STOP_SECONDS
+            self.stopping = True
+
+    def _is_over(self) -> bool:
+        """Whether a stop was asked for and nothing is in flight; closes what is idle meanwhile."""
+        if not self.stopping:
+            return False
+        now, connections = time.monotonic(), self.connections
+        if self.socket.fileno() >= 0:
+            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
+                if not self._accept_one():
+                    break
+            self._selector.unregister(self.socket)
+            self.socket.close()
+            self._part_at = now + FAREWELL_SECONDS
+        # In this order: a thread lets go of a connection before it counts down.
+        in_flight, held = connections.in_flight, connections.within(*WAITS)
+        # A request that is on its way while its connection is closed would be lost to a client
+        # that the next process, on the same inherited socket, could have served.
+        part_at = max(self._part_at, connections.landed_at + FAREWELL_SECONDS)
+        if (in_flight or held) and now < part_at:
+            return False
+        for connection in held:
+            if connection.state in (IDLE, HEAD):
+                connections.enter(connection, CLOSED)
+        busy = in_flight or any(c.state in (BODY, SENDING) for c in held)
+        return not busy or now > self._stop_at
 
 
 def limit_descriptors() -> int:
@@ -9539,31 +10338,6 @@ def limit_descriptors() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = inherited_listener() or socket.create_server(
-        (host, port), family=family, backlog=LISTEN_BACKLOG
-    )
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
-    listener.setblocking(False)
-    return listener
-
-
-def inherited_listener() -> socket.socket | None:
-    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
-
-    It outlives this process: connections that come during a restart wait in its backlog.
-    """
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    listener = socket.socket(fileno=3)
-    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
-        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
-    listener.set_inheritable(False)
-    return listener
 
 
 # ======================================================================================
@@ -9584,10 +10358,11 @@ MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
 MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
+MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
-HOT_ENTRY_BYTES = 2048  # what is remembered of a file beside its bytes
+HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
     "Accept-Ranges, Content-Disposition, Content-Range, ETag, Location, Retry-After,"
     " WWW-Authenticate, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, Tus-Resumable,"
@@ -9647,7 +10422,7 @@ class BodySpec(NamedTuple):
     wrapper: str = ""  # the member of a JSON object that may hold the fields
     list_field: str = ""  # the field that a JSON list is
     check: Callable[[Request, Mapping[str, Any]], Iterable[FieldError]] | None = None  # the rest
-    reader: Callable[..., BodyReader] | None = None  # `reader(request, **parameters)` of any body
+    reader: Callable[..., BodyReader | None] | None = None  # `reader(request, **parameters)`
 
 
 class Route(NamedTuple):
@@ -9668,6 +10443,8 @@ class Route(NamedTuple):
     aliases: tuple[str, ...] = ()  # other paths of the same thing
     headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
+    name: str = ""  # in the documentation, where it is another one than the handler's
+    header_fields: tuple[Field, ...] = ()  # those that the handler reads, for the documentation
 
 
 ROUTES: list[Route] = []
@@ -9763,36 +10540,52 @@ class Listing:
     """A long JSON answer, kept in an unlinked file as long as the index does not change.
 
     So it is made once a change, sent by sendfile, and never in this process's memory as a whole.
+    Kept are those that are asked for most: who asks for a thousand pages, or by a thousand
+    names of the server, has each made for himself.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._made: dict[tuple[str, bool], tuple[str | None, Content]] = {}
+        self._votes: dict[tuple[str, bool], int] = {}  # of those that are kept
+        self._vote_lock = threading.Lock()
 
     def find(self, index: Index, key: str, zipped: bool) -> Content | None:
         """The list called `key` if it is there as the index has it; the caller closes it."""
-        version, content = self._made.get((key, zipped), ("", None))
-        if content is None or version != index.files.library_version():
-            return None
-        return reopened(content)
+        self._vote((key, zipped))
+        return self._current(index, (key, zipped))
 
     def make(
         self, index: Index, key: str, zipped: bool, pieces: Callable[[], Iterator[str]]
     ) -> Content:
         """The list called `key`, made of `pieces` if need be; the caller closes it."""
         with self._lock:
-            content = self.find(index, key, zipped)
+            content = self._current(index, (key, zipped))
             if content is None:
                 # Before it is read: a change meanwhile makes it stale
                 version = index.files.library_version()
-                self._made.pop((key, zipped), None)
-                while len(self._made) >= MAX_LISTINGS:
-                    self._made.pop(next(iter(self._made)))
-                made = write_listing(pieces, zipped, self._folder)
-                self._made[(key, zipped)] = version, made
-                content = reopened(made)
+                content = write_listing(pieces, zipped, self._folder)
+                if (key, zipped) in self._votes:
+                    self._made[(key, zipped)] = version, content
+                    return reopened(content)
             return content
+
+    def _current(self, index: Index, name: tuple[str, bool]) -> Content | None:
+        version, content = self._made.get(name, ("", None))
+        if content is None or version != index.files.library_version():
+            return None
+        return reopened(content)
+
+    def _vote(self, name: tuple[str, bool]) -> None:
+        """Count how often lists are asked for, where few do for many (Misra and Gries, 1982)."""
+        with self._vote_lock:
+            if name in self._votes or len(self._votes) < MAX_LISTINGS:
+                self._votes[name] = min(self._votes.get(name, 0) + 1, MAX_VOTES)
+                return
+            self._votes = {other: votes - 1 for other, votes in self._votes.items() if votes > 1}
+            for gone in self._made.keys() - self._votes.keys():
+                self._made.pop(gone, None)
 
 
 def reopened(content: Content) -> Content:
@@ -9888,16 +10681,34 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile(NamedTuple):
-    """A public file that was asked for, good as long as `path` is the same file in this state.
+    """A file that was asked for, good as long as `path` is the same file in this state.
 
     The bytes of a small one are in `content`, and the usual answer with them in `whole`.
     """
 
     path: str
-    state: tuple[tuple[int, int], FileState]  # a link on the way would lead to another file
+    state: tuple[int, ...]  # a link on the way would lead to another file
     content: Content
+    access: Access
     whole: Response | None
+    unmodified: Response
     route: int
+
+    def choose(self, head: RequestHead) -> Response | None:
+        """An answer that is put together already, if that is what is asked for."""
+        if head.is_plain:
+            return self.whole if head.method == "GET" else None
+        headers, about = head.headers, (self.content.etag, self.content.last_modified)
+        if "range" in headers or "origin" in headers or head.version == (1, 0):
+            return None
+        usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
+        return None if usual else self.unmodified
+
+
+def hot_state(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, and that nobody has written to it."""
+    size, modified, changed = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, size, modified, changed
 
 
 MAX_ACCOUNT_FAILURES = 5  # failed logins for one account within FAILURE_SECONDS
@@ -10056,6 +10867,28 @@ class ResumableUploads:
     def get(self, id: str) -> OpenUpload | None:
         return self.rows.get(id, time.time())
 
+    def at_rest(self, upload: OpenUpload) -> OpenUpload:
+        """Return an upload once all that has come of it is noted, or after LOCK_SECONDS.
+
+        Who asks has perhaps lost a connection whose last bytes are still being saved.
+        """
+        end = time.monotonic() + LOCK_SECONDS
+        while self._has_more(upload) and time.monotonic() < end:
+            time.sleep(LOCK_SECONDS / 50)
+            upload = self.get(upload.id) or upload
+        return upload
+
+    def _has_more(self, upload: OpenUpload) -> bool:
+        """Whether the file has more than is noted, but for a byte that `_save` holds back."""
+        with contextlib.suppress(OSError):
+            size = self._folders[upload.root].stat(self._name(upload)).st_size
+            return size > upload.received + 1
+        return False
+
+    def refusal(self, id: str) -> HTTPError:
+        """Return why a request cannot go on with an upload: 404 where it is gone, else 409."""
+        return HTTPError(409, BUSY_UPLOAD) if self.get(id) else HTTPError(404, NO_UPLOAD)
+
     def add(self, owner: str, target: str, upload: Upload, head: UploadHead) -> OpenUpload:
         """Make an empty upload for a family; 429 or 507 where there is no room for it."""
         folder, id = self._folders[upload.folder], secrets.token_hex(16)
@@ -10079,7 +10912,7 @@ class ResumableUploads:
             on_error.callback(receiving.close)
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             start: Sequence[Hash] = () if taken.received else new_hashes(md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
@@ -10101,7 +10934,7 @@ class ResumableUploads:
                 refusal = HTTPError(404, NO_UPLOAD)
             now = self.get(upload.id)
             if now is None or now.received != upload.received:
-                raise HTTPError(409, BUSY_UPLOAD)
+                raise self.refusal(upload.id)
             if time.monotonic() > end:
                 raise refusal
             time.sleep(LOCK_SECONDS / 10)
@@ -10115,7 +10948,7 @@ class ResumableUploads:
 
     def refuse(self, upload: OpenUpload, incoming: Incoming, *, passing: bool) -> None:
         """End an upload that its family does not take; keep it if that is `passing`."""
-        if not (passing and incoming.put_back(self._name(upload))):
+        if not (passing and incoming.put_back()):
             incoming.discard()
             self.rows.remove(upload.id)
 
@@ -10138,7 +10971,8 @@ class ResumableUploads:
         kept = []
         for upload in self.rows.unfinished():
             folder = self._folders[upload.root]
-            if folder.is_there() and folder.is_gone(self._name(upload)):
+            # What has a second name was about to get its place: nobody may add to it.
+            if folder.is_there() and folder.count_links(self._name(upload)) != 1:
                 self.rows.remove(upload.id)
             else:
                 kept.append(upload.id)
@@ -10206,7 +11040,7 @@ class Transfer:
         fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
 
     def _hold(self) -> None:
-        """Take the file again after a pause; 409 if another request has, meanwhile."""
+        """Take the file again after a pause; 409 if another request has, 404 if it has ended."""
         if self._is_held:
             return
         try:
@@ -10214,7 +11048,7 @@ class Transfer:
         except BlockingIOError:
             raise HTTPError(409, BUSY_UPLOAD) from None
         if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
         self._is_held = True
 
     def _save_beyond(self, count: int) -> None:
@@ -10230,7 +11064,7 @@ class Transfer:
         expiry = self._uploads.expiry()
         self.upload = self.upload._replace(received=received, expires_at=expiry)
         if not self._uploads.rows.advance(self.upload):
-            raise HTTPError(409, BUSY_UPLOAD)
+            raise self._uploads.refusal(self.upload.id)
 
     def finish(self) -> Mapping[str, Any]:
         """Save all; 460 where it is not what its checksum says, 400 where some is missing."""
@@ -10293,11 +11127,10 @@ class App:
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews if limit else None)
-        self.scanner = Scanner(index, [self.library, self.images], thumbnails, progress)
+        scanned, others = [self.library, self.images], [self.users, self.entities]
+        self.scanner = Scanner(index, scanned, thumbnails, progress, others)
         self.watcher = Watcher(self.library, self.scanner)
-        self._disk_places = {
-            name: threading.BoundedSemaphore(DISK_PLACES) for name in self.folders
-        }
+        self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
             auth_disabled=settings.auth_disabled,
             auth_token=settings.auth_token,
@@ -10338,9 +11171,7 @@ class App:
         ]
 
     def takes_uploads(self) -> bool:
-        """Whether the storage folder is there, with the disks that uploads lie on."""
-        if not self.library.is_there():
-            return False
+        """Whether the disks below the storage folder are there that uploads lie on."""
         absent = self.scanner.absent_mounts(self.library)
         return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
 
@@ -10349,17 +11180,20 @@ class App:
         """Take a place among those who use a root's disk; 503 where it does not answer."""
         # One that hangs keeps no more threads than these.
         places = self._disk_places[root]
-        if not places.acquire(timeout=LOOK_SECONDS):
-            raise HTTPError(503, "The disk does not answer.", RETRY_LATER)
+        try:
+            place = places.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            raise HTTPError(503, "The disk does not answer.", RETRY_LATER) from None
         try:
             yield
         finally:
-            places.release()
+            places.put(place)
 
-    def prepare(self, content: Content) -> Response:
-        """The usual answer with a small public file, whoever asks."""
-        response = Response(200, content.headers(), content.source)
+    def prepare(self, response: Response, route: int) -> Response:
+        """Put an answer together that is the same whoever asks."""
         response.headers += cors_headers(self.settings.cors_allow_origins, "")
+        complete_headers(response)
+        response.route, response.principal = route, str(ANONYMOUS)
         return response.prepare()
 
     def remember(self, target: str, hot: HotFile) -> None:
@@ -10370,6 +11204,14 @@ class App:
             self.hot.clear()
             self.hot_bytes = 0
         self.hot[target] = hot
+
+
+def filled_queue(count: int) -> queue.SimpleQueue[int]:
+    """Return `count` places to get and to put back, at a tenth of what a semaphore takes."""
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(count):
+        places.put(number)
+    return places
 
 
 def read_public_key(settings: Settings) -> PublicKey | None:
@@ -10455,7 +11297,7 @@ def parse_address(text: str) -> str:
 def forwarded(headers: Headers, name: str, pattern: str) -> str:
     """The value that the nearest proxy has set, if it is a sane one."""
     value = headers.get(name, "").rpartition(",")[2].strip()
-    return value if re.fullmatch(pattern, value, re.ASCII) else ""
+    return value if value and re.fullmatch(pattern, value, re.ASCII) else ""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -10520,12 +11362,12 @@ def parse_hashes(value: Any) -> list[str]:
 def parse_string(value: Any, numbers: bool) -> str:
     """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+        value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
-    for name, first, last in (("Null", "\0", "\0"), ("Surrogate", "\ud800", "\udfff")):
-        if any(first <= character <= last for character in value):
-            raise Unfit(f"{name} characters are not allowed.", "string_unicode")
+    if refused := re.search("[\0\ud800-\udfff]", value):
+        name = "Null" if refused[0] == "\0" else "Surrogate"
+        raise Unfit(f"{name} characters are not allowed.", "string_unicode")
     return value
 
 
@@ -10557,9 +11399,7 @@ def parse_integer(value: Any) -> int:
 
 def check_bounds(item: Field, number: int, where: str) -> int:
     low, high = item.minimum, item.maximum
-    if where == "query":  # past any page, and what SQLite can take
-        number = max(-MAX_BYTES, min(number, MAX_BYTES))
-    elif abs(number) > MAX_BYTES:
+    if abs(number) > MAX_BYTES and where != "query":  # there it is past any page or version
         raise Unfit("is too large", "int_parsing_size")
     if low is not None and number < low:
         raise Unfit(f"must be at least {low}", "greater_than_equal", low)
@@ -10708,6 +11548,8 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
     has_upload = request.upload is not None
+    if spec.upload and not has_upload and values.get(spec.upload.name):
+        problems.append(no_file(spec.upload))
     where = "body"
     if spec.wrapper and spec.wrapper in values:
         values, where = unwrap(values, spec.wrapper), f"body/{spec.wrapper}"
@@ -10718,6 +11560,10 @@ def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> d
     if problems:
         raise ValidationError(*problems)
     return fields
+
+
+def no_file(upload: Upload) -> FieldError:
+    return FieldError("body", upload.name, "must be a file, not a text", "file")
 
 
 def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
@@ -10735,9 +11581,13 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."
+        kind = JSON_KINDS.get(type(value), "number")
+        message = f"Invalid data. Expected a dictionary, but got {kind}."
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
+
+
+JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -10805,9 +11655,7 @@ class FormBody:
             return
         text, self._text = self._text, bytearray()
         if self._upload and part.name == self._upload.name and text:
-            raise ValidationError(
-                FieldError("body", part.name, "must be a file, not a text", "file")
-            )
+            raise ValidationError(no_file(self._upload))
         if part.filename is None and part.name in self._declared:
             self._values[part.name] = decode_field(part.name, text)
 
@@ -10898,8 +11746,7 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
         check_upload(request.app, upload, filename)
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
-        folder.need_room(request.head.content_length or 0)
-        return folder.begin(limit, upload.md5)
+        return folder.begin(limit, upload.md5, request.head.content_length or 0)
 
 
 def check_upload(app: App, upload: Upload, filename: str) -> None:
@@ -10981,12 +11828,16 @@ class Content(NamedTuple):
     internal: str = ""  # where the proxy finds the file itself
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
+    patches: Sequence[Patch] = ()  # of the file as it is sent
+    fields: tuple[tuple[str, str], ...] = ()  # put together already
 
     @property
     def etag(self) -> str:
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
+        if self.fields:
+            return list(self.fields)
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -11006,11 +11857,23 @@ class Content(NamedTuple):
             headers.append(("Content-Encoding", self.encoding))
         return headers
 
-    def cut(self, first: int, last: int, before: bytes = b"") -> Segment:
-        """The bytes from `first` to `last`, both included, after `before`."""
+    def cut(self, first: int, last: int, before: bytes = b"") -> Iterator[Segment]:
+        """Yield `before` and the bytes from `first` to `last`, both included."""
         if isinstance(self.source, bytes):
-            return before + self.source[first : last + 1]
-        return FileSlice(self.source, first, last + 1 - first, before)
+            yield before + self.source[first : last + 1]
+            return
+        if self.patches and before:
+            yield before
+            before = b""
+        at, end = first, last + 1
+        number = bisect.bisect(self.patches, first, key=lambda patch: patch.end)
+        for patch in itertools.takewhile(lambda patch: patch.start < end, self.patches[number:]):
+            if at < patch.start:
+                yield FileSlice(self.source, at, patch.start - at)
+            start, at = max(at, patch.start), min(patch.end, end)
+            yield from patch.cut(start, at)
+        if at < end:
+            yield FileSlice(self.source, at, end - at, before)
 
 
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -11020,30 +11883,26 @@ def content_response(head: RequestHead, content: Content) -> Response:
     """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
     # Ranges are defined for GET alone (§14.2).
     headers = head.headers
-    fields = content.headers()
+    fields, about = content.headers(), (content.etag, content.last_modified)
     held = content.source if isinstance(content.source, io.FileIO) else None
-    if precondition_failed(headers, content.etag, content.last_modified):
+    if precondition_failed(headers, *about):
         raise HTTPError(412, "The file is not the one that the request is about.")
-    if not_modified(headers, content.etag, content.last_modified):
+    if not_modified(headers, *about):
         return Response(304, fields[2:], resource=held)
     ranges = None
-    if (
-        "range" in headers
-        and head.method == "GET"
-        and if_range_holds(headers, content.etag, content.last_modified)
-    ):
+    if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
         ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
     if ranges is None:
-        body = [content.cut(0, content.size - 1)] if content.size else []
+        body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
     if len(ranges) == 1:
         first, last = ranges[0]
         fields.append(("Content-Range", f"bytes {first}-{last}/{content.size}"))
-        return Response(206, fields, [content.cut(first, last)], last + 1 - first, held)
+        return Response(206, fields, [*content.cut(first, last)], last + 1 - first, held)
     return multirange_response(content, fields, ranges)
 
 
@@ -11058,7 +11917,7 @@ def multirange_response(
         about += f"Content-Range: bytes {first}-{last}/{content.size}\r\n"
         head = f"\r\n--{boundary}\r\n{about}\r\n".encode()
         length += len(head) + last + 1 - first
-        parts.append(content.cut(first, last, head))
+        parts += content.cut(first, last, head)
     end = f"\r\n--{boundary}--\r\n".encode()
     fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
     held = content.source if isinstance(content.source, io.FileIO) else None
@@ -11079,7 +11938,10 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.ELOOP: (503, "The storage folder is not there."),
     errno.ENODEV: (503, "The storage folder is not there."),
     errno.ESTALE: (503, "The storage folder is not there."),
+    errno.ENOTCONN: (503, "The storage folder is not there."),  # FUSE without its program
     errno.EIO: (503, "The disk does not answer."),
+    errno.ETIMEDOUT: (503, "The disk does not answer."),  # a share's server is away
+    errno.EHOSTDOWN: (503, "The disk does not answer."),
     errno.EMFILE: (503, "Too many files are open."),
     errno.ENFILE: (503, "Too many files are open."),
 }
@@ -11134,7 +11996,7 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = self.answer_hot(head, may_wait=True)
+        hot = self.inline(head, may_wait=True)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
@@ -11300,43 +12162,59 @@ class Application:
         complete_headers(response)
         return response
 
-    def inline(self, head: RequestHead) -> Response | None:
-        """The answer to a GET of a hot file, if that takes no waiting for the disk."""
-        return self.answer_hot(head, may_wait=False) if head.target in self.app.hot else None
-
     def client_of(self, head: RequestHead, peer: str) -> str:
         return network_of(Request(self.app, head, peer).client)
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request waits for neither disk nor index: a credential may be looked up."""
-        return head.target in self._prompt and is_anonymous(head) and "cookie" not in head.headers
+        anonymous = head.authorization is None and "cookie" not in head.headers
+        return head.target in self._prompt and anonymous and not head.has_body
 
-    def answer_hot(self, head: RequestHead, may_wait: bool) -> Response | None:
-        """The answer to an anonymous GET of a hot file; None for all else."""
-        hot = self.app.hot.get(head.target)
-        if hot is None or head.method not in {"GET", "HEAD"} or not is_anonymous(head):
+    def inline(self, head: RequestHead, may_wait: bool = False) -> Response | None:
+        """The answer to a GET of a hot file by who is known to be let; None for all else.
+
+        Unless it `may_wait`, None also where the disk would have to be waited for.
+        """
+        app, hot = self.app, self.app.hot.get(head.target)
+        if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
             return None
-        if not may_wait and is_remote(hot.state[0][0]):
+        if not may_wait and is_remote(hot.state[0]):
             return None
-        try:
-            content = hot.content if hot.whole else open_hot(hot)
-            if not (hot.whole is None or is_unchanged(hot, os.lstat(hot.path))):
+        principal = ANONYMOUS
+        if head.authorization is not None or hot.access is not OPEN:
+            known = self.recall(head)
+            if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
                 return None
+            principal = known
+        prepared = hot.choose(head)
+        try:
+            if prepared or hot.whole:
+                if hot.state != hot_state(os.lstat(hot.path)):
+                    return None
+                content = hot.content
+            else:
+                content = open_hot(hot)
         except OSError:
             return None
-        if hot.whole and head.is_plain and head.method == "GET":
-            return hot.whole
+        if prepared:
+            return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
-        response.route = hot.route
+        response.route, response.principal = hot.route, str(principal)
         if not may_wait and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
         return response
+
+    def recall(self, head: RequestHead) -> Principal | None:
+        cookies = head.headers.get("cookie", "")
+        return recall_principal(
+            head.authorization, cookies, self.app.keys, self.app.tokens, time.time()
+        )
 
 
 class Accepted:
@@ -11397,17 +12275,10 @@ class Accepted:
                 self._request.upload.discard()
 
 
-def is_anonymous(head: RequestHead) -> bool:
-    """Whether a request has neither a credential nor a body."""
-    return head.is_plain or not (
-        "authorization" in head.headers or head.content_length or head.chunked
-    )
-
-
 def open_hot(hot: HotFile) -> Content:
     """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    if not is_unchanged(hot, os.fstat(source.fileno())):
+    if hot.state != hot_state(os.fstat(source.fileno())):
         source.close()
         raise FileNotFoundError(hot.path)
     return hot.content._replace(source=source)
@@ -11418,27 +12289,20 @@ def close_source(content: Content) -> None:
         content.source.close()
 
 
-def is_unchanged(hot: HotFile, status: os.stat_result) -> bool:
-    return hot.state == (inode(status), state_of(status))
-
-
 def is_ready(head: RequestHead, response: Response) -> bool:
     """Whether a file answer can be begun without waiting for the disk; a short one is read."""
     if response.status == 304 or head.method == "HEAD":
         return True
-    segments: list[Segment] = list(response.body)  # type: ignore[arg-type]
-    if not all(map(is_at_hand, segments)):
+    segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
+    if (response.length or 0) > HOT_FILE_BYTES:
+        return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
+    pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
+    if None in pieces:
         return False
-    if (response.length or 0) <= HOT_FILE_BYTES:  # one system call sends it
-        response.body = b"".join(map(read_segment, segments))
+    response.body = b"".join(pieces)  # type: ignore[arg-type]  # one system call sends it
+    response.close()
+    response.resource = None
     return True
-
-
-def read_segment(segment: Segment) -> bytes:
-    if not isinstance(segment, FileSlice):
-        return bytes(segment)
-    data = os.pread(segment.file.fileno(), segment.count, segment.offset)
-    return b"".join((segment.before, data))
 
 
 def format_allow(found: Mapping[str, Any]) -> str:
@@ -11572,6 +12436,16 @@ def find_content(app: App, request: Request, sha256: str) -> Located:
     return existing(find_duplicate(app, sha256, "library", *private), NO_FILE)
 
 
+def find_readable(
+    app: App, request: Request, sha256: str, trashed: bool = False
+) -> Located | None:
+    """A file of whichever family with this content that the principal may read, as on disk."""
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    return next(filter(None, map(app.scanner.current, found)), None)
+
+
 def find_named(app: App, folder: Folder, path: str) -> Located:
     """What is known of a file by its name, read again if it was changed on disk; 404."""
     try:
@@ -11645,26 +12519,30 @@ def internal_location(request: Request, file: File) -> str:
     return f"/.accel/{file.root}/{quote(os.fsencode(file.path))}"
 
 
+HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of others changes
+
+
 def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
-    """Have the next anonymous GETs of a public file answered without asking the index."""
-    public = file.root == "library" and not app.settings.read_auth_enabled
-    if not public or request.head.query or content.internal:
+    """Have the next GETs of a file answered without asking the index."""
+    access, folder = HOT_ACCESS.get(file.root), app.folders[file.root]
+    if access is None or request.head.query or content.internal:
         return
-    small = isinstance(content.source, bytes)
-    whole = app.prepare(content) if small else None
-    if whole:
-        whole.route = request.route
-    if not small:
-        if app.settings.accel_redirect:
-            return
-        content = content._replace(source=b"")
-    try:
-        status = app.library.stat(file.path)
-    except OSError:
+    if access is READ and not app.settings.read_auth_enabled:
+        access = OPEN
+    whole = None
+    if isinstance(content.source, bytes):
+        whole = app.prepare(Response(200, content.headers(), content.source), request.route)
+    elif app.settings.accel_redirect:
         return
-    if file.matches(status):
-        path, state = f"{app.library.path}/{file.path}", (inode(status), state_of(status))
-        app.remember(request.head.target, HotFile(path, state, content, whole, request.route))
+    else:
+        content = content._replace(source=b"", fields=tuple(content.headers()))
+    unmodified = app.prepare(Response(304, content.headers()[2:]), request.route)
+    with contextlib.suppress(OSError):
+        status = folder.stat(file.path)
+        if file.matches(status):
+            path, state = f"{folder.path}/{file.path}", hot_state(status)
+            about = (path, state, content, access, whole, unmodified, request.route)
+            app.remember(request.head.target, HotFile(*about))
 
 
 def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
@@ -11672,14 +12550,16 @@ def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[s
     duplicate = find_duplicate(app, incoming.sha256, folder.name) if folder.make else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    return File(folder.name, name, asset.sha256, *state_of(folder.stat(name)), time.time()), asset
+    status = folder.status(incoming)
+    return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
 
 
 def finish_upload(app: App, incoming: Incoming, file: File) -> None:
     """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
-    incoming.discard(undo=False)
-    with contextlib.suppress(OSError, sqlite3.Error):  # it is stored: the next scan reads it again
-        app.index.files.set_ctime(file, app.folders[file.root].stat(file.path).st_ctime)
+    status = incoming.discard(undo=False)
+    if status:
+        with contextlib.suppress(sqlite3.Error):  # it is stored: the next scan reads it again
+            app.index.files.set_ctime(file, status.st_ctime)
 
 
 def remove_for_good(
@@ -11705,15 +12585,15 @@ ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video an
 def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
     """The facts of an upload whose content is of an allowed type; 400."""
     facts = incoming.facts
+    if facts and facts.extension in extensions:
+        return facts
     allowed = ", ".join(sorted(extensions))
     if not incoming.size:
         raise HTTPError(400, "The file is empty.")
     if facts is None:
         raise HTTPError(400, f"The file's content is none of: {allowed}.")
-    if facts.extension not in extensions:
-        detail = f"The file's content is {facts.mime_type}, which is none of: {allowed}."
-        raise HTTPError(400, f"{detail} {ELSEWHERE}")
-    return facts
+    detail = f"The file's content is {facts.mime_type}, which is none of: {allowed}."
+    raise HTTPError(400, f"{detail} {ELSEWHERE}")
 
 
 def check_extension(name: str, extensions: Set[str]) -> str:
@@ -11746,10 +12626,10 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
 
 
 @route("POST", "/upload", UPLOAD, "media",
-       {201: "url, filename, size, content_type, sha256"}, body=MEDIA_UPLOAD,
+       {201: "PublicImage"}, body=MEDIA_UPLOAD,
        is_target=True, summary="Upload a public image")  # fmt: skip
 @route("PUT", "/upload", UPLOAD, "media",
-       {201: "url, filename, size, content_type, sha256"},
+       {201: "PublicImage"}, name="put_media",
        body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
@@ -11770,14 +12650,14 @@ def upload_media(app: App, request: Request) -> Response:
     return json_response(value, 201, [("Location", request.reference(f"/media/{filename}"))])
 
 
-@route("GET", "/media/{filename}", READ, "media", {200: "the file"})
+@route("GET", "/media/{filename}", READ, "media", {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
     found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
     return file_response(app, request, found, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "deleted"})
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
@@ -11797,7 +12677,7 @@ MEDIA_PAGING = (
 )
 
 
-@route("GET", "/media", READ, "media", {200: "count, files"}, query=MEDIA_PAGING)
+@route("GET", "/media", READ, "media", {200: "PublicFiles"}, query=MEDIA_PAGING)
 def list_media(app: App, request: Request) -> Answer:
     """All public images, newest first."""
     size, offset = -1, 0  # SQLite: no limit
@@ -11835,7 +12715,7 @@ def media_json(
 LIBRARY_TYPES = formats_for("library")
 
 
-@route("GET", "/list", READ, "library", {200: "by sha256"})
+@route("GET", "/list", READ, "library", {200: "Library"})
 def list_library(app: App, request: Request) -> Answer:
     """Everything in the folder, by SHA-256."""
     return listing_response(app, request, "/list", functools.partial(library_pieces, app))
@@ -11855,7 +12735,7 @@ def library_pieces(app: App) -> Iterator[str]:
     yield "{}" if before == "{" else "}"
 
 
-@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "image/png"})
+@route("GET", "/thumbnail/{sha256}", READ, "library", {200: "thumbnail"})
 def get_thumbnail(app: App, request: Request, sha256: str) -> Answer:
     """A PNG that fits 256 × 256."""
     file, asset = find_content(app, request, check_sha256(sha256))
@@ -11899,13 +12779,13 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
     return Content(data, len(data), mime_type, digest, modified, rule, vary=vary)
 
 
-@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "the file"})
+@route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
     return file_response(app, request, find_named(app, app.images, filename), "no-cache")
 
 
-@route("GET", "/image/{sha256}", READ, "library", {200: "the file"})
+@route("GET", "/image/{sha256}", READ, "library", {200: "file"})
 def get_image(app: App, request: Request, sha256: str) -> Response:
     """A file by its SHA-256."""
     found = find_content(app, request, check_sha256(sha256))
@@ -11925,7 +12805,7 @@ def library_name(wanted: str, filename: str) -> str:
 
 
 @route("PUT", ("/image/{filename}", "/image"), UPLOAD, "library",
-       {201: "message, sha256, filename, file_path, thumbnail_file", 200: "it was there"},
+       {201: "LibraryImage", 200: "LibraryImage: It was there."},
        body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
@@ -11992,7 +12872,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
 
 
 @route("POST", "/upload-image", WRITE, "images",
-       {201: "stored_as, bytes, image_url"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
+       {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
     incoming = uploaded(request)
@@ -12073,7 +12953,7 @@ LOGIN = BodySpec(ANY_BODY, (
 ), check=check_login_form)  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
-PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), NEW_PASSWORD))
+PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), needed("new_password")))
 
 
 def unauthorized(detail: str) -> HTTPError:
@@ -12106,7 +12986,8 @@ def check_registration(app: App, request: Request) -> None:
         raise HTTPError(403, "Registration is off here.")
 
 
-@route("POST", "/api/auth/register", OPEN, "accounts", {201: "the user"},
+@route("POST", "/api/auth/register", OPEN, "accounts",
+       {201: "User", 403: "Error: Registration is off."},
        body=REGISTRATION, before=check_registration)  # fmt: skip
 @deferred("password")
 def register(app: App, request: Request) -> Response:
@@ -12128,7 +13009,7 @@ def login_key(user: User | None, name: str) -> str:
 
 
 @route("POST", "/api/auth/login", OPEN, "accounts",
-       {200: "access, refresh", 429: "too many failed logins"}, body=LOGIN)  # fmt: skip
+       {200: "Tokens"}, body=LOGIN)  # fmt: skip
 @deferred("password")
 def login(app: App, request: Request) -> Response:
     """Get an access and a refresh token."""
@@ -12188,7 +13069,7 @@ def parse_refresh_token(app: App, text: str) -> RefreshToken:
     return RefreshToken(str(claims.get("session")), str(claims.get("jti")), principal.user_id or 0)
 
 
-@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "access, refresh"}, body=REFRESH)
+@route("POST", "/api/auth/token/refresh", OPEN, "accounts", {200: "Tokens"}, body=REFRESH)
 def refresh_tokens(app: App, request: Request) -> Response:
     """Spend a refresh token for new tokens."""
     arrived, jti, lifetime = time.time(), secrets.token_hex(16), refresh_seconds(app)
@@ -12215,7 +13096,7 @@ LOGOUT = BodySpec(ANY_BODY, (
 
 
 @route("POST", "/api/auth/logout", USER, "accounts",
-       {205: "nothing", 400: "error"}, body=LOGOUT)  # fmt: skip
+       {205: ""}, body=LOGOUT)  # fmt: skip
 def logout(app: App, request: Request) -> Response:
     """Spend a refresh token, which ends its session, or end all my sessions."""
     sessions, user_id = app.index.sessions, caller(request)
@@ -12230,7 +13111,7 @@ def logout(app: App, request: Request) -> Response:
 
 
 @route("GET", "/api/auth/sessions", USER, "accounts",
-       {200: "a list of id, created_at, last_used_at, address, user_agent"})  # fmt: skip
+       {200: "Session[]"})  # fmt: skip
 def list_sessions(app: App, request: Request) -> Response:
     """Where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
@@ -12247,30 +13128,36 @@ def session_json(session: Session) -> dict[str, Any]:
     }
 
 
-@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: "nothing"})
+@route("DELETE", "/api/auth/sessions/{id}", USER, "accounts", {204: ""})
 def end_one_session(app: App, request: Request, id: str) -> Response:
     """End one of my sessions."""
     existing(app.index.write(lambda db: app.index.sessions.end(db, caller(request), id)))
     return Response(204)
 
 
-@route("GET", "/api/auth/profile", USER, "accounts", {200: "the user"})
+@route("GET", "/api/auth/profile", USER, "accounts", {200: "User"})
 def get_profile(app: App, request: Request) -> Response:
     """Who I am."""
     return json_response(user_json(find_account(app, request)))
 
 
-@route("POST", "/api/auth/password", USER, "accounts", {204: "nothing"}, body=PASSWORD_CHANGE)
+@route("POST", "/api/auth/password", USER, "accounts", {204: ""}, body=PASSWORD_CHANGE)
 @deferred("password")
 def change_password(app: App, request: Request) -> Response:
     """Change my password and end all sessions."""
     user, values = find_account(app, request), request.fields
     key = login_key(user, user.email)
-    if app.logins.check(key, request.client, values["old_password"], user.password):
+    is_right = app.logins.check(key, request.client, values["old_password"], user.password)
+    problems: list[FieldError] = []  # of both are told at once
+    collect_declared((NEW_PASSWORD,), values, "body", problems)
+    if is_right and not problems:
         password = app.new_passwords.hash(values["new_password"])
-        if app.index.write(lambda db: app.index.users.set_password(db, user, password)):
-            return Response(204)
-    raise ValidationError(FieldError("body", "old_password", "Wrong password."))
+        is_right = app.index.write(lambda db: app.index.users.set_password(db, user, password))
+    if not is_right:
+        problems.append(FieldError("body", "old_password", "Wrong password."))
+    if problems:
+        raise ValidationError(*problems)
+    return Response(204)
 
 
 # Lists, in the shape of Django REST Framework's PageNumberPagination.
@@ -12408,13 +13295,20 @@ def record_json(app: App, request: Request, record: MediaRecord) -> dict[str, An
         "name": record.name,
         "type": record.type,
         "size": record.size,
-        "file": record.path and file_url(app, request, record),
+        "file": file_url(app, request, record) if has_file(request, record) else None,
         "storage_path": record.path.partition("/")[2] if record.path else record.note,
         "description": record.description,
         "collection": record.collection_id,
         "created_at": format_time(record.created_at),
         "updated_at": format_time(record.updated_at),
     }
+
+
+def has_file(request: Request, record: MediaRecord) -> bool:
+    """Whether a record has a file, or shows one that the principal may read."""
+    read_auth_enabled = request.app.settings.read_auth_enabled
+    may_read = allows(READ, request.principal, read_auth_enabled)
+    return bool(record.path or (record.sha256 and may_read))
 
 
 def file_url(app: App, request: Request, record: MediaRecord) -> str:
@@ -12426,7 +13320,7 @@ def file_url(app: App, request: Request, record: MediaRecord) -> str:
 
 
 @route("GET", MEDIA_PATHS, USER, "accounts",
-       {200: "a page of records"},
+       {200: "Records", 404: "Error: Invalid page."},
        query=(Field("type", choices=KINDS, blank="not sent", help="image, video or audio"),
               *PAGING))  # fmt: skip
 def list_records(app: App, request: Request) -> Response:
@@ -12436,13 +13330,11 @@ def list_records(app: App, request: Request) -> Response:
     return list_owned(request, app.index.media, MEDIA_ORDER, to_json, equal)
 
 
-def place_upload(app: App, request: Request) -> Located | None:
-    """Put an uploaded file into the caller's own folder."""
-    if request.upload is None:
-        return None
+def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
+    """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{caller(request)}/{day}/{upload_name(request.upload)}")
-    return store_upload(app, request.upload, app.users, names)
+    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    return store_upload(app, upload, app.users, names)
 
 
 def upload_facts(request: Request) -> Facts | None:
@@ -12490,14 +13382,15 @@ def check_room(app: App, request: Request) -> None:
 
 
 @route("POST", MEDIA_PATHS, USER, "accounts",
-       {201: "the record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
+       {201: "Record"}, body=NEW_MEDIA_BODY, before=check_room, is_target=True)  # fmt: skip
 def create_record(app: App, request: Request) -> Response:
     """Make a media record, with a file or without."""
     facts, changes, now = upload_facts(request), media_changes(request), time.time()
     key, user, kind = str(uuid.uuid4()), caller(request), facts.kind if facts else ""
     empty = MediaRecord(key, user, "", kind, None, None, None, None, None, now, now)
     record = empty._replace(**changes)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     if placed:
         record = record._replace(path=placed[0].path, size=placed[0].size)
     record = app.index.write(lambda db: put_record(app, db, record, placed))
@@ -12516,7 +13409,7 @@ def check_record(app: App, request: Request, id: str) -> None:
     request.room = max(0, find_room(app, record.user_id) + freed)
 
 
-@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "the record"})
+@route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
 def get_record(app: App, request: Request, id: str) -> Response:
     """One of my media records."""
     value = record_json(app, request, find_record(app, request, id))
@@ -12528,10 +13421,10 @@ class Stale(Exception):
 
 
 @route("PUT", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "the record"}, before=check_record,
-       body=MEDIA_BODY, summary="Change a media record; a file replaces its file")  # fmt: skip
+       {200: "Record"}, before=check_record, body=MEDIA_BODY, name="replace_record",
+       summary="Change a media record; a file replaces its file")  # fmt: skip
 @route("PATCH", below(MEDIA_PATHS, "/{id}"), USER, "accounts",
-       {200: "the record"},
+       {200: "Record"},
        before=check_record, body=partial(MEDIA_BODY))  # fmt: skip
 def change_record(app: App, request: Request, id: str) -> Response:
     """Change some of a media record; a file replaces its file."""
@@ -12546,7 +13439,8 @@ def change_record(app: App, request: Request, id: str) -> Response:
         raise ValidationError(FieldError("body", "type", "is required", "missing"))
     if record.path:
         changes.pop("size", None)
-    placed = place_upload(app, request)
+    upload = request.upload
+    placed = place_upload(app, record.user_id, upload) if upload else None
     while True:
         with contextlib.suppress(Stale):
             record = write_record(app, find_record(app, request, id), changes, placed)
@@ -12576,15 +13470,17 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
-    existing(app.index.media.hide(caller(request), id.lower(), time.time()))
+    user, media, now = caller(request), app.index.media, time.time()
+    existing(app.index.write(lambda db: media.hide(db, user, id.lower(), now)))
     return Response(204)
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}/file"), OPEN, "accounts",
-       {200: "the file"}, query=(Field("expires"), Field("signature")))  # fmt: skip
+       {200: "file", 403: "Error: The signature is not good, or no longer."},
+       query=(Field("expires"), Field("signature")))  # fmt: skip
 def get_record_file(app: App, request: Request, id: str) -> Response:
     """The file of a media record, for its owner or by the signature in its URL."""
     if request.query and not app.settings.auth_disabled:
@@ -12592,7 +13488,11 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-    found = find_named(app, app.users, existing(record.path))
+        existing(has_file(request, record))
+    if record.sha256 and not record.path:
+        found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
+    else:
+        found = find_named(app, app.users, existing(record.path))
     return file_response(app, request, found, "no-cache")
 
 
@@ -12611,7 +13511,7 @@ MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/add-to-collection"), USER, "accounts",
-       {200: "the record"}, before=find_record,
+       {200: "Record"}, before=find_record,
        body=MEMBERSHIP)  # fmt: skip
 def add_to_collection(app: App, request: Request, id: str) -> Response:
     """Put a media record into a collection."""
@@ -12620,10 +13520,12 @@ def add_to_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("POST", below(MEDIA_PATHS, "/{id}/remove-from-collection"), USER, "accounts",
-       {200: "the record"})  # fmt: skip
+       {200: "Record"})  # fmt: skip
 def remove_from_collection(app: App, request: Request, id: str) -> Response:
-    """Take a media record out of its collection."""
-    return move_record(app, request, id, None)
+    """Take a media record out of its collection; one that has nothing else to show goes."""
+    answer = move_record(app, request, id, None)
+    app.index.write(lambda db: app.index.media.remove_loose(db, id.lower()))
+    return answer
 
 
 def move_record(app: App, request: Request, id: str, collection_id: str | None) -> Response:
@@ -12657,13 +13559,14 @@ def find_collection(app: App, request: Request, id: str) -> Collection:
     return existing(app.index.collections.get(caller(request), id.lower()))
 
 
-@route("GET", COLLECTION_PATHS, USER, "accounts", {200: "a page of collections"}, query=PAGING)
+@route("GET", COLLECTION_PATHS, USER, "accounts",
+       {200: "Collections", 404: "Error: Invalid page."}, query=PAGING)  # fmt: skip
 def list_collections(app: App, request: Request) -> Response:
     """My collections."""
     return list_owned(request, app.index.collections, COLLECTION_ORDER, collection_json)
 
 
-@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "the collection"}, body=COLLECTION_BODY)
+@route("POST", COLLECTION_PATHS, USER, "accounts", {201: "Collection"}, body=COLLECTION_BODY)
 def create_collection(app: App, request: Request) -> Response:
     """Make a collection."""
     now, values = time.time(), request.fields
@@ -12673,7 +13576,7 @@ def create_collection(app: App, request: Request) -> Response:
     return json_response(collection_json(collection), 201)
 
 
-@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "the collection, media"})
+@route("GET", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {200: "Collection"})
 def get_collection(app: App, request: Request, id: str) -> Response:
     """One of my collections and its media."""
     collection = find_collection(app, request, id)
@@ -12690,10 +13593,10 @@ def get_collection(app: App, request: Request, id: str) -> Response:
 
 
 @route("PUT", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "the collection"}, summary="Change a collection", before=find_collection,
-       body=COLLECTION_BODY)  # fmt: skip
+       {200: "Collection"}, before=find_collection, body=COLLECTION_BODY,
+       name="replace_collection", summary="Change a collection")  # fmt: skip
 @route("PATCH", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
-       {200: "the collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
+       {200: "Collection"}, before=find_collection, body=partial(COLLECTION_BODY))  # fmt: skip
 def change_collection(app: App, request: Request, id: str) -> Response:
     """Change some of a collection."""
     changes = {**request.fields, "updated_at": time.time()}
@@ -12708,11 +13611,39 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: "nothing"})
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: ""})
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
     return Response(204)
+
+
+@route("POST", below(COLLECTION_PATHS, "/{id}/add"), USER, "accounts",
+       {204: ""}, before=find_collection, body=BodySpec(
+           ("json",), (Field("sha256", "hashes", required=True, nullable=False),)))  # fmt: skip
+def add_pictures(app: App, request: Request, id: str) -> Response:
+    """Show the library's pictures in one of my collections, which copies nothing."""
+    require(READ, request.principal, app.settings.read_auth_enabled)
+    found = [find_duplicate(app, sha256, "library", "entities")
+             for sha256 in dict.fromkeys(request.fields["sha256"])]  # fmt: skip
+    records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
+
+    def apply(db: Database) -> None:
+        existing(app.index.collections.get(caller(request), id.lower(), db))
+        for record in records:
+            if not app.index.media.shows(db, record):
+                app.index.media.put(db, record)
+
+    app.index.write(apply)
+    return Response(204)
+
+
+def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> MediaRecord:
+    """A new record that shows a file of the library or the entities."""
+    key, now, name = str(uuid.uuid4()), time.time(), printable(posixpath.basename(file.path))
+    kind = asset.facts.kind if asset.facts else "image"
+    about = (name[:MAX_TITLE_LENGTH], kind, file.size, None, None, None)
+    return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
 
 
 # -- entities: versioned media entities --------------------------------------------------
@@ -12754,7 +13685,7 @@ ENTITY_FILTERS = {  # the column and type of each key
 }
 
 
-@route("GET", "/entity/", READ, "entities", {200: "items, pagination"}, query=ENTITY_LIST)
+@route("GET", "/entity/", READ, "entities", {200: "Items"}, query=ENTITY_LIST)
 def list_entities(app: App, request: Request) -> Response:
     """A page of the entities."""
     query = request.query
@@ -12791,7 +13722,8 @@ def parse_filters(text: str) -> dict[str, Any]:
     return filters
 
 
-@route("POST", "/entity/", WRITE, "entities", {201: "the Item"},
+@route("POST", "/entity/", WRITE, "entities",
+       {201: "Item", 409: "Error: The same content is stored."},
        body=ENTITY_CREATE, is_target=True)  # fmt: skip
 def create_entity(app: App, request: Request) -> Response:
     """Create an entity."""
@@ -12801,14 +13733,15 @@ def create_entity(app: App, request: Request) -> Response:
     return json_response(entity_json(entity), 201, [location])
 
 
-@route("GET", "/entity/{id}", READ, "entities", {200: "the Item"},
+@route("GET", "/entity/{id}", READ, "entities", {200: "Item"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity(app: App, request: Request, id: int) -> Response:
     """An entity."""
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
-@route("PUT", "/entity/{id}", WRITE, "entities", {200: "the Item"},
+@route("PUT", "/entity/{id}", WRITE, "entities",
+       {200: "Item", 409: "Error: The same content is stored."},
        parameters=ENTITY_ID, body=ENTITY_REPLACE,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
@@ -12826,7 +13759,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "the Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
+       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
        before=lambda app, request, id: find_entity(app, id))  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
@@ -12838,7 +13771,7 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("DELETE", "/entity/{id}", WRITE, "entities",
-       {200: "the Item as it was"}, parameters=ENTITY_ID)  # fmt: skip
+       {200: "Item"}, parameters=ENTITY_ID)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -12849,7 +13782,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("GET", "/entity/{id}/versions", READ, "entities",
-       {200: "version, transaction_id and the Item's fields of each"},
+       {200: "Item[]"},
        parameters=ENTITY_ID)  # fmt: skip
 def list_versions(app: App, request: Request, id: int) -> Response:
     """All versions, the oldest first."""
@@ -12858,7 +13791,7 @@ def list_versions(app: App, request: Request, id: int) -> Response:
     return json_response([{n: getattr(e, n) for n in names} | entity_json(e) for e in versions])
 
 
-@route("GET", "/entity/{id}/file", READ, "entities", {200: "the file"},
+@route("GET", "/entity/{id}/file", READ, "entities", {200: "file"},
        parameters=ENTITY_ID, query=ENTITY_VERSION)  # fmt: skip
 def get_entity_file(app: App, request: Request, id: int) -> Response:
     """An entity's content."""
@@ -12980,9 +13913,9 @@ NEW_SHARE = BodySpec(ANY_BODY, (
     Field("title", "text", longest=MAX_TITLE_LENGTH),
     Field("password", "text", blank="null", longest=MAX_PASSWORD_LENGTH),
     Field("strip", "boolean", default=False, nullable=False,
-          help="send pictures without GPS and camera data; videos and recordings are left out"),
+          help="send pictures, MP4 and MOV without GPS and camera data, and nothing else"),
     Field("upload", "boolean", default=False, nullable=False,
-          help="guests may add pictures and videos to a folder"),
+          help="guests may add pictures and videos to a folder or collection"),
     Field("expires_in", "integer", default=SHARE_SECONDS, minimum=0, maximum=10**9,
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
@@ -13035,14 +13968,15 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
     return Share("", owner, kind, "entities", str(entity.id))
 
 
-@route("POST", "/shares", BEARER, "shares", {201: "the share"}, body=NEW_SHARE)
+@route("POST", "/shares", BEARER, "shares",
+       {201: "Share", 404: "Error: There is no such thing to share."}, body=NEW_SHARE)  # fmt: skip
 @deferred("password")
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(app, request, values["kind"], values["target"])
-    if values["upload"] and shared.kind != "folder":
-        raise ValidationError(FieldError("body", "upload", "is for folders only"))
+    if values["upload"] and not can_grow(app, shared):
+        raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -13056,6 +13990,13 @@ def create_share(app: App, request: Request) -> Response:
     app.index.shares.add(share, now)
     path = f"/s/{share.id}"
     return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
+
+
+def can_grow(app: App, share: Share) -> bool:
+    """Whether what is shared is a place for more than it has."""
+    if share.kind == "entity":
+        return find_entity(app, int(share.target)).is_collection
+    return share.kind in {"folder", "collection"}
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -13073,7 +14014,7 @@ def share_json(request: Request, share: Share) -> dict[str, Any]:
     }
 
 
-@route("GET", "/shares", BEARER, "shares", {200: "a list of shares"})
+@route("GET", "/shares", BEARER, "shares", {200: "Share[]"})
 def list_shares(app: App, request: Request) -> Response:
     """My links; an administrator's are all."""
     principal = request.principal
@@ -13081,7 +14022,7 @@ def list_shares(app: App, request: Request) -> Response:
     return json_response([share_json(request, share) for share in shares])
 
 
-@route("DELETE", "/shares/{id}", BEARER, "shares", {204: "nothing"})
+@route("DELETE", "/shares/{id}", BEARER, "shares", {204: ""})
 def end_share(app: App, request: Request, id: str) -> Response:
     """End a link."""
     principal = request.principal
@@ -13134,7 +14075,7 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
     return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
 
 
-@route("GET", "/s/{token}", OPEN, "shares", {200: "title, expires_at, files"})
+@route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(app, token)
@@ -13155,7 +14096,10 @@ def open_share(app: App, request: Request, token: str) -> Response:
 
 def may_show(share: Share, asset: Asset) -> bool:
     """Whether a file can be sent as the share promises."""
-    return not share.strips or (asset.facts is not None and asset.facts.kind == "image")
+    facts = asset.facts
+    return not share.strips or (
+        facts is not None and (facts.kind == "image" or facts.extension in PATCHED)
+    )
 
 
 def shared_json(
@@ -13182,7 +14126,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
-       {303: "sets a cookie", 429: "too many failed logins"}, body=SHARE_PASSWORD)  # fmt: skip
+       {303: ""}, body=SHARE_PASSWORD)  # fmt: skip
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -13208,30 +14152,79 @@ def check_guest(app: App, request: Request, token: str) -> Share:
     return share
 
 
+def open_guest_form(request: Request, token: str) -> BodyReader | None:
+    """Read a guest's form, whose file goes where the link's others are; 401, 403, 404, 413."""
+    share = check_guest(request.app, request, token)
+    if share.kind == "collection" and share.owner is not None:
+        request.room = max(0, find_room(request.app, share.owner))
+    return open_body(request, BodySpec(("multipart",), upload=GUEST_UPLOADS[share.kind]), {})
+
+
+GUEST_UPLOADS = {
+    "folder": Upload("library", "max_upload_bytes"),
+    "collection": RECORD_UPLOAD._replace(required=True),
+    "entity": ENTITY_UPLOAD._replace(required=True, name="file"),
+}
+
+
 @route("POST", "/s/{token}/upload", OPEN, "shares",
-       {201: "name, type, size, url", 303: "back to the page, for browsers"},
-       body=BodySpec(("multipart",), upload=Upload("library", "max_upload_bytes")),
-       before=check_guest)  # fmt: skip
+       {201: "SharedFile", 303: ""},
+       body=BodySpec(("multipart",), upload=GUEST_UPLOADS["folder"],
+                     reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
-    """Add an image or video to a link's folder."""
+    """Add a picture or video to what a link shows."""
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    name = safe_name(incoming.filename) or "file"
-    if not is_media_name(os.fsencode(name)):
-        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
-    names = numbered_names(f"{share.target}/{name}")
-    file, asset = store_upload(app, incoming, app.library, names)
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
-    app.scanner.wake()
+    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
+    file, asset = add[share.kind](app, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
+def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+    """Put a guest's file into a folder of the library."""
+    assert incoming.facts is not None
+    name = upload_name(incoming)
+    if not is_media_name(os.fsencode(name)):
+        name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
+    placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
+    app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
+    finish_upload(app, incoming, placed[0])
+    app.scanner.wake()
+    return placed
+
+
+def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make a record of a guest's file in a collection, for its owner."""
+    assert incoming.facts is not None and share.owner is not None
+    existing(app.index.collections.get(share.owner, share.target))
+    placed, now = place_upload(app, share.owner, incoming), time.time()
+    record = MediaRecord(
+        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
+        incoming.size, placed[0].path, None, None, share.target, now, now,
+    )  # fmt: skip
+    app.index.write(lambda db: put_record(app, db, record, placed))
+    return placed
+
+
+def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
+    """Make an entity of a guest's file in one that is a collection."""
+    if find_entity(app, int(share.target)).is_deleted:
+        raise HTTPError(404, NO_FILE)
+    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+    try:
+        entity = save_entity(app, incoming, lambda db: draft)
+    except HTTPError as error:
+        if error.status == 409:  # whose it is, is no guest's business
+            raise HTTPError(409, "This picture is here already.") from None
+        raise
+    return existing(app.index.files.get("entities", entity.path or ""))
+
+
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
-       {200: "the file"},
+       {200: "file"},
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256."""
@@ -13250,11 +14243,16 @@ def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
 
 
 def stripped_response(app: App, request: Request, file: File, asset: Asset) -> Response:
-    """Answer with a picture that does not say where, when and with what it was taken."""
+    """Answer with a file that does not say where, when and with what it was taken; 404, 503."""
+    facts = asset.facts
+    assert facts is not None  # as may_show has it
     try:
-        content = write_stripped(app, file, asset.facts)
-    except ValueError:  # what cannot be copied so is shown as a preview, which says nothing either
-        content = make_preview_content(app, file, asset)
+        content = (patch_file if facts.extension in PATCHED else strip_file)(app, file, facts)
+    except ValueError:
+        if facts.kind != "image":
+            detail = "This file cannot be sent without what it says of its making."
+            raise HTTPError(404, detail) from None
+        content = make_preview_content(app, file, asset)  # which says nothing either
     content = content._replace(cache_control="private, no-cache", last_modified=None)
     with contextlib.ExitStack() as on_error:
         on_error.callback(close_source, content)
@@ -13263,32 +14261,49 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     return response
 
 
-def write_stripped(app: App, file: File, facts: Facts | None) -> Content:
+def patch_file(app: App, file: File, facts: Facts) -> Content:
+    """Return a file with patches over what it says of its making; ValueError."""
+    with contextlib.ExitStack() as on_error, app.disk(file.root):
+        source = open_file(app, file)
+        on_error.callback(source.close)
+        patches = find_patches(source, file.size)
+        check_unchanged(file, source)
+        on_error.pop_all()
+    digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
+    return Content(source, file.size, facts.mime_type, digest, None, "", patches=patches)
+
+
+def strip_file(app: App, file: File, facts: Facts) -> Content:
     """Copy a picture without what it says of its making to a file without a name; ValueError."""
     import tempfile  # as in write_listing
 
-    if facts is None or facts.extension not in STRIPPERS:
+    if facts.extension not in STRIPPERS:
         raise ValueError("a type that is not copied")
     digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     with contextlib.ExitStack() as on_error:
         on_error.callback(target.close)
-        with app.disk(file.root), open_file(app, file) as source:
+        with app.disk(file.root), io.BufferedReader(open_file(app, file)) as source:
             for piece in STRIPPERS[facts.extension](source, facts.orientation):
                 digest.update(piece)
                 target.write(piece)
-            if not file.matches(os.fstat(source.fileno())):
-                raise HTTPError(404, NO_FILE)
+            check_unchanged(file, source)
         on_error.pop_all()
     about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
     return Content(*about)
 
 
-def open_file(app: App, file: File) -> BinaryIO:
+def open_file(app: App, file: File) -> io.FileIO:
     """Open a file for reading; 404 where it is not there."""
     try:
-        return io.BufferedReader(app.folders[file.root].open(file.path))
+        return app.folders[file.root].open(file.path)
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
+
+
+def check_unchanged(file: File, source: BinaryIO | io.FileIO) -> None:
+    """Refuse an open file that is not what the index knows (404)."""
+    if not file.matches(os.fstat(source.fileno())):
+        raise HTTPError(404, NO_FILE)
 
 
 def make_preview_content(app: App, file: File, asset: Asset) -> Content:
@@ -13304,8 +14319,8 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
 
 
 # -- trash ---------------------------------------------------------------------------------
-# What is softly deleted comes back, or goes for good: by the owner's commands, and after
-# TRASH_DAYS by itself.
+# What is softly deleted comes back, or goes for good: by the owner's commands, by who may change
+# it, and after TRASH_DAYS by itself.
 
 TRASH_SECONDS = 3600.0  # between two looks for what has been there long enough
 
@@ -13348,11 +14363,47 @@ def empty_trash_daily(app: App, stopping: threading.Event) -> None:
     """Remove what was deleted TRASH_DAYS ago, and look again every hour, until `stopping`."""
     while True:
         try:
-            empty_trash(app, time.time() - app.settings.trash_days * 86400)
+            if app.index.trash.is_clock_steady(now := time.time()):
+                empty_trash(app, now - app.settings.trash_days * 86400)
         except (OSError, sqlite3.Error) as error:
             warn(f"the trash is not emptied yet: {error}")
         if stopping.wait(TRASH_SECONDS):
             return
+
+
+def is_trash_of(request: Request, trashed: Trashed) -> bool:
+    """Whether the caller may change what is in the trash: the own records, or the entities."""
+    if trashed.kind == "media":
+        return trashed.user_id == request.principal.user_id
+    return allows(WRITE, request.principal, True)
+
+
+def find_trashed(app: App, request: Request, id: str) -> Trashed:
+    trashed = app.index.trash.get(id.lower())
+    return existing(trashed if trashed and is_trash_of(request, trashed) else None)
+
+
+@route("POST", "/trash/{id}/restore", BEARER, "trash", {204: ""})
+def restore_one(app: App, request: Request, id: str) -> Response:
+    """Bring back a media record of mine or an entity."""
+    restore_trashed(app, find_trashed(app, request, id).id)
+    return Response(204)
+
+
+@route("DELETE", "/trash/{id}", BEARER, "trash", {204: ""})
+def remove_one(app: App, request: Request, id: str) -> Response:
+    """Remove for good what is in the trash."""
+    existing(remove_trashed(app, find_trashed(app, request, id), math.inf))
+    return Response(204)
+
+
+@route("DELETE", "/trash", BEARER, "trash", {204: ""})
+def empty_my_trash(app: App, request: Request) -> Response:
+    """Remove for good all of my media records that are in the trash, and the entities there."""
+    for trashed in app.index.trash.all():
+        if is_trash_of(request, trashed):
+            remove_trashed(app, trashed, math.inf)
+    return Response(204)
 
 
 # -- files: uploads that can be resumed --------------------------------------------------
@@ -13365,6 +14416,18 @@ TUS_EXTENSIONS = (
     "creation,creation-defer-length,creation-with-upload,expiration,checksum,termination"
 )
 TUS_CONTENT, DRAFT_CONTENT = "application/offset+octet-stream", "application/partial-upload"
+UPLOAD_FIELDS = (
+    Field("Tus-Resumable", choices=(TUS_VERSION,), help="tus; without it, the IETF draft"),
+    Field("Upload-Offset", "integer", help="where the content begins"),
+    Field("Upload-Length", "integer", help="bytes of the whole file"),
+    Field("Upload-Checksum", help="tus: an algorithm and the content's hash in Base64"),
+    Field("Upload-Complete", choices=("?0", "?1"), help="the draft: whether this is the end"),
+)
+NEW_UPLOAD_FIELDS = (
+    *UPLOAD_FIELDS,
+    Field("Upload-Metadata", help="names with values in Base64: target, filename, fields"),
+    Field("Upload-Defer-Length", choices=("1",), help="tus: the length comes later"),
+)
 TARGETS = {item.family: item for item in ROUTES if item.is_target}
 
 
@@ -13433,8 +14496,8 @@ def begin_resumable(request: Request) -> Transfer:
     return open_transfer(request, upload, head)
 
 
-def continue_resumable(request: Request, id: str) -> Transfer:
-    """Accept more of an upload; 400, 404, 409, 412, 413, 415 or 423."""
+def continue_resumable(request: Request, id: str) -> Transfer | None:
+    """Accept more of an upload, None if it is complete and none comes; 400 to 423."""
     app, head = request.app, parse_upload_head(request.headers)
     upload = find_upload(app, request, id)
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
@@ -13443,6 +14506,8 @@ def continue_resumable(request: Request, id: str) -> Transfer:
     state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
     if upload.answer is not None and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
+    if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
+        return None
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
     target, length = TARGETS[upload.target], find_length(request, head, upload)
@@ -13530,7 +14595,7 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
 
 
 @route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files",
-       {204: "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"},
+       {204: ""},
        headers=TUS_HEADERS)  # fmt: skip
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     """What the server can do of tus 1.0."""
@@ -13546,18 +14611,15 @@ def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     return Response(204, headers.items())
 
 
-def transferred(request: Request) -> Transfer:
-    """The content of a route whose reader takes it in."""
-    assert request.transfer is not None
-    return request.transfer
-
-
 @route("POST", "/files", TARGET, "files",
-       {201: "where it goes on; the family's answer if it is complete"},
-       body=BodySpec((), reader=begin_resumable), headers=TUS_HEADERS)  # fmt: skip
+       {201: "object: Location says where it goes on; if it is complete, the family's answer.",
+        409: "Error", 412: "Error", 460: "Error"},
+       body=BodySpec(("tus", "draft", "file"), reader=begin_resumable), headers=TUS_HEADERS,
+       header_fields=NEW_UPLOAD_FIELDS)  # fmt: skip
 def create_upload(app: App, request: Request) -> Response:
     """Begin an upload that can be resumed."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    assert transfer is not None  # begin_resumable has made it
     location = ("Location", upload_url(request, transfer.upload))
     if not transfer.is_whole:
         return Response(201, [location, *upload_headers(app, transfer.upload)])
@@ -13570,12 +14632,15 @@ def create_upload(app: App, request: Request) -> Response:
 
 
 @route("PATCH", "/files/{id}", TARGET, "files",
-       {204: "how far it is", 201: "the family's answer, at the end of one of the IETF draft"},
-       before=find_upload, body=BodySpec((), reader=continue_resumable),
-       headers=TUS_HEADERS)  # fmt: skip
+       {204: "", 201: "object: The family's answer, at the end of one of the IETF draft.",
+        409: "Error", 412: "Error", 423: "Error", 460: "Error"},
+       before=find_upload, body=BodySpec(("tus", "draft"), reader=continue_resumable),
+       headers=TUS_HEADERS, header_fields=UPLOAD_FIELDS)  # fmt: skip
 def continue_upload(app: App, request: Request, id: str) -> Response:
     """Go on with an upload."""
-    transfer = transferred(request)
+    transfer = request.transfer
+    if transfer is None:
+        return Response(204, upload_headers(app, find_upload(app, request, id)))
     if not transfer.is_whole:
         return Response(204, upload_headers(app, transfer.upload))
     answer = complete_upload(app, request, transfer)
@@ -13583,10 +14648,10 @@ def continue_upload(app: App, request: Request, id: str) -> Response:
 
 
 @route("GET", "/files/{id}", TARGET, "files",
-       {200: "target, offset, length, answer"}, headers=TUS_HEADERS)  # fmt: skip
+       {200: "ResumableUpload", 412: "Error"}, headers=TUS_HEADERS)  # fmt: skip
 def get_upload(app: App, request: Request, id: str) -> Response:
     """How far an upload is."""
-    upload = find_upload(app, request, id)
+    upload = app.uploads.at_rest(find_upload(app, request, id))
     headers = upload_headers(app, upload)
     if upload.metadata:
         headers.append(("Upload-Metadata", upload.metadata))
@@ -13595,7 +14660,7 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files", {204: "nothing"}, headers=TUS_HEADERS)
+@route("DELETE", "/files/{id}", TARGET, "files", {204: "", 412: "Error"}, headers=TUS_HEADERS)
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -13654,7 +14719,7 @@ def health_json(app: App) -> dict[str, Any]:
     return {**health, "problems": problems} if problems else health
 
 
-@route("GET", "/health", OPEN, "system", {200: "status, version, uptime, scan"}, prompt=True)
+@route("GET", "/health", OPEN, "system", {200: "Health"}, prompt=True)
 def get_health(app: App, request: Request) -> Response:
     """How the server is."""
     return json_response(health_json(app))
@@ -13668,14 +14733,14 @@ def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
     return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
 
 
-@route("POST", "/session", BEARER, "system", {204: "sets the view cookie"})
+@route("POST", "/session", BEARER, "system", {204: ""})
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
     return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
 
 
-@route("DELETE", "/session", OPEN, "system", {204: "ends the view cookie"})
+@route("DELETE", "/session", OPEN, "system", {204: ""})
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     return Response(204, [view_cookie(request, "", 0), NO_STORE])
@@ -13687,10 +14752,11 @@ PREVIEW_QUERY = (
 
 
 @route("GET", "/preview/{sha256}", READ, "system",
-       {200: "image/webp or image/jpeg"}, query=PREVIEW_QUERY)  # fmt: skip
+       {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
-    file, asset = find_content(app, request, check_sha256(sha256))
+    found = find_readable(app, request, check_sha256(sha256), trashed=True)
+    file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
 
@@ -13714,27 +14780,22 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
 
 def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
     """Which contents are on disk in a file that the principal may read."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    roots, user_id = ["library", "entities", *private], request.principal.user_id
-    return {"stored": [
-        sha256 for sha256 in hashes
-        if any(map(app.scanner.current, app.index.files.readable(sha256, roots, user_id)))
-    ]}  # fmt: skip
+    return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
-@route("GET", "/exists", READ, "system", {200: "stored"},
+@route("GET", "/exists", READ, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
-def get_exists(app: App, request: Request) -> Response:
+def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
     hashes = [check_sha256(value) for name, value in request.pairs if name == "sha256"]
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
 @route("POST", "/exists", READ, "system",
-       {200: "stored"}, body=BodySpec(
+       {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"))  # fmt: skip
-def post_exists(app: App, request: Request) -> Response:
+def check_hashes(app: App, request: Request) -> Response:
     """Which of up to 1,000 contents are stored.
 
     Tell it of each hash in the list that is the body, in its order.
@@ -13830,7 +14891,7 @@ def count_durations(meter: Meter) -> Samples:
         yield f"_count{{{labels}}}", counts[-1]
 
 
-@route("GET", "/metrics", PRIVATE_READ, "system", {200: "text"})
+@route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
     samples = read_metrics(app)
@@ -13865,32 +14926,39 @@ def log_request(
 
 
 # -- OpenAPI -----------------------------------------------------------------------------
-# The document is made of the route declarations. Here is what the words of their answers
-# mean: an object's properties, each with its type after the colon (none: a string), `?` where
-# it may be null, `~` where it may be missing, `[]` for a list and `{}` for an object by key.
+# The document is made of the route declarations. An answer's words begin with what its content
+# is: a type, or several with `or` between them; a colon and a description may follow. Types are
+# those of CONTENT_TYPES, or JSON: one of OBJECTS or SCALARS, where `?` says that it may be null,
+# `[]` is a list of it and `{}` an object with one at each key. An object's shape is its
+# properties, each with its type after a colon (none: a string) and `~` where it may be missing.
 
 OBJECTS: Mapping[str, str] = {
     "Error": "detail code~",
-    "ValidationError": "detail:Problem[]",
-    "Problem": "loc:strings msg type",
-    "Session": "id created_at:date last_used_at:date address user_agent",
+    "FieldErrors": "strings{}",
+    "ValidationError": "detail:FieldError[]",
+    "FieldError": "loc:location msg type",
     "Refusal": "error",
     "Health": "status gateway:boolean version uptime:number scan:Scan problems:strings~",
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "StoredContents": "stored:hashes",
+    "Gallery": "groups:rows~ folders:rows~ cameras:strings~ albums:rows~ path:rows~ items:rows~"
+    " name~ degraded:boolean~ scanning:integer?~ can_upload:boolean~ can_write:boolean~"
+    " has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
     "Deleted": "deleted",
     "Library": "LibraryFile{}",
     "LibraryFile": "filename last_modified:number file_path original_creation_date:number?",
-    "Stored": "message sha256:sha256 filename file_path thumbnail_file:string?~",
+    "LibraryImage": "message sha256:sha256 filename file_path thumbnail_file:string?~",
     "PrivateImage": "stored_as bytes:integer image_url:url",
+    "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[]",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
+    "Session": "id created_at:date last_used_at:date address user_agent",
     "Tokens": "access refresh",
     "Record": "id:uuid user:integer name type size:integer? file:url? storage_path:string?"
     " description:string? collection:uuid? created_at:date updated_at:date",
@@ -13907,70 +14975,75 @@ OBJECTS: Mapping[str, str] = {
     "Pagination": "page:integer page_size:integer total_items:integer total_pages:integer"
     " has_next:boolean has_prev:boolean",
 }
+HASH = {"type": "string", "pattern": f"^{SHA256.pattern}$", "examples": ["5e" * 32]}
 SCALARS: Mapping[str, dict[str, Any]] = {
-    "": {"type": "string"},
     "string": {"type": "string"},
     "text": {"type": "string"},
-    "integer": {"type": "integer"},
+    "integer": {"type": "integer", "format": "int64"},
     "number": {"type": "number"},
     "boolean": {"type": "boolean"},
-    "strings": {
-        "type": "array",
-        "items": {"type": ["string", "integer"]},
-        "examples": [["query", "page"]],
-    },
+    "object": {"type": "object"},
+    "strings": {"type": "array", "items": {"type": "string"}},
+    "location": {"type": "array", "items": {"type": ["string", "integer"]}},
+    "rows": {"type": "array", "items": {"type": "array", "items": {}}},
     "url": {"type": "string", "format": "uri", "examples": ["http://localhost:8000/media/a.jpg"]},
     "uuid": {"type": "string", "format": "uuid", "examples": [str(uuid.UUID(int=1 << 78))]},
     "date": {"type": "string", "format": "date-time", "examples": ["2023-10-27T10:00:00Z"]},
-    "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "examples": ["5e" * 32]},
-    "hashes": {
-        "type": "array",
-        "items": {"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
-        "maxItems": MAX_HASHES,
-        "examples": [["5e" * 32]],
-    },
+    "sha256": HASH,
+    "hashes": {"type": "array", "items": HASH, "maxItems": MAX_HASHES},
     "file": {"type": "string", "format": "binary"},
 }
-ANSWERS: Mapping[str, tuple[str, str]] = {  # media type, and schema as above
-    "the file": ("*/*", "file"),
-    "image/png": ("image/png", "file"),
-    "image/webp or image/jpeg": ("image/*", "file"),
-    "text": ("text/plain", "string"),
-    "page": ("text/html", "string"),
-    "page or health": (JSON_TYPE, "Health"),
-    "the OpenAPI document": (JSON_TYPE, "object"),
-    "groups, folders, or items": (JSON_TYPE, "object"),
-    **{words: (JSON_TYPE, name)
-       for words, name in {
-        "status, version, uptime, scan": "Health",
-        "url, filename, size, content_type, sha256": "PublicImage",
-        "count, files": "PublicFiles",
-        "deleted": "Deleted",
-        "stored": "StoredContents",
-        "by sha256": "Library",
-        "message, sha256, filename, file_path, thumbnail_file": "Stored",
-        "it was there": "Stored",
-        "stored_as, bytes, image_url": "PrivateImage",
-        "the share": "Share",
-        "a list of shares": "Share[]",
-        "title, expires_at, files": "Shared",
-        "name, type, size, url": "SharedFile",
-        "the user": "User",
-        "a list of id, created_at, last_used_at, address, user_agent": "Session[]",
-        "access, refresh": "Tokens",
-        "error": "Refusal",
-        "too many failed logins": "Error",
-        "a page of records": "Records",
-        "the record": "Record",
-        "a page of collections": "Collections",
-        "the collection": "Collection",
-        "the collection, media": "Collection",
-        "items, pagination": "Items",
-        "the Item": "Item",
-        "the Item as it was": "Item",
-        "version, transaction_id and the Item's fields of each": "Item[]",
-    }.items()},
+EXAMPLES: Mapping[str, Any] = {  # by the name of a property or field
+    "access": "eyJhbGciOiJIUzI1NiJ9.eyJ1c2VyX2lkIjoxfQ.c2lnbmF0dXJl", "address": "192.0.2.7",
+    "content_type": "image/jpeg", "description": "At the sea", "detail": "There is no such thing.",
+    "email": "ada@example.org", "extension": "jpg", "file_path": "2023/10/beach.jpg",
+    "filename": "beach.jpg", "filter_param": "type=image,is_deleted=false", "first_name": "Ada",
+    "height": 3000, "kind": "folder", "label": "Summer", "last_name": "Lovelace", "md5": "5e" * 16,
+    "message": "Image stored.", "mime_type": "image/jpeg", "name": "beach.jpg",
+    "new_password": "a long sentence", "old_password": "correct horse", "page": 1, "page_size": 20,
+    "password": "correct horse", "phone_number": "+49 30 901820", "size": 2_500_000,
+    "status": "ok", "storage_path": "uploads/2023/10/27/beach.jpg", "stored_as": "beach.jpg",
+    "target": "2023/10", "title": "Summer", "total_items": 1, "type": "image", "username": "ada",
+    "width": 4000,
 }  # fmt: skip
+CONTENT_TYPES: Mapping[str, tuple[str, ...]] = {
+    "file": ("*/*",), "thumbnail": ("image/png",), "preview": ("image/webp", "image/jpeg"),
+    "metrics": ("text/plain",), "page": ("text/html",), "icon": ("image/svg+xml",),
+    "manifest": ("application/manifest+json",),
+}  # fmt: skip
+RANGED = {
+    "file",
+    "thumbnail",
+    "preview",
+    "Library",
+    "PublicFiles",
+}  # answers with an ETag, in parts
+CACHED = {*RANGED, "page", "Gallery"}
+SENT_TYPES = {
+    **BODY_TYPES, "file": "application/octet-stream", "tus": TUS_CONTENT, "draft": DRAFT_CONTENT,
+}  # fmt: skip
+ERRORS: Mapping[str, str] = {
+    "400": "The request is malformed, or a field of it is wrong.",
+    "401": "A credential is missing or wrong.",
+    "403": "The credential does not suffice.",
+    "404": "There is no such thing.",
+    "411": "The body's length is not declared.",
+    "412": "A precondition does not hold.",
+    "413": "The body is too large.",
+    "415": "A body of this type is not read here.",
+    "416": "There are no such bytes.",
+    "422": "A field does not parse.",
+    "429": "Too many requests, or failed logins; Retry-After says when to come back.",
+    "503": "Too much is going on, or a disk is away; Retry-After says when to come back.",
+    "507": "The disk is full.",
+    "default": "Anything else that is wrong.",
+}
+FAMILY_ERRORS: Mapping[tuple[str, str], tuple[str, ...]] = {  # their schemas
+    ("accounts", "400"): ("FieldErrors", "Error", "Refusal"),
+    ("entities", "422"): ("ValidationError",),
+    ("files", "400"): ("Error", "FieldErrors"),  # in its target's shape
+    ("files", "422"): ("ValidationError",),
+}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -13989,31 +15062,42 @@ def reference(kind: str, name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def parse_type(text: str) -> dict[str, Any]:
-    """Return the JSON schema of a type as OBJECTS spells it.
+def parse_type(text: str, name: str = "") -> dict[str, Any]:
+    """Return the JSON schema of a type, with the example for a property of this name.
 
-    >>> parse_type("integer?"), parse_type("Item[]")["items"]
-    ({'type': ['integer', 'null']}, {'$ref': '#/components/schemas/Item'})
+    >>> parse_type("boolean?"), parse_type("Item[]")["items"]
+    ({'type': ['boolean', 'null']}, {'$ref': '#/components/schemas/Item'})
     """
     if text.endswith("?"):
-        schema = parse_type(text[:-1])
-        return {**schema, "type": [schema["type"], "null"]}
+        return widen(parse_type(text[:-1], name), "null")
     if text.endswith("[]"):
         return {"type": "array", "items": parse_type(text[:-2])}
     if text.endswith("{}"):
         return {"type": "object", "additionalProperties": parse_type(text[:-2])}
-    if text == "object":
-        return {"type": "object"}
-    return dict(SCALARS[text]) if text in SCALARS else reference("schemas", text)
+    if text in OBJECTS:
+        return reference("schemas", text)
+    schema, example = dict(SCALARS[text]), EXAMPLES.get(name)
+    if schema["type"] == {str: "string", int: "integer"}.get(type(example)):
+        schema["examples"] = [example]
+    return schema
+
+
+def widen(schema: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return a schema that takes another type, too."""
+    before: list[str] = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    return {**schema, "type": [*before, kind]}
 
 
 def parse_object(text: str) -> dict[str, Any]:
     """Return the JSON schema of an object as OBJECTS spells it."""
     if text.endswith("{}"):
         return parse_type(text)
-    pairs = [word.partition(":") for word in text.split()]
-    properties = {name.rstrip("~"): parse_type(kind.rstrip("~")) for name, _, kind in pairs}
-    required = [name for name, _, kind in pairs if not (name + kind).endswith("~")]
+    properties, required = {}, []
+    for word in text.split():
+        name, _, kind = word.rstrip("~").partition(":")
+        properties[name] = parse_type(kind or "string", name)
+        if not word.endswith("~"):
+            required.append(name)
     return {"type": "object", "properties": properties, "required": required}
 
 
@@ -14021,109 +15105,151 @@ def example_of(schema: Mapping[str, Any]) -> Any:
     """Return a value that a schema of this document takes."""
     if "$ref" in schema:
         schema = parse_object(OBJECTS[schema["$ref"].rpartition("/")[2]])
-    if "examples" in schema:
-        return schema["examples"][0]
+    if "anyOf" in schema:
+        schema = schema["anyOf"][0]
+    for key in ("examples", "enum"):
+        if key in schema:
+            return schema[key][0]
+    if "default" in schema:
+        return schema["default"]
     if "properties" in schema:
         return {name: example_of(value) for name, value in schema["properties"].items()}
-    kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
-    if kind == "array":
+    if "additionalProperties" in schema:
+        return {"key": example_of(schema["additionalProperties"])}
+    if "items" in schema:
         return [example_of(schema["items"])]
-    if kind == "object":
-        return {"key": example_of(schema["additionalProperties"])} if len(schema) > 1 else {}
-    return {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}[kind]
+    kinds = schema.get("type", "object")
+    if "null" in kinds:
+        return None
+    values = {"string": "text", "integer": 1, "number": 1700000000.5, "boolean": False}
+    return values.get(kinds if isinstance(kinds, str) else kinds[0], {})
 
 
 def field_schema(item: Field, in_json: bool = False) -> dict[str, Any]:
     """Return the JSON schema of a declared field."""
-    schema = dict(SCALARS[item.type])
-    if in_json and item.nullable:
-        schema["type"] = [schema["type"], "null"]
+    schema = parse_type(item.type, "" if item.choices else item.name)
     bounds = {
         "default": item.default,
         "minimum": item.minimum,
         "maximum": item.maximum,
-        "minLength": item.shortest or None,
+        "minLength": item.shortest or int(item.blank == "refused") or None,
         "maxLength": item.longest,
         "enum": list(item.choices) or None,
         "description": item.help or None,
     }
-    return schema | {name: value for name, value in bounds.items() if value is not None}
+    schema |= {name: value for name, value in bounds.items() if value is not None}
+    if in_json and item.type == "text" and not item.choices:
+        schema = widen(schema, "number")
+    return widen(schema, "null") if in_json and item.nullable else schema
 
 
-def describe_parameters(item: Route) -> list[dict[str, Any]]:
-    """Return what a route reads from its path and its query."""
+def describe_parameters(item: Route) -> Iterator[dict[str, Any]]:
+    """Yield what a route reads from its path, its query and header fields of its own."""
     typed = {field.name: field for field in item.parameters}
-    names = re.findall(r"\{(\w+)[}:]", item.path)
-    found: list[dict[str, Any]] = []
-    for name in names:
-        about = {"name": name, "in": "path", "required": True}
-        plain = Field(name, name if name in SCALARS else "string")
-        found.append({**about, "schema": field_schema(typed.get(name, plain))})
-    for field in item.query:
-        about = {"name": field.name, "in": "query", "required": field.required}
-        found.append({**about, "schema": field_schema(field)})
-    return found
+    for name in re.findall(r"\{(\w+)[}:]", item.path):
+        field = typed.get(name) or Field(name, name if name in SCALARS else "string")
+        yield {"name": name, "in": "path", "required": True, "schema": field_schema(field)}
+    for place, fields in (("query", item.query), ("header", item.header_fields)):
+        for field in fields:
+            about = {"name": field.name, "in": place, "required": field.required}
+            yield {**about, "schema": field_schema(field)}
+
+
+def describe_form(spec: BodySpec, kind: str) -> dict[str, Any]:
+    """Return the schema of a body's fields in one of its media types."""
+    upload = spec.upload if kind == "multipart" else None
+    fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
+    required = [
+        field.name for field in spec.fields if field.required and not (field.or_upload and upload)
+    ]
+    if upload:
+        fields[upload.name] = SCALARS["file"]
+        required += [upload.name] if upload.required else []
+    if spec.list_field:
+        return fields[spec.list_field]
+    schema: dict[str, Any] = {"type": "object", "properties": fields, "required": required}
+    if spec.wrapper:
+        wrapped = {"type": "object", "properties": {spec.wrapper: schema}}
+        schema = {"anyOf": [{**wrapped, "required": [spec.wrapper]}, schema]}
+    return schema
 
 
 def describe_body(spec: BodySpec) -> dict[str, Any]:
     """Return the body of a route in each media type that it may have."""
     content: dict[str, Any] = {}
-    if spec.reader:
-        content["*/*"] = {"schema": dict(SCALARS["file"])}
     for kind in spec.kinds:
-        if kind == "file":
-            content["application/octet-stream"] = {"schema": dict(SCALARS["file"])}
-            continue
-        fields = {field.name: field_schema(field, kind == "json") for field in spec.fields}
-        required = [
-            field.name for field in spec.fields
-            if field.required and not (field.or_upload and kind == "multipart")
-        ]  # fmt: skip
-        if spec.upload and kind == "multipart":
-            fields[spec.upload.name] = dict(SCALARS["file"])
-            required += [spec.upload.name] if spec.upload.required else []
-        schema: dict[str, Any] = {"type": "object", "properties": fields}
-        if required:
-            schema["required"] = required
-        if spec.wrapper:
-            outer = {"type": "object", "properties": {spec.wrapper: schema}}
-            schema = {"anyOf": [{**outer, "required": [spec.wrapper]}, schema]}
-        if spec.list_field:
-            schema = fields[spec.list_field]
-        content[BODY_TYPES[kind]] = {"schema": schema}
-    needed = bool(spec.wrapper or spec.list_field or (spec.upload and spec.upload.required))
+        schema = describe_form(spec, kind) if kind in BODY_TYPES else SCALARS["file"]
+        content[SENT_TYPES[kind]] = {"schema": schema}
+        if kind == "json":
+            content[JSON_TYPE]["example"] = example_of(schema)
+    needs_field = any(field.required for field in spec.fields)
+    needs_upload = spec.upload is not None and spec.upload.required
+    needed = bool(needs_field or needs_upload or spec.wrapper)
     return {"required": needed, "content": content}
+
+
+def describe_content(kind: str) -> dict[str, Any]:
+    """Return an answer's content of one kind by media type."""
+    if kind in CONTENT_TYPES:
+        types = {"page": "string", "metrics": "string", "manifest": "object"}
+        schema = SCALARS[types.get(kind, "file")]
+        return {media_type: {"schema": schema} for media_type in CONTENT_TYPES[kind]}
+    schema = parse_type(kind)
+    return {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
 
 
 def describe_answers(item: Route) -> dict[str, Any]:
     """Return what a route answers, errors among it."""
     answers: dict[str, Any] = {}
+    kinds: set[str] = set()
     for status, words in item.answers.items():
-        about: dict[str, Any] = {"description": words}
+        names, _, said = words.partition(": ")
+        about: dict[str, Any] = {"description": said or _REASONS[status]}
         answers[str(status)] = about
-        if words in ANSWERS:
-            media_type, kind = ANSWERS[words]
-            schema = parse_type(kind)
-            content: dict[str, Any] = {"schema": schema}
-            if media_type == JSON_TYPE:
-                content["example"] = example_of(schema)
-            about["content"] = {media_type: content}
-            if words == "page or health":
-                about["content"]["text/html"] = {"schema": {"type": "string"}}
-            if words == "the file":
-                answers["206"] = {**about, "description": "the ranges asked for"}
-                answers["304"] = {"description": "it has not changed"}
-    answers["401"] = reference("responses", "Unauthorized")
+        for name in names.split(" or ") if names else ():
+            kinds.add(name)
+            about.setdefault("content", {}).update(describe_content(name))
+    if kinds & RANGED:
+        answers["206"] = reference("responses", "206")
+    if kinds & CACHED:
+        answers["304"] = reference("responses", "304")
+    for error in find_errors(item, bool(kinds & RANGED)):
+        special = f"{item.family}-{error}" if (item.family, error) in FAMILY_ERRORS else ""
+        answers.setdefault(error, reference("responses", special or error))
+    return answers
+
+
+def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
+    """Yield the statuses of the errors that a route's declaration lets happen."""
+    yield from ("400", "401", "503", "default")
     if item.access is not OPEN:
-        answers["403"] = reference("responses", "Forbidden")
+        yield "403"
     if "{" in item.path:
-        answers["404"] = reference("responses", "NotFound")
-    if item.body or item.query or item.parameters:
-        fields = "BadFields" if item.family == "accounts" else "BadRequest"
-        answers["400"] = reference("responses", fields)
-        if item.family == "entities":
-            answers["422"] = reference("responses", "Unprocessable")
-    answers["default"] = reference("responses", "Error")
+        yield "404"
+    if item.body:
+        yield from ("411", "413", "415", "429", "507")
+    if is_ranged:
+        yield from ("412", "416")
+    if (item.family, "422") in FAMILY_ERRORS:
+        yield "422"
+
+
+def describe_common() -> dict[str, Any]:
+    """Return the answers that routes have in common."""
+    shapes: list[tuple[str, str, tuple[str, ...]]]
+    shapes = [(status, status, ("Error",)) for status in ERRORS]
+    shapes += [
+        (f"{family}-{status}", status, names) for (family, status), names in FAMILY_ERRORS.items()
+    ]
+    answers: dict[str, Any] = {
+        "206": {"description": "The ranges asked for.", "content": describe_content("file")},
+        "304": {"description": "It has not changed."},
+    }
+    for key, status, names in shapes:
+        schemas = [reference("schemas", name) for name in names]
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
+        answers[key] = {"description": ERRORS[status], "content": content}
     return answers
 
 
@@ -14150,12 +15276,11 @@ def describe_route(item: Route, settings: Settings) -> dict[str, Any]:
         "tags": [item.family],
         "summary": item.summary,
         "description": f"Access: {item.access.value[0]}.",
-        "operationId": f"{item.method.lower()}_{item.handler.__name__}",
+        "operationId": item.name or item.handler.__name__,
         "security": describe_security(item, settings),
+        "parameters": list(describe_parameters(item)),
         "responses": describe_answers(item),
     }
-    if parameters := describe_parameters(item):
-        operation["parameters"] = parameters
     if item.body:
         operation["requestBody"] = describe_body(item.body)
     return operation
@@ -14169,6 +15294,7 @@ def merge_operations(first: dict[str, Any], second: dict[str, Any]) -> dict[str,
         "tags": [*first["tags"], *second["tags"]],
         "summary": f"{first['summary']}. Or: {second['summary']}",
         "description": f"{first['description']} Or: {second['description']}",
+        "operationId": second["operationId"],
         "security": [*security, *first["security"]],
     }
 
@@ -14182,7 +15308,7 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
         path = spelt.setdefault(re.sub(r"\{\w+\}", "{}", path), path)
         operation = describe_route(item, settings)
         names = re.findall(r"\{(\w+)\}", path)
-        for parameter, name in zip(operation.get("parameters", []), names, strict=False):
+        for parameter, name in zip(operation["parameters"], names, strict=False):
             parameter["name"] = name
         operations, method = paths.setdefault(path, {}), item.method.lower()
         if method in operations:
@@ -14191,17 +15317,8 @@ def describe_paths(settings: Settings) -> dict[str, Any]:
     return paths
 
 
-def error_answer(words: str, *names: str) -> dict[str, Any]:
-    schemas = [reference("schemas", name) for name in names]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    return {"description": words, "content": {JSON_TYPE: {"schema": schema}}}
-
-
 def openapi_json(request: Request) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of this server as the client reaches it."""
-    schemas: dict[str, Any] = {name: parse_object(text) for name, text in OBJECTS.items()}
-    texts = {"type": "array", "items": {"type": "string"}}
-    schemas["FieldErrors"] = {"type": "object", "additionalProperties": texts}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -14213,22 +15330,14 @@ def openapi_json(request: Request) -> dict[str, Any]:
         "tags": [{"name": name} for name in dict.fromkeys(item.family for item in ROUTES)],
         "paths": describe_paths(request.app.settings),
         "components": {
-            "schemas": schemas,
+            "schemas": {name: parse_object(text) for name, text in OBJECTS.items()},
             "securitySchemes": SECURITY_SCHEMES,
-            "responses": {
-                "Unauthorized": error_answer("a credential is missing or wrong", "Error"),
-                "Forbidden": error_answer("the credential does not suffice", "Error"),
-                "NotFound": error_answer("there is no such thing", "Error"),
-                "BadRequest": error_answer("a field does not parse", "Error"),
-                "BadFields": error_answer("a field is wrong", "FieldErrors", "Error", "Refusal"),
-                "Unprocessable": error_answer("a field does not parse", "ValidationError"),
-                "Error": error_answer("anything else that is wrong", "Error"),
-            },
+            "responses": describe_common(),
         },
     }
 
 
-@route("GET", "/openapi.json", OPEN, "system", {200: "the OpenAPI document"})
+@route("GET", "/openapi.json", OPEN, "system", {200: "object"})
 def get_openapi(app: App, request: Request) -> Response:
     """This interface as OpenAPI 3.1."""
     return json_response(openapi_json(request))
@@ -14248,10 +15357,12 @@ class Page(NamedTuple):
 
 
 def build_page(markup: str, style: str, script: str) -> Page:
-    """Put style and script into a page's markup, without indents and comments."""
-    names = {
-        name: re.sub(r"^ +|^ *//.*\n|^\n", "", text, flags=re.MULTILINE)
-        for name, text in (("style", style), ("script", script))
+    """Put style and script into a page's markup, without what only their readers need."""
+    lines = re.compile(r"^ +|^ *//.*\n|^\n|  //.*$", re.MULTILINE)
+    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}<>&|])\s*')
+    names = {  # every statement ends with a semicolon or a brace: none needs its line's end
+        "style": re.sub(r"(?<=[{};,:])[ \n]| (?=[{}])", "", lines.sub("", style)),
+        "script": texts_or_spaces.sub(r"\1\2", lines.sub("", script)),
     }
     digests = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -14278,7 +15389,7 @@ def page_response(request: Request, page: Page) -> Response:
         ("Content-Security-Policy", page.policy),
         ("ETag", page.etag),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Encoding"),
+        ("Vary", "Accept, Accept-Encoding, Accept-Language"),
     ]
     if not_modified(request.headers, page.etag, None):
         return Response(304, about)
@@ -14402,61 +15513,64 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
-// A field of a form for one parameter, or one property of a body.
-function field(name, schema, required) {
+// A field of a form for one value: `place` is path, query, header or body.
+function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
   const choices = schema.enum || (schema.type === "boolean" ? ["true", "false"] : null);
   const input = choices
     ? h("select", {}, h("option", {value: ""}, "–"), choices.map((c) => h("option", {}, c)))
     : h("input", {type: schema.format === "binary" ? "file" : "text"});
   input.name = name;
-  if (schema.default !== undefined) input.placeholder = String(schema.default);
+  input.dataset.place = place;
+  const sample = schema.default !== undefined ? schema.default : (schema.examples || [])[0];
+  if (sample !== undefined) input.placeholder = String(sample);
   return h("label", {}, `${name} · ${hints.filter(Boolean).join(", ")}`, input);
 }
 
-// The fields of a body: a form's, or one text for JSON.
+// The fields of a body: a form's, one text for JSON, or a file.
 function bodyFields(operation, form) {
   const content = operation.requestBody ? operation.requestBody.content : {};
-  const type = ["multipart/form-data", "application/json"].find((each) => content[each]);
+  const wanted = ["multipart/form-data", "application/json", ...Object.keys(content)];
+  const type = wanted.find((each) => content[each]);
   if (!type) return [];
   form.dataset.type = type;
-  const {schema} = content[type];
-  if (type === "application/json") {
-    const {properties = {}} = schema.anyOf ? schema.anyOf[1] : schema;
-    const draft = Object.fromEntries(Object.entries(properties).map(([name, each]) =>
-      [name, typeOf(each) === "boolean" ? false : typeOf(each) === "integer" ? null : ""]));
-    const text = JSON.stringify(schema.anyOf ? {body: draft} : draft, null, 2);
-    return [h("label", {}, "body, as JSON", h("textarea", {name: "body", value: text}))];
+  const {schema, example} = content[type];
+  if (example !== undefined) {
+    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    text.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", text)];
   }
-  return Object.entries(schema.properties).map(([name, each]) => {
-    const label = field(name, each, (schema.required || []).includes(name));
-    label.querySelector("[name]").dataset.part = "yes";
-    return label;
-  });
+  return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
+    field("body", name, each, (schema.required || []).includes(name)));
 }
 
 // What a filled form asks for: fetch's arguments, and the same as a curl command.
 function request(method, path, form) {
   const query = new URLSearchParams();
+  const {type} = form.dataset;
   const headers = TOKEN.value ? {Authorization: `Bearer ${TOKEN.value}`} : {};
-  const parts = form.dataset.type === "multipart/form-data" ? new FormData() : null;
+  const parts = type === "multipart/form-data" ? new FormData() : null;
   const words = ["curl", "-X", method];
   let body = parts || undefined;
   if (TOKEN.value) words.push("-H", "Authorization: Bearer TOKEN");
-  for (const input of form.querySelectorAll("[name]")) {
-    const {name, value} = input;
-    if (name === "body" && input.tagName === "TEXTAREA") {
-      headers["Content-Type"] = "application/json";
-      words.push("-H", "Content-Type: application/json", "-d", value);
-      body = value;
-    } else if (input.dataset.part && value) {
-      const file = input.files && input.files[0];
+  for (const {name, value, files, dataset: {place}} of form.querySelectorAll("[name]")) {
+    const file = files && files[0];
+    if (place === "path") {
+      path = path.replace(`{${name}}`, encodeURIComponent(value));
+    } else if (!value) {
+      continue;
+    } else if (place === "query") {
+      query.append(name, value);
+    } else if (place === "header") {
+      headers[name] = value;
+      words.push("-H", `${name}: ${value}`);
+    } else if (parts) {
       parts.append(name, file || value);
       words.push("-F", file ? `${name}=@${file.name}` : `${name}=${value}`);
-    } else if (path.includes(`{${name}}`)) {
-      path = path.replace(`{${name}}`, encodeURIComponent(value));
-    } else if (!input.dataset.part && value) {
-      query.append(name, value);
+    } else {
+      headers["Content-Type"] = type;
+      words.push("-H", `Content-Type: ${type}`, "--data-binary", file ? `@${file.name}` : value);
+      body = file || value;
     }
   }
   const url = ROOT + path + (query.size ? `?${query}` : "");
@@ -14502,7 +15616,7 @@ function drawOperation(api, path, method, operation) {
   const out = h("div", {role: "status"});
   const curl = h("pre");
   const parameters = (operation.parameters || []).map((each) =>
-    field(each.name, each.schema, each.required));
+    field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
   const current = () => request(method, path, form);
   const update = () => { curl.textContent = current().curl; };
@@ -14556,14 +15670,18 @@ def get_docs(app: App, request: Request) -> Response:
 
 MIN_RATIO, MAX_RATIO = 40, 300  # of width to height, in hundredths: panoramas are cut
 MAX_SEARCH = 200  # characters
+MAX_CAMERAS = 100  # to choose from, the most used ones
 GALLERY_QUERY = (
     Field("group", help="a key of `groups`: the answer is its items"),
     Field("q", longest=MAX_SEARCH, help="words of path or camera"),
     Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
+    Field("camera", blank="not sent", help="one of `cameras`"),
     Field("folder", help="a folder's path"),
     Field("below", "boolean", default=True, help="what is in the folders below it, too"),
     Field("order", choices=("date", "name"), default="date", blank="not sent"),
-)
+    Field("album", blank="not sent", help="instead of the library: the id of a collection of"
+          " mine or of entities, or `all`, `mine`, `entities` or `trash`"),
+)  # fmt: skip
 
 
 def measure(item: Shown) -> tuple[int | None, int | None, int]:
@@ -14575,15 +15693,20 @@ def measure(item: Shown) -> tuple[int | None, int | None, int]:
     return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
 
 
+def camera_of(item: Shown) -> str | None:
+    """Return the camera's make, unless its model begins with it, and model."""
+    model = item.model or ""
+    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
+    return f"{make or ''} {model}".strip() or None
+
+
 def shown_json(item: Shown) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
     width, height, ratio = measure(item)
-    model = item.model or ""
-    make = "" if model.startswith((item.make or "").split(" ")[0]) else item.make
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
         int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        f"{make or ''} {model}".strip() or None, item.latitude, item.longitude,
+        camera_of(item), item.latitude, item.longitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -14598,60 +15721,110 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
     return all(word in text for word in words)
 
 
-def choose_items(app: App, query: Mapping[str, Any]) -> Iterator[tuple[str, Shown]]:
-    """The items of a choice, each with its group's key."""
-    words = query.get("q", "").casefold().split()
-    kind = query.get("kind")
-    items: Iterable[Shown] = app.index.files.shown(query.get("folder", ""), query["below"])
-    items = (item for item in items if kind in {None, item.kind} and matches_search(item, words))
-    if query["order"] == "date":
+def choose_items(
+    items: Iterable[Shown], query: Mapping[str, Any], cameras: Counter[str | None]
+) -> Iterator[Shown]:
+    """Yield what a query asks for; count the cameras, of which one may be asked for."""
+    words, kind, wanted = (query.get(name) for name in ("q", "kind", "camera"))
+    words = (words or "").casefold().split()
+    for item in items:
+        if kind in {None, item.kind} and matches_search(item, words):
+            camera = camera_of(item)
+            cameras[camera] += 1
+            if wanted in {None, camera}:
+                yield item
+
+
+def group_items(items: Iterable[Shown], order: str) -> Iterator[tuple[str, Shown]]:
+    """Yield the items in order, each with its group's key: the month, or the folder."""
+    if order == "date":
         return ((item.taken[:7] if item.taken else "1970-01", item) for item in items)
     named = ((posixpath.split(item.path.decode("utf-8", "replace")), item) for item in items)
     ordered = sorted(named, key=lambda pair: [part.casefold() for part in pair[0]])
     return ((folder, item) for (folder, _), item in ordered)
 
 
-def make_catalogue(app: App, query: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the items' JSON of each group, and what tells of all: groups and folders."""
+def make_catalogue(
+    items: Iterable[Shown], query: Mapping[str, Any]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the JSON of each group of items, and what tells of all of them."""
     groups: dict[str, bytes] = {}
     about: list[list[Any]] = []
-    folders: dict[str, int] = {}
-    for key, pairs in itertools.groupby(choose_items(app, query), key=lambda pair: pair[0]):
-        items = [shown_json(item) for _, item in pairs]
-        data = to_json({"items": items}).encode("utf-8", "replace")
+    folders, cameras = Counter[str](), Counter[str | None]()
+    chosen = group_items(choose_items(items, query, cameras), query["order"])
+    for key, pairs in itertools.groupby(chosen, key=lambda pair: pair[0]):
+        values = [shown_json(item) for _, item in pairs]
+        data = to_json({"items": values}).encode("utf-8", "replace")
         groups[key] = gzip_bytes(data)
         tag = hashlib.sha256(data).hexdigest()[:16]
-        about.append([key, len(items), sum(item[3] for item in items), tag])
-        for item in items:
-            folder = item[1].rpartition("/")[0]
-            folders[folder] = folders.get(folder, 0) + 1
-    return groups, {"groups": about, "folders": sorted(folders.items())}
+        about.append([key, len(values), sum(item[3] for item in values), tag])
+        folders.update(item[1].rpartition("/")[0] for item in values)
+    named = sorted(name for name, _ in cameras.most_common(MAX_CAMERAS) if name)
+    return groups, {"groups": about, "folders": sorted(folders.items()), "cameras": named}
+
+
+def open_album(
+    app: App, request: Request, key: str
+) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
+    """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
+    albums, user_id = app.index.albums, request.principal.user_id
+    may_write = allows(WRITE, request.principal, True)
+    if key == "all":
+        mine = [] if user_id is None else albums.of_user(user_id)
+        outside = albums.outside(user_id, may_write)
+        return (), [*mine, *albums.of_entities(None), *outside], []
+    if key == "trash":
+        return albums.trash(user_id, may_write), [], []
+    if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
+        above = id = None if key == "entities" else int(key)
+        path: list[list[str]] = []
+        while above is not None:
+            entity = find_entity(app, above)
+            path.insert(0, [str(above), entity.label or f"#{above}"])
+            above = entity.parent_id
+        return albums.entities(id), albums.of_entities(id), path
+    require(USER, request.principal, True)
+    if key == "mine":
+        return albums.records(caller(request)), [], []
+    collection = find_collection(app, request, key)
+    about = [[collection.id, collection.name]]
+    return albums.records(caller(request), collection.id), [], about
 
 
 @route("GET", "/gallery/items", READ, "system",
-       {200: "groups, folders, or items"}, query=GALLERY_QUERY)  # fmt: skip
+       {200: "Gallery", 404: "Error: There is no such group, or album."},
+       query=GALLERY_QUERY)  # fmt: skip
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
-    group = query.pop("group", None)
-    key = tuple(sorted(query.items()))
-    found = app.catalogues.get(app.index, key, functools.partial(make_catalogue, app, query))
+    group, album = query.pop("group", None), query.pop("album", None)
+    if album is None:
+        library = app.index.files.shown(query["folder"], query["below"])
+        key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
+        _, _, groups, summary = app.catalogues.get(app.index, key, make)
+    else:  # a few items, and nobody knows when they change
+        items, albums, path = open_album(app, request, album)
+        groups, summary = make_catalogue(items, query)
+        summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **found.summary}))
-    if group not in found.groups:
+        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+    if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(found.groups[group], 31).decode())
+    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
-    scan = app.scanner.progress.get()
+    scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
     return {
-        "name": printable(app.settings.storage_dir.name) or "mediaserver",
+        "name": printable(settings.storage_dir.name) or "mediaserver",
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
-        "can_upload": allows(UPLOAD, request.principal, True),
-        "max_upload_bytes": app.settings.max_upload_bytes,
+        "can_upload": allows(UPLOAD, principal, True),
+        "can_write": allows(WRITE, principal, True),
+        "has_account": principal.user_id is not None,
+        "max_upload_bytes": settings.max_upload_bytes,
+        "max_media_bytes": settings.max_media_bytes,
     }
 
 
@@ -14666,6 +15839,112 @@ def tagged_json(request: Request, text: str) -> Response:
 
 
 # -- The gallery: its page -----------------------------------------------------------------
+# A page for each language; `#` in a text stands for a number or a name. Another language is one
+# more table.
+
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "search": "Search names, folders, cameras", "kind": "What to show", "all": "Everything",
+        "image": "Photos", "video": "Videos", "audio": "Recordings", "month": "Month",
+        "months": "Months", "cameras": "Cameras", "albums": "Albums",
+        "mine": "My uploads", "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
+        "albumName": "Name of the album", "addTo": "Add to album", "added": "Added to #.",
+        "takeOut": "Remove from album", "takenOut": "Removed from the album: #.",
+        "rename": "Rename", "removeAlbum": "Delete album",
+        "sureAlbum": "Delete the album #? Its pictures stay.", "restore": "Restore",
+        "restored": "Restored: #.", "emptyTrash": "Empty trash",
+        "sureEmpty": "Delete everything in the trash for good?", "version": "Version #",
+        "nothingIn": "Nothing in here",
+        "nothingInHow": "Select pictures and add them to an album, or upload some while you "
+          "look at it.",
+        "folders": "Folders", "everything": "All folders", "below": "with folders below",
+        "byName": "by name", "byDate": "by date", "upload": "Upload", "signIn": "Sign in",
+        "signOut": "Sign out", "docs": "For developers: the interface", "selection": "Selection",
+        "uploads": "Uploads", "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close",
+        "previous": "Previous", "next": "Next", "info": "Details", "download": "Download",
+        "copy": "Copy link", "remove": "Delete", "play": "Slideshow", "full": "Full screen",
+        "pick": "Select", "picked": "# selected", "clear": "Clear selection",
+        "nothing": "No pictures here yet",
+        "nothingHow": "Drop pictures on this page or press Upload. Files that you copy into the "
+          "folder appear after its next scan.",
+        "none": "Nothing matches", "noneHow": "Try other words, or look at everything.",
+        "showAll": "Show everything", "locked": "These pictures are private",
+        "lockedHow": "Sign in to see them.",
+        "offline": "The server cannot be reached. Trying again…",
+        "degraded": "The picture folder, or a disk of it, is not there at the moment.",
+        "scanning": "Looking through the folder: # files so far.",
+        "gone": "This is not here any more.", "copied": "The link is copied.",
+        "link": "The link:", "sure": "Delete # for good?", "deleted": "Deleted: #.",
+        "denied": "This account may not do that. The owner can allow it.",
+        "name": "User name or e-mail", "password": "Password",
+        "key": "Or the owner's key, or a token", "useKey": "Use a key instead",
+        "stay": "Stay signed in here", "cancel": "Cancel", "wrong": "That did not work.",
+        "taken": "Taken", "camera": "Camera", "size": "Size", "length": "Length", "file": "File",
+        "folder": "Folder", "place": "Place", "map": "on a map", "waiting": "waiting",
+        "sending": "sending", "stored": "stored", "known": "already there",
+        "failed": "not uploaded", "retry": "Try again", "pause": "Pause", "resume": "Go on",
+        "tooLarge": "Larger than the # that this server takes.",
+        "wrongType": "Only photos, videos and recordings can be uploaded.",
+        "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
+        "progress": "# done", "zipping": "Collecting: #",
+        "zipLarge": "This is too much for one zip file.",
+    },
+    "de": {
+        "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
+        "image": "Fotos", "video": "Videos", "audio": "Aufnahmen", "month": "Monat",
+        "months": "Monate", "cameras": "Kameras", "albums": "Alben",
+        "mine": "Meine Uploads", "entities": "Archiv", "trash": "Papierkorb",
+        "newAlbum": "Neues Album", "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
+        "added": "Hinzugefügt zu #.", "takeOut": "Aus dem Album nehmen",
+        "takenOut": "Aus dem Album genommen: #.", "rename": "Umbenennen",
+        "removeAlbum": "Album löschen", "sureAlbum": "Das Album # löschen? Seine Bilder bleiben.",
+        "restore": "Wiederherstellen", "restored": "Wiederhergestellt: #.",
+        "emptyTrash": "Papierkorb leeren", "sureEmpty": "Alles im Papierkorb endgültig löschen?",
+        "version": "Version #", "nothingIn": "Hier ist noch nichts",
+        "nothingInHow": "Wählen Sie Bilder aus und fügen Sie sie einem Album hinzu, oder laden "
+          "Sie welche hoch, während Sie es ansehen.",
+        "folders": "Ordner", "everything": "Alle Ordner", "below": "mit Unterordnern",
+        "byName": "nach Name", "byDate": "nach Datum", "upload": "Hochladen",
+        "signIn": "Anmelden", "signOut": "Abmelden", "docs": "Für Entwickler: die Schnittstelle",
+        "selection": "Auswahl", "uploads": "Hochgeladenes", "viewer": "Ansicht",
+        "dropHere": "Zum Hochladen loslassen", "close": "Schließen", "previous": "Zurück",
+        "next": "Weiter", "info": "Angaben", "download": "Herunterladen", "copy": "Link kopieren",
+        "remove": "Löschen", "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen",
+        "picked": "# ausgewählt", "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
+        "nothingHow": "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, "
+          "die Sie in den Ordner kopieren, erscheinen nach der nächsten Suche.",
+        "none": "Nichts gefunden",
+        "noneHow": "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
+        "showAll": "Alles zeigen", "locked": "Diese Bilder sind privat",
+        "lockedHow": "Melden Sie sich an, um sie zu sehen.",
+        "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
+        "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
+        "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
+        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.",
+        "link": "Der Link:", "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
+        "denied": "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
+        "name": "Benutzername oder E-Mail", "password": "Passwort",
+        "key": "Oder der Schlüssel des Eigentümers, oder ein Token",
+        "useKey": "Mit Schlüssel anmelden", "stay": "Hier angemeldet bleiben",
+        "cancel": "Abbrechen", "wrong": "Das hat nicht geklappt.", "taken": "Aufgenommen",
+        "camera": "Kamera", "size": "Größe", "length": "Länge", "file": "Datei",
+        "folder": "Ordner", "place": "Ort", "map": "auf einer Karte", "waiting": "wartet",
+        "sending": "wird gesendet", "stored": "gespeichert", "known": "schon da",
+        "failed": "nicht hochgeladen", "retry": "Noch einmal", "pause": "Pause",
+        "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
+        "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
+        "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
+        "progress": "# fertig", "zipping": "Wird gesammelt: #",
+        "zipLarge": "Das ist zu viel für eine Zip-Datei.",
+    },
+}  # fmt: skip
+
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 512 512">
+<path fill="#0b6b62" d="M0 0h512v512H0z"/><circle cx="340" cy="178" r="46" fill="#ffe3a3"/>
+<path fill="#6fd0c2" d="M78 376 208 186l132 190z"/>
+<path fill="#d3f5ee" d="M236 376l98-130 100 130z"/>
+</svg>
+"""
 
 GALLERY_MARKUP = """<!doctype html>
 <html lang="en">
@@ -14676,24 +15955,28 @@ GALLERY_MARKUP = """<!doctype html>
 <meta name="theme-color" media="(prefers-color-scheme: light)" content="#faf9f7">
 <meta name="theme-color" media="(prefers-color-scheme: dark)" content="#131312">
 <title>mediaserver</title>
-<link rel="icon" href="data:,">
 <style></style>
 </head>
 <body>
 <header id="bar">
-  <h1><a id="home" href="gallery">mediaserver</a></h1>
+  <h1><a id="home" href="gallery"><span id="name">mediaserver</span></a></h1>
   <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
     data-label="search" maxlength="200" autocomplete="off"></form>
-  <select id="kind" data-label="kind"></select>
-  <select id="jump" data-label="jump"></select>
-  <button type="button" id="folders" class="plain" data-icon="folder" data-t="folders"
-    aria-expanded="false"></button>
-  <button type="button" id="account" class="plain" data-icon="person" data-label="signIn"></button>
+  <div id="filters">
+    <select id="kind" data-label="kind"></select>
+    <select id="month" data-label="month"></select>
+    <select id="camera" data-label="camera"></select>
+  </div>
+  <button type="button" id="folders" data-icon="folder" data-t="folders" aria-expanded="false">
+  </button>
+  <button type="button" id="albums" data-icon="albums" data-t="albums"></button>
+  <button type="button" id="account" data-icon="person" data-label="signIn"></button>
   <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
 <p id="notice" role="status" hidden></p>
 <main id="stage">
+  <div id="cards" hidden></div>
   <div id="grid"></div>
   <div id="empty" hidden></div>
 </main>
@@ -14703,7 +15986,7 @@ GALLERY_MARKUP = """<!doctype html>
 <section id="uploads" data-label="uploads" hidden></section>
 <dialog id="viewer" data-label="viewer"></dialog>
 <dialog id="login" aria-labelledby="login-title"></dialog>
-<input id="files" type="file" multiple hidden accept="image/*">
+<input id="files" type="file" multiple hidden accept="image/*,video/*,audio/*,.heic,.heif">
 <div id="drop" hidden data-t="dropHere"></div>
 <noscript>This page needs JavaScript. Without it, the pictures are listed at /list.</noscript>
 <script></script>
@@ -14725,7 +16008,11 @@ input, select {
   background: var(--tile); color: inherit;
 }
 #search input { width: min(26rem, 100%) }
-select { max-width: 9.5rem; text-overflow: ellipsis; cursor: pointer }
+select { max-width: 8.4rem; text-overflow: ellipsis; cursor: pointer }
+#filters { display: flex; gap: .35rem }
+#home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
+#home img { width: 2rem; border-radius: .6rem }
+#name { overflow: hidden; text-overflow: ellipsis }
 button, .button {
   display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
   min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
@@ -14745,6 +16032,8 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
   background: var(--tile); color: inherit; text-decoration: none; font-size: .9rem;
 }
 #places a:hover { background: var(--line) }
+#places button { min-height: 0; padding: .3rem .8rem; font-size: .9rem; color: var(--soft) }
+#places svg { width: 1rem }
 #places .here { background: none; color: var(--soft); padding: .3rem .2rem }
 #places small { color: var(--soft) }
 #notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
@@ -14752,9 +16041,25 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 #notice.bad { background: var(--bad); color: var(--on-bad) }
 
 #stage { padding: 0 1rem; min-height: 70vh }
+#cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
+#cards { padding: .25rem 0 1.25rem }
+#cards > * {
+  display: grid; grid-template-rows: auto auto; align-content: start; justify-content: stretch;
+  gap: .1rem; padding: 0; color: inherit; text-decoration: none; text-align: start;
+  border-radius: .9rem; font-weight: 400; background: none;
+}
+#cards img, #cards svg {
+  width: 100%; height: auto; aspect-ratio: 1; object-fit: cover; border-radius: .9rem;
+  background: var(--tile); color: var(--soft); transition: filter .2s;
+}
+#cards svg { padding: 33%; stroke-width: 1.4 }
+#cards :hover > img, #cards :hover > svg { filter: brightness(1.06) saturate(1.15) }
+#cards b { font-weight: 600; margin-top: .45rem; overflow: hidden; text-overflow: ellipsis }
+#cards b { white-space: nowrap }
+#cards small { color: var(--soft) }
 #grid { position: relative; overflow: clip }
 #grid h2 {
-  position: absolute; inset-inline: 0; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
+  position: absolute; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
   font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis;
 }
@@ -14846,6 +16151,8 @@ dialog { border: 0; color: inherit }
 #login input { border-radius: .7rem; color: var(--ink); padding: .55rem .8rem }
 #login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
 #login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
+#login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
+#login .list button { justify-content: start; border-radius: .7rem }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
@@ -14876,12 +16183,22 @@ dialog { border: 0; color: inherit }
 #facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
 #facts dd { margin: 0; overflow-wrap: anywhere }
 #facts a { color: #6fd0c2 }
+#facts p button { display: grid; justify-content: start; justify-items: start; gap: 0 }
+#facts p button { width: calc(100% + 1.4rem); margin: 0 -.7rem; border-radius: .6rem }
+#facts small { color: #a5a19a; font-weight: 400 }
 
+@media (max-width: 70rem) {
+  #bar { flex-wrap: wrap; gap: .4rem }
+  h1 { flex: 1 0 calc(100% - 32rem) }
+  #search { order: 5; flex: 1 0 35% }
+  #search input { width: 100% }
+  #filters { order: 6; max-width: 62%; overflow-x: auto; scrollbar-width: none }
+}
 @media (max-width: 46rem) {
-  #bar { flex-wrap: wrap; padding: .5rem .75rem; gap: .35rem }
-  h1 { flex: 1 0 calc(100% - 10rem); overflow: hidden; text-overflow: ellipsis }
-  #search { order: 5; flex: 1 0 40%; }
-  select { order: 6; max-width: 6.5rem; padding: .45rem .6rem }
+  #bar { padding: .5rem .75rem }
+  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
+  select { max-width: 7rem; padding: .45rem .6rem; flex: none }
+  #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
   #bar button span { display: none }
   #stage { padding: 0 .5rem }
@@ -14899,82 +16216,10 @@ dialog { border: 0; color: inherit }
 
 GALLERY_SCRIPT = r"""
 // -- Words -------------------------------------------------------------------------------
-// One table for each language; `#` stands for a number or a name.
+// The texts of the page's language come before; `#` stands for a number or a name.
 
-const TEXTS = {
-  en: {
-    search: "Search names, folders, cameras", kind: "What to show", all: "Everything",
-    image: "Photos", video: "Videos", audio: "Sound", jump: "Go to a month", months: "Month",
-    folders: "Folders", everything: "All folders", below: "with folders below",
-    byName: "by name", byDate: "by date", upload: "Upload", signIn: "Sign in", signOut: "Sign out",
-    docs: "For developers: the interface", selection: "Selection", uploads: "Uploads",
-    viewer: "Viewer", dropHere: "Drop to upload", close: "Close", previous: "Previous",
-    next: "Next", info: "Details", download: "Download", copy: "Copy link", remove: "Delete",
-    play: "Slideshow", full: "Full screen", photo: "Photo", film: "Video",
-    sound: "Sound recording", pick: "Select", picked: "# selected", clear: "Clear selection",
-    nothing: "No pictures here yet",
-    nothingHow: "Drop pictures on this page or press Upload. Files that you copy into the folder"
-      + " appear after its next scan.",
-    none: "Nothing matches", noneHow: "Try other words, or look at everything.",
-    showAll: "Show everything", locked: "These pictures are private",
-    lockedHow: "Sign in to see them.", offline: "The server cannot be reached. Trying again…",
-    degraded: "The picture folder, or a disk of it, is not there at the moment.",
-    scanning: "Looking through the folder: # files so far.", gone: "This is not here any more.",
-    copied: "The link is copied.", link: "The link:", sure: "Delete # for good?",
-    deleted: "Deleted: #.", denied: "This account may not do that. The owner can allow it.",
-    loginTitle: "Sign in", name: "User name or e-mail", password: "Password",
-    key: "Or the owner's key, or a token", useKey: "Use a key instead",
-    stay: "Stay signed in here", cancel: "Cancel", wrong: "That did not work.", taken: "Taken",
-    camera: "Camera", size: "Size",
-    length: "Length", file: "File", folder: "Folder", place: "Place", map: "on a map",
-    waiting: "waiting", sending: "sending", stored: "stored", known: "already there",
-    failed: "not uploaded", retry: "Try again", pause: "Pause", resume: "Go on",
-    tooLarge: "Larger than the # that this server takes.",
-    wrongType: "Only JPEG, PNG, GIF, WebP, BMP and SVG pictures can be uploaded here.",
-    lost: "The connection was lost.", noRoom: "The server's disk is full.",
-    progress: "# done", zipping: "Collecting: #", zipLarge: "This is too much for one zip file.",
-  },
-  de: {
-    search: "Namen, Ordner, Kameras suchen", kind: "Was gezeigt wird", all: "Alles",
-    image: "Fotos", video: "Videos", audio: "Ton", jump: "Zu einem Monat", months: "Monat",
-    folders: "Ordner", everything: "Alle Ordner", below: "mit Unterordnern",
-    byName: "nach Name", byDate: "nach Datum", upload: "Hochladen", signIn: "Anmelden",
-    signOut: "Abmelden", docs: "Für Entwickler: die Schnittstelle", selection: "Auswahl",
-    uploads: "Hochgeladenes", viewer: "Ansicht", dropHere: "Zum Hochladen loslassen",
-    close: "Schließen", previous: "Zurück", next: "Weiter", info: "Angaben",
-    download: "Herunterladen", copy: "Link kopieren", remove: "Löschen", play: "Diaschau",
-    full: "Vollbild", photo: "Foto", film: "Video", sound: "Tonaufnahme",
-    pick: "Auswählen", picked: "# ausgewählt", clear: "Auswahl aufheben",
-    nothing: "Noch keine Bilder",
-    nothingHow: "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, die Sie"
-      + " in den Ordner kopieren, erscheinen nach der nächsten Suche.",
-    none: "Nichts gefunden", noneHow: "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
-    showAll: "Alles zeigen", locked: "Diese Bilder sind privat",
-    lockedHow: "Melden Sie sich an, um sie zu sehen.",
-    offline: "Der Server ist nicht erreichbar. Neuer Versuch…",
-    degraded: "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
-    scanning: "Der Ordner wird durchgesehen: bisher # Dateien.", gone: "Das ist nicht mehr hier.",
-    copied: "Der Link ist kopiert.", link: "Der Link:", sure: "# endgültig löschen?",
-    deleted: "Gelöscht: #.",
-    denied: "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
-    loginTitle: "Anmelden", name: "Benutzername oder E-Mail", password: "Passwort",
-    key: "Oder der Schlüssel des Eigentümers, oder ein Token", useKey: "Mit Schlüssel anmelden",
-    stay: "Hier angemeldet bleiben", cancel: "Abbrechen", wrong: "Das hat nicht geklappt.",
-    taken: "Aufgenommen", camera: "Kamera", size: "Größe", length: "Länge", file: "Datei",
-    folder: "Ordner", place: "Ort", map: "auf einer Karte", waiting: "wartet",
-    sending: "wird gesendet", stored: "gespeichert", known: "schon da",
-    failed: "nicht hochgeladen", retry: "Noch einmal", pause: "Pause", resume: "Weiter",
-    tooLarge: "Größer als die #, die dieser Server annimmt.",
-    wrongType: "Nur JPEG, PNG, GIF, WebP, BMP und SVG lassen sich hier hochladen.",
-    lost: "Die Verbindung ist abgebrochen.", noRoom: "Die Platte des Servers ist voll.",
-    progress: "# fertig", zipping: "Wird gesammelt: #",
-    zipLarge: "Das ist zu viel für eine Zip-Datei.",
-  },
-};
-const LANGUAGE = navigator.languages.map((each) => each.slice(0, 2)).find((each) => TEXTS[each])
-  || "en";
-const t = (key, value = "") => TEXTS[LANGUAGE][key].replace("#", () => value);
-document.documentElement.lang = LANGUAGE;
+const LANGUAGE = document.documentElement.lang;
+const t = (key, value = "") => TEXTS[key].replace("#", () => value);
 
 // Times are the camera's wall clock, as seconds: what UTC shows is what the clock showed.
 const format = (options) => new Intl.DateTimeFormat(LANGUAGE, {timeZone: "UTC", ...options});
@@ -14999,6 +16244,8 @@ function clock(seconds) {
 // -- Pieces of the page ------------------------------------------------------------------
 
 const PATHS = {
+  albums: "M8 4h12v12H8zM16 19H5V8M8.5 15l3.5-4 2.5 2.5 2-2L20 15",
+  plus: "M12 5v14M5 12h14", undo: "M8 5 4 9l4 4M4.5 9H14a5.5 5.5 0 0 1 0 11h-4",
   folder: "M3 7a2 2 0 0 1 2-2h4l2 2.5h8a2 2 0 0 1 2 2V17a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2z",
   person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8zM4.5 20c1-3.6 4-5 7.5-5s6.5 1.4 7.5 5",
   up: "M12 16V5M7.5 9.5 12 5l4.5 4.5M5 19h14", down: "M12 5v11M7.5 11.5 12 16l4.5-4.5M5 19h14",
@@ -15138,29 +16385,35 @@ async function signOut() {
   start();
 }
 
+// Ask something in the dialog; `send` returns what is wrong.
+function showForm(title, fields, action, send) {
+  const error = h("p", {className: "error", role: "alert"});
+  const form = h("form", {}, h("h2", {id: "login-title"}, t(title)), fields, error,
+    h("div", {className: "row"},
+      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
+      h("button", {className: "main"}, t(action))));
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    error.textContent = await send(form.elements);
+    if (!error.textContent) $("login").close();
+  };
+  $("login").replaceChildren(form);
+  if (!$("login").open) $("login").showModal();
+}
+
 function signIn(then = start) {
   const field = (name, type, complete) => h("label", {}, t(name),
     h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
-  const error = h("p", {className: "error", role: "alert"});
-  const stay = h("input", {type: "checkbox", name: "stay"});
-  const form = h("form", {}, h("h2", {id: "login-title"}, t("loginTitle")),
+  const fields = [
     field("name", "text", "username"), field("password", "password", "current-password"),
     h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
-    h("label", {}, stay, " ", t("stay")), error,
-    h("div", {className: "row"},
-      h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
-      h("button", {className: "main"}, t("signIn"))));
-  form.onsubmit = async (event) => {
-    event.preventDefault();
-    const {name, password, key} = form.elements;
+    h("label", {}, h("input", {type: "checkbox", name: "stay"}), " ", t("stay")),
+  ];
+  showForm("signIn", fields, "signIn", async ({name, password, key, stay}) => {
     const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
-    error.textContent = said;
-    if (error.textContent) return;
-    $("login").close();
-    then();
-  };
-  $("login").replaceChildren(form);
-  $("login").showModal();
+    if (!said) then();
+    return said;
+  });
 }
 
 // Sign in; return what is wrong.
@@ -15182,9 +16435,10 @@ async function enter(name, password, key, stay) {
 $("account").onclick = () => session.access ? signOut() : signIn();
 
 // -- What is shown: the page's address ---------------------------------------------------
-// q, kind, folder, below and order choose; group and item open one in the viewer.
+// These choose; group and item open one in the viewer.
 
-const CHOICES = ["q", "kind", "folder", "below", "order"];
+const CHOICES = ["q", "kind", "month", "camera", "folder", "below", "order", "album"];
+const NOTHING = Object.fromEntries(CHOICES.map((name) => [name, ""]));
 let query = new URLSearchParams();  // of those
 
 function readAddress() {
@@ -15226,19 +16480,36 @@ function choice(changes, properties, ...children) {
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
-const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE]
-  = Array(12).keys();
-const GAP = 4, HEAD = 54, AHEAD = 900;
+const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
+  ID] = Array(13).keys();
+const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 let groups = [], list = {}, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
 const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
 const extensionOf = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();
-const original = (item) => `${ROOT}/image/${item[SHA]}`;
-const preview = (item, size) => `${ROOT}/preview/${item[SHA]}?size=${size}`;
+const keyOf = (item) => item[ID] || item[SHA];  // an album may have a picture twice
+const isEntity = (item) => /^\d+$/.test(item[ID]);
+const record = (item) => `/api/media/media/${item[ID]}/`;
+const previewOf = (sha, size) => `${ROOT}/preview/${sha}?size=${size}`;
+const preview = (item, size) => previewOf(item[SHA], size);
+
+function originalPath(item) {
+  if (isEntity(item)) return `/entity/${item[ID]}/file`;
+  return item[ID] ? `${record(item)}file/` : `/image/${item[SHA]}`;
+}
+
+const original = (item) => ROOT + originalPath(item);
+
+// What is looked at: the library (""), a user's collection, a collection of entities, or the
+// server's words for the rest.
+const album = () => query.get("album") || "";
+const isCollection = () => album().includes("-");
+const isTree = () => /^(entities|\d+)$/.test(album());
 
 function itemsPath(more = {}) {
   const asked = new URLSearchParams(query);
+  asked.delete("month");  // of the groups that have come
   for (const [name, value] of Object.entries(more)) asked.set(name, value);
   return `/gallery/items${asked.size ? `?${asked}` : ""}`;
 }
@@ -15285,7 +16556,9 @@ async function start(again = false) {
 function takeList(value, again) {
   const before = new Map(again ? groups.map((group) => [group.key, group]) : []);
   list = value;
-  groups = value.groups.map(([key, count, ratio, tag]) => {
+  const month = byName() ? null : query.get("month");
+  const chosen = value.groups.filter(([key]) => !month || key === month);
+  groups = chosen.map(([key, count, ratio, tag]) => {
     const known = before.get(key);
     if (known?.tag === tag) return known;
     return {key, count, ratio: ratio / 100, tag, items: known?.items, fresh: false, asked: null};
@@ -15296,9 +16569,11 @@ function takeList(value, again) {
   if (!again) window.scrollTo(0, history.state?.top || 0);
 }
 
-function titleOf(group) {
-  if (query.get("order") === "name") return group.key || list.name;
-  const title = MONTH.format(new Date(`${group.key}-01T00:00:00Z`));
+const byName = () => query.get("order") === "name";
+
+function titleOf(key) {
+  if (byName()) return key || placeName();
+  const title = MONTH.format(new Date(`${key}-01T00:00:00Z`));
   return title[0].toUpperCase() + title.slice(1);
 }
 
@@ -15309,6 +16584,7 @@ async function load(group) {
       if (!answer.ok) throw new TypeError(answer.status);
       group.items = (await answer.json()).items;
       group.count = group.items.length;
+      group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
       settle(group);
     }).catch(() => setTimeout(() => { group.asked = null; draw(); }, 3000));
@@ -15322,10 +16598,13 @@ async function load(group) {
 let width = 0, total = 0;
 const target = () => Math.max(110, Math.min(230, width / (width < 700 ? 3.2 : 5.2)));
 
-// Rows of a group as [first item, its number of items, top, height] and its height.
+// Rows of a group as [first item, its number of items, top, height], its height, and its width:
+// what fits into one row may have others beside it.
 function arrange(group) {
   const goal = target();
+  const natural = group.ratio * goal + GAP * (group.count - 1);
   group.rows = [];
+  group.width = natural < width ? Math.min(width, Math.max(natural, NARROWEST)) : width;
   if (!group.items) {
     group.height = HEAD + Math.max(1, Math.round(group.ratio * goal / width)) * (goal + GAP);
     return;
@@ -15354,11 +16633,15 @@ function layout() {
 }
 
 function place() {
+  let left = 0, line = 0;
   total = 0;
   for (const group of groups) {
-    group.top = total;
-    total += group.height;
+    if (left + group.width > width) [total, line, left] = [total + line, 0, 0];
+    [group.top, group.left] = [total, left];
+    left += group.width + BESIDE;
+    line = Math.max(line, group.height);
   }
+  total += line;
   $("grid").style.height = `${total}px`;
 }
 
@@ -15376,8 +16659,8 @@ function groupAt(top) {
 // -- Drawing: only what is in view is in the document ------------------------------------
 
 const tiles = new Map();  // elements by group's key and place in it
-const picked = new Map();  // items by hash
-let lastTop = 0, drawing = 0, settling = 0, keeping = 0;
+const picked = new Map();  // items by their keys
+let lastWanted = null, lastTop = 0, drawing = 0, settling = 0, keeping = 0;
 
 function clearTiles() {
   for (const element of tiles.values()) element.remove();
@@ -15389,7 +16672,6 @@ function draw() {
 }
 
 function drawNow() {
-  if (!groups.length) return;
   const top = window.scrollY - $("grid").offsetTop;
   const [from, to] = [top - AHEAD, top + window.innerHeight + AHEAD];
   const fast = Math.abs(top - lastTop) > window.innerHeight;
@@ -15397,7 +16679,10 @@ function drawNow() {
   clearTimeout(settling);
   settling = fast ? setTimeout(draw, 120) : 0;
   const wanted = new Set();
-  for (let number = groupAt(from); number < groups.length && groups[number].top < to; number++) {
+  lastWanted = null;
+  let number = groupAt(from);
+  while (number && groups[number - 1].top === groups[number].top) number--;
+  for (; number < groups.length && groups[number].top < to; number++) {
     drawGroup(groups[number], from, to, fast, wanted);
   }
   for (const [key, element] of tiles) {
@@ -15412,15 +16697,17 @@ function drawNow() {
 }
 
 function drawGroup(group, from, to, fast, wanted) {
-  want(`${group.key} head ${group.count}`, wanted, () => h("h2", {}, titleOf(group),
-    h("small", {}, NUMBER.format(group.count)))).style.top = `${group.top}px`;
+  const head = want(`${group.key} head ${group.count}`, wanted, () =>
+    h("h2", {}, titleOf(group.key), h("small", {}, NUMBER.format(group.count))));
+  Object.assign(head.style, {top: `${group.top}px`, insetInlineStart: `${group.left}px`,
+    width: `${group.width}px`});
   if (!group.fresh && !fast) load(group);
   for (const [first, count, top, height] of group.rows) {
     if (group.top + top + height < from || group.top + top > to) continue;
-    let x = 0;
+    let x = group.left;
     for (let place = first; place < first + count; place++) {
       const item = group.items[place];
-      const tile = want(`${group.key}/${item[SHA]}`, wanted, () => drawTile(group.key, item));
+      const tile = want(`${group.key}/${keyOf(item)}`, wanted, () => drawTile(group.key, item));
       const wide = height * item[RATIO] / 100;
       Object.assign(tile.style, {
         insetInlineStart: `${x}px`, top: `${group.top + top}px`,
@@ -15432,14 +16719,15 @@ function drawGroup(group, from, to, fast, wanted) {
   }
 }
 
-// The element of this key, made if need be.
+// The element of this key, made if need be: behind the one before, as Tab goes through them.
 function want(key, wanted, make) {
   wanted.add(key);
   if (!tiles.has(key)) {
     tiles.set(key, make());
-    $("grid").append(tiles.get(key));
+    if (lastWanted) lastWanted.after(tiles.get(key));
+    else $("grid").prepend(tiles.get(key));
   }
-  return tiles.get(key);
+  return lastWanted = tiles.get(key);
 }
 
 // A group's items have come: what is in view stays where it is.
@@ -15454,22 +16742,21 @@ function settle(group) {
 }
 
 function describe(item) {
-  const kind = t({image: "photo", video: "film", audio: "sound"}[item[KIND]]);
-  return `${kind}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
+  return `${t(item[KIND])}, ${DAY.format(item[TAKEN] * 1000)}, ${nameOf(item)}`;
 }
 
 function drawTile(key, item) {
   const open = h("a",
-    {href: addressOf({group: key, item: item[SHA]}), "aria-label": describe(item)});
+    {href: addressOf({group: key, item: keyOf(item)}), "aria-label": describe(item)});
   const act = (run, ...more) => {  // where the item is by then
     const group = groups.find((each) => each.key === key);
-    run(group, group.items.findIndex((each) => each[SHA] === item[SHA]), ...more);
+    run(group, group.items.findIndex((each) => keyOf(each) === keyOf(item)), ...more);
   };
   const pick = button("check", "pick", (event) => act(togglePick, event.shiftKey));
   pick.className = "pick";
-  pick.setAttribute("aria-pressed", picked.has(item[SHA]));
-  const tile = h("div", {className: picked.has(item[SHA]) ? "tile on" : "tile"}, open, pick);
-  tile.dataset.sha = item[SHA];
+  pick.setAttribute("aria-pressed", picked.has(keyOf(item)));
+  const tile = h("div", {className: picked.has(keyOf(item)) ? "tile on" : "tile"}, open, pick);
+  Object.assign(tile.dataset, {sha: item[SHA], key: keyOf(item)});
   open.onclick = (event) => {
     if (event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -15513,7 +16800,7 @@ async function moveFocus(group, place, event) {
   if (!there) return;
   reveal(there.group, there.place);
   drawNow();
-  tiles.get(`${there.group.key}/${there.group.items[there.place][SHA]}`)?.firstChild.focus();
+  tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
 }
 
 const rowLength = (group, place) =>
@@ -15552,30 +16839,42 @@ new ResizeObserver(() => $("grid").clientWidth !== width && layout()).observe($(
 
 // -- Above the list: search, kinds, months, folders --------------------------------------
 
-function fill(select, options, value) {
-  select.replaceChildren(...options.map(([key, text]) => h("option", {value: key}, text)));
-  select.value = value;
-}
-
 function drawHeader() {
-  $("home").textContent = document.title = list.name;
+  $("name").textContent = list.name;
+  document.title = placeName();
   $("home").href = location.pathname;
   document.querySelector("footer a").href = `${ROOT}/docs`;
   const words = $("search").elements.q;
   if (words !== document.activeElement) words.value = query.get("q") || "";
-  fill($("kind"), ["", "image", "video", "audio"].map((each) => [each, t(each || "all")]),
-    query.get("kind") || "");
-  $("jump").hidden = query.get("order") === "name" || groups.length < 2;
-  fill($("jump"), [["", t("months")], ...groups.map((group) => [group.key, titleOf(group)])], "");
+  const kinds = album() === "all" ? [] : ["image", "video", "audio"];
+  fill("kind", kinds.map((each) => [each, t(each)]), "all");
+  fill("month", byName() ? [] : list.groups.map(([key]) => [key, titleOf(key)]), "months");
+  fill("camera", list.cameras.map((name) => [name, name]), "cameras");
+  $("folders").hidden = Boolean(album());
+  $("albums").setAttribute("aria-pressed", Boolean(album()));
+  $("upload").hidden = album() === "trash";
   drawPlaces();
+  drawCards();
   drawEmpty();
 }
 
+// The choices of a filter, behind one for all; it is there where there is something to choose.
+function fill(name, options, all) {
+  const choices = [["", t(all)], ...options];
+  $(name).replaceChildren(...choices.map(([value, text]) => h("option", {value}, text)));
+  $(name).value = query.get(name) || "";
+  $(name).hidden = options.length < 2 && !query.get(name);
+}
+
+const sortChoice = () =>
+  choice({order: byName() ? "" : "name", month: ""}, {}, t(byName() ? "byDate" : "byName"));
+
 function drawPlaces() {
   const here = query.get("folder") || "";
-  const open = Boolean(here) || !$("places").hidden;
+  const open = Boolean(here || album()) || $("folders").getAttribute("aria-expanded") === "true";
   $("places").hidden = !open;
-  $("folders").setAttribute("aria-expanded", open);
+  $("folders").setAttribute("aria-expanded", open && !album());
+  if (album()) { drawWay(); return; }
   const parts = here ? here.split("/") : [];
   const path = parts.map((part, at) =>
     choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
@@ -15589,31 +16888,155 @@ function drawPlaces() {
     {folder: here ? `${here}/${name}` : name, below: ""}, {}, icon("folder"), name,
     h("small", {}, NUMBER.format(count))));
   const deep = query.get("below") !== "false";
-  const named = query.get("order") === "name";
   const deeper = h("input", {type: "checkbox", checked: deep,
     onchange: () => choose({below: deep ? "false" : ""})});
   $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
     ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
-    here ? h("label", {}, deeper, t("below")) : "",
-    choice({order: named ? "" : "name"}, {}, t(named ? "byDate" : "byName")));
+    here ? h("label", {}, deeper, t("below")) : "", sortChoice());
+}
+
+// -- Albums ------------------------------------------------------------------------------
+// A user's collections, the tree of the entities, and the trash of both.
+
+const openAlbum = (key, ...children) => choice({...NOTHING, album: key}, {}, ...children);
+
+// Each album on the way to what is looked at, as [key, name].
+function way() {
+  if (!album() || album() === "all") return [];
+  if (list.path.length && !isTree()) return list.path;
+  return isTree() ? [["entities", t("entities")], ...list.path] : [[album(), t(album())]];
+}
+
+const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name);
+
+function drawWay() {
+  const act = (symbol, label, run) => button(symbol, label, run, {text: true});
+  $("places").replaceChildren(openAlbum("all", t("albums")),
+    ...way().flatMap(([key, name]) =>
+      [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
+    album() === "all" || !groups.length ? "" : sortChoice(),
+    ...isCollection() ? [act("folder", "rename", renameAlbum), act("trash", "removeAlbum",
+      removeAlbum)] : [],
+    album() === "trash" && groups.length ? act("trash", "emptyTrash", emptyTrash) : "");
+}
+
+function drawCards() {
+  const symbols = {mine: "person", entities: "folder", trash: "trash"};
+  const cards = (list.albums || []).map(([key, name, count, cover]) => openAlbum(key,
+    cover ? h("img", {src: previewOf(cover, 320), alt: "", loading: "lazy"})
+      : icon(symbols[key] || "albums"),
+    h("b", {dir: "auto"}, symbols[key] ? t(key) : name),
+    h("small", {}, count ? NUMBER.format(count) : "")));
+  if (album() === "all") {
+    cards.push(h("button", {type: "button", onclick: () => needAccount(newAlbum)}, icon("plus"),
+      h("b", {}, t("newAlbum")), h("small")));
+  }
+  $("cards").replaceChildren(...cards);
+  $("cards").hidden = !cards.length;
+}
+
+const needAccount = (run) => list.has_account ? run() : signIn(() => start().then(run));
+
+// Ask for a name, in the dialog; `run` gets it and the answer of what it calls is looked at.
+function askName(title, value, send) {
+  const name = h("input", {name: "name", value, required: true, maxLength: 255});
+  showForm(title, [h("label", {}, t("albumName"), name)], title, async () => {
+    const answer = await send({name: name.value});
+    return answer.ok ? "" : problem(answer);
+  });
+}
+
+const collectionPath = (key) => `/api/media/collections/${key}/`;
+const makeAlbum = (value) => call("/api/media/collections/", json("POST", value));
+
+function newAlbum() {
+  askName("newAlbum", "", async (value) => {
+    const answer = await makeAlbum(value);
+    if (answer.ok) choose({...NOTHING, album: (await answer.clone().json()).id});
+    return answer;
+  });
+}
+
+function renameAlbum() {
+  askName("rename", placeName(), async (value) => {
+    const answer = await call(collectionPath(album()), json("PATCH", value));
+    if (answer.ok) start(true);
+    return answer;
+  });
+}
+
+async function removeAlbum() {
+  if (!window.confirm(t("sureAlbum", placeName()))) return;
+  await call(collectionPath(album()), {method: "DELETE"});
+  choose({...NOTHING, album: "all"});
+}
+
+async function emptyTrash() {
+  if (!window.confirm(t("sureEmpty"))) return;
+  const answer = await call("/trash", {method: "DELETE"});
+  if (!answer.ok) notify(await problem(answer), 8, true);
+  start(true);
+}
+
+async function addToAlbum(items) {
+  const {albums} = await (await call("/gallery/items?album=all")).json();
+  const close = () => $("login").close();
+  const put = async (key, name) => {
+    close();
+    const said = await fillAlbum(key, items);
+    if (!said) clearPicks();
+    notify(said || t("added", name), 5, Boolean(said));
+  };
+  const mine = albums.filter(([key]) => key.includes("-")).map(([key, name]) =>
+    h("button", {type: "button", onclick: () => put(key, name)}, icon("albums"), name));
+  const name = h("input", {name: "name", required: true, maxLength: 255});
+  showForm("addTo", [h("div", {className: "list"}, mine), h("label", {}, t("newAlbum"), name)],
+    "addTo", async () => {
+      const answer = await makeAlbum({name: name.value});
+      if (!answer.ok) return problem(answer);
+      put((await answer.json()).id, name.value);
+      return "";
+    });
+}
+
+// Put items into a collection: own records move there, all else is shown there. What is wrong.
+async function fillAlbum(key, items) {
+  const own = items.filter((item) => item[ID] && !isEntity(item));
+  const hashes = items.filter((item) => !own.includes(item)).map((item) => item[SHA]);
+  const calls = own.map((item) =>
+    [`${record(item)}add-to-collection/`, json("POST", {collection_id: key})]);
+  for (let at = 0; at < hashes.length; at += 1000) {
+    const some = hashes.slice(at, at + 1000);
+    calls.push([`${collectionPath(key)}add/`, json("POST", {sha256: some})]);
+  }
+  for (const each of calls) {
+    const answer = await call(...each);
+    if (!answer.ok) return problem(answer);
+  }
+  return "";
 }
 
 function drawEmpty() {
   $("empty").hidden = groups.length > 0;
   if (groups.length) return;
-  if (query.size) {
-    const everything = Object.fromEntries(CHOICES.map((name) => [name, ""]));
+  if (album() === "all") $("empty").hidden = true;
+  else if (album() && query.size === 1) {
+    if (list.albums.length) $("empty").hidden = true;
+    else showEmpty(album() === "trash" ? "trash" : "albums", "nothingIn",
+      album() === "trash" ? "" : "nothingInHow");
+  } else if (query.size) {
     showEmpty("picture", "none", "noneHow",
-      choice(everything, {className: "button main"}, t("showAll")));
+      choice(NOTHING, {className: "button main"}, t("showAll")));
   } else {
     showEmpty("picture", "nothing", "nothingHow",
       h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
   }
 }
 
-function showEmpty(symbol, title, how, action) {
+function showEmpty(symbol, title, how, action = "") {
   $("empty").hidden = false;
-  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, t(how)), action);
+  $("empty").replaceChildren(icon(symbol), h("h2", {}, t(title)), h("p", {}, how && t(how)),
+    action);
 }
 
 function showLocked() {
@@ -15629,7 +17052,7 @@ function showLocked() {
 
 $("home").onclick = (event) => {
   event.preventDefault();
-  choose(Object.fromEntries(CHOICES.map((name) => [name, ""])));
+  choose(NOTHING);
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
@@ -15638,16 +17061,15 @@ $("search").onsubmit = (event) => {
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
 });
-$("kind").onchange = (event) => choose({kind: event.target.value});
-$("jump").onchange = (event) => {
-  const group = groups.find((each) => each.key === event.target.value);
-  if (group) window.scrollTo(0, $("grid").offsetTop + group.top - $("bar").offsetHeight);
-};
+for (const name of ["kind", "month", "camera"]) {
+  $(name).onchange = (event) => choose({[name]: event.target.value});
+}
 $("folders").onclick = () => {
-  $("places").hidden = !$("places").hidden;
-  if ($("places").hidden && query.get("folder")) choose({folder: "", below: ""});
+  $("folders").setAttribute("aria-expanded", $("places").hidden);
+  if (query.get("folder")) choose({folder: "", below: ""});
   else drawPlaces();
 };
+$("albums").onclick = () => choose({...NOTHING, album: album() === "all" ? "" : "all"});
 
 // -- The scrubber: years along the right edge --------------------------------------------
 
@@ -15655,7 +17077,7 @@ const handle = h("i");
 
 function drawScrubber() {
   const bar = $("scrubber");
-  bar.hidden = total < 3 * window.innerHeight || query.get("order") === "name";
+  bar.hidden = total < 3 * window.innerHeight || byName();
   if (bar.hidden) return;
   const marks = [];
   let year = "", lowest = -30;
@@ -15678,7 +17100,7 @@ function moveHandle() {
   const top = scrolled / total * bar.clientHeight;
   const bubble = bar.querySelector("b");
   handle.style.top = bubble.style.top = `${top}px`;
-  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)]);
+  if (bar.classList.contains("held")) bubble.textContent = titleOf(groups[groupAt(scrolled)].key);
 }
 
 function scrub(event) {
@@ -15703,12 +17125,12 @@ $("scrubber").onlostpointercapture = () => {
 let lastPick = null;
 
 function togglePick(group, place, range) {
-  const on = !picked.has(group.items[place][SHA]);
+  const on = !picked.has(keyOf(group.items[place]));
   const from = range && lastPick && lastPick.group === group ? lastPick.place : place;
   for (let at = Math.min(from, place); at <= Math.max(from, place); at++) {
     const item = group.items[at];
-    if (on) picked.set(item[SHA], item);
-    else picked.delete(item[SHA]);
+    if (on) picked.set(keyOf(item), item);
+    else picked.delete(keyOf(item));
   }
   lastPick = {group, place};
   drawPicked();
@@ -15717,16 +17139,15 @@ function togglePick(group, place, range) {
 function drawPicked() {
   document.body.classList.toggle("picking", picked.size > 0);
   for (const tile of document.querySelectorAll(".tile")) {
-    tile.classList.toggle("on", picked.has(tile.dataset.sha));
-    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.sha));
+    tile.classList.toggle("on", picked.has(tile.dataset.key));
+    tile.querySelector(".pick").setAttribute("aria-pressed", picked.has(tile.dataset.key));
   }
   const items = [...picked.values()];
   $("picked").hidden = !items.length;
   const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
   $("picked").replaceChildren(count,
     button("down", "download", () => downloadAll(items), {text: true}),
-    items.every(canDelete) ? button("trash", "remove", () => deleteAll(items)) : "",
-    button("close", "clear", clearPicks));
+    ...ways(items), button("close", "clear", clearPicks));
 }
 
 function clearPicks() {
@@ -15750,26 +17171,57 @@ function holdToPick(link, pick) {
   link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
 }
 
-// Uploads can be deleted again; what lies elsewhere in the folder is its owner's.
-const canDelete = (item) => /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+// The buttons of what can be done with items besides showing them.
+function ways(items) {
+  if (album() === "trash") {
+    return [button("undo", "restore", () => restoreAll(items), {text: true}),
+      button("trash", "remove", () => deleteAll(items))];
+  }
+  return [button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
+    items.every(removal) ? button("trash", isCollection() ? "takeOut" : "remove",
+      () => deleteAll(items)) : ""];
+}
 
-async function deleteAll(items) {
-  const what = items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
-  if (!window.confirm(t("sure", what))) return false;
+// The call that deletes an item, if one may: of the library only what was uploaded for everybody,
+// since all else in the folder is its owner's.
+function removal(item) {
+  const path = `/media/${encodeURIComponent(nameOf(item))}`;
+  if (!album()) {
+    const uploaded = /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
+    return uploaded ? [withToken(path), {method: "DELETE"}] : null;
+  }
+  if (album() === "trash") return [`/trash/${item[ID]}`, {method: "DELETE"}];
+  if (isCollection()) return [`${record(item)}remove-from-collection/`, {method: "POST"}];
+  if (!isTree()) return [record(item), {method: "DELETE"}];
+  return list.can_write ? [`/entity/${item[ID]}`, json("PATCH", {is_deleted: true})] : null;
+}
+
+const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
+
+// Call for each item; whether all went well.
+async function callAll(items, callOf, said) {
   for (const item of items) {
-    const path = `/media/${encodeURIComponent(nameOf(item))}`;
-    const answer = await call(withToken(path), {method: "DELETE"});
+    const answer = await call(...callOf(item));
     if (!answer.ok && answer.status !== 404) {
       notify(await problem(answer), 8, true);
       return false;
     }
-    picked.delete(item[SHA]);
+    picked.delete(keyOf(item));
   }
   drawPicked();
   await start(true);
-  notify(t("deleted", what), 4);
+  notify(t(said, nameAll(items)), 4);
   return true;
 }
+
+async function deleteAll(items) {
+  const forGood = !album() || album() === "trash";
+  if (forGood && !window.confirm(t("sure", nameAll(items)))) return false;
+  return callAll(items, removal, isCollection() ? "takenOut" : "deleted");
+}
+
+const restoreAll = (items) =>
+  callAll(items, (item) => [`/trash/${item[ID]}/restore`, {method: "POST"}], "restored");
 
 function save(url, name) {
   h("a", {href: url, download: name}).click();
@@ -15785,7 +17237,7 @@ async function downloadAll(items) {
   const zip = new Zip();
   for (const [number, item] of items.entries()) {
     notify(t("zipping", `${number + 1}/${items.length}`));
-    const answer = await call(`/image/${item[SHA]}`);
+    const answer = await call(originalPath(item));
     if (!answer.ok) { notify(await problem(answer), 8, true); return; }
     await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
   }
@@ -15857,12 +17309,12 @@ const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
 let factsOpen = false, slideshow = 0, lastShown = "";
 
-async function openLinked(key, sha) {
-  const isShown = () => shown?.group.items?.[shown.place]?.[SHA] === sha;
+async function openLinked(key, wanted) {
+  const isShown = () => shown && keyOf(shown.group.items?.[shown.place] || []) === wanted;
   if (isShown() && groups.includes(shown.group)) return;
   const group = groups.find((each) => each.key === (key || ""));
   const found = group ? await load(group) : [];
-  const at = found.findIndex((item) => item[SHA] === sha);
+  const at = found.findIndex((item) => keyOf(item) === wanted);
   if (at < 0) {
     closeViewer();
     notify(t("gone"), 5, true);
@@ -15875,7 +17327,7 @@ async function openLinked(key, sha) {
 }
 
 function openItem(group, place) {
-  history.pushState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
+  history.pushState(null, "", addressOf({group: group.key, item: keyOf(group.items[place])}));
   pushed = true;
   show(group, place);
 }
@@ -15883,7 +17335,7 @@ function openItem(group, place) {
 function show(group, place) {
   const item = group.items[place];
   shown = {group, place};
-  lastShown = `${group.key}/${item[SHA]}`;
+  lastShown = `${group.key}/${keyOf(item)}`;
   const focused = document.activeElement.title;
   $("viewer").replaceChildren(drawView(item), factsOpen ? drawFacts(item) : "");
   if (!$("viewer").open) $("viewer").showModal();
@@ -15903,12 +17355,14 @@ const viewSize = () =>
 
 function drawView(item) {
   const top = h("div", {className: "over top"}, button("close", "close", closeShown),
-    h("h2", {}, nameOf(item)),
+    h("h2", {dir: "auto"}, nameOf(item)),
     button(slideshow ? "pause" : "play", "play", toggleSlideshow),
     button("info", "info", toggleFacts),
     button("link", "copy", copyLink),
     button("down", "download", () => save(original(item), nameOf(item))),
-    canDelete(item) ? button("trash", "remove", deleteShown) : "",
+    ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
+    removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
+      () => leaveShown(deleteAll)) : "",
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -15947,10 +17401,23 @@ function drawFacts(item) {
     ["size", pixels + bytes(item[BYTES])],
     ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
     ["file", nameOf(item)], ["folder", folderOf(item) && choice(
-      {folder: folderOf(item), q: "", kind: ""}, {}, folderOf(item))],
+      {...NOTHING, folder: folderOf(item)}, {}, folderOf(item))],
   ].filter(([, value]) => value);
+  const versions = h("p");
+  if (isEntity(item)) listVersions(item, versions);
   return h("aside", {id: "facts"}, h("h2", {}, t("info")), h("dl", {},
-    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])));
+    rows.map(([name, value]) => [h("dt", {}, t(name)), h("dd", {dir: "auto"}, value)])), versions);
+}
+
+// The versions of an entity, the newest first; each can be looked at.
+async function listVersions(item, place) {
+  const answer = await call(`/entity/${item[ID]}/versions`);
+  if (!answer.ok) return;
+  place.append(...(await answer.json()).reverse().map(({version, label, updated_date: updated}) =>
+    h("button", {type: "button", onclick: () => {
+      $("view").firstChild.src = `${original(item)}?version=${version}`;
+    }}, t("version", version), h("small", {dir: "auto"},
+      `${DAY.format(new Date(updated))} ${label || ""}`))));
 }
 
 async function go(step) {
@@ -15959,7 +17426,7 @@ async function go(step) {
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
   const item = there.group.items[there.place];
-  history.replaceState(null, "", addressOf({group: there.group.key, item: item[SHA]}));
+  history.replaceState(null, "", addressOf({group: there.group.key, item: keyOf(item)}));
   show(there.group, there.place);
 }
 
@@ -15979,7 +17446,7 @@ function closeViewer() {
   if (document.fullscreenElement) document.exitFullscreen();
   $("viewer").replaceChildren();
   $("viewer").close();
-  document.title = list.name;
+  document.title = placeName();
   reveal(group, place);
   drawNow();
   tiles.get(lastShown)?.firstChild.focus({preventScroll: true});
@@ -16015,14 +17482,14 @@ async function copyLink() {
   } else window.prompt(t("link"), location.href);
 }
 
-async function deleteShown() {
+// Do what takes the shown item away, and go on to the next.
+async function leaveShown(run) {
   const {group, place} = shown;
   const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const next = there && there.group.items[there.place];
-  history.replaceState(null, "", addressOf(next ? {group: there.group.key, item: next[SHA]} : {}));
-  if (!await deleteAll([group.items[place]])) {
-    history.replaceState(null, "", addressOf({group: group.key, item: group.items[place][SHA]}));
-  }
+  const go = (to, at) => history.replaceState(null, "", addressOf(
+    to ? {group: to.key, item: keyOf(to.items[at])} : {}));
+  go(there?.group, there?.place);
+  if (!await run([group.items[place]])) go(group, place);
 }
 
 $("viewer").addEventListener("cancel", (event) => {
@@ -16034,7 +17501,8 @@ document.addEventListener("keydown", (event) => {
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
-    s: toggleSlideshow, Delete: () => canDelete(shown.group.items[shown.place]) && deleteShown(),
+    s: toggleSlideshow,
+    Delete: () => removal(shown.group.items[shown.place]) && leaveShown(deleteAll),
   }[event.key];
   if (!run) return;
   event.preventDefault();
@@ -16126,8 +17594,9 @@ function zoomable(picture, item) {
 // -- Uploads -----------------------------------------------------------------------------
 
 const AT_ONCE = 3;
-const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; the others as public images
-const TAKES = /^(jpe?g|png|gif|webp|bmp|svg)$/;
+const KEEPS_NAME = /^(jpe?g|png|gif)$/;  // stored under their names; these others as public images
+const PUBLIC = /^(webp|bmp|svg)$/;
+const LARGE = 4e6, PART = 16e6;  // bytes: what is larger goes in parts, and is resumed
 const uploads = [];
 let paused = false, refreshTimer = 0;
 
@@ -16137,17 +17606,40 @@ const withToken = (path) =>
 function addUploads(files) {
   for (const file of files) {
     const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
-    const most = list.max_upload_bytes;
-    if (!TAKES.test(extensionOf(file.name))) refuse(upload, t("wrongType"), true);
-    else if (file.size > most) refuse(upload, t("tooLarge", bytes(most)), true);
+    if (!/^((image|video|audio)\/|$)/.test(file.type)) refuse(upload, t("wrongType"), true);
     uploads.push(upload);
   }
   if (!files.length) return;
   $("uploads").hidden = false;
   drawUploads();
-  const asks = uploads.some((each) => each.state === "waiting") && !list.can_upload;
-  if (asks && !uploadToken) signIn(resumeUploads);
+  const may = list.can_upload || list.can_write || list.has_account || uploadToken;
+  if (!may && uploads.some((each) => each.state === "waiting")) signIn(resumeUploads);
   else pump();
+}
+
+// Where a file goes: into what is looked at, else the folder if that takes it, else the account's
+// own records or the entities, which take everything.
+function routeOf(file) {
+  const extension = extensionOf(file.name), fields = {};
+  const toFolder = (list.can_upload || uploadToken) && file.size <= list.max_upload_bytes;
+  if (toFolder && !album()) {
+    const name = encodeURIComponent(file.name);
+    if (KEEPS_NAME.test(extension)) {
+      return {target: "library", method: "PUT", path: `/image/${name}`, fields};
+    }
+    if (PUBLIC.test(extension)) return {target: "media", method: "POST", path: "/upload", fields};
+  }
+  if (file.size > list.max_media_bytes) return null;
+  if (list.can_write && (isTree() || !list.has_account)) {
+    fields.label = file.name;
+    if (/^\d+$/.test(album())) fields.parent_id = album();
+    return {target: "entities", method: "POST", path: "/entity/", field: "image", fields,
+      album: isTree() ? album() : "entities"};
+  }
+  if (!list.has_account) return null;
+  if (isCollection()) fields.collection = album();
+  return {target: "accounts", method: "POST", path: "/api/media/media/", fields,
+    album: isCollection() ? album() : "mine"};
 }
 
 function refuse(upload, message, final = false) {
@@ -16167,37 +17659,87 @@ function pump() {
 }
 
 async function sendUpload(upload) {
-  upload.state = "sending";
   const {file} = upload;
-  const named = KEEPS_NAME.test(extensionOf(file.name));
+  const route = upload.route = routeOf(file);
+  upload.state = "sending";
+  if (!route) {
+    const most = list.has_account || list.can_write ? list.max_media_bytes : list.max_upload_bytes;
+    refuse(upload, t(file.size > most ? "tooLarge" : "denied", bytes(most)), true);
+    pump();
+    return;
+  }
   const form = new FormData();
-  form.append("file", file);
+  for (const field of Object.entries(route.fields)) form.append(...field);
+  form.append(route.field || "file", file);
+  const request = file.size > LARGE ? await sendParts(upload)
+    : await transmit(upload, route.method, withToken(route.path), form);
+  endUpload(upload, request);
+  pump();
+}
+
+// One request of an upload, when it is over; `from` are the bytes before it.
+async function transmit(upload, method, path, body, headers = {}, from = 0) {
   const request = upload.request = new XMLHttpRequest();
-  request.open(named ? "PUT" : "POST",
-    ROOT + withToken(named ? `/image/${encodeURIComponent(file.name)}` : "/upload"));
-  for (const header of Object.entries(await bearer())) request.setRequestHeader(...header);
+  request.open(method, ROOT + path);
+  for (const header of Object.entries({...headers, ...await bearer()})) {
+    request.setRequestHeader(...header);
+  }
   request.upload.onprogress = (event) => {
-    upload.sent = event.loaded / event.total;
+    upload.sent = Math.min(1, (from + event.loaded) / upload.file.size);
     drawProgress(upload);
   };
-  request.onloadend = () => {
-    endUpload(upload, request);
-    pump();
-  };
-  request.send(form);
+  return new Promise((done) => {
+    request.onloadend = () => done(request);
+    if (paused) done(request);
+    else request.send(body);
+  });
+}
+
+// Send a file by tus 1.0: it goes on where it was, after a pause, a lost connection or a reload.
+// The last request; with the family's answer if all went well.
+async function sendParts(upload) {
+  const {file, route} = upload;
+  const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
+  const tus = {"Tus-Resumable": "1.0.0"};
+  const send = (...more) => transmit(upload, ...more);
+  let path = localStorage.getItem(mark), request = null, offset = 0;
+  if (path) {
+    request = await send("HEAD", path, null, tus);
+    if (/^4(01|03|04|10)$/.test(request.status)) path = null;
+  }
+  if (!path) {
+    const texts = {target: route.target, filename: file.name, ...route.fields};
+    const coded = Object.entries(texts).map(([name, text]) =>
+      `${name} ${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}`);
+    request = await send("POST", withToken("/files/"), null,
+      {...tus, "Upload-Length": file.size, "Upload-Metadata": coded.join()});
+    path = request.getResponseHeader("Location")?.match(/\/files\/[^/]*$/)[0];
+    if (path) localStorage.setItem(mark, path);
+  }
+  const type = {"Content-Type": "application/offset+octet-stream"};
+  while (request.status >= 200 && request.status < 300) {
+    offset = Number(request.getResponseHeader("Upload-Offset"));
+    if (offset === file.size) {
+      localStorage.removeItem(mark);
+      return send("GET", path, null, tus);
+    }
+    request = await send("PATCH", path, file.slice(offset, offset + PART),
+      {...tus, ...type, "Upload-Offset": offset}, offset);
+  }
+  if (/^4(00|09|13|15|22)$/.test(request.status)) localStorage.removeItem(mark);
+  return request;
 }
 
 function endUpload(upload, request) {
   const {status} = request;
   upload.request = null;
-  upload.sent = 0;
   if (paused && status === 0) {
     upload.state = "waiting";
-  } else if (status === 200 || status === 201) {
-    upload.state = status === 201 ? "stored" : "known";
+  } else if (status === 200 || status === 201 || status === 409) {
+    upload.state = status === 409 || isKnown(upload, request) ? "known" : "stored";
     clearTimeout(refreshTimer);
     refreshTimer = setTimeout(() => start(true), 700);
-  } else if ((status === 429 || status === 503) && upload.tries++ < 5) {
+  } else if (/^(0|423|429|503)$/.test(status) && upload.tries++ < 5) {
     upload.state = "later";
     setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
   } else if (status === 401) {
@@ -16209,10 +17751,16 @@ function endUpload(upload, request) {
   }
 }
 
+// Whether the folder had the picture: its answer then names no thumbnail.
+function isKnown(upload, request) {
+  if (upload.route.target !== "library") return false;
+  const said = JSON.parse(request.responseText);
+  return !("thumbnail_file" in (said.answer || said));
+}
+
 function sentence(request) {
   if (request.status === 0) return t("lost");
   if (request.status === 403) return t("denied");
-  if (request.status === 413) return t("tooLarge", bytes(list.max_upload_bytes));
   if (request.status === 507) return t("noRoom");
   try {
     return String(JSON.parse(request.responseText).detail);
@@ -16249,7 +17797,7 @@ function drawUploads() {
   $("uploads").replaceChildren(
     h("header", {}, h("h2", {role: "status"}, t("progress", `${over}/${uploads.length}`)),
       toggle, close),
-    h("progress", {max: uploads.length || 1, value: over, "aria-label": t("uploads")}),
+    h("progress", {max: uploads.length || 1, value: allSent(), "aria-label": t("uploads")}),
     h("ul", {}, rows.map(drawUpload)));
 }
 
@@ -16259,15 +17807,21 @@ const rank = (upload) =>
 function drawUpload(upload) {
   const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
-  upload.bar = upload.state === "sending"
+  upload.bar = !isOver(upload) && (upload.sent || upload.state === "sending")
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
-  const state = t(upload.state === "later" ? "waiting" : upload.state);
+  const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
+  const to = upload.state === "stored" && (upload.route.album || "");
+  const name = to && t(/^[me]/.test(to) ? to : "albums");
+  const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
-    upload.bar || h("span", {}, upload.message || state));
+    upload.bar || h("span", {}, state, there));
 }
+
+const allSent = () => uploads.reduce((sum, each) => sum + (isOver(each) ? 1 : each.sent), 0);
 
 function drawProgress(upload) {
   if (upload.bar) upload.bar.value = upload.sent;
+  $("uploads").querySelector("progress").value = allSent();
 }
 
 $("upload").onclick = () => $("files").click();
@@ -16333,6 +17887,10 @@ window.addEventListener("popstate", () => {
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
+document.head.append(h("link", {rel: "icon", href: `${ROOT}/icon.svg`}),
+  h("link", {rel: "manifest", href: `${ROOT}/manifest.webmanifest`}));
+$("home").prepend(h("img", {src: `${ROOT}/icon.svg`, alt: ""}));
+
 // A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
 async function begin() {
   keepSession(session);
@@ -16352,20 +17910,66 @@ async function begin() {
 begin();
 """
 
-GALLERY = build_page(GALLERY_MARKUP, PAGE_STYLE + GALLERY_STYLE, PAGE_SCRIPT + GALLERY_SCRIPT)
+GALLERY = {
+    language: build_page(
+        GALLERY_MARKUP.replace('lang="en"', f'lang="{language}"'),
+        PAGE_STYLE + GALLERY_STYLE,
+        f"{PAGE_SCRIPT}const TEXTS = {to_json(texts)};\n{GALLERY_SCRIPT}",
+    )
+    for language, texts in TEXTS.items()
+}
+
+
+def choose_language(accepted: str) -> str:
+    """Return the page's language that Accept-Language likes most (RFC 9110, section 12.5.4).
+
+    >>> choose_language("fr, de-AT;q=0.8, en;q=0.5"), choose_language("")
+    ('de', 'en')
+    """
+    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted.lower())
+    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in TEXTS}
+    return max(liked, key=lambda tag: liked[tag], default="en")
+
+
+def gallery_response(request: Request) -> Response:
+    """Answer with the gallery in the client's language."""
+    language = choose_language(request.headers.get("accept-language", ""))
+    return page_response(request, GALLERY[language])
+
+
+@route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
+def get_icon(app: App, request: Request) -> Response:
+    """The gallery's icon."""
+    policy = ("Content-Security-Policy", "default-src 'none'")
+    return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
+
+
+@route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
+def get_manifest(app: App, request: Request) -> Response:
+    """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
+    name = printable(app.settings.storage_dir.name) or "mediaserver"
+    icon = {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"}
+    colour = "#0b6b62"
+    manifest = {
+        "name": name, "short_name": name, "start_url": "gallery", "scope": "./",
+        "display": "standalone", "background_color": colour, "theme_color": colour,
+        "icons": [icon],
+    }  # fmt: skip
+    headers = [("Content-Type", "application/manifest+json"), NO_STORE]
+    return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
 
 
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page."""
-    return page_response(request, GALLERY)
+    return gallery_response(request)
 
 
-@route("GET", "/", OPEN, "system", {200: "page or health"})
+@route("GET", "/", OPEN, "system", {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
-        return page_response(request, GALLERY)
+        return gallery_response(request)
     return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
@@ -16510,6 +18114,8 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
         found = find_command(words)
     if found is None:
         names = ", ".join(COMMANDS)
+        if words and "storage_dir" in options and parse_path(words[-1]).is_dir():
+            parser.error(f"{words[-1]} is one folder too many: STORAGE_DIR is one")
         parser.error(
             f"{' '.join(words)!r} is neither a folder that is there nor a command with the words"
             f" that it takes; commands: {names}"
@@ -16584,7 +18190,7 @@ def usable_places(settings: Settings) -> Iterator[None]:
 
 def lock_data_dir(settings: Settings) -> io.FileIO:
     """Hold DATA for this process; the kernel lets go when it ends, however it ends."""
-    file = io.FileIO(settings.database_dir / "lock", "a+")
+    file = io.FileIO(settings.database_dir / "lock", "a+", opener=open_private)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -16774,11 +18380,7 @@ PROGRESS_SECONDS = 0.5  # between two looks at a terminal
 LINE_SECONDS = 60.0  # and between two lines elsewhere
 
 
-def parse_days(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= (days := float(text)) < 1e6:
-            return days
-    raise ValueError(f"{text!r} is no number of days")
+parse_days = amount_of("days", 1e6)
 
 
 def parse_rate(text: str) -> int:
@@ -17309,7 +18911,9 @@ def need_empty(settings: Settings, resumed: bool) -> None:
     if index.exists():
         with contextlib.closing(Index(index, query_only=True)) as known:
             if any(known.count_rows()):
-                raise Refusal(f"{index} is in use; a backup is brought back into a new folder")
+                raise Refusal(
+                    f"{index} knows files already; a backup is brought back into a new folder"
+                )
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
@@ -17405,34 +19009,65 @@ DESTINATIONS = {
 }
 
 
+RECORDS = ("accounts", "entities")  # families that are taken in from databases
+
+
+class Result(NamedTuple):
+    """What has become of something that was to be taken in."""
+
+    word: str  # new, here, left or failed
+    detail: str  # where it is, or why
+
+
+def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result]]:
+    """Yield what has become of one thing; Refusal where the others would fail like it."""
+    try:
+        yield what, work()
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
+            raise Refusal(f"stopped at {what}: {error.strerror}") from None
+        yield what, Result("failed", error.strerror or str(error))
+
+
 class Importer:
     """Copies files from another program's folder; what is here already stays as it is."""
 
-    def __init__(self, origin: Folder, folder: Folder, destination: Destination) -> None:
+    def __init__(
+        self, origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+    ) -> None:
         self._origin = origin
         self._folder = folder
         self._types = destination.types
         self._prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
         self._is_tree = destination.is_tree
+        self._is_trial = is_trial
 
-    def take(self, path: str, is_trial: bool) -> tuple[str, str]:
-        """Take in a file unless it is a trial: `new` or `here`, its place; or `left` and why."""
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all files, and yield what becomes of each."""
+        unreadable: list[bytes] = []
+        for path, _ in self._origin.walk(bool, unreadable):
+            name = os.fsdecode(path)
+            yield from attempt(name, functools.partial(self._take, name))
+        for path in unreadable:
+            yield os.fsdecode(path), Result("failed", "it cannot be read")
+
+    def _take(self, path: str) -> Result:
         if not is_media_name(os.fsencode(path)):
-            return "left", "its name is not that of an image, video or audio"
+            return Result("left", "its name is not that of an image, video or audio")
         found = describe(self._origin, path, 0.0)
         if found is None:
-            return "left", "it is gone"
+            return Result("left", "it is gone")
         file, asset = found
         if reason := self._refuse(asset.facts):
-            return "left", reason
+            return Result("left", reason)
         names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
         for name in names:
             if self._folder.is_gone(name):
                 free = itertools.chain([name], names)
-                return "new", name if is_trial else self._copy(file, free)
+                return Result("new", name if self._is_trial else self._copy(file, free))
             kept = describe(self._folder, name, 0.0)
             if kept and kept[1].sha256 == asset.sha256:
-                return "here", name
+                return Result("here", name)
         raise AssertionError("names have no end")
 
     def _refuse(self, facts: Facts | None) -> str:
@@ -17445,22 +19080,307 @@ class Importer:
 
     def _copy(self, file: File, names: Iterable[str]) -> str:
         """Copy a file with its times under the first name that is free; return that name."""
-        with self._origin.open(file.path) as source:
-            status = os.fstat(source.fileno())
-            receiving = self._folder.begin(Limit(sys.maxsize, ""))  # it may have grown
-            with contextlib.ExitStack() as on_error:
-                on_error.callback(receiving.discard)
-                for block in read_blocks(source, file.size):
-                    receiving.feed(block)
-                incoming = receiving.finish()
-                if incoming.sha256 != file.sha256:
-                    raise BlockingIOError(errno.EAGAIN, "it is being written")
-                times = (status.st_atime_ns, status.st_mtime_ns)
-                os.utime(incoming.file.fileno(), ns=times)
-                name = self._folder.keep(incoming, names)
-                on_error.pop_all()
-        incoming.discard(undo=False)
-        return name
+        return copy_file(
+            self._origin, file, self._folder, lambda new: self._folder.keep(new, names)
+        )
+
+
+def copy_file(
+    origin: Folder, file: File, folder: Folder, keep: Callable[[Incoming], T], md5: bool = False
+) -> T:
+    """Copy a file with its times into a folder, where `keep` puts it; return what that does."""
+    with origin.open(file.path) as source:
+        status = os.fstat(source.fileno())
+        receiving = folder.begin(Limit(sys.maxsize, ""), md5)  # it may have grown
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(receiving.discard)
+            for block in read_blocks(source, file.size):
+                receiving.feed(block)
+            incoming = receiving.finish()
+            if incoming.sha256 != file.sha256:
+                raise BlockingIOError(errno.EAGAIN, "it is being written")
+            os.utime(incoming.file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            kept = keep(incoming)
+            on_error.pop_all()
+    incoming.discard(undo=False)
+    return kept
+
+
+# The tables of media_handler's two services (Django) and of CoLAN's media store (SQLAlchemy, with
+# a row for each version). They are read from SQLite files and, as PostgreSQL's cannot be read
+# without its driver, from what `manage.py dumpdata` writes.
+SOURCE_TABLES = (
+    "accounts_customuser", "media_handler_collection", "media_handler_media", "entities",
+    "entities_version",
+)  # fmt: skip
+Row = dict[str, Any]
+MAX_DUMP_BYTES = 1 << 30
+PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
+
+
+def read_tables(source: Path) -> dict[str, list[Row]]:
+    """Return the rows of SOURCE_TABLES in the databases and dumps below a folder."""
+    tables: dict[str, list[Row]] = {name: [] for name in SOURCE_TABLES}
+    readers = {".db": read_sqlite, ".sqlite": read_sqlite, ".sqlite3": read_sqlite,
+               ".json": read_dump}  # fmt: skip
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if read := readers.get(os.path.splitext(name)[1]):
+                for table, row in read(Path(folder, name)):
+                    tables[table].append(row)
+    return tables
+
+
+def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what a database has, read from a copy: SQLite writes beside it."""
+    import tempfile
+
+    with open(path, "rb") as file:
+        if file.read(16) != b"SQLite format 3\0":
+            return
+    with tempfile.TemporaryDirectory() as place:
+        for suffix in ("", "-wal", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{suffix}", f"{place}/copy{suffix}")
+        with contextlib.closing(sqlite3.connect(f"{place}/copy")) as db:
+            db.row_factory = sqlite3.Row
+            try:
+                known = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
+                for table in SOURCE_TABLES:
+                    order = "transaction_id" if table.endswith("_version") else "id"
+                    sql = f"SELECT * FROM {table} ORDER BY {order}"
+                    for row in db.execute(sql) if table in known else ():
+                        yield table, dict(row)
+            except sqlite3.Error as error:
+                raise Refusal(f"{path} cannot be read: {error}") from None
+
+
+def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
+    if path.stat().st_size > MAX_DUMP_BYTES:
+        return
+    try:
+        items = json.loads(path.read_bytes())
+    except ValueError:
+        return
+    for item in items if isinstance(items, list) else ():
+        table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
+        if table in SOURCE_TABLES:
+            row = {"id": item["pk"], **item["fields"]}
+            yield table, row | {"collection_id": row.get("collection")}
+
+
+def read_time(value: object) -> float:
+    """Return Unix seconds of a time as those databases have it: milliseconds, or UTC as a text.
+
+    >>> read_time(1700000000000), read_time("2023-11-14 22:13:20"), read_time(None)
+    (1700000000.0, 1700000000.0, 0.0)
+    """
+    if isinstance(value, (int, float)):
+        return value / 1000
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(re.sub(r"(\.\d{3})\d*|Z$", r"\1", str(value)))
+        return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
+    return 0.0
+
+
+class RecordImporter:
+    """Takes in what another program's database has, under its ids and with its times."""
+
+    def __init__(
+        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], is_trial: bool
+    ) -> None:
+        self._app, self._index, self._origin = app, app.index, origin
+        self._tables = tables
+        self._is_trial = is_trial
+        self._users: dict[int, int] = {}  # ids there and here
+        self._histories: dict[int, list[Row]] = {}  # of entities
+        for row in tables["entities_version"]:
+            self._histories.setdefault(row["id"], []).append(row)
+        self._places = [""]  # below the source, where paths may begin
+        for folder, folders, _ in os.walk(origin.path):
+            place = os.path.relpath(folder, origin.path)
+            self._places += [f"{place}/"] if place != "." else []
+            if place.count("/") + (place != ".") >= PLACES_BELOW:
+                folders.clear()
+
+    def run(self) -> Iterator[tuple[str, Result]]:
+        """Take in all rows, and yield what becomes of each."""
+        takers = (self._take_user, self._take_collection, self._take_media, self._take_entity)
+        names = ("user", "collection", "media", "entity")
+        for table, name, take in zip(SOURCE_TABLES, names, takers, strict=False):
+            for row in self._tables[table]:
+                yield from attempt(f"{name} {row['id']}", functools.partial(take, row))
+
+    def _take_user(self, row: Row) -> Result:
+        users, email = self._index.users, row["email"]
+        known = users.find(email)
+        if known and known.email.casefold() == email.casefold():
+            self._users[row["id"]] = known.id
+            return Result("here", email)
+        names = ("first_name", "last_name", "email", "username", "phone_number", "password")
+        values = {name: row[name] for name in names}
+        if taken := users.taken(values):
+            return Result("failed", f"{email}: another account has its {', '.join(taken)}")
+        if not users.get(row["id"]):
+            values["id"] = row["id"]
+
+        def add(db: Database) -> User:
+            user = users.add(db, values, read_time(row["date_joined"]))
+            if not row["is_active"]:
+                users.set_active(db, user, False)
+            return user
+
+        self._users[row["id"]] = row["id"] if self._is_trial else self._index.write(add).id
+        is_read = str(row["password"]).startswith("pbkdf2_sha256$")
+        return Result("new", email if is_read else f"{email}: set its password (user passwd)")
+
+    def _owner(self, id: int) -> int | None:
+        """The account here of a user there; None where it is not certain who that is."""
+        if self._tables["accounts_customuser"] or self._index.users.get(id):
+            return self._users.get(id)
+        return id  # accounts are elsewhere, and tokens carry the id
+
+    def _take_collection(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.collections.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        collection = Collection(id, owner, row["name"], row["description"], *times)
+        if not self._is_trial:
+            self._index.write(lambda db: self._index.collections.put(db, collection))
+        return Result("new", row["name"])
+
+    def _take_media(self, row: Row) -> Result:
+        id, owner = str(uuid.UUID(row["id"])), self._owner(row["user"])
+        if self._index.media.is_known(id):
+            return Result("here", row["name"])
+        if owner is None:
+            return Result("failed", NO_OWNER)
+        path, file = self._find(row.get("file")), None
+        if not self._is_trial and path:
+            names = numbered_names(f"{owner}/{row['file']}")
+            file = self._copy(path, self._app.users, self._free(self._app.users, names))
+        times = read_time(row["created_at"]), read_time(row["updated_at"])
+        shelf = row["collection_id"] and str(uuid.UUID(row["collection_id"]))
+        record = MediaRecord(
+            id=id, user_id=owner, name=row["name"], type=row["type"], collection_id=shelf,
+            size=file[0].size if file else row["size"], path=file[0].path if file else None,
+            note=None if file else row["storage_path"], description=row["description"],
+            created_at=times[0], updated_at=times[1],
+        )  # fmt: skip
+
+        def put(db: Database) -> None:
+            if file:
+                self._index.files.put(db, *file)
+            self._index.media.put(db, record)
+            if row["is_deleted"]:
+                self._index.media.hide(db, owner, id, times[1])
+
+        if not self._is_trial:
+            self._index.write(put)
+        return Result("new", f"{row['name']}: {self._fate(row.get('file'), path)}")
+
+    def _take_entity(self, row: Row) -> Result:
+        id, history = row["id"], self._history(row)
+        known = self._index.entities.get(id)
+        if known and known.added == read_time(row["added_date"]):
+            return Result("here", row["label"] or "")
+        path = self._find(row["file_path"])
+        found = describe(self._origin, path, 0.0) if path else None
+        sha256 = found[0].sha256 if found else ""
+        if problem := self._entity_problem(id, sha256):
+            return Result("failed", problem)
+        files: dict[str | None, Located | None] = {}
+        for each in () if self._is_trial else history:
+            files[each["file_path"]] = self._take_content(each["file_path"], each["md5"])
+
+        def put(db: Database) -> str:
+            if problem := self._entity_problem(id, sha256, db):
+                return problem  # the server has been faster
+            for file in filter(None, files.values()):
+                self._index.files.put(db, *file)
+            versions = [entity_of(each, files[each["file_path"]]) for each in history]
+            self._index.entities.adopt(db, versions)
+            return ""
+
+        if not self._is_trial and (problem := self._index.write(put)):
+            return Result("failed", problem)
+        fate = self._fate(row["file_path"], path)
+        return Result("new", f"{row['label'] or '-'}: {fate}, versions: {len(history)}")
+
+    def _history(self, row: Row) -> list[Row]:
+        """The versions of an entity, the oldest first; the last one is what it is now."""
+        told = ("label", "description", "parent_id", "is_deleted", "file_path")
+        deleted = 2  # SQLAlchemy-Continuum's operation_type
+        versions = [
+            v for v in self._histories.get(row["id"], ()) if v["operation_type"] != deleted
+        ]
+        is_whole = versions and all(versions[-1][name] == row[name] for name in told)
+        return versions if is_whole else [*versions, row]
+
+    def _entity_problem(self, id: int, sha256: str, db: Database | None = None) -> str:
+        """Why an entity cannot be taken in, or nothing."""
+        if self._index.entities.get(id, db=db):
+            return "another entity has its id here"
+        holder = self._index.entities.holder(sha256, db) if sha256 else None
+        return f"entity {holder} has the same content" if holder else ""
+
+    def _take_content(self, name: str | None, md5: str | None) -> Located | None:
+        """Copy what an entity has or had, unless it is gone."""
+        path = self._find(name)
+        folder = self._app.entities
+        placed = self._copy(path, folder, numbered_names(name or ""), md5=True) if path else None
+        return placed and (placed[0], placed[1]._replace(md5=placed[1].md5 or md5))
+
+    def _fate(self, name: str | None, path: str | None) -> str:
+        return "without a file" if not name else path or f"its file {name} is gone"
+
+    def _find(self, name: str | None) -> str | None:
+        """The path below the source of a file that a database names; None if it is gone."""
+        for place in self._places if name else ():
+            with contextlib.suppress(ValueError):
+                if not self._origin.is_gone(f"{place}{name}"):
+                    self._places.remove(place)
+                    self._places.insert(0, place)
+                    return f"{place}{name}"
+        return None
+
+    def _free(self, folder: Folder, names: Iterable[str]) -> Iterator[str]:
+        """The names under which no record has a file."""
+        return (name for name in names if not self._index.files.get(folder.name, name))
+
+    def _copy(
+        self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
+    ) -> Located | None:
+        """Copy a file; what an import that was interrupted has left there is taken for it."""
+        found = describe(self._origin, path, 0.0)
+        for name in names if found else ():
+            if found and folder.is_gone(name):
+                free = itertools.chain([name], names)
+                keep = functools.partial(store_upload, self._app, folder=folder, names=free)
+                return copy_file(self._origin, found[0], folder, keep, md5)
+            kept = describe(folder, name, time.time())
+            if kept and found and kept[1].sha256 == found[0].sha256:
+                return kept
+        return None
+
+
+NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
+
+
+def entity_of(row: Row, file: Located | None) -> Entity:
+    """A version of an entity as CoLAN's media store has it."""
+    return Entity(
+        id=row["id"], is_collection=bool(row["is_collection"]), label=row["label"],
+        description=row["description"], parent_id=row["parent_id"],
+        is_deleted=bool(row["is_deleted"]), added=read_time(row["added_date"]),
+        updated=read_time(row["updated_date"]),
+        path=file[0].path if file else None, asset=file[1] if file else None,
+    )  # fmt: skip
 
 
 def choose_destination(source: Path, family: str) -> Destination:
@@ -17475,8 +19395,8 @@ def choose_destination(source: Path, family: str) -> Destination:
 
 
 def parse_family(text: str) -> str:
-    if text not in DESTINATIONS:
-        raise ValueError(f"{text!r} is none of {', '.join(DESTINATIONS)}")
+    if text not in {*DESTINATIONS, *RECORDS}:
+        raise ValueError(f"{text!r} is none of {', '.join((*DESTINATIONS, *RECORDS))}")
     return text
 
 
@@ -17485,7 +19405,7 @@ def parse_family(text: str) -> str:
     Option("into", "FAMILY", parse_family), Option("dry_run"),
 )  # fmt: skip
 def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
-    """Print what becomes of every file, its path, and its place or why; returns 1 if one failed.
+    """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
 
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
     if it was not.
@@ -17493,51 +19413,50 @@ def import_source(settings: Settings, source: str, into: str = "", dry_run: bool
     place = Path(os.path.realpath(parse_path(source)))
     if not place.is_dir():
         raise Refusal(f"{place} is no folder")
-    destination = choose_destination(place, into)
-    with opened_index(settings) as index:
-        folders = open_folders(settings, index)
-        folder = folders[destination.root]
-        check_import(place, folder, folders)
-        inner = [each.path for each in folders.values()]
+    tables = {} if into in DESTINATIONS else read_tables(place)
+    with opened_app(settings) as app:
+        inner = [each.path for each in app.folders.values()]
         origin = Folder(
-            "source", place, make=False, buffers=folder.buffers,
+            "source", place, make=False, buffers=app.library.buffers,
             excluded=[*inner, str(settings.database_dir)],
         )  # fmt: skip
-        counts = import_all(origin, Importer(origin, folder, destination), dry_run)
-    would = "would be copied" if dry_run else "copied"
+        if any(tables.values()):
+            check_import(place, [app.users, app.entities], app.folders)
+            importer: Importer | RecordImporter = RecordImporter(app, origin, tables, dry_run)
+        elif into in RECORDS:
+            raise Refusal(
+                f"there is no database of media_handler or CoLAN's media store in {place}"
+            )
+        else:
+            destination = choose_destination(place, into)
+            folder = app.folders[destination.root]
+            check_import(place, [folder], app.folders)
+            importer = Importer(origin, folder, destination, dry_run)
+        counts = tell_outcomes(importer.run())
+    would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
+    if counts["new"] and not dry_run and not any(tables.values()):
+        warn("the server shows them after its next scan: at its start, or when it gets SIGHUP")
     return 1 if counts["failed"] else 0
 
 
-def check_import(source: Path, folder: Folder, folders: Mapping[str, Folder]) -> None:
+def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, Folder]) -> None:
     """Refuse a source that is the server's own, and a disk that is away."""
     for each in folders.values():
         if source.is_relative_to(each.path):
             raise Refusal(f"{source} is in {each.path}, where it is served already")
-    if folder.is_missing() and not folder.is_new():
-        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+    for folder in targets:
+        if folder.is_missing() and not folder.is_new():
+            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
-def import_all(origin: Folder, importer: Importer, is_trial: bool) -> dict[str, int]:
-    """Take in what is in a folder, and print what becomes of each file."""
+def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
+    """Print what becomes of each thing, and count it."""
     counts = dict.fromkeys(("new", "here", "left", "failed"), 0)
-    unreadable: list[bytes] = []
-
-    def tell(path: str, outcome: str, detail: str) -> None:
-        counts[outcome] += 1
-        print("\t".join(map(printable_line, (outcome, path, detail))))
-
-    for path, _ in origin.walk(bool, unreadable):
-        try:
-            outcome = importer.take(os.fsdecode(path), is_trial)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
-                raise Refusal(f"stopped at {os.fsdecode(path)}: {error.strerror}") from None
-            outcome = "failed", error.strerror or str(error)
-        tell(os.fsdecode(path), *outcome)
-    for path in unreadable:
-        tell(os.fsdecode(path), "failed", "it cannot be read")
+    for what, (word, detail) in outcomes:
+        counts[word] += 1
+        print("\t".join(map(printable_line, (word, what, detail))))
     return counts
 
 
@@ -17694,6 +19613,31 @@ def fork_worker(ours: Sequence[socket.socket | io.FileIO], work: Callable[[], bo
         os._exit(status)
 
 
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening socket; HTTPServer's own way looks up the host's name, maybe for seconds."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = inherited_listener() or socket.create_server(
+        (host, port), family=family, backlog=LISTEN_BACKLOG
+    )
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    listener.setblocking(False)
+    return listener
+
+
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that systemd holds for this program (sd_listen_fds(3)), if it does.
+
+    It outlives this process: connections that come during a restart wait in its backlog.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    listener = socket.socket(fileno=3)
+    if os.environ.get("LISTEN_FDS") != "1" or listener.family == socket.AF_UNIX:
+        raise OSError(errno.EINVAL, "one TCP socket is wanted of socket activation")
+    listener.set_inheritable(False)
+    return listener
+
+
 LISTEN_HINTS: Mapping[int | None, str] = {
     errno.EADDRINUSE: "give another --port (0 takes a free one), or stop what listens there",
     errno.EACCES: "ports below 1024 are root's: give another --port",
@@ -17722,9 +19666,8 @@ def serve(settings: Settings) -> None:
     ready = functools.partial(announce, settings, listener, thumbnails, generated)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watchdog = Watchdog(settings.workers)
-    loads = memoryview(mmap.mmap(-1, 4 * settings.workers)).cast("i")
     run = functools.partial(
-        run_server, settings, listener, thumbnails, SharedProgress(), watchdog, loads,
+        run_server, settings, listener, thumbnails, SharedProgress(), watchdog,
         Meter(settings.workers, len(ROUTES) + 1),
     )  # fmt: skip
     recover_again = functools.partial(recover, settings, thumbnails)
@@ -17736,8 +19679,8 @@ def serve(settings: Settings) -> None:
         while run():
             recover_again()
     thumbnails.stop()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Python lets go of its handlers before it ends
     lock.close()
+    os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
@@ -17756,7 +19699,7 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
 
 def run_server(
     settings: Settings, listener: socket.socket, thumbnails: Thumbnails,
-    progress: SharedProgress, watchdog: Watchdog, loads: memoryview, meter: Meter,
+    progress: SharedProgress, watchdog: Watchdog, meter: Meter,
     number: int = 0, lifeline: socket.socket | None = None,
 ) -> bool:  # fmt: skip
     """Serve on a listening socket until told to stop; worker 0 also scans.
@@ -17764,15 +19707,9 @@ def run_server(
     True where it was the index that ended it: it is to be opened anew.
     """
     app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
-    server = Server(listener.dup(), loads, number, meter)
+    server = Server(listener.dup(), Application(app, ROUTES), meter, number)
     if settings.log_format != "none":
         server.on_answered = functools.partial(log_request, settings)
-    application = Application(app, ROUTES)
-    server.application = application
-    server.inline = application.inline
-    server.is_prompt = application.is_prompt
-    server.client_of = application.client_of
-    server.on_error = application.on_error
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)

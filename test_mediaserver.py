@@ -67,9 +67,9 @@ PROGRAM = HERE / "mediaserver.py"
 BYTECODE = py_compile.compile(str(PROGRAM), doraise=True)
 DEADLINE = 30.0  # seconds that anything awaited may take
 PROGRAMS = {
-    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "faketime", "ffmpeg", "haproxy",
-    "nginx", "node", "openssl", "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd",
-    "wget",
+    "aria2c", "caddy", "cc", "chromedriver", "chromium", "curl", "exiftool", "faketime", "ffmpeg",
+    "haproxy", "nginx", "node", "openapi-python-client", "openssl", "promtool", "schemathesis",
+    "setfacl", "shellcheck", "systemd-analyze", "unshare", "varnishd", "wget",
 }  # fmt: skip
 
 
@@ -784,6 +784,13 @@ def test_help_explains_every_setting_and_command(tmp_path):
     assert all(name in words for name in ms.COMMANDS)
 
 
+def test_a_secret_that_somebody_has_blanked_stops_the_start(tmp_path):
+    fill(tmp_path / "pictures/.mediaserver", {"secrets.env": b"AUTH_TOKEN=\n"})
+    ended = run_program("--storage_dir", tmp_path / "pictures", cwd=tmp_path)
+    assert (ended.returncode, "AUTH_TOKEN: is blank in" in ended.stderr) == (2, True)
+    assert (tmp_path / "pictures/.mediaserver/secrets.env").read_text() == "AUTH_TOKEN=\n"
+
+
 def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path, monkeypatch):
     for name in ("AUTH_TOKEN", "MEDIA_SERVER_SECRET"):
         monkeypatch.delitem(SECRETS, name)
@@ -797,6 +804,8 @@ def test_generated_secrets_are_kept_for_their_owner_only_and_used_again(tmp_path
             assert running.request("GET", "/image/a.png", headers=owner).status == 404
             wait_until(lambda server=running: "same secret" in server.log)
             assert f"{file} " in running.log
+            for name in ("lock", "index.sqlite3-spare"):
+                assert (running.data / name).stat().st_mode & 0o777 == 0o600
             assert not any(value in running.log for value in kept[-1].values())
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"AUTH_TOKEN", "MEDIA_SERVER_SECRET"}
@@ -1370,7 +1379,8 @@ def test_an_accounts_hash_is_in_no_log():
         ({"user_id": "07"}, None), ({"user_id": "\u0667"}, None), ({"user_id": None}, None),
         ({"user_id": [7]}, None), ({"permissions": "media_store_write"}, None),
         ({"permissions": {"media_store_write": 1}}, None),
-        ({"permissions": ["media_store_write", 1]}, None), ({"permissions": None}, None),
+        ({"permissions": ["media_store_write", 1]}, None), ({"permissions": None}, 7),
+        ({"permissions": False}, None),
     ],
 )  # fmt: skip
 def test_the_claims_of_an_account_are_taken_at_their_exact_type(
@@ -1467,6 +1477,32 @@ def test_a_verified_token_is_remembered_until_it_expires() -> None:
     assert ms.find_principal(token, None, keyless, NOW + 59, cache) == principal
     with pytest.raises(ms.HTTPError):
         ms.find_principal(token, None, keyless, NOW + 60, cache)
+
+
+def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
+    cache = ms.TokenCache()
+    tokens = {
+        name: f"Bearer {text}"
+        for name, text in {
+            "owner": KEYS.auth_token, "foreign": es256(FOREIGN), "account": hs256(ACCESS),
+            "wrong": "x", "none": "",
+        }.items()
+    }  # fmt: skip
+    tokens["basic"] = "Basic eDp5"
+
+    def recall(name: str, now: float = NOW, keys: ms.AuthConfig = KEYS) -> ms.Principal | None:
+        return ms.recall_principal(tokens.get(name), "", keys, cache, now)
+
+    assert recall("foreign") is None  # not seen yet
+    for name in ("foreign", "account"):
+        ms.find_principal(tokens[name], None, KEYS, NOW, cache)
+    for name in ("owner", "foreign"):
+        assert recall(name) == ms.find_principal(tokens[name], None, KEYS, NOW)
+    assert recall("nobody") == ms.ANONYMOUS
+    assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
+    assert recall("foreign", NOW + 60) is None
+    demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
+    assert recall("wrong", keys=demo) == ms.DEMO
 
 
 def test_the_cache_forgets_the_least_recently_used_and_stands_many_threads() -> None:
@@ -1652,16 +1688,20 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
-def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path):
-    for token in (
-        upload_token(age=905), upload_token(age=-120), upload_token(secret="x"), "", "a" * 9000,
-        "%00", "%ED%A0%80",
-    ):  # fmt: skip
-        answer = server.send_file(method, f"{path}?token={token}", png(), headers={})
-        assert answer.status in {401, 400 if "%" in token else 401}
-        if answer.status == 401:
-            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-        assert set(answer.json) == {"detail"}
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: upload_token(age=905), lambda: upload_token(age=-120),
+        lambda: upload_token(secret="x"), lambda: "", lambda: "a" * 9000, lambda: "%00",
+        lambda: "%ED%A0%80",
+    ],
+    ids=["old", "of the future", "another secret's", "empty", "long", "NUL", "no UTF-8"],
+)  # fmt: skip
+def test_a_wrong_upload_token_is_401_even_where_none_is_needed(server, method, path, make):
+    answer = server.send_file(method, f"{path}?token={make()}", png(), headers={})
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert set(answer.json) == {"detail"}
 
 
 SCOPED_KEY = ms.derive_key(UPLOAD_SECRET, "scoped tokens").hex()
@@ -2791,10 +2831,13 @@ def test_every_pattern_is_linear() -> None:
     for (pattern, way), place in found.items():
         run = getattr(pattern, way) if way in ("match", "fullmatch") else pattern.findall
         for text in {*attacks(pattern, 1 << 12)}:
-            start = time.thread_time()
-            run(text)
-            if (took := time.thread_time() - start) > 0.03:  # is 0.001 at the most
-                slow.append((place, way, text[:40], took))
+            for _ in range(3):  # the garbage of all tests may be collected in between
+                start = time.thread_time()
+                run(text)
+                if time.thread_time() - start < 0.03:  # is 0.001 at the most
+                    break
+            else:
+                slow.append((place, way, text[:40]))
     assert slow == []
 
 
@@ -2843,6 +2886,90 @@ def test_a_write_that_fails_takes_nothing_else_with_it(tmp_path, others):
         found = [index.get_meta(key) for key in ("failed", "other", "later")]
         assert found == [None, "1" if others else None, "1"]
         assert [change.error for change in waiting] == [None]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[ms.Index]:
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as opened:
+        yield opened
+
+
+def plans(index: ms.Index, ask: Callable[[], object]) -> list[str]:
+    """How SQLite goes about each SELECT that `ask` has the index run."""
+    run, read = [], index.read
+    index.read = lambda sql, *values: run.append((sql, values)) or read(sql, *values)
+    ask()
+    del index.read
+    rows = [read(f"EXPLAIN QUERY PLAN {sql}", *values) for sql, values in run]
+    return [" ".join(row[3] for row in found) for found in rows]
+
+
+@pytest.mark.parametrize("kind", [(), (("type", "image"),)], ids=["all", "of a type"])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("order", ["created_at", "name", "size"])
+def test_lists_of_accounts_go_by_indexes(index, order, descending, kind):
+    query = ms.Query(1, kind, order=((order, descending),))
+    (count,) = plans(index, lambda: index.media.count(query))
+    assert "USING COVERING INDEX media_by_" in count
+    (found,) = plans(index, lambda: list(index.media.each(query, 10)))
+    assert "USING INDEX media_by_" in found
+    assert "TEMP B-TREE" not in found
+
+
+@pytest.mark.parametrize(
+    ("filters", "by"),
+    [
+        ({"kind": "image"}, "entity_by_kind"), ({"parent_id": 5}, "entity_by_parent"),
+        ({"mime_type": "x"}, "entity_by_mime_type"), ({"extension": "x"}, "entity_by_extension"),
+        ({"is_collection": True}, "entity_collection"), ({"is_deleted": True}, "entity_deleted"),
+    ],
+)  # fmt: skip
+def test_lists_of_entities_go_by_indexes(index, filters, by):
+    count, page = plans(index, lambda: index.entities.page(None, filters, "", 10, -1))
+    chosen, joined, _ = page.partition(" SEARCH asset USING PRIMARY KEY")
+    assert joined
+    assert by in count
+    assert by in chosen
+    assert "TEMP B-TREE" not in chosen
+
+
+def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
+    index.write(lambda db: db.execute(f"PRAGMA user_version = {len(ms.MIGRATIONS) + 1}"))
+    index.close()
+    before = index.path.read_bytes()
+    with pytest.raises(ms.SettingError, match="newer mediaserver"):
+        ms.open_index(index.path)
+    assert index.path.read_bytes() == before
+
+
+def test_an_account_has_at_most_so_many_sessions_and_those_that_end_last_stay(index, monkeypatch):
+    monkeypatch.setattr(ms, "MAX_SESSIONS", 2)
+    users = [index.write(lambda db: index.users.add(db, an_account(), 0.0)) for _ in range(2)]
+    for name, user, expires_at in (
+        ("a", 0, 9e9), ("b", 0, 7e9), ("of another", 1, 5e9), ("c", 0, 8e9), ("late", 0, 6e9),
+    ):  # fmt: skip
+        session = ms.Session(name, users[user].id, name, 1e9, expires_at, 1e9)
+        opened = functools.partial(index.sessions.open, user=users[user], session=session)
+        assert index.write(opened)
+    found = index.read("SELECT id FROM session ORDER BY id").fetchall()
+    assert found == [("a",), ("c",), ("of another",)]
+
+
+def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
+    for name, made in (("a", True), ("b", False), ("c", None)):
+        asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
+        file = ms.File("library", f"{name}.png", asset.sha256, 1, 2, 3.0, 4.0)
+        index.write(functools.partial(index.files.put, file=file, asset=asset))
+        if made is not None:
+            index.assets.set_thumbnail(asset.sha256, made)
+
+    def waiting() -> list[str]:
+        found = index.assets.without_thumbnail(["image"], 9, "")
+        return [asset.sha256[0] for _, asset in found]
+
+    assert waiting() == ["c"]
+    index.assets.retry_thumbnails()
+    assert waiting() == ["b", "c"]
 
 
 # ======================================================================================
@@ -2947,6 +3074,223 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
         folder.keep(incoming, ["sub/a.png"])
         incoming.discard(undo=False)
         assert files_below(tmp_path) == {"sub/a.png"}
+
+
+def arrive(folder: ms.Folder, content: bytes) -> ms.Incoming:
+    """A file of a folder that has come whole."""
+    receiving = folder.begin(ms.Limit(len(content), ""))
+    receiving.feed(memoryview(content))
+    return receiving.finish()
+
+
+@pytest.mark.parametrize("name", ["library", "images", "entities"])
+def test_a_start_after_a_crash_removes_the_places_of_uploads_that_the_index_does_not_know(
+    tmp_path, name
+):
+    folder = ms.Folder(name, tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"a/own.png": b"own"})
+    known, unknown = arrive(folder, b"known"), arrive(folder, b"unknown")
+    assert folder.keep(known, ["a/own.png", "a/known.png"]) == "a/known.png"
+    assert folder.keep(unknown, ["a/unknown.png"]) == "a/unknown.png"
+    folder.recover(lambda path: path == "a/known.png")
+    for incoming in (known, unknown):
+        incoming.discard(undo=False)  # which finds nothing any more
+    assert files_below(tmp_path) == {"a/known.png", "a/own.png"}
+
+
+def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    before = len(os.listdir("/proc/self/fd"))
+    first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
+    folder.keep(first, ["a.png"])
+    status = folder.status(first)
+    assert first.discard(undo=False).st_nlink == status.st_nlink - 1 == 1
+    assert first.discard() is None  # undoes nothing any more
+    folder.keep(equal, ["b.png"], "a.png")
+    assert folder.status(equal).st_ino == status.st_ino
+    assert not equal.put_back()
+    equal.discard()
+    refused = arrive(folder, b"abcd")
+    folder.keep(refused, ["c.png"])
+    assert refused.put_back()
+    assert files_below(tmp_path) == {"a.png", refused.name}
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- S3
+
+S3_KEYS = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
+DOCUMENTED_KEYS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+# AWS's aws-sig-v4-test-suite: its names, requests and signatures.
+SIGV4_SUITE = {
+    "get-vanilla": (
+        "GET", "/", {},
+        "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
+    ),
+    "get-vanilla-query-order-key-case": (
+        "GET", "/?Param2=value2&Param1=value1", {},
+        "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500",
+    ),
+    "get-utf8": (
+        "GET", "/%E1%88%B4", {},
+        "8318018e0b0f223aa2bbf98705b62bb787dc9c0e678f255a891fd03141be5d85",
+    ),
+    "get-header-value-trim": (
+        "GET", "/", {"my-header1": " value1", "my-header2": ' "a   b   c"'},
+        "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736",
+    ),
+    "post-vanilla": (
+        "POST", "/", {},
+        "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+    ),
+}  # fmt: skip
+# Amazon S3's documentation, "Examples: Signature Calculations".
+SIGV4_DOCUMENTED = {
+    "get-object": (
+        "GET", "/test.txt", {"range": "bytes=0-9"}, b"",
+        "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+    ),
+    "put-object": (
+        "PUT", "/test%24file.text",
+        {"date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"},
+        b"Welcome to Amazon S3.",
+        "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd",
+    ),
+    "get-bucket-lifecycle": (
+        "GET", "/?lifecycle", {}, b"",
+        "fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543",
+    ),
+    "list-objects": (
+        "GET", "/?max-keys=2&prefix=J", {}, b"",
+        "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGV4_SUITE)
+def test_requests_are_signed_as_in_the_test_suite_of_aws(name):
+    method, target, headers, signature = SIGV4_SUITE[name]
+    given = {"host": "example.amazonaws.com", "x-amz-date": "20150830T123600Z", **headers}
+    signer = ms.Signer(*S3_KEYS, "us-east-1", "service")
+    found = signer.authorize(method, target, given, ms.EMPTY_SHA256)
+    assert found == (
+        "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request,"
+        f" SignedHeaders={';'.join(sorted(given))}, Signature={signature}"
+    )
+
+
+@pytest.mark.parametrize("name", SIGV4_DOCUMENTED)
+def test_requests_are_signed_as_in_the_documentation_of_amazon_s3(name):
+    method, target, headers, body, signature = SIGV4_DOCUMENTED[name]
+    given = {
+        "host": "examplebucket.s3.amazonaws.com", "x-amz-date": "20130524T000000Z",
+        "x-amz-content-sha256": sha256(body), **headers,
+    }  # fmt: skip
+    signer = ms.Signer(*DOCUMENTED_KEYS, "us-east-1")
+    found = signer.authorize(method, target, given, sha256(body))
+    assert found.endswith(f", Signature={signature}")
+
+
+def test_urls_are_signed_as_in_the_documentation_of_amazon_s3():
+    signer = ms.Signer(*DOCUMENTED_KEYS, "us-east-1")
+    host = "examplebucket.s3.amazonaws.com"
+    assert signer.presign(host, "/test.txt", 86400, "20130524T000000Z") == (
+        "/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F"
+        "20130524%2Fus-east-1%2Fs3%2Faws4_request&X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400"
+        "&X-Amz-SignedHeaders=host&X-Amz-Signature="
+        "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
+    )
+
+
+class FakeStore:
+    """An object store's end of connections; `script` has one step for each: bytes, or a fault."""
+
+    def __init__(self, *script: object) -> None:
+        self.asked: list[bytes] = []
+        self._script = iter(script)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._held: list[socket.socket] = []
+        self.client = ms.S3Client(self.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for step in self._script:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # it is over
+                return
+            self._held.append(connection)
+            self.asked.append(connection.recv(65536))
+            if isinstance(step, bytes):
+                connection.sendall(step)
+            elif step == "reset":
+                connection.close()
+
+    def __enter__(self) -> FakeStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for connection in self._held:
+            connection.close()
+
+
+S3_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+S3_BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+S3_DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+S3_MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+S3_GET = ms.S3Request("GET", "bucket", "a b/ä.png")
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr(ms, "S3_RETRIES", (1e-9, 1e-9))
+
+
+@pytest.mark.parametrize("passing", [(), (S3_BUSY,), ("reset", "reset"), (S3_BUSY, "reset")])
+def test_a_request_to_a_store_is_tried_again_after_what_passes(no_waits, passing):
+    with FakeStore(*passing, S3_OK) as store:
+        assert store.client.call(S3_GET).body == b"ok"
+        assert len(store.asked) == len(passing) + 1
+        assert store.asked[-1].startswith(b"GET /bucket/a%20b/%C3%A4.png HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [(S3_DENIED, PermissionError), (S3_MISSING, FileNotFoundError)]
+)
+def test_what_a_store_refuses_is_not_tried_again(no_waits, answer, error):
+    with FakeStore(answer, S3_OK) as store:
+        with pytest.raises(error):
+            store.client.call(S3_GET)
+        assert len(store.asked) == 1
+
+
+@pytest.mark.parametrize("fault", [("hangs",), (S3_BUSY,) * 3, ("reset",) * 3])
+def test_a_store_that_is_away_is_asked_again_only_after_a_while(no_waits, monkeypatch, fault):
+    monkeypatch.setattr(ms, "S3_SECONDS", 0.1 if "hangs" in fault else DEADLINE)
+    with FakeStore(*fault, S3_OK, S3_OK) as store:
+        client = store.client
+        for _ in range(3):  # the circuit is open after the first
+            with pytest.raises(ms.Unavailable):
+                client.call(S3_GET)
+        wait_until(lambda: len(store.asked) == len(fault))
+        monkeypatch.setattr(ms, "S3_SECONDS", DEADLINE)
+        client._retry_at = time.monotonic()
+        assert [client.call(S3_GET).body for _ in range(2)] == [b"ok", b"ok"]
+
+
+def test_a_kept_connection_that_has_ended_costs_another_try_and_no_error(no_waits):
+    kept = S3_OK.replace(b"Connection: close\r\n", b"")
+    with FakeStore(kept, kept) as store:
+        client = store.client
+        assert client.call(S3_GET).body == b"ok"
+        store._held[0].close()
+        assert client.call(S3_GET).body == b"ok"
 
 
 # ======================================================================================
@@ -4886,10 +5230,8 @@ def test_hundreds_of_idle_connections_disturb_nobody(server):
     try:
         for raw in idle[::2]:
             raw.send(b"GET /health HTT")
-        begun = time.monotonic()
         assert server.upload(png()).status == 201
         assert server.get("/health").status == 200
-        assert time.monotonic() - begun < 5
         for raw in idle[:20:2]:
             raw.send(b"P/1.1\r\nHost: x\r\n\r\n")
             assert raw.answer().status == 200
@@ -4933,58 +5275,80 @@ class Echo:
         pass
 
 
-@pytest.fixture
-def bare_server(monkeypatch):
-    """A Server with short patience, in this process; it answers with the path and the body."""
-    seconds = {"IDLE": 0.3, "HEAD": 0.3, "BODY": 0.3, "LINGERING": 0.2}
-    for name, value in seconds.items():
-        state = ms.State[name]
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=value))
-    for name, value in {"HEAD_SECONDS": 0.6, "MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
-        monkeypatch.setattr(ms, name, value)
-    going_on = threading.Event()
-    loads = memoryview(bytearray(4)).cast("i")
-    bare = ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0)
-    bare.port = bare.server_port
-    bare.accepted = []
+def set_patience(monkeypatch, seconds: float) -> None:
+    """Set how long a Server waits for what a client is to send or read."""
+    for state, wait in ms.WAITS.items():
+        if state is not ms.State.LINGERING:
+            monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
+    monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
 
-    def accept(head, peer):
-        bare.accepted.append(head.path)
+
+class EchoService:
+    """Answers with the path and the body; `going_on` lets go what waits."""
+
+    def __init__(self):
+        self.accepted = []
+        self.going_on = threading.Event()
+        self.path, self.size = Path(os.devnull), 0  # of /file
+
+    def __call__(self, head, peer):
+        self.accepted.append(head.path)
         if head.path == "/wait":
-            going_on.wait(DEADLINE)
+            self.going_on.wait(DEADLINE)
         echo = Echo(head.path)
         if head.path.startswith("/deferred"):
             answer = echo.finish()
-            deferred = ms.Deferred("decoder", lambda: going_on.wait(DEADLINE) and answer)
+            deferred = ms.Deferred("decoder", lambda: self.going_on.wait(DEADLINE) and answer)
             if not head.has_body:
                 return deferred
             echo.finish = lambda: deferred
         if head.path == "/file":
-            source = io.FileIO(bare.path)
-            return ms.Response(200, [], [ms.FileSlice(source, 0, bare.size)], bare.size, source)
+            source = io.FileIO(self.path)
+            return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
         return echo if head.has_body else echo.finish()
 
-    bare.application = accept
-    bare.inline = lambda head: None
-    bare.is_prompt = lambda head: False
-    bare.client_of = lambda head, peer: head.headers.get("x-client", peer)
-    bare.on_error = lambda error, origin: ms.Response(
-        error.status, error.headers.items(), b"refused"
-    )
-    bare.going_on = going_on
+    def inline(self, head):
+        return None
+
+    def is_prompt(self, head):
+        return head.path == "/prompt"
+
+    def client_of(self, head, peer):
+        return head.headers.get("x-client", peer)
+
+    def on_error(self, error, origin):
+        return ms.Response(error.status, error.headers.items(), b"refused")
+
+
+def close_bare(server: ms.Server) -> None:
+    for connection in server.connections.within(*ms.WAITS):
+        server.connections.enter(connection, ms.State.CLOSED)
+    for item in (server._alarm, server._wakeup, server._selector):
+        item.close()
+
+
+@pytest.fixture
+def bare_server(monkeypatch):
+    """A patient Server in this process, around an EchoService."""
+    set_patience(monkeypatch, DEADLINE)
+    lingering = ms.WAITS[ms.State.LINGERING]._replace(seconds=0.2)
+    monkeypatch.setitem(ms.WAITS, ms.State.LINGERING, lingering)
+    for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
+        monkeypatch.setattr(ms, name, value)
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
+    bare.port = bare.server_port
     thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
     thread.start()
     yield bare
-    going_on.set()
+    bare.service.going_on.set()
     bare.stop()
-    bare._wakeup.send(b"\0")
+    bare.wake()
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    for connection in list(bare._held.values()):
-        bare._enter(connection, ms.State.CLOSED)
-    assert bare._descriptors == bare._in_flight == bare.bodies._all == bare.downloads._all == 0
-    for item in (bare._alarm, bare._wakeup, bare._selector):
-        item.close()
+    close_bare(bare)
+    counts = bare.connections
+    assert counts.descriptors == counts.in_flight == bare.bodies._all == bare.downloads._all == 0
 
 
 def test_a_wakeup_without_data_is_no_error(monkeypatch):
@@ -4997,30 +5361,28 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
             theirs.send(b"abc")
         return True
 
-    class Stub:
-        buffers = ms.Buffers()
-
     monkeypatch.setattr(ms.Connection, "wait_readable", wait_readable)
+    buffer = memoryview(bytearray(10))
     with ours, theirs:
         ours.setblocking(False)
-        connection = ms.Connection(ours, "peer", Stub())
+        connection = ms.Connection(ours, "peer", None)
         connection.receive_soon(1)
         assert connection.received == b""
-        assert connection.receive_more(1) is None
-        assert bytes(connection.receive_more(1)) == b"abc"
+        assert connection.receive_more(buffer, 1) is None
+        assert bytes(connection.receive_more(buffer, 1)) == b"abc"
     assert next(wakeups) == 3
 
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server._bodies._limit = 1
+    bare_server.runner.pools.bodies._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
-        wait_until(lambda: bare_server._in_flight == 1)
+        wait_until(lambda: bare_server.connections.in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server._bodies.has_backlog)
-        bare_server.going_on.set()
+        wait_until(bare_server.runner.pools.bodies.has_backlog)
+        bare_server.service.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
 
@@ -5030,7 +5392,7 @@ def post(path: str, length: int, *fields: str) -> bytes:
 
 
 def states(server: ms.Server) -> Counter[ms.State]:
-    return Counter(connection.state for connection in list(server._held.values()))
+    return Counter(connection.state for connection in server.connections.within(*ms.WAITS))
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
@@ -5047,7 +5409,7 @@ def test_a_request_is_accepted_once_however_its_body_comes(bare_server, size, co
             raw.send(sent[start : start + size])
         assert raw.answer().body == b"/a" + body
         assert raw.answer().body == b"/b"
-    assert bare_server.accepted == ["/a", "/b"]
+    assert bare_server.service.accepted == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("split", [0, 1, 70_000])
@@ -5056,21 +5418,19 @@ def test_a_body_that_stops_holds_no_thread_and_goes_on_where_it_was(bare_server,
     with Raw(bare_server) as raw, Raw(bare_server) as other:
         raw.send(post("/a", len(body)) + body[:split])
         wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
-        wait_until(lambda: bare_server._in_flight == 0)
+        wait_until(lambda: bare_server.connections.in_flight == 0)
         other.send(post("/b", 1) + b"x")
         assert other.answer().body == b"/bx"
         raw.send(body[split : split + 10])  # stays with the selector
         raw.send(body[split + 10 :])
         assert raw.answer().body == b"/a" + body
-    assert bare_server.accepted == ["/a", "/b"]
+    assert bare_server.service.accepted == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("data", [post("/a", 100_000), b"GET / HTTP/1.1\r\nX: "])
 def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkeypatch, data):
-    for name, value in {"GRACE_SECONDS": 0.2, "HEAD_SECONDS": DEADLINE, "MIN_RATE": 1000}.items():
-        monkeypatch.setattr(ms, name, value)
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
+    monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
         raw.send(data)
         while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5080,19 +5440,17 @@ def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkey
 
 def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(ms, "MIN_RATE", 10)
+    monkeypatch.setattr(ms, "MIN_RATE", 10 / DEADLINE)
     with Raw(bare_server) as raw:
-        raw.send(post("/a", 100))
-        for _ in range(10):  # each earns a second
-            raw.send(bytes(10))
+        raw.send(post("/a", 100) + bytes(10))  # which earn the time for the next ten
+        for _ in range(9):
             time.sleep(0.05)
+            raw.send(bytes(10))
         assert raw.answer().status == 200
 
 
 @pytest.mark.parametrize("most", ["client", "all"])
 def test_unfinished_bodies_are_bounded_and_others_go_on(bare_server, monkeypatch, most):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
     bare_server.bodies._each = 3 if most == "client" else 100
     bare_server.bodies._most = 3 if most == "all" else 100
@@ -5134,29 +5492,29 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
                 raw.send(post(f"/deferred{number}", 1) + b"x")
             else:
                 raw.send(get_line(f"/deferred{number}"))
-        wait_until(bare_server._deferred["decoder"].is_full)
+        wait_until(bare_server.runner.pools.deferred["decoder"].is_full)
         with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
-        bare_server.going_on.set()
+        bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
 
 
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
-    bare_server.is_prompt = lambda head: head.path == "/prompt"
-    bare_server._short._limit = bare_server._bodies._limit = 2
+    pools = bare_server.runner.pools
+    pools.short._limit = pools.bodies._limit = 2
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
         for number, raw in enumerate(slow):
             raw.send(get_line("/wait") if number % 2 else post("/wait", 1) + b"x")
-        wait_until(lambda: bare_server._in_flight == 12)
+        wait_until(lambda: bare_server.connections.in_flight == 12)
         with Raw(bare_server) as raw:
             raw.send(get_line("/prompt") * 2)
             assert [raw.answer().status for _ in range(2)] == [200, 200]
             raw.send(get_line("/other"))
             assert raw.answer().status == 503
-        bare_server.going_on.set()
+        bare_server.service.going_on.set()
         assert {raw.answer().status for raw in slow} == {200}
 
 
@@ -5164,9 +5522,10 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
     bare_server, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 100)
-    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
-    with open(bare_server.path, "wb") as file:
-        file.truncate(bare_server.size)
+    service = bare_server.service
+    service.path, service.size = tmp_path / "large", 64 << 20
+    with open(service.path, "wb") as file:
+        file.truncate(service.size)
     bare_server.downloads._most, bare_server.downloads._each = 3, 2
     with contextlib.ExitStack() as stack:
 
@@ -5177,7 +5536,7 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
 
         slow = [begin(client) for client in ("one", "one", "other")]
         wait_until(lambda: states(bare_server)[ms.State.SENDING] == 3)
-        assert (bare_server.downloads._all, bare_server._descriptors) == (3, 6)
+        assert (bare_server.downloads._all, bare_server.connections.descriptors) == (3, 6)
         refused = [begin("one").answer(), begin("third").answer()]
         assert [(each.status, each.headers["Retry-After"]) for each in refused] == [
             (429, "1"), (503, "1")
@@ -5192,14 +5551,12 @@ def test_downloads_leave_descriptors_to_others_and_one_clients_leave_some_to_all
         assert raw.answer("HEAD").status == 200
 
 
-def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
-    bare_server._most_descriptors = 3
+def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
+    bare_server.connections.most_descriptors = 3
     with contextlib.ExitStack() as stack:
         body, *idle = [stack.enter_context(Raw(bare_server)) for _ in range(2)]
         body.send(post("/slow", 2) + b"a")  # it counts twice, for a file
-        wait_until(lambda: bare_server._descriptors == 3)
+        wait_until(lambda: bare_server.connections.descriptors == 3)
         new = stack.enter_context(Raw(bare_server))
         new.send(get_line("/new"))
         assert new.answer().status == 200
@@ -5210,14 +5567,14 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server, monkeyp
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", ((0, 0), (0, 0, 0.0)), ms.Content(b"", 100, "", "", None, ""), None, 0)
+    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), ms.OPEN, None, None, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
-    bare_server._most_descriptors = 0
+    bare_server.connections.most_descriptors = 0
     with Raw(bare_server) as raw:
         assert raw.answer().status == 503
         assert raw.is_closed()
@@ -5262,8 +5619,7 @@ def test_one_client_has_64_unfinished_bodies_and_a_proxy_as_many_as_its_clients(
 
 
 def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
-    for state in (ms.State.IDLE, ms.State.HEAD):
-        monkeypatch.setitem(ms.WAITS, state, ms.WAITS[state]._replace(seconds=0.3))
+    set_patience(monkeypatch, 0.3)
     with Raw(bare_server) as raw:
         with contextlib.suppress(OSError):
             while not select.select([raw.socket], [], [], 0.02)[0]:
@@ -5271,40 +5627,55 @@ def test_empty_lines_keep_no_connection_open(bare_server, monkeypatch):
         assert raw.is_closed()
 
 
-def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(bare_server):
-    for data, status in (
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
         (b"GET / HT", 408),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", 408),
         (b"", None),
         (get_line("/a"), 200),
-    ):
-        with Raw(bare_server) as raw:
-            raw.send(data)
-            if status:
-                assert raw.answer().status == status
-            assert raw.is_closed()
+    ],
+)
+def test_a_head_or_body_that_stops_moving_ends_and_an_idle_connection_is_closed(
+    bare_server, monkeypatch, data, status
+):
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(data)
+        if status:
+            assert raw.answer().status == status
+        assert raw.is_closed()
 
 
-def test_a_head_that_drips_for_too_long_ends(bare_server):
+def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
+    bare_server.path, bare_server.size = tmp_path / "large", 64 << 20
+    with open(bare_server.path, "wb") as file:
+        file.truncate(bare_server.size)
+    set_patience(monkeypatch, 0.3)
+    with Raw(bare_server) as raw:
+        raw.send(get_line("/file"))
+        wait_until(lambda: states(bare_server)[ms.State.SENDING] == 1)
+        wait_until(lambda: not bare_server._held)
+        with pytest.raises((AssertionError, OSError)):
+            raw._take(bare_server.size)
+
+
+def test_a_head_that_drips_for_too_long_ends(bare_server, monkeypatch):
+    monkeypatch.setattr(ms, "HEAD_SECONDS", 0.3)
     with Raw(bare_server) as raw:
         raw.send(b"GET / HTTP/1.1\r\nX: ")
-        end = time.monotonic() + DEADLINE
-        with pytest.raises(OSError):
-            while time.monotonic() < end:
-                raw.send(b"a")
-                time.sleep(0.05)
+        while not select.select([raw.socket], [], [], 0.02)[0]:
+            raw.send(b"a")
+        assert raw.answer().status == 408
 
 
-def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server, monkeypatch):
-    for state, wait in ms.WAITS.items():  # a busy machine may need long to begin
-        monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=DEADLINE))
-    monkeypatch.setattr(ms, "HEAD_SECONDS", DEADLINE)
+def test_too_many_requests_in_flight_are_503_with_retry_after(bare_server):
     waiting = [Raw(bare_server) for _ in range(3)]
     for raw in waiting:
         raw.send(get_line("/wait"))
     refused = waiting[2].answer()
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
-    bare_server.going_on.set()
+    bare_server.service.going_on.set()
     assert [raw.answer().body for raw in waiting[:2]] == [b"/wait"] * 2
     for raw in waiting:
         raw.socket.close()
@@ -5386,28 +5757,14 @@ def test_a_worker_that_fails_says_why(capfd):
     assert "KeyError: 'nothing'" in capfd.readouterr().err
 
 
-def test_a_worker_leaves_a_connection_to_one_that_has_fewer_for_a_moment(monkeypatch):
-    monkeypatch.setattr(ms, "DEFER_SECONDS", 0)
-    loads = memoryview(bytearray(8)).cast("i")
-    taken = []
-    with ms.Server(ms.open_listener("127.0.0.1", 0), loads, number=0) as ours:
-        ours.process_request = lambda sock, peer: taken.append(sock.close())
-        ours._in_flight = 5
-
-        def accept(turns: int) -> int:
-            for _ in range(turns):
-                ours._accept()
-            return len(taken)
-
-        with socket.create_connection(ours.server_address, DEADLINE):
-            assert accept(ms.MAX_DEFERRALS) == 0
-            assert accept(1) == 1, "the other did not come for it"
-        assert list(loads) == [5, 0]
-        loads[1] = 4
-        with socket.create_connection(ours.server_address, DEADLINE):
-            assert accept(1) == 2
-    for item in (ours._alarm, ours._wakeup, ours._selector):
-        item.close()
+def test_a_worker_takes_one_connection_a_turn_and_leaves_the_next_to_others():
+    bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
+    with bare, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
+        bare._accept()
+        assert len(bare.connections.held) == 1
+        close_bare(bare)
 
 
 # -- What a crash, a stop or a large file does
@@ -5430,6 +5787,34 @@ def test_sigterm_lets_an_upload_finish_and_takes_no_new_one(start):
         assert (answer.status, answer.headers["Connection"]) == (201, "close")
     assert running.process.wait(DEADLINE) == 0
     assert (running.storage / "media" / answer.json["filename"]).read_bytes() == content
+
+
+def test_a_stop_waits_for_no_thumbnail_that_is_made_ahead(start, pillow):
+    running = start()
+    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    (host,) = map(int, children.read_text().split())
+    running.scanned()
+    descriptors = Path(f"/proc/{running.process.pid}/fd")
+
+    def count_pipes() -> int:
+        count = 0
+        for link in descriptors.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                count += os.readlink(link).startswith("pipe:")
+        return count
+
+    before = count_pipes()
+    os.kill(host, signal.SIGSTOP)  # its decoders will never be done
+    try:
+        (running.storage / "a.png").write_bytes(png())
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: count_pipes() > before, "the wait for a decoder")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(DEADLINE) == 0
+    finally:
+        os.kill(host, signal.SIGCONT)
 
 
 def test_sigterm_answers_every_request_that_came_before_it(start):
@@ -5611,6 +5996,36 @@ def test_lists_are_made_anew_for_what_they_show_and_for_nothing_else(tmp_path):
         index.assets.set_thumbnail(asset.sha256, True)
         assert not changes(lambda db: index.users.add(db, an_account(), 0.0))
         assert changes(lambda db: index.files.remove(db, "library", own.path))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # unclosed files
+def test_the_lists_that_are_asked_for_most_are_kept_whoever_asks_for_others(tmp_path):
+    made = Counter()
+    with contextlib.closing(ms.migrated(ms.Index(tmp_path / "index"))) as index:
+        listing = ms.Listing(tmp_path)
+
+        def ask(key: str) -> None:
+            def pieces() -> Iterator[str]:
+                made[key] += 1
+                yield f'"{key}"'
+
+            about = (index, key, False)
+            content = listing.find(*about) or listing.make(*about, pieces)
+            assert os.pread(content.source.fileno(), 99, 0).decode() == f'"{key}"'
+            content.source.close()
+
+        for number in range(100):
+            for key in ("http://nas/media", "https://photos.example/media", f"http://{number}"):
+                ask(key)
+        assert made["http://nas/media"] < 5
+        assert made["https://photos.example/media"] < 5
+        for _ in range(2 * ms.MAX_VOTES):  # and who is no more asked for gives way
+            for key in "abcd":
+                ask(key)
+        assert max(made[key] for key in "abcd") < 2 * ms.MAX_VOTES
+        assert len(listing._made) <= ms.MAX_LISTINGS
+        for _, content in listing._made.values():
+            content.source.close()
 
 
 def test_rows_of_a_clock_that_was_wrong_close_no_account(tmp_path):
@@ -5838,6 +6253,29 @@ def test_a_body_that_is_no_picture_or_too_large_is_refused_and_leaves_nothing(st
     assert files_below(running.storage) == before
 
 
+def test_a_page_far_beyond_the_last_is_empty_and_told_as_it_was_asked(server):
+    for query in ("", f"&version={10**30}", f"&filter_param=parent_id={10**30}"):
+        answer = server.get(f"/entity/?page={10**30}{query}").json
+        assert (answer["items"], answer["pagination"]["page"]) == ([], 10**30)
+    assert server.get(f"/media?page={10**30}").json["files"] == []
+
+
+@pytest.mark.parametrize("name", ["1e999", "-1e999"])
+def test_a_number_without_an_end_is_no_name(server, jane, name):
+    body = f'{{"name": {name}, "type": "image"}}'.encode()
+    headers = {**jane.headers, "Content-Type": "application/json"}
+    answer = server.request("POST", MEDIA, body, headers)
+    assert (answer.status, set(answer.json)) == (400, {"name"})
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_text_is_no_file_in_any_kind_of_body(server, jane, kind):
+    values = {"name": "a", "type": "image", "file": "x"}
+    body = (json.dumps if "json" in kind else urlencode)(values).encode()
+    answer = server.request("POST", MEDIA, body, {**jane.headers, "Content-Type": kind})
+    assert (answer.status, set(answer.json)) == (400, {"file"})
+
+
 MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
     ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
     ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
@@ -5853,6 +6291,10 @@ MESSAGES = [  # what is wrong: method, path, type and body, and words of what is
      form("a.png", b"", "image")[0], 400, ["is empty"]),
     ("GET", "/entity/999", None, None, 404, ["There is no entity 999."]),
     ("GET", "/entity/999?version=2", None, None, 404, ["no entity 999 with a version 2."]),
+    ("GET", f"/entity/999?version={10**30}", None, None, 404, [f"a version 1{'0' * 30}."]),
+    ("GET", f"/entity/999?version=-{10**30}", None, None, 404, [f"a version -1{'0' * 30}."]),
+    *[("POST", "/shares", "application/json", text, 400, [f"but got {kind}."])
+      for text, kind in ((b"[]", "list"), (b"null", "null"), (b"1.5", "number"))],
 ]  # fmt: skip
 
 
@@ -5892,7 +6334,7 @@ def test_other_fields_beside_the_file_are_passed_over(server):
 
 def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     answer = server.request("OPTIONS", "/image/a.png")
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert {"GET", "PUT"} <= set(answer.headers["Allow"].split(", "))
     asked = {
         "Origin": "https://app.example",
@@ -5900,7 +6342,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
         "Access-Control-Request-Headers": "authorization, x-own",
     }
     answer = server.request("OPTIONS", "/image/a.png", headers=asked)
-    assert answer.status in {200, 204}
+    assert answer.status == 204
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
     assert "PUT" in answer.headers["Access-Control-Allow-Methods"]
     assert "authorization" in answer.headers["Access-Control-Allow-Headers"].lower()
@@ -5912,7 +6354,7 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
     assert server.request("OPTIONS", "/nothing").status == 404
     with Raw(server) as raw:
         raw.send(get_line("*", method="OPTIONS"))
-        assert raw.answer("HEAD").status in {200, 204}
+        assert raw.answer("HEAD").status == 204
 
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
@@ -6104,11 +6546,10 @@ def test_a_deleted_image_is_gone_from_everywhere(server):
     "name",
     ["..%2fsecret.png", "%2e%2e%2fsecret.png", "..", "%2e%2e", "a%00.png", ".incoming", "%5c"],
 )
-def test_no_name_leads_out_of_the_media_folder(server, name):
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_no_name_leads_out_of_the_media_folder(server, method, name):
     (server.storage / "secret.png").write_bytes(png())
-    for method in ("GET", "DELETE"):
-        answer = server.request(method, f"/media/{name}", headers=OWNER)
-        assert answer.status in {400, 404, 405}
+    assert server.request(method, f"/media/{name}", headers=OWNER).status == 404
     assert (server.storage / "secret.png").exists()
 
 
@@ -6151,7 +6592,7 @@ def test_one_range_is_206_416_or_passed_over(server, served):
             assert (answer.status, answer.body) == (206, content[first : last + 1]), value
             assert answer.headers["Content-Range"] == f"bytes {first}-{last}/{size}"
             head = server.request("HEAD", path, headers={"Range": value})
-            assert (head.status in {200, 206}, head.body) == (True, b"")
+            assert (head.status, head.body) == (200, b"")  # RFC 9110, 14.2: of GET only
 
 
 def test_several_ranges_are_one_multipart_answer(server, served):
@@ -6858,7 +7299,7 @@ def test_no_link_on_the_way_is_followed_by_anything(start, tmp_path):
     for path in (f"/media/{name}", "/media/secret.png", f"/image/{sha256(public)}"):
         assert running.get(path).status == 404
     assert running.upload(png()).status == 503
-    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status in {404, 503}
+    assert running.request("DELETE", f"/media/{name}", headers=OWNER).status == 503
     running.rescan()
     assert (images / name).exists()
     assert running.listed() == {}
@@ -7034,7 +7475,7 @@ def test_previews_are_private_where_their_pictures_are(start):
         answer = running.get(path, **READER)
         assert answer.status == 200
         assert "private" in answer.headers["Cache-Control"]
-        assert running.get(path).status in {401, 404}
+        assert running.get(path).status == 401
 
 
 def test_which_contents_are_stored_is_told_of_what_one_may_read(server, jane, django, entities):
@@ -7131,21 +7572,20 @@ def test_without_space_for_previews_they_are_made_for_each_request(start):
 @pytest.mark.parametrize(
     ("digest", "status"),
     [("0" * 64, 404), ("x", 400), ("0" * 63, 400), ("0" * 65, 400), ("g" * 64, 400),
-     ("%00" + "0" * 63, 400), (sha256(b""), 404)],
+     ("%00" + "0" * 63, 404), (sha256(b""), 404)],
 )  # fmt: skip
-def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(server, digest, status):
-    assert server.get(f"/thumbnail/{digest}").status in {
-        status,
-        404 if "%00" in digest else status,
-    }
-    assert server.get(f"/image/{digest}").status in {status, 404 if "%00" in digest else status}
+@pytest.mark.parametrize("route", ["image", "thumbnail"])
+def test_a_thumbnail_or_image_of_no_known_hash_is_404_and_no_hash_is_400(
+    server, route, digest, status
+):
+    assert server.get(f"/{route}/{digest}").status == status
 
 
-def test_what_cannot_be_drawn_has_no_thumbnail(server):
-    for content, name in ((svg(), "a.svg"), (png()[:40], "a.png")):
-        made = server.upload(content, name)
-        if made.status == 201:
-            assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
+@pytest.mark.parametrize(("content", "name"), [(svg(), "a.svg"), (png()[:40], "a.png")])
+def test_what_cannot_be_drawn_has_no_thumbnail(server, content, name):
+    made = server.upload(content, name)
+    assert made.status == 201
+    assert server.get(f"/thumbnail/{made.json['sha256']}").status == 404
 
 
 def test_threads_that_want_the_same_rendition_all_get_the_verdict_of_the_first():
@@ -7406,18 +7846,80 @@ def test_a_refused_type_is_told_where_it_is_taken(server):
     assert "/entity/" not in server.upload(b"no media", "a.txt").json["detail"]
 
 
+def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(start):
+    running = start(read_auth_enabled="true", log_format="json")
+    running.scanned()
+    running.store(png(), "mine.png")
+    shown = running.upload(png()).json
+    view = cookie_of(open_session(running))
+    asked = [
+        (OWNER, 200), ({}, 401), (WRITER, 403), (bearer(), 403), (READER, 200), (view, 200),
+        ({"Authorization": "Bearer x"}, 401), ({"Authorization": "Basic eDp5"}, 401),
+        ({"Cookie": view["Cookie"] + "x"}, 401), (bearer(exp=1), 401),
+    ]  # fmt: skip
+    paths = ("/image/mine.png", f"/media/{shown['filename']}", f"/image/{shown['sha256']}")
+    for path, method, _ in itertools.product(paths, ("GET", "HEAD"), range(2)):
+        for headers, status in asked:
+            assert running.request(method, path, headers=headers).status == status, (path, headers)
+    lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
+    for line in lines:
+        if line["path"] in paths and line["status"] == 200:
+            assert line["principal"] in {"owner", "token 7", "view"}
+    content = png()
+    (running.data / "images/mine.png").write_bytes(content)
+    assert running.get("/image/mine.png", **OWNER).body == content
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("size", [5000, 200_000])
+def test_a_remembered_file_is_answered_as_it_is_at_first(server, size, private):
+    content = png_of(size)
+    (server.store if private else server.upload)(content)
+    digest = sha256(content)
+    etag, date = f'"{digest}"', server.get(f"/image/{digest}", **OWNER).headers["Last-Modified"]
+    after = "Thu, 01 Jan 2099 00:00:00 GMT"
+    fields = [
+        {}, {"If-None-Match": etag}, {"If-None-Match": f"W/{etag}, x"}, {"If-None-Match": '"x"'},
+        {"If-None-Match": "*"}, {"If-Modified-Since": date}, {"If-Modified-Since": "never"},
+        {"If-Modified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}, {"If-Match": etag},
+        {"If-Match": '"x"', "If-None-Match": etag}, {"If-Unmodified-Since": date},
+        {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT", "If-None-Match": etag},
+        {"Range": "bytes=5-99"}, {"Range": "bytes=-7"}, {"Range": "bytes=5-"}, {"Range": "x"},
+        {"Range": "bytes=0-1,9-"}, {"Range": f"bytes={size}-"},
+        {"Range": "bytes=5-9", "If-Range": etag}, {"Range": "bytes=5-9", "If-Range": '"x"'},
+        {"Range": "bytes=5-9", "If-None-Match": etag}, {"Range": "bytes=5-9", "Origin": "http://x"},
+        {"Origin": "http://x"}, {"Origin": "http://x", "If-None-Match": etag},
+        {"If-Modified-Since": after, "Connection": "close"}, {"Connection": "close"},
+    ]  # fmt: skip
+
+    def answer(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
+        found = server.request(method, path, headers={**OWNER, **headers})
+        boundary = found.headers.get_boundary() or "no boundary"
+        text = re.sub(r"Date: .*\n", "", str(found.headers)).replace(boundary, "")
+        return found.status, sorted(text.splitlines()), found.body.replace(boundary.encode(), b"")
+
+    letters = [place for place, digit in enumerate(digest) if digit.isalpha()]
+    for number, (method, headers) in enumerate(itertools.product(("GET", "HEAD"), fields)):
+        spelt = [*digest]  # in a way that nobody has asked for yet
+        for place in (place for bit, place in enumerate(letters) if number + 1 >> bit & 1):
+            spelt[place] = spelt[place].upper()
+        path = f"/image/{''.join(spelt)}"
+        first = answer(method, path, headers)
+        assert [answer(method, path, headers) for _ in range(2)] == [first] * 2, headers
+
+
 def test_private_content_is_known_to_nobody_without_private_read(start):
     running = start()
     content = png(300, 200)
     name = running.store(content, "secret.png").json["stored_as"]
-    digest = sha256(content)
+    digest, draws = sha256(content), importlib.util.find_spec("PIL") is not None
     running.rescan()
     for headers, status in (({}, 404), (WRITER, 404), (READER, 200), (OWNER, 200)):
         answer = running.request("GET", f"/image/{digest}", headers=headers)
         assert answer.status == status
         assert status == 404 or "private" in answer.headers["Cache-Control"]
         thumbnail = running.request("GET", f"/thumbnail/{digest}", headers=headers)
-        assert thumbnail.status == 404 if status == 404 else thumbnail.status in {200, 404}
+        assert thumbnail.status == (status if draws else 404)
         assert thumbnail.status == 404 or "private" in thumbnail.headers["Cache-Control"]
     for path in ("/list", "/media"):
         text = running.request("GET", path, headers=OWNER).body.decode()
@@ -7438,7 +7940,6 @@ def test_an_upload_folder_elsewhere_is_used_and_found_again(start, tmp_path):
     running.store(content, "a.png")
     assert (tmp_path / "box" / "of images" / "a.png").read_bytes() == content
     fill(tmp_path / "box" / "of images", {"put by hand.png": content})
-    assert running.get("/image/put%20by%20hand.png", **READER).status in {200, 404}
     running.rescan()
     assert running.get("/image/put%20by%20hand.png", **READER).body == content
 
@@ -7630,6 +8131,7 @@ def test_unique_fields_are_unique_only_the_email_in_any_case_and_blank_is_none(s
     assert register(phone_number=phone)[0] == 201
     for field, taken in (
         ("email", jane.email.upper()), ("username", jane.name), ("phone_number", phone),
+        ("username", jane.email.upper()),  # a login takes either
     ):  # fmt: skip
         message = f"user with this {field.replace('_', ' ')} already exists."
         assert register(**{field: taken}) == (400, {field: [message]})
@@ -7952,6 +8454,8 @@ def test_a_new_password_ends_every_session(server):
     change = {"old_password": "wrong", "new_password": " new password "}
     status, value = user.call("POST", path, change)
     assert (status, set(value)) == (400, {"old_password"})
+    status, value = user.call("POST", path, {**change, "new_password": "short"})
+    assert (status, set(value)) == (400, {"old_password", "new_password"})
     change["old_password"] = user.password
     status, value = user.call("POST", path, {**change, "new_password": "short"})
     assert (status, set(value)) == (400, {"new_password"})
@@ -8097,6 +8601,214 @@ def test_an_imported_picture_keeps_its_address_and_stays_private_where_it_was(
     assert running.get(path).status == (200 if family == "media" else 401)
     if family == "images":
         assert running.get(f"/image/{sha256(content)}").status == 404
+
+
+def make_database(path: Path, tables: Mapping[str, list[dict[str, Any]]]) -> None:
+    """A database as another program leaves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        for table, rows in tables.items():
+            names = ", ".join(rows[0])
+            db.execute(f'CREATE TABLE "{table}" ({names})')
+            marks = ", ".join("?" * len(rows[0]))
+            db.executemany(
+                f'INSERT INTO "{table}" VALUES ({marks})', [[*row.values()] for row in rows]
+            )
+
+
+def django_hash(password: str) -> str:
+    key = hashlib.pbkdf2_hmac("sha256", password.encode(), b"NaCl", 1000)
+    return f"pbkdf2_sha256$1000$NaCl${base64.b64encode(key).decode()}"
+
+
+SHOWN, HIDDEN = png_of(300), png_of(400)
+
+
+def media_handler(source: Path, form: str) -> dict[str, str]:
+    """What media_handler leaves: its two databases, or dumps of them; the ids of its things."""
+    ids = {name: str(uuid.uuid4()) for name in ("shelf", "shown", "hidden", "lost", "note")}
+    day = "2025-09-16 06:59:00.123456"
+    mary = {
+        "id": 7, "password": django_hash("correct horse"), "first_name": "Mary", "last_name": "Ä",
+        "email": "Mary@example.com", "username": "mary", "phone_number": None, "is_active": 1,
+        "is_staff": 0, "is_superuser": 0, "last_login": None, "date_joined": day,
+    }  # fmt: skip
+    ann = {**mary, "id": 9, "email": "ann@example.com", "username": None, "password": "bcrypt$x",
+           "is_active": 0}  # fmt: skip
+    row = {"created_at": day, "updated_at": day}
+    shelf = {"id": ids["shelf"], "user": 7, "name": "Summer", "description": None, **row}
+
+    def record(name: str, file: str | None, **more: Any) -> dict[str, Any]:
+        return {"id": ids[name], "user": 7, "name": name, "type": "image", "size": 5, "file": file,
+                "storage_path": file, "description": "d", "is_deleted": 0, "collection_id": None,
+                **row, **more}  # fmt: skip
+
+    records = [
+        record("shown", "image/a.png", collection_id=ids["shelf"]),
+        record("hidden", "image/b.png", is_deleted=1), record("lost", "image/gone.png", user=9),
+        record("note", None, storage_path="image/b.png"),
+    ]  # fmt: skip
+    tables = {"accounts_customuser": [mary, ann], "media_handler_collection": [shelf],
+              "media_handler_media": records}  # fmt: skip
+    fill(source / "backend_server/media", {"image/a.png": SHOWN, "image/b.png": HIDDEN})
+    if form == "dump":
+        items = []
+        for table, rows in tables.items():
+            for row in rows:
+                fields = {name: value for name, value in row.items() if name != "id"}
+                if "collection_id" in fields:
+                    fields["collection"] = fields.pop("collection_id")
+                app, _, model = table.rpartition("_")
+                items.append({"model": f"{app}.{model}", "pk": row["id"], "fields": fields})
+        (source / "dump.json").write_text(json.dumps(items))
+        (source / "package.json").write_text("{}")
+        return ids
+    for row in (shelf, *records):  # SQLite has no UUIDs
+        row["id"] = row["id"].replace("-", "")
+        if row.get("collection_id"):
+            row["collection_id"] = row["collection_id"].replace("-", "")
+    make_database(
+        source / "auth_server/db.sqlite3", {"accounts_customuser": tables["accounts_customuser"]}
+    )
+    del tables["accounts_customuser"]
+    make_database(source / "backend_server/db.sqlite3", tables)
+    return ids
+
+
+@pytest.mark.parametrize("form", ["databases", "dump"])
+def test_what_media_handler_knows_is_taken_in_once_with_its_ids_and_passwords(
+    start, tmp_path, form
+):
+    running, source = start(), tmp_path / "media_handler"
+    ids = media_handler(source, form)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+
+    def imported(*options: str) -> Counter[str]:
+        run = owner_says(running, "import", source, *options)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return Counter(line.split("\t")[0] for line in run.stdout.splitlines())
+
+    assert imported("--dry-run") == {"new": 7}
+    assert running.call("POST", LOGIN, {"username": "mary", "password": "correct horse"})[0] == 401
+    assert imported() == {"new": 7}
+    assert imported() == imported("--dry-run") == {"here": 7}
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+    status, tokens = running.call("POST", LOGIN, {"username": "mary", "password": "correct horse"})
+    assert (status, claims_of(tokens["access"])["user_id"]) == (200, 7)
+    headers = {"Authorization": f"Bearer {tokens['access']}"}
+    profile = running.call("GET", "/api/auth/profile/", headers=headers)[1]
+    assert (profile["email"], profile["last_name"]) == ("Mary@example.com", "Ä")
+    shown = running.call("GET", f"{MEDIA}{ids['shown']}/", headers=headers)[1]
+    assert running.get(local(shown["file"])).body == SHOWN
+    assert (shown["storage_path"], shown["size"]) == ("image/a.png", 300)
+    assert shown["created_at"].startswith("2025-09-16T06:59:00.123")
+    shelf = running.call("GET", f"{SHELVES}{ids['shelf']}/", headers=headers)[1]
+    assert [each["id"] for each in shelf["media"]] == [ids["shown"]]
+    note = running.call("GET", f"{MEDIA}{ids['note']}/", headers=headers)[1]
+    assert (note["file"], note["storage_path"]) == (None, "image/b.png"), "a note is no file"
+    assert running.call("GET", f"{MEDIA}{ids['hidden']}/", headers=headers)[0] == 404
+    assert owner_says(running, "trash", "restore", ids["hidden"]).returncode == 0
+    hidden = running.call("GET", f"{MEDIA}{ids['hidden']}/", headers=headers)[1]
+    assert running.get(local(hidden["file"])).body == HIDDEN
+    users = owner_says(running, "user", "list").stdout
+    assert "9\tann@example.com\t-\tdisabled" in users
+    assert owner_says(running, "verify").returncode == 0
+
+
+def test_records_are_given_to_nobody_who_may_be_another(start, tmp_path):
+    running, source = start(), tmp_path / "media_handler"
+    media_handler(source, "databases")
+    (source / "auth_server/db.sqlite3").unlink()
+    with contextlib.closing(sqlite3.connect(running.data / "index.sqlite3")) as db:
+        db.execute("INSERT INTO sqlite_sequence VALUES ('user', 6)")
+        db.commit()
+    assert User(running).id == 7
+    run = owner_says(running, "import", source)
+    outcomes = [line.split("\t")[0] for line in run.stdout.splitlines()]
+    assert (run.returncode, sorted(outcomes)) == (1, ["failed"] * 4 + ["new"])
+
+
+def colan(source: Path) -> None:
+    """What CoLAN's media store leaves, with an entity that was changed twice."""
+    blank = dict.fromkeys(
+        (
+            "create_date",
+            "file_size",
+            "height",
+            "width",
+            "duration",
+            "mime_type",
+            "type",
+            "extension",
+        )
+    )
+    content = SHOWN
+    path = f"2025/11/24/{md5(content)}.png"
+    shelf = {"id": 3, "is_collection": 1, "label": "Shelf", "description": None, "parent_id": None,
+             "added_date": 1763980000123, "updated_date": 1763980000123, **blank, "md5": None,
+             "file_path": None, "is_deleted": None}  # fmt: skip
+    picture = {**shelf, "id": 4, "is_collection": 0, "label": "now", "parent_id": 3,
+               "updated_date": 1763980002000, "md5": md5(content), "file_path": path,
+               "is_deleted": 0}  # fmt: skip
+    gone = {**picture, "id": 5, "parent_id": None, "is_deleted": 1, "md5": "0" * 32,
+            "file_path": "2025/11/24/gone.png"}  # fmt: skip
+    old = {**picture, "label": "then", "updated_date": 1763980000123, "md5": "1" * 32,
+           "file_path": "2025/11/24/old.png"}  # fmt: skip
+    states = [
+        (old, 2, 0),
+        ({**old, "label": "later"}, 5, 1),
+        (picture, 6, 1),
+        ({**gone, "id": 6}, 7, 2),
+    ]
+    versions = [{**row, "transaction_id": number, "end_transaction_id": None,
+                 "operation_type": kind} for row, number, kind in states]  # fmt: skip
+    make_database(
+        source / "media_store.db",
+        {"entities": [shelf, picture, gone], "entities_version": versions},
+    )
+    fill(source / "media_store", {path: content})
+
+
+def test_what_colan_s_media_store_knows_is_taken_in_once_with_its_versions(start, tmp_path):
+    running, source = start(), tmp_path / "data"
+    colan(source)
+    assert owner_says(running, "import", source, "--dry-run").stdout.count("new\tentity") == 3
+    first, again = (owner_says(running, "import", source) for _ in range(2))
+    assert (first.returncode, first.stdout.count("new\t")) == (0, 3), first.stdout + first.stderr
+    assert "its file 2025/11/24/gone.png is gone" in first.stdout
+    assert (again.returncode, again.stdout.count("here\t")) == (0, 3)
+    entities = Entities(running)
+    item = entities.get(4)
+    assert (item["label"], item["parent_id"], item["md5"]) == ("now", 3, md5(SHOWN))
+    assert (item["added_date"], item["file_path"]) == (
+        "2025-11-24T10:26:40.123000Z", f"2025/11/24/{md5(SHOWN)}.png",
+    )  # fmt: skip
+    assert entities.content(4) == SHOWN
+    assert [each["label"] for each in entities.get("4/versions")] == ["then", "later", "now"]
+    assert entities.get(5)["is_deleted"] is True
+    assert entities.create(png())["id"] == 6
+    assert owner_says(running, "verify").returncode == 0
+
+
+def test_an_entity_s_id_that_is_taken_is_told(start, tmp_path):
+    running, source = start(), tmp_path / "data"
+    colan(source)
+    for _ in range(4):
+        mine = Entities(running).create(png())
+    run = owner_says(running, "import", source)
+    assert run.returncode == 1
+    assert "failed\tentity 4\tanother entity has its id here" in run.stdout
+    assert Entities(running).get(4) == mine
+
+
+def test_a_folder_without_a_database_is_no_source_of_records(start, tmp_path):
+    running = start()
+    fill(tmp_path / "old", {"a.sqlite3": b"SQLite format 3\0" + bytes(100), "sub/a.png": png()})
+    run = owner_says(running, "import", tmp_path / "old")
+    assert (run.returncode, "a.sqlite3 cannot be read" in run.stderr) == (1, True)
+    (tmp_path / "old/a.sqlite3").write_bytes(b"x")
+    run = owner_says(running, "import", tmp_path / "old", "--into", "entities")
+    assert (run.returncode, "there is no database" in run.stderr) == (1, True)
 
 
 def test_an_import_of_what_is_served_already_or_is_no_folder_is_refused(start, tmp_path):
@@ -8513,7 +9225,7 @@ def test_an_accounts_file_is_reachable_by_no_hash_and_in_no_listing(server, djan
     duplicate = jane.upload(content)[1]
     for headers in ({}, OWNER, django.headers):
         for tail in (f"image/{sha256(content)}", f"thumbnail/{sha256(content)}"):
-            assert server.request("GET", f"/{tail}", headers=headers).status in {401, 403, 404}
+            assert server.request("GET", f"/{tail}", headers=headers).status == 404
     month = time.strftime("%Y-%m")
     for path in ("/list", "/media", "/gallery/items", f"/gallery/items?group={month}"):
         body = server.get(path).body
@@ -8547,6 +9259,45 @@ def test_records_go_into_collections_and_outlive_them(django):
     assert django.call("DELETE", own) == (204, None)
     assert django.call("GET", path)[1]["collection"] is None
     assert django.call("GET", own)[0] == 404
+
+
+def add_pictures(user: User, collection: str, *contents: bytes) -> int:
+    """The status of showing the library's pictures in a collection."""
+    value = {"sha256": [sha256(content) for content in contents]}
+    return user.call("POST", f"{SHELVES}{collection}/add/", value)[0]
+
+
+def test_a_collection_shows_pictures_of_the_library_without_a_copy(start):
+    server = start(READ_AUTH_ENABLED="true")
+    content, of_entity = png(), png()
+    server.put("/image/beach.png", content)
+    Entities(server).create(of_entity)
+    user, other = User(server), User(server)
+    user.headers = bearer(user_id=user.id, permissions=["media_store_read"])
+    key = user.call("POST", SHELVES, {"name": "Summer"})[1]["id"]
+    for _ in range(2):  # what is there already stays one
+        assert add_pictures(user, key, content, of_entity, content) == 204
+    assert add_pictures(user, key, png()) == 404
+    assert add_pictures(other, key, content) == 404
+    theirs = other.call("POST", SHELVES, {"name": "Winter"})[1]["id"]
+    assert add_pictures(other, theirs, content) == 403
+
+    records = user.call("GET", f"{SHELVES}{key}/")[1]["media"]
+    files = [local(record["file"]) for record in records]
+    assert {server.get(path).body for path in files} == {content, of_entity}
+    assert [record["storage_path"] for record in records] == [None, None]
+    assert user.files() == []  # nothing of the quota is used up
+    share = user.call("POST", "/shares", {"kind": "collection", "target": key})[1]
+    assert len(server.get(local(share["url"])).json["files"]) == 2
+    stranger = bearer(user_id=user.id)  # one without leave to read the library
+    listed = server.get(f"{SHELVES}{key}/", **stranger).json["media"]
+    assert [record["file"] for record in listed] == [None, None]
+    assert server.get(f"{MEDIA}{records[0]['id']}/file/", **stranger).status == 404
+
+    path = f"{MEDIA}{records[0]['id']}/remove-from-collection/"
+    assert user.call("POST", path)[0] == 200
+    assert user.call("DELETE", f"{SHELVES}{key}/")[0] == 204
+    assert user.call("GET", MEDIA)[1]["count"] == 0
 
 
 def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
@@ -8610,26 +9361,6 @@ def test_an_accounts_upload_that_was_answered_survives_a_kill_and_the_rest_is_go
     assert len(kept) <= user.listed()["count"] == len(user.files())
     assert list((user.folder.parent / ".incoming").glob("*")) == []
     assert user.refresh(refresh)[0] == 200
-
-
-def plan(server: Server, query: str) -> str:
-    """How SQLite goes about a query on the server's index."""
-    database = sqlite3.connect(server.data / "index.sqlite3")
-    try:
-        return " ".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}"))
-    finally:
-        database.close()
-
-
-def test_lists_of_accounts_go_by_indexes(server):
-    for kind in ("", " AND type = 'image'"):
-        where = f"user_id = 1 AND is_deleted = 0{kind}"
-        count = plan(server, f"SELECT count(*) FROM media WHERE {where}")
-        assert "USING COVERING INDEX media_by_" in count
-        for order in ("created_at ASC, id ASC", "name DESC, id DESC", "size ASC, id ASC"):
-            found = plan(server, f"SELECT * FROM media WHERE {where} ORDER BY {order} LIMIT 10")
-            assert "USING INDEX media_by_" in found
-            assert kind or "TEMP B-TREE" not in found
 
 
 # -- entities: versioned media entities ----------------------------------------------------
@@ -9105,12 +9836,20 @@ def test_what_does_not_parse_is_422_as_fastapi_words_it(entities):
         assert (answer.status, answer.json["detail"][0]["loc"]) == (422, ["body", "label"])
 
 
-def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server):
-    for digits in (2**63 - 1, 2**63, 2**64, 10**30, -1, 0, -(2**63), "9" * 5000):
-        for tail in ("", "?version=1", "/file", "/versions"):
-            assert server.get(f"/entity/{digits}{tail}").status in {404, 422}
-        assert server.get(f"/entity/?version={digits}").status in {200, 422}
-        assert server.get(f"/entity/?page={digits}").status in {200, 422}
+@pytest.mark.parametrize(
+    ("digits", "one", "version", "page"),
+    [
+        (2**63 - 1, 404, 200, 200), (2**63, 422, 200, 200), (10**30, 422, 200, 200),
+        ("9" * 5000, 422, 422, 422), (-1, 404, 200, 422), (0, 404, 200, 422),
+        (-(2**63), 422, 200, 422),
+    ],
+    ids=["largest", "too large", "10**30", "5000 digits", "-1", "0", "smallest"],
+)  # fmt: skip
+def test_a_number_beyond_all_ids_is_no_mistake_of_the_server(server, digits, one, version, page):
+    for tail in ("", "?version=1", "/file", "/versions"):
+        assert server.get(f"/entity/{digits}{tail}").status == one
+    assert server.get(f"/entity/?version={digits}").status == version
+    assert server.get(f"/entity/?page={digits}").status == page
 
 
 # The declarations of document 004 as its own program has them
@@ -9334,17 +10073,6 @@ def test_a_version_of_the_list_has_what_was_then(stock):
     assert stock.listed(version=4)["pagination"]["total_pages"] == 0
 
 
-def test_lists_of_entities_go_by_indexes(stock):
-    for condition, index in {
-        "kind IS 'image'": "entity_by_kind", "parent_id IS 5": "entity_by_parent",
-        "mime_type IS 'x'": "entity_by_mime_type", "extension IS 'x'": "entity_by_extension",
-        "is_collection = 1": "entity_collection", "is_deleted = 1": "entity_deleted",
-    }.items():  # fmt: skip
-        found = plan(stock.server, f"SELECT * FROM entity WHERE {condition} ORDER BY id LIMIT 1")
-        assert index in found
-        assert "TEMP B-TREE" not in found
-
-
 # -- files: uploads that can be resumed ---------------------------------------------------
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -9462,11 +10190,16 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (400, {"Upload-Length": "-1"}),
         (400, {"Upload-Length": "1e3"}),
         (400, {"Upload-Defer-Length": "1"}),
-        (400, {"Upload-Length": None, "Upload-Defer-Length": "2"}),
+        (400, {"Upload-Length": "hello"}),
+        *[(400, {"Upload-Length": None, "Upload-Defer-Length": n}) for n in ("2", "0", "-1", "x")],
         (501, {"Upload-Concat": "partial"}),
+        (501, {"Upload-Concat": "PARTIAL"}),
+        (412, {"Tus-Resumable": "0.1.0"}),
         (413, {"Upload-Length": "10485761"}),
         (413, {"Upload-Length": "2000000000", **about("entities")}),
         (400, {"Upload-Metadata": None}),
+        (400, {"Upload-Metadata": ""}),
+        (400, {"Upload-Length": "0"}),  # no family takes an empty file
         (400, {"Upload-Metadata": "target"}),
         (400, {"Upload-Metadata": "target bWVkaWE"}),
         (400, {"Upload-Metadata": "target bWVkaWE=,,"}),
@@ -9502,6 +10235,9 @@ def test_a_beginning_that_is_refused_leaves_nothing(server, status, changes):
         (415, {"Content-Type": "image/png"}),
         (400, {"Upload-Offset": None}),
         (400, {"Upload-Offset": "-5"}),
+        (400, {"Upload-Offset": "hello"}),
+        (415, {"Content-Type": "application/json"}),
+        (415, {"Content-Type": None}),
         (409, {"Upload-Offset": "4"}),
         (409, {"Upload-Offset": "6"}),
         (400, {"Upload-Length": "11"}),
@@ -9526,6 +10262,90 @@ def test_content_that_is_refused_changes_nothing(server, status, changes):
     if status == 409:
         assert answer.headers["Upload-Offset"] == "5"
     assert upload.offset() == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("file/name dGVzdC5tcDQ=,size OTYwMjQ0,type! dmlkZW8vbXA0,video,withWhitespace ",
+         {"file/name": "test.mp4", "size": "960244", "type!": "video/mp4", "video": "",
+          "withWhitespace": ""}),
+        ("hello d29ybGQ=, tus cnVsZXM=", {"hello": "world", "tus": "rules"}),
+        ("filename d29ybGRfZG9taW5hdGlvbl9wbGFuLnBkZg==,is_confidential",
+         {"filename": "world_domination_plan.pdf", "is_confidential": ""}),
+        ("filename dGVzdC5tcDQ=, filename cGFja2FnZS5qc29u", None),
+        ("video ,video dHJ1ZQ==", None), ("size,size ", None), ("\t\n", None), ("€¢ß", None),
+        ("test, te st ", None),
+        ("test,,test", None), ("key ZW1vamk", None), ("key invalid-base64==", None),
+        ("key =ZW1vamk", None), ("key  ", None), ("too-many   spaces", None),
+    ],
+)  # fmt: skip
+def test_metadata_are_read_as_by_the_cases_of_tus_server(text, values):
+    if values is None:
+        assert status_of(ms.parse_upload_metadata, text) == 400
+    else:
+        assert ms.parse_upload_metadata(text) == values
+
+
+def test_the_other_cases_of_tus_server_pass(server):
+    """Those of its Post, Patch, Head, Delete and Server that no other test here has."""
+    forwarded = {"X-Forwarded-Host": "foo.com", "X-Forwarded-Proto": "https"}
+    for more, start in (
+        (forwarded, "https://foo.com"),
+        ({"X-Forwarded-Proto": "foo"}, server.url),
+    ):
+        fields = {**OWNER, **TUS, **about("entities"), "Upload-Length": "10", **more}
+        begun = server.request("POST", "/files", headers={**fields, "Content-Type": "a/false"})
+        assert begun.status == 201, "a type without content is no matter"
+        assert begun.headers["Location"].startswith(f"{start}/files/")
+    assert server.request("DELETE", "/files/123", headers={**OWNER, **TUS}).status == 404
+    fields = {**OWNER, **TUS, **metadata(target="entities"), "Upload-Defer-Length": "1"}
+    begun = server.request("POST", "/files", headers=fields)
+    upload = Resumable(server, begun.headers["Location"], OWNER)
+    assert upload.head().headers["Upload-Length"] is None
+    assert upload.send(0, b"01234", **{"Upload-Length": "2000000000"}).status == 413
+    assert upload.send(0, b"01234", **{"Upload-Length": "10"}).status == 204
+    assert upload.head().headers["Upload-Length"] == "10"
+    assert upload.head().headers["Upload-Defer-Length"] is None
+    assert upload.send(5, b"5", **{"Upload-Length": "20"}).status == 400
+
+
+def test_nothing_more_for_a_complete_upload_is_taken(server):
+    content = png()
+    upload = begin(server, len(content), "media")
+    assert upload.send(0, content).status == 204
+    answer = upload.send(len(content), b"")
+    assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(len(content)))
+    assert answer.headers["Upload-Complete"] == "?1"
+    assert [upload.send(*each).status for each in ((len(content), b"x"), (0, b""))] == [409, 409]
+    assert upload.get()["answer"]["sha256"] == sha256(content)
+
+
+def test_who_asks_behind_a_broken_connection_is_told_all_that_has_come(tmp_path):
+    index = ms.open_index(tmp_path / "index")
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    uploads = ms.ResumableUploads(index, {"images": folder}, 60)
+    fields = headers(tus_resumable="1.0.0", upload_length="500", upload_offset="0")
+    head = ms.parse_upload_head(fields)
+    begun = uploads.add("x", "images", ms.Upload("images", "max_upload_bytes"), head)
+    transfer = ms.Transfer(uploads, begun, head, ms.Limit(500, ""), md5=False)
+    transfer.feed(memoryview(bytes(300)))
+    transfer.pause()  # what has come is not much, and so not saved yet
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(uploads.at_rest, begun)
+        transfer.discard()
+        assert asking.result().received == 300
+    index.close()
+
+
+def test_a_request_whose_upload_was_ended_meanwhile_is_told_so(server):
+    upload = begin(server, 3_000_000)
+    with upload.begin_to_send(0, 3_000_000, bytes(2_000_000)) as stalled:
+        wait_until(upload.offset, "a pause in what comes")
+        wait_until(lambda: server.request("DELETE", upload.path, headers={**OWNER, **TUS}).status
+                   in {204, 404})  # fmt: skip
+        stalled.send(bytes(1_000_000))
+        assert stalled.answer().status == 404
 
 
 def test_an_upload_is_its_beginner_s_alone(server, jane, django):
@@ -9716,6 +10536,22 @@ def test_an_upload_goes_on_after_a_kill(start):
     answer = upload.get()["answer"]
     assert (answer["md5"], answer["file_size"]) == (md5(content), len(content))
     assert Entities(running).content(answer["id"]) == content
+    assert list(running.storage.rglob(".incoming/*")) == []
+
+
+def test_an_upload_that_had_got_its_place_goes_on_after_no_kill(start):
+    """Another request would write to the file that is stored."""
+    running, content = start(), png()
+    stored = running.upload(content).json["filename"]
+    upload = begin(running, 1000)
+    assert upload.send(0, b"x" * 10).status == 204
+    running.kill()
+    (incoming,) = running.storage.rglob(f".incoming/{upload.name}")
+    incoming.unlink()
+    os.link(running.storage / "media" / stored, incoming)
+    upload.server = running = start()
+    assert upload.head().status == 404
+    assert running.get(f"/media/{stored}").body == content
     assert list(running.storage.rglob(".incoming/*")) == []
 
 
@@ -10074,6 +10910,107 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     assert (part.status, part.body) == (206, answer.body[5:25])
 
 
+def table(kind: bytes, *numbers: int) -> bytes:
+    return box(kind, full(0), struct.pack(f">{len(numbers)}I", *numbers))
+
+
+def told_video(shown: bool = True) -> bytes:
+    """A video with a track of positions between picture and sound; `shown`: or as it is sent."""
+    hide = (lambda data: data) if shown else (lambda data: bytes(len(data)))
+    kept = (lambda kind: kind) if shown else (lambda kind: b"free")
+    secret, noted = hide(b"SECRET "), kept(b"udta")
+
+    def track(
+        handler: bytes, entry: bytes, sizes: tuple[int, ...], chunks: tuple[int, ...]
+    ) -> bytes:
+        tables = box(
+            b"stbl", box(b"stsd", full(0), struct.pack(">I", 1), entry), table(b"stsz", *sizes),
+            table(b"stsc", 2, 1, 2, 1, 2, 1, 1), table(b"stco", len(chunks), *chunks),
+        )  # fmt: skip
+        handler_box = box(b"hdlr", full(0), bytes(4), handler, hide(b"SECRETMAKER.") + secret)
+        media = box(b"mdia", table(b"mdhd", *times, 9), handler_box, box(b"minf", tables))
+        return box(b"tkhd", full(0), *[struct.pack(">I", n) for n in times]) + media + note
+
+    times = (12345, 12346) if shown else (0, 0)
+    note = box(noted, hide(b"SECRET"))
+    picture = box(b"avc1", bytes(12), hide(b"GoPr"), bytes(26), hide(b"SECRET".ljust(32)), b"more")
+    # Two channels of two bytes each, though the table says that a sample has one.
+    sound = box(b"sowt", bytes(8), bytes(4), hide(b"GoPr"), struct.pack(">HH", 2, 16), bytes(8))
+    places = struct.pack(">II", 0, 0)
+    start = box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + box(kept(b"free"), hide(b"SECRET"))
+    # before, picture (2 samples), position, sound (2 of 4 bytes), picture, position, sound, after
+    data = [secret, b"PICTURE1", secret, b"AUDIO1 .", b"PICTURE2", secret, b"AUDI", secret]
+    at = list(itertools.accumulate((len(each) for each in data), initial=len(start) + 8))
+    gps = track(b"meta", box(b"gpmd", places), (0, 3, 3, 4, 7), (at[2], at[5]))
+    movie = box(
+        b"moov", table(b"mvhd", *times, 600),
+        box(b"trak", track(b"vide", picture, (0, 3, 4, 4, 8), (at[1], at[4]))),
+        box(b"trak", gps) if shown else box(b"free", bytes(len(gps))),
+        box(b"trak", track(b"soun", sound, (1, 3), (at[3], at[6]))),
+        note, box(kept(b"meta"), hide(quicktime())),
+    )  # fmt: skip
+    mark = box(kept(b"uuid"), hide(b"SECRET OF A MAKER")) + hide(b"SEC")
+    return start + box(b"mdat", *data) + movie + mark
+
+
+def test_a_video_is_sent_in_ranges_without_what_it_says_of_its_making(server):
+    video, bare = told_video(), told_video(shown=False)
+    fill(server.storage, {"told/a.mov": video})
+    server.rescan()
+    made = share(server, kind="folder", target="told", strip=True)
+    path = local(shared(server, made)[0]["url"])
+    answer = server.get(path)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "video/quicktime")
+    assert answer.headers["ETag"] != f'"{sha256(video)}"'
+    assert (answer.body, b"SECRET" in answer.body) == (bare, False)
+    for first, last in ((0, 40), (39, 39), (50, 80), (200, len(bare) - 1), (0, len(bare) - 1)):
+        part = server.get(path, Range=f"bytes={first}-{last}")
+        assert (part.status, part.body) == (206, bare[first : last + 1])
+    parts = server.get(path, Range="bytes=5-60,300-500")
+    assert bare[5:61] in parts.body and bare[300:501] in parts.body
+    assert server.get(path, Range="bytes=0-9", If_Range=answer.headers["ETag"]).status == 206
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.mp4", "a.heic"])
+def test_exiftool_finds_nothing_in_what_a_link_sends(server, tmp_path, name):
+    exiftool, path = need("exiftool"), tmp_path / name
+    if name == "a.heic":
+        need("pillow_heif").from_pillow(need("PIL.Image").new("RGB", (64, 48))).save(path)
+    else:
+        ffmpeg = [need("ffmpeg"), "-v", "error", "-f", "lavfi", "-i", "testsrc2=d=1:s=64x64:r=5"]
+        ffmpeg += ["-f", "lavfi", "-i", "sine=d=1", "-timecode", "10:00:00:00"]
+        options = ["-metadata", "location=+48.1333+011.5667/", "-c:a", "pcm_s16le"]
+        subprocess.run([*ffmpeg, *(options if name == "a.mov" else options[:2]), path], check=True)
+    told = ["-Make=SECRET", "-Model=SECRET", "-GPSLatitude=48.1", "-GPSLongitude=11.5"]
+    told += ["-GPSLatitudeRef=N", "-GPSLongitudeRef=E", "-XMP:Creator=SECRET", "-CreateDate=now"]
+    subprocess.run([exiftool, "-q", "-overwrite_original", *told, path], check=True)
+    fill(server.storage, {f"exiftool-{name}/{name}": path.read_bytes()})
+    server.rescan()
+    made = share(server, kind="folder", target=f"exiftool-{name}", strip=True)
+    sent = server.get(local(shared(server, made)[0]["url"])).body
+    (tmp_path / "sent").write_bytes(sent)
+    assert len(sent) == path.stat().st_size
+    look = [exiftool, "-a", "-u", "-ee", "-s", "-G1"]
+    said = [subprocess.run([*look, each], capture_output=True, text=True, check=True).stdout
+            for each in (path, tmp_path / "sent")]  # fmt: skip
+    for word in ("SECRET", "GPS", "XMP-dc", "[Keys]", "[UserData]"):
+        assert word not in said[1]
+    assert "GPS" in said[0] and "SECRET" in said[0]
+    if name == "a.heic":
+        shown = [seen_pixels_of_heif(each) for each in (path.read_bytes(), sent)]
+    else:
+        show = [need("ffmpeg"), "-v", "error", "-i"]
+        every = ["-map", "0:v", "-map", "0:a", "-f", "md5", "-"]
+        shown = [subprocess.run([*show, each, *every], capture_output=True, check=True)
+                 for each in (path, tmp_path / "sent")]  # fmt: skip
+        shown = [(each.stdout, each.stderr) for each in shown]
+    assert shown[0] == shown[1]
+
+
+def seen_pixels_of_heif(content: bytes) -> bytes:
+    return bytes(need("pillow_heif").open_heif(io.BytesIO(content)).to_pillow().tobytes())
+
+
 def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_at_all(
     start, pillow
 ):
@@ -10081,11 +11018,13 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
     out, film = io.BytesIO(), b"RIFF" + (36).to_bytes(4, "little") + b"WAVEfmt " + bytes(24)
     image_module.effect_noise((60, 40), 50).convert("RGB").save(out, "TIFF", description="SECRET")
     cut = told_picture("JPEG")[0][:-60]  # its end is missing
-    fill(running.storage, {"f/a.tiff": out.getvalue(), "f/b.wav": film, "f/c.jpg": cut})
+    files = {"a.tiff": out.getvalue(), "b.wav": film, "c.jpg": cut, "d.mp4": fragmented()}
+    fill(running.storage / "f", files)
     running.rescan()
     made = share(running, kind="folder", target="f", strip=True)
-    files = shared(running, made)
+    *files, split = shared(running, made)
     assert [file["name"] for file in files] == ["a.tiff", "c.jpg"]
+    assert (split["name"], running.get(local(split["url"])).status) == ("d.mp4", 404)
     for file in files:
         answer = running.get(local(file["url"]))
         assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
@@ -10125,8 +11064,41 @@ def test_guests_may_add_pictures_to_a_folder_whose_link_says_so(start):
     assert "<form" not in running.get(local(closed["url"]), accept="text/html").body.decode()
     running.rescan()
     assert len(shared(running, made, cookie=cookie)) == 4
-    values = {"kind": "file", "target": sha256(content), "upload": True}
-    assert running.call("POST", "/shares", values, OWNER)[0] == 400
+
+
+@pytest.mark.parametrize("kind", ["collection", "entity"])
+def test_guests_may_add_pictures_to_a_collection_or_an_entity_that_is_one(start, kind):
+    running = start(user_quota_bytes="5000", read_auth_enabled="true")
+    jane = User(running)
+    if kind == "collection":
+        who, target = jane.headers, jane.call("POST", SHELVES, {"name": "s"})[1]["id"]
+        other = jane.call("POST", MEDIA, {"name": "n", "type": "image", "size": 1})[1]["id"]
+        values = {"kind": "media", "target": other}
+    else:
+        who, target = OWNER, Entities(running).collection()["id"]
+        other = Entities(running).create(png())["id"]
+        values = {"kind": "entity", "target": other}
+    assert running.call("POST", "/shares", {**values, "upload": True}, who)[0] == 400
+    made = share(running, who, kind=kind, target=target, upload=True)
+    path = f"{local(made['url'])}/upload"
+    content = png(padding=2000)
+    added = running.send_file("POST", path, content, "x.png", {})
+    assert added.status == 201, added.body
+    assert running.get(local(added.json["url"])).body == content
+    assert [file["size"] for file in shared(running, made)] == [len(content)]
+    again = running.send_file("POST", path, content, "x.png", {})
+    if kind == "collection":
+        found = jane.call("GET", f"{SHELVES}{target}/")[1]["media"]
+        assert [record["name"] for record in found] == ["x.png", "x.png"]
+        assert again.status == 201
+        assert running.send_file("POST", path, png_of(4000), "y.png", {}).status == 413
+        assert jane.call("DELETE", f"{SHELVES}{target}/")[0] == 204
+    else:
+        entity = Entities(running).get(f"?filter_param=parent_id={target}")["items"][0]
+        assert (entity["label"], entity["md5"]) == ("x.png", md5(content))
+        assert (again.status, again.json) == (409, {"detail": "This picture is here already."})
+        assert running.call("PATCH", f"/entity/{target}", {"is_deleted": True}, OWNER)[0] == 200
+    assert running.send_file("POST", path, png(), "z.png", {}).status == 404
 
 
 def test_every_kind_of_thing_is_shared_by_who_may(start):
@@ -10278,8 +11250,20 @@ def test_a_browser_gets_a_page_that_needs_nothing_from_outside(server):
     assert answer.headers["Content-Type"].startswith("text/html")
     assert "Accept" in answer.headers["Vary"]
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
-    assert len(answer.body) < 70_000
+    german = server.get("/gallery", **{"Accept-Language": "de-AT,de;q=0.9,en;q=0.8"})
+    assert b'<html lang="de">' in german.body
+    assert max(map(len, (answer.body, german.body))) < 70_000
     assert not re.search(rb"""(src|href)=["']?(https?:)?//""", answer.body)
+
+
+def test_the_gallery_can_be_installed(server):
+    answer = server.get("/manifest.webmanifest")
+    assert answer.headers["Content-Type"] == "application/manifest+json"
+    manifest = answer.json
+    assert (manifest["display"], manifest["start_url"]) == ("standalone", "gallery")
+    icon = server.get(f"/{manifest['icons'][0]['src']}")
+    assert icon.headers["Content-Type"] == "image/svg+xml"
+    assert b"<svg" in icon.body
 
 
 def operations_of(document: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -10295,12 +11279,85 @@ def test_the_openapi_document_is_valid_and_has_every_route(server):
     assert document["openapi"].startswith("3.1.")
     paths = {(item.method, re.sub(r"\{.*?\}", "{}", item.path.rstrip("/"))) for item in ms.ROUTES}
     assert operations_of(document) == paths
-    identifiers = [
-        operation["operationId"]
+    operations = [each for methods in document["paths"].values() for each in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if re.match(r"(get|post|put|patch|delete)_\1|<", name)]
+    assert all(operation["summary"] for operation in operations)
+
+
+def test_the_openapi_documents_examples_are_what_its_schemas_take(server):
+    validate = need("jsonschema").validate
+    document = server.get("/openapi.json").json
+    messages = [
+        message
         for operations in document["paths"].values()
         for operation in operations.values()
+        for message in (operation.get("requestBody", {}), *operation["responses"].values())
     ]
-    assert len(set(identifiers)) == len(identifiers)
+    checked = 0
+    for message in (*messages, *document["components"]["responses"].values()):
+        for content in message.get("content", {}).values():
+            if "example" in content:
+                schema = {**content["schema"], "components": document["components"]}
+                validate(content["example"], schema)
+                checked += 1
+    assert checked > 50
+
+
+def test_schemathesis_gets_no_answer_that_the_openapi_document_does_not_have(start, tmp_path):
+    once()
+    schemathesis = need("schemathesis")
+    server = start(auth_disabled="true")
+    document = server.get("/openapi.json").json
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            del operation["responses"]["default"]  # which would allow any error
+    (tmp_path / "openapi.json").write_text(json.dumps(document))
+    (tmp_path / "binary.py").write_text(
+        "from schemathesis import serializer\n"
+        "for kind in ('offset+octet-stream', 'partial-upload'):\n"
+        "    serializer.alias(f'application/{kind}', 'application/octet-stream')\n"
+    )
+    checks = ("not_a_server_error,status_code_conformance,content_type_conformance,"
+              "response_schema_conformance,response_headers_conformance")  # fmt: skip
+    command = [
+        schemathesis, "run", "openapi.json", "--url", server.url,
+        "--phases", "examples,fuzzing", "--max-examples", "3", "--generation-deterministic",
+        "--continue-on-failure", "--checks", checks,
+    ]  # fmt: skip
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "binary", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    assert " passed" in done.stdout
+
+
+def test_a_client_that_is_generated_of_the_openapi_document_uploads_and_lists(
+    server, tmp_path, monkeypatch
+):
+    once()
+    generate = [need("openapi-python-client"), "generate", "--meta", "none"]
+    need("attr")
+    need("httpx")
+    (tmp_path / "settings.yml").write_text("post_hooks: []")  # no formatting
+    generate += ["--url", f"{server.url}/openapi.json", "--config", tmp_path / "settings.yml"]
+    generate += ["--output-path", tmp_path / "generated_client"]
+    subprocess.run(generate, capture_output=True, check=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module
+    content = png()
+    made = module("generated_client.types").File(io.BytesIO(content), "a.png", "image/png")
+    body = module("generated_client.models").UploadMediaBody(file=made)
+    media = "generated_client.api.media"
+    with module("generated_client").AuthenticatedClient(server.url, OWNER_KEY) as client:
+        stored = module(f"{media}.upload_media").sync(client=client, body=body)
+        listed = module(f"{media}.list_media").sync(client=client)
+    assert stored.sha256 == sha256(content)
+    assert [(each.filename, each.size) for each in listed.files][:1] == [
+        (stored.filename, stored.size)
+    ]
 
 
 def test_answers_are_as_the_openapi_document_has_them(server, django):
@@ -10341,14 +11398,6 @@ def test_answers_are_as_the_openapi_document_has_them(server, django):
     assert stored["sha256"] in server.get("/list").json
 
 
-def test_the_docs_page_draws_every_operation_in_a_browser(server, tmp_path):
-    answer = server.get("/docs")
-    assert "unsafe" not in answer.headers["Content-Security-Policy"]
-    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
-    page = dump_page(server.url + "/docs", tmp_path)
-    assert page.count("<details>") == len(operations_of(server.get("/openapi.json").json))
-
-
 def test_the_server_answers_while_it_scans(start, tmp_path):
     fill(tmp_path / "pictures", {f"{i // 100}/{i}.png": png() for i in range(1500)})
     running = start()
@@ -10377,6 +11426,15 @@ def read_samples(server: Server) -> dict[str, float]:
         assert types.get(form[1], types.get(family)), line
         samples[form[1] + (form[2] or "")] = float(form[3])
     return samples
+
+
+def test_promtool_has_nothing_to_say_about_the_metrics(server):
+    server.upload(png())
+    metrics = server.get("/metrics", **OWNER).body
+    checked = subprocess.run(
+        [need("promtool"), "check", "metrics"], input=metrics, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
 def test_metrics_count_the_answers_of_all_workers_by_route_and_status(start):
@@ -10526,6 +11584,59 @@ def test_the_gallerys_list_names_folders_and_is_sent_only_when_it_has_changed(st
     assert album.get("/gallery/items?kind=text").status == 400
 
 
+def test_the_gallery_shows_a_camera_and_names_all_there_are(start, tmp_path):
+    cameras = {"a.jpg": b"One", "b.jpg": b"Two", "c.jpg": b"Two"}
+    fill(tmp_path / "pictures", {
+        name: jpeg_of((0xE1, b"Exif\0\0" + tiff({0x110: camera})), (0xFE, unique()))
+        for name, camera in cameras.items()
+    })  # fmt: skip
+    server = start()
+    server.scanned()
+    listed = server.get("/gallery/items?camera=Two").json
+    assert listed["cameras"] == ["One", "Two"]
+    assert sum(count for _, count, _, _ in listed["groups"]) == 2
+
+
+def names_in(server: Server, album: str, headers: Mapping[str, str]) -> list[str]:
+    """The names that the gallery shows of an album, after those of the albums in it."""
+    listed = server.get(f"/gallery/items?album={album}&order=name", **headers).json
+    query = f"/gallery/items?album={album}&order=name&group="
+    items = [item for group in listed["groups"]
+             for item in server.get(query + group[0], **headers).json["items"]]  # fmt: skip
+    for item in items:
+        assert server.get(f"/preview/{item[0]}?size=320", **headers).status == 200
+    return [f"{name}/" for _, name, _, _ in listed["albums"]] + [item[1] for item in items]
+
+
+def test_the_gallery_shows_albums_to_those_who_may_see_them(server):
+    need("PIL")
+    user, entities = User(server), Entities(server)
+    private, gone, public = png(), png(), png()
+    summer = user.call("POST", SHELVES, {"name": "Summer"})[1]["id"]
+    assert user.upload(private, name="mine", collection=summer)[0] == 201
+    deleted = user.upload(gone, name="gone")[1]["id"]
+    assert user.call("DELETE", f"{MEDIA}{deleted}/")[0] == 204
+    tree = str(entities.collection(label="Tree")["id"])
+    entities.collection(label="Twig", parent_id=tree)
+    entities.create(public, label="leaf", parent_id=tree)
+    assert names_in(server, "mine", user.headers) == ["mine"]
+    assert names_in(server, summer, user.headers) == ["mine"]
+    assert names_in(server, "trash", user.headers) == ["gone"]
+    assert names_in(server, "trash", {}) == []
+    assert names_in(server, tree, {}) == ["Twig/", "leaf"]
+    assert names_in(server, "all", user.headers)[0] == "Summer/"
+    assert "Tree/" in names_in(server, "all", {})
+    path = server.get(f"/gallery/items?album={tree}").json["path"]
+    assert path == [[tree, "Tree"]]
+    for album in ("mine", summer):
+        assert server.get(f"/gallery/items?album={album}").status == 401
+    other = User(server)
+    assert server.get(f"/gallery/items?album={summer}", **other.headers).status == 404
+    for content in (private, gone):
+        for headers in ({}, OWNER, other.headers):
+            assert server.get(f"/preview/{sha256(content)}?size=320", **headers).status == 404
+
+
 def test_the_gallerys_list_says_what_one_may_do_and_is_read_by_who_may_read(start):
     server = start(READ_AUTH_ENABLED="true")
     assert server.get("/gallery/items").status == 401
@@ -10638,7 +11749,7 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     assert browser.see("document.querySelectorAll('.tile').length === 4")
     headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
     assert browser.see(headings) == "November 20233,September 20011"
-    browser.run("document.querySelector('.tile a').focus()")
+    browser.run("document.querySelector('.tile a[aria-label*=Ärger]').focus()")
     browser.press(ENTER)
     browser.see(TITLE_SHOWN, "Ärger.png")
     browser.press(RIGHT)
@@ -10655,6 +11766,29 @@ def test_the_page_is_opened_looked_through_and_left_by_keyboard(browser, album):
     browser.see("document.activeElement.ariaLabel?.includes('old.png')")
     browser.open(address)
     browser.see(TITLE_SHOWN, "new.png")
+
+
+def test_the_docs_page_has_every_operation_and_tries_one_with_a_token(browser, server, tmp_path):
+    answer = server.get("/docs")
+    assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert server.get("/docs", **{"If-None-Match": answer.headers["ETag"]}).status == 304
+    browser.open(server.url + "/docs")
+    count = len(operations_of(server.get("/openapi.json").json))
+    browser.see("document.querySelectorAll('details').length === arguments[0]", count)
+    browser.run(
+        "document.getElementById('token').value = arguments[0];"
+        "window.box = [...document.querySelectorAll('details')]"
+        "  .find((each) => each.innerText.startsWith('POST\\n/upload\\n'));"
+        "box.open = true",
+        OWNER_KEY,
+    )
+    browser.see("box.querySelector('form')")
+    (tmp_path / "it's.png").write_bytes(content := png())
+    browser.choose_files("details[open] [name=file]", tmp_path / "it's.png")
+    browser.click("details[open] button")
+    assert sha256(content) in browser.see("box.querySelector('[role=status]').innerText")
+    curl = "curl -X POST -H 'Authorization: Bearer TOKEN' -F 'file=@it'\\''s.png' "
+    assert browser.run("return box.querySelector('pre').textContent").startswith(curl + "http")
 
 
 def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser, album):
@@ -10688,7 +11822,7 @@ def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, s
         " document.querySelector('#uploads ul').innerText"
     ).split("\n")
     assert said[0] == "c.txt"
-    assert said[1].startswith("Only JPEG")
+    assert said[1].startswith("Only photos")
     assert said[2:] == ["known.png", "already there", "new.png", "stored", "b.webp", "stored"]
     tile = f"[data-sha='{sha256(public)}'] a"
     browser.click(tile)
@@ -10697,6 +11831,81 @@ def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, s
     browser.see(f"!document.querySelector({tile!r})")
     assert server.get(f"/image/{sha256(public)}").status == 404
     assert server.get(f"/image/{sha256(new)}").body == new
+
+
+def test_what_is_large_goes_on_by_tus_where_it_was_and_what_the_folder_refuses_is_ones_own(
+    browser, server, tmp_path
+):
+    user, large = User(server), png() + unique() * 500_000
+    fill(tmp_path, {"large.png": large, "a.wav": (recording := wav() + unique())})
+    stamp = (tmp_path / "large.png").stat().st_mtime_ns // 1_000_000
+    begun = begin(server, len(large), "accounts", user.headers)
+    assert begun.send(0, large[:300_000]).status == 204
+    browser.open(server.url + "/gallery")
+    sign_in(browser, user.headers["Authorization"].removeprefix("Bearer "))
+    browser.see("list.has_account")
+    browser.run(
+        "localStorage.setItem(arguments[0], arguments[1]); setPaused(true)",
+        f"upload/accounts/large.png/{len(large)}/{stamp}", begun.path,
+    )  # fmt: skip
+    browser.choose_files("#files", tmp_path / "large.png", tmp_path / "a.wav")
+    browser.click("#uploads [title='Go on']")
+    browser.see("document.querySelector('#uploads h2')?.textContent === '2/2 done'")
+    browser.click("#uploads li a")  # there they are
+    browser.see("document.querySelectorAll('.tile').length === 2")
+    assert sorted(file.read_bytes() for file in user.files()) == sorted([large, recording])
+    assert begun.get()["answer"]["size"] == len(large)
+
+
+def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(browser, server):
+    user, content = User(server), png()
+    server.put("/image/beach.png", content)
+    mine = user.upload(png(), "mine.png", name="mine.png")[1]["id"]
+    browser.open(server.url + "/gallery?q=beach")
+    sign_in(browser, user.headers["Authorization"].removeprefix("Bearer "))
+    tile, open_tile = f"[data-sha='{sha256(content)}']", "#picked [title='Add to album']"
+    browser.see("list.has_account")
+    browser.click(f"{tile} .pick")
+    browser.click(open_tile)
+    browser.see("document.querySelector('#login [name=name]')")
+    browser.run(
+        "const {elements} = document.querySelector('#login form');"
+        "elements.name.value = '<b>Sommer'; document.querySelector('#login form').requestSubmit()"
+    )
+    browser.see("document.querySelector('#notice').textContent === 'Added to <b>Sommer.'")
+    browser.click("#albums")
+    browser.see("document.querySelector('#cards b')?.textContent === '<b>Sommer'")
+    browser.click("#cards a")
+    browser.click(f"{tile} a")
+    browser.click("#viewer [title='Remove from album']")
+    browser.see(f"!document.querySelector({tile!r})")
+    assert server.get(f"/image/{sha256(content)}").body == content
+
+    browser.open(server.url + "/gallery?album=mine")
+    browser.click(".tile .pick")
+    browser.click("#picked [title=Delete]")
+    browser.see("!document.querySelector('.tile')")
+    assert user.call("GET", f"{MEDIA}{mine}/")[0] == 404
+    browser.open(server.url + "/gallery?album=trash")
+    browser.click(".tile .pick")
+    browser.click("#picked [title=Restore]")
+    browser.see("!document.querySelector('.tile')")
+    assert user.call("GET", f"{MEDIA}{mine}/")[0] == 200
+
+
+def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, server):
+    need("PIL")
+    entities = Entities(server)
+    tree = str(entities.collection(label="Tree")["id"])
+    leaf = entities.create(png(7, 5), label="leaf", parent_id=tree)
+    entities.send("PUT", str(leaf["id"]), png(30, 20), label="leaf", parent_id=tree)
+    browser.open(f"{server.url}/gallery?album=entities")
+    browser.click(f"#cards a[href*='album={tree}']")
+    browser.click(".tile a")
+    browser.click("#viewer [title=Details]")
+    browser.see("document.querySelector('#view img')?.naturalWidth === 30")
+    browser.click("#facts button:last-of-type")
+    browser.see("document.querySelector('#view img').naturalWidth === 7")
 
 
 def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album):
@@ -11005,9 +12214,10 @@ def test_a_disk_that_is_away_is_one_thing_that_verify_names(start, tmp_path):
     ("words", "status", "told"),
     [
         (["verify"], 1, "there is no index"),
-        (["verify", "--since", "soon"], 2, "--since: 'soon' is no number of days"),
+        (["verify", "--since", "soon"], 2, "--since: 'soon' is not a number of days"),
         (["verify", "--limit-rate", "0"], 2, "--limit_rate: '0' is no number of bytes a second"),
         (["token", "--json"], 2, "--json: is no option of token"),
+        (["/"], 2, "/ is one folder too many"),
     ],
 )
 def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, status, told):
@@ -11144,7 +12354,7 @@ def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verifie
     told_by_verify = run_here("restore", tmp_path / "backups", *options)
     assert re.search(r"^9 files, .*: all is as it was taken in$", told_by_verify, re.M)
     run_here("restore", tmp_path / "backups", *options, status=1)
-    assert "is in use" in capsys.readouterr().err
+    assert "knows files already" in capsys.readouterr().err
     served = start(storage=storage, **elsewhere)
     with contextlib.closing(sqlite3.connect(paths["database_dir"] / "index.sqlite3")) as index:
         known = index.execute("SELECT path, ctime FROM file WHERE root = 'library'").fetchall()
@@ -11232,7 +12442,7 @@ def test_backups_and_restores_that_cannot_be_are_refused_before_anything_is_made
         (["restore", empty, "--storage_dir", tmp_path / "new"], "there is no backup"),
         (["restore", partial, "--storage_dir", tmp_path / "new"], "is not whole"),
         (["restore", whole, "--storage_dir", tmp_path], "is not empty"),
-        (["restore", whole, "--storage_dir", filled.storage], "is in use"),
+        (["restore", whole, "--storage_dir", filled.storage], "knows files already"),
         (["backup", "/dev/null/x", "--storage_dir", filled.storage], "cannot be used"),
     ):
         run_here(*words, status=1)
@@ -11293,6 +12503,35 @@ def test_what_is_trashed_comes_back_as_it_was_or_goes_with_what_nothing_else_nee
     assert jane.upload(shared)[0] == 201
 
 
+def test_everybody_restores_and_removes_what_is_his_in_the_trash(server):
+    jane, john, entities = User(server), User(server), Entities(server)
+    entity = str(entities.create()["id"])
+    entities.patch(int(entity), is_deleted=True)
+    mine, mine_too, his = (user.upload(png())[1]["id"] for user in (jane, jane, john))
+    for user, key in ((jane, mine), (jane, mine_too), (john, his)):
+        assert user.call("DELETE", f"{MEDIA}{key}/")[0] == 204
+
+    def ask(method: str, path: str, headers: Mapping[str, str]) -> int:
+        return server.request(method, f"/trash{path}", headers=headers).status
+
+    restore = functools.partial(ask, "POST")
+    assert restore(f"/{mine}/restore", {}) == 401
+    for key, headers in ((his, jane.headers), (entity, jane.headers), (mine, OWNER)):
+        assert restore(f"/{key}/restore", headers) == 404
+    assert restore(f"/{mine.upper()}/restore", jane.headers) == 204
+    assert restore(f"/{mine}/restore", jane.headers) == 404  # it is in no trash any more
+    assert restore(f"/{entity}/restore", WRITER) == 204
+    assert jane.call("GET", MEDIA)[1]["count"] == 1
+    assert not entities.get(entity)["is_deleted"]
+
+    assert ask("DELETE", f"/{his}", jane.headers) == 404
+    assert ask("DELETE", "", jane.headers) == 204
+    assert len(jane.files()) == 1
+    assert restore(f"/{mine_too}/restore", jane.headers) == 404
+    assert ask("DELETE", f"/{his}", john.headers) == 204
+    assert john.files() == []
+
+
 def test_the_trash_empties_itself_after_trash_days(start):
     running = start(trash_days="0")
     jane, entities = User(running), Entities(running)
@@ -11312,6 +12551,15 @@ def test_the_trash_empties_itself_after_trash_days(start):
     wait_until(lambda: running.get(f"/entity/{items[0]['id']}").status == 404)
     assert running.get(f"/entity/{items[1]['id']}").status == 200
     assert trash(running, "list").count("\n") == 2
+
+
+def test_a_clock_that_jumps_empties_no_trash_before_it_has_stayed_there(tmp_path):
+    index = ms.open_index(tmp_path / "index")
+    day = 86400
+    steps = (0, 3600, 4000 * day, 4000 * day + 3600, day, day + 3600)
+    steady = [index.trash.is_clock_steady(1e9 + step) for step in steps]
+    assert steady == [True, True, False, True, False, True]
+    index.close()
 
 
 # ======================================================================================
@@ -11577,7 +12825,7 @@ def test_http_is_sent_to_https_but_for_acme_and_http2_is_spoken(behind):
 def test_the_gallery_keeps_its_policy_and_gets_the_sites_headers(behind):
     answer = behind.site.get("/", Accept="text/html")
     assert answer.status == 200
-    assert answer.headers.get_all("Content-Security-Policy") == [ms.GALLERY.policy]
+    assert answer.headers.get_all("Content-Security-Policy") == [ms.GALLERY["en"].policy]
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Referrer-Policy"):
         assert len(answer.headers.get_all(name) or ()) == 1, name
     assert "Cross-Origin-Resource-Policy" not in answer.headers
@@ -12928,28 +14176,75 @@ def test_a_thousand_idle_connections_cost_others_nothing(start):
     assert grown < 20 << 20
 
 
+def p99(port: int, request: bytes, rounds: int = 5, connections: int = 4) -> float:
+    """The median of a few rounds' 99th percentiles, in seconds."""
+    each = (load(port, request, 1, connections) for _ in range(rounds))
+    return statistics.median(statistics.quantiles(one, n=100)[98] for one in each)
+
+
 @pytest.mark.bench
-def test_600_slow_bodies_cost_others_next_to_nothing(start):
+@pytest.mark.parametrize("way", ["directly", "through nginx, from one address"])
+def test_600_slow_bodies_cost_others_next_to_nothing(start, tmp_path, certificate, way):
     running = start()
-    get, upload = get_line("/health"), b"".join(upload_request(png_of(50_000)))
-
-    def p99(request: bytes) -> float:
-        each = (load(running.port, request, 1, 4) for _ in range(5))
-        return statistics.median(statistics.quantiles(one, n=100)[98] for one in each)
-
-    before = {name: p99(name) for name in (get, upload)}
+    account = an_account()
+    assert running.call("POST", REGISTER, account)[0] == 201
+    login = json.dumps({"email": account["email"], "password": account["password"]}).encode()
+    kind = "Content-Type: application/json"
+    measured = {
+        "GET": get_line("/health"),
+        "upload": b"".join(upload_request(png_of(50_000))),
+        "login": post("/api/auth/login", len(login), kind) + login,
+    }
+    before = {name: p99(running.port, request) for name, request in measured.items()}
     at_first = memory(running.process.pid, "VmRSS")
     with contextlib.ExitStack() as stack:
+        site = running
+        if way != "directly":
+            site = stack.enter_context(Site(tmp_path, certificate, running.port, running.storage))
         for number in range(600):
-            raw = stack.enter_context(Raw(running))
+            raw = stack.enter_context(Raw(site))
+            if site is not running:
+                raw.socket = ssl._create_unverified_context().wrap_socket(raw.socket)
             client = f"X-Forwarded-For: 10.0.{number % 20}.1"
-            raw.send(post("/api/auth/login", 100_000, "Content-Type: application/json", client))
-        after = {name: p99(name) for name in (get, upload)}
+            raw.send(post("/api/auth/login", 100_000, kind, client) + b'{"a')
+        after = {name: p99(running.port, request) for name, request in measured.items()}
         grown = memory(running.process.pid, "VmRSS") - at_first
-    ratios = [f"{after[name] / before[name]:.2f}" for name in (get, upload)]
-    print(
-        f"\np99 with 600 slow bodies: GET x {ratios[0]}, upload x {ratios[1]}, {grown >> 20} MiB"
-    )
+    ratios = ", ".join(f"{name} x {after[name] / before[name]:.2f}" for name in measured)
+    print(f"\np99 with 600 slow bodies {way}: {ratios}; {grown >> 20} MiB more")
+
+
+@pytest.mark.bench
+def test_200_thumbnails_that_are_not_made_yet_cost_others_little(start):
+    """What as many processes beside it cost as there are decoders is measured as well."""
+    need("PIL")
+    running = start()
+    running.scanned()
+    picture = jpeg(4000, 3000)
+    made = [running.upload(picture + b"%d" % number).json for number in range(200)]
+    measured = {"/health": get_line("/health"), "GET": get_line(f"/media/{made[0]['filename']}")}
+    running.get(f"/media/{made[0]['filename']}")
+    before = {name: p99(running.port, request) for name, request in measured.items()}
+    spinning = [
+        subprocess.Popen(["nice", "-n", "10", "sh", "-c", "while :; do :; done"])
+        for _ in range(os.cpu_count() or 1)
+    ]
+    beside = {name: p99(running.port, request) for name, request in measured.items()}
+    for process in spinning:
+        process.kill()
+        process.wait()
+    after: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(Raw(running)) for _ in made]
+        for raw, value in zip(waiting, made, strict=True):
+            raw.send(get_line(f"/thumbnail/{value['sha256']}"))
+        for name, request in measured.items():
+            after[name] = p99(running.port, request, rounds=1)
+        statuses = Counter(raw.answer().status for raw in waiting)
+    for name in measured:
+        ratio, others = after[name] / before[name], beside[name] / before[name]
+        print(f"\np99 of {name} with 200 cold thumbnails: x {ratio:.2f}", end="")
+        print(f"; beside processes that compute x {others:.2f}")
+    print(statuses)
 
 
 @pytest.mark.bench
