@@ -104,7 +104,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
-from urllib.parse import quote, unquote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -272,6 +272,29 @@ def parse_origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+class S3Place(NamedTuple):
+    """A place in an object store; `prefix` is empty or ends with a slash."""
+
+    bucket: str
+    prefix: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def parse_place(text: str) -> Path | S3Place:
+    """
+    >>> str(parse_place("s3://family/pictures/"))
+    's3://family/pictures'
+    """
+    if not text.startswith("s3://"):
+        return parse_path(text)
+    bucket, *parts = text[5:].rstrip("/").split("/")
+    if not re.fullmatch(r"[\w.-]{3,63}", bucket, re.ASCII) or {"", ".", ".."}.intersection(parts):
+        raise ValueError(f"{text!r} is not s3://BUCKET/PREFIX")
+    return S3Place(bucket, "".join(f"{part}/" for part in parts))
+
+
 class Setting(NamedTuple):
     """How one field of `Settings` is given and shown."""
 
@@ -279,7 +302,8 @@ class Setting(NamedTuple):
     help: str
     parse: Callable[[str], Any] = str
     shown: str = ""  # the default as the documentation shows it, where that is not the value
-    secret: bool = False  # no option; generated where not given
+    secret: bool = False  # no option
+    made: bool = False  # once, where it is not given
     environment: bool = True  # also read from the environment and .env
     empty: bool = False  # an empty value means something
 
@@ -298,14 +322,14 @@ def flag(default: bool, help: str) -> Any:
 
 
 def secret(help: str) -> Any:
-    return setting("", help, parse_secret, shown="generated", secret=True)
+    return setting("", help, parse_secret, shown="generated", secret=True, made=True)
 
 
-def folder(help: str, shown: str) -> Any:
-    return setting(Path(), help, parse_path, shown=shown)
+def folder(help: str, shown: str, parse: Callable[[str], Any] = parse_path) -> Any:
+    return setting(Path(), help, parse, shown=shown)
 
 
-PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir")
+PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir", "users_dir")
 PLACES = ("storage_dir", "database_url", *PRIVATE_FOLDERS)
 SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
@@ -332,7 +356,10 @@ class Settings(NamedTuple):
         one_of("all", "scoped"),
     )  # fmt: skip
     auth_token: str = secret("static bearer token: the owner's key, every permission")
-    upload_dir: Path = folder("where the images family keeps its files", "DATA/images")
+    upload_dir: Path | S3Place = folder(
+        "where the images family keeps its files: a folder, or s3://BUCKET/PREFIX",
+        "DATA/images", parse_place,
+    )  # fmt: skip
     slugify_filenames: bool = flag(False, "store images under a slug of their name")
     jwt_signing_key: str = secret("HS256 key of the access and refresh tokens of accounts")
     jwt_access_token_lifetime_minutes: int = number(
@@ -353,7 +380,12 @@ class Settings(NamedTuple):
         Path(), "the index; only sqlite:///FILE", parse_database_url,
         shown="sqlite:///DATA/index.sqlite3",
     )  # fmt: skip
-    media_storage_dir: Path = folder("where the entities family keeps its files", "DATA/entities")
+    media_storage_dir: Path | S3Place = folder(
+        "the same for the entities family", "DATA/entities", parse_place
+    )
+    users_dir: Path | S3Place = folder(
+        "the same for the accounts' files", "DATA/users", parse_place
+    )
     max_upload_bytes: int = number(
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
@@ -395,6 +427,20 @@ class Settings(NamedTuple):
         "a line on standard error for each request: none, text or json",
         one_of("none", "text", "json"),
     )
+
+    aws_endpoint_url: str = setting(
+        "", "the object store of s3:// places", parse_public_url, shown="AWS"
+    )
+    aws_region: str = setting("us-east-1", "its region")
+    aws_access_key_id: str = setting("", "the name of the key for it", shown="none")
+    aws_secret_access_key: str = setting(
+        "", "the key for it", parse_secret, shown="none", secret=True
+    )
+    read_only: str = setting(
+        "", "serve from a copy of the index; the URL of the server that writes", parse_public_url,
+        shown="off",
+    )  # fmt: skip
+    s3_redirect: bool = flag(False, "answer reads of objects with signed URLs of the store")
 
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
@@ -510,6 +556,7 @@ def load_settings(
     values.setdefault("database_url", data / "index.sqlite3")
     values.setdefault("upload_dir", data / "images")
     values.setdefault("media_storage_dir", data / "entities")
+    values.setdefault("users_dir", data / "users")
     check_folders(values)
     defaults = {name: default for name, default, _ in Settings.table()}
     return Settings(**{**defaults, **values})
@@ -518,8 +565,9 @@ def load_settings(
 def check_folders(values: Mapping[str, Any]) -> None:
     """Refuse private folders that would be public, and public ones that would be private."""
     storage = os.path.realpath(values["storage_dir"])
-    private = {name: os.path.realpath(values[name]) for name in PRIVATE_FOLDERS}
-    for name, path in private.items():
+    places = {name: values[name] for name in PRIVATE_FOLDERS}
+    for name in [name for name, place in places.items() if isinstance(place, Path)]:
+        path = os.path.realpath(places[name])
         if Path(storage).is_relative_to(path) and name != "database_dir":
             problem = "must not be, or hold, STORAGE_DIR: it would be public"
             raise SettingError(name.upper(), problem)
@@ -530,14 +578,27 @@ def check_folders(values: Mapping[str, Any]) -> None:
     for used in SERVED_FOLDERS:
         if os.path.islink(f"{storage}/{used}"):
             raise SettingError("STORAGE_DIR", f"{used} in it must be a folder, not a link")
-    if private["upload_dir"] == private["media_storage_dir"]:
-        raise SettingError("MEDIA_STORAGE_DIR", "must not be UPLOAD_DIR")
+    del places["database_dir"]
+    for one, other in itertools.combinations(places, 2):
+        if overlap(places[one], places[other]):
+            raise SettingError(other.upper(), f"must not be {one.upper()}")
+    if any(isinstance(place, S3Place) for place in places.values()):
+        for name in ("aws_access_key_id", "aws_secret_access_key"):
+            if not values.get(name):
+                raise SettingError(name.upper(), "is needed for s3:// places")
+
+
+def overlap(one: Path | S3Place, other: Path | S3Place) -> bool:
+    """Whether two places are the same; in a store, also whether one lies in the other."""
+    if isinstance(one, S3Place) and isinstance(other, S3Place):
+        return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+    return os.path.realpath(str(one)) == os.path.realpath(str(other))
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     """Settings with every secret in place, and the names of those that were not given."""
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
-    names = [name for name, _, spec in Settings.table() if spec.secret]
+    names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
@@ -795,8 +856,6 @@ def verify_password(password: str, stored: str) -> bool:
 _P = 2**256 - 2**224 + 2**192 + 2**96 - 1
 _N = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
-_TEETH = 4  # of the comb: 0.8 ms a verification, 1 ms a new key; 8 would be 0.4 ms and 6 ms
-_COLUMNS = 256 // _TEETH
 
 # RFC 5480: DER has one encoding of a P-256 key's SubjectPublicKeyInfo; only the point differs.
 _SPKI_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
@@ -886,33 +945,15 @@ def _affine(point: Jacobian) -> PublicKey:
     return PublicKey(x * inverse**2 % _P, y * inverse**3 % _P)
 
 
-@functools.lru_cache(maxsize=16)  # G and the keys in use
-def _comb(key: PublicKey) -> tuple[PublicKey, ...]:
-    """Return the multiples that one column of scalar bits can ask for.
-
-    Entry d is the sum of 2^(_COLUMNS·j)·key over the set bits j of d; entry 0 is never used.
-    """
-    table, tooth = [key], key
-    for j in range(_TEETH):
-        table += [tooth] + [_affine(_add((e.x, e.y, 1), tooth)) for e in table[1:]]
-        if j < _TEETH - 1:
-            point: Jacobian = (tooth.x, tooth.y, 1)
-            for _ in range(_COLUMNS):
-                point = _double(point)
-            tooth = _affine(point)
-    return tuple(table)
-
-
 def _multiply_and_add(u1: int, u2: int, key: PublicKey) -> Jacobian:
-    """Return u1·G + u2·key with shared doublings (Lim and Lee's comb, Shamir's trick)."""
-    combs = (f"{u1:0256b}", _comb(_G)), (f"{u2:0256b}", _comb(key))
+    """Return u1·G + u2·key; the doublings are shared (Shamir's trick)."""
     point: Jacobian = (1, 1, 0)
-    for column in range(_COLUMNS):
+    for bit1, bit2 in zip(f"{u1:0256b}", f"{u2:0256b}", strict=True):
         point = _double(point)
-        for bits, table in combs:
-            entry = int(bits[column::_COLUMNS], 2)
-            if entry:
-                point = _add(point, table[entry])
+        if bit1 == "1":
+            point = _add(point, _G)
+        if bit2 == "1":
+            point = _add(point, key)
     return point
 
 
@@ -3742,11 +3783,14 @@ def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
 
     Some edits keep size and mtime (`exiftool -P`): ctime, which nobody can set, tells those. It
     also changes with owner, permissions, name and links, and then the file is read once more.
-    The server itself links equal files in its own folders, so there it tells nothing.
+    The server itself links equal files in its own folders, so there it tells nothing. Neither
+    does it of an object, or its copy without a name; and some stores keep no parts of seconds.
     """
     size, mtime_ns, ctime = state_of(status)
-    linked = root in SERVER_ONLY or (root == "images" and status.st_nlink > 1)
-    return (size, mtime_ns) == known[:2] and (linked or ctime == known[2])
+    linked = root in SERVER_ONLY or (root == "images" and status.st_nlink != 1)
+    unit = 1 if status.st_nlink else 10**9
+    same = size == known[0] and mtime_ns // unit == known[1] // unit
+    return same and (linked or ctime == known[2])
 
 
 ASSET_NAMES = ("sha256", "size", "md5", "thumbnail", *Facts._fields)
@@ -3778,9 +3822,9 @@ class Entity(NamedTuple):
     def from_row(cls, row: Sequence[Any]) -> Entity:
         """From the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
         asset = Asset.from_row(row[ENTITY_WIDTH:]) if row[ENTITY_WIDTH] else None
-        values = dict(zip(ENTITY_COLUMNS, row, strict=False))
-        flags = {name: bool(values[name]) for name in ("is_collection", "is_deleted")}
-        return cls(**{**values, **flags}, asset=asset)
+        found = cls._make((*row[:ENTITY_WIDTH], asset))
+        is_collection, is_deleted = bool(found.is_collection), bool(found.is_deleted)
+        return found._replace(is_collection=is_collection, is_deleted=is_deleted)
 
     def is_same(self, other: Entity) -> bool:
         """Whether two versions say the same; `path` stands for the asset."""
@@ -3917,6 +3961,9 @@ class Change:
         self.error: BaseException | None = None
 
 
+MAX_COUNTS = 100  # kept by a thread
+
+
 class Index:
     """The SQLite file and the subjects in it."""
 
@@ -3952,10 +3999,11 @@ class Index:
         connection = sqlite3.connect(self.path, factory=IndexConnection, **options)
         connection.on_damage = self.report_damage
         self._connections.add(connection)
-        connection.execute(f"PRAGMA query_only = {self._query_only:d}")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
-        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+        cursor = IndexCursor(connection)  # a damaged file may be met here already
+        cursor.execute(f"PRAGMA query_only = {self._query_only:d}")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA temp_store = MEMORY")  # /tmp may be full, or not there
+        cursor.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
     def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
@@ -3963,9 +4011,23 @@ class Index:
         connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
+            self._local.counts = {}
         cursor = IndexCursor(connection)
         cursor.execute(sql, values)
         return cursor
+
+    def count(self, rows: str, *values: Any) -> int:
+        """Return how many rows there are; they are counted again once anything was written."""
+        # https://www.sqlite.org/pragma.html#pragma_data_version: of this thread's own connection
+        version = self.read("PRAGMA data_version").fetchone()[0]
+        counts: dict[Any, tuple[int, int]] = self._local.counts
+        known, count = counts.get((rows, values), (None, 0))
+        if known != version:
+            count = self.read(f"SELECT count(*) FROM {rows}", *values).fetchone()[0]
+            if len(counts) >= MAX_COUNTS:
+                counts.clear()
+            counts[rows, values] = version, count
+        return count
 
     def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
         """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
@@ -4328,7 +4390,7 @@ class Files(Table):
         return self._index.get_meta("library_version")
 
     def count_media(self) -> int:
-        return int(self._index.read(f"SELECT count(*) FROM file WHERE {IN_MEDIA}").fetchone()[0])
+        return self._index.count(f"file WHERE {IN_MEDIA}")
 
     def media(self, limit: int, offset: int) -> Iterator[tuple[str, str, int, str | None, float]]:
         """Path, hash, size, MIME type and time added of the public images, newest first."""
@@ -4419,6 +4481,11 @@ class Users(Table):
 
     def all(self) -> list[User]:
         return list(self._select("ORDER BY id"))
+
+    def created(self, user_id: int) -> float:
+        """When an account was made, here or in the program that it was imported from."""
+        row = self._index.read("SELECT created_at FROM user WHERE id = ?", user_id).fetchone()
+        return float(row[0]) if row else 0.0
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Which of the unique fields another account has; a login takes e-mail and username."""
@@ -4794,7 +4861,7 @@ class OwnedTable(Generic[Record]):
         self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
-        clauses = [f"FROM {self._table} WHERE user_id = ? AND {self._condition}"]
+        clauses = [f"{self._table} WHERE user_id = ? AND {self._condition}"]
         clauses += [f"{column} = ?" for column, _ in wanted.equal]
         clauses += ["instr(folded, ?)"] * len(wanted.terms)
         values = [value for _, value in wanted.equal]
@@ -4802,14 +4869,14 @@ class OwnedTable(Generic[Record]):
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
-        return int(self._index.read(f"SELECT count(*) {where}", *values).fetchone()[0])
+        return self._index.count(where, *values)
 
     def each(self, wanted: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
         """The things wanted in order; those that are equal in it are ordered by id."""
         where, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
-        sql = f"{self._select} {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
+        sql = f"{self._select} FROM {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
         return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
@@ -4893,25 +4960,30 @@ class Entities(Table):
 
     def page(
         self, version: int | None, filters: Mapping[str, Any], text: str, limit: int, offset: int
-    ) -> tuple[list[Entity], int]:
-        """Some of those that fit in the order of their ids, and how many fit.
+    ) -> tuple[list[tuple[int, int]], int]:
+        """Return the ids and transactions of some of those that fit, by id, and how many fit.
 
         Of each its version `version`; `filters` are columns and their values, and `text` is in
         the label or description.
         """
         chosen, values = self._where(version, filters, text)
-        count = self._index.read(f"SELECT count(*) FROM {chosen}", *values).fetchone()[0]
-        if offset >= count:
-            return [], count
-        part = f"(SELECT * FROM {chosen} ORDER BY id LIMIT ? OFFSET ?)"
-        sql = f"{self._select(part=part)} ORDER BY id"
-        rows = self._index.read(sql, *values, limit, offset)
-        return [Entity.from_row(row) for row in rows], count
+        count = self._index.count(chosen, *values)
+        sql = f"SELECT id, transaction_id FROM {chosen} ORDER BY id LIMIT ? OFFSET ?"
+        return self._index.read(sql, *values, limit, offset).fetchall(), count
 
-    def _select(self, versions: bool = False, part: str = "") -> str:
-        """All there is to read of an entity, from a table or a part of one."""
+    def many(self, ids: Sequence[int], version: int | None) -> list[Entity]:
+        """Return those of some entities that are there, by id; of each its version `version`."""
+        sql = f"{self._select(version is not None)} WHERE id IN ({placeholders(ids)})"
+        values = list(ids)
+        if version is not None:
+            sql, values = f"{sql} AND version = ?", [*ids, version]
+        rows = self._index.read(f"{sql} ORDER BY id", *values)
+        return [Entity.from_row(row) for row in rows]
+
+    def _select(self, versions: bool = False) -> str:
+        """All there is to read of an entity."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
-        source = part or ("entity_version" if versions else "entity")
+        source = "entity_version" if versions else "entity"
         joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
         return f"SELECT {columns}, {ASSET_COLUMNS} FROM {joined}"
 
@@ -5371,7 +5443,9 @@ def need_room(descriptor: int, size: int, reserve: int | None) -> None:
 class Incoming:
     """A file that has arrived, or is about to; `kept` is its place once it has one."""
 
-    def __init__(self, folder: Folder, name: str, file: io.FileIO) -> None:
+    def __init__(
+        self, folder: Folder, name: str, file: io.FileIO, place: Place | None = None
+    ) -> None:
         self.folder = folder
         self.name = name  # in `.incoming/`
         self.file = file
@@ -5381,25 +5455,35 @@ class Incoming:
         self.facts: Facts | None = None
         self.filename = ""  # as the client named it
         self.kept: str | None = None
+        self.note = ""  # the name of what tells the next start of it, which goes with it
         self.is_replaced = False
-        self._place: Place | None = None
+        self._place = place
 
     def place(self) -> Place:
-        """Return where it lies in `.incoming/`, which stays open until `discard`."""
+        """Return where it lies in `.incoming/`, which stays open until `pause` or `discard`."""
         self._place = self._place or self.folder.resolve(self.name)
         return self._place
+
+    def pause(self) -> None:
+        """Hold no more than the file itself."""
+        place, self._place = self._place, None
+        if place:
+            os.close(place.folder)
 
     def replace(self, name: str, file: io.FileIO) -> None:
         """Go on with an equal file instead of this one, which goes."""
         try:
-            with self.place() as place:
-                self._place = None
-                place.unlink()
+            self.place().unlink()
         except BaseException:
             file.close()
             raise
-        self.file.close()
+        self.close()
         self.name, self.file, self.is_replaced = name, file, True
+
+    def close(self) -> None:
+        """Let go of the file, which stays."""
+        self.pause()
+        self.file.close()
 
     def discard(self, undo: bool = True) -> os.stat_result | None:
         """Let go of the name in `.incoming/`; `undo` takes back the place first.
@@ -5408,11 +5492,13 @@ class Incoming:
         """
         if self.file.closed:
             return None
-        with self.file:
-            with contextlib.suppress(OSError), self.place() as place:
+        with contextlib.closing(self):
+            with contextlib.suppress(OSError):
                 if undo and self.kept:
                     self.folder.unlink(self.kept)  # if not, the next start finds the mark
-                place.unlink()
+                self.place().unlink()
+                if self.note:
+                    self.folder.unlink(self.note)
             return os.fstat(self.file.fileno())
 
     def put_back(self) -> bool:
@@ -5422,7 +5508,7 @@ class Incoming:
         """
         if self.is_replaced:
             return False
-        with self.file, self.place():
+        with contextlib.closing(self):
             if self.kept:
                 self.folder.unlink(self.kept)
         return True
@@ -5471,6 +5557,8 @@ class Place:
 class Folder:
     """One root on disk; names are relative paths with `/`."""
 
+    is_scanned = True  # others may change what is in it
+
     def __init__(
         self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
         is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
@@ -5478,6 +5566,7 @@ class Folder:
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
+        self.shown = self.path  # to the owner
         self.make = make  # the owner's folder is never made anew once it is gone
         self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
@@ -5630,24 +5719,28 @@ class Folder:
     def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
         """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
-        incoming = Incoming(self, name, self._create(name, size))
-        return Receiving(incoming, self.buffers, limit, new_hashes(md5))
+        place = self.resolve(name, make=True)
+        try:
+            file = self._create(place, size)
+        except BaseException:
+            os.close(place.folder)
+            raise
+        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
 
     def need_room(self, size: int) -> None:
         """Raise ENOSPC where so many more bytes would take from the reserve."""
         with self.resolve(f"{INCOMING}/_", make=True) as place:
             need_room(place.folder, size, self.reserve)
 
-    def _create(self, name: str, size: int = 0) -> io.FileIO:
-        """Make a file to write and read, for which there is room; folders on the way are made."""
-        with self.resolve(name, make=True) as place:
-            need_room(place.folder, size, self.reserve)
-            return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+    def _create(self, place: Place, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room."""
+        need_room(place.folder, size, self.reserve)
+        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
 
     def make_file(self, name: str) -> None:
         """Make an empty file, durably."""
-        self._create(name).close()
-        with self.resolve(name) as place:
+        with self.resolve(name, make=True) as place:
+            self._create(place).close()
             sync_folder(place.folder)
 
     def resume(self, name: str, limit: Limit) -> Receiving:
@@ -5734,7 +5827,8 @@ class Folder:
 
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
-        copy, source = self._create(name, incoming.size), incoming.file.fileno()
+        with self.resolve(name, make=True) as place:
+            copy, source = self._create(place, incoming.size), incoming.file.fileno()
         try:
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
@@ -5778,13 +5872,14 @@ class Folder:
         """
         incoming = f"{INCOMING}/{secrets.token_hex(16)}"
         try:
-            with self._create(incoming) as file:
-                for block in blocks:
-                    write_all(file, block)
-                os.fchmod(file.fileno(), status.st_mode & 0o777)
-                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-            with self.resolve(incoming) as place, self.resolve(name, make=True) as target:
-                place.replace(target)
+            with self.resolve(incoming, make=True) as place:
+                with self._create(place) as file:
+                    for block in blocks:
+                        write_all(file, block)
+                    os.fchmod(file.fileno(), status.st_mode & 0o777)
+                    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+                with self.resolve(name, make=True) as target:
+                    place.replace(target)
         except BaseException:
             self.unlink(incoming)
             raise
@@ -5981,6 +6076,7 @@ class Receiving:
         self._write()
         self._head = b""
         self._release()
+        self.incoming.pause()
 
     def _release(self) -> None:
         buffer, self._buffer = self._buffer, None
@@ -6016,7 +6112,7 @@ class Receiving:
     def close(self) -> None:
         """Let go of the file, which stays."""
         self._release()
-        self.incoming.file.close()
+        self.incoming.close()
 
     def discard(self) -> None:
         self._release()
@@ -6288,7 +6384,7 @@ def read_syllable(character: str) -> str:
 # long, opens the circuit: until it closes, requests fail at once, and one from time to time
 # finds out whether the store is back. So one that is away keeps few threads, and no other work.
 
-S3_SECONDS = 10.0  # that a store may take to go on with a request
+S3_SECONDS = 30.0  # that a store may take to go on with a request
 S3_PLACES = 32  # requests at once
 S3_PLACE_SECONDS = 1.0  # that one waits for a place among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
@@ -6386,14 +6482,30 @@ class S3Request(NamedTuple):
 
 
 class S3Answer(NamedTuple):
+    """An answer of a store, with its names of headers in lower case."""
+
     code: int
-    headers: Mapping[str, str]  # names as they came
+    headers: Mapping[str, str]
     body: bytes
 
+    @classmethod
+    def of(cls, response: HTTPResponse, body: bytes) -> S3Answer:
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return cls(response.status, headers, body)
+
+    def elements(self, name: str) -> list[str]:
+        """Return the XML elements of a name."""
+        text = self.body.decode("utf-8", "replace")
+        return re.findall(f"<{name}>.*?</{name}>", text, re.DOTALL)
+
     def text(self, name: str) -> str:
-        """Return the text of the first XML element of a name; empty where there is none."""
-        found = re.search(rf"<{name}>([^<]*)</{name}>", self.body.decode("utf-8", "replace"))
-        return html.unescape(found[1]) if found else ""
+        return xml_text(self.body.decode("utf-8", "replace"), name)
+
+
+def xml_text(xml: str, name: str) -> str:
+    """Return the text of the first XML element of a name; empty where there is none."""
+    found = re.search(f"<{name}>([^<]*)</{name}>", xml)
+    return html.unescape(found[1]) if found else ""
 
 
 class S3Client:
@@ -6408,9 +6520,9 @@ class S3Client:
         self._retry_at = 0.0  # monotonic; 0: the circuit is closed
         self._lock = threading.Lock()
 
-    def presign(self, request: S3Request, seconds: int, now: float) -> str:
-        """Return a URL under which anyone may GET an object for so many seconds from `now`."""
-        host, at = self._endpoint.netloc, format_amz_date(now)
+    def presign(self, request: S3Request, seconds: int) -> str:
+        """Return a URL under which anyone may GET an object for so many seconds."""
+        host, at = self._endpoint.netloc, format_amz_date(time.time())
         target = self._signer.presign(host, request.target, seconds, at)
         return f"{self._endpoint.scheme}://{host}{target}"
 
@@ -6419,7 +6531,7 @@ class S3Client:
         with self.place():
             connection, response = self.open(request)
             try:
-                answer = S3Answer(response.status, dict(response.headers), response.read())
+                answer = S3Answer.of(response, response.read())
             except (OSError, HTTPException) as error:
                 connection.close()
                 raise Unavailable(f"an answer broke off: {error}") from None
@@ -6538,6 +6650,399 @@ def check_answer(request: S3Request, answer: S3Answer) -> None:
         warn(printable_line(text))
     number = number or errno.EIO
     raise OSError(number, os.strerror(number), place)
+
+
+# -- Buckets -------------------------------------------------------------------------------
+
+S3_PART_BYTES = 64 << 20  # a longer file goes up in parts of this size
+MAX_KEYS = 1000  # in one page of a list, as the protocol has it
+NOTE = ".object"  # ends the name of an ObjectNote in `.incoming/`
+
+
+class ObjectNote(NamedTuple):
+    """What the next start has to know of an object that is coming or going."""
+
+    name: str
+    mtime_ns: int  # of the one that is meant; 0: whichever is there
+
+
+class Bucket(Folder):
+    """A Folder whose files are objects; only its `.incoming/` is on disk.
+
+    An object keeps the mtime of the file that was sent, as rclone writes it: by its seconds and
+    the size it is known to be the one that is meant. Before one comes or goes, a note of that
+    lies in `.incoming/`, so that the next start finds what a crash has left. Objects have no
+    links: equal content is kept as often as it is sent.
+    """
+
+    is_scanned = False  # nobody else writes to it, and the index has its names
+
+    def __init__(
+        self, name: str, path: Path, place: S3Place, client: S3Client, **options: Any
+    ) -> None:
+        """Files on their way are in `path`; the options are those of a Folder."""
+        super().__init__(name, path, make=True, **options)
+        self.place = place
+        self.client = client
+        self.shown = str(place)
+
+    def request(self, method: str, name: str, **parts: Any) -> S3Request:
+        """Return a request for an object; ValueError for what is no relative name."""
+        split_name(name)
+        return S3Request(method, self.place.bucket, f"{self.place.prefix}{name}", **parts)
+
+    # What is there
+
+    def is_there(self) -> bool:
+        """Whether the bucket answers."""
+        try:
+            self._list(1)
+        except OSError:
+            return False
+        return True
+
+    def holds_files(self, below: str = "") -> bool:
+        return bool(self._list(1, below)[0])
+
+    def _list(
+        self, limit: int, below: str = "", token: str = ""
+    ) -> tuple[list[tuple[bytes, str]], str]:
+        """Return a page of paths with their sizes, and the token of the next page."""
+        query = {
+            "encoding-type": "url", "list-type": "2", "max-keys": str(limit),
+            "prefix": f"{self.place.prefix}{below}",
+        }  # fmt: skip
+        if token:
+            query["continuation-token"] = token
+        answer = self.client.call(S3Request("GET", self.place.bucket, query=query))
+        decode = unquote_plus if answer.text("EncodingType") == "url" else str
+        found = []
+        for item in answer.elements("Contents"):
+            path = decode(xml_text(item, "Key")).removeprefix(self.place.prefix)
+            found.append((os.fsencode(path), xml_text(item, "Size")))
+        return found, answer.text("NextContinuationToken")
+
+    def walk(
+        self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
+    ) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Path and size of every wanted object in the order of the paths' bytes."""
+        token, is_last = "", False
+        while not is_last:
+            found, token = self._list(MAX_KEYS, token=token)
+            is_last = not token
+            for path, size in found:
+                if wanted(path):
+                    yield path, object_status({"content-length": size})
+
+    def stat(self, name: str) -> os.stat_result:
+        if is_incoming(name):
+            return super().stat(name)
+        return object_status(self.client.call(self.request("HEAD", name)).headers)
+
+    def count_links(self, name: str) -> int:
+        """Count the names of a file as in a Folder: an object that is there has one."""
+        if is_incoming(name):
+            return super().count_links(name)
+        try:
+            self.stat(name)
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return 1
+        return 1
+
+    def stream(self, file: File) -> ObjectReader:
+        """Return what reads an object while it is sent."""
+        return ObjectReader(self, file.path, (file.size, file.mtime_ns))
+
+    def open(self, name: str, write: bool = False) -> io.FileIO:
+        """Return a copy of an object for what needs a file; it has no name."""
+        if is_incoming(name):
+            return super().open(name, write)
+        import tempfile  # 5 ms
+
+        size, mtime_ns, _ = state_of(self.stat(name))
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        copy = tempfile.TemporaryFile(dir=self.path, buffering=0)  # noqa: SIM115
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(copy.close)
+            need_room(copy.fileno(), size, self.reserve)
+            with contextlib.closing(ObjectReader(self, name, (size, mtime_ns))) as source:
+                while (at := copy.tell()) < size:
+                    write_all(copy, memoryview(source.read_at(at, size - at)))
+            os.utime(copy.fileno(), ns=(mtime_ns, mtime_ns))
+            copy.seek(0)
+            on_error.pop_all()
+        return copy
+
+    # What comes and goes
+
+    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
+        """Send a file under the first of `names` that is free; return that name."""
+        for name in names:
+            try:
+                self._send_new(incoming, name)
+            except FileExistsError:
+                continue
+            return name
+        raise FileExistsError(f"no free name in {self.name}")
+
+    def _send_new(self, incoming: Incoming, name: str) -> None:
+        """Send a file; FileExistsError where its name is taken."""
+        with contextlib.suppress(FileNotFoundError):  # not all stores know If-None-Match
+            self.stat(name)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        mtime_ns = os.fstat(incoming.file.fileno()).st_mtime_ns
+        self._write_note(ObjectNote(name, mtime_ns), os.O_EXCL)
+        incoming.kept, incoming.note = name, note_of(name)
+        try:
+            self._send(incoming, name, mtime_ns, {"if-none-match": "*"})
+        except (
+            FileExistsError
+        ):  # another program was faster, or the answer to a first try was lost
+            if not is_from(self.stat(name), mtime_ns):
+                super().unlink(incoming.note)
+                incoming.kept, incoming.note = None, ""
+                raise
+
+    def _send(
+        self, incoming: Incoming, name: str, mtime_ns: int, condition: Mapping[str, str]
+    ) -> None:
+        """Send a file, of which the store checks the hash."""
+        headers = {"x-amz-meta-mtime": format_mtime(mtime_ns)}
+        if incoming.facts:
+            headers["content-type"] = incoming.facts.mime_type
+        if incoming.size > S3_PART_BYTES:
+            return self._send_parts(incoming, name, headers, condition)
+        pieces = functools.partial(read_range, incoming.file, 0, incoming.size)
+        body = ObjectBody(incoming.size, incoming.sha256, pieces)
+        self.client.call(self.request("PUT", name, headers={**headers, **condition}, body=body))
+        return None
+
+    def _send_parts(
+        self, incoming: Incoming, name: str, headers: Mapping[str, str],
+        condition: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        """Send a file in parts, which become an object together (multipart upload)."""
+        call, request = self.client.call, functools.partial(self.request, name=name)
+        begun = call(request("POST", query={"uploads": ""}, headers=headers))
+        id, parts = {"uploadId": begun.text("UploadId")}, []
+        try:
+            for number, at in enumerate(range(0, incoming.size, S3_PART_BYTES), 1):
+                body = hash_range(incoming.file, at, min(S3_PART_BYTES, incoming.size - at))
+                query = {"partNumber": str(number), **id}
+                etag = call(request("PUT", query=query, body=body)).headers["etag"]
+                parts.append(f"<PartNumber>{number}</PartNumber><ETag>{html.escape(etag)}</ETag>")
+            text = "".join(f"<Part>{part}</Part>" for part in parts)
+            data = f"<CompleteMultipartUpload>{text}</CompleteMultipartUpload>".encode()
+            body = ObjectBody(len(data), hashlib.sha256(data).hexdigest(), lambda: [data])
+            call(request("POST", query=id, headers=condition, body=body))
+        except BaseException:
+            with contextlib.suppress(OSError):  # the next start tries again
+                call(request("DELETE", query=id))
+            raise
+
+    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
+        """Send blocks as an object with the mtime of `status`, in the place of an old one."""
+        receiving = self.begin(Limit(MAX_BYTES, ""))
+        try:
+            for block in blocks:
+                receiving.feed(block)
+            self._send(receiving.finish(), name, status.st_mtime_ns, {})
+        finally:
+            receiving.discard()
+
+    def link_in(self, name: str, folder: Folder, other: str) -> bool:
+        return False
+
+    @contextlib.contextmanager
+    def removing(self, names: Sequence[str]) -> Iterator[None]:
+        """Remove objects once the block, which has the index forget them, ends without error."""
+        for name in names:
+            self._write_note(ObjectNote(name, 0))
+        try:
+            yield
+        except BaseException:
+            for name in names:
+                super().unlink(note_of(name))
+            raise
+        for name in names:
+            self.unlink(name)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file or an object, unless it is gone; if need be, at the next start."""
+        if is_incoming(name):
+            super().unlink(name)
+            return
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self.client.call(self.request("DELETE", name))
+            super().unlink(note_of(name))
+        except Unavailable as error:
+            warn(f"{self.shown}/{printable_line(name)} is removed at the next start: {error}")
+            with contextlib.suppress(FileNotFoundError), self.resolve(note_of(name)) as note:
+                note.replace(Place(note.folder, f"{secrets.token_hex(16)}{NOTE}"))
+
+    def _write_note(self, note: ObjectNote, flags: int = os.O_TRUNC) -> None:
+        """Write a note, durably; with O_EXCL, FileExistsError where there is one of that name."""
+        with self.resolve(note_of(note.name), make=True) as place:
+            with io.FileIO(place.open(os.O_WRONLY | os.O_CREAT | flags), "w") as file:
+                write_all(file, memoryview(json.dumps(note).encode()))
+                os.fsync(file.fileno())
+            sync_folder(place.folder)
+
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and unknown objects."""
+        os.makedirs(f"{self.path}/{INCOMING}", mode=0o700, exist_ok=True)
+        for name in [name for name, _ in self.files_in(INCOMING) if name not in resumed]:
+            path = f"{INCOMING}/{name}"
+            try:
+                if name.endswith(NOTE):
+                    self._remove_unknown(path, is_known)
+                super().unlink(path)
+            except OSError as error:  # it stays for the next start
+                warn(f"{self.shown}: {error}")
+
+    def _remove_unknown(self, path: str, is_known: Callable[[str], object]) -> None:
+        """Remove what a note is about, if the index does not know it."""
+        with super().open(path) as file:
+            try:
+                note = ObjectNote(*json.loads(file.read()))
+            except ValueError:  # a crash has cut it short: nothing was sent yet
+                return
+        if is_known(note.name):
+            return
+        with contextlib.suppress(FileNotFoundError):  # as some stores say where there is none
+            self._abort_parts(note.name)
+        with contextlib.suppress(FileNotFoundError):
+            if not note.mtime_ns or is_from(self.stat(note.name), note.mtime_ns):
+                self.client.call(self.request("DELETE", note.name))
+
+    def _abort_parts(self, name: str) -> None:
+        """Remove the parts of an upload that did not come to its end."""
+        key = self.request("GET", name).key
+        query = {"prefix": key, "uploads": ""}
+        found = self.client.call(S3Request("GET", self.place.bucket, query=query))
+        for item in found.elements("Upload"):
+            if xml_text(item, "Key") == key:
+                id = {"uploadId": xml_text(item, "UploadId")}
+                self.client.call(self.request("DELETE", name, query=id))
+
+
+class ObjectReader:
+    """An object's bytes from any offset on; those that are read in a row come by one request."""
+
+    def __init__(self, bucket: Bucket, name: str, state: tuple[int, int]) -> None:
+        """FileNotFoundError is raised, when it is read, for one of other size and mtime_ns."""
+        self.bucket = bucket
+        self.name = name
+        self._state = state
+        self._run: tuple[HTTPConnection, HTTPResponse] | None = None
+        self._at = 0  # where the run is
+
+    def check(self, status: os.stat_result) -> None:
+        size, mtime_ns = self._state
+        if status.st_size != size or not is_from(status, mtime_ns):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.name)
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return the first of `count` bytes from `offset` on; the rest will be asked for next."""
+        with self.bucket.client.place():
+            for _ in range(2):  # a store may have hung up while the reader was slow
+                if self._run is None or self._at != offset:
+                    self.close()
+                    self._run, self._at = self._begin(offset, count), offset
+                with contextlib.suppress(OSError, HTTPException):
+                    if piece := self._run[1].read(min(count, S3_BLOCK_BYTES)):
+                        self._at += len(piece)
+                        return piece
+                self.close()
+        raise Unavailable("an object broke off")
+
+    def _begin(self, offset: int, count: int) -> tuple[HTTPConnection, HTTPResponse]:
+        headers = {"range": f"bytes={offset}-{offset + count - 1}"}
+        request = self.bucket.request("GET", self.name, headers=headers)
+        connection, response = self.bucket.client.open(request)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(connection.close)
+            found = S3Answer.of(response, b"" if response.status < 300 else response.read())
+            check_answer(request, found)
+            part, _, total = found.headers.get("content-range", "").rpartition("/")
+            if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
+                raise Unavailable("a range is answered with another one")
+            self.check(object_status({**found.headers, "content-length": total}))
+            on_error.pop_all()
+        return connection, response
+
+    def url(self, seconds: int) -> str:
+        """Return a URL under which anyone may GET the object for so many seconds."""
+        return self.bucket.client.presign(self.bucket.request("GET", self.name), seconds)
+
+    def close(self) -> None:
+        """End the run; its connection can be used again if all of it was read."""
+        if self._run is not None:
+            connection, response = self._run
+            self._run = None
+            if response.isclosed():
+                self.bucket.client.keep(connection)
+            else:
+                connection.close()
+
+
+def is_incoming(name: str) -> bool:
+    return name.startswith(f"{INCOMING}/")
+
+
+def note_of(name: str) -> str:
+    """The name of the note of an object."""
+    return f"{INCOMING}/{mark_of(name)}{NOTE}"
+
+
+def object_status(headers: Mapping[str, str]) -> os.stat_result:
+    """Return the size and mtime that an object's headers tell, as of a file without a name."""
+    mtime_ns = 0
+    with contextlib.suppress(ValueError):
+        if kept := headers.get("x-amz-meta-mtime"):
+            seconds, _, fraction = kept.partition(".")
+            mtime_ns = int(seconds) * 10**9 + int(f"{fraction:0<9.9}")
+        elif changed := headers.get("last-modified"):  # rclone's server knows it after a restart
+            mtime_ns = int(parsedate_to_datetime(changed).timestamp()) * 10**9
+    times = {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9, "st_ctime": mtime_ns / 1e9}
+    size = int(headers.get("content-length") or 0)
+    return os.stat_result((stat.S_IFREG | 0o600, 0, 0, 0, 0, 0, size, 0, 0, 0), times)
+
+
+def is_from(status: os.stat_result, mtime_ns: int) -> bool:
+    """Whether an object has this mtime, as far as stores keep it."""
+    return status.st_mtime_ns // 10**9 == mtime_ns // 10**9
+
+
+def format_mtime(mtime_ns: int) -> str:
+    """
+    >>> format_mtime(1500000000000000007)
+    '1500000000.000000007'
+    """
+    return f"{mtime_ns // 10**9}.{mtime_ns % 10**9:09}"
+
+
+def read_range(file: io.FileIO, offset: int, count: int) -> Iterator[bytes]:
+    """The bytes of a part of a file, in blocks."""
+    end = offset + count
+    while offset < end and (
+        piece := os.pread(file.fileno(), min(S3_BLOCK_BYTES, end - offset), offset)
+    ):
+        offset += len(piece)
+        yield piece
+
+
+def hash_range(file: io.FileIO, offset: int, count: int) -> ObjectBody:
+    """Return a part of a file as a body."""
+    digest = hashlib.sha256()
+    for piece in read_range(file, offset, count):
+        digest.update(piece)
+    return ObjectBody(
+        count, digest.hexdigest(), functools.partial(read_range, file, offset, count)
+    )
 
 
 # ======================================================================================
@@ -6802,6 +7307,9 @@ class Thumbnails:
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
         self.restarts = memoryview(mmap.mmap(-1, 8)).cast("Q")  # of all processes
+        self.decoding = {  # of all processes: how often, and nanoseconds
+            kind: memoryview(mmap.mmap(-1, 16)).cast("Q") for kind in ("thumbnail", "preview")
+        }
         self.preview_bytes = memoryview(mmap.mmap(-1, 8)).cast("Q")  # as PreviewCache wants it
         self.preview_bytes[0] = MAX_BYTES  # nobody has counted
         self._shelves: tuple[Shelf, ...] = ()  # public, private
@@ -6995,7 +7503,12 @@ class Thumbnails:
         kind = "raw" if facts.extension in RAW_FORMATS else facts.kind
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
+        began = time.monotonic_ns()
         made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
+        counted = self.decoding["thumbnail" if THUMBNAIL in renditions else "preview"]
+        with self._lock:
+            counted[0] += 1
+            counted[1] += time.monotonic_ns() - began
         if not file.matches(os.fstat(source.fileno())):  # it may have been written meanwhile
             return Outcome.FAILED
         if made is None:
@@ -7655,6 +8168,8 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
 SCAN_BATCH = 64  # files hashed and committed together
 HASH_THREADS = 2  # hashing runs outside the GIL; a Pi's disk is busy with two
 THUMBNAIL_BATCH = 32
+QUIET_SECONDS = 0.25  # without an upload, after which thumbnails are made ahead
+MAX_UPLOADS_SECONDS = 2.0  # that one waits for this
 AWAY_SECONDS = 1.0  # between two looks for a disk that is away
 MAX_RETRY_SECONDS = 3600.0  # between two tries of what fails all the time
 MAX_NAMED, MAX_NAMES_LENGTH = 10, 1000  # files that cannot be read, and characters, in the log
@@ -7700,13 +8215,14 @@ class ScanProgress(NamedTuple):
     done: int = 0
     total: int = 0
     unreadable: int = 0  # files and folders of the last scan, which are tried again
+    seconds: float = 0.0  # that the last whole scan took
     finished_at: float | None = None
 
 
 class SharedProgress:
     """A ScanProgress that every process forked from this one sees."""
 
-    LAYOUT = struct.Struct("=?QQQd")
+    LAYOUT = struct.Struct("=?QQQdd")
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
@@ -7729,11 +8245,13 @@ class Scanner:
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
+        self._scanned = [folder for folder in folders if folder.is_scanned]
         self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
         self._thumbnails = thumbnails
         self._wanted = threading.Event()
         self._fresh = threading.Event()
         self._stopping = False
+        self._woken = -math.inf  # when the latest upload was over, monotonic
         self._threads: list[threading.Thread] = []
         self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
@@ -7753,8 +8271,18 @@ class Scanner:
         self._wanted.set()
 
     def wake(self) -> None:
-        """Make the thumbnails of what has come in."""
+        """Make the thumbnails of what has come in, once no more comes for a moment."""
+        self._woken = time.monotonic()
         self._fresh.set()
+
+    def _let_uploads_pass(self) -> None:
+        """Wait while uploads come one after the other: who sends them waits for them."""
+        end = time.monotonic() + MAX_UPLOADS_SECONDS
+        while not self._stopping:
+            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(left)
 
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
@@ -7787,7 +8315,7 @@ class Scanner:
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            for folder in self._sources.values():
+            for folder in [each for each in self._sources.values() if each.is_scanned]:
                 files = self._index.files.of_root(folder.name)
                 while batch := list(itertools.islice(files, SCAN_BATCH)):
                     if self._stopping:
@@ -7815,7 +8343,7 @@ class Scanner:
         """The folders that are missing, or have mount points below that are."""
         found = []
         with contextlib.suppress(sqlite3.Error):
-            for folder in self._folders.values():
+            for folder in self._scanned:
                 found.append((folder.name, folder.is_missing(), self.absent_mounts(folder)))
         return [each for each in found if each[1] or each[2]]
 
@@ -7823,14 +8351,14 @@ class Scanner:
         """Bring the index in step with the disk once; whether everything was seen."""
         if self._stopping:
             return True
-        start = ScanProgress(running=True, finished_at=self.progress.get().finished_at)
-        self.progress.set(start)
-        began = time.monotonic()
-        whole = [self._scan_folder(folder) for folder in self._folders.values()]
+        before, began = self.progress.get(), time.monotonic()
+        self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
+        whole = [self._scan_folder(folder) for folder in self._scanned]
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
-        warn(f"scanned {now.done} files in {time.monotonic() - began:.1f} s{problem}")
-        self.progress.set(now._replace(running=False, finished_at=time.time()))
+        seconds = time.monotonic() - began
+        warn(f"scanned {now.done} files in {seconds:.1f} s{problem}")
+        self.progress.set(now._replace(running=False, seconds=seconds, finished_at=time.time()))
         return all(whole)
 
     def _scan_folder(self, folder: Folder) -> bool:
@@ -7994,7 +8522,7 @@ class Scanner:
     def current(self, found: Located) -> Located | None:
         """A file if it still has its content; it is read again where only ctime has changed."""
         file, folder = found[0], self._folders.get(found[0].root)
-        if folder is None:
+        if folder not in self._scanned:
             return found
         try:
             if file.matches(folder.stat(file.path)):
@@ -8032,6 +8560,7 @@ class Scanner:
 
     def _try_thumbnail(self, found: Located) -> bool:
         """Make a thumbnail ahead; whether there is no need to try again."""
+        self._let_uploads_pass()
         if self._stopping:
             return True
         try:
@@ -9159,21 +9688,30 @@ TOO_SLOW = "The request took too long to arrive."
 class FileSlice:
     """`count` bytes of an open file from `offset`, sent without passing through Python.
 
-    What goes `before` them shares their first packet (send(2), MSG_MORE).
+    What goes `before` them shares their first packet (send(2), MSG_MORE); so do an object's bytes.
     """
 
     __slots__ = ("before", "count", "file", "offset")
 
     def __init__(
-        self, file: io.FileIO, offset: int, count: int, before: bytes | memoryview = b""
-    ) -> None:
+        self, file: io.FileIO | ObjectReader, offset: int, count: int,
+        before: bytes | memoryview = b"",
+    ) -> None:  # fmt: skip
         self.file = file
         self.offset = offset
         self.count = count
         self.before = before
 
+    def fetch(self, source: ObjectReader) -> None:
+        """Put the next bytes of an object behind what goes before."""
+        piece = source.read_at(self.offset, self.count)
+        self.offset, self.count = self.offset + len(piece), self.count - len(piece)
+        self.before = b"".join((self.before, piece))
+
     def is_at_hand(self) -> bool:
         """Whether the next bytes are in memory, by samples of the page cache."""
+        if isinstance(self.file, ObjectReader):
+            return bool(self.before)
         last, probe = self.offset + min(self.count, SEND_BYTES) - 1, bytearray(1)
         places = (*range(self.offset, last, SAMPLE_BYTES), last)
         return all(self._read_at_hand(probe, place) for place in places)
@@ -9186,6 +9724,7 @@ class FileSlice:
         return b"".join((self.before, data))
 
     def _read_at_hand(self, buffer: bytearray, offset: int) -> int:
+        assert isinstance(self.file, io.FileIO)
         try:
             return os.preadv(self.file.fileno(), [buffer], offset, os.RWF_NOWAIT)
         except (AttributeError, OSError):  # not on Linux; EAGAIN; the file system cannot tell
@@ -9208,7 +9747,7 @@ class Response:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | Iterable[Segment] = b"",
         length: int | None = None,
-        resource: io.FileIO | None = None,
+        resource: io.FileIO | ObjectReader | None = None,
     ) -> None:
         self.status = status
         self.headers = list(headers)
@@ -9323,71 +9862,6 @@ class Exchange(Protocol):
         """The client has gone away."""
 
 
-STATUSES = (
-    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
-    422, 429, 431, 500, 501, 503, 505, 507,
-)  # fmt: skip
-DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
-
-
-class Meter:
-    """Counts answers in memory that all workers share; each writes to a part of its own.
-
-    The answers of a route are counted by their status and by how long they took: the first of
-    DURATIONS that they are not above.
-    """
-
-    def __init__(self, workers: int, routes: int) -> None:
-        self._columns = len(DURATIONS) + 1  # beyond the last
-        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
-        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
-        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
-        self._part = 3 + routes * self._width
-        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
-        self._lock = threading.Lock()
-
-    def count(
-        self, worker: int, response: Response, seconds: float, taken: int, sent: int
-    ) -> None:
-        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
-        numbers, own = self._numbers, worker * self._part
-        first = own + 3 + response.route * self._width
-        place = first + self._rows.get(response.status, self._rows[0])
-        place += bisect.bisect_left(DURATIONS, seconds)
-        with self._lock:
-            numbers[place] += 1
-            numbers[first] += int(seconds * 1e9)
-            numbers[own + 1] += sent
-            if taken:
-                numbers[own] += taken
-
-    def set_in_flight(self, worker: int, count: int) -> None:
-        self._numbers[worker * self._part + 2] = count
-
-    def totals(self) -> tuple[int, int, int]:
-        """Bytes taken in and sent, and requests in flight, of all workers."""
-        return self._sum(0), self._sum(1), self._sum(2)
-
-    def answers(self, route: int) -> dict[int, int]:
-        """How many answers of a route had each status; 0 stands for those that are rare."""
-        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
-        return {status: count for status, count in counts.items() if count}
-
-    def durations(self, route: int) -> tuple[list[int], float]:
-        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
-        rows = [self._row(route, place) for place in self._rows.values()]
-        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
-        return list(counts), self._sum(3 + route * self._width) / 1e9
-
-    def _row(self, route: int, place: int) -> list[int]:
-        """How many answers of one status took how long."""
-        first = 3 + route * self._width + place
-        return [self._sum(first + column) for column in range(self._columns)]
-
-    def _sum(self, place: int) -> int:
-        return sum(self._numbers[place :: self._part])
-
-
 class Buffers(threading.local):
     """One receive buffer a thread: fresh pages for each request would cost more than reading."""
 
@@ -9411,17 +9885,16 @@ IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
-    """What the selector waits for on a connection, and what happens if it does not come."""
+    """What the selector waits for on a connection, and how long: see `Reactor.expire`."""
 
     event: int
     seconds: float
-    expired: int = 0  # the status that is answered; 0: the connection is closed
 
 
 WAITS: dict[State, Wait] = {
     IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
-    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
-    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS, 408),
+    HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS),
+    BODY: Wait(selectors.EVENT_READ, STALL_SECONDS),
     SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
     LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
@@ -9656,10 +10129,13 @@ class Connection:
 
     def _send_slice(self, segment: FileSlice) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
+        if isinstance(segment.file, ObjectReader) and not segment.before:
+            segment.fetch(segment.file)
         if segment.before:
-            sent = self.socket.send(segment.before, MSG_MORE)
+            sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
             segment.before = memoryview(segment.before)[sent:]
-            return segment
+            return segment if segment.count or segment.before else None
+        assert isinstance(segment.file, io.FileIO)
         count = min(segment.count, SEND_BYTES)
         sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
@@ -9688,7 +10164,8 @@ class Connection:
     def finish(self) -> None:
         """Forget the request that has been answered."""
         if self.response is not None:
-            self.server.note_answer(self, self.response)
+            seconds = time.monotonic() - self.began
+            self.server.service.on_answered(self.head, self.peer, self.response, seconds)
             if self.response.resource is not None:
                 self.response.resource.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
@@ -9718,14 +10195,14 @@ def count_unsent(sock: socket.socket) -> int:
 class Connections:
     """All connections, each in its state: what the selector holds, and what threads do."""
 
-    def __init__(self, selector: selectors.BaseSelector, note: Callable[[int], None]) -> None:
+    def __init__(self, selector: selectors.BaseSelector, on_flight: Callable[[int], None]) -> None:
         self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
         self.most_descriptors = limit_descriptors()
         self.landed_at = -math.inf  # when a thread last let go of one that may go on
         self._selector = selector
-        self._note_in_flight = note
+        self._on_flight = on_flight
         self._lock = threading.Lock()
 
     def enter(self, connection: Connection, state: State) -> None:
@@ -9758,7 +10235,7 @@ class Connections:
             if wait:
                 self.landed_at = connection.since
             self.in_flight += 1 if state is WORKING else -1
-            self._note_in_flight(self.in_flight)
+            self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
 
     def _select(self, connection: Connection, event: int) -> None:
@@ -9933,6 +10410,14 @@ class Service(Protocol):
 
     def on_error(self, error: HTTPError, origin: str) -> Response:
         """The answer to a message that is no request."""
+
+    def on_answered(
+        self, head: RequestHead | None, peer: str, response: Response, seconds: float
+    ) -> None:
+        """Told of an answer that is over."""
+
+    def on_flight(self, count: int) -> None:
+        """Told how many requests are worked on."""
 
 
 class Runner:
@@ -10169,19 +10654,12 @@ class Server(ThreadingHTTPServer):
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
     on_hangup: Callable[[], None]
     on_orphaned: Callable[[], None]
-    on_answered: Callable[[RequestHead | None, str, Response, float], None] | None = None
 
-    def __init__(
-        self, listener: socket.socket, service: Service, meter: Meter | None = None,
-        number: int = 0,
-    ) -> None:  # fmt: skip
+    def __init__(self, listener: socket.socket, service: Service) -> None:
         self.service = service
-        self._meter = meter or Meter(number + 1, routes=1)
-        self._number = number  # of this worker
         self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
-        note = functools.partial(self._meter.set_in_flight, number)
-        self.connections = Connections(self._selector, note)
+        self.connections = Connections(self._selector, service.on_flight)
         self.runner = Runner(self, self.connections)
         self._reactor = Reactor(service, self.connections, self.runner)
         self.stopping = False
@@ -10199,18 +10677,6 @@ class Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.server_name, self.server_port = listener.getsockname()[:2]
-
-    def note_answer(self, connection: Connection, response: Response) -> None:
-        """Count an answer that is over, and tell of it."""
-        head, seconds = connection.head, time.monotonic() - connection.began
-        taken, sent = None, response.length
-        if head is None or head.method == "HEAD":
-            sent = None
-        elif head.has_body and response.status < 300:
-            taken = head.content_length
-        self._meter.count(self._number, response, seconds, taken or 0, sent or 0)
-        if self.on_answered is not None:
-            self.on_answered(head, connection.peer, response, seconds)
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
@@ -10689,6 +11155,7 @@ class HotFile(NamedTuple):
     path: str
     state: tuple[int, ...]  # a link on the way would lead to another file
     content: Content
+    fields: tuple[tuple[str, str], ...]  # of its header
     access: Access
     whole: Response | None
     unmodified: Response
@@ -10818,20 +11285,26 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
     places = {
         "library": settings.storage_dir,
         "images": settings.upload_dir,
-        "users": settings.database_dir / "users",
+        "users": settings.users_dir,
         "entities": settings.media_storage_dir,
     }
     apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
-    buffers = WriteBuffers()
-    return {
-        name: Folder(
-            name, path, make=name != "library", buffers=buffers,
-            reserve=settings.reserve_bytes,
-            is_new=functools.partial(index.files.is_empty, name) if index else lambda: True,
-            excluded=apart if name == "library" else (),
-        )
-        for name, path in places.items()
-    }  # fmt: skip
+    keys = settings.aws_access_key_id, settings.aws_secret_access_key
+    store = S3Client(settings.aws_endpoint_url, Signer(*keys, settings.aws_region))
+    buffers, folders = WriteBuffers(), dict[str, Folder]()
+    for name, place in places.items():
+        options: Any = {
+            "buffers": buffers, "reserve": settings.reserve_bytes,
+            "is_new": functools.partial(index.files.is_empty, name) if index else lambda: True,
+        }  # fmt: skip
+        if isinstance(place, S3Place):
+            incoming = settings.database_dir / "s3" / name
+            folders[name] = Bucket(name, incoming, place, store, **options)
+        elif name == "library":
+            folders[name] = Folder(name, place, make=False, excluded=apart, **options)
+        else:
+            folders[name] = Folder(name, place, make=True, **options)
+    return folders
 
 
 def thumbnail_shelves(settings: Settings, library: Folder) -> tuple[Shelf, Shelf]:
@@ -11110,6 +11583,71 @@ class Transfer:
 BUSY_UPLOAD = "Another request is going on with this upload."
 
 
+STATUSES = (
+    200, 201, 204, 205, 206, 304, 400, 401, 403, 404, 405, 408, 409, 411, 412, 413, 414, 415, 416,
+    422, 429, 431, 500, 501, 503, 505, 507,
+)  # fmt: skip
+DURATIONS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)  # seconds
+
+
+class Meter:
+    """Counts answers in memory that all workers share; each writes to a part of its own.
+
+    The answers of a route are counted by their status and by how long they took: the first of
+    DURATIONS that they are not above.
+    """
+
+    def __init__(self, workers: int, routes: int) -> None:
+        self.worker = 0  # whose part this process writes to
+        self._columns = len(DURATIONS) + 1  # beyond the last
+        # Where the counts of a status begin in its route's numbers; 0 stands for the others.
+        self._rows = {code: 1 + n * self._columns for n, code in enumerate((*STATUSES, 0))}
+        self._width = 1 + len(self._rows) * self._columns  # nanoseconds of all before them
+        self._part = 3 + routes * self._width
+        self._numbers = memoryview(mmap.mmap(-1, 8 * self._part * workers)).cast("Q")
+        self._lock = threading.Lock()
+
+    def count(self, head: RequestHead | None, response: Response, seconds: float) -> None:
+        """Count an answer, how long it took, and the bytes of bodies that it took in and sent."""
+        numbers, own = self._numbers, self.worker * self._part
+        first = own + 3 + response.route * self._width
+        place = first + self._rows.get(response.status, self._rows[0])
+        place += bisect.bisect_left(DURATIONS, seconds)
+        with self._lock:
+            numbers[place] += 1
+            numbers[first] += int(seconds * 1e9)
+            if head is not None and head.method != "HEAD":
+                numbers[own + 1] += response.length or 0
+                if head.has_body and response.status < 300:
+                    numbers[own] += head.content_length or 0
+
+    def set_in_flight(self, count: int) -> None:
+        self._numbers[self.worker * self._part + 2] = count
+
+    def totals(self) -> tuple[int, int, int]:
+        """Bytes taken in and sent, and requests in flight, of all workers."""
+        return self._sum(0), self._sum(1), self._sum(2)
+
+    def answers(self, route: int) -> dict[int, int]:
+        """How many answers of a route had each status; 0 stands for those that are rare."""
+        counts = {status: sum(self._row(route, place)) for status, place in self._rows.items()}
+        return {status: count for status, count in counts.items() if count}
+
+    def durations(self, route: int) -> tuple[list[int], float]:
+        """How many answers of a route took at most each of DURATIONS, how many in all; seconds."""
+        rows = [self._row(route, place) for place in self._rows.values()]
+        counts = itertools.accumulate(map(sum, zip(*rows, strict=True)))
+        return list(counts), self._sum(3 + route * self._width) / 1e9
+
+    def _row(self, route: int, place: int) -> list[int]:
+        """How many answers of one status took how long."""
+        first = 3 + route * self._width + place
+        return [self._sum(first + column) for column in range(self._columns)]
+
+    def _sum(self, place: int) -> int:
+        return sum(self._numbers[place :: self._part])
+
+
 class App:
     """What handlers need, built in one place."""
 
@@ -11119,6 +11657,7 @@ class App:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.meter = meter or Meter(1, len(ROUTES) + 1)
+        self.log: Callable[[RequestHead | None, str, Response, float], None] | None = None
         self.index = index
         self.thumbnails = thumbnails
         self.folders = open_folders(settings, index)
@@ -11152,6 +11691,7 @@ class App:
         self.hot_bytes = 0
         self.listing = Listing(settings.database_dir)
         self.catalogues = Catalogues()
+        self.entity_texts: dict[tuple[int, int], str] = {}  # by id and transaction
         self.started = time.monotonic()
 
     def problems(self, sight: Sight) -> list[str]:
@@ -11581,13 +12121,9 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        kind = JSON_KINDS.get(type(value), "number")
-        message = f"Invalid data. Expected a dictionary, but got {kind}."
+        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."  # DRF's
         raise ValidationError(FieldError("body", "", message, "dict_type"))
     return value
-
-
-JSON_KINDS = {type(None): "null", bool: "boolean", str: "string", list: "list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -11662,6 +12198,8 @@ class FormBody:
     def pause(self) -> None:
         if self._receiving is not None:
             self._receiving.pause()
+        elif self._request.upload is not None:
+            self._request.upload.pause()
 
     def finish(self) -> Mapping[str, Any]:
         self._parser.finish()
@@ -11776,7 +12314,14 @@ to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 def json_response(
     value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()
 ) -> Response:
-    body = to_json(value).encode("utf-8", "replace")
+    return text_response(to_json(value), status, headers)
+
+
+def text_response(
+    text: str, status: int = 200, headers: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """Answer with the text of a JSON value."""
+    body = text.encode("utf-8", "replace")
     return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
 
 
@@ -11818,7 +12363,7 @@ def printable(path: str) -> str:
 class Content(NamedTuple):
     """What a file answer needs to know; `source` is the bytes, or the open file."""
 
-    source: bytes | io.FileIO
+    source: bytes | io.FileIO | ObjectReader
     size: int
     mime_type: str
     sha256: str
@@ -11829,15 +12374,12 @@ class Content(NamedTuple):
     encoding: str = ""  # what its bytes are in, where that is a choice
     vary: str = ""  # the request's field that it depends on
     patches: Sequence[Patch] = ()  # of the file as it is sent
-    fields: tuple[tuple[str, str], ...] = ()  # put together already
 
     @property
     def etag(self) -> str:
         return f'"{self.sha256}"'
 
     def headers(self) -> list[tuple[str, str]]:
-        if self.fields:
-            return list(self.fields)
         headers = [
             ("Content-Type", self.mime_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -11879,12 +12421,17 @@ class Content(NamedTuple):
 SVG_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
-def content_response(head: RequestHead, content: Content) -> Response:
-    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges."""
+def content_response(
+    head: RequestHead, content: Content, known: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """Answer a GET with a file as RFC 9110 §13.2.2 orders it: preconditions, then ranges.
+
+    `known` are the content's header fields, where they are put together already.
+    """
     # Ranges are defined for GET alone (§14.2).
     headers = head.headers
-    fields, about = content.headers(), (content.etag, content.last_modified)
-    held = content.source if isinstance(content.source, io.FileIO) else None
+    fields, about = [*known] or content.headers(), (content.etag, content.last_modified)
+    held = None if isinstance(content.source, bytes) else content.source
     if precondition_failed(headers, *about):
         raise HTTPError(412, "The file is not the one that the request is about.")
     if not_modified(headers, *about):
@@ -11920,7 +12467,7 @@ def multirange_response(
         parts += content.cut(first, last, head)
     end = f"\r\n--{boundary}--\r\n".encode()
     fields[0] = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
-    held = content.source if isinstance(content.source, io.FileIO) else None
+    held = None if isinstance(content.source, bytes) else content.source
     return Response(206, fields, [*parts, end], length + len(end), held)
 
 
@@ -11942,6 +12489,7 @@ DISK_ERRORS: Mapping[int | None, tuple[int, str]] = {
     errno.EIO: (503, "The disk does not answer."),
     errno.ETIMEDOUT: (503, "The disk does not answer."),  # a share's server is away
     errno.EHOSTDOWN: (503, "The disk does not answer."),
+    errno.EHOSTUNREACH: (503, "The object store does not answer."),
     errno.EMFILE: (503, "Too many files are open."),
     errno.ENFILE: (503, "Too many files are open."),
 }
@@ -12059,6 +12607,9 @@ class Application:
         if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
             return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
+        if self.app.settings.read_only and head.method not in {"GET", "HEAD"}:
+            writer = self.app.settings.read_only
+            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
         item, parameters = self.choose(head, found)
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
@@ -12162,6 +12713,16 @@ class Application:
         complete_headers(response)
         return response
 
+    def on_answered(
+        self, head: RequestHead | None, peer: str, response: Response, seconds: float
+    ) -> None:
+        self.app.meter.count(head, response, seconds)
+        if self.app.log:
+            self.app.log(head, peer, response, seconds)
+
+    def on_flight(self, count: int) -> None:
+        self.app.meter.set_in_flight(count)
+
     def client_of(self, head: RequestHead, peer: str) -> str:
         return network_of(Request(self.app, head, peer).client)
 
@@ -12199,7 +12760,7 @@ class Application:
         if prepared:
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
-            response = content_response(head, content)
+            response = content_response(head, content, hot.fields)
         except HTTPError as error:
             close_source(content)
             response = error_response(error, "")
@@ -12285,7 +12846,7 @@ def open_hot(hot: HotFile) -> Content:
 
 
 def close_source(content: Content) -> None:
-    if isinstance(content.source, io.FileIO):
+    if not isinstance(content.source, bytes):
         content.source.close()
 
 
@@ -12452,13 +13013,16 @@ def find_named(app: App, folder: Folder, path: str) -> Located:
         found = app.index.files.get(folder.name, path)
         # An earlier program's file may not have been scanned yet
         unseen = found is None and folder is app.images and not path.startswith(".")
-        if unseen or (found and not found[0].matches(folder.stat(path))):
+        changed = found and folder.is_scanned and not found[0].matches(folder.stat(path))
+        if changed or (unseen and folder.is_scanned):
             found = app.scanner.refresh(folder, path)
     except (OSError, ValueError):
         found = None
     return existing(found, NO_FILE)
 
 
+S3_URL_SECONDS = 300  # that a URL of an object is good for
+S3_URL_RULE = f"private, max-age={S3_URL_SECONDS // 2}"
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
 
 
@@ -12482,6 +13046,10 @@ def file_response(
         modified = max(modified, file.added)
     about = (file.size, asset.mime_type, file.sha256, modified, rule)
     name = posixpath.basename(printable(file.path))
+    if isinstance(folder, Bucket):
+        reader = folder.stream(file)
+        with app.disk(file.root):
+            return object_response(request, Content(reader, *about, name), reader)
     try:
         with app.disk(file.root):
             source = folder.open(file.path)
@@ -12489,17 +13057,38 @@ def file_response(
         raise HTTPError(404, NO_FILE) from None
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(source.close)
-        if not file.matches(os.fstat(source.fileno())):
+        status = os.fstat(source.fileno())
+        if not file.matches(status):
             raise HTTPError(404, NO_FILE)
-        if file.size <= HOT_FILE_BYTES:
-            content = Content(source.read(file.size + 1), *about, name)
-            response = content_response(request.head, content)
-        else:
-            content = Content(source, *about, name, internal_location(request, file))
-            response = content_response(request.head, content)
+        small = file.size <= HOT_FILE_BYTES
+        internal = "" if small else internal_location(request, file)
+        held = source.read(file.size + 1) if small else source
+        content = Content(held, *about, name, internal)
+        if not by_link:
+            remember_hot(app, request, file, content, status)
+        response = content_response(request.head, content)
+        if not small:
             cleanup.pop_all()
-    if not by_link:
-        remember_hot(app, request, file, content)
+    return response
+
+
+def object_response(request: Request, content: Content, source: ObjectReader) -> Response:
+    """Answer with an object, of which the first bytes have come by then; 404."""
+    response = content_response(request.head, content)
+    try:
+        if response.status == 304:
+            return response
+        if request.head.method == "HEAD":
+            source.check(source.bucket.stat(source.name))
+            return response
+        if request.app.settings.s3_redirect:
+            headers = [("Location", source.url(S3_URL_SECONDS)), ("Cache-Control", S3_URL_RULE)]
+            return Response(307, headers)
+        first = next(iter(response.body), None)
+        if isinstance(first, FileSlice):
+            first.fetch(source)
+    except FileNotFoundError:
+        raise HTTPError(404, NO_FILE) from None
     return response
 
 
@@ -12522,32 +13111,37 @@ def internal_location(request: Request, file: File) -> str:
 HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of others changes
 
 
-def remember_hot(app: App, request: Request, file: File, content: Content) -> None:
-    """Have the next GETs of a file answered without asking the index."""
-    access, folder = HOT_ACCESS.get(file.root), app.folders[file.root]
+def remember_hot(
+    app: App, request: Request, file: File, content: Content, status: os.stat_result
+) -> None:
+    """Have the next GETs of a file, which was found like this, answered without the index."""
+    access = HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
         return
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
-    whole = None
+    whole, fields = None, content.headers()
     if isinstance(content.source, bytes):
-        whole = app.prepare(Response(200, content.headers(), content.source), request.route)
+        whole = app.prepare(Response(200, fields, content.source), request.route)
     elif app.settings.accel_redirect:
         return
     else:
-        content = content._replace(source=b"", fields=tuple(content.headers()))
-    unmodified = app.prepare(Response(304, content.headers()[2:]), request.route)
-    with contextlib.suppress(OSError):
-        status = folder.stat(file.path)
-        if file.matches(status):
-            path, state = f"{folder.path}/{file.path}", hot_state(status)
-            about = (path, state, content, access, whole, unmodified, request.route)
-            app.remember(request.head.target, HotFile(*about))
+        content = content._replace(source=b"")
+    unmodified = app.prepare(Response(304, fields[2:]), request.route)
+    path, state = f"{app.folders[file.root].path}/{file.path}", hot_state(status)
+    about = (path, state, content, tuple(fields), access, whole, unmodified, request.route)
+    app.remember(request.head.target, HotFile(*about))
 
 
-def store_upload(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
-    """Put an upload in place, linked to its equal if there is one; what the index is to know."""
-    duplicate = find_duplicate(app, incoming.sha256, folder.name) if folder.make else None
+def store_upload(
+    app: App, incoming: Incoming, folder: Folder, names: Iterable[str], *, is_first: bool = False
+) -> Located:
+    """Put an upload in place; return what the index is to know.
+
+    It is linked to its equal if there is one, unless it is known to be the first of its content.
+    """
+    may_link = folder.make and not is_first
+    duplicate = find_duplicate(app, incoming.sha256, folder.name) if may_link else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
     status = folder.status(incoming)
@@ -12758,8 +13352,11 @@ def thumbnail_response(
     content = rendered_content(app, file, data)
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
-    else:
-        remember_hot(app, request, file, content)
+        return content_response(request.head, content)
+    with contextlib.suppress(OSError, ValueError):
+        status = app.folders[file.root].stat(file.path)
+        if file.matches(status):
+            remember_hot(app, request, file, content, status)
     return content_response(request.head, content)
 
 
@@ -12879,7 +13476,9 @@ def upload_private_image(app: App, request: Request) -> Response:
     facts = check_type(incoming, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
     file, asset = store_upload(app, incoming, app.images, private_names(name))
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    app.index.write(
+        lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_scanned
+    )
     finish_upload(app, incoming, file)
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
@@ -13675,6 +14274,7 @@ ENTITY_LIST = (
     Field("filter_param", help="key=value pairs with commas"),
     Field("search_query", help="in label or description, any case"),
 )
+MAX_ENTITY_TEXTS = 4000  # kept, of 1 KB or so
 ENTITY_FILTERS = {  # the column and type of each key
     "type": ("kind", "string"),
     "mime_type": ("mime_type", "string"),
@@ -13693,7 +14293,8 @@ def list_entities(app: App, request: Request) -> Response:
     filters = parse_filters(query.get("filter_param", ""))
     text = query.get("search_query", "")
     offset = min((page - 1) * size, MAX_BYTES)
-    items, count = app.index.entities.page(query.get("version"), filters, text, size, offset)
+    version = query.get("version")
+    rows, count = app.index.entities.page(version, filters, text, size, offset)
     pages = -(-count // size)
     pagination = {
         "page": page,
@@ -13703,7 +14304,20 @@ def list_entities(app: App, request: Request) -> Response:
         "has_next": page < pages,
         "has_prev": page > 1,
     }
-    return json_response({"items": [entity_json(e) for e in items], "pagination": pagination})
+    items = ",".join(entity_texts(app, rows, version))
+    return text_response(f'{{"items":[{items}],"pagination":{to_json(pagination)}}}')
+
+
+def entity_texts(app: App, rows: Sequence[tuple[int, int]], version: int | None) -> list[str]:
+    """Return entities as JSON text by ids and transactions: what one wrote never changes."""
+    texts = {row[0]: app.entity_texts.get(row) for row in rows}
+    missing = [id for id, text in texts.items() if text is None]
+    found = app.index.entities.many(missing, version) if missing else []
+    texts.update((entity.id, to_json(entity_json(entity))) for entity in found)
+    if len(app.entity_texts) + len(found) > MAX_ENTITY_TEXTS:
+        app.entity_texts.clear()
+    app.entity_texts.update(((e.id, e.transaction_id), texts[e.id] or "") for e in found)
+    return list(filter(None, texts.values()))
 
 
 def parse_filters(text: str) -> dict[str, Any]:
@@ -13867,7 +14481,7 @@ def store_entity_file(app: App, upload: Incoming) -> Located:
     assert upload.facts is not None
     day = time.strftime("%Y/%m/%d", time.gmtime())
     names = numbered_names(f"{day}/{upload.md5}.{upload.facts.extension}")
-    return store_upload(app, upload, app.entities, names)
+    return store_upload(app, upload, app.entities, names, is_first=True)
 
 
 def entity_json(entity: Entity) -> dict[str, Any]:
@@ -13926,13 +14540,14 @@ SHARE_PAGE = """<!doctype html>
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
- main {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
+ ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
+  list-style: none; padding: 0 }}
  a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
   border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
  img {{ width: 100%; height: 100%; object-fit: cover }}
 </style>
-<h1>{title}</h1>
-{content}
+<header><h1>{title}</h1></header>
+<main>{content}</main>
 """
 SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self';"
@@ -13942,7 +14557,8 @@ PASSWORD_FORM = """<form method="post"><label>Password
 <input type="password" name="password" required autofocus></label> <button>Open</button></form>
 """
 ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
-<input type="file" name="file" accept="image/*,video/*" required> <button>Add</button></form>
+<input type="file" name="file" accept="image/*,video/*" aria-label="Picture or video" required>
+<button>Add</button></form>
 """
 
 
@@ -14088,7 +14704,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     files = [shared_json(app, request, share, *each) for each in shown]
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        return share_page(share, f"{form}<main>{''.join(map(shared_html, files))}</main>")
+        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -14122,7 +14738,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
     name, url = html.escape(file["name"]), html.escape(file["url"])
     if file["thumbnail"]:
         name = f'<img src="{html.escape(file["thumbnail"])}" alt="{name}" loading="lazy">'
-    return f'<a href="{url}">{name}</a>'
+    return f'<li><a href="{url}">{name}</a></li>'
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
@@ -14296,6 +14912,8 @@ def open_file(app: App, file: File) -> io.FileIO:
     """Open a file for reading; 404 where it is not there."""
     try:
         return app.folders[file.root].open(file.path)
+    except Unavailable:
+        raise
     except (OSError, ValueError):
         raise HTTPError(404, NO_FILE) from None
 
@@ -14707,14 +15325,14 @@ HTML_TYPE = "text/html; charset=utf-8"
 def health_json(app: App) -> dict[str, Any]:
     """The health answer; what is not as it should be is counted or said only where it is so."""
     sight = app.watcher.look()
-    scan, problems = app.scanner.progress.get()._asdict(), app.problems(sight)
-    scan = {key: value for key, value in scan.items() if key != "unreadable" or value}
+    scan, problems = app.scanner.progress.get(), app.problems(sight)
+    names = ("running", "done", "total", "finished_at", *["unreadable"] * bool(scan.unreadable))
     health = {
         "status": "degraded" if any(sight) else "ok",
         "gateway": True,
         "version": __version__,
         "uptime": round(time.monotonic() - app.started, 3),
-        "scan": scan,
+        "scan": {name: getattr(scan, name) for name in names},
     }
     return {**health, "problems": problems} if problems else health
 
@@ -14806,59 +15424,54 @@ def check_hashes(app: App, request: Request) -> Response:
 # -- Metrics and the log of requests -------------------------------------------------------
 # Prometheus' text format 0.0.4; what counts requests is of all workers together.
 
-METRICS = {
-    "build_info": ("gauge", "1, with the version of the program and of Python"),
-    "uptime_seconds": ("gauge", "since the start of this worker"),
-    "scan_running": ("gauge", "1 while the folder is scanned"),
-    "scan_files_done": ("gauge", "files of the last scan that are done"),
-    "scan_files": ("gauge", "files that the last scan found"),
-    "scan_finished_timestamp_seconds": ("gauge", "when the last scan ended"),
-    "degraded": ("gauge", "1 while the storage folder is missing or not mounted"),
-    "assets": ("gauge", "contents known, by kind"),
-    "assets_bytes": ("gauge", "bytes of these"),
-    "files": ("gauge", "files known"),
-    "accounts": ("gauge", "accounts"),
-    "media_records": ("gauge", "media records of accounts"),
-    "entities": ("gauge", "entities"),
-    "hot_files": ("gauge", "public files that this worker answers without the index"),
-    "decoder_restarts_total": ("counter", "times that the decoder host had to be started again"),
-    "failed_logins_total": ("counter", "logins that were refused"),
-    "upload_bytes_total": ("counter", "bytes of request bodies that were taken in"),
-    "sent_bytes_total": ("counter", "bytes of answers' bodies, as their heads announce them"),
-    "http_requests_in_flight": ("gauge", "requests that are being worked on"),
-    "http_requests_total": ("counter", "answers by method, route and status; 0: a rare one"),
-    "http_request_duration_seconds": ("histogram", "from a request's head to its last byte sent"),
-}
 Samples = Iterable[tuple[str, float]]  # what follows the metric's name, and the value
 
 
-def read_metrics(app: App) -> dict[str, Samples]:
-    """Return the samples of METRICS."""
+def read_metrics(app: App) -> list[tuple[str, str, str, float | Samples]]:
+    """Return each metric's name, type and help, and its value or samples."""
     scan, meter = app.scanner.progress.get(), app.meter
     _, files, accounts, records, entities = app.index.count_rows()
     kinds = app.index.assets.count_by_kind()
     taken, sent, in_flight = meter.totals()
-    python = ".".join(map(str, sys.version_info[:3]))
-    single: dict[str, float] = {
-        f'build_info{{version="{__version__}",python="{python}"}}': 1,
-        "uptime_seconds": time.monotonic() - app.started,
-        "scan_running": scan.running, "scan_files_done": scan.done, "scan_files": scan.total,
-        "scan_finished_timestamp_seconds": scan.finished_at or 0,
-        "degraded": any(app.watcher.look()), "files": files, "accounts": accounts,
-        "media_records": records, "entities": entities, "hot_files": len(app.hot),
-        "decoder_restarts_total": app.thumbnails.restarts[0], "upload_bytes_total": taken,
-        "failed_logins_total": count_failed_logins(meter), "sent_bytes_total": sent,
-        "http_requests_in_flight": in_flight,
-    }  # fmt: skip
-    samples: dict[str, Samples] = {
-        name.partition("{")[0]: [("".join(name.partition("{")[1:]), value)]
-        for name, value in single.items()
-    }
-    samples["assets"] = [(f'{{kind="{kind}"}}', count) for kind, count, _ in kinds]
-    samples["assets_bytes"] = [(f'{{kind="{kind}"}}', size) for kind, _, size in kinds]
-    samples["http_requests_total"] = count_requests(meter)
-    samples["http_request_duration_seconds"] = count_durations(meter)
-    return samples
+    build = f'{{version="{__version__}",python="{sys.version.split()[0]}"}}'
+    return [
+        ("build_info", "gauge", "1, with the versions of program and Python", [(build, 1)]),
+        ("uptime_seconds", "gauge", "since this worker's start", time.monotonic() - app.started),
+        ("scan_running", "gauge", "1 while the folder is scanned", scan.running),
+        ("scan_files_done", "gauge", "files of the last scan that are done", scan.done),
+        ("scan_files", "gauge", "files that the last scan found", scan.total),
+        ("scan_duration_seconds", "gauge", "what the last whole scan took", scan.seconds),
+        ("scan_finished_timestamp_seconds", "gauge", "its end", scan.finished_at or 0),
+        ("degraded", "gauge", "1 while the folder, or a disk of it, is away",
+         any(app.watcher.look())),
+        ("assets", "gauge", "contents known, by kind",
+         [(f'{{kind="{kind}"}}', count) for kind, count, _ in kinds]),
+        ("assets_bytes", "gauge", "bytes of these",
+         [(f'{{kind="{kind}"}}', size) for kind, _, size in kinds]),
+        ("files", "gauge", "files known", files),
+        ("accounts", "gauge", "accounts", accounts),
+        ("media_records", "gauge", "media records of accounts", records),
+        ("entities", "gauge", "entities", entities),
+        ("hot_files", "gauge", "files that this worker answers without the index", len(app.hot)),
+        ("rendition_duration_seconds", "summary", "of decoders, for a thumbnail or a preview",
+         count_renditions(app.thumbnails)),
+        ("decoder_restarts_total", "counter", "starts of the decoder host but for the first",
+         app.thumbnails.restarts[0]),
+        ("failed_logins_total", "counter", "logins refused", count_failed_logins(meter)),
+        ("upload_bytes_total", "counter", "bytes of requests' bodies taken in", taken),
+        ("sent_bytes_total", "counter", "bytes of answers' bodies, as their heads say", sent),
+        ("http_requests_in_flight", "gauge", "requests that are being worked on", in_flight),
+        ("http_requests_total", "counter", "answers by method, route and status; 0: a rare one",
+         count_requests(meter)),
+        ("http_request_duration_seconds", "histogram", "from the head to the last byte sent",
+         count_durations(meter)),
+    ]  # fmt: skip
+
+
+def count_renditions(thumbnails: Thumbnails) -> Samples:
+    for kind, (count, nanoseconds) in thumbnails.decoding.items():
+        yield f'_sum{{kind="{kind}"}}', nanoseconds / 1e9
+        yield f'_count{{kind="{kind}"}}', count
 
 
 def count_failed_logins(meter: Meter) -> int:
@@ -14894,11 +15507,11 @@ def count_durations(meter: Meter) -> Samples:
 @route("GET", "/metrics", PRIVATE_READ, "system", {200: "metrics"})
 def get_metrics(app: App, request: Request) -> Response:
     """Figures for Prometheus."""
-    samples = read_metrics(app)
     lines = []
-    for name, (kind, help) in METRICS.items():
+    for name, kind, help, found in read_metrics(app):
         lines.append(f"# HELP mediaserver_{name} {help}\n# TYPE mediaserver_{name} {kind}\n")
-        lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples[name]]
+        samples = [("", found)] if isinstance(found, (int, float)) else found
+        lines += [f"mediaserver_{name}{rest} {value:.15g}\n" for rest, value in samples]
     headers = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8"), NO_STORE]
     return Response(200, headers, "".join(lines).encode())
 
@@ -15513,6 +16126,9 @@ function resolve(api, thing) {
 
 const typeOf = (schema) => [schema.type].flat().filter((type) => type !== "null").join(" or ");
 
+// Text as it is, which may be longer than its box: so it can be reached to be scrolled.
+const text = (value) => h("pre", {tabIndex: 0}, value);
+
 // A field of a form for one value: `place` is path, query, header or body.
 function field(place, name, schema, required) {
   const hints = [typeOf(schema), required ? "required" : "", schema.description || ""];
@@ -15536,9 +16152,9 @@ function bodyFields(operation, form) {
   form.dataset.type = type;
   const {schema, example} = content[type];
   if (example !== undefined) {
-    const text = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
-    text.dataset.place = "body";
-    return [h("label", {}, "body, as JSON", text)];
+    const area = h("textarea", {name: "body", value: JSON.stringify(example, null, 2)});
+    area.dataset.place = "body";
+    return [h("label", {}, "body, as JSON", area)];
   }
   return Object.entries(schema.properties || {body: schema}).map(([name, each]) =>
     field("body", name, each, (schema.required || []).includes(name)));
@@ -15591,21 +16207,21 @@ async function send(call, out) {
     if (type.startsWith("image/")) {
       picture = h("img", {src: URL.createObjectURL(await answer.blob()), alt: "the answer"});
     } else if (/^(text|application\/json)/.test(type)) {
-      let text = await answer.text();
-      if (type.includes("json")) text = JSON.stringify(JSON.parse(text), null, 2);
-      lines += `\n${text.slice(0, MAX_SHOWN)}${text.length > MAX_SHOWN ? "…" : ""}`;
+      let content = await answer.text();
+      if (type.includes("json")) content = JSON.stringify(JSON.parse(content), null, 2);
+      lines += `\n${content.slice(0, MAX_SHOWN)}${content.length > MAX_SHOWN ? "…" : ""}`;
     }
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
   }
-  out.replaceChildren(h("pre", {}, lines), ...(picture ? [picture] : []));
+  out.replaceChildren(text(lines), ...(picture ? [picture] : []));
 }
 
 function drawAnswers(api, operation) {
   const rows = Object.entries(operation.responses).map(([status, answer]) => {
     const about = resolve(api, answer);
     const shown = Object.values(about.content || {}).find((each) => each.example !== undefined);
-    const sample = shown ? h("pre", {}, JSON.stringify(shown.example, null, 2)) : null;
+    const sample = shown ? text(JSON.stringify(shown.example, null, 2)) : null;
     return h("tr", {}, h("td", {}, status), h("td", {}, about.description, sample));
   });
   return h("table", {className: "answers"}, rows);
@@ -15614,7 +16230,7 @@ function drawAnswers(api, operation) {
 function drawOperation(api, path, method, operation) {
   const form = h("form");
   const out = h("div", {role: "status"});
-  const curl = h("pre");
+  const curl = text("");
   const parameters = (operation.parameters || []).map((each) =>
     field(each.in, each.name, each.schema, each.required));
   form.append(...parameters, ...bodyFields(operation, form), curl, h("button", {}, "Send"), out);
@@ -15885,6 +16501,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "failed": "not uploaded", "retry": "Try again", "pause": "Pause", "resume": "Go on",
         "tooLarge": "Larger than the # that this server takes.",
         "wrongType": "Only photos, videos and recordings can be uploaded.",
+        "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
         "progress": "# done", "zipping": "Collecting: #",
         "zipLarge": "This is too much for one zip file.",
@@ -15933,6 +16550,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "failed": "nicht hochgeladen", "retry": "Noch einmal", "pause": "Pause",
         "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
+        "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
         "progress": "# fertig", "zipping": "Wird gesammelt: #",
         "zipLarge": "Das ist zu viel für eine Zip-Datei.",
@@ -16075,6 +16693,7 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
   align-items: center; justify-content: center; font-size: .75rem; text-align: center;
 }
 .words b { font-size: .95rem; color: var(--ink) }
+.words b::before { content: attr(data-name) }
 .words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
 .badge {
   position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
@@ -16363,6 +16982,8 @@ async function bearer() {
 
 const startSession = () => fetch(`${ROOT}/session`,
   {method: "POST", headers: {Authorization: `Bearer ${session.access}`}});
+
+setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
 async function call(path, options = {}) {
   return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
@@ -16787,7 +17408,8 @@ function showPicture(tile, item) {
 function wordsFor(item) {
   const symbol = {image: "picture", video: "play", audio: "sound"}[item[KIND]];
   return h("span", {className: "words", "aria-hidden": "true"}, icon(symbol),
-    h("b", {}, extensionOf(nameOf(item)).toUpperCase()), h("span", {}, nameOf(item)));
+    h("b", {"data-name": extensionOf(nameOf(item)).toUpperCase()}),
+    h("span", {dir: "auto"}, nameOf(item)));
 }
 
 // Arrow keys go from tile to tile.
@@ -17017,13 +17639,12 @@ async function fillAlbum(key, items) {
 }
 
 function drawEmpty() {
-  $("empty").hidden = groups.length > 0;
-  if (groups.length) return;
-  if (album() === "all") $("empty").hidden = true;
-  else if (album() && query.size === 1) {
-    if (list.albums.length) $("empty").hidden = true;
-    else showEmpty(album() === "trash" ? "trash" : "albums", "nothingIn",
-      album() === "trash" ? "" : "nothingInHow");
+  const bare = query.size === 1 && album();  // nothing is chosen but an album
+  $("empty").hidden = groups.length > 0 || bare === "all" || (bare && list.albums.length > 0);
+  if ($("empty").hidden) return;
+  if (bare) {
+    const isTrash = bare === "trash";
+    showEmpty(isTrash ? "trash" : "albums", "nothingIn", isTrash ? "" : "nothingInHow");
   } else if (query.size) {
     showEmpty("picture", "none", "noneHow",
       choice(NOTHING, {className: "button main"}, t("showAll")));
@@ -17056,7 +17677,7 @@ $("home").onclick = (event) => {
 };
 $("search").onsubmit = (event) => {
   event.preventDefault();
-  choose({q: $("search").elements.q.value.trim()});
+  choose({q: $("search").elements.q.value.trim(), album: album() === "all" ? "" : album()});
 };
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
@@ -17486,10 +18107,10 @@ async function copyLink() {
 async function leaveShown(run) {
   const {group, place} = shown;
   const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const go = (to, at) => history.replaceState(null, "", addressOf(
+  const point = (to, at) => history.replaceState(null, "", addressOf(
     to ? {group: to.key, item: keyOf(to.items[at])} : {}));
-  go(there?.group, there?.place);
-  if (!await run([group.items[place]])) go(group, place);
+  point(there?.group, there?.place);
+  if (!await run([group.items[place]])) point(group, place);
 }
 
 $("viewer").addEventListener("cancel", (event) => {
@@ -17622,7 +18243,7 @@ function addUploads(files) {
 function routeOf(file) {
   const extension = extensionOf(file.name), fields = {};
   const toFolder = (list.can_upload || uploadToken) && file.size <= list.max_upload_bytes;
-  if (toFolder && !album()) {
+  if (toFolder && /^(all)?$/.test(album())) {
     const name = encodeURIComponent(file.name);
     if (KEEPS_NAME.test(extension)) {
       return {target: "library", method: "PUT", path: `/image/${name}`, fields};
@@ -17702,7 +18323,7 @@ async function sendParts(upload) {
   const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
   const tus = {"Tus-Resumable": "1.0.0"};
   const send = (...more) => transmit(upload, ...more);
-  let path = localStorage.getItem(mark), request = null, offset = 0;
+  let path = localStorage.getItem(mark), request = null, offset = null;
   if (path) {
     request = await send("HEAD", path, null, tus);
     if (/^4(01|03|04|10)$/.test(request.status)) path = null;
@@ -17717,8 +18338,9 @@ async function sendParts(upload) {
     if (path) localStorage.setItem(mark, path);
   }
   const type = {"Content-Type": "application/offset+octet-stream"};
-  while (request.status >= 200 && request.status < 300) {
-    offset = Number(request.getResponseHeader("Upload-Offset"));
+  while (/^(2|409)/.test(request.status)) {  // 409 with an offset: it goes on there
+    if ((offset = request.getResponseHeader("Upload-Offset")) === null) break;
+    offset = Number(offset);
     if (offset === file.size) {
       localStorage.removeItem(mark);
       return send("GET", path, null, tus);
@@ -17759,9 +18381,9 @@ function isKnown(upload, request) {
 }
 
 function sentence(request) {
-  if (request.status === 0) return t("lost");
-  if (request.status === 403) return t("denied");
-  if (request.status === 507) return t("noRoom");
+  const said = {0: "lost", 400: "wrongType", 403: "denied", 413: "tooMuch", 415: "wrongType",
+    507: "noRoom"}[request.status];
+  if (said) return t(said);
   try {
     return String(JSON.parse(request.responseText).detail);
   } catch {
@@ -17811,7 +18433,7 @@ function drawUpload(upload) {
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
   const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
   const to = upload.state === "stored" && (upload.route.album || "");
-  const name = to && t(/^[me]/.test(to) ? to : "albums");
+  const name = to && t(/^(mine|entities)$/.test(to) ? to : "albums");
   const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
     upload.bar || h("span", {}, state, there));
@@ -18101,7 +18723,9 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
 def parse_command_line(arguments: Sequence[str]) -> Call:
     """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
-    option = functools.partial(re.sub, r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
+    option = functools.partial(
+        re.sub, r"^--[a-z0-9-]+", lambda m: "--" + m[0][2:].replace("-", "_")
+    )
     spelled = [option(argument) for argument in arguments]
     given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
@@ -18141,8 +18765,10 @@ def make_folders(settings: Settings) -> None:
         raise SettingError("STORAGE_DIR", problem)
     make_folder("DATABASE_DIR", settings.database_dir, 0o700)
     make_folder("DATABASE_URL", settings.database_url.parent, 0o700)
-    make_folder("UPLOAD_DIR", settings.upload_dir, 0o700)
-    make_folder("MEDIA_STORAGE_DIR", settings.media_storage_dir, 0o700)
+    for name in ("upload_dir", "media_storage_dir", "users_dir"):
+        place = getattr(settings, name)
+        if isinstance(place, Path):
+            make_folder(name.upper(), place, 0o700)
 
 
 def make_folder(setting: str, path: Path, mode: int) -> bool:
@@ -18180,7 +18806,7 @@ def usable_places(settings: Settings) -> Iterator[None]:
         if not error.filename:
             raise
         path = Path(os.fsdecode(error.filename))
-        places = {name: Path(getattr(settings, name)) for name in PLACES}
+        places = {name: Path(str(getattr(settings, name))) for name in PLACES}
         inside = {name: place for name, place in places.items() if path.is_relative_to(place)}
         # The innermost folder: DATA lies in STORAGE_DIR, and others in DATA
         name = max(inside, key=lambda name: len(inside[name].parts), default="database_dir")
@@ -18429,7 +19055,8 @@ class Progress:
     def advance(self, count: int) -> None:
         """Note that so many bytes are done; returns when the rate allows more."""
         self.done += count
-        time.sleep(max(self.done / self._rate - self.seconds, 0))
+        if (early := self.done / self._rate - self.seconds) > 0:  # sleep(0) takes 50 µs
+            time.sleep(early)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._pause
             self._show()
@@ -18506,14 +19133,14 @@ class Verifier:
         for folder in self._folders.values():
             if folder.is_missing():
                 if not folder.is_new():
-                    self._note("missing", folder.path, "it is not there or empty: a disk?")
+                    self._note("missing", folder.shown, "it is not there or empty: a disk?")
                 continue
             unknown = self._unknown(folder)
             self.check(self._index.files.of_root(folder.name))
             word = "orphaned" if folder.name in SERVER_ONLY else "unknown"
             for path in unknown:
                 if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
-                    self._note(word, f"{folder.path}/{path}")
+                    self._note(word, f"{folder.shown}/{path}")
         for shelf in shelves:
             self._check_shelf(shelf)
 
@@ -18529,7 +19156,7 @@ class Verifier:
         wanted = is_media_name if folder.name not in SERVER_ONLY else bool
         paths = [os.fsdecode(path) for path, _ in folder.walk(wanted, unreadable)]
         for path in unreadable:
-            self._note("unreadable", f"{folder.path}/{os.fsdecode(path)}")
+            self._note("unreadable", f"{folder.shown}/{os.fsdecode(path)}")
         return [path for path in paths if not self._index.files.get(folder.name, path)]
 
     def check(self, files: Iterable[File]) -> None:
@@ -18542,7 +19169,7 @@ class Verifier:
         while (verdict := self._judge(file)) is not None:
             now = self._index.files.get(file.root, file.path)
             if now is not None and now[0] == file:
-                path = f"{self._folders[file.root].path}/{file.path}"
+                path = f"{self._folders[file.root].shown}/{file.path}"
                 self._note(verdict[0], path, verdict[1])
                 break
             self.late += 1
@@ -18647,7 +19274,8 @@ def backup_settings(settings: Settings, folder: Path) -> Settings:
     data = folder / ".mediaserver"
     return settings._replace(
         storage_dir=folder, database_dir=data, database_url=data / "index.sqlite3",
-        upload_dir=data / "images", media_storage_dir=data / "entities", public_key_path=None,
+        upload_dir=data / "images", media_storage_dir=data / "entities",
+        users_dir=data / "users", public_key_path=None,
     )  # fmt: skip
 
 
@@ -18683,7 +19311,7 @@ class Copier(Verifier):
                 self.copied += len(block)
                 yield block
 
-        with writing_to(f"{target.path}/{file.path}"):
+        with writing_to(f"{target.shown}/{file.path}"):
             target.copy_in(file.path, status, blocks())
         sha256 = digest.hexdigest()
         if sha256 != file.sha256:
@@ -18917,7 +19545,7 @@ def need_empty(settings: Settings, resumed: bool) -> None:
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
-        place: Path = getattr(settings, name)
+        place = Path(str(getattr(settings, name)))
         folder = place.parent if name == "database_url" else place
         if any(set(files) - own for _, _, files in os.walk(folder)):
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
@@ -18945,13 +19573,58 @@ def restore(settings: Settings, source: str) -> int:
     return verify(settings)
 
 
+# -- migrate
+
+FAMILY_PLACES = {"images": "upload_dir", "users": "users_dir", "entities": "media_storage_dir"}
+
+
+class Mover(Copier):
+    """Copies the files of a root to where they are to be served from; what is there stays."""
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        if self.targets[file.root].has(file):
+            self._progress.advance(file.size)
+            return None
+        return super()._judge(file)
+
+
+@command(
+    "migrate", "copy the files of images, users or entities to PLACE, while the server runs",
+    "ROOT", Option("to", "PLACE", parse_place),
+)  # fmt: skip
+def migrate(settings: Settings, root: str, to: Path | S3Place | None = None) -> int:
+    """Copy and compare all files of a root; returns 1 if one is not as it was taken in."""
+    if root not in FAMILY_PLACES or to is None:
+        raise Refusal(f"migrate takes one of {', '.join(FAMILY_PLACES)} and --to PLACE")
+    name = FAMILY_PLACES[root]
+    changed: dict[str, Any] = {name: to}
+    own = settings._replace(**changed)
+    check_folders(own._asdict())
+    if overlap(getattr(settings, name), to):
+        raise Refusal(f"{to} is where they are")
+    with index_to_read(settings) as index:
+        source, target = open_folders(settings, index)[root], open_folders(own, None)[root]
+        target.recover(lambda name: True)
+        progress = Progress(sum(file.size for file in index.files.of_root(root)))
+        mover = Mover(index, {root: source}, {root: target}, progress)
+        for _ in range(MAX_ROUNDS):
+            before = mover.copied
+            if mover.copy_all(index) and mover.copied == before:
+                break
+    os.sync()
+    copied = f"{format_bytes(mover.copied)} copied in {progress.seconds:.0f} s"
+    progress.say(f"{mover.files} files of {root}, {copied}: {mover.summary()}")
+    progress.say(f"stop the server, run this once more, and start it with {name.upper()}={to}")
+    return 0 if mover.ok else 1
+
+
 # -- trash
 
 
 @contextlib.contextmanager
 def opened_app(settings: Settings) -> Iterator[App]:
     """What handlers need, for a command that does what they do and signs nothing."""
-    names = [name for name, _, spec in Settings.table() if spec.secret]
+    names = [name for name, _, spec in Settings.table() if spec.made]
     blank: dict[str, Any] = {name: secrets.token_urlsafe(32) for name in names}
     with opened_index(settings) as index:
         yield App(settings._replace(**blank), index, Thumbnails(), SharedProgress())
@@ -19027,6 +19700,8 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENODEV}:
             raise Refusal(f"stopped at {what}: {error.strerror}") from None
         yield what, Result("failed", error.strerror or str(error))
+    except (LookupError, TypeError, ValueError, sqlite3.IntegrityError) as error:
+        yield what, Result("failed", f"its row is not understood: {error}")
 
 
 class Importer:
@@ -19114,7 +19789,7 @@ SOURCE_TABLES = (
     "entities_version",
 )  # fmt: skip
 Row = dict[str, Any]
-MAX_DUMP_BYTES = 1 << 30
+MAX_DUMP_BYTES = 1 << 28
 PLACES_BELOW = 2  # levels of folders that a database's paths may begin in
 
 
@@ -19153,7 +19828,8 @@ def read_sqlite(path: Path) -> Iterator[tuple[str, Row]]:
                     for row in db.execute(sql) if table in known else ():
                         yield table, dict(row)
             except sqlite3.Error as error:
-                raise Refusal(f"{path} cannot be read: {error}") from None
+                hint = "--into library takes in a folder's files alone"
+                raise Refusal(f"{path} cannot be read: {error}; {hint}") from None
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
@@ -19194,6 +19870,7 @@ class RecordImporter:
         self._app, self._index, self._origin = app, app.index, origin
         self._tables = tables
         self._is_trial = is_trial
+        self._describe = functools.lru_cache(maxsize=2)(functools.partial(describe, origin))
         self._users: dict[int, int] = {}  # ids there and here
         self._histories: dict[int, list[Row]] = {}  # of entities
         for row in tables["entities_version"]:
@@ -19215,19 +19892,19 @@ class RecordImporter:
 
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
-        known = users.find(email)
-        if known and known.email.casefold() == email.casefold():
+        known, joined = users.find(email), read_time(row["date_joined"])
+        if known and known.email == email and users.created(known.id) == joined:
             self._users[row["id"]] = known.id
             return Result("here", email)
         names = ("first_name", "last_name", "email", "username", "phone_number", "password")
         values = {name: row[name] for name in names}
-        if taken := users.taken(values):
+        if taken := users.taken(values):  # anybody may have registered with that e-mail
             return Result("failed", f"{email}: another account has its {', '.join(taken)}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
         def add(db: Database) -> User:
-            user = users.add(db, values, read_time(row["date_joined"]))
+            user = users.add(db, values, joined)
             if not row["is_active"]:
                 users.set_active(db, user, False)
             return user
@@ -19290,7 +19967,7 @@ class RecordImporter:
         if known and known.added == read_time(row["added_date"]):
             return Result("here", row["label"] or "")
         path = self._find(row["file_path"])
-        found = describe(self._origin, path, 0.0) if path else None
+        found = self._describe(path, 0.0) if path else None
         sha256 = found[0].sha256 if found else ""
         if problem := self._entity_problem(id, sha256):
             return Result("failed", problem)
@@ -19357,16 +20034,18 @@ class RecordImporter:
         self, path: str, folder: Folder, names: Iterator[str], md5: bool = False
     ) -> Located | None:
         """Copy a file; what an import that was interrupted has left there is taken for it."""
-        found = describe(self._origin, path, 0.0)
-        for name in names if found else ():
-            if found and folder.is_gone(name):
+        found = self._describe(path, 0.0)
+        if found is None:
+            return None
+        for name in names:
+            if folder.is_gone(name):
                 free = itertools.chain([name], names)
                 keep = functools.partial(store_upload, self._app, folder=folder, names=free)
                 return copy_file(self._origin, found[0], folder, keep, md5)
             kept = describe(folder, name, time.time())
-            if kept and found and kept[1].sha256 == found[0].sha256:
+            if kept and kept[1].sha256 == found[0].sha256:
                 return kept
-        return None
+        raise AssertionError("names have no end")
 
 
 NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
@@ -19691,9 +20370,10 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
         app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
-    resumed = app.uploads.recover()
-    for folder in app.folders.values():
-        folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
+    if not settings.read_only:
+        resumed = app.uploads.recover()
+        for folder in app.folders.values():
+            folder.recover(functools.partial(app.index.files.get, folder.name), resumed)
     app.index.close()
 
 
@@ -19706,10 +20386,11 @@ def run_server(
 
     True where it was the index that ended it: it is to be opened anew.
     """
+    meter.worker = number
     app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
-    server = Server(listener.dup(), Application(app, ROUTES), meter, number)
     if settings.log_format != "none":
-        server.on_answered = functools.partial(log_request, settings)
+        app.log = functools.partial(log_request, settings)
+    server = Server(listener.dup(), Application(app, ROUTES))
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
@@ -19718,7 +20399,7 @@ def run_server(
         check = functools.partial(is_well, server, app)
         threading.Thread(target=watchdog.watch, args=(number, check, over), daemon=True).start()
     emptying = threading.Thread(target=empty_trash_daily, args=(app, over), daemon=True)
-    if number == 0:
+    if number == 0 and not settings.read_only:
         app.scanner.start(settings.rescan_interval)
         threading.Thread(target=app.uploads.watch, args=(over,), daemon=True).start()
         if settings.trash_days:
