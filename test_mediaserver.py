@@ -4029,7 +4029,8 @@ def test_a_decoder_that_goes_wrong_costs_one_thumbnail(
     request.addfinalizer(lambda: SPILLED.unlink(missing_ok=True))
     monkeypatch.setattr(ms, "write_renditions", write_renditions)
     monkeypatch.setattr(ms, "DECODE_CPU_SECONDS", 1)
-    monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1 if crash is block else 9)
+    if crash is block:  # the others end for another reason, on a busy machine after a while
+        monkeypatch.setattr(ms, "DECODE_WALL_SECONDS", 1)
     thumbnails = thumbnails_in(tmp_path / "made", processes=1)
     host = start_host(thumbnails)
     (tmp_path / "bad.jpg").write_bytes(b"crash")
