@@ -27,28 +27,32 @@ if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 if __name__ == "__main__" and __file__.endswith(".py"):
-    # Python compiles a script at each start, and 16 MB stay with the process for it (measured):
-    # so the bytecode is kept, as that of an imported module is, and run in this one's place.
+    # Python compiles a script at each start, and 38 MB stay with the process for it (measured):
+    # so its bytecode is kept, as that of a module is (PEP 552), and run in its place. The mark
+    # stands at the end as well, mirrored: what a power cut has left of a file is not run.
+    import marshal
     from importlib.util import MAGIC_NUMBER, cache_from_source
 
     source, cached = os.stat(__file__), cache_from_source(os.path.abspath(__file__))
-    header = (0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)  # PEP 552
-    expected = MAGIC_NUMBER + b"".join(number.to_bytes(4, "little") for number in header)
+    header = (0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)
+    mark = MAGIC_NUMBER + b"".join(number.to_bytes(4, "little") for number in header)
     try:
-        with open(cached, "rb") as bytecode:
-            found = bytecode.read(len(expected))
+        with open(cached, "rb") as file:
+            kept = file.read()
     except OSError:
-        found = b""
-    if found != expected and not sys.dont_write_bytecode:
-        import py_compile
-
+        kept = b""
+    is_whole = kept.startswith(mark) and kept.endswith(mark[::-1])
+    if not is_whole and not sys.dont_write_bytecode:
         try:
-            py_compile.compile(__file__, cached, os.path.abspath(__file__), doraise=True)
-            found = expected
+            os.makedirs(os.path.dirname(cached), exist_ok=True)
+            with open(f"{cached}.new", "wb") as new:
+                new.write(mark + marshal.dumps(sys._getframe().f_code) + mark[::-1])
+            os.replace(f"{cached}.new", cached)
+            is_whole = True
         except OSError:  # the folder is not ours to write in
             pass
     flags = sys.orig_argv[1 : -len(sys.argv)]
-    if found == expected and sys.executable and "-m" not in flags:
+    if is_whole and sys.executable and "-m" not in flags:
         os.execv(sys.executable, [sys.executable, *flags, cached, *sys.argv[1:]])
 
 import argparse
@@ -1452,16 +1456,16 @@ def find_principal(
 # ======================================================================================
 # 4. Media facts
 # ======================================================================================
-# What a file is, from its bytes. `sniff` looks at the head and names the type; `probe` also
-# follows the structure to size, length, orientation and time of making. Nearly every format is a
-# row of labelled spans, often with such rows inside, so one walker serves them all, with a short
-# function for each way to write a label and one for each format, which picks what it knows. All
-# reading goes through `_Span`, which checks every position and charges it to the file's budget,
-# which bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
+# What a file is, from its bytes. `probe` finds the type by the head, and follows the structure to
+# size, length, orientation and time of making. Nearly every format is a row of labelled spans,
+# often with such rows inside, so one walker serves them all, with a short function for each way to
+# write a label and one for each format, which picks what it knows. All reading goes through
+# `_Span`, which checks every position, and its `_Source`, which charges it to the file's budget:
+# that bounds every loop. Whatever it is in broken bytes that Python objects to ends that parser,
 # and `probe` returns what was found until then.
 
 FACTS_VERSION = "2"  # another one wherever a file may tell more, or other facts, than before
-SNIFF_BYTES = 4096  # what `sniff` wants to see of a file
+HEAD_BYTES = 4096  # which tell the type
 MAX_PROBE_COST = 1 << 21  # bytes and READ_COSTs spent on one file: some 30 ms at the most
 READ_COST = 256  # what a read costs beside its bytes
 STEP_COST = 40  # of a loop over what was read
@@ -1480,18 +1484,12 @@ LATEST_TIME = 253370764800  # the year 9999, where calendars end
 _BROKEN = (ArithmeticError, EOFError, LookupError, ValueError, struct.error, zlib.error)
 
 
-class MediaType(NamedTuple):
-    kind: str  # "image", "video" or "audio"
-    mime_type: str
-    extension: str  # without the dot; "jpg" for JPEG
-
-
 class Facts(NamedTuple):
     """What is known of a media file; `None` where the file does not say."""
 
-    kind: str  # this and the next two as in MediaType
+    kind: str  # "image", "video" or "audio"
     mime_type: str
-    extension: str
+    extension: str  # without the dot; "jpg" for JPEG
     width: int | None = None  # pixels as stored, before any rotation
     height: int | None = None
     orientation: int = 1  # EXIF's 1 to 8, also for rotations that containers keep
@@ -1503,66 +1501,6 @@ class Facts(NamedTuple):
     latitude: float | None = None  # degrees, north and east positive
     longitude: float | None = None
     altitude: float | None = None  # metres
-
-
-_MEDIA_TYPES = """
-    3g2   video/3gpp2
-    3gp   video/3gpp
-    aac   audio/aac
-    aiff  audio/x-aiff         aif aifc
-    amr   audio/amr            awb
-    apng  image/apng
-    arw   image/x-sony-arw     srf sr2
-    avi   video/x-msvideo
-    avif  image/avif           avifs
-    bmp   image/bmp            dib
-    cr2   image/x-canon-cr2
-    cr3   image/x-canon-cr3
-    dng   image/x-adobe-dng
-    flac  audio/flac
-    flv   video/x-flv
-    gif   image/gif
-    heic  image/heic
-    heics image/heic-sequence
-    heif  image/heif           hif
-    heifs image/heif-sequence
-    ico   image/x-icon
-    j2c   image/x-j2c          j2k jpc
-    jp2   image/jp2
-    jpg   image/jpeg           jpeg jpe jfif insp
-    jpx   image/jpx            jpf
-    jxl   image/jxl
-    m2ts  video/mp2t           mts
-    m4a   audio/mp4
-    m4b   audio/mp4
-    m4v   video/x-m4v
-    mka   audio/x-matroska
-    mkv   video/x-matroska
-    mov   video/quicktime      qt
-    mp3   audio/mpeg
-    mp4   video/mp4            insv
-    mpg   video/mpeg           mpeg m2v vob
-    nef   image/x-nikon-nef
-    ogg   audio/ogg            oga
-    ogv   video/ogg
-    opus  audio/ogg
-    orf   image/x-olympus-orf
-    pef   image/x-pentax-pef
-    png   image/png
-    raf   image/x-fujifilm-raf
-    rw2   image/x-panasonic-rw2
-    srw   image/x-samsung-srw
-    svg   image/svg+xml
-    tiff  image/tiff           tif
-    ts    video/mp2t
-    wav   audio/x-wav
-    webm  video/webm           weba
-    webp  image/webp
-    wma   audio/x-ms-wma
-    wmv   video/x-ms-wmv       asf
-"""  # extension, MIME type, other extensions that such files have
-MIME_TYPES = dict(line.split()[:2] for line in _MEDIA_TYPES.strip().splitlines())
-MEDIA_EXTENSIONS = frozenset(word for word in _MEDIA_TYPES.encode().split() if b"/" not in word)
 
 
 class _Source:
@@ -2124,7 +2062,7 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 def _svg(svg: _Span, draft: _Draft) -> None:
     """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
     attributes: dict[bytes, bytes] = {}
-    attribute = _svg_root(svg.peek(0, 16 * SNIFF_BYTES))
+    attribute = _svg_root(svg.peek(0, 16 * HEAD_BYTES))
     while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
         name, double, single = attribute.groups(b"")
         if name in _SVG_SIDES:
@@ -2231,7 +2169,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
     if draft.extension == "mp4":  # there is a brand
         brand = file.read(8, 4)
         draft.extension = _BRANDS.get(brand) or _BRANDS.get(brand[:3], "mp4")
-    image = MIME_TYPES[draft.extension].startswith("image")
+    image = FORMATS[draft.extension].mime_type.startswith("image")
     movie, fragments, ends = _NOTHING, list[_Span](), [0.0]
     for kind, box in _boxes(file):
         if kind == b"moov":
@@ -2294,7 +2232,7 @@ def _note_clock(rank: int, made: int, draft: _Draft) -> None:
 
     Not of an image: that tells the time of capture, and this is only when its file was made.
     """
-    if not MIME_TYPES[draft.extension].startswith("image"):
+    if not FORMATS[draft.extension].mime_type.startswith("image"):
         epoch = _QUICKTIME_EPOCH if made >= -_QUICKTIME_EPOCH else 0
         draft.note_time(rank, "container", made + epoch)
 
@@ -3434,49 +3372,99 @@ def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
 # -- What starts how
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
-_FactParser = Callable[[_Span, _Draft], None]
-_MEDIA_FORMATS: list[tuple[str, bytes, _FactParser]] = [
-    ("jpg", rb"\xff\xd8\xff", _jpeg),
-    ("png", rb"\x89PNG\r\n\x1a\n", _png),
-    ("gif", rb"GIF8[79]a", _gif),
-    ("webp", rb"RIFF....WEBP", _webp),
-    ("bmp", rb"BM.{12}(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0", _bmp),
-    ("cr2", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
-    ("tiff", rb"II\*\0|MM\0\*", _tiff),
-    ("tiff", rb"II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),  # BigTIFF
-    ("orf", rb"IIR[OS]|MMOR", _tiff),
-    ("rw2", rb"IIU\0", _tiff),
-    ("raf", rb"FUJIFILMCCD-RAW ", _raf),
-    ("ico", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
-    ("jxl", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
-    ("jp2", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
-    ("j2c", rb"\xff\x4f\xff\x51\0", _j2c),
-    ("mp4", rb"\0...ftyp", _isobmff),
-    ("mov", rb"\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
-    ("mkv", rb"\x1a\x45\xdf\xa3", _matroska),
-    ("avi", rb"RIFF....AVI ", _avi),
-    ("wav", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
-    ("aiff", rb"FORM....AIF[FC]", _aiff),
-    ("wma", re.escape(_ASF), _asf),
-    ("flv", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
-    ("mpg", rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_ps),
-    ("ts", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
-    ("m2ts", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
-    ("ogg", rb"OggS\0", _ogg),
-    ("flac", rb"fLaC", _flac),
-    ("amr", rb"#!AMR(?:-WB)?\n", _amr),
-    ("mp3", rb"ID3[\x02-\x04]", _mpeg_audio),
-]
+_BMP_HEADER = rb"(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0"
 
 
-_MAGIC = re.compile(b"|".join(b"(%b)" % magic for _, magic, _ in _MEDIA_FORMATS), re.DOTALL)
+class Format(NamedTuple):
+    """A format: what its files are called, who takes uploads of it, and how they begin."""
+
+    extension: str
+    mime_type: str
+    others: str = ""  # extensions of such files
+    uses: str = ""  # families of endpoints that take it; `raw`: a camera's, to be developed
+    start: bytes = b""  # a pattern; none where what contains it is recognized
+    parse: Callable[[_Span, _Draft], None] | None = None
 
 
-def _identify(head: bytes) -> tuple[str, _FactParser] | None:
+FORMATS = {each[0]: Format(*each) for each in (
+    ("3g2", "video/3gpp2"),
+    ("3gp", "video/3gpp"),
+    ("aac", "audio/aac"),
+    ("aiff", "audio/x-aiff", "aif aifc", "", rb"FORM....AIF[FC]", _aiff),
+    ("amr", "audio/amr", "awb", "", rb"#!AMR(?:-WB)?\n", _amr),
+    ("apng", "image/apng"),
+    ("arw", "image/x-sony-arw", "srf sr2", "raw"),
+    ("avi", "video/x-msvideo", "", "", rb"RIFF....AVI ", _avi),
+    ("avif", "image/avif", "avifs"),
+    ("bmp", "image/bmp", "dib", "media images", rb"BM.{12}" + _BMP_HEADER, _bmp),
+    ("cr2", "image/x-canon-cr2", "", "raw", rb"(?:II\*\0|MM\0\*)....CR\x02\0", _tiff),
+    ("cr3", "image/x-canon-cr3", "", "raw"),
+    ("dng", "image/x-adobe-dng", "", "raw"),
+    ("flac", "audio/flac", "", "", rb"fLaC", _flac),
+    ("flv", "video/x-flv", "", "", rb"FLV\x01[\0\x01\x04\x05]\0\0\0\x09", _flv),
+    ("gif", "image/gif", "", "media library images", rb"GIF8[79]a", _gif),
+    ("heic", "image/heic"),
+    ("heics", "image/heic-sequence"),
+    ("heif", "image/heif", "hif"),
+    ("heifs", "image/heif-sequence"),
+    ("ico", "image/x-icon", "", "", rb"\0\0\x01\0[^\0]\0...[\0\xff][\0\x01]\0", _ico),
+    ("j2c", "image/x-j2c", "j2k jpc", "", rb"\xff\x4f\xff\x51\0", _j2c),
+    ("jp2", "image/jp2", "", "", rb"\0\0\0\x0cjP  \r\n\x87\n", _jp2),
+    ("jpg", "image/jpeg", "jpeg jpe jfif insp", "media library images", rb"\xff\xd8\xff", _jpeg),
+    ("jpx", "image/jpx", "jpf"),
+    ("jxl", "image/jxl", "", "", rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", _jxl),
+    ("m2ts", "video/mp2t", "mts", "", rb"(?:.{4}" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
+    ("m4a", "audio/mp4"),
+    ("m4b", "audio/mp4"),
+    ("m4v", "video/x-m4v"),
+    ("mka", "audio/x-matroska"),
+    ("mkv", "video/x-matroska", "", "", rb"\x1a\x45\xdf\xa3", _matroska),
+    ("mov", "video/quicktime", "qt", "",
+     rb"\0...(?:moov|wide|free|skip|pnot)|[\0-\x08]...mdat", _isobmff),
+    ("mp3", "audio/mpeg", "", "", rb"ID3[\x02-\x04]", _mpeg_audio),
+    ("mp4", "video/mp4", "insv", "", rb"\0...ftyp", _isobmff),
+    ("mpg", "video/mpeg", "mpeg m2v vob", "",
+     rb"\0\0\x01(?:\xba[\x21\x31\x44-\x7f]|\xb3.{3}[\x11-\xe8])", _mpeg_ps),
+    ("nef", "image/x-nikon-nef", "", "raw"),
+    ("ogg", "audio/ogg", "oga", "", rb"OggS\0", _ogg),
+    ("ogv", "video/ogg"),
+    ("opus", "audio/ogg"),
+    ("orf", "image/x-olympus-orf", "", "raw", rb"IIR[OS]|MMOR", _tiff),
+    ("pef", "image/x-pentax-pef", "", "raw"),
+    ("png", "image/png", "", "media library images", rb"\x89PNG\r\n\x1a\n", _png),
+    ("raf", "image/x-fujifilm-raf", "", "raw", rb"FUJIFILMCCD-RAW ", _raf),
+    ("rw2", "image/x-panasonic-rw2", "", "raw", rb"IIU\0", _tiff),
+    ("srw", "image/x-samsung-srw", "", "raw"),
+    ("svg", "image/svg+xml", "", "media"),
+    ("tiff", "image/tiff", "tif", "",  # and BigTIFF
+     rb"II\*\0|MM\0\*|II\+\0\x08\0\0\0|MM\0\+\0\x08\0\0", _tiff),
+    ("ts", "video/mp2t", "", "", rb"(?:" + _TRANSPORT_PACKET + rb"){4}", _mpeg_ts),
+    ("wav", "audio/x-wav", "", "", rb"(?:RIFF|RF64|BW64)....WAVE", _wav),
+    ("webm", "video/webm", "weba"),
+    ("webp", "image/webp", "", "media images", rb"RIFF....WEBP", _webp),
+    ("wma", "audio/x-ms-wma", "", "", re.escape(_ASF), _asf),
+    ("wmv", "video/x-ms-wmv", "asf"),
+)}  # fmt: skip
+MEDIA_EXTENSIONS = frozenset(
+    os.fsencode(name)
+    for each in FORMATS.values()
+    for name in (each.extension, *each.others.split())
+)
+_KNOWN_STARTS = [each for each in FORMATS.values() if each.start]
+_START = re.compile(b"|".join(b"(%b)" % each.start for each in _KNOWN_STARTS), re.DOTALL)
+
+
+def formats_for(use: str) -> frozenset[str]:
+    """The extensions of the formats that have a use."""
+    return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
+
+
+def _identify(head: bytes) -> tuple[str, Callable[[_Span, _Draft], None]] | None:
     """Extension and parser of the file that starts so."""
-    if match := _MAGIC.match(head):
-        extension, _, parse = _MEDIA_FORMATS[(match.lastindex or 0) - 1]
-        return extension, parse
+    if match := _START.match(head):
+        known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
+        assert known.parse
+        return known.extension, known.parse
     if _svg_root(head):
         return "svg", _svg
     first = _first_frame(head.lstrip(b"\0"))  # some encoders pad before it
@@ -3484,40 +3472,30 @@ def _identify(head: bytes) -> tuple[str, _FactParser] | None:
 
 
 def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
-    """What a seekable file is and says of itself; `None` if it is no image, video or audio.
+    """Return what a seekable file is and says of itself; `None` if it is no image, video, audio.
 
     Reads some kilobytes wherever they lie, of a file of any size; its first bytes not at all if
     they are given as `head`. Broken content gives fewer facts, never an exception; an `OSError`
     of the medium passes.
+
+    >>> probe(io.BytesIO(b"GIF89a")).mime_type
+    'image/gif'
+    >>> probe(io.BytesIO(b"%PDF-1.7")) is None
+    True
     """
     size = file.seek(0, io.SEEK_END)
     if not head:
         file.seek(0)
-        head = file.read(SNIFF_BYTES)
-    known = _identify(head[:SNIFF_BYTES])
+        head = file.read(HEAD_BYTES)
+    known = _identify(head[:HEAD_BYTES])
     if known is None:
         return None
     extension, parse = known
     draft = _Draft(extension)
     with contextlib.suppress(*_BROKEN):  # what was found until then is in the draft
         parse(_Span(_Source(head, file, [MAX_PROBE_COST]), 0, size), draft)
-    mime_type = draft.mime_type or MIME_TYPES[draft.extension]
+    mime_type = draft.mime_type or FORMATS[draft.extension].mime_type
     return Facts(mime_type.partition("/")[0], mime_type, draft.extension, **draft.found)
-
-
-def sniff(head: bytes) -> MediaType | None:
-    """The type of the file that starts so; SNIFF_BYTES are enough.
-
-    `probe` may know better what only the rest tells: audio without pictures in a container, a
-    codec behind a long tag.
-
-    >>> sniff(b"GIF89a")
-    MediaType(kind='image', mime_type='image/gif', extension='gif')
-    >>> sniff(b"%PDF-1.7") is None
-    True
-    """
-    facts = probe(io.BytesIO(head[:SNIFF_BYTES]))
-    return MediaType(facts.kind, facts.mime_type, facts.extension) if facts else None
 
 
 # ======================================================================================
@@ -5426,7 +5404,7 @@ MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads
 SHORT_WRITE_BYTES = 64 << 10
 DIRECT_BYTES = 128 << 10  # what is shorter is faster through the page cache
 BLOCK_BYTES = 4096  # direct writes begin and end at multiples of it, in memory and in the file
-HEAD_BYTES = 64 << 10  # of an upload, kept in memory until its facts are known
+KEPT_BYTES = 64 << 10  # of an upload's head, in memory until its facts are known
 MAX_NAME_BYTES = 255  # what file systems allow
 MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
 WINDOWS_RESERVED = r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
@@ -6094,7 +6072,7 @@ class Receiving:
             return
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
-            self._head = bytes(block[:HEAD_BYTES])
+            self._head = bytes(block[:KEPT_BYTES])
         need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
@@ -7171,8 +7149,7 @@ COLORANTS = {  # of their primaries: X, Y, Z of red, green and blue, adapted to 
     9: (0.6735, 0.2790, -0.0019, 0.1657, 0.6753, 0.0300, 0.1251, 0.0456, 0.7972),
     12: (0.5151, 0.2412, -0.0011, 0.2920, 0.6922, 0.0419, 0.1571, 0.0666, 0.7841),
 }
-RAW_EXTENSIONS = ("arw", "cr2", "cr3", "dng", "nef", "orf", "pef", "raf", "rw2")
-RAW_TYPES = frozenset(map(MIME_TYPES.__getitem__, RAW_EXTENSIONS))
+RAW_FORMATS = formats_for("raw")
 JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
 TIFF_PHOTOMETRIC = 262
 EXIF_ORIENTATION = 0x0112
@@ -7480,7 +7457,8 @@ class Thumbnails:
         def make() -> Outcome:
             if self.exists(sha256, private):
                 return Outcome.MADE
-            made = self._render(source, file, asset, (THUMBNAIL, FIRST_PREVIEW))
+            renditions = (THUMBNAIL, FIRST_PREVIEW) if self._previews else (THUMBNAIL,)
+            made = self._render(source, file, asset, renditions)
             if isinstance(made, Outcome):
                 return made
             self._shelves[private].store(sha256, THUMBNAIL, made[0])
@@ -7544,7 +7522,7 @@ class Thumbnails:
         facts = asset.facts
         if facts is None or not self._may_try(asset.sha256):
             return Outcome.FAILED
-        kind = "raw" if facts.mime_type in RAW_TYPES else facts.kind
+        kind = "raw" if facts.extension in RAW_FORMATS else facts.kind
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
         began = time.monotonic_ns()
@@ -8359,7 +8337,7 @@ class Scanner:
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            for folder in self._scanned:
+            for folder in [each for each in self._sources.values() if each.is_scanned]:
                 files = self._index.files.of_root(folder.name)
                 while batch := list(itertools.islice(files, SCAN_BATCH)):
                     if self._stopping:
@@ -8415,15 +8393,10 @@ class Scanner:
         unreadable: list[bytes] = []
         new, gone, unchanged = self._compare(folder, unreadable)
         self._advance(unchanged, unchanged + len(new), len(unreadable))
-        failed, names = 0, [os.fsdecode(path) for path in unreadable]
-        for start in range(0, len(new), SCAN_BATCH):
-            if self._stopping:
-                return True
-            batch = new[start : start + SCAN_BATCH]
-            missed = self._add([os.fsdecode(path) for path in batch], folder, names)
-            failed += missed
-            self._advance(len(batch), 0, missed)
-            self._fresh.set()
+        names = [os.fsdecode(path) for path in unreadable]
+        failed = self._add(folder, list(map(os.fsdecode, new)), names) if new else 0
+        if self._stopping:
+            return True
         if names:
             more = ["…"] if len(names) > MAX_NAMED else []
             listed = ", ".join([*names[:MAX_NAMED], *more])
@@ -8492,23 +8465,44 @@ class Scanner:
         gone += ([row[0]] if row else []) + [path for path, _ in known]
         return new, gone, unchanged
 
-    def _add(self, paths: Sequence[str], folder: Folder, unreadable: list[str]) -> int:
+    def _add(self, folder: Folder, paths: Sequence[str], unreadable: list[str]) -> int:
         """Read files and put them into the index; how many could not be, which are named."""
+        missed = 0
+        for batch in self._read_ahead(folder, paths):
+            failed = [each for each in batch if isinstance(each, str)]
+            unreadable += failed
+            now = len(failed) + self._put_each([each for each in batch if isinstance(each, tuple)])
+            missed += now
+            self._advance(len(batch), 0, now)
+            self._fresh.set()
+        return missed
+
+    def _read_ahead(
+        self, folder: Folder, paths: Sequence[str]
+    ) -> Iterator[list[Located | str | None]]:
+        """Describe files in batches, the next of which is read while the caller has one.
+
+        Of what cannot be read it is the path, of what is gone, or once the server stops, `None`.
+        """
         from concurrent.futures import ThreadPoolExecutor  # 8 ms, only where files are new
 
-        now, failed = time.time(), list[str]()
+        now = time.time()
 
-        def read(path: str) -> Located | None:
+        def read(path: str) -> Located | str | None:
             try:
-                return describe(folder, path, now)
+                return None if self._stopping else describe(folder, path, now)
             except (OSError, ValueError):
-                failed.append(path)
-                return None
+                return path
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
-            found = list(filter(None, pool.map(read, paths)))
-        unreadable += failed
-        return len(failed) + self._put_each(found)
+            ahead = deque[Iterator[Located | str | None]]()
+            for start in range(0, len(paths), SCAN_BATCH):
+                if self._stopping:
+                    return
+                ahead.append(pool.map(read, paths[start : start + SCAN_BATCH]))
+                if len(ahead) > 1:
+                    yield list(ahead.popleft())
+            yield from map(list, ahead)
 
     def _put_each(self, found: Sequence[Located]) -> int:
         """Put files into the index, together if that can be; how many were refused."""
@@ -8577,7 +8571,7 @@ class Scanner:
         """Try each of those that have no verdict yet once; whether all have one now."""
         if not self._thumbnails.kinds:
             return True
-        from concurrent.futures import ThreadPoolExecutor  # as in _add
+        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
 
         kinds, last, whole = self._thumbnails.kinds, "", True
         with ThreadPoolExecutor(self._thumbnails.processes) as pool:
@@ -11693,7 +11687,7 @@ class App:
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
-        thumbnails.place(public, private, previews)
+        thumbnails.place(public, private, previews if limit else None)
         scanned, others = [self.library, self.images], [self.users, self.entities]
         self.scanner = Scanner(index, scanned, thumbnails, progress, others)
         self.watcher = Watcher(self.library, self.scanner)
@@ -13224,11 +13218,12 @@ def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
 
 
 def check_extension(name: str, extensions: Set[str]) -> str:
-    """The extension of a file name if it is an allowed one, in lower case; 400."""
+    """The extension of a file name if it is one of those, or jpeg, in lower case; 400."""
     base = name.replace("\\", "/").rpartition("/")[2].lower()
     extension = base.rpartition(".")[2] if "." in base else ""
-    if extension not in extensions:
-        detail = f"The file's name must end in one of: {', '.join(sorted(extensions))}."
+    allowed = {*extensions, "jpeg"}  # which is jpg's other name
+    if extension not in allowed:
+        detail = f"The file's name must end in one of: {', '.join(sorted(allowed))}."
         hint = f" {ELSEWHERE}" if is_media_name(os.fsencode(base)) else ""
         raise HTTPError(400, f"{detail}{hint}")
     return extension
@@ -13242,13 +13237,12 @@ def uploaded(request: Request) -> Incoming:
 
 # -- media: public image host ------------------------------------------------------------
 
-MEDIA_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "svg", "bmp"})
-MEDIA_TYPES = frozenset({"jpg", "png", "gif", "webp", "svg", "bmp"})
+MEDIA_TYPES = formats_for("media")
 MEDIA_FOLDER = "media"
 
 
 MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
-    "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_NAMES)
+    "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_TYPES)
 ))  # fmt: skip
 
 
@@ -13262,7 +13256,7 @@ def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
     incoming = uploaded(request)
     facts = check_type(incoming, MEDIA_TYPES)
-    extension = check_extension(incoming.filename, MEDIA_NAMES)
+    extension = check_extension(incoming.filename, MEDIA_TYPES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
@@ -13339,8 +13333,7 @@ def media_json(
 
 # -- library: scanned photo folder -------------------------------------------------------
 
-LIBRARY_NAMES = frozenset({"png", "jpg", "jpeg", "gif"})
-LIBRARY_TYPES = frozenset({"png", "jpg", "gif"})
+LIBRARY_TYPES = formats_for("library")
 
 
 @route("GET", "/list", READ, "library", {200: "LibraryFile{}"})
@@ -13429,9 +13422,9 @@ LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_u
 def library_name(wanted: str, filename: str) -> str:
     """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
     for name in (safe_name(wanted), safe_name(filename)):
-        if posixpath.splitext(name)[1][1:].lower() in LIBRARY_NAMES:
+        if posixpath.splitext(name)[1][1:].lower() in {*LIBRARY_TYPES, "jpeg"}:
             return name
-    check_extension(wanted, LIBRARY_NAMES)
+    check_extension(wanted, LIBRARY_TYPES)
     raise HTTPError(400, "The file needs a name.")
 
 
@@ -13478,8 +13471,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
 
 # -- images: private image box -----------------------------------------------------------
 
-IMAGE_NAMES = frozenset({"jpg", "jpeg", "png", "gif", "webp", "bmp"})
-IMAGE_TYPES = frozenset({"jpg", "png", "gif", "webp", "bmp"})
+IMAGE_TYPES = formats_for("images")
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
 IMAGE_UPLOAD = BodySpec(("multipart",), upload=Upload("images", "max_upload_bytes"))
 
@@ -13496,7 +13488,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
     stem, extension = posixpath.splitext(safe_name(filename) or "file")
     extension = extension or f".{facts.extension}"
-    check_extension(f"{stem}{extension}", IMAGE_NAMES)
+    check_extension(f"{stem}{extension}", IMAGE_TYPES)
     if settings.slugify_filenames:
         digest = hashlib.sha256(_utf8(stem)).hexdigest()[:SLUG_DIGITS]
         stem, extension = slugify(stem) or digest, extension.lower()

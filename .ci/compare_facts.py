@@ -166,9 +166,9 @@ def measure(folder: Path, by_format: dict[tuple[str, str], collections.Counter])
         with path.open("rb") as file:
             got = ms.probe(file)
             file.seek(0)
-            head = ms.sniff(file.read(ms.SNIFF_BYTES))
+            head = ms.probe(io.BytesIO(file.read(ms.HEAD_BYTES)))
         if (head and head.kind) != (got and got.kind):
-            print("  sniff", path, head, got and got.mime_type)
+            print("  head", path, head, got and got.mime_type)
         for field, (want, have, same) in compare(path, said.get(str(path), {}), got).items():
             totals[field][same] += 1
             key = (path.suffix.lower().lstrip("."), field)
