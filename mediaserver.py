@@ -4500,10 +4500,12 @@ class Users(Table):
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Which of the unique fields another account has; a login takes e-mail and username."""
         email, username = values.get("email", ""), values.get("username")
-        name = "email_key = ? OR username = ?"
         unique: dict[str, tuple[str, list[Any]]] = {
-            "email": (name, [email.casefold(), email]),
-            "username": (name, [username and username.casefold(), username]),
+            "email": ("email_key = ?1 OR username IN (?1, ?2)", [email.casefold(), email]),
+            "username": (
+                "email_key = ?1 OR username = ?2",
+                [username and username.casefold(), username],
+            ),
             "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
         query = functools.partial(self._index.query, db)
@@ -19859,8 +19861,8 @@ def read_time(value: object) -> float:
     >>> read_time(1700000000000), read_time("2023-11-14 22:13:20"), read_time(None)
     (1700000000.0, 1700000000.0, 0.0)
     """
-    if isinstance(value, (int, float)):
-        return value / 1000
+    if str(value).isdecimal():  # in a column of texts, too
+        return int(str(value)) / 1000
     with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(re.sub(r"(\.\d{3})\d*|Z$", r"\1", str(value)))
         return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()

@@ -8603,6 +8603,9 @@ def test_unique_fields_are_unique_only_the_email_in_any_case_and_blank_is_none(s
     ):  # fmt: skip
         message = f"user with this {field.replace('_', ' ')} already exists."
         assert register(**{field: taken}) == (400, {field: [message]})
+    name = f"{unique().decode()}@x.org"
+    assert register(username=name)[0] == register(username=name.upper())[0] == 201
+    assert register(email=name.title())[1] == {"email": ["user with this email already exists."]}
     assert set(server.call("POST", REGISTER, {})[1]) == {"email", "password"}
     email = f"{unique().decode()}@x.org"
     assert sorted(together(3, lambda _: register(email=email)[0])) == [201, 400, 400]
@@ -9229,6 +9232,7 @@ def colan(source: Path) -> None:
              "added_date": 1763980000123, "updated_date": 1763980000123, **blank, "md5": None,
              "file_path": None, "is_deleted": None}  # fmt: skip
     picture = {**shelf, "id": 4, "is_collection": 0, "label": "now", "parent_id": 3,
+               "added_date": "1763980000123",  # the first versions have a column of texts
                "updated_date": 1763980002000, "md5": md5(content), "file_path": path,
                "is_deleted": 0}  # fmt: skip
     gone = {**picture, "id": 5, "parent_id": None, "is_deleted": 1, "md5": "0" * 32,
