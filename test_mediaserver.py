@@ -11720,8 +11720,11 @@ def store_everywhere(server: Server, content: bytes) -> tuple[dict[str, dict[str
 
 @pytest.fixture
 def stored(start, store) -> Iterator[tuple[Server, ObjectStore]]:
-    """A server whose private files are all in an empty bucket."""
-    yield start(**store.environment), store
+    """A server whose private files are all in an empty bucket.
+
+    It is one process: after a kill no worker goes on, and a circuit is the one that is asked.
+    """
+    yield start("--workers", "1", **store.environment), store
 
 
 def verify_stored(server: Server, store: ObjectStore) -> Any:
