@@ -16756,7 +16756,7 @@ footer a { color: var(--soft) }
 }
 #picked { display: flex; align-items: center; gap: .25rem; padding: .4rem .6rem .4rem 1.2rem }
 #picked { inset-inline: 0; margin: 0 auto; width: fit-content; max-width: calc(100vw - 2rem) }
-#picked span { margin-inline-end: .5rem }
+#picked span { margin-inline-end: .5rem; white-space: nowrap }
 #uploads { width: min(24rem, calc(100vw - 2rem)); padding: 1rem }
 #uploads header { display: flex; align-items: center; gap: .2rem }
 #uploads h2 { flex: 1; margin: 0; font-size: 1rem }
@@ -16834,7 +16834,7 @@ dialog { border: 0; color: inherit }
   select { max-width: 7rem; padding: .45rem .6rem; flex: none }
   #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
-  #bar button span { display: none }
+  #bar button span, #picked button span { display: none }
   #stage { padding: 0 .5rem }
   #grid h2 { padding-inline-start: .25rem; font-size: 1.1rem }
   .pick { opacity: 0; pointer-events: none }
@@ -18007,6 +18007,8 @@ function drawMedium(item) {
       medium.onerror = failed;
       medium.src = original(item);
     }});
+    medium.style.background = `center / contain no-repeat url("${preview(item, 320)}")`;
+    medium.onload = () => { medium.style.background = ""; };  // it stood in for the large one
     medium.src = preview(item, viewSize());
     zoomable(medium, item);
   } else {
