@@ -16596,9 +16596,9 @@ GALLERY_MARKUP = """<!doctype html>
   <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
     data-label="search" maxlength="200" autocomplete="off"></form>
   <div id="filters">
-    <select id="kind" data-label="kind"></select>
-    <select id="month" data-label="month"></select>
-    <select id="camera" data-label="camera"></select>
+    <select id="kind" data-label="kind" hidden></select>
+    <select id="month" data-label="month" hidden></select>
+    <select id="camera" data-label="camera" hidden></select>
   </div>
   <button type="button" id="folders" data-icon="folder" data-t="folders" aria-expanded="false">
   </button>
