@@ -17119,7 +17119,8 @@ function choice(changes, properties, ...children) {
 const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
   ID] = Array(13).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
-let groups = [], list = {}, listTag = "";
+const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
+let groups = [], list = NO_LIST, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
 const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
@@ -17669,7 +17670,8 @@ function showEmpty(symbol, title, how, action = "") {
 }
 
 function showLocked() {
-  groups = [];
+  [groups, list] = [[], NO_LIST];
+  $("cards").hidden = $("places").hidden = true;
   listTag = "";
   clearTiles();
   $("grid").style.height = 0;
