@@ -4308,14 +4308,16 @@ class Files(Table):
     def readable(
         self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
     ) -> list[Located]:
-        """The files of an asset in some folders or of a user's own records."""
+        """The files of an asset in some folders, the library first, or of a user's records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
             " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
         condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
         values = (sha256, *roots, user_id, trashed)
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", *values)
+        rows = self._index.read(
+            f"{SELECT_LOCATED} WHERE {condition} ORDER BY root != 'library'", *values
+        )
         return [located(row) for row in rows]
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
