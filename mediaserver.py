@@ -4294,14 +4294,16 @@ class Files(Table):
     def readable(
         self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
     ) -> list[Located]:
-        """The files of an asset in some folders or of a user's own records."""
+        """The files of an asset in some folders, the library first, or of a user's records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
             " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
         condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
         values = (sha256, *roots, user_id, trashed)
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", *values)
+        rows = self._index.read(
+            f"{SELECT_LOCATED} WHERE {condition} ORDER BY root != 'library'", *values
+        )
         return [located(row) for row in rows]
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
@@ -16596,9 +16598,9 @@ GALLERY_MARKUP = """<!doctype html>
   <form id="search" role="search"><input type="search" name="q" enterkeyhint="search"
     data-label="search" maxlength="200" autocomplete="off"></form>
   <div id="filters">
-    <select id="kind" data-label="kind"></select>
-    <select id="month" data-label="month"></select>
-    <select id="camera" data-label="camera"></select>
+    <select id="kind" data-label="kind" hidden></select>
+    <select id="month" data-label="month" hidden></select>
+    <select id="camera" data-label="camera" hidden></select>
   </div>
   <button type="button" id="folders" data-icon="folder" data-t="folders" aria-expanded="false">
   </button>
@@ -16756,7 +16758,7 @@ footer a { color: var(--soft) }
 }
 #picked { display: flex; align-items: center; gap: .25rem; padding: .4rem .6rem .4rem 1.2rem }
 #picked { inset-inline: 0; margin: 0 auto; width: fit-content; max-width: calc(100vw - 2rem) }
-#picked span { margin-inline-end: .5rem }
+#picked span { margin-inline-end: .5rem; white-space: nowrap }
 #uploads { width: min(24rem, calc(100vw - 2rem)); padding: 1rem }
 #uploads header { display: flex; align-items: center; gap: .2rem }
 #uploads h2 { flex: 1; margin: 0; font-size: 1rem }
@@ -16834,7 +16836,7 @@ dialog { border: 0; color: inherit }
   select { max-width: 7rem; padding: .45rem .6rem; flex: none }
   #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
-  #bar button span { display: none }
+  #bar button span, #picked button span { display: none }
   #stage { padding: 0 .5rem }
   #grid h2 { padding-inline-start: .25rem; font-size: 1.1rem }
   .pick { opacity: 0; pointer-events: none }
@@ -17119,7 +17121,8 @@ function choice(changes, properties, ...children) {
 const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
   ID] = Array(13).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
-let groups = [], list = {}, listTag = "";
+const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
+let groups = [], list = NO_LIST, listTag = "";
 
 const nameOf = (item) => item[PATH].slice(item[PATH].lastIndexOf("/") + 1);
 const folderOf = (item) => item[PATH].slice(0, Math.max(0, item[PATH].lastIndexOf("/")));
@@ -17669,7 +17672,8 @@ function showEmpty(symbol, title, how, action = "") {
 }
 
 function showLocked() {
-  groups = [];
+  [groups, list] = [[], NO_LIST];
+  $("cards").hidden = $("places").hidden = true;
   listTag = "";
   clearTiles();
   $("grid").style.height = 0;
@@ -18007,6 +18011,8 @@ function drawMedium(item) {
       medium.onerror = failed;
       medium.src = original(item);
     }});
+    medium.style.background = `center / contain no-repeat url("${preview(item, 320)}")`;
+    medium.onload = () => { medium.style.background = ""; };  // it stood in for the large one
     medium.src = preview(item, viewSize());
     zoomable(medium, item);
   } else {

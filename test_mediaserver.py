@@ -12989,6 +12989,7 @@ def test_a_private_album_asks_to_sign_in_and_a_link_with_the_key_does(browser, s
     server.put("/image/mine.png", content := png(300, 200))
     browser.open(server.url + "/gallery")
     assert "private" in browser.see("document.querySelector('#empty').innerText")
+    browser.click("#folders")  # of which nothing is told
     browser.open("about:blank")
     browser.open(f"{server.url}/gallery#{urlencode({'key': OWNER_KEY})}")
     browser.see(f"document.querySelector('[data-sha=\"{sha256(content)}\"] img')?.naturalWidth")
