@@ -10974,8 +10974,11 @@ class RouteTable:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
+        self._literal: dict[str, list[tuple[Route, dict[str, str]]]] = {}
         for item in routes:
             for path in (item.path, *item.aliases):
+                if "{" not in path:
+                    self._literal.setdefault(path.rstrip("/"), []).append((item, {}))
                 segments = path.strip("/").split("/")
                 self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
 
@@ -10985,6 +10988,8 @@ class RouteTable:
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
+        if literal := self._literal.get(path.removesuffix("/")):  # most are, and cost no search
+            return literal
         segments = path[1:].removesuffix("/").split("/")
         try:
             parts = [unquote(segment, errors="strict") for segment in segments]
