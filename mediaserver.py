@@ -4240,12 +4240,16 @@ def placeholders(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))
 
 
-def upsert(db: Database, table: str, columns: Sequence[str], row: Sequence[Any]) -> Any:
-    """Add a row or change the one with its id, which is the first column; that id."""
+def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any]) -> Any:
+    """Add a row or change the one with its id, which is the first column; return that id."""
+    return db.execute(upsert_sql(table, columns), row).fetchone()[0]
+
+
+@functools.cache
+def upsert_sql(table: str, columns: tuple[str, ...]) -> str:
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
-    into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(row)})"
-    sql = f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
-    return db.execute(sql, row).fetchone()[0]
+    into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(columns)})"
+    return f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
 
 
 class Files(Table):
@@ -5028,7 +5032,7 @@ class Entities(Table):
 
     def put(self, db: Database, entity: Entity, now: float) -> Entity:
         """Write an entity as its next version, unless it is the current one."""
-        current = self.get(entity.id, db=db)
+        current = self.get(entity.id, db=db) if entity.id else None
         if current and current.is_same(entity):
             return current
         version, added = entity.version + 1, entity.added if entity.id else now
@@ -5781,16 +5785,15 @@ class Folder:
         """
         name = f"{INCOMING}/{sha256}"
         while True:
-            with self.resolve(name, make=True) as place:
-                file = io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab")
-            with file:
+            place = self.resolve(name, make=True)
+            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if os.fstat(file.fileno()).st_nlink:
                     try:
                         yield
                     finally:
                         with contextlib.suppress(OSError):  # what was done inside stays done
-                            self.unlink(name)
+                            place.unlink()
                     return
 
     def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
@@ -10981,8 +10984,11 @@ class RouteTable:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
+        self._literal: dict[str, list[tuple[Route, dict[str, str]]]] = {}
         for item in routes:
             for path in (item.path, *item.aliases):
+                if "{" not in path:
+                    self._literal.setdefault(path.rstrip("/"), []).append((item, {}))
                 segments = path.strip("/").split("/")
                 self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
 
@@ -10992,6 +10998,8 @@ class RouteTable:
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
+        if literal := self._literal.get(path.removesuffix("/")):  # most are, and cost no search
+            return literal
         segments = path[1:].removesuffix("/").split("/")
         try:
             parts = [unquote(segment, errors="strict") for segment in segments]

@@ -2958,6 +2958,9 @@ def test_lists_of_entities_go_by_indexes(index, filters, by):
     assert by in count
     assert by in page
     assert "TEMP B-TREE" not in page
+    (found,) = plans(index, lambda: index.entities.many([1, 2], None))
+    assert "SEARCH entity USING INTEGER PRIMARY KEY" in found
+    assert "SEARCH asset USING PRIMARY KEY" in found
 
 
 def test_an_index_of_a_newer_program_is_left_as_it_is(index, tmp_path):
