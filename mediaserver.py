@@ -9697,7 +9697,7 @@ class FileSlice:
     What goes `before` them shares their first packet (send(2), MSG_MORE); so do an object's bytes.
     """
 
-    __slots__ = ("before", "count", "file", "offset")
+    __slots__ = ("at_hand", "before", "count", "file", "offset")
 
     def __init__(
         self, file: io.FileIO | ObjectReader, offset: int, count: int,
@@ -9707,6 +9707,7 @@ class FileSlice:
         self.offset = offset
         self.count = count
         self.before = before
+        self.at_hand = offset  # what is known to be in memory ends there
 
     def fetch(self, source: ObjectReader) -> None:
         """Put the next bytes of an object behind what goes before."""
@@ -9718,9 +9719,12 @@ class FileSlice:
         """Whether the next bytes are in memory, by samples of the page cache."""
         if isinstance(self.file, ObjectReader):
             return bool(self.before)
-        last, probe = self.offset + min(self.count, SEND_BYTES) - 1, bytearray(1)
-        places = (*range(self.offset, last, SAMPLE_BYTES), last)
-        return all(self._read_at_hand(probe, place) for place in places)
+        if self.offset >= self.at_hand:
+            end, probe = self.offset + min(self.count, SEND_BYTES), bytearray(1)
+            places = (*range(self.offset, end - 1, SAMPLE_BYTES), end - 1)
+            if all(self._read_at_hand(probe, place) for place in places):
+                self.at_hand = end
+        return self.offset < self.at_hand
 
     def read_at_hand(self) -> bytes | None:
         """All of it, if it is in memory."""
@@ -10124,8 +10128,10 @@ class Connection:
                 if not isinstance(pending, FileSlice):
                     sent = self.socket.send(pending)
                     self.pending = memoryview(pending)[sent:]
-                elif may_wait or pending.is_at_hand():
-                    self.pending = self._send_slice(pending)
+                elif may_wait:
+                    self.pending = self._send_slice(pending, SEND_BYTES)
+                elif pending.is_at_hand():
+                    self.pending = self._send_slice(pending, pending.at_hand - pending.offset)
                 else:
                     return WORKING
             except BlockingIOError:
@@ -10133,7 +10139,7 @@ class Connection:
         self.pending = None  # and what it is a view of
         return IDLE
 
-    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
+    def _send_slice(self, segment: FileSlice, most: int) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
         if isinstance(segment.file, ObjectReader) and not segment.before:
             segment.fetch(segment.file)
@@ -10142,7 +10148,7 @@ class Connection:
             segment.before = memoryview(segment.before)[sent:]
             return segment if segment.count or segment.before else None
         assert isinstance(segment.file, io.FileIO)
-        count = min(segment.count, SEND_BYTES)
+        count = min(segment.count, most)
         sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
@@ -12730,7 +12736,7 @@ class Application:
         self.app.meter.set_in_flight(count)
 
     def client_of(self, head: RequestHead, peer: str) -> str:
-        return network_of(Request(self.app, head, peer).client)
+        return network_of(client_address(head.headers, peer, self.app.settings.trusted_proxies))
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request waits for neither disk nor index: a credential may be looked up."""
@@ -13360,10 +13366,12 @@ def thumbnail_response(
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
         return content_response(request.head, content)
-    with contextlib.suppress(OSError, ValueError):
-        status = app.folders[file.root].stat(file.path)
-        if file.matches(status):
-            remember_hot(app, request, file, content, status)
+    folder = app.folders[file.root]
+    if not isinstance(folder, Bucket):
+        with contextlib.suppress(OSError, ValueError):
+            status = folder.stat(file.path)
+            if file.matches(status):
+                remember_hot(app, request, file, content, status)
     return content_response(request.head, content)
 
 
