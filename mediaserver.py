@@ -9654,8 +9654,9 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # once; then its body is fed to the request, by a thread while bytes come, and it is answered.
 # So ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
 # threads of its own: decoders, passwords and long lists keep none from short requests, and what
-# needs no disk is answered while one hangs. A connection is always in one state of a table, and
-# one method changes it. Media are unknown here.
+# needs no disk is answered while one hangs. A connection is always in one state of a table, which
+# `Connections` alone changes; `Reactor` is what the selector's thread does with it, `Runner` what
+# the others do, and `Service` what all of this is around. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
@@ -10223,27 +10224,30 @@ class Connections:
         Any thread may, for a connection that it owns; epoll and kqueue allow it.
         """
         connection.set_deadline(state)
-        if state is not connection.state:
-            with self._lock:
-                self._move(connection, connection.state, state)
-            if state is CLOSED:
-                connection.close()
+        if state is connection.state:
+            return
+        if state is CLOSED:
+            with self._lock:  # before its descriptor is another's
+                self.held.pop(connection.descriptor, None)
+                self._select(connection, 0)
+            connection.close()
+        with self._lock:
+            self._move(connection, state)
 
-    def _move(self, connection: Connection, before: State, state: State) -> None:
+    def _move(self, connection: Connection, state: State) -> None:
         wait = WAITS.get(state)
         if wait:
             self.held[connection.descriptor] = connection
             self._select(connection, wait.event)
-        else:
+        elif state is WORKING:
             self.held.pop(connection.descriptor, None)
             # While a GET is worked on nothing more comes as a rule, and `rest` is rarely needed.
-            quiet = connection.body is None and connection.event == selectors.EVENT_READ
-            if state is CLOSED or not quiet:
+            if connection.body is not None or connection.event != selectors.EVENT_READ:
                 self._select(connection, 0)
         count = connection.count_descriptors() if state is not CLOSED else 0
         self.descriptors += count - connection.counted
         connection.counted = count
-        if before is WORKING or state is WORKING:
+        if WORKING in (state, connection.state):
             if wait:
                 self.landed_at = connection.since
             self.in_flight += 1 if state is WORKING else -1

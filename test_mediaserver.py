@@ -6659,10 +6659,10 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
 
-MOST_CALLS = {"upload": 200, "entity": 330, "entities": 110}
+MOST_CALLS = {"file": 140, "hot file": 5, "upload": 200, "entity": 330, "entities": 110}
 
 
-def test_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
+def test_files_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
     """From the head to the answer, in this program's own functions; with a bound for each way."""
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
@@ -6693,7 +6693,15 @@ def test_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
             body, content_type = form("a.png", png(), field, **texts)
             return post(path, len(body), f"Content-Type: {content_type}") + body
 
+        def cold(path: str) -> bytes:
+            app.hot.clear()
+            return get_line(path)
+
+        fill(tmp_path, {"media/a.png": png()})
+        app.scanner.refresh(app.library, "media/a.png")
         ways = {
+            "file": lambda: cold("/media/a.png"),
+            "hot file": lambda: get_line("/media/a.png"),
             "upload": lambda: send("/upload", "file"),
             "entity": lambda: send("/entity/", "image", is_collection="false"),
             "entities": lambda: get_line("/entity/"),
