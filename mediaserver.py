@@ -668,13 +668,15 @@ class FieldError(NamedTuple):
     type: str = "value_error"
     limit: int | None = None  # the bound that a number breaks
     is_null: bool = False  # it is wrong because it is null
+    given: str = ""  # the type of what is no object, in Python's word, which Django shows
 
 
 class ValidationError(HTTPError):
     """Fields that do not parse; each family answers them in its own shape."""
 
     def __init__(self, *problems: FieldError) -> None:
-        super().__init__(400, "; ".join(f"{p.field}: {p.message}" for p in problems))
+        texts = (f"{p.field}: {p.message}" if p.field else p.message for p in problems)
+        super().__init__(400, "; ".join(texts))
         self.problems = problems
 
 
@@ -12137,9 +12139,13 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
     if not isinstance(value, dict):
         if spec.list_field:
             raise HTTPError(400, f"Send a JSON list, or an object with it as {spec.list_field}.")
-        message = f"Invalid data. Expected a dictionary, but got {type(value).__name__}."  # DRF's
-        raise ValidationError(FieldError("body", "", message, "dict_type"))
+        message = f"The body must be a JSON object, not {JSON_WORDS.get(type(value), 'a number')}."
+        given = type(value).__name__
+        raise ValidationError(FieldError("body", "", message, "dict_type", given=given))
     return value
+
+
+JSON_WORDS = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
 
 
 def unwrap(values: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
@@ -12930,6 +12936,7 @@ FASTAPI_MESSAGES = {
     "value_error": "Value error, {1}",
 }
 DJANGO_MESSAGES = {
+    "dict_type": "Invalid data. Expected a dictionary, but got {}.",
     "missing": "This field is required.",
     "int_parsing": "A valid integer is required.",
     "int_parsing_size": "A valid integer is required.",
@@ -12972,7 +12979,7 @@ def fastapi_error(problem: FieldError) -> dict[str, Any]:
 def django_message(problem: FieldError) -> str:
     kind = "null" if problem.is_null else problem.type
     if kind in DJANGO_MESSAGES:
-        return DJANGO_MESSAGES[kind].format(problem.limit)
+        return DJANGO_MESSAGES[kind].format(problem.given or problem.limit)
     if problem.message.endswith("."):
         return problem.message
     return f"{problem.message[:1].upper()}{problem.message[1:]}."

@@ -270,7 +270,7 @@ def found(path, which):
         how = known.get(name)
         if how is None or not how.environment or not value or "\n" in value or (which == "secrets" and not how.secret):
             continue
-        if how.parse is ms.parse_path:
+        if how.parse is ms.parse_path or (how.parse is ms.parse_place and "://" not in value):
             value = os.path.join(os.path.dirname(path), os.path.expanduser(value))
             value = os.path.normpath(value)
         try:
@@ -280,12 +280,13 @@ def found(path, which):
         print(name, value)
 
 
-def real(path):
+def real(*paths):
     """Refuse a path with a link in it, as far as it is there."""
-    while path != "/" and not os.path.lexists(root.rstrip("/") + path):
-        path = os.path.dirname(path)
-    if os.path.isdir(root):
-        enter(path)
+    for path in paths:
+        while path != "/" and not os.path.lexists(root.rstrip("/") + path):
+            path = os.path.dirname(path)
+        if os.path.isdir(root):
+            enter(path)
 
 
 def make(path, mode, owner=""):
@@ -388,7 +389,7 @@ trap 'exit 130' HUP INT TERM
 if [ -r "$settings" ]; then cat "$settings" >"$working"; fi
 
 get() { # the value of a setting in mediaserver.env, or nothing
-    helper get "$working" "$1"
+    if grep -q "$1" "$working"; then helper get "$working" "$1"; fi
 }
 put() { # put NAME VALUE: the setting now has this value; all other lines stay
     text=$(helper put "$working" "$1" "$2")
@@ -514,7 +515,7 @@ END
     check_folder "$index" DATABASE_URL
     check_folder "$images" UPLOAD_DIR
     check_folder "$entities" MEDIA_STORAGE_DIR
-    for path in "$pictures" "$data" "$index" "$images" "$entities"; do helper real "$path"; done
+    helper real "$pictures" "$data" "$index" "$images" "$entities"
     adopt "$root$data/secrets.env" secrets
     [ -z "$open" ] || put ALLOW_REGISTRATION true
     [ -z "$new" ] || keep ALLOW_REGISTRATION false
