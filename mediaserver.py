@@ -11164,30 +11164,33 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
         yield text
 
 
-class HotFile(NamedTuple):
+class HotFile:
     """A file that was asked for, good as long as `path` is the same file in this state.
 
-    The bytes of a small one are in `content`, and the usual answer with them in `whole`.
+    The bytes of a small one are in `content`; the usual answers are put together once.
     """
 
-    path: str
-    state: tuple[int, ...]  # a link on the way would lead to another file
-    content: Content
-    fields: tuple[tuple[str, str], ...]  # of its header
-    access: Access
-    whole: Response | None
-    unmodified: Response
-    route: int
+    def __init__(
+        self, path: str, status: os.stat_result, content: Content, access: Access, route: int
+    ) -> None:
+        self.path = path
+        self.state = hot_state(status)  # a link on the way would lead to another file
+        self.content = content
+        self.is_small = bool(content.source)
+        self.fields = tuple(content.headers())
+        self.access = access
+        self.route = route
+        self.prepared: dict[int, Response] = {}  # by status
 
-    def choose(self, head: RequestHead) -> Response | None:
-        """An answer that is put together already, if that is what is asked for."""
+    def choose(self, head: RequestHead) -> int:
+        """The status of an answer that can be put together once; 0: it has to be made for this."""
         if head.is_plain:
-            return self.whole if head.method == "GET" else None
+            return 200 if head.method == "GET" and self.is_small else 0
         headers, about = head.headers, (self.content.etag, self.content.last_modified)
         if "range" in headers or "origin" in headers or head.version == (1, 0):
-            return None
+            return 0
         usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
-        return None if usual else self.unmodified
+        return 0 if usual else 304
 
 
 def hot_state(status: os.stat_result) -> tuple[int, ...]:
@@ -11747,16 +11750,9 @@ class App:
         finally:
             places.put(place)
 
-    def prepare(self, response: Response, route: int) -> Response:
-        """Put an answer together that is the same whoever asks."""
-        response.headers += cors_headers(self.settings.cors_allow_origins, "")
-        complete_headers(response)
-        response.route, response.principal = route, str(ANONYMOUS)
-        return response.prepare()
-
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a public file at hand; when there are too many, all make room."""
-        size = hot.content.size if hot.whole else 0
+        size = hot.content.size if hot.is_small else 0
         self.hot_bytes += HOT_ENTRY_BYTES + len(target) + size
         if self.hot_bytes > HOT_BYTES:
             self.hot.clear()
@@ -12769,9 +12765,9 @@ class Application:
             if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
                 return None
             principal = known
-        prepared = hot.choose(head)
+        status = hot.choose(head)
         try:
-            if prepared or hot.whole:
+            if status or hot.is_small:
                 if hot.state != hot_state(os.lstat(hot.path)):
                     return None
                 content = hot.content
@@ -12779,7 +12775,8 @@ class Application:
                 content = open_hot(hot)
         except OSError:
             return None
-        if prepared:
+        if status:
+            prepared = hot.prepared.get(status) or self.prepare(hot, status)
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content, hot.fields)
@@ -12791,6 +12788,18 @@ class Application:
             response.close()
             return None
         self.finish(head, response)
+        return response
+
+    def prepare(self, hot: HotFile, status: int) -> Response:
+        """Put an answer with a hot file together that is the same whoever asks."""
+        if status == 304:
+            response = Response(304, hot.fields[2:])
+        else:
+            response = Response(200, hot.fields, hot.content.source)  # type: ignore[arg-type]
+        response.headers += cors_headers(self.app.settings.cors_allow_origins, "")
+        complete_headers(response)
+        response.route, response.principal = hot.route, str(ANONYMOUS)
+        hot.prepared[status] = response.prepare()
         return response
 
     def recall(self, head: RequestHead) -> Principal | None:
@@ -13143,17 +13152,13 @@ def remember_hot(
         return
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
-    whole, fields = None, content.headers()
-    if isinstance(content.source, bytes):
-        whole = app.prepare(Response(200, fields, content.source), request.route)
-    elif app.settings.accel_redirect:
-        return
-    else:
+    if not isinstance(content.source, bytes):
+        if app.settings.accel_redirect:
+            return
         content = content._replace(source=b"")
-    unmodified = app.prepare(Response(304, fields[2:]), request.route)
-    path, state = f"{app.folders[file.root].path}/{file.path}", hot_state(status)
-    about = (path, state, content, tuple(fields), access, whole, unmodified, request.route)
-    app.remember(request.head.target, HotFile(*about))
+    path = f"{app.folders[file.root].path}/{file.path}"
+    hot = HotFile(path, status, content, access, request.route)
+    app.remember(request.head.target, hot)
 
 
 def store_upload(
