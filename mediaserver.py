@@ -11633,7 +11633,8 @@ class Meter:
         numbers, own = self._numbers, self.worker * self._part
         first = own + 3 + response.route * self._width
         place = first + self._rows.get(response.status, self._rows[0])
-        place += bisect.bisect_left(DURATIONS, seconds)
+        if seconds > DURATIONS[0]:
+            place += bisect.bisect_left(DURATIONS, seconds)
         with self._lock:
             numbers[place] += 1
             numbers[first] += int(seconds * 1e9)
