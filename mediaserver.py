@@ -9677,8 +9677,9 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # once; then its body is fed to the request, by a thread while bytes come, and it is answered.
 # So ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
 # threads of its own: decoders, passwords and long lists keep none from short requests, and what
-# needs no disk is answered while one hangs. A connection is always in one state of a table, and
-# one method changes it. Media are unknown here.
+# needs no disk is answered while one hangs. A connection is always in one state of a table, which
+# `Connections` alone changes; `Reactor` is what the selector's thread does with it, `Runner` what
+# the others do, and `Service` what all of this is around. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
@@ -9720,7 +9721,7 @@ class FileSlice:
     What goes `before` them shares their first packet (send(2), MSG_MORE); so do an object's bytes.
     """
 
-    __slots__ = ("before", "count", "file", "offset")
+    __slots__ = ("at_hand", "before", "count", "file", "offset")
 
     def __init__(
         self, file: io.FileIO | ObjectReader, offset: int, count: int,
@@ -9730,6 +9731,7 @@ class FileSlice:
         self.offset = offset
         self.count = count
         self.before = before
+        self.at_hand = offset  # what is known to be in memory ends there
 
     def fetch(self, source: ObjectReader) -> None:
         """Put the next bytes of an object behind what goes before."""
@@ -9741,9 +9743,12 @@ class FileSlice:
         """Whether the next bytes are in memory, by samples of the page cache."""
         if isinstance(self.file, ObjectReader):
             return bool(self.before)
-        last, probe = self.offset + min(self.count, SEND_BYTES) - 1, bytearray(1)
-        places = (*range(self.offset, last, SAMPLE_BYTES), last)
-        return all(self._read_at_hand(probe, place) for place in places)
+        if self.offset >= self.at_hand:
+            end, probe = self.offset + min(self.count, SEND_BYTES), bytearray(1)
+            places = (*range(self.offset, end - 1, SAMPLE_BYTES), end - 1)
+            if all(self._read_at_hand(probe, place) for place in places):
+                self.at_hand = end
+        return self.offset < self.at_hand
 
     def read_at_hand(self) -> bytes | None:
         """All of it, if it is in memory."""
@@ -10147,8 +10152,10 @@ class Connection:
                 if not isinstance(pending, FileSlice):
                     sent = self.socket.send(pending)
                     self.pending = memoryview(pending)[sent:]
-                elif may_wait or pending.is_at_hand():
-                    self.pending = self._send_slice(pending)
+                elif may_wait:
+                    self.pending = self._send_slice(pending, SEND_BYTES)
+                elif pending.is_at_hand():
+                    self.pending = self._send_slice(pending, pending.at_hand - pending.offset)
                 else:
                     return WORKING
             except BlockingIOError:
@@ -10156,7 +10163,7 @@ class Connection:
         self.pending = None  # and what it is a view of
         return IDLE
 
-    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
+    def _send_slice(self, segment: FileSlice, most: int) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
         if isinstance(segment.file, ObjectReader) and not segment.before:
             segment.fetch(segment.file)
@@ -10165,7 +10172,7 @@ class Connection:
             segment.before = memoryview(segment.before)[sent:]
             return segment if segment.count or segment.before else None
         assert isinstance(segment.file, io.FileIO)
-        count = min(segment.count, SEND_BYTES)
+        count = min(segment.count, most)
         sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
@@ -10240,27 +10247,30 @@ class Connections:
         Any thread may, for a connection that it owns; epoll and kqueue allow it.
         """
         connection.set_deadline(state)
-        if state is not connection.state:
-            with self._lock:
-                self._move(connection, connection.state, state)
-            if state is CLOSED:
-                connection.close()
+        if state is connection.state:
+            return
+        if state is CLOSED:
+            with self._lock:  # before its descriptor is another's
+                self.held.pop(connection.descriptor, None)
+                self._select(connection, 0)
+            connection.close()
+        with self._lock:
+            self._move(connection, state)
 
-    def _move(self, connection: Connection, before: State, state: State) -> None:
+    def _move(self, connection: Connection, state: State) -> None:
         wait = WAITS.get(state)
         if wait:
             self.held[connection.descriptor] = connection
             self._select(connection, wait.event)
-        else:
+        elif state is WORKING:
             self.held.pop(connection.descriptor, None)
             # While a GET is worked on nothing more comes as a rule, and `rest` is rarely needed.
-            quiet = connection.body is None and connection.event == selectors.EVENT_READ
-            if state is CLOSED or not quiet:
+            if connection.body is not None or connection.event != selectors.EVENT_READ:
                 self._select(connection, 0)
         count = connection.count_descriptors() if state is not CLOSED else 0
         self.descriptors += count - connection.counted
         connection.counted = count
-        if before is WORKING or state is WORKING:
+        if WORKING in (state, connection.state):
             if wait:
                 self.landed_at = connection.since
             self.in_flight += 1 if state is WORKING else -1
@@ -11180,30 +11190,33 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
         yield text
 
 
-class HotFile(NamedTuple):
+class HotFile:
     """A file that was asked for, good as long as `path` is the same file in this state.
 
-    The bytes of a small one are in `content`, and the usual answer with them in `whole`.
+    The bytes of a small one are in `content`; the usual answers are put together once.
     """
 
-    path: str
-    state: tuple[int, ...]  # a link on the way would lead to another file
-    content: Content
-    fields: tuple[tuple[str, str], ...]  # of its header
-    access: Access
-    whole: Response | None
-    unmodified: Response
-    route: int
+    def __init__(
+        self, path: str, status: os.stat_result, content: Content, access: Access, route: int
+    ) -> None:
+        self.path = path
+        self.state = hot_state(status)  # a link on the way would lead to another file
+        self.content = content
+        self.is_small = bool(content.source)
+        self.fields = tuple(content.headers())
+        self.access = access
+        self.route = route
+        self.prepared: dict[int, Response] = {}  # by status
 
-    def choose(self, head: RequestHead) -> Response | None:
-        """An answer that is put together already, if that is what is asked for."""
+    def choose(self, head: RequestHead) -> int:
+        """The status of an answer that can be put together once; 0: it has to be made for this."""
         if head.is_plain:
-            return self.whole if head.method == "GET" else None
+            return 200 if head.method == "GET" and self.is_small else 0
         headers, about = head.headers, (self.content.etag, self.content.last_modified)
         if "range" in headers or "origin" in headers or head.version == (1, 0):
-            return None
+            return 0
         usual = precondition_failed(headers, *about) or not not_modified(headers, *about)
-        return None if usual else self.unmodified
+        return 0 if usual else 304
 
 
 def hot_state(status: os.stat_result) -> tuple[int, ...]:
@@ -11646,7 +11659,8 @@ class Meter:
         numbers, own = self._numbers, self.worker * self._part
         first = own + 3 + response.route * self._width
         place = first + self._rows.get(response.status, self._rows[0])
-        place += bisect.bisect_left(DURATIONS, seconds)
+        if seconds > DURATIONS[0]:
+            place += bisect.bisect_left(DURATIONS, seconds)
         with self._lock:
             numbers[place] += 1
             numbers[first] += int(seconds * 1e9)
@@ -11763,16 +11777,9 @@ class App:
         finally:
             places.put(place)
 
-    def prepare(self, response: Response, route: int) -> Response:
-        """Put an answer together that is the same whoever asks."""
-        response.headers += cors_headers(self.settings.cors_allow_origins, "")
-        complete_headers(response)
-        response.route, response.principal = route, str(ANONYMOUS)
-        return response.prepare()
-
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a public file at hand; when there are too many, all make room."""
-        size = hot.content.size if hot.whole else 0
+        size = hot.content.size if hot.is_small else 0
         self.hot_bytes += HOT_ENTRY_BYTES + len(target) + size
         if self.hot_bytes > HOT_BYTES:
             self.hot.clear()
@@ -12762,7 +12769,7 @@ class Application:
         self.app.meter.set_in_flight(count)
 
     def client_of(self, head: RequestHead, peer: str) -> str:
-        return network_of(Request(self.app, head, peer).client)
+        return network_of(client_address(head.headers, peer, self.app.settings.trusted_proxies))
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request waits for neither disk nor index: a credential may be looked up."""
@@ -12785,9 +12792,9 @@ class Application:
             if known is None or not allows(hot.access, known, app.settings.read_auth_enabled):
                 return None
             principal = known
-        prepared = hot.choose(head)
+        status = hot.choose(head)
         try:
-            if prepared or hot.whole:
+            if status or hot.is_small:
                 if hot.state != hot_state(os.lstat(hot.path)):
                     return None
                 content = hot.content
@@ -12795,7 +12802,8 @@ class Application:
                 content = open_hot(hot)
         except OSError:
             return None
-        if prepared:
+        if status:
+            prepared = hot.prepared.get(status) or self.prepare(hot, status)
             return prepared if principal is ANONYMOUS else prepared.again(str(principal))
         try:
             response = content_response(head, content, hot.fields)
@@ -12807,6 +12815,18 @@ class Application:
             response.close()
             return None
         self.finish(head, response)
+        return response
+
+    def prepare(self, hot: HotFile, status: int) -> Response:
+        """Put an answer with a hot file together that is the same whoever asks."""
+        if status == 304:
+            response = Response(304, hot.fields[2:])
+        else:
+            response = Response(200, hot.fields, hot.content.source)  # type: ignore[arg-type]
+        response.headers += cors_headers(self.app.settings.cors_allow_origins, "")
+        complete_headers(response)
+        response.route, response.principal = hot.route, str(ANONYMOUS)
+        hot.prepared[status] = response.prepare()
         return response
 
     def recall(self, head: RequestHead) -> Principal | None:
@@ -13159,17 +13179,13 @@ def remember_hot(
         return
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
-    whole, fields = None, content.headers()
-    if isinstance(content.source, bytes):
-        whole = app.prepare(Response(200, fields, content.source), request.route)
-    elif app.settings.accel_redirect:
-        return
-    else:
+    if not isinstance(content.source, bytes):
+        if app.settings.accel_redirect:
+            return
         content = content._replace(source=b"")
-    unmodified = app.prepare(Response(304, fields[2:]), request.route)
-    path, state = f"{app.folders[file.root].path}/{file.path}", hot_state(status)
-    about = (path, state, content, tuple(fields), access, whole, unmodified, request.route)
-    app.remember(request.head.target, HotFile(*about))
+    path = f"{app.folders[file.root].path}/{file.path}"
+    hot = HotFile(path, status, content, access, request.route)
+    app.remember(request.head.target, hot)
 
 
 def store_upload(
@@ -13392,10 +13408,12 @@ def thumbnail_response(
     if by_link:
         content = content._replace(cache_control="private, no-cache", last_modified=None)
         return content_response(request.head, content)
-    with contextlib.suppress(OSError, ValueError):
-        status = app.folders[file.root].stat(file.path)
-        if file.matches(status):
-            remember_hot(app, request, file, content, status)
+    folder = app.folders[file.root]
+    if not isinstance(folder, Bucket):
+        with contextlib.suppress(OSError, ValueError):
+            status = folder.stat(file.path)
+            if file.matches(status):
+                remember_hot(app, request, file, content, status)
     return content_response(request.head, content)
 
 

@@ -5890,7 +5890,8 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
     app = types.SimpleNamespace(hot={}, hot_bytes=0)
-    hot = ms.HotFile("", (), ms.Content(b"", 100, "", "", None, ""), (), ms.OPEN, None, None, 0)
+    content = ms.Content(bytes(100), 100, "", "", None, "")
+    hot = ms.HotFile("", os.stat("."), content, ms.OPEN, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
@@ -6808,10 +6809,10 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
 
-MOST_CALLS = {"upload": 280, "entity": 370, "entities": 110}
+MOST_CALLS = {"file": 110, "hot file": 6, "upload": 280, "entity": 370, "entities": 110}
 
 
-def test_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
+def test_files_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
     """From the head to the answer, in this program's own functions; with a bound for each way."""
     settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
     ms.make_folders(settings)
@@ -6842,7 +6843,15 @@ def test_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
             body, content_type = form("a.png", png(), field, **texts)
             return post(path, len(body), f"Content-Type: {content_type}") + body
 
+        def cold(path: str) -> bytes:
+            app.hot.clear()
+            return get_line(path)
+
+        fill(tmp_path, {"media/a.png": png()})
+        app.scanner.refresh(app.library, "media/a.png")
         ways = {
+            "file": lambda: cold("/media/a.png"),
+            "hot file": lambda: get_line("/media/a.png"),
             "upload": lambda: send("/upload", "file"),
             "entity": lambda: send("/entity/", "image", is_collection="false"),
             "entities": lambda: get_line("/entity/"),
