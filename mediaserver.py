@@ -3887,9 +3887,12 @@ class IndexCursor(sqlite3.Cursor):
 
 
 class IndexConnection(sqlite3.Connection):
-    """A connection that tells of damage, and that a WeakSet can hold while its thread lives."""
+    """A connection that tells of damage, and is closed when its thread has ended."""
 
     on_damage: Callable[[str], None]
+
+    def __del__(self) -> None:
+        self.close()
 
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
@@ -5359,9 +5362,8 @@ def opened_on_any_disk(path: Path) -> Index:
 def fold_wal_in(path: Path) -> None:
     """Bring the WAL into an index that is closed: where processes close it at once, none does."""
     with contextlib.suppress(sqlite3.DatabaseError):
-        index = Index(path, query_only=True)
-        index.get_meta("decoders")  # what was not read is closed as it is
-        index.close()
+        with contextlib.closing(Index(path, query_only=True)) as index:
+            index.get_meta("decoders")  # what was not read is closed as it is
 
 
 def migrated(index: Index) -> Index:

@@ -6169,7 +6169,7 @@ def test_sigterm_lets_an_upload_finish_and_takes_no_new_one(start):
 
 
 def test_a_stop_waits_for_no_thumbnail_that_is_made_ahead(start, pillow):
-    running = start()
+    running = start("--workers", "1")
     children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
     if not children.exists():
         pytest.skip("needs /proc")
