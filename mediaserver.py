@@ -4920,11 +4920,11 @@ class OwnedTable(Generic[Record]):
         """Leave a path to a new file: the one of another record there was removed by hand."""
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
-    def shows(self, db: Database, record: MediaRecord) -> bool:
-        """Whether a record's collection shows its asset already."""
-        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 = ?"
-        values = (record.collection_id, record.user_id, record.sha256)
-        return db.execute(f"SELECT 1 FROM media WHERE {where}", values).fetchone() is not None
+    def shown_in(self, db: Database, user_id: int, key: str) -> set[str]:
+        """The assets that a user's collection shows without a file of their own."""
+        where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 NOTNULL"
+        rows = db.execute(f"SELECT sha256 FROM media WHERE {where}", (key, user_id))
+        return {row[0] for row in rows}
 
     def remove_loose(self, db: Database, key: str) -> None:
         """Forget a media record that shows an asset in no collection."""
@@ -14287,9 +14287,10 @@ def add_pictures(app: App, request: Request, id: str) -> Response:
     records = [shown_record(caller(request), id.lower(), *existing(each)) for each in found]
 
     def apply(db: Database) -> None:
-        existing(app.index.collections.get(caller(request), id.lower(), db))
+        collection = existing(app.index.collections.get(caller(request), id.lower(), db))
+        shown = app.index.media.shown_in(db, collection.user_id, collection.id)
         for record in records:
-            if not app.index.media.shows(db, record):
+            if record.sha256 not in shown:
                 app.index.media.put(db, record)
 
     app.index.write(apply)
