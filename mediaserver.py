@@ -5361,9 +5361,10 @@ def opened_on_any_disk(path: Path) -> Index:
 
 def fold_wal_in(path: Path) -> None:
     """Bring the WAL into an index that is closed: where processes close it at once, none does."""
-    with contextlib.suppress(sqlite3.DatabaseError):
-        with contextlib.closing(Index(path, query_only=True)) as index:
-            index.get_meta("decoders")  # what was not read is closed as it is
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(sqlite3.DatabaseError))
+        index = stack.enter_context(contextlib.closing(Index(path, query_only=True)))
+        index.get_meta("decoders")  # what was not read is closed as it is
 
 
 def migrated(index: Index) -> Index:
