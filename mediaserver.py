@@ -8889,8 +8889,8 @@ def find_head_end(data: bytes, known: int) -> int:
         raise HTTPError(400, "This is no HTTP request.")
     if _BARE_LF.search(data, since):
         raise HTTPError(400, "A line of the request ends without CR.")
-    line = data.find(b"\r\n", since)
-    if line >= 0 and b"\r\n" not in data[:since]:
+    line = data.find(b"\r\n", max(known - 1, 0))
+    if line >= 0 and b"\r\n" not in data[:known]:  # the first line has ended just now
         parse_request_line(data[:line])
     if len(data) > MAX_HEAD_BYTES:
         raise head_too_large(data)
