@@ -3892,7 +3892,8 @@ class IndexConnection(sqlite3.Connection):
     on_damage: Callable[[str], None]
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it could not be opened
+            self.close()
 
 
 SPARE_BYTES = 8 << 20  # twice what the WAL grows to before it is folded in
