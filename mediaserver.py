@@ -8260,6 +8260,7 @@ class SharedProgress:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, self.LAYOUT.size)
         self.mounts = mmap.mmap(-1, 1)  # another byte when other mount points are known
+        self.forgotten = memoryview(mmap.mmap(-1, 8)).cast("Q")  # how often files were
 
     def get(self) -> ScanProgress:
         now = ScanProgress(*self.LAYOUT.unpack(self._memory[:]))
@@ -8544,6 +8545,7 @@ class Scanner:
 
         if paths:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
+            self.progress.forgotten[0] += 1
 
     def refresh(self, folder: Folder, path: str) -> Located | None:
         """Read one file that changed since it was last read; None where it is gone, OSError."""
@@ -9959,7 +9961,7 @@ class Connection:
         self.event = 0  # that the selector waits for
         self.since = self.deadline = 0.0  # of the state; monotonic seconds
         self.latest = 0.0  # when a head must be complete
-        self.began = 0.0  # when the latest head had come
+        self.began = time.monotonic()  # when the last of the latest head had come
         self.credit = 0.0  # seconds that a head or body may wait: more for each byte that comes
         self.counted = 0  # descriptors
         self.received = b""  # and not used yet
@@ -10009,19 +10011,19 @@ class Connection:
         data = self.received
         if not data:
             return False
+        self.began = time.monotonic()
         try:
             end = find_head_end(data, self.scanned)
             if end < 0:
                 self.scanned = len(data)
                 return False
-            self.began = time.monotonic()
             self.head = head = parse_request_head(data[:end])
         except HTTPError as error:
             self.refuse(error)
             return True
         self.received, self.scanned = data[end + 4 :], 0
         if head.has_body:
-            self.body = head.body_decoder()
+            self.body, self.credit = head.body_decoder(), GRACE_SECONDS
         return True
 
     def take_body(self) -> bool:
@@ -10215,10 +10217,16 @@ class Connection:
             self.give_back_shares()
 
     def close(self) -> None:
+        """Let go of all; what goes wrong with that is no other connection's affair."""
+        for let_go in (self._abandon, self.finish, self.socket.close):
+            try:
+                let_go()
+            except Exception as error:
+                warn(f"a connection's end: {type(error).__name__}: {error}")
+
+    def _abandon(self) -> None:
         if self.exchange is not None:
             self.exchange.abandon()
-        self.finish()
-        self.socket.close()
 
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
@@ -10297,6 +10305,11 @@ class Connections:
             if connection.state is WORKING:
                 self._select(connection, 0)
 
+    def count(self) -> tuple[int, list[Connection]]:
+        """How many threads have, and those that the selector holds, at one moment."""
+        with self._lock:
+            return self.in_flight, list(self.held.values())
+
     def within(self, *states: State) -> list[Connection]:
         """Those that the selector holds in these states."""
         return [c for c in list(self.held.values()) if c.state in states]
@@ -10337,7 +10350,12 @@ class Workers:
                 return
             self._threads += 1
             name = f"{self._name}-{self._threads}"
-        threading.Thread(target=self._work, daemon=True, name=name).start()
+            try:
+                threading.Thread(target=self._work, daemon=True, name=name).start()
+            except RuntimeError:  # no thread to be had: the others do it, if there are any
+                self._threads -= 1
+                if not self._threads:
+                    raise
 
     def has_backlog(self) -> bool:
         return not self._jobs.empty()
@@ -10491,15 +10509,15 @@ class Runner:
         """Run a request, or go on with it or its answer, and give the connection back."""
         try:
             state = self._proceed(connection, workers)
+            if state is WORKING:
+                self.hand_over(connection)
+                self._server.wake()  # to see whether the one short thread is held up
+            else:
+                self._connections.enter(connection, state)
         except Exception as error:  # a thread outlives whatever happens to a request
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            state = CLOSED
-        if state is WORKING:
-            self.hand_over(connection)
-            self._server.wake()  # to see whether the one short thread is held up
-        else:
-            self._connections.enter(connection, state)
+            self._connections.enter(connection, CLOSED)
 
     def _proceed(self, connection: Connection, workers: Workers) -> State:
         """Do what can be done by these workers; the state that the connection is in then."""
@@ -10733,25 +10751,25 @@ class Server(ThreadingHTTPServer):
             patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
             patience = PATIENCE_SECONDS if short.is_waiting() else patience
             for key, _ in self._selector.select(patience):
-                self._turn(key.data)
+                if isinstance(key.data, Connection):
+                    self._attempt(self._reactor.on_ready, key.data)
+                else:
+                    self._attempt(key.data)
             short.relieve()
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
                 self.turned_at = now
                 for connection in self.connections.late(now):
-                    self._reactor.expire(connection)
+                    self._attempt(self._reactor.expire, connection)
 
-    def _turn(self, ready: Connection | Callable[[], None]) -> None:
-        """Do what an event asks for; no mistake in it may end the loop."""
+    def _attempt(self, react: Callable[..., object], *connections: Connection) -> None:
+        """React to something; no mistake in it may end the loop."""
         try:
-            if isinstance(ready, Connection):
-                self._reactor.on_ready(ready)
-            else:
-                ready()
+            react(*connections)
         except Exception as error:
             warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            if isinstance(ready, Connection):
-                self.connections.enter(ready, CLOSED)
+            for connection in connections:
+                self.connections.enter(connection, CLOSED)
 
     @property
     def date(self) -> str:
@@ -10824,8 +10842,7 @@ class Server(ThreadingHTTPServer):
             self._selector.unregister(self.socket)
             self.socket.close()
             self._part_at = now + FAREWELL_SECONDS
-        # In this order: a thread lets go of a connection before it counts down.
-        in_flight, held = connections.in_flight, connections.within(*WAITS)
+        in_flight, held = connections.count()
         # A request that is on its way while its connection is closed would be lost to a client
         # that the next process, on the same inherited socket, could have served.
         part_at = max(self._part_at, connections.landed_at + FAREWELL_SECONDS)
@@ -11211,6 +11228,7 @@ class HotFile:
         self.access = access
         self.route = route
         self.prepared: dict[int, Response] = {}  # by status
+        self.forgotten = 0  # SharedProgress's count: it may have been hidden by a scan since
 
     def choose(self, head: RequestHead) -> int:
         """The status of an answer that can be put together once; 0: it has to be made for this."""
@@ -11783,11 +11801,15 @@ class App:
 
     def remember(self, target: str, hot: HotFile) -> None:
         """Keep a public file at hand; when there are too many, all make room."""
-        size = hot.content.size if hot.is_small else 0
-        self.hot_bytes += HOT_ENTRY_BYTES + len(target) + size
+        hot.forgotten = self.scanner.progress.forgotten[0]
+        old = self.hot.get(target)
+        if old and (old.state, old.forgotten) == (hot.state, hot.forgotten):
+            return
+        size = HOT_ENTRY_BYTES + len(target) + (hot.content.size if hot.is_small else 0)
+        self.hot_bytes += size
         if self.hot_bytes > HOT_BYTES:
             self.hot.clear()
-            self.hot_bytes = 0
+            self.hot_bytes = size
         self.hot[target] = hot
 
 
@@ -12788,6 +12810,8 @@ class Application:
         app, hot = self.app, self.app.hot.get(head.target)
         if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
             return None
+        if hot.forgotten != app.scanner.progress.forgotten[0]:
+            return None
         if not may_wait and is_remote(hot.state[0]):
             return None
         principal = ANONYMOUS
@@ -12892,7 +12916,8 @@ class Accepted:
 
     def abandon(self) -> None:
         self._application.give_back_use(self._request)
-        with contextlib.suppress(OSError):  # what stays in `.incoming/` goes at the next start
+        # What stays in `.incoming/` goes at the next start
+        with contextlib.suppress(OSError, sqlite3.Error):
             self._body.discard()
             if self._request.upload is not None:
                 self._request.upload.discard()
@@ -15598,7 +15623,8 @@ def log_request(
         pattern = '{time} {address} "{method} {path}" {status} {bytes} {seconds} s {principal}'
         line = printable_line(pattern.format_map(entry))
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(line + "\n")
+        if is_writable(sys.stderr):  # or a pipe that nobody empties would hold up everybody
+            sys.stderr.write(line + "\n")
 
 
 # -- OpenAPI -----------------------------------------------------------------------------
@@ -16458,6 +16484,7 @@ def open_album(
 @route("GET", "/gallery/items", READ, "system",
        {200: "Gallery", 404: "Error: There is no such group, or album."},
        query=GALLERY_QUERY)  # fmt: skip
+@deferred("list")
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
     query = {**request.query, "folder": request.query.get("folder", "").strip("/")}

@@ -1720,6 +1720,9 @@ def test_a_log_that_nobody_reads_stops_nothing(monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
         for _ in range(20):
             ms.warn("x" * 10_000)
+        settings = types.SimpleNamespace(log_format="json", trusted_proxies=())
+        for _ in range(1000):
+            ms.log_request(settings, None, "192.0.2.1", ms.Response(), 0.1)
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("GET", "/health")])
@@ -5621,6 +5624,8 @@ class EchoService:
             if not head.has_body:
                 return deferred
             echo.finish = lambda: deferred
+        if head.path == "/broken":
+            echo.abandon = lambda: 1 / 0
         if head.path == "/file":
             source = io.FileIO(self.path)
             return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
@@ -5756,10 +5761,19 @@ def test_what_comes_slower_than_the_least_rate_ends_with_408(bare_server, monkey
     monkeypatch.setattr(ms, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(ms, "MIN_RATE", 1000)
     with Raw(bare_server) as raw:
+        raw.send(post("/quick", 50_000) + bytes(50_000))  # which earns no time for the next
+        assert raw.answer().status == 200
         raw.send(data)
         while not select.select([raw.socket], [], [], 0.02)[0]:
             raw.send(b"a")
         assert raw.answer().status == 408
+
+
+def test_a_request_that_cannot_be_given_up_costs_nothing_else(bare_server):
+    with Raw(bare_server) as raw:
+        raw.send(post("/broken", 2) + b"a")
+        wait_until(lambda: states(bare_server)[ms.State.BODY] == 1)
+    wait_until(lambda: not bare_server.connections.descriptors, "the end of the connection")
 
 
 def test_a_body_at_the_least_rate_is_taken(bare_server, monkeypatch):
@@ -5890,12 +5904,16 @@ def test_the_longest_idle_connection_gives_way_to_a_new_one(bare_server):
 
 
 def test_what_is_remembered_of_a_file_counts_with_its_name():
-    app = types.SimpleNamespace(hot={}, hot_bytes=0)
+    scanner = types.SimpleNamespace(progress=ms.SharedProgress())
+    app = types.SimpleNamespace(hot={}, hot_bytes=0, scanner=scanner)
     content = ms.Content(bytes(100), 100, "", "", None, "")
     hot = ms.HotFile("", os.stat("."), content, ms.OPEN, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
+    before = app.hot_bytes
+    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", os.stat("."), content, ms.OPEN, 0))
+    assert app.hot_bytes == before
 
 
 def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(bare_server):
@@ -8325,6 +8343,17 @@ def test_a_refused_type_is_told_where_it_is_taken(server):
         assert "/api/media/media/" in detail
         assert "/entity/" in detail
     assert "/entity/" not in server.upload(b"no media", "a.txt").json["detail"]
+
+
+def test_a_file_that_a_scan_has_hidden_is_not_remembered(start):
+    running, content = start(), png()
+    fill(running.storage, {"quiet/a.png": content, "b.png": png()})
+    running.rescan()
+    path = f"/image/{sha256(content)}"
+    assert [running.get(path).status for _ in range(3)] == [200] * 3
+    (running.storage / "quiet/.nomedia").touch()
+    running.rescan()
+    assert running.get(path).status == 404
 
 
 def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(start):
