@@ -233,6 +233,8 @@ def amount_of(unit: str, most: float) -> Callable[[str], float]:
 def parse_path(text: str) -> Path:
     if "\0" in text:
         raise ValueError("a path has no NUL in it")
+    if text.lower().startswith("s3://"):
+        raise ValueError(f"{text!r} is no folder, and this cannot be in an object store")
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 
@@ -289,11 +291,12 @@ def parse_place(text: str) -> Path | S3Place:
     >>> str(parse_place("s3://family/pictures/"))
     's3://family/pictures'
     """
-    if not text.startswith("s3://"):
+    if not text.lower().startswith("s3://"):
         return parse_path(text)
     bucket, *parts = text[5:].rstrip("/").split("/")
     if not re.fullmatch(r"[\w.-]{3,63}", bucket, re.ASCII) or {"", ".", ".."}.intersection(parts):
-        raise ValueError(f"{text!r} is not s3://BUCKET/PREFIX")
+        rule = "with a bucket of 3 to 63 letters, digits, dots and hyphens"
+        raise ValueError(f"{text!r} is not s3://BUCKET/PREFIX, {rule}")
     return S3Place(bucket, "".join(f"{part}/" for part in parts))
 
 
@@ -10966,6 +10969,7 @@ class Route(NamedTuple):
     body: BodySpec | None = None
     before: Callable[..., object] | None = None  # raises what goes before errors in the fields
     prompt: bool = False  # it needs neither disk nor index
+    reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
     headers: tuple[tuple[str, str], ...] = ()  # of every answer, errors too
     is_target: bool = False  # of resumable uploads for its family
@@ -12678,10 +12682,10 @@ class Application:
         if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
             return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
-        if self.app.settings.read_only and head.method not in {"GET", "HEAD"}:
-            writer = self.app.settings.read_only
-            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
         item, parameters = self.choose(head, found)
+        writer = self.app.settings.read_only
+        if writer and not (item.reads or head.method in {"GET", "HEAD"}):
+            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
@@ -15438,14 +15442,14 @@ def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
     return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
 
 
-@route("POST", "/session", BEARER, "system", {204: ""})
+@route("POST", "/session", BEARER, "system", {204: ""}, reads=True)
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
     return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
 
 
-@route("DELETE", "/session", OPEN, "system", {204: ""})
+@route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
     return Response(204, [view_cookie(request, "", 0), NO_STORE])
@@ -15499,7 +15503,7 @@ def check_hash(app: App, request: Request) -> Response:
 @route("POST", "/exists", READ, "system",
        {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
-           list_field="sha256"))  # fmt: skip
+           list_field="sha256"), reads=True)  # fmt: skip
 def check_hashes(app: App, request: Request) -> Response:
     """Which of up to 1,000 contents are stored.
 
@@ -19908,10 +19912,14 @@ def read_dump(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield table and row of what is wanted of a file that `manage.py dumpdata` has written."""
     if path.stat().st_size > MAX_DUMP_BYTES:
         return
+    text = path.read_bytes()
     try:
-        items = json.loads(path.read_bytes())
-    except ValueError:
-        return
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        if b'"model"' not in text[:1000]:
+            return
+        hint = "--into library takes in a folder's files alone"
+        raise Refusal(f"{path} looks like a dump, but cannot be read; {hint}") from None
     for item in items if isinstance(items, list) else ():
         table = str(item.get("model")).replace(".", "_") if isinstance(item, dict) else ""
         if table in SOURCE_TABLES:

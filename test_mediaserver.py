@@ -639,6 +639,7 @@ def test_python_dotenv_reads_dotenv_like_us(text):
         ("AUTH_DISABLED", "2"), ("READ_AUTH_ENABLED", "ja"), ("ALLOW_REGISTRATION", "t"),
         ("DATABASE_URL", "postgresql://localhost/media"),
         ("DATABASE_URL", "mysql+pymysql://localhost/media"), ("DATABASE_URL", "index.sqlite3"),
+        ("DATABASE_DIR", "S3://family/data"), ("UPLOAD_DIR", "s3://a/b"),
         ("DATABASE_URL", "sqlite://"), ("PUBLIC_URL", "photos.example.org"),
         ("PUBLIC_URL", "http://x/\r\nX: y"), ("TRUSTED_PROXIES", "nginx"),
         ("CORS_ALLOW_ORIGINS", "https://a.example/path"), ("AUTH_TOKEN", ""),
@@ -9338,6 +9339,14 @@ def test_a_folder_without_a_database_is_no_source_of_records(start, tmp_path):
     assert (run.returncode, "there is no database" in run.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("dump", ['[{"model": "media_handler.media", "pk"', "[" * 100_000])
+def test_a_dump_that_is_cut_off_publishes_no_file_of_an_account(tmp_path, dump):
+    fill(tmp_path, {"old/a.png": png(), "old/dump.json": dump.encode(), "new/b.png": png()})
+    run = run_program("import", "old", "--dry-run", "--storage_dir", "new", cwd=tmp_path)
+    assert (run.returncode, "looks like a dump" in run.stderr) == (1, "model" in dump)
+    assert "Traceback" not in run.stderr
+
+
 def test_an_import_of_what_is_served_already_or_is_no_folder_is_refused(start, tmp_path):
     running = start()
     fill(running.storage, {"sub/sub/a.png": png()})
@@ -11955,6 +11964,8 @@ def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_p
         answer = reader.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
     assert reader.request("OPTIONS", "/upload-image").status in {200, 204}
+    open_session(reader)
+    assert reader.call("POST", "/exists", [sha256(content)], OWNER)[0] == 200
     for refused in (reader.store(png()), reader.upload(png()), reader.put("/image/a.png", png())):
         assert refused.status == 503
         assert server.url in refused.json["detail"]
