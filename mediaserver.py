@@ -5327,14 +5327,11 @@ def open_index(path: Path) -> Index:
     """The index at `path`, made or migrated where needed.
 
     A damaged one is renamed aside and a new one made: what lies on disk is found again by
-    the next scan. Raises SettingError where SQLite cannot use the place at all.
+    the next scan. Only for who has it alone: others would go on with the old file. Raises
+    SettingError where SQLite cannot use the place at all.
     """
     try:
-        index = opened_on_any_disk(path)
-        index.spare.hold()
-        return index
-    except sqlite3.OperationalError as error:
-        raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
+        return open_sound_index(path)
     except sqlite3.DatabaseError as error:
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         aside = path.with_name(f"{path.name}.damaged-{moment}")
@@ -5348,6 +5345,20 @@ def open_index(path: Path) -> Index:
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
+
+
+def open_sound_index(path: Path) -> Index:
+    """The index at `path`; raises sqlite3.DatabaseError, and marks it, if it is damaged."""
+    try:
+        index = opened_on_any_disk(path)
+        index.spare.hold()
+        return index
+    except sqlite3.OperationalError as error:
+        raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
+    except sqlite3.DatabaseError:
+        with contextlib.suppress(OSError):
+            damage_mark(path).touch()
+        raise
 
 
 def opened_on_any_disk(path: Path) -> Index:
@@ -20439,7 +20450,12 @@ def run_server(
     True where it was the index that ended it: it is to be opened anew.
     """
     meter.worker = number
-    app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
+    try:
+        index = open_sound_index(settings.database_url)
+    except sqlite3.DatabaseError as error:  # other workers use it: `recover` puts it aside
+        warn(f"the index is damaged: {error}")
+        return True
+    app = App(settings, index, thumbnails, progress, meter)
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings)
     server = Server(listener.dup(), Application(app, ROUTES))

@@ -6273,6 +6273,18 @@ def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     assert again.get(f"/image/{sha256(private)}").status == 404
 
 
+def test_a_worker_that_meets_a_damaged_index_does_not_take_it_from_the_others(tmp_path):
+    path = tmp_path / "index.sqlite3"
+    damaged = b"this is no database " * 500
+    path.write_bytes(damaged)
+    settings = ms.Settings()._replace(database_url=path)
+    assert ms.run_server(settings, None, None, None, None, ms.Meter(1, 1))
+    assert path.read_bytes() == damaged
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, f"{path.name}-suspect"}
+    ms.open_index(path).close()
+    assert list(tmp_path.glob("*.damaged-*Z"))
+
+
 def with_large_index(running: Server, rows: int) -> Path:
     """Give an index so many rows that no check at start and no cache holds it whole."""
     index = running.data / "index.sqlite3"
