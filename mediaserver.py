@@ -4108,6 +4108,8 @@ class Index:
             change.result = change.apply(self._writer)
         except BaseException as error:  # it is raised again in the thread that asked
             change.error = error
+            if not self._writer.in_transaction:  # SQLite has undone all, as on a full disk
+                raise
             self._writer.execute("ROLLBACK TO change")
         self._writer.execute("RELEASE change")
 

@@ -2916,6 +2916,23 @@ def test_a_write_that_fails_takes_nothing_else_with_it(tmp_path, others):
         assert [change.error for change in waiting] == [None]
 
 
+def test_all_that_wait_for_one_commit_are_written_once_a_full_disk_has_room(tmp_path):
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as index:
+        pages = index._writer.execute("PRAGMA page_count").fetchone()[0]
+        index._writer.execute(f"PRAGMA max_page_count = {pages}")
+        index.spare.give_up = lambda: index._writer.execute("PRAGMA max_page_count = 100000")
+        insert = "REPLACE INTO meta VALUES (?, ?)"
+        values = [("first", "1"), ("large", "0" * 100_000), ("last", "1")]
+        changes = [
+            ms.Change(functools.partial(lambda value, db: db.execute(insert, value), value), True)
+            for value in values
+        ]
+        index._waiting.extend(changes)
+        index._commit_waiting()
+        assert [change.error for change in changes] == [None] * 3
+        assert [(key, index.get_meta(key)) for key, _ in values] == values
+
+
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[ms.Index]:
     with contextlib.closing(ms.open_index(tmp_path / "index")) as opened:
