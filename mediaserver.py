@@ -5938,19 +5938,27 @@ class Folder:
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
-        """Delete files once the block, which has the index forget them, is left without error."""
-        marks = []
+        """Delete files once the block, which has the index forget them, is left without error.
+
+        What can then not be deleted keeps its mark, for the next start.
+        """
+        marks: list[str] = []
         try:
             for name in names:
                 marks.append(self._mark_removed(name))
             yield
-            for name in names:
-                with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
-                    place.unlink()
-                    sync_folder(place.folder)
-        finally:
-            for mark in filter(None, marks):
-                self.unlink(mark)
+        except BaseException:
+            self._unmark(marks)
+            raise
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+                place.unlink()
+                sync_folder(place.folder)
+        self._unmark(marks)
+
+    def _unmark(self, marks: Iterable[str]) -> None:
+        for mark in filter(None, marks):
+            self.unlink(mark)
 
     # What is there
 

@@ -3145,6 +3145,26 @@ def test_a_start_after_a_crash_removes_the_places_of_uploads_that_the_index_does
     assert files_below(tmp_path) == {"a/known.png", "a/own.png"}
 
 
+def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next_start(
+    tmp_path, monkeypatch
+):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    names = ["a.png", "b.png", "c.png"]
+    fill(tmp_path, dict.fromkeys(names, b"content"))
+    with pytest.raises(ValueError), folder.removing(names):
+        raise ValueError("of the commit")
+    assert files_below(tmp_path) == set(names)  # and no mark
+
+    def unlink(place: ms.Place) -> None:
+        raise OSError(errno.EIO, "no")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError), folder.removing(names):
+        patched.setattr(ms.Place, "unlink", unlink)
+    assert len(files_below(tmp_path)) == 2 * len(names)
+    folder.recover(lambda path: False)
+    assert files_below(tmp_path) == set()
+
+
 def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     before = len(os.listdir("/proc/self/fd"))
