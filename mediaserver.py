@@ -5965,8 +5965,11 @@ class Folder:
     def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
         """Name and lstat of what is in a folder, but for folders."""
         with self.resolve(f"{folder}/_") as place, opened(place.folder) as inner:
-            entries = os.scandir(inner)
-            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+            found = []
+            with os.scandir(inner) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
+                        found.append((entry.name, entry.stat(follow_symlinks=False)))
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
     def holds_files(self, below: str = "") -> bool:

@@ -3165,6 +3165,22 @@ def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next
     assert files_below(tmp_path) == set()
 
 
+def test_a_file_that_goes_away_meanwhile_is_only_not_listed(tmp_path, monkeypatch):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"in/a.png": b"a", "in/b.png": b"b", "in/c.png": b"c"})
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def scan_slowly(path: Any) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = list(entries)
+        (tmp_path / "in/b.png").unlink(missing_ok=True)
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scan_slowly)
+    assert sorted(name for name, _ in folder.files_in("in")) == ["a.png", "c.png"]
+
+
 def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
     before = len(os.listdir("/proc/self/fd"))
