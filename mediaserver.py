@@ -19673,7 +19673,8 @@ def migrate(settings: Settings, root: str, to: Path | S3Place | None = None) -> 
         raise Refusal(f"{to} is where they are")
     with index_to_read(settings) as index:
         source, target = open_folders(settings, index)[root], open_folders(own, None)[root]
-        target.recover(lambda name: True)
+        if source.path != target.path:  # two buckets share the server's own `.incoming/`
+            target.recover(lambda name: True)
         progress = Progress(sum(file.size for file in index.files.of_root(root)))
         mover = Mover(index, {root: source}, {root: target}, progress)
         for _ in range(MAX_ROUNDS):

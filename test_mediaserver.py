@@ -11961,6 +11961,17 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
         assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
 
 
+def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stored):
+    server, store = stored
+    store_everywhere(server, png_of(100_000))
+    arriving = server.data / "s3/images/.incoming" / unique().decode()
+    arriving.write_bytes(b"half")
+    target = f"s3://family/{unique().decode()}/images"
+    assert "1 files of images" in run_migrate(server, "images", target, **store.environment)
+    assert arriving.read_bytes() == b"half"
+    arriving.unlink()
+
+
 def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
     server, store = stored
     paths, _ = store_everywhere(server, png_of(100_000))
