@@ -20447,10 +20447,14 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     if not settings.read_only:
         resumed, restarted = app.uploads.recover(), app.index.get_meta("boot") != boot_id()
+        # To one that was just made, or made anew for a lost one, all files are unknown: all stay.
+        is_new = app.index.get_meta("recovered") is None
         for folder in app.folders.values():
-            is_known = functools.partial(app.index.files.get, folder.name)
+            find = functools.partial(app.index.files.get, folder.name)
+            is_known = (lambda name: True) if is_new else find
             folder.recover(is_known, resumed, is_restarted=restarted)
         app.index.set_meta("boot", boot_id())
+        app.index.set_meta("recovered", "1")
     app.index.close()
 
 

@@ -6338,6 +6338,22 @@ def test_a_worker_that_meets_a_damaged_index_does_not_take_it_from_the_others(tm
     assert list(tmp_path.glob("*.damaged-*Z"))
 
 
+@pytest.mark.parametrize("content", [b"this is no database " * 500, b""], ids=["text", "emptied"])
+def test_a_start_with_a_new_index_removes_no_file_of_which_a_crash_left_a_name(start, content):
+    running = start()
+    user = User(running)
+    assert user.upload(png())[0] == 201
+    running.stop()
+    [stored] = user.files()
+    os.link(stored, running.data / "users/.incoming" / ("ab" * 16))
+    index = running.data / "index.sqlite3"
+    for name in ("-wal", "-shm"):
+        index.with_name(index.name + name).unlink(missing_ok=True)
+    index.write_bytes(content)
+    start()
+    assert stored.stat().st_nlink == 1
+
+
 def with_large_index(running: Server, rows: int) -> Path:
     """Give an index so many rows that no check at start and no cache holds it whole."""
     index = running.data / "index.sqlite3"
