@@ -4111,6 +4111,8 @@ class Index:
             change.result = change.apply(self._writer)
         except BaseException as error:  # it is raised again in the thread that asked
             change.error = error
+            if not self._writer.in_transaction:  # SQLite has undone all, as on a full disk
+                raise
             self._writer.execute("ROLLBACK TO change")
         self._writer.execute("RELEASE change")
 
@@ -5330,14 +5332,11 @@ def open_index(path: Path) -> Index:
     """The index at `path`, made or migrated where needed.
 
     A damaged one is renamed aside and a new one made: what lies on disk is found again by
-    the next scan. Raises SettingError where SQLite cannot use the place at all.
+    the next scan. Only for who has it alone: others would go on with the old file. Raises
+    SettingError where SQLite cannot use the place at all.
     """
     try:
-        index = opened_on_any_disk(path)
-        index.spare.hold()
-        return index
-    except sqlite3.OperationalError as error:
-        raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
+        return open_sound_index(path)
     except sqlite3.DatabaseError as error:
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         aside = path.with_name(f"{path.name}.damaged-{moment}")
@@ -5351,6 +5350,20 @@ def open_index(path: Path) -> Index:
         ids = [(table, int(time.time())) for table in ("user", "entity")]
         fresh.write(lambda db: db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", ids))
         return fresh
+
+
+def open_sound_index(path: Path) -> Index:
+    """The index at `path`; raises sqlite3.DatabaseError, and marks it, if it is damaged."""
+    try:
+        index = opened_on_any_disk(path)
+        index.spare.hold()
+        return index
+    except sqlite3.OperationalError as error:
+        raise SettingError("DATABASE_URL", f"the index cannot be opened: {error}") from None
+    except sqlite3.DatabaseError:
+        with contextlib.suppress(OSError):
+            damage_mark(path).touch()
+        raise
 
 
 def opened_on_any_disk(path: Path) -> Index:
@@ -5928,27 +5941,38 @@ class Folder:
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
-        """Delete files once the block, which has the index forget them, is left without error."""
-        marks = []
+        """Delete files once the block, which has the index forget them, is left without error.
+
+        What can then not be deleted keeps its mark, for the next start.
+        """
+        marks: list[str] = []
         try:
             for name in names:
                 marks.append(self._mark_removed(name))
             yield
-            for name in names:
-                with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
-                    place.unlink()
-                    sync_folder(place.folder)
-        finally:
-            for mark in filter(None, marks):
-                self.unlink(mark)
+        except BaseException:
+            self._unmark(marks)
+            raise
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+                place.unlink()
+                sync_folder(place.folder)
+        self._unmark(marks)
+
+    def _unmark(self, marks: Iterable[str]) -> None:
+        for mark in filter(None, marks):
+            self.unlink(mark)
 
     # What is there
 
     def files_in(self, folder: str) -> list[tuple[str, os.stat_result]]:
         """Name and lstat of what is in a folder, but for folders."""
         with self.resolve(f"{folder}/_") as place, opened(place.folder) as inner:
-            entries = os.scandir(inner)
-            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+            found = []
+            with os.scandir(inner) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
+                        found.append((entry.name, entry.stat(follow_symlinks=False)))
         return [(name, status) for name, status in found if not stat.S_ISDIR(status.st_mode)]
 
     def holds_files(self, below: str = "") -> bool:
@@ -19680,7 +19704,8 @@ def migrate(settings: Settings, root: str, to: Path | S3Place | None = None) -> 
         raise Refusal(f"{to} is where they are")
     with index_to_read(settings) as index:
         source, target = open_folders(settings, index)[root], open_folders(own, None)[root]
-        target.recover(lambda name: True)
+        if source.path != target.path:  # two buckets share the server's own `.incoming/`
+            target.recover(lambda name: True)
         progress = Progress(sum(file.size for file in index.files.of_root(root)))
         mover = Mover(index, {root: source}, {root: target}, progress)
         for _ in range(MAX_ROUNDS):
@@ -20457,10 +20482,14 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     if not settings.read_only:
         resumed, restarted = app.uploads.recover(), app.index.get_meta("boot") != boot_id()
+        # To one that was just made, or made anew for a lost one, all files are unknown: all stay.
+        is_new = app.index.get_meta("recovered") is None
         for folder in app.folders.values():
-            is_known = functools.partial(app.index.files.get, folder.name)
+            find = functools.partial(app.index.files.get, folder.name)
+            is_known = (lambda name: True) if is_new else find
             folder.recover(is_known, resumed, is_restarted=restarted)
         app.index.set_meta("boot", boot_id())
+        app.index.set_meta("recovered", "1")
     app.index.close()
 
 
@@ -20474,7 +20503,12 @@ def run_server(
     True where it was the index that ended it: it is to be opened anew.
     """
     meter.worker = number
-    app = App(settings, open_index(settings.database_url), thumbnails, progress, meter)
+    try:
+        index = open_sound_index(settings.database_url)
+    except sqlite3.DatabaseError as error:  # other workers use it: `recover` puts it aside
+        warn(f"the index is damaged: {error}")
+        return True
+    app = App(settings, index, thumbnails, progress, meter)
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings)
     server = Server(listener.dup(), Application(app, ROUTES))

@@ -2920,6 +2920,23 @@ def test_a_write_that_fails_takes_nothing_else_with_it(tmp_path, others):
         assert [change.error for change in waiting] == [None]
 
 
+def test_all_that_wait_for_one_commit_are_written_once_a_full_disk_has_room(tmp_path):
+    with contextlib.closing(ms.open_index(tmp_path / "index")) as index:
+        pages = index._writer.execute("PRAGMA page_count").fetchone()[0]
+        index._writer.execute(f"PRAGMA max_page_count = {pages}")
+        index.spare.give_up = lambda: index._writer.execute("PRAGMA max_page_count = 100000")
+        insert = "REPLACE INTO meta VALUES (?, ?)"
+        values = [("first", "1"), ("large", "0" * 100_000), ("last", "1")]
+        changes = [
+            ms.Change(functools.partial(lambda value, db: db.execute(insert, value), value), True)
+            for value in values
+        ]
+        index._waiting.extend(changes)
+        index._commit_waiting()
+        assert [change.error for change in changes] == [None] * 3
+        assert [(key, index.get_meta(key)) for key, _ in values] == values
+
+
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[ms.Index]:
     with contextlib.closing(ms.open_index(tmp_path / "index")) as opened:
@@ -3130,6 +3147,42 @@ def test_a_start_after_a_crash_removes_the_places_of_uploads_that_the_index_does
     for incoming in (known, unknown):
         incoming.discard(undo=False)  # which finds nothing any more
     assert files_below(tmp_path) == {"a/known.png", "a/own.png"}
+
+
+def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next_start(
+    tmp_path, monkeypatch
+):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    names = ["a.png", "b.png", "c.png"]
+    fill(tmp_path, dict.fromkeys(names, b"content"))
+    with pytest.raises(ValueError), folder.removing(names):
+        raise ValueError("of the commit")
+    assert files_below(tmp_path) == set(names)  # and no mark
+
+    def unlink(place: ms.Place) -> None:
+        raise OSError(errno.EIO, "no")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError), folder.removing(names):
+        patched.setattr(ms.Place, "unlink", unlink)
+    assert len(files_below(tmp_path)) == 2 * len(names)
+    folder.recover(lambda path: False)
+    assert files_below(tmp_path) == set()
+
+
+def test_a_file_that_goes_away_meanwhile_is_only_not_listed(tmp_path, monkeypatch):
+    folder = ms.Folder("images", tmp_path, make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {"in/a.png": b"a", "in/b.png": b"b", "in/c.png": b"c"})
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def scan_slowly(path: Any) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = list(entries)
+        (tmp_path / "in/b.png").unlink(missing_ok=True)
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scan_slowly)
+    assert sorted(name for name, _ in folder.files_in("in")) == ["a.png", "c.png"]
 
 
 def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
@@ -6290,6 +6343,34 @@ def test_a_damaged_index_is_put_aside_and_rebuilt_from_disk(start, damage):
     assert again.get(f"/media/{made['filename']}").body == public
     assert again.get("/image/box.png", **READER).body == private
     assert again.get(f"/image/{sha256(private)}").status == 404
+
+
+def test_a_worker_that_meets_a_damaged_index_does_not_take_it_from_the_others(tmp_path):
+    path = tmp_path / "index.sqlite3"
+    damaged = b"this is no database " * 500
+    path.write_bytes(damaged)
+    settings = ms.Settings()._replace(database_url=path)
+    assert ms.run_server(settings, None, None, None, None, ms.Meter(1, 1))
+    assert path.read_bytes() == damaged
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, f"{path.name}-suspect"}
+    ms.open_index(path).close()
+    assert list(tmp_path.glob("*.damaged-*Z"))
+
+
+@pytest.mark.parametrize("content", [b"this is no database " * 500, b""], ids=["text", "emptied"])
+def test_a_start_with_a_new_index_removes_no_file_of_which_a_crash_left_a_name(start, content):
+    running = start()
+    user = User(running)
+    assert user.upload(png())[0] == 201
+    running.stop()
+    [stored] = user.files()
+    os.link(stored, running.data / "users/.incoming" / ("ab" * 16))
+    index = running.data / "index.sqlite3"
+    for name in ("-wal", "-shm"):
+        index.with_name(index.name + name).unlink(missing_ok=True)
+    index.write_bytes(content)
+    start()
+    assert stored.stat().st_nlink == 1
 
 
 def with_large_index(running: Server, rows: int) -> Path:
@@ -11932,6 +12013,17 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
     for path, headers in paths.items():
         answer = back.request("GET", path, headers=headers)
         assert (answer.status, len(answer.body) in {50_000, 100_000}) == (200, True)
+
+
+def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stored):
+    server, store = stored
+    store_everywhere(server, png_of(100_000))
+    arriving = server.data / "s3/images/.incoming" / unique().decode()
+    arriving.write_bytes(b"half")
+    target = f"s3://family/{unique().decode()}/images"
+    assert "1 files of images" in run_migrate(server, "images", target, **store.environment)
+    assert arriving.read_bytes() == b"half"
+    arriving.unlink()
 
 
 def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
