@@ -3151,7 +3151,7 @@ PATCHED = frozenset({  # extensions
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 })  # fmt: skip
 MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
-MAX_PATCHING_STEPS = 10**7
+MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
 _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
     box: frozenset(names.split()) for box, names in {
@@ -3302,7 +3302,7 @@ class _PatchFinder:
                 self._blank(entry, 42, 74)  # the codec's name
             else:
                 unit = max(unit, _audio_unit(kind, entry))
-        self._shown += _track_chunks(tables, unit)
+        self._shown += _track_chunks(tables, unit, MAX_PATCHING_STEPS - len(self._shown))
 
     def _keep_items(self, boxes: _Parts) -> None:
         """Note where the items of a picture are, and overwrite those that do not show it."""
@@ -3344,25 +3344,33 @@ def _audio_unit(kind: bytes, entry: _Span) -> float:
     return float(frame / samples) if samples else 0.0
 
 
-def _numbers(table: _Span, layout: str) -> list[int]:
-    """Read the big-endian numbers behind their count."""
+def _numbers(table: _Span, layout: str, limit: float = math.inf) -> list[int]:
+    """Read the big-endian numbers behind their count; ValueError for more than `limit`."""
     count = table.read_uint(4)
+    if count > limit:
+        raise ValueError("too many numbers")
     data = table.read(0, count * struct.calcsize(layout))
     return list(struct.unpack(f">{count}{layout}", data))
 
 
-def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
-    """Yield where a track's chunks start and end (14496-12, 8.7); `unit`: what 1 stands for."""
+def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield where a track's chunks start and end (14496-12, 8.7); `unit`: what 1 stands for.
+
+    ValueError for more than `limit` of them, before the first one.
+    """
     wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
-    starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
+    places, layout = (wide, "Q") if wide.size else (tables[b"stco"], "I")
+    starts = _numbers(places.part(4), layout, limit)
     size = sizes.read_uint(4)  # of each sample; 0: they have sizes of their own
     equal = unit if size == 1 and unit else float(size)
     ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
     count = runs.read_uint(4)
-    layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
-    firsts = [first for first, _ in layout[1:]] + [len(starts) + 1]
+    entries = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
+    afters = [first for first, _ in entries[1:]] + [len(starts) + 1]
+    if not all(0 < first < after for (first, _), after in zip(entries, afters, strict=False)):
+        raise ValueError("chunks that are listed again")  # and again
     sample = 0
-    for (first, count), after in zip(layout, firsts, strict=False):
+    for (first, count), after in zip(entries, afters, strict=False):
         for start in starts[first - 1 : after - 1]:
             before, sample = sample, min(sample + count, len(ends) - 1)
             length = math.ceil(count * equal) if equal else ends[sample] - ends[before]

@@ -11532,6 +11532,26 @@ def test_a_crafted_video_is_refused_or_patched_within_its_bounds():
     assert 0 < refused < 900
 
 
+@pytest.mark.parametrize(
+    "runs", [[1], [1, 3001] * 900, [1, 1, 2], [2, 1], [0, 1], [1, 3002]], ids=lambda _: ""
+)
+def test_a_video_that_lists_its_chunks_again_and_again_is_refused_at_once(runs):
+    count = struct.pack(">I", 3000)
+    tables = box(
+        b"stbl", box(b"stsd", bytes(8)), box(b"stco", bytes(4), count, bytes(4 * 3000)),
+        box(b"stsz", bytes(4), struct.pack(">II", 1, 3000)),
+        box(b"stsc", bytes(4), struct.pack(">I", len(runs)), *(
+            struct.pack(">III", first, 1, 1) for first in runs)),
+    )  # fmt: skip
+    media = box(b"mdia", box(b"hdlr", bytes(8), b"vide", bytes(12)), box(b"minf", tables))
+    data = box(b"ftyp", b"qt  ", bytes(4)) + box(b"moov", box(b"trak", media))
+    start = time.thread_time()
+    broken = pytest.raises(ValueError, match="a broken file")
+    with broken if len(runs) > 1 else contextlib.nullcontext():
+        ms.find_patches(io.BytesIO(data), len(data))
+    assert time.thread_time() - start < 0.3
+
+
 @pytest.mark.parametrize("name", ["a.mov", "a.mp4", "fragments.mp4", "a.heic"])
 def test_exiftool_finds_nothing_in_what_a_link_sends(server, tmp_path, name):
     exiftool, path = need("exiftool"), tmp_path / name
