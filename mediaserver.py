@@ -5417,7 +5417,6 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
-UPLOAD_NAME = re.compile("[0-9a-f]{32}")  # of a file that arrives there
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -5711,14 +5710,11 @@ class Folder:
 
     # Files on their way in and out
 
-    def recover(
-        self, is_known: Callable[[str], object], resumed: Set[str] = frozenset(), *,
-        is_restarted: bool = False,
-    ) -> None:  # fmt: skip
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
         """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
 
-        What may be `resumed` stays, by its name there. If the machine `is_restarted`, the index
-        may have lost what was answered and can be read again: that is kept.
+        What may be `resumed` stays, by its name there. A whole upload that was not answered may
+        stay, too, where others write: the index may have lost one that was, and reads it again.
         """
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
@@ -5729,20 +5725,16 @@ class Folder:
         for prefix in ("", *inner):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known, resumed, is_restarted)
+                    self._recover(prefix + INCOMING, is_known, resumed)
 
     def _recover(
-        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str],
-        is_restarted: bool,
-    ) -> None:  # fmt: skip
+        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
+    ) -> None:
         left = [item for item in self.files_in(incoming) if item[0] not in resumed]
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
-        arrived = {
-            inode(status) for name, status in linked
-            if self.name in SERVER_ONLY or (UPLOAD_NAME.fullmatch(name) and not is_restarted)
-        }  # fmt: skip
+        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
         for path, status in self.walk(lambda name: True, []) if linked else ():
             name = os.fsdecode(path)
             ours = mark_of(name) in marks or inode(status) in arrived
@@ -6929,10 +6921,7 @@ class Bucket(Folder):
                 os.fsync(file.fileno())
             sync_folder(place.folder)
 
-    def recover(
-        self, is_known: Callable[[str], object], resumed: Set[str] = frozenset(), *,
-        is_restarted: bool = False,
-    ) -> None:  # fmt: skip
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
         """Undo what a crash left half done: what lies in `.incoming/`, and unknown objects."""
         os.makedirs(f"{self.path}/{INCOMING}", mode=0o700, exist_ok=True)
         for name in [name for name, _ in self.files_in(INCOMING) if name not in resumed]:
@@ -20412,14 +20401,6 @@ def serve(settings: Settings) -> None:
     os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
-def boot_id() -> str:
-    """What is another text after each start of the machine; empty where it does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not on macOS
-        return ""
-
-
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
@@ -20429,11 +20410,10 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     if not settings.read_only:
-        resumed, restarted = app.uploads.recover(), app.index.get_meta("boot") != boot_id()
+        resumed = app.uploads.recover()
         for folder in app.folders.values():
             is_known = functools.partial(app.index.files.get, folder.name)
-            folder.recover(is_known, resumed, is_restarted=restarted)
-        app.index.set_meta("boot", boot_id())
+            folder.recover(is_known, resumed)
     app.index.close()
 
 
