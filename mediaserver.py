@@ -8232,8 +8232,9 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
 
 
 def probe_again(folder: Folder, file: File) -> Facts | None:
-    """Read what a file says of itself; None where it cannot be read or is another one now."""
-    with contextlib.suppress(OSError, ValueError), folder.open(file.path) as source:
+    """Read what a file says of itself; None if it is gone or another one now, else OSError."""
+    gone = (FileNotFoundError, ValueError)
+    with contextlib.suppress(*gone), folder.open(file.path) as source:
         return probe(source) if file.matches(os.fstat(source.fileno())) else None
     return None
 
@@ -8345,13 +8346,28 @@ class Scanner:
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            for folder in [each for each in self._sources.values() if each.is_scanned]:
-                files = self._index.files.of_root(folder.name)
-                while batch := list(itertools.islice(files, SCAN_BATCH)):
-                    if self._stopping:
-                        return
-                    self._put_facts([(file.sha256, probe_again(folder, file)) for file in batch])
-            self._index.set_meta("facts version", FACTS_VERSION)
+            folders = [each for each in self._sources.values() if each.is_scanned]
+            whole = [self._renew_facts_in(folder) for folder in folders]
+            if all(whole):
+                self._index.set_meta("facts version", FACTS_VERSION)
+
+    def _renew_facts_in(self, folder: Folder) -> bool:
+        """Probe all files of a folder again; whether it was there all the time, and readable."""
+        before, is_whole = folder.identity(), True
+        if before is None or self.absent_mounts(folder):
+            return folder.is_new()
+        files = self._index.files.of_root(folder.name)
+        while batch := list(itertools.islice(files, SCAN_BATCH)):
+            found = []
+            for file in batch:
+                if self._stopping:
+                    return False
+                try:
+                    found.append((file.sha256, probe_again(folder, file)))
+                except OSError:
+                    is_whole = False
+            self._put_facts(found)
+        return is_whole and folder.identity() == before
 
     def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
         def apply(db: Database) -> None:

@@ -4518,6 +4518,34 @@ def test_what_another_version_has_read_of_files_is_read_again(scanning):
     assert int(scanning.index.get_meta("library_version")) == lists + 1  # for the one alone
 
 
+@pytest.mark.parametrize("problem", ["away", "goes away", "unreadable", "one is gone"])
+def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
+    scanning, monkeypatch, problem
+):
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    assert scanning.scanner.scan()
+    scanning.index.set_meta("facts version", "1")
+    aside, real = scanning.path.with_name("aside"), ms.probe_again
+
+    def probe_again(folder: Any, file: Any) -> Any:
+        if problem == "unreadable" and file.path == "a.png":
+            raise OSError(errno.EIO, "Input/output error")
+        if problem == "goes away" and not aside.exists():
+            scanning.path.rename(aside)
+            scanning.path.mkdir()
+        return real(folder, file)
+
+    monkeypatch.setattr(ms, "probe_again", probe_again)
+    if problem == "away":
+        scanning.path.rename(aside)
+        scanning.path.mkdir()
+    elif problem == "one is gone":
+        (scanning.path / "a.png").unlink()
+    scanning.scanner._renew_facts()
+    noted = scanning.index.get_meta("facts version")
+    assert noted == (ms.FACTS_VERSION if problem == "one is gone" else "1")
+
+
 def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch):
     fill(scanning.path, {"a.png": png(), "b.png": png(), "c.png": png()})
     real = scanning.index.files.put
