@@ -4197,7 +4197,14 @@ class Assets(Table):
         names, values = ", ".join(Facts._fields), placeholders(facts)
         sql = f"UPDATE asset SET ({names}) = ({values})"
         sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
-        db.execute(sql, (*facts, sha256, *facts))
+        if not db.execute(sql, (*facts, sha256, *facts)).rowcount:
+            return
+        sql = "SET (kind, mime_type, extension) = (?, ?, ?) WHERE sha256 = ?"
+        copies = (facts.kind, facts.mime_type, facts.extension, sha256)
+        db.execute(f"UPDATE entity {sql}", copies)
+        # By their paths, of which there is an index: current and older versions.
+        paths = "SELECT CAST(path AS TEXT) FROM file WHERE root = 'entities' AND sha256 = ?"
+        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, sha256))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"

@@ -10106,6 +10106,26 @@ def test_an_own_older_content_comes_back_without_a_second_file(entities):
     assert entities.content(item["id"]) == contents[0]
 
 
+def test_other_facts_of_a_content_are_those_of_its_entities_and_their_versions(entities):
+    older, newer = png(), png()
+    item = entities.create(older)
+    entities.send("PUT", item["id"], newer)
+    facts = probe(newer)
+    with contextlib.closing(ms.open_index(entities.server.data / "index.sqlite3")) as index:
+
+        def set_facts(facts: Any) -> None:
+            for digest in map(sha256, (older, newer)):
+                index.write(lambda db, of=digest: index.assets.set_facts(db, of, facts))
+
+        set_facts(facts._replace(mime_type="image/changed", extension="changed"))
+        filters = {"mime_type": "image/changed", "extension": "changed"}
+        for version in (None, 1, 2):
+            chosen, count = index.entities.page(version, filters, "", 10, 0)
+            assert ([key for key, _ in chosen], count) == ([item["id"]], 1)
+        set_facts(facts)
+        assert index.entities.page(None, filters, "", 10, 0) == ([], 0)
+
+
 def test_the_same_content_is_a_conflict_that_names_md5_and_entity(entities):
     image = png()
     first, other = entities.create(image), entities.create()
