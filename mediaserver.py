@@ -2734,6 +2734,7 @@ def _count_frames(audio: _Span) -> float:
     with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
         for start in range((step - FRAME_SAMPLE_BYTES) // 2, audio.size, step):
             data = audio.peek(start, FRAME_SAMPLE_BYTES)
+            audio.charge(STEP_COST * data.count(255, 0, MAX_SYNC_BYTES))
             found = _first_frame(data)
             at = found[0] if found else len(data)
             while frame := _frame(data, at):
