@@ -2737,6 +2737,7 @@ def _count_frames(audio: _Span) -> float:
     with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
         for start in range((step - FRAME_SAMPLE_BYTES) // 2, audio.size, step):
             data = audio.peek(start, FRAME_SAMPLE_BYTES)
+            audio.charge(STEP_COST * data.count(255, 0, MAX_SYNC_BYTES))
             found = _first_frame(data)
             at = found[0] if found else len(data)
             while frame := _frame(data, at):
@@ -3154,7 +3155,7 @@ PATCHED = frozenset({  # extensions
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 })  # fmt: skip
 MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
-MAX_PATCHING_STEPS = 10**7
+MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
 _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
     box: frozenset(names.split()) for box, names in {
@@ -3305,7 +3306,7 @@ class _PatchFinder:
                 self._blank(entry, 42, 74)  # the codec's name
             else:
                 unit = max(unit, _audio_unit(kind, entry))
-        self._shown += _track_chunks(tables, unit)
+        self._shown += _track_chunks(tables, unit, MAX_PATCHING_STEPS - len(self._shown))
 
     def _keep_items(self, boxes: _Parts) -> None:
         """Note where the items of a picture are, and overwrite those that do not show it."""
@@ -3347,25 +3348,33 @@ def _audio_unit(kind: bytes, entry: _Span) -> float:
     return float(frame / samples) if samples else 0.0
 
 
-def _numbers(table: _Span, layout: str) -> list[int]:
-    """Read the big-endian numbers behind their count."""
+def _numbers(table: _Span, layout: str, limit: float = math.inf) -> list[int]:
+    """Read the big-endian numbers behind their count; ValueError for more than `limit`."""
     count = table.read_uint(4)
+    if count > limit:
+        raise ValueError("too many numbers")
     data = table.read(0, count * struct.calcsize(layout))
     return list(struct.unpack(f">{count}{layout}", data))
 
 
-def _track_chunks(tables: _Parts, unit: float) -> Iterator[tuple[int, int]]:
-    """Yield where a track's chunks start and end (14496-12, 8.7); `unit`: what 1 stands for."""
+def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield where a track's chunks start and end (14496-12, 8.7); `unit`: what 1 stands for.
+
+    ValueError for more than `limit` of them, before the first one.
+    """
     wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
-    starts = _numbers(wide.part(4), "Q") if wide.size else _numbers(tables[b"stco"].part(4), "I")
+    places, layout = (wide, "Q") if wide.size else (tables[b"stco"], "I")
+    starts = _numbers(places.part(4), layout, limit)
     size = sizes.read_uint(4)  # of each sample; 0: they have sizes of their own
     equal = unit if size == 1 and unit else float(size)
     ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
     count = runs.read_uint(4)
-    layout = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
-    firsts = [first for first, _ in layout[1:]] + [len(starts) + 1]
+    entries = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
+    afters = [first for first, _ in entries[1:]] + [len(starts) + 1]
+    if not all(0 < first < after for (first, _), after in zip(entries, afters, strict=False)):
+        raise ValueError("chunks that are listed again")  # and again
     sample = 0
-    for (first, count), after in zip(layout, firsts, strict=False):
+    for (first, count), after in zip(entries, afters, strict=False):
         for start in starts[first - 1 : after - 1]:
             before, sample = sample, min(sample + count, len(ends) - 1)
             length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
@@ -4194,7 +4203,14 @@ class Assets(Table):
         names, values = ", ".join(Facts._fields), placeholders(facts)
         sql = f"UPDATE asset SET ({names}) = ({values})"
         sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
-        db.execute(sql, (*facts, sha256, *facts))
+        if not db.execute(sql, (*facts, sha256, *facts)).rowcount:
+            return
+        sql = "SET (kind, mime_type, extension) = (?, ?, ?) WHERE sha256 = ?"
+        copies = (facts.kind, facts.mime_type, facts.extension, sha256)
+        db.execute(f"UPDATE entity {sql}", copies)
+        # By their paths, of which there is an index: current and older versions.
+        paths = "SELECT CAST(path AS TEXT) FROM file WHERE root = 'entities' AND sha256 = ?"
+        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, sha256))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -5425,7 +5441,6 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
-UPLOAD_NAME = re.compile("[0-9a-f]{32}")  # of a file that arrives there
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -5719,14 +5734,11 @@ class Folder:
 
     # Files on their way in and out
 
-    def recover(
-        self, is_known: Callable[[str], object], resumed: Set[str] = frozenset(), *,
-        is_restarted: bool = False,
-    ) -> None:  # fmt: skip
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
         """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
 
-        What may be `resumed` stays, by its name there. If the machine `is_restarted`, the index
-        may have lost what was answered and can be read again: that is kept.
+        What may be `resumed` stays, by its name there. A whole upload that was not answered may
+        stay, too, where others write: the index may have lost one that was, and reads it again.
         """
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
@@ -5737,20 +5749,16 @@ class Folder:
         for prefix in ("", *inner):
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known, resumed, is_restarted)
+                    self._recover(prefix + INCOMING, is_known, resumed)
 
     def _recover(
-        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str],
-        is_restarted: bool,
-    ) -> None:  # fmt: skip
+        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
+    ) -> None:
         left = [item for item in self.files_in(incoming) if item[0] not in resumed]
         linked = [(name, status) for name, status in left if status.st_nlink > 1]
         # A mark tells the place: what else people link from here is not ours to remove.
         marks = {name.partition(".")[2] for name, _ in linked}
-        arrived = {
-            inode(status) for name, status in linked
-            if self.name in SERVER_ONLY or (UPLOAD_NAME.fullmatch(name) and not is_restarted)
-        }  # fmt: skip
+        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
         for path, status in self.walk(lambda name: True, []) if linked else ():
             name = os.fsdecode(path)
             ours = mark_of(name) in marks or inode(status) in arrived
@@ -6948,10 +6956,7 @@ class Bucket(Folder):
                 os.fsync(file.fileno())
             sync_folder(place.folder)
 
-    def recover(
-        self, is_known: Callable[[str], object], resumed: Set[str] = frozenset(), *,
-        is_restarted: bool = False,
-    ) -> None:  # fmt: skip
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
         """Undo what a crash left half done: what lies in `.incoming/`, and unknown objects."""
         os.makedirs(f"{self.path}/{INCOMING}", mode=0o700, exist_ok=True)
         for name in [name for name, _ in self.files_in(INCOMING) if name not in resumed]:
@@ -8262,8 +8267,9 @@ def describe(folder: Folder, path: str, added: float) -> Located | None:
 
 
 def probe_again(folder: Folder, file: File) -> Facts | None:
-    """Read what a file says of itself; None where it cannot be read or is another one now."""
-    with contextlib.suppress(OSError, ValueError), folder.open(file.path) as source:
+    """Read what a file says of itself; None if it is gone or another one now, else OSError."""
+    gone = (FileNotFoundError, ValueError)
+    with contextlib.suppress(*gone), folder.open(file.path) as source:
         return probe(source) if file.matches(os.fstat(source.fileno())) else None
     return None
 
@@ -8376,13 +8382,28 @@ class Scanner:
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            for folder in [each for each in self._sources.values() if each.is_scanned]:
-                files = self._index.files.of_root(folder.name)
-                while batch := list(itertools.islice(files, SCAN_BATCH)):
-                    if self._stopping:
-                        return
-                    self._put_facts([(file.sha256, probe_again(folder, file)) for file in batch])
-            self._index.set_meta("facts version", FACTS_VERSION)
+            folders = [each for each in self._sources.values() if each.is_scanned]
+            whole = [self._renew_facts_in(folder) for folder in folders]
+            if all(whole):
+                self._index.set_meta("facts version", FACTS_VERSION)
+
+    def _renew_facts_in(self, folder: Folder) -> bool:
+        """Probe all files of a folder again; whether it was there all the time, and readable."""
+        before, is_whole = folder.identity(), True
+        if before is None or self.absent_mounts(folder):
+            return folder.is_new()
+        files = self._index.files.of_root(folder.name)
+        while batch := list(itertools.islice(files, SCAN_BATCH)):
+            found = []
+            for file in batch:
+                if self._stopping:
+                    return False
+                try:
+                    found.append((file.sha256, probe_again(folder, file)))
+                except OSError:
+                    is_whole = False
+            self._put_facts(found)
+        return is_whole and folder.identity() == before
 
     def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
         def apply(db: Database) -> None:
@@ -20464,14 +20485,6 @@ def serve(settings: Settings) -> None:
     os._exit(0)  # a decoder or a large file that a scan still waits for may take minutes
 
 
-def boot_id() -> str:
-    """What is another text after each start of the machine; empty where it does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not on macOS
-        return ""
-
-
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
     app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
@@ -20481,14 +20494,12 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
     if not settings.read_only:
-        resumed, restarted = app.uploads.recover(), app.index.get_meta("boot") != boot_id()
+        resumed = app.uploads.recover()
         # To one that was just made, or made anew for a lost one, all files are unknown: all stay.
         is_new = app.index.get_meta("recovered") is None
         for folder in app.folders.values():
             find = functools.partial(app.index.files.get, folder.name)
-            is_known = (lambda name: True) if is_new else find
-            folder.recover(is_known, resumed, is_restarted=restarted)
-        app.index.set_meta("boot", boot_id())
+            folder.recover((lambda name: True) if is_new else find, resumed)
         app.index.set_meta("recovered", "1")
     app.index.close()
 
