@@ -2700,9 +2700,11 @@ def _adts_frame(head: bytes) -> _Frame | None:
     return _Frame("aac", length, 1024, _ADTS_RATES[rate], header >> 34)
 
 
-def _first_frame(data: bytes) -> tuple[int, _Frame] | None:
+def _first_frame(data: bytes, audio: _Span | None = None) -> tuple[int, _Frame] | None:
     """The first frame that another of its kind follows: one alone may be an accident."""
     for match in re.finditer(rb"\xff(?=[\xe0-\xff])", data[:MAX_SYNC_BYTES]):
+        if audio:
+            audio.charge(4 * STEP_COST)
         frame = _frame(data, match.start())
         after = frame and _frame(data, match.start() + frame.length)
         if frame and after and after.kind == frame.kind:
@@ -2719,7 +2721,7 @@ def _mpeg_audio(file: _Span, draft: _Draft) -> None:
     padding = audio.peek(0, STREAM_SAMPLE_BYTES)
     audio = audio.part(len(padding) - len(padding.lstrip(b"\0")))
     data = audio.peek(0, STREAM_SAMPLE_BYTES)
-    if not (found := _first_frame(data)):
+    if not (found := _first_frame(data, audio)):
         return
     at, frame = found
     draft.extension = frame.extension
@@ -2737,8 +2739,7 @@ def _count_frames(audio: _Span) -> float:
     with contextlib.suppress(EOFError):  # the budget is spent: what was counted until then
         for start in range((step - FRAME_SAMPLE_BYTES) // 2, audio.size, step):
             data = audio.peek(start, FRAME_SAMPLE_BYTES)
-            audio.charge(STEP_COST * data.count(255, 0, MAX_SYNC_BYTES))
-            found = _first_frame(data)
+            found = _first_frame(data, audio)
             at = found[0] if found else len(data)
             while frame := _frame(data, at):
                 audio.charge(4 * STEP_COST)

@@ -2715,6 +2715,7 @@ HOSTILE = {
         struct.pack(">I4s", 8 * (5000 - i), b"moov") for i in range(5000))),
     "sound that is all sync": ID3 + b"\xff" * 200_000,
     "sound that is all sync behind its start": MP3_FRAME * 3 + b"\xff" * 1_500_000,
+    "sound of frames that none follows": MP3_FRAME * 3 + b"\xff\xfb\x90\x01" * 400_000,
     "frames of seven bytes": ID3 + b"\xff\xf1\x50\x80\0\xff\xfc" * 30_000,
     "pages without end": b"OggS\0" * 40_000,
     "a length of 2^64": struct.pack(">I4sQ", 1, b"ftyp", (1 << 64) - 1) + bytes(64),
