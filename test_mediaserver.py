@@ -15255,7 +15255,7 @@ def test_no_exception_is_swallowed_whole_but_in_few_places():
     ]
     assert not [node.lineno for node in handlers if node.type is None]
     whole = [n for n in handlers if isinstance(n.type, ast.Name) and n.type.id == "Exception"]
-    assert len(whole) <= 6
+    assert len(whole) <= 7  # loops of threads, a request, a connection's end
 
 
 @pytest.fixture(scope="module")
