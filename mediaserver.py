@@ -5467,6 +5467,16 @@ REMOTE_FILE_SYSTEMS = frozenset(
 )
 
 
+@contextlib.contextmanager
+def undoing(undo: Callable[..., object], *arguments: Any) -> Iterator[None]:
+    """Undo what was begun if the block is left by an exception, whichever it is."""
+    try:
+        yield
+    except BaseException:
+        undo(*arguments)
+        raise
+
+
 class TooLarge(Exception):
     """A file has more bytes than it may have; the text is a sentence for the client."""
 
@@ -5526,11 +5536,8 @@ class Incoming:
 
     def replace(self, name: str, file: io.FileIO) -> None:
         """Go on with an equal file instead of this one, which goes."""
-        try:
+        with undoing(file.close):
             self.place().unlink()
-        except BaseException:
-            file.close()
-            raise
         self.close()
         self.name, self.file, self.is_replaced = name, file, True
 
@@ -5651,12 +5658,9 @@ class Folder:
     def _open_root(self, checked: bool = False) -> int:
         """Open the root; `checked`: ENODEV where it is not the one that is known."""
         descriptor = os.open(self.path, PASS_FOLDER)
-        try:
+        with undoing(os.close, descriptor):
             if checked and not self._is_known(descriptor):
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        except BaseException:
-            os.close(descriptor)
-            raise
         return descriptor
 
     def _is_known(self, descriptor: int) -> bool:
@@ -5772,11 +5776,8 @@ class Folder:
         """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         place = self.resolve(name, make=True)
-        try:
+        with undoing(os.close, place.folder):
             file = self._create(place, size)
-        except BaseException:
-            os.close(place.folder)
-            raise
         return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
 
     def need_room(self, size: int) -> None:
@@ -5798,11 +5799,8 @@ class Folder:
     def resume(self, name: str, limit: Limit) -> Receiving:
         """Return what goes on with a file; BlockingIOError while another request does."""
         file = self.open(name, write=True)
-        try:
+        with undoing(file.close):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            file.close()
-            raise
         return Receiving(Incoming(self, name, file), self.buffers, limit, [])
 
     @contextlib.contextmanager
@@ -5880,17 +5878,13 @@ class Folder:
         """Bring a file that has arrived to another file system of this tree, durably."""
         with self.resolve(name, make=True) as place:
             copy, source = self._create(place, incoming.size), incoming.file.fileno()
-        try:
+        with undoing(self.unlink, name), undoing(copy.close):
             position = 0
             while piece := os.pread(source, BUFFER_BYTES, position):
                 position += len(piece)
                 write_all(copy, memoryview(piece))
             os.fsync(copy.fileno())
             incoming.replace(name, copy)
-        except BaseException:
-            copy.close()
-            self.unlink(name)
-            raise
 
     def status(self, incoming: Incoming) -> os.stat_result:
         """The status of a file that has its place."""
@@ -5922,18 +5916,14 @@ class Folder:
         It is on disk for good after `os.sync`: many are written at once.
         """
         incoming = f"{INCOMING}/{secrets.token_hex(16)}"
-        try:
-            with self.resolve(incoming, make=True) as place:
-                with self._create(place) as file:
-                    for block in blocks:
-                        write_all(file, block)
-                    os.fchmod(file.fileno(), status.st_mode & 0o777)
-                    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-                with self.resolve(name, make=True) as target:
-                    place.replace(target)
-        except BaseException:
-            self.unlink(incoming)
-            raise
+        with undoing(self.unlink, incoming), self.resolve(incoming, make=True) as place:
+            with self._create(place) as file:
+                for block in blocks:
+                    write_all(file, block)
+                os.fchmod(file.fileno(), status.st_mode & 0o777)
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            with self.resolve(name, make=True) as target:
+                place.replace(target)
 
     def link_in(self, name: str, folder: Folder, other: str) -> bool:
         """Give another folder's file a name here, too; whether that can be."""
