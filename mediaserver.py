@@ -17025,21 +17025,26 @@ for (const each of document.querySelectorAll("[data-label]")) {
 }
 
 let shown = null;  // {group, place} of what the viewer shows
-let noticeTimer = 0, stateShown = false;
+let noticeTimer = 0, said = "", state = ["", false];
 
-function notify(text, seconds = 0, bad = false) {
+function showNotice(text, bad) {
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  clearTimeout(noticeTimer);
   $("notice").hidden = !text;
   $("notice").textContent = text;
   $("notice").className = bad ? "bad" : "";
-  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
 }
 
-// What lasts until it is over: it takes the place of what is said for a moment.
+function notify(text, seconds = 0, bad = false) {
+  said = text;
+  clearTimeout(noticeTimer);
+  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+  showNotice(...(text ? [text, bad] : state));
+}
+
+// What lasts until it is over: it waits for what is said for a moment.
 function notifyState(text, bad = false) {
-  if (text || stateShown) notify(text, 0, bad);
-  stateShown = Boolean(text);
+  state = [text, bad];
+  if (!said) showNotice(...state);
 }
 
 // -- Who is signed in --------------------------------------------------------------------
