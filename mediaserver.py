@@ -59,6 +59,7 @@ import argparse
 import base64
 import bisect
 import contextlib
+import copy
 import enum
 import errno
 import fcntl
@@ -1159,6 +1160,7 @@ class Principal(NamedTuple):
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
+    session: str = ""  # of the account, in which the token was issued
     grant: Grant | None = None  # of a scoped token
 
     def __str__(self) -> str:
@@ -1319,6 +1321,7 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
         issued=_time_claim(claims, "iat") or 0.0,
+        session=str(claims.get("session", "")),
     )
 
 
@@ -1385,7 +1388,8 @@ VIEW_SECONDS = 12 * 3600
 def sign_view(principal: Principal, key: bytes, now: float) -> str:
     """Return the value of a view cookie: what pictures in a page may be asked for with."""
     reads = principal.is_admin or READ_PERMISSION in principal.permissions
-    about = [int(now) + VIEW_SECONDS, principal.user_id, principal.subject, reads]
+    expires = int(now) + VIEW_SECONDS
+    about = [expires, principal.user_id, principal.subject, reads, principal.session]
     payload = encode_base64url(json.dumps(about).encode())
     return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
 
@@ -1398,11 +1402,11 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     for payload, signature in re.findall(rf"\b{VIEW_COOKIE}=([\w-]+)\.([\w-]+)", cookies, re.A):
         expected = encode_base64url(_hmac_sha256(key, payload.encode()))
         if hmac.compare_digest(signature, expected):
-            expires, user_id, subject, reads = json.loads(decode_base64url(payload))
+            expires, user_id, subject, reads, *session = json.loads(decode_base64url(payload))
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
-                issued = expires - VIEW_SECONDS
-                return Principal("view", user_id, subject, permissions, issued=issued)
+                about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
+                return Principal("view", user_id, subject, permissions, **about)
     return ANONYMOUS
 
 
@@ -4505,11 +4509,22 @@ class Users(Table):
         rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
         return itertools.starmap(User, rows)
 
-    def refuses(self, user_id: int, issued: float) -> bool:
-        """Whether this is an account that is disabled, or was after a token was issued."""
-        sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
-        row = self._index.read(sql, issued, user_id).fetchone()
-        return row is not None and not row[0]
+    def present(self, principal: Principal) -> Principal | None:
+        """Return what a principal may do by now; None if its account is disabled, or was since.
+
+        A token's permissions are good for as long as it is. What lasts longer has those that its
+        account still has, and ends with the session that it comes from.
+        """
+        sql = (
+            "SELECT is_active AND tokens_from <= ?1, permissions, ?2 = '' OR EXISTS"
+            " (SELECT 1 FROM session WHERE id = ?2 AND user_id = user.id) FROM user WHERE id = ?3"
+        )
+        about = (principal.issued, principal.session, principal.user_id)
+        row = self._index.read(sql, *about).fetchone() if principal.user_id else None
+        if row is None or (row[0] and principal.kind == "token"):
+            return principal  # another program's account, or none
+        kept = principal.permissions.intersection(row[1].split())
+        return principal._replace(permissions=kept) if row[0] and row[2] else None
 
     def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
         """What a user's files take, those of softly deleted records included."""
@@ -4738,7 +4753,8 @@ SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the own
     "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
     "collection": f"(root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) {OF_COLLECTION})"
-    " OR +root IN ('library', 'entities') AND file.sha256 IN"  # found by that, not by root
+    " OR ?5 AND (+root = 'library' OR +root = 'entities' AND EXISTS (SELECT 1 FROM entity"
+    " WHERE sha256 = file.sha256 AND is_deleted = 0)) AND file.sha256 IN"  # found by that
     f" (SELECT sha256 {OF_COLLECTION})) GROUP BY file.sha256",
     "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
@@ -4778,12 +4794,17 @@ class ShareLinks(Table):
         share = Share("", None, "folder", "library", path)
         return bool(self.files(share, limit=1))
 
-    def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
-        """What a share shows, or only what of it has an asset, in the order of the paths."""
+    def files(
+        self, share: Share, reads: bool = True, sha256: str = "", limit: int = -1
+    ) -> list[Located]:
+        """What a share shows, or only what of it has an asset, in the order of the paths.
+
+        `reads`: whether its owner may read what others have as well.
+        """
         chosen = f"{'sha256 = ?4 AND ' * bool(sha256)}{SHARED_FILES[share.kind]}"
-        sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
+        sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?6"
         target = int(share.target) if share.kind == "entity" else share.target
-        rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
+        rows = self._index.read(sql, share.root, target, share.owner, sha256, reads, limit)
         return [located(row) for row in rows]
 
 
@@ -12768,12 +12789,11 @@ class Application:
         principal = find_principal(
             authorization, token, app.keys, time.time(), app.tokens, cookies
         )
-        user_id = principal.user_id
-        if user_id and app.index.users.refuses(user_id, principal.issued):
-            if principal.kind != "view":
-                detail = "The account is disabled, or was since; log in again."
-                raise Unauthorized(TokenError(detail))
-            principal = ANONYMOUS
+        known = app.index.users.present(principal)
+        if known is None and principal.kind == "token":
+            detail = "The account is disabled, or was since; log in again."
+            raise Unauthorized(TokenError(detail))
+        principal = known or ANONYMOUS
         request.principal = narrow(principal, request.head.method, unquote(request.head.path))
 
     def answer_options(
@@ -13773,6 +13793,7 @@ def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
         "last_name": user.last_name,
         "permissions": user.permissions.split(),
         "is_admin": False,
+        "session": session.id,
     }
     lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
     access = {"exp": now + lifetime, "iat": now, "jti": secrets.token_hex(16)}
@@ -13780,9 +13801,7 @@ def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
     key = app.settings.jwt_signing_key
     return {
         "access": sign_jwt({"token_type": "access", **access, **about}, key),
-        "refresh": sign_jwt(
-            {"token_type": "refresh", **refresh, "session": session.id, **about}, key
-        ),
+        "refresh": sign_jwt({"token_type": "refresh", **refresh, **about}, key),
     }
 
 
@@ -14213,7 +14232,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-        existing(has_file(request, record))
+    existing(has_file(request, record))
     if record.sha256:
         found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
     else:
@@ -14227,9 +14246,24 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    if app.index.users.refuses(record.user_id, math.inf):
-        raise unauthorized("The account is disabled.")
+    request.principal = find_maker(app, record.user_id)
     return record
+
+
+def find_maker(app: App, user_id: int | None) -> Principal:
+    """Return who made a link or a URL, with what he may do by now; 401 if he is kept out."""
+    if user_id is None:
+        return OWNER
+    if user_id == DEMO.user_id:
+        maker = DEMO if app.settings.auth_disabled else None
+    else:
+        permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
+        maker = app.index.users.present(
+            Principal("maker", user_id, None, permissions, issued=math.inf)
+        )
+    if maker is None:
+        raise unauthorized("The account is disabled.")
+    return maker
 
 
 MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
@@ -14689,25 +14723,28 @@ ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
 """
 
 
-def check_target(app: App, request: Request, kind: str, target: str) -> Share:
-    """What is to be shared, if the caller may share it; 400, 403, 404."""
-    owner = request.principal.user_id
+def check_target(request: Request, kind: str, target: str) -> Share:
+    """What is to be shared, if the caller may share it and it is there; 400, 403, 404."""
+    app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
         require(USER, request.principal, True)
         find = find_record if kind == "media" else find_collection
         return Share("", owner, kind, "users", find(app, request, target).id)
+    require(READ, request.principal, app.settings.read_auth_enabled)
     require(WRITE, request.principal, True)
     if kind == "file":
         file, _ = find_content(app, request, check_sha256(target))
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not path or not app.index.shares.has_files(path):
+        if not app.index.shares.has_files(path) or app.library.is_gone(path):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
         app, parse_value(Field("target", "integer", nullable=False), target, "body")
     )
+    if entity.is_deleted:
+        raise HTTPError(404, "This entity is deleted.")
     return Share("", owner, kind, "entities", str(entity.id))
 
 
@@ -14717,7 +14754,7 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
-    shared = check_target(app, request, values["kind"], values["target"])
+    shared = check_target(request, values["kind"], values["target"])
     if values["upload"] and not can_grow(app, shared):
         raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
     password, seconds = values.get("password"), values["expires_in"]
@@ -14773,12 +14810,15 @@ def end_share(app: App, request: Request, id: str) -> Response:
     return Response(204)
 
 
-def find_share(app: App, id: str) -> Share:
-    """A link that is good; 404 for one that is over as for none."""
-    share = app.index.shares.get(id, time.time())
-    if share and share.owner and app.index.users.refuses(share.owner, math.inf):
-        share = None
-    return existing(share, "There is nothing at this link.")
+def find_share(request: Request, id: str) -> Share:
+    """Return a link that its maker could make now; 404 for one that is over as for none."""
+    share, maker = request.app.index.shares.get(id, time.time()), copy.copy(request)
+    try:
+        found = existing(share)
+        maker.principal = find_maker(request.app, found.owner)
+        return found._replace(root=check_target(maker, found.kind, found.target).root)
+    except HTTPError:
+        raise HTTPError(404, "There is nothing at this link.") from None
 
 
 def sign_share(app: App, share: Share, expires: int) -> str:
@@ -14821,20 +14861,25 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
 @route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     if for_browser and not has_password(app, request, share):
         return share_page(share, PASSWORD_FORM, 401)
     need_share_password(app, request, share)
-    found = app.index.shares.files(share, limit=MAX_SHARED)
-    shown = [(file, asset) for file, asset in found if may_show(share, asset)]
-    files = [shared_json(app, request, share, *each) for each in shown]
+    found = shared_files(app, share, limit=MAX_SHARED)
+    files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
         return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files}
     return json_response(value, headers=[("Vary", "Accept")])
+
+
+def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
+    """What a link shows, of what its maker may still read."""
+    reads = allows(READ, find_maker(app, share.owner), app.settings.read_auth_enabled)
+    return app.index.shares.files(share, reads, **which)
 
 
 def may_show(share: Share, asset: Asset) -> bool:
@@ -14873,7 +14918,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
         raise unauthorized("That is not the link's password.")
@@ -14888,7 +14933,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
 
 def check_guest(app: App, request: Request, token: str) -> Share:
     """The link, if who has it may add to its folder; 401, 403, 404."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     need_share_password(app, request, share)
     if not share.takes:
         raise HTTPError(403, "This link shows files, but takes none.")
@@ -14971,9 +15016,9 @@ def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     need_share_password(app, request, share)
-    found = app.index.shares.files(share, sha256=check_sha256(n))
+    found = shared_files(app, share, sha256=check_sha256(n))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)

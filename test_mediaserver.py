@@ -11881,7 +11881,7 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
         assert running.call("POST", "/shares", values, other)[0] == 404
         assert running.call("POST", "/shares", values, OWNER)[0] == 403
     running.call("DELETE", f"{MEDIA}{record['id']}/", headers=mine)
-    assert shared(running, of_record) == shared(running, of_shelf) == []
+    assert (shared(running, of_record), shared(running, of_shelf)) == (404, [])
     assert [each["id"] for each in running.call("GET", "/shares", headers=mine)[1]] == [
         of_shelf["id"], of_record["id"],
     ]  # fmt: skip
@@ -11898,6 +11898,108 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     for target in ("nowhere", "/", ".mediaserver", "../pictures", "media/.."):
         values = {"kind": "folder", "target": target}
         assert running.call("POST", "/shares", values, OWNER)[0] == 404
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with closed reads, in one process."""
+    storage = tmp_path_factory.mktemp("closed") / "pictures"
+    with Server(storage, "--workers", "1", READ_AUTH_ENABLED="true") as running:
+        running.scanned()
+        yield running
+
+
+def member(server: Server) -> tuple[User, dict[str, str], Any]:
+    """An account that may read and write, with its login's headers and tokens."""
+    user = User(server)
+    run_here("user", "grant", user.name, ms.READ_PERMISSION, ms.WRITE_PERMISSION,
+             "--storage_dir", server.storage)  # fmt: skip
+    tokens = user.login()[1]
+    return user, {"Authorization": f"Bearer {tokens['access']}"}, tokens
+
+
+def shareable(server: Server, headers: Mapping[str, str], kind: str) -> tuple[str, str]:
+    """Something of a kind that has a picture: its target, and where that lies in the library."""
+    content, place = png(), f"shared {unique().decode()}"
+    if kind == "folder":
+        fill(server.storage, {f"{place}/1.png": content})
+        server.rescan()
+        return place, place
+    if kind == "file":
+        return sha256(content), server.upload(content).json["filename"]
+    if kind == "entity":
+        group = Entities(server).collection()["id"]
+        Entities(server).create(content, parent_id=group)
+        return str(group), ""
+    shelf = server.call("POST", SHELVES, {"name": place}, headers)[1]["id"]
+    texts = {"collection": shelf} if kind == "collection" else {}
+    body, content_type = form("a.png", content, name="a", **texts)
+    headers = {**headers, "Content-Type": content_type}
+    record = server.request("POST", MEDIA, body, headers).json["id"]
+    return (shelf if kind == "collection" else record), ""
+
+
+@pytest.mark.parametrize("lost", ["write", "read", "account"])
+@pytest.mark.parametrize("kind", ms.SHARE_KINDS)
+def test_a_link_gives_no_more_than_its_maker_may_still_read(closed, kind, lost):
+    user, headers, _ = member(closed)
+    made = share(closed, headers, kind=kind, target=shareable(closed, headers, kind)[0])
+    path = local(shared(closed, made)[0]["url"])
+    permission = f"media_store_{lost}"
+    command = ("disable", user.name) if lost == "account" else ("revoke", user.name, permission)
+    run_here("user", *command, "--storage_dir", closed.storage)
+    is_own = kind in {"media", "collection"} and lost != "account"
+    wanted = (200, 200) if is_own else (404, 404)
+    assert (closed.get(local(made["url"])).status, closed.get(path).status) == wanted
+
+
+def test_a_collection_s_link_shows_pictures_of_others_as_long_as_its_maker_may_read_them(closed):
+    user, headers, _ = member(closed)
+    shelf = shareable(closed, headers, "collection")[0]
+    contents = [png(), png()]
+    closed.upload(contents[0])
+    entity = Entities(closed).create(contents[1])["id"]
+    values = {"sha256": list(map(sha256, contents))}
+    assert closed.call("POST", f"{SHELVES}{shelf}/add", values, headers)[0] == 204
+    made = share(closed, headers, kind="collection", target=shelf)
+    assert len(shared(closed, made)) == 3
+    Entities(closed).patch(entity, is_deleted=True)
+    assert len(shared(closed, made)) == 2
+    run_here("user", "revoke", user.name, ms.READ_PERMISSION, "--storage_dir", closed.storage)
+    (own,) = shared(closed, made)
+    assert local(own["url"]).rpartition("/")[2] not in values["sha256"]
+
+
+@pytest.mark.parametrize("kind", ms.SHARE_KINDS)
+def test_a_link_to_what_is_deleted_shows_and_takes_nothing(closed, kind):
+    _, headers, _ = member(closed)
+    target, place = shareable(closed, headers, kind)
+    upload = kind in {"folder", "collection", "entity"}
+    made = share(closed, headers, kind=kind, target=target, upload=upload)
+    path = local(shared(closed, made)[0]["url"])
+    if kind == "folder":
+        shutil.rmtree(closed.storage / place)
+    elif kind == "file":
+        (closed.storage / "media" / place).unlink()
+    elif kind == "entity":
+        Entities(closed).patch(int(target), is_deleted=True)
+    else:
+        base = SHELVES if kind == "collection" else MEDIA
+        assert closed.call("DELETE", f"{base}{target}/", headers=headers)[0] == 204
+    assert shared(closed, made) == closed.get(path).status == 404
+    sent = closed.send_file("POST", f"{local(made['url'])}/upload", png(), "x.png", {})
+    assert sent.status == 404
+    assert not (closed.storage / (place or "none")).exists()
+    assert closed.call("POST", "/shares", {"kind": kind, "target": target}, headers)[0] == 404
+
+
+def test_a_link_of_demo_mode_ends_with_it(start):
+    running = start(auth_disabled="true")
+    running.upload(content := png())
+    made = share(running, {}, kind="file", target=sha256(content))
+    assert len(shared(running, made)) == 1
+    running.stop()
+    assert shared(start(), made) == 404
 
 
 # -- object storage ----------------------------------------------------------------------
@@ -12292,6 +12394,29 @@ def test_a_cookie_of_demo_mode_is_good_for_nothing_afterwards(start):
     cookie = cookie_of(open_session(demo, {}))
     demo.stop()
     assert start().get("/metrics", **cookie).status == 401
+
+
+@pytest.mark.parametrize("end", ["logout", "passwd", "disable", "revoke", "session"])
+def test_a_view_cookie_ends_with_what_it_came_from(closed, end, monkeypatch):
+    closed.upload(content := png())
+    user, headers, tokens = member(closed)
+    cookie = cookie_of(open_session(closed, headers))
+    path = f"/image/{sha256(content)}"
+    assert closed.get(path, **cookie).body == content
+    renewed = user.refresh(tokens["refresh"])[1]
+    assert closed.get(path, **cookie).status == 200, "a refresh goes on with the session"
+    if end == "logout":
+        values = {"refresh": renewed["refresh"]}
+        assert closed.call("POST", "/api/auth/logout/", values, headers)[0] == 205
+    elif end == "session":
+        (session,) = closed.call("GET", "/api/auth/sessions/", headers=headers)[1]
+        path_of_it = f"/api/auth/sessions/{session['id']}/"
+        assert closed.call("DELETE", path_of_it, headers=headers)[0] == 204
+    else:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"another password")))
+        more = [ms.READ_PERMISSION] if end == "revoke" else []
+        run_here("user", end, user.name, *more, "--storage_dir", closed.storage)
+    assert closed.get(path, **cookie).status in {401, 403}
 
 
 def test_the_view_cookie_of_a_server_under_a_path_stays_there(start):
