@@ -19271,6 +19271,7 @@ class Verifier:
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
         self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.expected: dict[tuple[str, str], str] = {}  # hashes that are not the index's
         self._named: set[tuple[str, str]] = set()
         self.files = 0
 
@@ -19345,7 +19346,7 @@ class Verifier:
             return "missing", ""
         except OSError as error:
             return "unreadable", error.strerror or ""
-        if sha256 == file.sha256:
+        if sha256 == self.expected.get((file.root, file.path), file.sha256):
             return None
         if state_of(status)[:2] == (file.size, file.mtime_ns):
             return "damaged", ""
@@ -19393,13 +19394,18 @@ def forget_cached(file: io.FileIO) -> None:
 )  # fmt: skip
 def verify(
     settings: Settings, as_json: bool = False, since: float = math.inf,
-    limit_rate: float = math.inf,
+    limit_rate: float = math.inf, restored: Copier | None = None,
 ) -> int:  # fmt: skip
-    """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
+    """Read all files, or those of the last days, and tell what is wrong: then it returns 1.
+
+    What was found wrong with files as they were `restored` is not told again.
+    """
     with index_to_read(settings) as index:
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
         progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
+        if restored is not None:
+            verifier.found, verifier.expected = restored.found, restored.others
         public, private = thumbnail_shelves(settings, folders["library"])
         verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
@@ -19510,6 +19516,8 @@ def writing_to(place: str) -> Iterator[None]:
     except Unreadable:
         raise
     except (OSError, sqlite3.Error) as error:
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            raise Refusal(f"the index is damaged: {error}; nothing can be copied by it") from None
         problem = f"{place} cannot be written: {error}"
         raise Refusal(f"{problem}; another try goes on from here") from None
 
@@ -19602,9 +19610,10 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
     data = Folder("data", target.database_dir, make=True, buffers=WriteBuffers())
     key = settings.public_key_path or settings.database_dir / "public_key.pem"
     for path, name in ((settings.secrets_file, "secrets.env"), (key, "public_key.pem")):
-        with contextlib.suppress(FileNotFoundError), io.FileIO(path) as file:
-            status = os.fstat(file.fileno())
-            data.copy_in(name, status, read_blocks(file, status.st_size))
+        if path.is_file():
+            with io.FileIO(path) as file:
+                status = os.fstat(file.fileno())
+                data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
 @command("backup", "copy everything into a dated folder in DEST, while the server runs", "DEST")
@@ -19678,11 +19687,70 @@ def format_hash(sha256: str, name: bytes) -> bytes:
     return mark + sha256.encode() + b"  " + escaped + b"\n"
 
 
+class Restorer(Copier):
+    """Copies a backup to where it is to be served, and compares it with its manifest."""
+
+    def __init__(
+        self, index: Index, own: Settings, targets: Mapping[str, Folder], progress: Progress
+    ) -> None:
+        super().__init__(index, open_folders(own, index), targets, progress)
+        self._base = own.storage_dir
+        self._unnamed = 0  # files that the manifest does not have
+        self._path = own.database_dir / MANIFEST
+        self._manifest: dict[str, str] = {}
+        try:
+            self._manifest.update(read_manifest(self._path))
+        except FileNotFoundError:
+            self._note("missing", str(self._path))
+        except (OSError, ValueError) as error:
+            self._note("damaged", str(self._path), str(error))
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        verdict, key = super()._judge(file), (file.root, file.path)
+        told = self._manifest.get(self._name(*key))
+        self._unnamed += told is None
+        if verdict and verdict[0] in {"missing", "unreadable"}:
+            return verdict
+        if told in {None, self.others.get(key, file.sha256)}:
+            return verdict
+        return "damaged", "its hash is another one than in the manifest"
+
+    def _name(self, root: str, path: str) -> str:
+        return os.path.relpath(f"{self._folders[root].path}/{path}", self._base)
+
+    def check_rest(self) -> None:
+        """Name what is in the backup and cannot be brought back, and what the manifest lacks."""
+        if self._unnamed and self._path.is_file():
+            self._note("damaged", str(self._path), f"{self._unnamed} files are not in it")
+        for folder in self._folders.values():
+            for path in self._unknown(folder):
+                is_told = self._name(folder.name, path) in self._manifest
+                reason = "the index does not have it: it is not brought back"
+                self._note("damaged" if is_told else "changed", f"{folder.shown}/{path}", reason)
+
+
+def read_manifest(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and hash of each line of sha256sum; ValueError where one is none."""
+    if not path.is_file():
+        raise FileNotFoundError
+    with open(path, "rb") as manifest:
+        for line in manifest:
+            match = re.fullmatch(rb"(\\?)([0-9a-f]{64})  (.+)\n", line)
+            if not match:
+                raise ValueError("it is cut, or was changed")
+            name = re.sub(rb"\\[\\nr]", unescape, match[3]) if match[1] else match[3]
+            yield os.fsdecode(name), match[2].decode()
+
+
+def unescape(match: re.Match[bytes]) -> bytes:
+    return {b"\\n": b"\n", b"\\r": b"\r"}.get(match[0], b"\\")
+
+
 def find_backup(settings: Settings, path: Path) -> Path:
     """A backup, or the last one in a folder of them."""
     if path.name.endswith(PARTIAL):
         raise Refusal(f"{path} is not whole: its backup was interrupted")
-    if backup_settings(settings, path).database_url.exists():
+    if backup_settings(settings, path).database_url.is_file():
         return path
     found = backups_in(path) if path.is_dir() else []
     if not found:
@@ -19717,17 +19785,18 @@ def restore(settings: Settings, source: str) -> int:
     make_folders(settings)
     with writing_to(str(place)), lock_data_dir(settings):
         with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.count_rows()  # or it is none
             kept.copy_to(place)
         with contextlib.closing(migrated(Index(place))) as index:
-            progress = Progress(index.files.total_size(), silent=True)
-            folders = fillable_folders(settings)
-            copier = Copier(index, open_folders(own, index), folders, progress)
+            progress = Progress(index.files.total_size())
+            copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
+            copier.check_rest()
             copy_secrets(own, settings)
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings)
+    return verify(settings, restored=copier)
 
 
 # -- migrate

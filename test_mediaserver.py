@@ -13826,6 +13826,79 @@ def test_what_rotted_before_the_first_backup_is_named_by_each(filled, tmp_path):
         assert run_verify(made)["edited"] == [str(made / "2024/scanned é.png")]
 
 
+def cut_manifest(backup: Path, at: int) -> None:
+    path = backup / ".mediaserver" / ms.MANIFEST
+    path.write_bytes(path.read_bytes()[:at])
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+NEWLINE = "2024/new\nline\\.png"
+DAMAGE: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
+    "rotten": (lambda b: rot(b / "2024/same.png"), "damaged", "2024/same.png"),
+    "cut": (lambda b: (b / "2024/same.png").write_bytes(b"\x89PNG"), "damaged", "2024/same.png"),
+    "rotten name": (lambda b: rot(b / NEWLINE), "damaged", "2024/new?line\\.png"),
+    "private": (lambda b: rot(b / ".mediaserver/images/private.png"), "damaged", "private.png"),
+    "gone": (lambda b: (b / "2024/same.png").unlink(), "missing", "2024/same.png"),
+    "link": (
+        lambda b: replace(b / "2024/same.png", lambda p: p.symlink_to("/etc/passwd")),
+        "unreadable", "2024/same.png",
+    ),
+    "fifo": (lambda b: replace(b / "2024/same.png", os.mkfifo), "missing", "2024/same.png"),
+    "more": (lambda b: fill(b, {"2024/more.png": png()}), "changed", "2024/more.png"),
+    "no manifest": (lambda b: replace(b / ".mediaserver" / ms.MANIFEST, id), "missing", "256"),
+    "a FIFO as manifest": (
+        lambda b: replace(b / ".mediaserver" / ms.MANIFEST, os.mkfifo), "missing", "256",
+    ),
+    "half a line": (lambda b: cut_manifest(b, -9), "damaged", "manifest.sha256"),
+    "a line less": (lambda b: cut_manifest(b, 0), "damaged", "manifest.sha256"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backup of a server with files of several families, and a name with a new line."""
+    storage = tmp_path_factory.mktemp("kept") / "pictures"
+    with Server(storage, "--workers", "1") as running:
+        fill_families(running)
+        fill(storage, {NEWLINE: png()})
+        running.rescan()
+        return make_backup(running, storage.parent / "backups")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_restore_names_what_is_not_as_it_was_backed_up(kept, tmp_path, damage):
+    backup, (harm, word, name) = tmp_path / "backup", DAMAGE[damage]
+    shutil.copytree(kept, backup)
+    harm(backup)
+    told = run_here("restore", backup, "--storage_dir", tmp_path / "new", status=1)
+    assert re.search(rf"^{word}: .*{re.escape(name)}: ", told, re.M), told
+    named = re.findall(rf"^(?!duplicate|(missing|{word}): .*{re.escape(name)})\w+: .*", told, re.M)
+    assert not named, "and nothing else"
+    if word != "missing":
+        assert run_verify(tmp_path / "new", status=1 if damage == "link" else 0)
+
+
+def test_a_restore_says_that_the_index_of_a_backup_is_damaged(kept, tmp_path, capsys):
+    for number, size in enumerate((0, 100, 5000, 40_000)):
+        backup = tmp_path / f"{number}"
+        shutil.copytree(kept, backup)
+        os.truncate(backup / ".mediaserver/index.sqlite3", size)
+        run_here("restore", backup, "--storage_dir", tmp_path / f"new{number}", status=1)
+        assert "the index is damaged" in capsys.readouterr().err, size
+
+
+def test_a_restore_names_what_the_index_of_a_backup_has_lost(kept, tmp_path):
+    shutil.copytree(kept, backup := tmp_path / "backup")
+    with contextlib.closing(sqlite3.connect(backup / ".mediaserver/index.sqlite3")) as db, db:
+        db.execute("DELETE FROM file WHERE path = ?", (b"2024/same.png",))
+    told = run_here("restore", backup, "--storage_dir", tmp_path / "new", status=1)
+    assert re.search(r"^damaged: .*/2024/same.png: the index does not have it", told, re.M)
+
+
 def test_a_copy_of_the_index_knows_nothing_of_one_that_was_there(tmp_path):
     with contextlib.closing(ms.open_index(tmp_path / "index.sqlite3")) as index:
         index.set_meta("word", "old")
