@@ -11911,6 +11911,7 @@ class Request:
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
+        self.has_upload = False  # or it is still to come, for an upload that can be resumed
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
         self.interim: list[tuple[str, str]] = []  # fields of a 104
@@ -12212,10 +12213,10 @@ def parse_urlencoded(text: bytes) -> dict[str, Any]:
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[FieldError] = []
-    if spec.upload and spec.upload.required and request.upload is None:
+    has_upload = request.has_upload or request.upload is not None
+    if spec.upload and spec.upload.required and not has_upload:
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
-    has_upload = request.upload is not None
     if spec.upload and not has_upload and values.get(spec.upload.name):
         problems.append(no_file(spec.upload))
     where = "body"
@@ -14419,8 +14420,17 @@ ENTITY_TEXTS = (
 ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
 IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
 ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
+
+
+def check_entity_form(request: Request, values: Mapping[str, Any]) -> Iterable[FieldError]:
+    """Refuse what no content could mend: 400."""
+    has_upload = request.has_upload or request.upload is not None
+    check_place(request.app, Entity(**values), has_upload)
+    return ()
+
+
 ENTITY_CREATE = ENTITY_REPLACE._replace(
-    fields=(IS_COLLECTION._replace(default=False), *ENTITY_TEXTS)
+    fields=(IS_COLLECTION._replace(default=False), *ENTITY_TEXTS), check=check_entity_form
 )
 ENTITY_PATCH = BodySpec(("json",), (
     Field("label"),
@@ -14613,22 +14623,26 @@ def check_entity(
     app: App, entity: Entity, upload: Incoming | None, db: Database | None = None
 ) -> None:
     """Refuse a version that cannot be: 400, or 409 for another one's content."""
-    if entity.is_collection and upload:
-        raise HTTPError(400, "A collection has no image.")
+    check_place(app, entity, upload is not None, db)
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
         raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
-    if entity.parent_id is not None:
-        check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
     if upload and holder not in {None, entity.id}:
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_parent(app: App, entity: Entity, id: int, db: Database | None) -> None:
-    """A parent is a collection that is not below its child; it may be softly deleted."""
-    entities = app.index.entities
+def check_place(app: App, entity: Entity, has_upload: bool, db: Database | None = None) -> None:
+    """Refuse a collection's image, and a parent that is none or is below its child (400).
+
+    A parent may be softly deleted.
+    """
+    if entity.is_collection and has_upload:
+        raise HTTPError(400, "A collection has no image.")
+    id, entities = entity.parent_id, app.index.entities
+    if id is None:
+        return
     parent = entities.get(id, db=db)
     if parent is None:
         raise HTTPError(400, f"The parent {id} does not exist.")
@@ -15274,10 +15288,8 @@ def begin_resumable(request: Request) -> Transfer:
     head = head._replace(length=find_length(request, head), offset=None)
     bound_room(request, target)
     check_size(request, target, head.length, 0)
-    problems: list[FieldError] = []
-    collect_declared(spec.fields, texts, "body", problems, has_upload=True)
-    if problems:
-        raise ValidationError(*problems)
+    request.has_upload = True
+    parse_form(request, spec, texts)
     check_upload(app, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
