@@ -4903,6 +4903,8 @@ def search_text(*texts: str | None) -> str:
     return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
 
 
+# What shows the same asset in the same collection as a record, and was perhaps deleted
+SHOW_ONCE = "DELETE FROM media WHERE user_id = ? AND collection_id = ? AND sha256 = ? AND id != ?"
 Record = TypeVar("Record", bound="Collection | MediaRecord")
 
 
@@ -4959,6 +4961,8 @@ class OwnedTable(Generic[Record]):
         """Add a thing or change the one with its id."""
         row = [*thing, search_text(thing.name, thing.description)]
         upsert(db, self._table, (*thing._fields, "folded"), row)
+        if isinstance(thing, MediaRecord):
+            db.execute(SHOW_ONCE, (thing.user_id, thing.collection_id, thing.sha256, thing.id))
 
     def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
@@ -5186,8 +5190,15 @@ class Trash(Table):
         return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
-        sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
-        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+        def apply(db: Database) -> bool:
+            changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+            sql = f"{changed} RETURNING user_id, collection_id, sha256, id"
+            row = db.execute(sql, (now, id)).fetchone()
+            if row:
+                db.execute(SHOW_ONCE, row)
+            return row is not None
+
+        return self._index.write(apply)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; the path of its file, if it had one."""

@@ -9918,6 +9918,7 @@ def test_a_collection_shows_pictures_of_the_library_without_a_copy(start):
     Entities(server).create(of_entity)
     user, other = User(server), User(server)
     user.headers = bearer(user_id=user.id, permissions=["media_store_read"])
+    run_here("user", "grant", user.name, ms.READ_PERMISSION, "--storage_dir", server.storage)
     key = user.call("POST", SHELVES, {"name": "Summer"})[1]["id"]
     for _ in range(2):  # what is there already stays one
         assert add_pictures(user, key, content, of_entity, content) == 204
@@ -9947,6 +9948,35 @@ def test_a_collection_shows_pictures_of_the_library_without_a_copy(start):
     assert add_pictures(user, key, content) == 204
     assert user.call("DELETE", f"{SHELVES}{key}/")[0] == 204
     assert user.call("GET", MEDIA)[1]["count"] == 1  # what has a file of its own stays
+
+
+@pytest.mark.parametrize("way", ["restored", "moved"])
+def test_a_collection_shows_a_picture_once_whatever_was_deleted_restored_or_moved(server, way):
+    user, content = User(server), png()
+    server.upload(content)
+    key, other = (user.call("POST", SHELVES, {"name": name})[1]["id"] for name in "ab")
+
+    def shown() -> list[str]:
+        return [record["id"] for record in user.call("GET", f"{SHELVES}{key}/")[1]["media"]]
+
+    assert add_pictures(user, key, content) == 204
+    (first,) = shown()
+    if way == "restored":
+        assert user.call("DELETE", f"{MEDIA}{first}/")[0] == 204
+    else:
+        assert user.call("PATCH", f"{MEDIA}{first}/", {"collection": other})[0] == 200
+    assert shown() == []
+    assert add_pictures(user, key, content) == 204
+    if way == "restored":
+        assert user.call("POST", f"/trash/{first}/restore")[0] == 404, "it is there already"
+    else:
+        assert user.call("PATCH", f"{MEDIA}{first}/", {"collection": key})[0] == 200
+        assert shown() == [first]
+    assert len(shown()) == 1
+    (last,) = shown()
+    assert user.call("DELETE", f"{MEDIA}{last}/")[0] == 204
+    assert user.call("POST", f"/trash/{last}/restore")[0] == 204
+    assert shown() == [last]
 
 
 def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
@@ -14006,6 +14036,54 @@ def test_what_is_trashed_comes_back_as_it_was_or_goes_with_what_nothing_else_nee
     assert second["id"] == jane.listed()["results"][0]["id"]
     entities.create(own)
     assert jane.upload(shared)[0] == 201
+
+
+ORDERS = [
+    order for order in itertools.permutations(("delete", "upload", "restore", "empty", "delete"))
+    if order.index("delete") == 0
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", sorted(set(ORDERS)), ids="-".join)
+def test_what_is_trashed_and_uploaded_again_is_there_in_every_order(server, order):
+    """Of two owners, whose files are one by hard links, and of an entity."""
+    jane, john, entities, content = User(server), User(server), Entities(server), png()
+    mine = [jane.upload(content)[1]["id"]]
+    his = john.upload(content)[1]
+    item = str(entities.create(content)["id"])
+    trashed, gone, is_gone = set[str](), set[str](), False  # of mine; and the entity
+    for step in order:
+        first = mine[0]
+        state = "gone" if first in gone else "trash" if first in trashed else "there"
+        if step == "delete":
+            status = 204 if state == "there" else 404
+            assert jane.call("DELETE", f"{MEDIA}{first}/")[0] == status
+            entities.send("PATCH", item, expect=404 if is_gone else 200, is_deleted=True)
+            trashed |= {first} - gone
+        elif step == "upload":
+            mine.append(jane.upload(content)[1]["id"])
+            again = entities.create(content, expect=201 if is_gone else 409)
+            item, is_gone = (str(again["id"]), False) if is_gone else (item, False)
+        elif step == "restore":
+            status = 204 if state == "trash" else 404
+            assert jane.call("POST", f"/trash/{first}/restore")[0] == status
+            server.request("POST", f"/trash/{item}/restore", headers=WRITER)
+            trashed.discard(first)
+        else:
+            in_trash = not is_gone and entities.get(item)["is_deleted"]
+            assert jane.call("DELETE", "/trash")[0] == 204
+            status = 204 if in_trash else 404
+            assert server.request("DELETE", f"/trash/{item}", headers=WRITER).status == status
+            gone, trashed, is_gone = gone | trashed, set(), is_gone or in_trash
+        for key in mine:
+            status, record = jane.call("GET", f"{MEDIA}{key}/")
+            assert status == (404 if key in gone | trashed else 200)
+            if status == 200:
+                assert server.get(local(record["file"])).body == content
+        assert [file.read_bytes() for file in jane.files()] == [content] * len({*mine} - gone)
+        assert server.get(local(his["file"])).body == content
+        if not is_gone:
+            assert entities.content(int(item)) == content
 
 
 def test_everybody_restores_and_removes_what_is_his_in_the_trash(server):
