@@ -3032,7 +3032,8 @@ PNG_SHOWN = frozenset(
     b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV cLLI bKGD hIST pHYs acTL fcTL"
     b" fdAT".split()
 )
-WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"})
+JPEG_SHOWN = {b"\xff\xe2": b"ICC_PROFILE\0", b"\xff\xee": b"Adobe"}  # which says what colours
+WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ICCP"})
 WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
 MAX_WEBP_CHUNKS = 10_000
 _JPEG_SCAN_END = re.compile(
@@ -3078,9 +3079,9 @@ def strip_jpeg(file: BinaryIO, orientation: int) -> Iterator[bytes]:
             return
         length = read_whole(file, 2)
         segment = read_whole(file, max(int.from_bytes(length, "big") - 2, 0))
-        is_profile = marker == b"\xff\xe2" and segment.startswith(b"ICC_PROFILE\0")
-        is_other = (0xE1 <= marker[1] <= 0xEF and marker[1] != 0xEE) or marker[1] == 0xFE
-        if is_profile or not is_other:  # APP14 says which colours Adobe means
+        if marker == b"\xff\xe0" and segment.startswith(b"JFIF\0") and len(segment) >= 14:
+            yield marker + b"\0\x10" + segment[:12] + bytes(2)  # without its thumbnail
+        elif 0xC0 <= marker[1] <= 0xDF or segment.startswith(JPEG_SHOWN.get(marker, ())):
             yield marker + length + segment
         if marker == b"\xff\xda":
             yield from _jpeg_scan(file)
@@ -3124,30 +3125,41 @@ def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
     """Yield a WebP with the chunks that show the picture; ValueError for none."""
     start = read_whole(file, 12)
     end = 8 + int.from_bytes(start[4:8], "little")
-    chunks, at = list[tuple[int, bytes, int]](), 12
-    while at < end:
-        file.seek(at)
-        head = read_whole(file, 8)
-        size = int.from_bytes(head[4:], "little")
-        if head[:4] in WEBP_SHOWN:
-            chunks.append((at + 8, head, size + size % 2))
-        at += 8 + size + size % 2
-        if len(chunks) > MAX_WEBP_CHUNKS:
+    turned, steps = orientation != 1, iter(range(MAX_WEBP_CHUNKS))
+    pieces = list(_webp_pieces(file, range(12, end), turned, steps))
+    if turned and b"VP8X" in pieces:
+        tiff = orientation_exif(orientation)
+        pieces += [b"EXIF", struct.pack("<I", len(tiff)), tiff]
+    yield b"RIFF" + struct.pack("<I", 4 + sum(map(len, pieces))) + b"WEBP"
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            file.seek(piece.start)
+            yield from copy_bytes(file, len(piece))
+
+
+def _webp_pieces(
+    file: BinaryIO, place: range, turned: bool, steps: Iterator[int]
+) -> Iterator[bytes | range]:
+    """Yield what is sent of the chunks in a place: bytes, and ranges of the file."""
+    at = place.start
+    while at < place.stop:
+        if next(steps, None) is None:
             raise ValueError("too many chunks")
-    turned = orientation != 1 and any(head[:4] == b"VP8X" for _, head, _ in chunks)
-    tiff = orientation_exif(orientation)
-    exif = b"EXIF" + struct.pack("<I", len(tiff)) + tiff if turned else b""
-    total = 4 + len(exif) + sum(8 + size for _, _, size in chunks)
-    yield b"RIFF" + struct.pack("<I", total) + b"WEBP"
-    for place, head, size in chunks:
-        file.seek(place)
-        yield head
-        is_header = head[:4] == b"VP8X"
-        if is_header:
+        file.seek(at)
+        kind, size = read_whole(file, 4), read_whole(file, 4)
+        start, end = at + 8, at + 8 + int.from_bytes(size, "little")
+        at = end + end % 2
+        if kind == b"ANMF" and place.start == 12:  # a frame, with chunks of its own
+            pieces = list(_webp_pieces(file, range(start + 16, end), turned, steps))
+            yield from (kind, struct.pack("<I", 16 + sum(map(len, pieces))))
+            yield from (range(start, start + 16), *pieces)
+        elif kind == b"VP8X":
             flags = read_whole(file, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * turned
-            yield bytes([flags])
-        yield from copy_bytes(file, size - is_header)
-    yield exif
+            yield from (kind, size, bytes([flags]), range(start + 1, at))
+        elif kind in WEBP_SHOWN:
+            yield from (kind, size, range(start, at))
 
 
 STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
@@ -14782,6 +14794,11 @@ def create_share(app: App, request: Request) -> Response:
     shared = check_target(request, values["kind"], values["target"])
     if values["upload"] and not can_grow(app, shared):
         raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
+    if values["strip"] and values["kind"] in {"file", "media"}:
+        shared = shared._replace(strips=1)
+        if not any(may_show(shared, asset) for _, asset in shared_files(app, shared)):
+            reason = "cannot be: only pictures, MP4 and MOV are sent without camera data"
+            raise ValidationError(FieldError("body", "strip", reason))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -14893,11 +14910,13 @@ def open_share(app: App, request: Request, token: str) -> Response:
     need_share_password(app, request, share)
     found = shared_files(app, share, limit=MAX_SHARED)
     files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
+    left = len(found) - len(files)
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
+        note = f"<p>{left} files of other types are left out.</p>" if left else ""
+        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
     expires = share.expires_at and format_time(share.expires_at)
-    value = {"title": share.title, "expires_at": expires, "files": files}
+    value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
     return json_response(value, headers=[("Vary", "Accept")])
 
 
@@ -15763,7 +15782,7 @@ OBJECTS: Mapping[str, str] = {
     "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
-    "Shared": "title expires_at:date? files:SharedFile[]",
+    "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",

@@ -11654,6 +11654,59 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     assert (part.status, part.body) == (206, answer.body[5:25])
 
 
+def test_a_stripped_jpeg_has_no_thumbnail_and_no_segment_but_for_its_colours():
+    image_module, out = need("PIL.Image"), io.BytesIO()
+    image_module.effect_noise((60, 40), 50).convert("CMYK").save(out, "JPEG")  # with Adobe's
+    content = out.getvalue()
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+    jfif = b"JFIF\0\1\2\1\0H\0H"
+    said = segment(0xE0, jfif + b"\3\1SECRET..." + b"SECRET")
+    said += (
+        segment(0xE0, b"JFXX\0\x10SECRET") + segment(0xEE, b"SECRET") + segment(0xF0, b"SECRET")
+    )
+    said += b"".join(segment(marker, b"SECRET" * 9) for marker in range(0xE1, 0xF0))
+    told = content[:2] + said + content[2:]
+    sent = b"".join(ms.strip_jpeg(io.BytesIO(told), 1))
+    assert b"SECRET" not in sent and b"Adobe" in sent
+    assert sent.startswith(b"\xff\xd8" + segment(0xE0, jfif + bytes(2)))
+    assert seen_pixels(sent) == seen_pixels(content)
+
+
+def test_a_stripped_animation_s_frames_say_nothing():
+    image_module, out = need("PIL.Image"), io.BytesIO()
+    frames = [image_module.effect_noise((31, 17), 50 + n).convert("RGB") for n in range(3)]
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=[50, 60, 70])
+    content, more = out.getvalue(), b"EXIF" + struct.pack("<I", 7) + b"SECRET.\0"
+    told, at = bytearray(content[:12]), 12
+    while at < len(content):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        chunk = content[at : at + 8 + size + size % 2]
+        if chunk.startswith(b"ANMF"):
+            chunk = chunk[:4] + struct.pack("<I", size + len(more)) + chunk[8:] + more
+        told += chunk
+        at += 8 + size + size % 2
+    told[4:8] = struct.pack("<I", len(told) - 8)
+    assert told.count(b"SECRET") == 3
+    sent = b"".join(ms.strip_webp(io.BytesIO(told), 1))
+    assert b"SECRET" not in sent
+    shown = [image_module.open(io.BytesIO(each)) for each in (content, sent)]
+    for number in range(3):
+        for image in shown:
+            image.seek(number)
+        assert shown[0].convert("RGB").tobytes() == shown[1].convert("RGB").tobytes()
+        assert shown[0].info["duration"] == shown[1].info["duration"]
+
+
+def test_a_webp_of_endless_chunks_is_refused():
+    chunk = b"JUNK" + bytes(4)
+    data = b"RIFF" + struct.pack("<I", 4 + 20_000 * len(chunk)) + b"WEBP" + chunk * 20_000
+    with pytest.raises(ValueError, match="too many"):
+        list(ms.strip_webp(io.BytesIO(data), 1))
+
+
 def table(kind: bytes, *numbers: int) -> bytes:
     return box(kind, full(0), struct.pack(f">{len(numbers)}I", *numbers))
 
@@ -11816,6 +11869,12 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
         assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
         assert b"SECRET" not in answer.body and b"CameraMaker" not in answer.body
     assert running.get(f"{local(made['url'])}/{sha256(film)}").status == 404
+    assert running.get(local(made["url"])).json["left_out"] == 1
+    page = running.get(local(made["url"]), accept="text/html").body
+    assert b"1 files of other types are left out" in page
+    values = {"kind": "file", "target": sha256(film)}
+    assert running.call("POST", "/shares", {**values, "strip": True}, OWNER)[0] == 400
+    assert running.call("POST", "/shares", values, OWNER)[0] == 201
 
 
 def test_guests_may_add_pictures_to_a_folder_whose_link_says_so(start):
