@@ -20138,8 +20138,11 @@ class RecordImporter:
     """Takes in what another program's database has, under its ids and with its times."""
 
     def __init__(
-        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], is_trial: bool
-    ) -> None:
+        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], *,
+        is_trial: bool, joins: bool,
+    ) -> None:  # fmt: skip
+        """`joins`: who has the same e-mail here is the same person."""
+        self._joins = joins
         self._app, self._index, self._origin = app, app.index, origin
         self._tables = tables
         self._is_trial = is_trial
@@ -20166,13 +20169,19 @@ class RecordImporter:
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
         known, joined = users.find(email), read_time(row["date_joined"])
-        if known and known.email == email and users.created(known.id) == joined:
+        if (
+            known
+            and known.email.casefold() == email.casefold()
+            and (self._joins or (known.email == email and users.created(known.id) == joined))
+        ):
             self._users[row["id"]] = known.id
-            return Result("here", email)
+            return Result("here", f"{email}: account {known.id}")
         names = ("first_name", "last_name", "email", "username", "phone_number", "password")
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
-            return Result("failed", f"{email}: another account has its {', '.join(taken)}")
+            hint = " (--join if that is the same person)" if taken == ["email"] else ""
+            reason = f"another account has its {', '.join(taken)}{hint}"
+            return Result("failed", f"{email}: {reason}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20351,9 +20360,11 @@ def parse_family(text: str) -> str:
 
 @command(
     "import", "copy another program's pictures here, with their names and times", "SOURCE",
-    Option("into", "FAMILY", parse_family), Option("dry_run"),
+    Option("into", "FAMILY", parse_family), Option("dry_run"), Option("join"),
 )  # fmt: skip
-def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
+def import_source(
+    settings: Settings, source: str, into: str = "", dry_run: bool = False, join: bool = False
+) -> int:
     """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
 
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
@@ -20371,7 +20382,9 @@ def import_source(settings: Settings, source: str, into: str = "", dry_run: bool
         )  # fmt: skip
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
-            importer: Importer | RecordImporter = RecordImporter(app, origin, tables, dry_run)
+            importer: Importer | RecordImporter = RecordImporter(
+                app, origin, tables, is_trial=dry_run, joins=join
+            )
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"

@@ -9361,6 +9361,12 @@ def test_who_registered_with_another_s_address_is_given_nothing_of_theirs(start,
     outcomes = Counter(line.split("\t")[0] for line in run.stdout.splitlines())
     assert (run.returncode, outcomes) == (1, {"failed": 5, "new": 2})  # ann's are new
     assert "another account has its email" in run.stdout
+    for _ in range(2):  # the owner knows who it is
+        run = owner_says(running, "import", source, "--join")
+        assert (run.returncode, "here\tuser 7" in run.stdout) == (0, True), run.stdout
+    mary = running.call("POST", LOGIN, fields)[1]["access"]
+    listed = running.call("GET", MEDIA, headers={"Authorization": f"Bearer {mary}"})[1]
+    assert {item["name"] for item in listed["results"]} == {"shown", "note"}
 
 
 def colan(source: Path) -> None:
