@@ -59,6 +59,7 @@ import argparse
 import base64
 import bisect
 import contextlib
+import copy
 import enum
 import errno
 import fcntl
@@ -1159,6 +1160,7 @@ class Principal(NamedTuple):
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
+    session: str = ""  # of the account, in which the token was issued
     grant: Grant | None = None  # of a scoped token
 
     def __str__(self) -> str:
@@ -1319,6 +1321,7 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
         issued=_time_claim(claims, "iat") or 0.0,
+        session=str(claims.get("session", "")),
     )
 
 
@@ -1385,7 +1388,8 @@ VIEW_SECONDS = 12 * 3600
 def sign_view(principal: Principal, key: bytes, now: float) -> str:
     """Return the value of a view cookie: what pictures in a page may be asked for with."""
     reads = principal.is_admin or READ_PERMISSION in principal.permissions
-    about = [int(now) + VIEW_SECONDS, principal.user_id, principal.subject, reads]
+    expires = int(now) + VIEW_SECONDS
+    about = [expires, principal.user_id, principal.subject, reads, principal.session]
     payload = encode_base64url(json.dumps(about).encode())
     return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
 
@@ -1398,11 +1402,11 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     for payload, signature in re.findall(rf"\b{VIEW_COOKIE}=([\w-]+)\.([\w-]+)", cookies, re.A):
         expected = encode_base64url(_hmac_sha256(key, payload.encode()))
         if hmac.compare_digest(signature, expected):
-            expires, user_id, subject, reads = json.loads(decode_base64url(payload))
+            expires, user_id, subject, reads, *session = json.loads(decode_base64url(payload))
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
-                issued = expires - VIEW_SECONDS
-                return Principal("view", user_id, subject, permissions, issued=issued)
+                about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
+                return Principal("view", user_id, subject, permissions, **about)
     return ANONYMOUS
 
 
@@ -3028,7 +3032,8 @@ PNG_SHOWN = frozenset(
     b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV cLLI bKGD hIST pHYs acTL fcTL"
     b" fdAT".split()
 )
-WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"})
+JPEG_SHOWN = {b"\xff\xe2": b"ICC_PROFILE\0", b"\xff\xee": b"Adobe"}  # which says what colours
+WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ICCP"})
 WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
 MAX_WEBP_CHUNKS = 10_000
 _JPEG_SCAN_END = re.compile(
@@ -3074,9 +3079,9 @@ def strip_jpeg(file: BinaryIO, orientation: int) -> Iterator[bytes]:
             return
         length = read_whole(file, 2)
         segment = read_whole(file, max(int.from_bytes(length, "big") - 2, 0))
-        is_profile = marker == b"\xff\xe2" and segment.startswith(b"ICC_PROFILE\0")
-        is_other = (0xE1 <= marker[1] <= 0xEF and marker[1] != 0xEE) or marker[1] == 0xFE
-        if is_profile or not is_other:  # APP14 says which colours Adobe means
+        if marker == b"\xff\xe0" and segment.startswith(b"JFIF\0") and len(segment) >= 14:
+            yield marker + b"\0\x10" + segment[:12] + bytes(2)  # without its thumbnail
+        elif 0xC0 <= marker[1] <= 0xDF or segment.startswith(JPEG_SHOWN.get(marker, ())):
             yield marker + length + segment
         if marker == b"\xff\xda":
             yield from _jpeg_scan(file)
@@ -3120,30 +3125,41 @@ def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
     """Yield a WebP with the chunks that show the picture; ValueError for none."""
     start = read_whole(file, 12)
     end = 8 + int.from_bytes(start[4:8], "little")
-    chunks, at = list[tuple[int, bytes, int]](), 12
-    while at < end:
-        file.seek(at)
-        head = read_whole(file, 8)
-        size = int.from_bytes(head[4:], "little")
-        if head[:4] in WEBP_SHOWN:
-            chunks.append((at + 8, head, size + size % 2))
-        at += 8 + size + size % 2
-        if len(chunks) > MAX_WEBP_CHUNKS:
+    turned, steps = orientation != 1, iter(range(MAX_WEBP_CHUNKS))
+    pieces = list(_webp_pieces(file, range(12, end), turned, steps))
+    if turned and b"VP8X" in pieces:
+        tiff = orientation_exif(orientation)
+        pieces += [b"EXIF", struct.pack("<I", len(tiff)), tiff]
+    yield b"RIFF" + struct.pack("<I", 4 + sum(map(len, pieces))) + b"WEBP"
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            file.seek(piece.start)
+            yield from copy_bytes(file, len(piece))
+
+
+def _webp_pieces(
+    file: BinaryIO, place: range, turned: bool, steps: Iterator[int]
+) -> Iterator[bytes | range]:
+    """Yield what is sent of the chunks in a place: bytes, and ranges of the file."""
+    at = place.start
+    while at < place.stop:
+        if next(steps, None) is None:
             raise ValueError("too many chunks")
-    turned = orientation != 1 and any(head[:4] == b"VP8X" for _, head, _ in chunks)
-    tiff = orientation_exif(orientation)
-    exif = b"EXIF" + struct.pack("<I", len(tiff)) + tiff if turned else b""
-    total = 4 + len(exif) + sum(8 + size for _, _, size in chunks)
-    yield b"RIFF" + struct.pack("<I", total) + b"WEBP"
-    for place, head, size in chunks:
-        file.seek(place)
-        yield head
-        is_header = head[:4] == b"VP8X"
-        if is_header:
+        file.seek(at)
+        kind, size = read_whole(file, 4), read_whole(file, 4)
+        start, end = at + 8, at + 8 + int.from_bytes(size, "little")
+        at = end + end % 2
+        if kind == b"ANMF" and place.start == 12:  # a frame, with chunks of its own
+            pieces = list(_webp_pieces(file, range(start + 16, end), turned, steps))
+            yield from (kind, struct.pack("<I", 16 + sum(map(len, pieces))))
+            yield from (range(start, start + 16), *pieces)
+        elif kind == b"VP8X":
             flags = read_whole(file, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * turned
-            yield bytes([flags])
-        yield from copy_bytes(file, size - is_header)
-    yield exif
+            yield from (kind, size, bytes([flags]), range(start + 1, at))
+        elif kind in WEBP_SHOWN:
+            yield from (kind, size, range(start, at))
 
 
 STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
@@ -4505,11 +4521,22 @@ class Users(Table):
         rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
         return itertools.starmap(User, rows)
 
-    def refuses(self, user_id: int, issued: float) -> bool:
-        """Whether this is an account that is disabled, or was after a token was issued."""
-        sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
-        row = self._index.read(sql, issued, user_id).fetchone()
-        return row is not None and not row[0]
+    def present(self, principal: Principal) -> Principal | None:
+        """Return what a principal may do by now; None if its account is disabled, or was since.
+
+        A token's permissions are good for as long as it is. What lasts longer has those that its
+        account still has, and ends with the session that it comes from.
+        """
+        sql = (
+            "SELECT is_active AND tokens_from <= ?1, permissions, ?2 = '' OR EXISTS"
+            " (SELECT 1 FROM session WHERE id = ?2 AND user_id = user.id) FROM user WHERE id = ?3"
+        )
+        about = (principal.issued, principal.session, principal.user_id)
+        row = self._index.read(sql, *about).fetchone() if principal.user_id else None
+        if row is None or (row[0] and principal.kind == "token"):
+            return principal  # another program's account, or none
+        kept = principal.permissions.intersection(row[1].split())
+        return principal._replace(permissions=kept) if row[0] and row[2] else None
 
     def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
         """What a user's files take, those of softly deleted records included."""
@@ -4738,7 +4765,8 @@ SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the own
     "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
     "collection": f"(root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) {OF_COLLECTION})"
-    " OR +root IN ('library', 'entities') AND file.sha256 IN"  # found by that, not by root
+    " OR ?5 AND (+root = 'library' OR +root = 'entities' AND EXISTS (SELECT 1 FROM entity"
+    " WHERE sha256 = file.sha256 AND is_deleted = 0)) AND file.sha256 IN"  # found by that
     f" (SELECT sha256 {OF_COLLECTION})) GROUP BY file.sha256",
     "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
@@ -4778,12 +4806,17 @@ class ShareLinks(Table):
         share = Share("", None, "folder", "library", path)
         return bool(self.files(share, limit=1))
 
-    def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
-        """What a share shows, or only what of it has an asset, in the order of the paths."""
+    def files(
+        self, share: Share, reads: bool = True, sha256: str = "", limit: int = -1
+    ) -> list[Located]:
+        """What a share shows, or only what of it has an asset, in the order of the paths.
+
+        `reads`: whether its owner may read what others have as well.
+        """
         chosen = f"{'sha256 = ?4 AND ' * bool(sha256)}{SHARED_FILES[share.kind]}"
-        sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
+        sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?6"
         target = int(share.target) if share.kind == "entity" else share.target
-        rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
+        rows = self._index.read(sql, share.root, target, share.owner, sha256, reads, limit)
         return [located(row) for row in rows]
 
 
@@ -4882,6 +4915,8 @@ def search_text(*texts: str | None) -> str:
     return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
 
 
+# What shows the same asset in the same collection as a record, and was perhaps deleted
+SHOW_ONCE = "DELETE FROM media WHERE user_id = ? AND collection_id = ? AND sha256 = ? AND id != ?"
 Record = TypeVar("Record", bound="Collection | MediaRecord")
 
 
@@ -4938,6 +4973,8 @@ class OwnedTable(Generic[Record]):
         """Add a thing or change the one with its id."""
         row = [*thing, search_text(thing.name, thing.description)]
         upsert(db, self._table, (*thing._fields, "folded"), row)
+        if isinstance(thing, MediaRecord):
+            db.execute(SHOW_ONCE, (thing.user_id, thing.collection_id, thing.sha256, thing.id))
 
     def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
@@ -5165,8 +5202,15 @@ class Trash(Table):
         return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
-        sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
-        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+        def apply(db: Database) -> bool:
+            changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+            sql = f"{changed} RETURNING user_id, collection_id, sha256, id"
+            row = db.execute(sql, (now, id)).fetchone()
+            if row:
+                db.execute(SHOW_ONCE, row)
+            return row is not None
+
+        return self._index.write(apply)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; the path of its file, if it had one."""
@@ -11890,6 +11934,7 @@ class Request:
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.room = MAX_BYTES  # what the caller may store yet
         self.upload: Incoming | None = None
+        self.has_upload = False  # or it is still to come, for an upload that can be resumed
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
         self.interim: list[tuple[str, str]] = []  # fields of a 104
@@ -12191,10 +12236,10 @@ def parse_urlencoded(text: bytes) -> dict[str, Any]:
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[FieldError] = []
-    if spec.upload and spec.upload.required and request.upload is None:
+    has_upload = request.has_upload or request.upload is not None
+    if spec.upload and spec.upload.required and not has_upload:
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
-    has_upload = request.upload is not None
     if spec.upload and not has_upload and values.get(spec.upload.name):
         problems.append(no_file(spec.upload))
     where = "body"
@@ -12768,12 +12813,11 @@ class Application:
         principal = find_principal(
             authorization, token, app.keys, time.time(), app.tokens, cookies
         )
-        user_id = principal.user_id
-        if user_id and app.index.users.refuses(user_id, principal.issued):
-            if principal.kind != "view":
-                detail = "The account is disabled, or was since; log in again."
-                raise Unauthorized(TokenError(detail))
-            principal = ANONYMOUS
+        known = app.index.users.present(principal)
+        if known is None and principal.kind == "token":
+            detail = "The account is disabled, or was since; log in again."
+            raise Unauthorized(TokenError(detail))
+        principal = known or ANONYMOUS
         request.principal = narrow(principal, request.head.method, unquote(request.head.path))
 
     def answer_options(
@@ -13773,6 +13817,7 @@ def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
         "last_name": user.last_name,
         "permissions": user.permissions.split(),
         "is_admin": False,
+        "session": session.id,
     }
     lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
     access = {"exp": now + lifetime, "iat": now, "jti": secrets.token_hex(16)}
@@ -13780,9 +13825,7 @@ def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
     key = app.settings.jwt_signing_key
     return {
         "access": sign_jwt({"token_type": "access", **access, **about}, key),
-        "refresh": sign_jwt(
-            {"token_type": "refresh", **refresh, "session": session.id, **about}, key
-        ),
+        "refresh": sign_jwt({"token_type": "refresh", **refresh, **about}, key),
     }
 
 
@@ -14213,7 +14256,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-        existing(has_file(request, record))
+    existing(has_file(request, record))
     if record.sha256:
         found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
     else:
@@ -14227,9 +14270,24 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    if app.index.users.refuses(record.user_id, math.inf):
-        raise unauthorized("The account is disabled.")
+    request.principal = find_maker(app, record.user_id)
     return record
+
+
+def find_maker(app: App, user_id: int | None) -> Principal:
+    """Return who made a link or a URL, with what he may do by now; 401 if he is kept out."""
+    if user_id is None:
+        return OWNER
+    if user_id == DEMO.user_id:
+        maker = DEMO if app.settings.auth_disabled else None
+    else:
+        permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
+        maker = app.index.users.present(
+            Principal("maker", user_id, None, permissions, issued=math.inf)
+        )
+    if maker is None:
+        raise unauthorized("The account is disabled.")
+    return maker
 
 
 MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
@@ -14385,8 +14443,17 @@ ENTITY_TEXTS = (
 ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
 IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
 ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
+
+
+def check_entity_form(request: Request, values: Mapping[str, Any]) -> Iterable[FieldError]:
+    """Refuse what no content could mend: 400."""
+    has_upload = request.has_upload or request.upload is not None
+    check_place(request.app, Entity(**values), has_upload)
+    return ()
+
+
 ENTITY_CREATE = ENTITY_REPLACE._replace(
-    fields=(IS_COLLECTION._replace(default=False), *ENTITY_TEXTS)
+    fields=(IS_COLLECTION._replace(default=False), *ENTITY_TEXTS), check=check_entity_form
 )
 ENTITY_PATCH = BodySpec(("json",), (
     Field("label"),
@@ -14579,22 +14646,26 @@ def check_entity(
     app: App, entity: Entity, upload: Incoming | None, db: Database | None = None
 ) -> None:
     """Refuse a version that cannot be: 400, or 409 for another one's content."""
-    if entity.is_collection and upload:
-        raise HTTPError(400, "A collection has no image.")
+    check_place(app, entity, upload is not None, db)
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
         raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
-    if entity.parent_id is not None:
-        check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
     if upload and holder not in {None, entity.id}:
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_parent(app: App, entity: Entity, id: int, db: Database | None) -> None:
-    """A parent is a collection that is not below its child; it may be softly deleted."""
-    entities = app.index.entities
+def check_place(app: App, entity: Entity, has_upload: bool, db: Database | None = None) -> None:
+    """Refuse a collection's image, and a parent that is none or is below its child (400).
+
+    A parent may be softly deleted.
+    """
+    if entity.is_collection and has_upload:
+        raise HTTPError(400, "A collection has no image.")
+    id, entities = entity.parent_id, app.index.entities
+    if id is None:
+        return
     parent = entities.get(id, db=db)
     if parent is None:
         raise HTTPError(400, f"The parent {id} does not exist.")
@@ -14689,25 +14760,28 @@ ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
 """
 
 
-def check_target(app: App, request: Request, kind: str, target: str) -> Share:
-    """What is to be shared, if the caller may share it; 400, 403, 404."""
-    owner = request.principal.user_id
+def check_target(request: Request, kind: str, target: str) -> Share:
+    """What is to be shared, if the caller may share it and it is there; 400, 403, 404."""
+    app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
         require(USER, request.principal, True)
         find = find_record if kind == "media" else find_collection
         return Share("", owner, kind, "users", find(app, request, target).id)
+    require(READ, request.principal, app.settings.read_auth_enabled)
     require(WRITE, request.principal, True)
     if kind == "file":
         file, _ = find_content(app, request, check_sha256(target))
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not path or not app.index.shares.has_files(path):
+        if not app.index.shares.has_files(path) or app.library.is_gone(path):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
         app, parse_value(Field("target", "integer", nullable=False), target, "body")
     )
+    if entity.is_deleted:
+        raise HTTPError(404, "This entity is deleted.")
     return Share("", owner, kind, "entities", str(entity.id))
 
 
@@ -14717,9 +14791,14 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
-    shared = check_target(app, request, values["kind"], values["target"])
+    shared = check_target(request, values["kind"], values["target"])
     if values["upload"] and not can_grow(app, shared):
         raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
+    if values["strip"] and values["kind"] in {"file", "media"}:
+        shared = shared._replace(strips=1)
+        if not any(may_show(shared, asset) for _, asset in shared_files(app, shared)):
+            reason = "cannot be: only pictures, MP4 and MOV are sent without camera data"
+            raise ValidationError(FieldError("body", "strip", reason))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -14773,12 +14852,15 @@ def end_share(app: App, request: Request, id: str) -> Response:
     return Response(204)
 
 
-def find_share(app: App, id: str) -> Share:
-    """A link that is good; 404 for one that is over as for none."""
-    share = app.index.shares.get(id, time.time())
-    if share and share.owner and app.index.users.refuses(share.owner, math.inf):
-        share = None
-    return existing(share, "There is nothing at this link.")
+def find_share(request: Request, id: str) -> Share:
+    """Return a link that its maker could make now; 404 for one that is over as for none."""
+    share, maker = request.app.index.shares.get(id, time.time()), copy.copy(request)
+    try:
+        found = existing(share)
+        maker.principal = find_maker(request.app, found.owner)
+        return found._replace(root=check_target(maker, found.kind, found.target).root)
+    except HTTPError:
+        raise HTTPError(404, "There is nothing at this link.") from None
 
 
 def sign_share(app: App, share: Share, expires: int) -> str:
@@ -14821,20 +14903,27 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
 @route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     if for_browser and not has_password(app, request, share):
         return share_page(share, PASSWORD_FORM, 401)
     need_share_password(app, request, share)
-    found = app.index.shares.files(share, limit=MAX_SHARED)
-    shown = [(file, asset) for file, asset in found if may_show(share, asset)]
-    files = [shared_json(app, request, share, *each) for each in shown]
+    found = shared_files(app, share, limit=MAX_SHARED)
+    files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
+    left = len(found) - len(files)
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
+        note = f"<p>{left} files of other types are left out.</p>" if left else ""
+        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
     expires = share.expires_at and format_time(share.expires_at)
-    value = {"title": share.title, "expires_at": expires, "files": files}
+    value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
     return json_response(value, headers=[("Vary", "Accept")])
+
+
+def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
+    """What a link shows, of what its maker may still read."""
+    reads = allows(READ, find_maker(app, share.owner), app.settings.read_auth_enabled)
+    return app.index.shares.files(share, reads, **which)
 
 
 def may_show(share: Share, asset: Asset) -> bool:
@@ -14873,7 +14962,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
         raise unauthorized("That is not the link's password.")
@@ -14888,7 +14977,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
 
 def check_guest(app: App, request: Request, token: str) -> Share:
     """The link, if who has it may add to its folder; 401, 403, 404."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     need_share_password(app, request, share)
     if not share.takes:
         raise HTTPError(403, "This link shows files, but takes none.")
@@ -14971,9 +15060,9 @@ def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     need_share_password(app, request, share)
-    found = app.index.shares.files(share, sha256=check_sha256(n))
+    found = shared_files(app, share, sha256=check_sha256(n))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
@@ -15229,10 +15318,8 @@ def begin_resumable(request: Request) -> Transfer:
     head = head._replace(length=find_length(request, head), offset=None)
     bound_room(request, target)
     check_size(request, target, head.length, 0)
-    problems: list[FieldError] = []
-    collect_declared(spec.fields, texts, "body", problems, has_upload=True)
-    if problems:
-        raise ValidationError(*problems)
+    request.has_upload = True
+    parse_form(request, spec, texts)
     check_upload(app, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
@@ -15695,7 +15782,7 @@ OBJECTS: Mapping[str, str] = {
     "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
-    "Shared": "title expires_at:date? files:SharedFile[]",
+    "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",
@@ -19231,6 +19318,7 @@ class Verifier:
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
         self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.expected: dict[tuple[str, str], str] = {}  # hashes that are not the index's
         self._named: set[tuple[str, str]] = set()
         self.files = 0
 
@@ -19305,7 +19393,7 @@ class Verifier:
             return "missing", ""
         except OSError as error:
             return "unreadable", error.strerror or ""
-        if sha256 == file.sha256:
+        if sha256 == self.expected.get((file.root, file.path), file.sha256):
             return None
         if state_of(status)[:2] == (file.size, file.mtime_ns):
             return "damaged", ""
@@ -19353,13 +19441,18 @@ def forget_cached(file: io.FileIO) -> None:
 )  # fmt: skip
 def verify(
     settings: Settings, as_json: bool = False, since: float = math.inf,
-    limit_rate: float = math.inf,
+    limit_rate: float = math.inf, restored: Copier | None = None,
 ) -> int:  # fmt: skip
-    """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
+    """Read all files, or those of the last days, and tell what is wrong: then it returns 1.
+
+    What was found wrong with files as they were `restored` is not told again.
+    """
     with index_to_read(settings) as index:
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
         progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
+        if restored is not None:
+            verifier.found, verifier.expected = restored.found, restored.others
         public, private = thumbnail_shelves(settings, folders["library"])
         verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
@@ -19470,6 +19563,8 @@ def writing_to(place: str) -> Iterator[None]:
     except Unreadable:
         raise
     except (OSError, sqlite3.Error) as error:
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            raise Refusal(f"the index is damaged: {error}; nothing can be copied by it") from None
         problem = f"{place} cannot be written: {error}"
         raise Refusal(f"{problem}; another try goes on from here") from None
 
@@ -19562,9 +19657,10 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
     data = Folder("data", target.database_dir, make=True, buffers=WriteBuffers())
     key = settings.public_key_path or settings.database_dir / "public_key.pem"
     for path, name in ((settings.secrets_file, "secrets.env"), (key, "public_key.pem")):
-        with contextlib.suppress(FileNotFoundError), io.FileIO(path) as file:
-            status = os.fstat(file.fileno())
-            data.copy_in(name, status, read_blocks(file, status.st_size))
+        if path.is_file():
+            with io.FileIO(path) as file:
+                status = os.fstat(file.fileno())
+                data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
 @command("backup", "copy everything into a dated folder in DEST, while the server runs", "DEST")
@@ -19638,11 +19734,70 @@ def format_hash(sha256: str, name: bytes) -> bytes:
     return mark + sha256.encode() + b"  " + escaped + b"\n"
 
 
+class Restorer(Copier):
+    """Copies a backup to where it is to be served, and compares it with its manifest."""
+
+    def __init__(
+        self, index: Index, own: Settings, targets: Mapping[str, Folder], progress: Progress
+    ) -> None:
+        super().__init__(index, open_folders(own, index), targets, progress)
+        self._base = own.storage_dir
+        self._unnamed = 0  # files that the manifest does not have
+        self._path = own.database_dir / MANIFEST
+        self._manifest: dict[str, str] = {}
+        try:
+            self._manifest.update(read_manifest(self._path))
+        except FileNotFoundError:
+            self._note("missing", str(self._path))
+        except (OSError, ValueError) as error:
+            self._note("damaged", str(self._path), str(error))
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        verdict, key = super()._judge(file), (file.root, file.path)
+        told = self._manifest.get(self._name(*key))
+        self._unnamed += told is None
+        if verdict and verdict[0] in {"missing", "unreadable"}:
+            return verdict
+        if told in {None, self.others.get(key, file.sha256)}:
+            return verdict
+        return "damaged", "its hash is another one than in the manifest"
+
+    def _name(self, root: str, path: str) -> str:
+        return os.path.relpath(f"{self._folders[root].path}/{path}", self._base)
+
+    def check_rest(self) -> None:
+        """Name what is in the backup and cannot be brought back, and what the manifest lacks."""
+        if self._unnamed and self._path.is_file():
+            self._note("damaged", str(self._path), f"{self._unnamed} files are not in it")
+        for folder in self._folders.values():
+            for path in self._unknown(folder):
+                is_told = self._name(folder.name, path) in self._manifest
+                reason = "the index does not have it: it is not brought back"
+                self._note("damaged" if is_told else "changed", f"{folder.shown}/{path}", reason)
+
+
+def read_manifest(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and hash of each line of sha256sum; ValueError where one is none."""
+    if not path.is_file():
+        raise FileNotFoundError
+    with open(path, "rb") as manifest:
+        for line in manifest:
+            match = re.fullmatch(rb"(\\?)([0-9a-f]{64})  (.+)\n", line)
+            if not match:
+                raise ValueError("it is cut, or was changed")
+            name = re.sub(rb"\\[\\nr]", unescape, match[3]) if match[1] else match[3]
+            yield os.fsdecode(name), match[2].decode()
+
+
+def unescape(match: re.Match[bytes]) -> bytes:
+    return {b"\\n": b"\n", b"\\r": b"\r"}.get(match[0], b"\\")
+
+
 def find_backup(settings: Settings, path: Path) -> Path:
     """A backup, or the last one in a folder of them."""
     if path.name.endswith(PARTIAL):
         raise Refusal(f"{path} is not whole: its backup was interrupted")
-    if backup_settings(settings, path).database_url.exists():
+    if backup_settings(settings, path).database_url.is_file():
         return path
     found = backups_in(path) if path.is_dir() else []
     if not found:
@@ -19677,17 +19832,18 @@ def restore(settings: Settings, source: str) -> int:
     make_folders(settings)
     with writing_to(str(place)), lock_data_dir(settings):
         with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.count_rows()  # or it is none
             kept.copy_to(place)
         with contextlib.closing(migrated(Index(place))) as index:
-            progress = Progress(index.files.total_size(), silent=True)
-            folders = fillable_folders(settings)
-            copier = Copier(index, open_folders(own, index), folders, progress)
+            progress = Progress(index.files.total_size())
+            copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
+            copier.check_rest()
             copy_secrets(own, settings)
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings)
+    return verify(settings, restored=copier)
 
 
 # -- migrate
@@ -19987,8 +20143,11 @@ class RecordImporter:
     """Takes in what another program's database has, under its ids and with its times."""
 
     def __init__(
-        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], is_trial: bool
-    ) -> None:
+        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], *,
+        is_trial: bool, joins: bool,
+    ) -> None:  # fmt: skip
+        """`joins`: who has the same e-mail here is the same person."""
+        self._joins = joins
         self._app, self._index, self._origin = app, app.index, origin
         self._tables = tables
         self._is_trial = is_trial
@@ -20015,13 +20174,19 @@ class RecordImporter:
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
         known, joined = users.find(email), read_time(row["date_joined"])
-        if known and known.email == email and users.created(known.id) == joined:
+        if (
+            known
+            and known.email.casefold() == email.casefold()
+            and (self._joins or (known.email == email and users.created(known.id) == joined))
+        ):
             self._users[row["id"]] = known.id
-            return Result("here", email)
+            return Result("here", f"{email}: account {known.id}")
         names = ("first_name", "last_name", "email", "username", "phone_number", "password")
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
-            return Result("failed", f"{email}: another account has its {', '.join(taken)}")
+            hint = " (--join if that is the same person)" if taken == ["email"] else ""
+            reason = f"another account has its {', '.join(taken)}{hint}"
+            return Result("failed", f"{email}: {reason}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20200,9 +20365,11 @@ def parse_family(text: str) -> str:
 
 @command(
     "import", "copy another program's pictures here, with their names and times", "SOURCE",
-    Option("into", "FAMILY", parse_family), Option("dry_run"),
+    Option("into", "FAMILY", parse_family), Option("dry_run"), Option("join"),
 )  # fmt: skip
-def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
+def import_source(
+    settings: Settings, source: str, into: str = "", dry_run: bool = False, join: bool = False
+) -> int:
     """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
 
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
@@ -20220,7 +20387,9 @@ def import_source(settings: Settings, source: str, into: str = "", dry_run: bool
         )  # fmt: skip
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
-            importer: Importer | RecordImporter = RecordImporter(app, origin, tables, dry_run)
+            importer: Importer | RecordImporter = RecordImporter(
+                app, origin, tables, is_trial=dry_run, joins=join
+            )
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"

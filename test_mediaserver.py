@@ -9361,6 +9361,12 @@ def test_who_registered_with_another_s_address_is_given_nothing_of_theirs(start,
     outcomes = Counter(line.split("\t")[0] for line in run.stdout.splitlines())
     assert (run.returncode, outcomes) == (1, {"failed": 5, "new": 2})  # ann's are new
     assert "another account has its email" in run.stdout
+    for _ in range(2):  # the owner knows who it is
+        run = owner_says(running, "import", source, "--join")
+        assert (run.returncode, "here\tuser 7" in run.stdout) == (0, True), run.stdout
+    mary = running.call("POST", LOGIN, fields)[1]["access"]
+    listed = running.call("GET", MEDIA, headers={"Authorization": f"Bearer {mary}"})[1]
+    assert {item["name"] for item in listed["results"]} == {"shown", "note"}
 
 
 def colan(source: Path) -> None:
@@ -9918,6 +9924,7 @@ def test_a_collection_shows_pictures_of_the_library_without_a_copy(start):
     Entities(server).create(of_entity)
     user, other = User(server), User(server)
     user.headers = bearer(user_id=user.id, permissions=["media_store_read"])
+    run_here("user", "grant", user.name, ms.READ_PERMISSION, "--storage_dir", server.storage)
     key = user.call("POST", SHELVES, {"name": "Summer"})[1]["id"]
     for _ in range(2):  # what is there already stays one
         assert add_pictures(user, key, content, of_entity, content) == 204
@@ -9947,6 +9954,35 @@ def test_a_collection_shows_pictures_of_the_library_without_a_copy(start):
     assert add_pictures(user, key, content) == 204
     assert user.call("DELETE", f"{SHELVES}{key}/")[0] == 204
     assert user.call("GET", MEDIA)[1]["count"] == 1  # what has a file of its own stays
+
+
+@pytest.mark.parametrize("way", ["restored", "moved"])
+def test_a_collection_shows_a_picture_once_whatever_was_deleted_restored_or_moved(server, way):
+    user, content = User(server), png()
+    server.upload(content)
+    key, other = (user.call("POST", SHELVES, {"name": name})[1]["id"] for name in "ab")
+
+    def shown() -> list[str]:
+        return [record["id"] for record in user.call("GET", f"{SHELVES}{key}/")[1]["media"]]
+
+    assert add_pictures(user, key, content) == 204
+    (first,) = shown()
+    if way == "restored":
+        assert user.call("DELETE", f"{MEDIA}{first}/")[0] == 204
+    else:
+        assert user.call("PATCH", f"{MEDIA}{first}/", {"collection": other})[0] == 200
+    assert shown() == []
+    assert add_pictures(user, key, content) == 204
+    if way == "restored":
+        assert user.call("POST", f"/trash/{first}/restore")[0] == 404, "it is there already"
+    else:
+        assert user.call("PATCH", f"{MEDIA}{first}/", {"collection": key})[0] == 200
+        assert shown() == [first]
+    assert len(shown()) == 1
+    (last,) = shown()
+    assert user.call("DELETE", f"{MEDIA}{last}/")[0] == 204
+    assert user.call("POST", f"/trash/{last}/restore")[0] == 204
+    assert shown() == [last]
 
 
 def test_a_collection_of_many_records_is_never_in_memory_as_a_whole(start):
@@ -10919,6 +10955,11 @@ NO_CREDENTIAL = {"Authorization": "Basic eDp5"}
         (400, metadata(target="media", filename="a.txt")),
         (400, metadata(target="media")),
         (422, metadata(target="entities", parent_id="x")),
+        (400, metadata(target="entities", filename="a.png", parent_id="999999999")),
+        (400, metadata(target="entities", filename="a.png", is_collection="true")),
+        (400, metadata(target="accounts", name="a", collection="x") | bearer(user_id=79)),
+        (400, metadata(target="accounts", type="picture") | bearer(user_id=79)),
+        (413, about("accounts") | bearer(user_id=79) | {"Upload-Length": str(20 << 30)}),
         (401, NO_CREDENTIAL),
         (401, {"Authorization": "Bearer x.y.z"}),
         (403, READER),
@@ -11619,6 +11660,59 @@ def test_a_link_can_send_pictures_without_what_they_say_of_their_making(server, 
     assert (part.status, part.body) == (206, answer.body[5:25])
 
 
+def test_a_stripped_jpeg_has_no_thumbnail_and_no_segment_but_for_its_colours():
+    image_module, out = need("PIL.Image"), io.BytesIO()
+    image_module.effect_noise((60, 40), 50).convert("CMYK").save(out, "JPEG")  # with Adobe's
+    content = out.getvalue()
+
+    def segment(marker: int, data: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+    jfif = b"JFIF\0\1\2\1\0H\0H"
+    said = segment(0xE0, jfif + b"\3\1SECRET..." + b"SECRET")
+    said += (
+        segment(0xE0, b"JFXX\0\x10SECRET") + segment(0xEE, b"SECRET") + segment(0xF0, b"SECRET")
+    )
+    said += b"".join(segment(marker, b"SECRET" * 9) for marker in range(0xE1, 0xF0))
+    told = content[:2] + said + content[2:]
+    sent = b"".join(ms.strip_jpeg(io.BytesIO(told), 1))
+    assert b"SECRET" not in sent and b"Adobe" in sent
+    assert sent.startswith(b"\xff\xd8" + segment(0xE0, jfif + bytes(2)))
+    assert seen_pixels(sent) == seen_pixels(content)
+
+
+def test_a_stripped_animation_s_frames_say_nothing():
+    image_module, out = need("PIL.Image"), io.BytesIO()
+    frames = [image_module.effect_noise((31, 17), 50 + n).convert("RGB") for n in range(3)]
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=[50, 60, 70])
+    content, more = out.getvalue(), b"EXIF" + struct.pack("<I", 7) + b"SECRET.\0"
+    told, at = bytearray(content[:12]), 12
+    while at < len(content):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        chunk = content[at : at + 8 + size + size % 2]
+        if chunk.startswith(b"ANMF"):
+            chunk = chunk[:4] + struct.pack("<I", size + len(more)) + chunk[8:] + more
+        told += chunk
+        at += 8 + size + size % 2
+    told[4:8] = struct.pack("<I", len(told) - 8)
+    assert told.count(b"SECRET") == 3
+    sent = b"".join(ms.strip_webp(io.BytesIO(told), 1))
+    assert b"SECRET" not in sent
+    shown = [image_module.open(io.BytesIO(each)) for each in (content, sent)]
+    for number in range(3):
+        for image in shown:
+            image.seek(number)
+        assert shown[0].convert("RGB").tobytes() == shown[1].convert("RGB").tobytes()
+        assert shown[0].info["duration"] == shown[1].info["duration"]
+
+
+def test_a_webp_of_endless_chunks_is_refused():
+    chunk = b"JUNK" + bytes(4)
+    data = b"RIFF" + struct.pack("<I", 4 + 20_000 * len(chunk)) + b"WEBP" + chunk * 20_000
+    with pytest.raises(ValueError, match="too many"):
+        list(ms.strip_webp(io.BytesIO(data), 1))
+
+
 def table(kind: bytes, *numbers: int) -> bytes:
     return box(kind, full(0), struct.pack(f">{len(numbers)}I", *numbers))
 
@@ -11781,6 +11875,12 @@ def test_what_cannot_be_sent_without_its_metadata_is_shown_as_a_preview_or_not_a
         assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
         assert b"SECRET" not in answer.body and b"CameraMaker" not in answer.body
     assert running.get(f"{local(made['url'])}/{sha256(film)}").status == 404
+    assert running.get(local(made["url"])).json["left_out"] == 1
+    page = running.get(local(made["url"]), accept="text/html").body
+    assert b"1 files of other types are left out" in page
+    values = {"kind": "file", "target": sha256(film)}
+    assert running.call("POST", "/shares", {**values, "strip": True}, OWNER)[0] == 400
+    assert running.call("POST", "/shares", values, OWNER)[0] == 201
 
 
 def test_guests_may_add_pictures_to_a_folder_whose_link_says_so(start):
@@ -11881,7 +11981,7 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
         assert running.call("POST", "/shares", values, other)[0] == 404
         assert running.call("POST", "/shares", values, OWNER)[0] == 403
     running.call("DELETE", f"{MEDIA}{record['id']}/", headers=mine)
-    assert shared(running, of_record) == shared(running, of_shelf) == []
+    assert (shared(running, of_record), shared(running, of_shelf)) == (404, [])
     assert [each["id"] for each in running.call("GET", "/shares", headers=mine)[1]] == [
         of_shelf["id"], of_record["id"],
     ]  # fmt: skip
@@ -11898,6 +11998,108 @@ def test_every_kind_of_thing_is_shared_by_who_may(start):
     for target in ("nowhere", "/", ".mediaserver", "../pictures", "media/.."):
         values = {"kind": "folder", "target": target}
         assert running.call("POST", "/shares", values, OWNER)[0] == 404
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with closed reads, in one process."""
+    storage = tmp_path_factory.mktemp("closed") / "pictures"
+    with Server(storage, "--workers", "1", READ_AUTH_ENABLED="true") as running:
+        running.scanned()
+        yield running
+
+
+def member(server: Server) -> tuple[User, dict[str, str], Any]:
+    """An account that may read and write, with its login's headers and tokens."""
+    user = User(server)
+    run_here("user", "grant", user.name, ms.READ_PERMISSION, ms.WRITE_PERMISSION,
+             "--storage_dir", server.storage)  # fmt: skip
+    tokens = user.login()[1]
+    return user, {"Authorization": f"Bearer {tokens['access']}"}, tokens
+
+
+def shareable(server: Server, headers: Mapping[str, str], kind: str) -> tuple[str, str]:
+    """Something of a kind that has a picture: its target, and where that lies in the library."""
+    content, place = png(), f"shared {unique().decode()}"
+    if kind == "folder":
+        fill(server.storage, {f"{place}/1.png": content})
+        server.rescan()
+        return place, place
+    if kind == "file":
+        return sha256(content), server.upload(content).json["filename"]
+    if kind == "entity":
+        group = Entities(server).collection()["id"]
+        Entities(server).create(content, parent_id=group)
+        return str(group), ""
+    shelf = server.call("POST", SHELVES, {"name": place}, headers)[1]["id"]
+    texts = {"collection": shelf} if kind == "collection" else {}
+    body, content_type = form("a.png", content, name="a", **texts)
+    headers = {**headers, "Content-Type": content_type}
+    record = server.request("POST", MEDIA, body, headers).json["id"]
+    return (shelf if kind == "collection" else record), ""
+
+
+@pytest.mark.parametrize("lost", ["write", "read", "account"])
+@pytest.mark.parametrize("kind", ms.SHARE_KINDS)
+def test_a_link_gives_no_more_than_its_maker_may_still_read(closed, kind, lost):
+    user, headers, _ = member(closed)
+    made = share(closed, headers, kind=kind, target=shareable(closed, headers, kind)[0])
+    path = local(shared(closed, made)[0]["url"])
+    permission = f"media_store_{lost}"
+    command = ("disable", user.name) if lost == "account" else ("revoke", user.name, permission)
+    run_here("user", *command, "--storage_dir", closed.storage)
+    is_own = kind in {"media", "collection"} and lost != "account"
+    wanted = (200, 200) if is_own else (404, 404)
+    assert (closed.get(local(made["url"])).status, closed.get(path).status) == wanted
+
+
+def test_a_collection_s_link_shows_pictures_of_others_as_long_as_its_maker_may_read_them(closed):
+    user, headers, _ = member(closed)
+    shelf = shareable(closed, headers, "collection")[0]
+    contents = [png(), png()]
+    closed.upload(contents[0])
+    entity = Entities(closed).create(contents[1])["id"]
+    values = {"sha256": list(map(sha256, contents))}
+    assert closed.call("POST", f"{SHELVES}{shelf}/add", values, headers)[0] == 204
+    made = share(closed, headers, kind="collection", target=shelf)
+    assert len(shared(closed, made)) == 3
+    Entities(closed).patch(entity, is_deleted=True)
+    assert len(shared(closed, made)) == 2
+    run_here("user", "revoke", user.name, ms.READ_PERMISSION, "--storage_dir", closed.storage)
+    (own,) = shared(closed, made)
+    assert local(own["url"]).rpartition("/")[2] not in values["sha256"]
+
+
+@pytest.mark.parametrize("kind", ms.SHARE_KINDS)
+def test_a_link_to_what_is_deleted_shows_and_takes_nothing(closed, kind):
+    _, headers, _ = member(closed)
+    target, place = shareable(closed, headers, kind)
+    upload = kind in {"folder", "collection", "entity"}
+    made = share(closed, headers, kind=kind, target=target, upload=upload)
+    path = local(shared(closed, made)[0]["url"])
+    if kind == "folder":
+        shutil.rmtree(closed.storage / place)
+    elif kind == "file":
+        (closed.storage / "media" / place).unlink()
+    elif kind == "entity":
+        Entities(closed).patch(int(target), is_deleted=True)
+    else:
+        base = SHELVES if kind == "collection" else MEDIA
+        assert closed.call("DELETE", f"{base}{target}/", headers=headers)[0] == 204
+    assert shared(closed, made) == closed.get(path).status == 404
+    sent = closed.send_file("POST", f"{local(made['url'])}/upload", png(), "x.png", {})
+    assert sent.status == 404
+    assert not (closed.storage / (place or "none")).exists()
+    assert closed.call("POST", "/shares", {"kind": kind, "target": target}, headers)[0] == 404
+
+
+def test_a_link_of_demo_mode_ends_with_it(start):
+    running = start(auth_disabled="true")
+    running.upload(content := png())
+    made = share(running, {}, kind="file", target=sha256(content))
+    assert len(shared(running, made)) == 1
+    running.stop()
+    assert shared(start(), made) == 404
 
 
 # -- object storage ----------------------------------------------------------------------
@@ -12292,6 +12494,29 @@ def test_a_cookie_of_demo_mode_is_good_for_nothing_afterwards(start):
     cookie = cookie_of(open_session(demo, {}))
     demo.stop()
     assert start().get("/metrics", **cookie).status == 401
+
+
+@pytest.mark.parametrize("end", ["logout", "passwd", "disable", "revoke", "session"])
+def test_a_view_cookie_ends_with_what_it_came_from(closed, end, monkeypatch):
+    closed.upload(content := png())
+    user, headers, tokens = member(closed)
+    cookie = cookie_of(open_session(closed, headers))
+    path = f"/image/{sha256(content)}"
+    assert closed.get(path, **cookie).body == content
+    renewed = user.refresh(tokens["refresh"])[1]
+    assert closed.get(path, **cookie).status == 200, "a refresh goes on with the session"
+    if end == "logout":
+        values = {"refresh": renewed["refresh"]}
+        assert closed.call("POST", "/api/auth/logout/", values, headers)[0] == 205
+    elif end == "session":
+        (session,) = closed.call("GET", "/api/auth/sessions/", headers=headers)[1]
+        path_of_it = f"/api/auth/sessions/{session['id']}/"
+        assert closed.call("DELETE", path_of_it, headers=headers)[0] == 204
+    else:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"another password")))
+        more = [ms.READ_PERMISSION] if end == "revoke" else []
+        run_here("user", end, user.name, *more, "--storage_dir", closed.storage)
+    assert closed.get(path, **cookie).status in {401, 403}
 
 
 def test_the_view_cookie_of_a_server_under_a_path_stays_there(start):
@@ -13702,6 +13927,79 @@ def test_what_rotted_before_the_first_backup_is_named_by_each(filled, tmp_path):
         assert run_verify(made)["edited"] == [str(made / "2024/scanned é.png")]
 
 
+def cut_manifest(backup: Path, at: int) -> None:
+    path = backup / ".mediaserver" / ms.MANIFEST
+    path.write_bytes(path.read_bytes()[:at])
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+NEWLINE = "2024/new\nline\\.png"
+DAMAGE: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
+    "rotten": (lambda b: rot(b / "2024/same.png"), "damaged", "2024/same.png"),
+    "cut": (lambda b: (b / "2024/same.png").write_bytes(b"\x89PNG"), "damaged", "2024/same.png"),
+    "rotten name": (lambda b: rot(b / NEWLINE), "damaged", "2024/new?line\\.png"),
+    "private": (lambda b: rot(b / ".mediaserver/images/private.png"), "damaged", "private.png"),
+    "gone": (lambda b: (b / "2024/same.png").unlink(), "missing", "2024/same.png"),
+    "link": (
+        lambda b: replace(b / "2024/same.png", lambda p: p.symlink_to("/etc/passwd")),
+        "unreadable", "2024/same.png",
+    ),
+    "fifo": (lambda b: replace(b / "2024/same.png", os.mkfifo), "missing", "2024/same.png"),
+    "more": (lambda b: fill(b, {"2024/more.png": png()}), "changed", "2024/more.png"),
+    "no manifest": (lambda b: replace(b / ".mediaserver" / ms.MANIFEST, id), "missing", "256"),
+    "a FIFO as manifest": (
+        lambda b: replace(b / ".mediaserver" / ms.MANIFEST, os.mkfifo), "missing", "256",
+    ),
+    "half a line": (lambda b: cut_manifest(b, -9), "damaged", "manifest.sha256"),
+    "a line less": (lambda b: cut_manifest(b, 0), "damaged", "manifest.sha256"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backup of a server with files of several families, and a name with a new line."""
+    storage = tmp_path_factory.mktemp("kept") / "pictures"
+    with Server(storage, "--workers", "1") as running:
+        fill_families(running)
+        fill(storage, {NEWLINE: png()})
+        running.rescan()
+        return make_backup(running, storage.parent / "backups")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_restore_names_what_is_not_as_it_was_backed_up(kept, tmp_path, damage):
+    backup, (harm, word, name) = tmp_path / "backup", DAMAGE[damage]
+    shutil.copytree(kept, backup)
+    harm(backup)
+    told = run_here("restore", backup, "--storage_dir", tmp_path / "new", status=1)
+    assert re.search(rf"^{word}: .*{re.escape(name)}: ", told, re.M), told
+    named = re.findall(rf"^(?!duplicate|(missing|{word}): .*{re.escape(name)})\w+: .*", told, re.M)
+    assert not named, "and nothing else"
+    if word != "missing":
+        assert run_verify(tmp_path / "new", status=1 if damage == "link" else 0)
+
+
+def test_a_restore_says_that_the_index_of_a_backup_is_damaged(kept, tmp_path, capsys):
+    for number, size in enumerate((0, 100, 5000, 40_000)):
+        backup = tmp_path / f"{number}"
+        shutil.copytree(kept, backup)
+        os.truncate(backup / ".mediaserver/index.sqlite3", size)
+        run_here("restore", backup, "--storage_dir", tmp_path / f"new{number}", status=1)
+        assert "the index is damaged" in capsys.readouterr().err, size
+
+
+def test_a_restore_names_what_the_index_of_a_backup_has_lost(kept, tmp_path):
+    shutil.copytree(kept, backup := tmp_path / "backup")
+    with contextlib.closing(sqlite3.connect(backup / ".mediaserver/index.sqlite3")) as db, db:
+        db.execute("DELETE FROM file WHERE path = ?", (b"2024/same.png",))
+    told = run_here("restore", backup, "--storage_dir", tmp_path / "new", status=1)
+    assert re.search(r"^damaged: .*/2024/same.png: the index does not have it", told, re.M)
+
+
 def test_a_copy_of_the_index_knows_nothing_of_one_that_was_there(tmp_path):
     with contextlib.closing(ms.open_index(tmp_path / "index.sqlite3")) as index:
         index.set_meta("word", "old")
@@ -13804,6 +14102,54 @@ def test_what_is_trashed_comes_back_as_it_was_or_goes_with_what_nothing_else_nee
     assert second["id"] == jane.listed()["results"][0]["id"]
     entities.create(own)
     assert jane.upload(shared)[0] == 201
+
+
+ORDERS = [
+    order for order in itertools.permutations(("delete", "upload", "restore", "empty", "delete"))
+    if order.index("delete") == 0
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", sorted(set(ORDERS)), ids="-".join)
+def test_what_is_trashed_and_uploaded_again_is_there_in_every_order(server, order):
+    """Of two owners, whose files are one by hard links, and of an entity."""
+    jane, john, entities, content = User(server), User(server), Entities(server), png()
+    mine = [jane.upload(content)[1]["id"]]
+    his = john.upload(content)[1]
+    item = str(entities.create(content)["id"])
+    trashed, gone, is_gone = set[str](), set[str](), False  # of mine; and the entity
+    for step in order:
+        first = mine[0]
+        state = "gone" if first in gone else "trash" if first in trashed else "there"
+        if step == "delete":
+            status = 204 if state == "there" else 404
+            assert jane.call("DELETE", f"{MEDIA}{first}/")[0] == status
+            entities.send("PATCH", item, expect=404 if is_gone else 200, is_deleted=True)
+            trashed |= {first} - gone
+        elif step == "upload":
+            mine.append(jane.upload(content)[1]["id"])
+            again = entities.create(content, expect=201 if is_gone else 409)
+            item, is_gone = (str(again["id"]), False) if is_gone else (item, False)
+        elif step == "restore":
+            status = 204 if state == "trash" else 404
+            assert jane.call("POST", f"/trash/{first}/restore")[0] == status
+            server.request("POST", f"/trash/{item}/restore", headers=WRITER)
+            trashed.discard(first)
+        else:
+            in_trash = not is_gone and entities.get(item)["is_deleted"]
+            assert jane.call("DELETE", "/trash")[0] == 204
+            status = 204 if in_trash else 404
+            assert server.request("DELETE", f"/trash/{item}", headers=WRITER).status == status
+            gone, trashed, is_gone = gone | trashed, set(), is_gone or in_trash
+        for key in mine:
+            status, record = jane.call("GET", f"{MEDIA}{key}/")
+            assert status == (404 if key in gone | trashed else 200)
+            if status == 200:
+                assert server.get(local(record["file"])).body == content
+        assert [file.read_bytes() for file in jane.files()] == [content] * len({*mine} - gone)
+        assert server.get(local(his["file"])).body == content
+        if not is_gone:
+            assert entities.content(int(item)) == content
 
 
 def test_everybody_restores_and_removes_what_is_his_in_the_trash(server):
