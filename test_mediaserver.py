@@ -5716,7 +5716,7 @@ class EchoService:
             return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
         return echo if head.has_body else echo.finish()
 
-    def inline(self, head):
+    def inline(self, head, turn):
         return None
 
     def is_prompt(self, head):
@@ -5992,12 +5992,12 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     scanner = types.SimpleNamespace(progress=ms.SharedProgress())
     app = types.SimpleNamespace(hot={}, hot_bytes=0, scanner=scanner)
     content = ms.Content(bytes(100), 100, "", "", None, "")
-    hot = ms.HotFile("", os.stat("."), content, ms.OPEN, 0)
+    hot = ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
     before = app.hot_bytes
-    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", os.stat("."), content, ms.OPEN, 0))
+    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0))
     assert app.hot_bytes == before
 
 
@@ -8463,6 +8463,23 @@ def test_a_file_that_a_scan_has_hidden_is_not_remembered(start):
     (running.storage / "quiet/.nomedia").touch()
     running.rescan()
     assert running.get(path).status == 404
+
+
+@pytest.mark.parametrize("size", [5000, 200_000])
+def test_a_remembered_file_is_not_served_through_a_link_in_its_folders_place(server, size):
+    """The same file, so that nothing but the way to it tells."""
+    content = png_of(size)
+    path = urlsplit(server.upload(content).json["url"]).path
+    assert [server.get(path).body for _ in range(2)] == [content] * 2
+    media, away = server.storage / "media", server.storage.parent / f"away-{size}"
+    media.rename(away)
+    media.symlink_to(away)
+    try:
+        wait_until(lambda: server.get(path).status == 404)
+    finally:
+        media.unlink()
+        away.rename(media)
+    assert server.get(path).body == content
 
 
 def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(start):
