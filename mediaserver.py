@@ -9753,6 +9753,7 @@ LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
 TOO_SLOW = "The request took too long to arrive."
@@ -9908,6 +9909,7 @@ class Deferred(NamedTuple):
 
     kind: str  # of DEFERRED_THREADS
     work: Callable[[], Any]  # a Response
+    refuse: Callable[[HTTPError], Response] | None = None  # where too many wait
 
 
 Answer = Response | Deferred
@@ -10580,7 +10582,7 @@ class Runner:
                 connection.deferred = answer
                 return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = connection.error(busy)
+            answer = (answer.refuse or connection.error)(busy)
         connection.begin(answer, whole=connection.skip_body())
         return None
 
@@ -10845,10 +10847,9 @@ class Server(ThreadingHTTPServer):
     def _accept_one(self) -> bool:
         try:
             sock, address = self.socket.accept()
-        except BlockingIOError:
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self.connections.make_room()
+        except OSError as error:  # nobody is there, or is gone already
+            if error.errno in NO_DESCRIPTORS:
+                self.connections.make_room()
             return False
         sock.setblocking(False)
         self.process_request(sock, address)
@@ -12715,7 +12716,8 @@ class Application:
             request.sign(outcome)
         elif isinstance(outcome, Deferred):
             work = functools.partial(self.attempt, request, outcome.work)
-            return outcome._replace(work=work)
+            refuse = functools.partial(self.refuse, request)
+            return outcome._replace(work=work, refuse=refuse)
         return outcome
 
     def refuse(self, request: Request, error: Exception) -> Response:
@@ -12846,12 +12848,16 @@ class Application:
             response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or len(body) <= GZIP_BYTES:
+        if not isinstance(body, bytes) or response.headers[0] != ("Content-Type", JSON_TYPE):
             return
-        if response.headers[0] != ("Content-Type", JSON_TYPE):
-            return
-        response.headers.append(("Vary", "Accept-Encoding"))
-        if accepts_gzip(head.headers):
+        if is_long := len(body) > GZIP_BYTES:
+            response.headers.append(("Vary", "Accept-Encoding"))
+        name, tag = response.headers[1]
+        if name == "ETag" and not_modified(head.headers, tag, None):
+            # With the fields of the 200 that it stands for (RFC 9110 §15.4.5)
+            response.status, response.body, response.length = 304, b"", None
+            del response.headers[0]
+        elif is_long and accepts_gzip(head.headers):
             response.body = gzip_bytes(body)
             response.length = len(response.body)
             response.headers.append(("Content-Encoding", "gzip"))
@@ -16589,10 +16595,10 @@ def list_items(app: App, request: Request) -> Response:
         groups, summary = make_catalogue(items, query)
         summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+        return tagged_json(to_json({**gallery_state(app, request), **summary}))
     if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
+    return tagged_json(zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
@@ -16610,14 +16616,11 @@ def gallery_state(app: App, request: Request) -> dict[str, Any]:
     }
 
 
-def tagged_json(request: Request, text: str) -> Response:
-    """Answer with JSON that a browser keeps and asks about each time."""
-    body = text.encode("utf-8", "replace")
-    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
-    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
-    if not_modified(request.headers, etag, None):
-        return Response(304, about)
-    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+def tagged_json(text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time: it may get a 304."""
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+    etag = f'W/"{digest}"'  # weak: it may be compressed
+    return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
 
 
 # -- The gallery: its page -----------------------------------------------------------------
