@@ -4374,12 +4374,6 @@ class Files(Table):
         sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
-    def set_ctime(self, file: File, ctime: float) -> None:
-        """Note the ctime of a file that was given or has lost a name."""
-        sql = "UPDATE file SET ctime = ? WHERE root = ? AND path = ? AND sha256 = ?"
-        values = (ctime, file.root, os.fsencode(file.path), file.sha256)
-        self._index.write(lambda db: db.execute(sql, values), durable=False)
-
     def is_empty(self, root: str, below: str = "") -> bool:
         """Whether no file of a folder is known whose path begins with `below`."""
         sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
@@ -5442,6 +5436,7 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
+INNER = ".inner"  # ends the names in `.incoming/` of a folder on another disk than the root
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -5520,6 +5515,7 @@ class Incoming:
         self.filename = ""  # as the client named it
         self.kept: str | None = None
         self.note = ""  # the name of what tells the next start of it, which goes with it
+        self.is_moved = False  # `kept` is its only name
         self.is_replaced = False
         self._place = place
 
@@ -5546,21 +5542,20 @@ class Incoming:
         self.pause()
         self.file.close()
 
-    def discard(self, undo: bool = True) -> os.stat_result | None:
-        """Let go of the name in `.incoming/`; `undo` takes back the place first.
+    def status(self) -> os.stat_result:
+        return os.fstat(self.file.fileno())
 
-        Return the status of the file after that; None if it was let go of before.
-        """
+    def discard(self, undo: bool = True) -> None:
+        """Let go of the name in `.incoming/`; `undo` takes back the place first."""
         if self.file.closed:
-            return None
-        with contextlib.closing(self):
-            with contextlib.suppress(OSError):
-                if undo and self.kept:
-                    self.folder.unlink(self.kept)  # if not, the next start finds the mark
+            return
+        with contextlib.closing(self), contextlib.suppress(OSError):
+            if undo and self.kept:
+                self.folder.unlink(self.kept)  # if not, the next start finds the mark
+            if not self.is_moved:
                 self.place().unlink()
-                if self.note:
-                    self.folder.unlink(self.note)
-            return os.fstat(self.file.fileno())
+            if self.note:
+                self.folder.unlink(self.note)
 
     def put_back(self) -> bool:
         """Take back its place, and leave it in `.incoming/` for another request, if it is there.
@@ -5570,7 +5565,10 @@ class Incoming:
         if self.is_replaced:
             return False
         with contextlib.closing(self):
-            if self.kept:
+            if self.is_moved and self.kept:
+                with self.folder.resolve(self.kept) as kept:
+                    kept.replace(self.place())
+            elif self.kept:
                 self.folder.unlink(self.kept)
         return True
 
@@ -5615,24 +5613,21 @@ class Place:
         os.replace(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder)
 
 
-class Folder:
-    """One root on disk; names are relative paths with `/`."""
+class Tree:
+    """What is below one root on disk; names are relative paths with `/`."""
 
     is_scanned = True  # others may change what is in it
 
     def __init__(
-        self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
-        is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
-        reserve: int | None = 0,
+        self, name: str, path: Path, *, make: bool, is_new: Callable[[], bool] = lambda: True,
+        excluded: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
         self.shown = self.path  # to the owner
         self.make = make  # the owner's folder is never made anew once it is gone
-        self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
-        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -5640,10 +5635,10 @@ class Folder:
     def is_there(self) -> bool:
         """Whether the root is the one that is known, and not the place of a disk that is away."""
         try:
-            os.close(self._open_root(checked=True))
+            with self.resolve("_", make=True):
+                return True
         except OSError:
             return False
-        return True
 
     def is_missing(self) -> bool:
         """Whether the root is not there, or holds no file though some are known."""
@@ -5655,25 +5650,14 @@ class Folder:
             return None
         return self._identity, mounts_below(self.path)
 
-    def _open_root(self, checked: bool = False) -> int:
-        """Open the root; `checked`: ENODEV where it is not the one that is known."""
-        descriptor = os.open(self.path, PASS_FOLDER)
-        with undoing(os.close, descriptor):
-            if checked and not self._is_known(descriptor):
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        return descriptor
-
-    def _is_known(self, descriptor: int) -> bool:
-        """Whether an open root is the known one; another one is, once there is something in it."""
-        status = os.fstat(descriptor)
-        if self._identity != inode(status):
-            # A disk that is back may have another number. Only the owner's folder could have got
-            # `.incoming/` while its disk was away: from a version that did not look.
-            served = self.make and Place(descriptor, INCOMING).exists()
-            if not (served or self.holds_files() or self.is_new()):
-                return False
-            self._identity = inode(status)
-        return True
+    def _check_root(self, descriptor: int) -> None:
+        """Take another root for the known one once there is something in it; ENODEV before."""
+        # A disk that is back may have another number. Only the owner's folder could have got
+        # `.incoming/` while its disk was away: from a version that did not look.
+        served = self.make and Place(descriptor, INCOMING).exists()
+        if not (served or self.holds_files() or self.is_new()):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        self._identity = inode(os.fstat(descriptor))
 
     # Names
 
@@ -5685,17 +5669,19 @@ class Folder:
         is not there or no folder.
         """
         *parts, last = split_name(name)
-        place = Place(self._open_root(checked=make), last)
+        folder = os.open(self.path, PASS_FOLDER)
         try:
+            if make and inode(os.fstat(folder)) != self._identity:
+                self._check_root(folder)
             for part in parts:
-                outer, place.folder = place.folder, open_folder(part, place.folder, make)
+                outer, folder = folder, open_folder(part, folder, make)
                 os.close(outer)
         except BaseException as error:
-            os.close(place.folder)
+            os.close(folder)
             if isinstance(error, OSError):
                 error.filename = f"{self.path}/{name}"
             raise
-        return place
+        return Place(folder, last)
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
@@ -5736,231 +5722,6 @@ class Folder:
         except (OSError, ValueError):
             return False
         return file._replace(ctime=status.st_ctime).matches(status)
-
-    # Files on their way in and out
-
-    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
-        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
-
-        What may be `resumed` stays, by its name there. A whole upload that was not answered may
-        stay, too, where others write: the index may have lost one that was, and reads it again.
-        """
-        if self.make:
-            os.makedirs(self.path, mode=0o700, exist_ok=True)
-        if not self.is_there():
-            return
-        # A folder of another file system cannot share the root's, and has one of its own.
-        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
-        for prefix in ("", *inner):
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known, resumed)
-
-    def _recover(
-        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
-    ) -> None:
-        left = [item for item in self.files_in(incoming) if item[0] not in resumed]
-        linked = [(name, status) for name, status in left if status.st_nlink > 1]
-        # A mark tells the place: what else people link from here is not ours to remove.
-        marks = {name.partition(".")[2] for name, _ in linked}
-        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
-        for path, status in self.walk(lambda name: True, []) if linked else ():
-            name = os.fsdecode(path)
-            ours = mark_of(name) in marks or inode(status) in arrived
-            if ours and not is_known(name):
-                self.unlink(name)
-        for name, _ in left:
-            self.unlink(f"{incoming}/{name}")
-
-    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
-        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
-        name = f"{INCOMING}/{secrets.token_hex(16)}"
-        place = self.resolve(name, make=True)
-        with undoing(os.close, place.folder):
-            file = self._create(place, size)
-        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
-
-    def need_room(self, size: int) -> None:
-        """Raise ENOSPC where so many more bytes would take from the reserve."""
-        with self.resolve(f"{INCOMING}/_", make=True) as place:
-            need_room(place.folder, size, self.reserve)
-
-    def _create(self, place: Place, size: int = 0) -> io.FileIO:
-        """Make a file to write and read, for which there is room."""
-        need_room(place.folder, size, self.reserve)
-        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
-
-    def make_file(self, name: str) -> None:
-        """Make an empty file, durably."""
-        with self.resolve(name, make=True) as place:
-            self._create(place).close()
-            sync_folder(place.folder)
-
-    def resume(self, name: str, limit: Limit) -> Receiving:
-        """Return what goes on with a file; BlockingIOError while another request does."""
-        file = self.open(name, write=True)
-        with undoing(file.close):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
-
-    @contextlib.contextmanager
-    def content_lock(self, sha256: str) -> Iterator[None]:
-        """Uploads of equal content go in here one after the other, whatever their process.
-
-        So the later ones find what the first one has stored. Whoever leaves removes the lock
-        file; whoever then gets the lock of a removed file takes a new one.
-        """
-        name = f"{INCOMING}/{sha256}"
-        while True:
-            place = self.resolve(name, make=True)
-            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_nlink:
-                    try:
-                        yield
-                    finally:
-                        with contextlib.suppress(OSError):  # what was done inside stays done
-                            place.unlink()
-                    return
-
-    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
-        """Put a file in place under the first of `names` that is free; return that name.
-
-        The file is on disk for good when this returns. Of `twin`, the name of a file with the
-        same content, a link is made instead if one can be.
-        """
-        if not (duplicate and self._link_duplicate(incoming, duplicate)):
-            os.fsync(incoming.file.fileno())
-        for name in names:
-            try:
-                self._place(incoming, name)
-            except FileExistsError:
-                continue
-            return name
-        raise FileExistsError(f"no free name in {self.name}")
-
-    def _link_duplicate(self, incoming: Incoming, duplicate: str) -> bool:
-        """Make a file that has arrived one more link of an equal one."""
-        link = f"{INCOMING}/{secrets.token_hex(16)}"
-        if self._try_link(duplicate, link):
-            return False
-        incoming.replace(link, self.open(link))
-        return True
-
-    def _place(self, incoming: Incoming, name: str) -> None:
-        """Give a file that has arrived its place, for good."""
-        with self.resolve(name, make=True) as target:
-            if target.exists():  # cheaper than to find it out by a link, where many are taken
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            try:
-                self._link(incoming.place(), target)
-            except OSError as error:
-                inner, below, _ = name.partition("/")
-                if error.errno != errno.EXDEV or not below:
-                    raise
-                self._copy(incoming, f"{inner}/{INCOMING}/{secrets.token_hex(16)}")
-                self._link(incoming.place(), target)
-            incoming.kept = name
-            sync_folder(target.folder)
-
-    def _link(self, source: Place, target: Place) -> None:
-        """Give a file its place; FileExistsError where that is taken."""
-        # Where a file system has no links (exFAT), the name is taken first and then filled.
-        try:
-            source.link(target)
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
-                raise
-            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            source.replace(target)
-
-    def _copy(self, incoming: Incoming, name: str) -> None:
-        """Bring a file that has arrived to another file system of this tree, durably."""
-        with self.resolve(name, make=True) as place:
-            copy, source = self._create(place, incoming.size), incoming.file.fileno()
-        with undoing(self.unlink, name), undoing(copy.close):
-            position = 0
-            while piece := os.pread(source, BUFFER_BYTES, position):
-                position += len(piece)
-                write_all(copy, memoryview(piece))
-            os.fsync(copy.fileno())
-            incoming.replace(name, copy)
-
-    def status(self, incoming: Incoming) -> os.stat_result:
-        """The status of a file that has its place."""
-        return os.fstat(incoming.file.fileno())
-
-    def _try_link(self, name: str, link: str) -> int:
-        """Give a file a second name; 0, or the error where it is gone or cannot have one."""
-        try:
-            with self.resolve(link, make=True) as target, self.resolve(name) as source:
-                source.link(target)
-        except OSError as error:
-            if error.errno in NO_LINK:
-                return error.errno or errno.EIO
-            raise
-        return 0
-
-    def _mark_removed(self, name: str) -> str:
-        """A name in `.incoming/` for a file that is going; empty where there can be none."""
-        mark = f"{INCOMING}/{new_mark(name)}"
-        error = self._try_link(name, mark)
-        if error == errno.EXDEV:
-            mark = f"{name.partition('/')[0]}/{mark}"
-            error = self._try_link(name, mark)
-        return "" if error else mark
-
-    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
-        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
-
-        It is on disk for good after `os.sync`: many are written at once.
-        """
-        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
-        with undoing(self.unlink, incoming), self.resolve(incoming, make=True) as place:
-            with self._create(place) as file:
-                for block in blocks:
-                    write_all(file, block)
-                os.fchmod(file.fileno(), status.st_mode & 0o777)
-                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-            with self.resolve(name, make=True) as target:
-                place.replace(target)
-
-    def link_in(self, name: str, folder: Folder, other: str) -> bool:
-        """Give another folder's file a name here, too; whether that can be."""
-        try:
-            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
-                source.link(target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno in NO_LINK:
-                return False
-            raise
-        return True
-
-    @contextlib.contextmanager
-    def removing(self, names: Sequence[str]) -> Iterator[None]:
-        """Delete files once the block, which has the index forget them, is left without error.
-
-        What can then not be deleted keeps its mark, for the next start.
-        """
-        marks: list[str] = []
-        try:
-            for name in names:
-                marks.append(self._mark_removed(name))
-            yield
-        except BaseException:
-            self._unmark(marks)
-            raise
-        for name in names:
-            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
-                place.unlink()
-                sync_folder(place.folder)
-        self._unmark(marks)
-
-    def _unmark(self, marks: Iterable[str]) -> None:
-        for mark in filter(None, marks):
-            self.unlink(mark)
 
     # What is there
 
@@ -6049,6 +5810,228 @@ class Folder:
             with contextlib.suppress(OSError):
                 found.add(inode(os.stat(path)))
         return found
+
+
+class Folder(Tree):
+    """A tree to which files come, by way of its `.incoming/`, and from which they go."""
+
+    def __init__(
+        self, name: str, path: Path, *, buffers: WriteBuffers, reserve: int | None = 0,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """The other options are those of a Tree."""
+        super().__init__(name, path, **options)
+        self.buffers = buffers
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
+
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
+
+        What may be `resumed` stays, by its name there. A whole upload that was not answered may
+        stay, too, where others write: the index may have lost one that was, and reads it again.
+        """
+        if self.make:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+        if not self.is_there():
+            return
+        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
+        for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
+            incoming = prefix + INCOMING
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                if stat.S_ISDIR(self.stat(incoming).st_mode):  # a link is no way in
+                    left = [item for item in self.files_in(incoming) if item[0] not in resumed]
+                    ours = [item for item in left if item[0].endswith(suffix)]
+                    self._recover(incoming, ours, is_known)
+
+    def _recover(
+        self, incoming: str, left: Sequence[tuple[str, os.stat_result]],
+        is_known: Callable[[str], object],
+    ) -> None:  # fmt: skip
+        linked = [(name, status) for name, status in left if status.st_nlink > 1]
+        # A mark tells the place: what else people link from here is not ours to remove.
+        marks = {mark for name, _ in linked for mark in name.split(".")[1:2]}
+        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        for path, status in self.walk(lambda name: True, []) if linked else ():
+            name = os.fsdecode(path)
+            ours = mark_of(name) in marks or inode(status) in arrived
+            if ours and not is_known(name):
+                self.unlink(name)
+        for name, _ in left:
+            self.unlink(f"{incoming}/{name}")
+
+    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
+        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
+        name = f"{INCOMING}/{secrets.token_hex(16)}"
+        place = self.resolve(name, make=True)
+        with undoing(os.close, place.folder):
+            file = self._create(place, size)
+        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
+
+    def _create(self, place: Place, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room."""
+        need_room(place.folder, size, self.reserve)
+        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+
+    def make_file(self, name: str) -> None:
+        """Make an empty file, durably."""
+        with self.resolve(name, make=True) as place:
+            self._create(place).close()
+            sync_folder(place.folder)
+
+    def resume(self, name: str, limit: Limit) -> Receiving:
+        """Return what goes on with a file; BlockingIOError while another request does."""
+        file = self.open(name, write=True)
+        with undoing(file.close):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
+
+    @contextlib.contextmanager
+    def content_lock(self, sha256: str) -> Iterator[None]:
+        """Uploads of equal content go in here one after the other, whatever their process.
+
+        So the later ones find what the first one has stored. Whoever leaves removes the lock
+        file; whoever then gets the lock of a removed file takes a new one.
+        """
+        name = f"{INCOMING}/{sha256}"
+        while True:
+            place = self.resolve(name, make=True)
+            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:
+                    try:
+                        yield
+                    finally:
+                        with contextlib.suppress(OSError):  # what was done inside stays done
+                            place.unlink()
+                    return
+
+    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
+        """Put a file in place under the first of `names` that is free; return that name.
+
+        The file is stored for good when this returns. Of `duplicate`, the name of a file with
+        the same content, a link is made instead if one can be.
+        """
+        self._prepare(incoming, duplicate)
+        for name in names:
+            with contextlib.suppress(FileExistsError):
+                self._place(incoming, name)
+                return name
+        raise FileExistsError(f"no free name in {self.name}")
+
+    def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
+        """Make a file that has arrived durable, or one more link of an equal one that is."""
+        link = f"{INCOMING}/{secrets.token_hex(16)}"
+        if duplicate is None or self.link_in(link, self, duplicate):
+            os.fsync(incoming.file.fileno())
+        else:
+            incoming.replace(link, self.open(link))
+
+    def _place(self, incoming: Incoming, name: str) -> None:
+        """Give a file that has arrived its place, for good; FileExistsError where it is taken."""
+        with self.resolve(name, make=True) as target:
+            try:
+                self._link(incoming, name, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV or "/" not in name:
+                    raise
+                self._copy(incoming, inner_name(name, secrets.token_hex(16)))
+                self._link(incoming, name, target)
+            sync_folder(target.folder)
+
+    def _link(self, incoming: Incoming, name: str, target: Place) -> None:
+        """Give a file its name; FileExistsError where that is taken."""
+        source = incoming.place()
+        try:
+            source.link(target)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            # Where a file system has no links (exFAT), the name is taken first and then filled.
+            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            source.replace(target)
+            incoming.kept, incoming.is_moved = name, True
+            return
+        incoming.kept = name
+        if self.name not in SERVER_ONLY:  # its ctime counts, and a start leaves it where it is
+            source.unlink()
+            incoming.is_moved = True
+
+    def _copy(self, incoming: Incoming, name: str) -> None:
+        """Bring a file that has arrived to another file system of this tree, durably."""
+        with self.resolve(name, make=True) as place:
+            copy, source = self._create(place, incoming.size), incoming.file.fileno()
+        with undoing(self.unlink, name), undoing(copy.close):
+            position = 0
+            while piece := os.pread(source, BUFFER_BYTES, position):
+                position += len(piece)
+                write_all(copy, memoryview(piece))
+            os.fsync(copy.fileno())
+            incoming.replace(name, copy)
+
+    def link_in(self, name: str, folder: Folder, other: str) -> int:
+        """Give a folder's file a name here, too; return 0, or why it is gone or can have none."""
+        try:
+            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
+                source.link(target)
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return error.errno or errno.EIO
+            raise
+        return 0
+
+    def _mark_removed(self, name: str) -> str:
+        """A name in `.incoming/` for a file that is going; empty where there can be none."""
+        mark = new_mark(name)
+        incoming = f"{INCOMING}/{mark}"
+        error = self.link_in(incoming, self, name)
+        if error == errno.EXDEV:
+            incoming = inner_name(name, mark)
+            error = self.link_in(incoming, self, name)
+        return "" if error else incoming
+
+    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
+        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
+
+        It is on disk for good after `os.sync`: many are written at once.
+        """
+        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
+        with undoing(self.unlink, incoming), self.resolve(incoming, make=True) as place:
+            with self._create(place) as file:
+                for block in blocks:
+                    write_all(file, block)
+                os.fchmod(file.fileno(), status.st_mode & 0o777)
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            with self.resolve(name, make=True) as target:
+                place.replace(target)
+
+    @contextlib.contextmanager
+    def removing(self, names: Sequence[str]) -> Iterator[None]:
+        """Delete files once the block, which has the index forget them, is left without error.
+
+        What can then not be deleted keeps its mark, for the next start.
+        """
+        marks: list[str] = []
+        try:
+            for name in names:
+                marks.append(self._mark_removed(name))
+            yield
+        except BaseException:
+            self._unmark(marks)
+            raise
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+                place.unlink()
+                sync_folder(place.folder)
+        self._unmark(marks)
+
+    def _unmark(self, marks: Iterable[str]) -> None:
+        for mark in filter(None, marks):
+            self.unlink(mark)
 
 
 class Hash(Protocol):
@@ -6249,7 +6232,7 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
 # What says that a file can have no other name there now, or is gone
 NO_LINK = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
-    errno.ENOSPC, errno.EDQUOT,
+    errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
 })  # fmt: skip
 NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -6265,6 +6248,14 @@ def split_name(name: str) -> list[str]:
 def new_mark(name: str) -> str:
     """A fresh name in `.incoming/` for a file that lies under `name`, too."""
     return f"{secrets.token_hex(16)}.{mark_of(name)}"
+
+
+def inner_name(name: str, mark: str) -> str:
+    """A name in the `.incoming/` of the top folder that a file is in: a disk of its own.
+
+    Another server may have that folder as its root, and names of its own there.
+    """
+    return f"{name.partition('/')[0]}/{INCOMING}/{mark}{INNER}"
 
 
 def mark_of(name: str) -> str:
@@ -6833,17 +6824,10 @@ class Bucket(Folder):
 
     # What comes and goes
 
-    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
-        """Send a file under the first of `names` that is free; return that name."""
-        for name in names:
-            try:
-                self._send_new(incoming, name)
-            except FileExistsError:
-                continue
-            return name
-        raise FileExistsError(f"no free name in {self.name}")
+    def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
+        """Do nothing: objects have no links, and are durable once they are sent."""
 
-    def _send_new(self, incoming: Incoming, name: str) -> None:
+    def _place(self, incoming: Incoming, name: str) -> None:
         """Send a file; FileExistsError where its name is taken."""
         with contextlib.suppress(FileNotFoundError):  # not all stores know If-None-Match
             self.stat(name)
@@ -6907,9 +6891,9 @@ class Bucket(Folder):
         finally:
             receiving.discard()
 
-    def link_in(self, name: str, folder: Folder, other: str) -> bool:
+    def link_in(self, name: str, folder: Folder, other: str) -> int:
         """Return that objects have no other names."""
-        return False
+        return errno.EPERM
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
@@ -13268,16 +13252,8 @@ def store_upload(
     duplicate = find_duplicate(app, incoming.sha256, folder.name) if may_link else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    status = folder.status(incoming)
+    status = incoming.status()
     return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
-
-
-def finish_upload(app: App, incoming: Incoming, file: File) -> None:
-    """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
-    status = incoming.discard(undo=False)
-    if status and status.st_ctime != file.ctime:  # before Linux 6.13 it is often the same tick
-        with contextlib.suppress(sqlite3.Error):  # it is stored: the next scan reads it again
-            app.index.files.set_ctime(file, status.st_ctime)
 
 
 def remove_for_good(
@@ -13357,7 +13333,6 @@ def upload_media(app: App, request: Request) -> Response:
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -13544,7 +13519,6 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
-        finish_upload(app, incoming, file)
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
@@ -13605,7 +13579,6 @@ def upload_private_image(app: App, request: Request) -> Response:
     app.index.write(
         lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_scanned
     )
-    finish_upload(app, incoming, file)
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
@@ -14934,7 +14907,6 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
-    finish_upload(app, incoming, placed[0])
     app.scanner.wake()
     return placed
 
@@ -19502,7 +19474,7 @@ class BackupCopier(Copier):
                 times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
                 if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
                     target.unlink(file.path)
-                    return target.link_in(file.path, folders[other.root], other.path)
+                    return not target.link_in(file.path, folders[other.root], other.path)
         return False
 
 
