@@ -103,7 +103,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
@@ -4081,7 +4081,7 @@ class Index:
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
         self._commit(changes)
-        if unwritten := [change for change in changes if is_full(change.error)]:
+        if unwritten := [each for each in changes if each.error and is_full(each.error)]:
             self.spare.give_up()
             self._fold_in()
             self._commit(unwritten)
@@ -4098,7 +4098,7 @@ class Index:
         for change in changes:
             change.error = None
         try:
-            self._set_durable(any(change.durable for change in changes))
+            self._set_durable(True in [change.durable for change in changes])
             self._writer.execute("BEGIN IMMEDIATE")
             if len(changes) == 1:  # what it raises undoes all there is
                 changes[0].result = changes[0].apply(self._writer)
@@ -6130,7 +6130,7 @@ class Receiving:
         self._release()
         incoming = self.incoming
         incoming.facts = probe(incoming.file, self._head or b"")
-        incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
+        incoming.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         incoming.md5 = "".join(rest)
         return incoming
 
@@ -8759,21 +8759,14 @@ class Headers:
     'a, b'
     """
 
-    __slots__ = ("_pairs", "_values")
+    __slots__ = ("_pairs", "_values", "get")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple((name.lower(), value.strip(" \t")) for name, value in pairs)
+        self._pairs = tuple([(name.lower(), value.strip(" \t")) for name, value in pairs])
         self._values = dict(self._pairs)
-        if len(self._values) != len(self._pairs):
+        if len(self._values) != len(self._pairs):  # joined by commas (RFC 9110 §5.3)
             self._values = {name: ", ".join(self.get_all(name)) for name in self._values}
-
-    @overload
-    def get(self, name: str) -> str | None: ...
-    @overload
-    def get(self, name: str, default: str) -> str: ...
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the value; several field lines are joined by commas (RFC 9110 §5.3)."""
-        return self._values.get(name, default)
+        self.get = self._values.get  # the value, or what is given instead
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return the value of each field line of that name, in order."""
@@ -9231,6 +9224,7 @@ class MultipartParser:
         if delimiter[0] == b"--":
             self.finished = True
             self._read = MultipartParser._read_epilogue
+            return None
         elif self._parts == MAX_PARTS:
             raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
         else:
@@ -9318,12 +9312,15 @@ def parse_content_disposition(value: str) -> ContentDisposition:
     'a"b.jpg'
     """
     disposition, pairs = _parse_parameters(value)
-    parameters = _join_continuations(dict(pairs))
+    parameters = dict(pairs)
+    extended = None
+    if "*" in value:
+        parameters = _join_continuations(parameters)
+        extended = _parse_extended_value(parameters.get("filename*", ""))
     texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
     name, filename = texts.get("name"), texts.get("filename")
     if filename is not None:
         filename = _WINDOWS_FOLDER.sub("", filename)
-    extended = _parse_extended_value(parameters.get("filename*", ""))
     return ContentDisposition(disposition, name, filename if extended is None else extended)
 
 
@@ -9335,7 +9332,7 @@ def _join_continuations(parameters: dict[str, str]) -> dict[str, str]:
     """
     pieces: list[str] = []
     extended = "filename*0*" in parameters
-    for number in range(len(parameters) if "*" in "".join(parameters) else 0):
+    for number in range(len(parameters)):
         plain, coded = (parameters.pop(f"filename*{number}{star}", None) for star in ("", "*"))
         if plain is None and coded is None:
             break
@@ -11807,7 +11804,7 @@ class App:
     def takes_uploads(self) -> bool:
         """Whether the disks below the storage folder are there that uploads lie on."""
         absent = self.scanner.absent_mounts(self.library)
-        return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
+        return not [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]
 
     @contextlib.contextmanager
     def disk(self, root: str) -> Iterator[None]:
@@ -11873,6 +11870,7 @@ class Request:
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.room = MAX_BYTES  # what the caller may store yet
+        self.body: BodyReader | None = None  # until it has been read, or forgotten
         self.upload: Incoming | None = None
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
@@ -12340,14 +12338,18 @@ def upload_limit(request: Request, upload: Upload | None) -> Limit:
     """What the file of a body may have: by its setting, its token and what there is room for."""
     settings, grant = request.app.settings, request.principal.grant
     size: int = getattr(settings, upload.limit) if upload else 0
-    setting = upload.limit.upper() if upload else ""
-    limits = [Limit(size, f"The file is larger than {format_size(size)} ({setting}).")]
+    limits = [setting_limit(upload.limit if upload else "", size)]
     if grant and grant.max_bytes:
         lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
         limits.append(Limit(grant.max_bytes, f"The file is larger than {lets}."))
     if request.room < size:
         limits.append(Limit(request.room, quota_sentence(settings, request.room)))
     return min(limits)
+
+
+@functools.cache
+def setting_limit(name: str, size: int) -> Limit:
+    return Limit(size, f"The file is larger than {format_size(size)} ({name.upper()}).")
 
 
 def quota_sentence(settings: Settings, room: int) -> str:
@@ -12639,27 +12641,44 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = self.inline(head, may_wait=True)
+        hot = None if head.has_body else self.inline(head, may_wait=True)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        answer = self.attempt(request, functools.partial(self.accept, request))
+        answer = self.attempt(request, self.accept, request)
         # What reads an empty body, too, has it whole.
         return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
-    def attempt(self, request: Request, step: Callable[[], T]) -> T | Answer:
+    def attempt(self, request: Request, step: Callable[..., T], *given: Any) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
+        outcome: T | Answer
         try:
-            outcome = step()
+            outcome = step(*given)
         except Exception as error:
-            return self.refuse(request, error)
-        if isinstance(outcome, Response):
-            self.finish(request.head, outcome, request.answer_headers)
-            request.sign(outcome)
-        elif isinstance(outcome, Deferred):
-            work = functools.partial(self.attempt, request, outcome.work)
-            return outcome._replace(work=work)
+            outcome = self.refuse(request, error)
+        else:
+            if isinstance(outcome, Response):
+                self.finish(request.head, outcome, request.answer_headers)
+                request.sign(outcome)
+            elif isinstance(outcome, Deferred):
+                work = functools.partial(self.attempt, request, outcome.work)
+                outcome = outcome._replace(work=work)
+            else:
+                return outcome
+        if request.body is not None:
+            self.abandon(request)
         return outcome
+
+    def abandon(self, request: Request) -> None:
+        """Forget what has come of the body of a request that has ended."""
+        self.give_back_use(request)
+        body, request.body = request.body, None
+        # What stays in `.incoming/` goes at the next start
+        with contextlib.suppress(OSError, sqlite3.Error):
+            if body is not None:
+                body.discard()
+            if request.upload is not None:
+                request.upload.discard()
 
     def refuse(self, request: Request, error: Exception) -> Response:
         problem = as_http_error(error)
@@ -12695,12 +12714,13 @@ class Application:
         }
         for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
             request.family, request.answer_headers = item.family, item.headers
-        preflight = "access-control-request-method" in head.headers
-        method = head.headers.get("x-http-method-override")
-        if method and (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
+        if request.family == "files" and head.method == "POST":  # tus: instead of PATCH
+            method = head.headers.get("x-http-method-override") or head.method
             request.head = head = head._replace(method=method)
-        if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
-            return self.answer_options(request, found)
+        if head.method == "OPTIONS":
+            preflight = "access-control-request-method" in head.headers
+            if found or head.path == "*" or preflight:
+                return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
         writer = self.app.settings.read_only
@@ -12709,19 +12729,22 @@ class Application:
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
-        self.take_use(request, item)
+        if request.principal.grant:
+            self.take_use(request, item)
         problems: list[FieldError] = []
-        parsed = collect_declared(item.parameters, parameters, "path", problems)
-        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if item.parameters:
+            parsed = collect_declared(item.parameters, parameters, "path", problems)
+            parameters = {**parameters, **parsed}
+        if item.query:
+            request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
         if problems:
             raise ValidationError(*problems)
-        parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
         if item.body is not None:
-            body = open_body(request, item.body, parameters)
-            if body is not None:
-                return Accepted(self, request, item, parameters, body)
+            request.body = open_body(request, item.body, parameters)
+            if request.body is not None:
+                return Accepted(self, request, item, parameters)
             if item.body.wrapper:
                 raise ValidationError(
                     FieldError("body", item.body.wrapper, "is required", "missing")
@@ -12746,7 +12769,7 @@ class Application:
         request.pairs = parse_query(query) if query else []
         tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
-        authorization = request.headers.get("authorization")
+        authorization = request.head.authorization
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
@@ -12893,41 +12916,31 @@ class Accepted:
 
     def __init__(
         self, application: Application, request: Request, item: Route,
-        parameters: Mapping[str, Any], body: BodyReader,
+        parameters: Mapping[str, Any],
     ) -> None:  # fmt: skip
+        assert request.body is not None
+        self.interim = request.interim
         self._application = application
         self._request = request
         self._item = item
         self._parameters = parameters
-        self._body = body
-
-    @property
-    def interim(self) -> Sequence[tuple[str, str]]:
-        return self._request.interim
+        self._body = request.body
 
     def feed(self, piece: memoryview) -> Answer | None:
-        return self._attempt(functools.partial(self._body.feed, piece))
+        return self._application.attempt(self._request, self._body.feed, piece)
 
     def pause(self) -> Answer | None:
-        return self._attempt(self._body.pause)
+        return self._application.attempt(self._request, self._body.pause)
 
     def finish(self) -> Answer:
-        answer = self._attempt(self._answer)
-        assert answer is not None
-        return answer
-
-    def _attempt(self, step: Callable[[], T]) -> T | Answer:
-        answer = self._application.attempt(self._request, step)
-        if answer is not None:
-            self.abandon()  # what is left
-        return answer
+        return self._application.attempt(self._request, self._answer)
 
     def _answer(self) -> Answer:
         request, spec = self._request, self._item.body
         assert spec is not None
         request.fields = parse_form(request, spec, self._body.finish())
         response = self._item.handler(request.app, request, **self._parameters)
-        upload, request.upload = request.upload, None
+        upload, request.upload, request.body = request.upload, None, None
         if upload is not None:
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
@@ -12939,12 +12952,7 @@ class Accepted:
         return self._application.refuse(self._request, error)
 
     def abandon(self) -> None:
-        self._application.give_back_use(self._request)
-        # What stays in `.incoming/` goes at the next start
-        with contextlib.suppress(OSError, sqlite3.Error):
-            self._body.discard()
-            if self._request.upload is not None:
-                self._request.upload.discard()
+        self._application.abandon(self._request)
 
 
 def open_hot(hot: HotFile) -> Content:
