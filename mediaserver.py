@@ -1416,14 +1416,11 @@ def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principa
     return UPLOADER
 
 
-def narrow(principal: Principal, method: str, path: str) -> Principal:
-    """Return the principal with what its scoped token, if it has one, lets do with this request.
+def narrow(grant: Grant, method: str, path: str) -> Principal:
+    """Return who comes with a scoped token, by what it lets do with this request.
 
     `path` is without percent-encoding.
     """
-    grant = principal.grant
-    if grant is None:
-        return principal
     changes = grant.covers("delete" if method == "DELETE" else "upload", path)
     permissions = frozenset({READ_PERMISSION} if grant.covers("read", path) else ())
     return Principal("uploader" if changes else "scoped", permissions=permissions, grant=grant)
@@ -6203,7 +6200,8 @@ def write_block(file: io.FileIO, block: memoryview) -> None:
     """Write a block, of which only the file's last may have any length."""
     whole = len(block) - len(block) % BLOCK_BYTES
     written = write_direct(file, block[:whole]) if whole >= DIRECT_BYTES else 0
-    write_all(file, block[written:])
+    while written < len(block):
+        written += file.write(block[written:])
 
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # not on macOS
@@ -6282,26 +6280,32 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    try:
-        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
-        raise
+    descriptor = open_listable(folder)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
+def open_listable(folder: int) -> int:
+    try:
+        return os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
+
+
 def sync_folder(folder: int) -> None:
     """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    with opened(folder) as descriptor:
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
-                raise
+    descriptor = open_listable(folder)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
@@ -9317,8 +9321,9 @@ def parse_content_disposition(value: str) -> ContentDisposition:
     if "*" in value:
         parameters = _join_continuations(parameters)
         extended = _parse_extended_value(parameters.get("filename*", ""))
-    texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
-    name, filename = texts.get("name"), texts.get("filename")
+    name, filename = parameters.get("name"), parameters.get("filename")
+    if not value.isascii() or "%" in value:
+        name, filename = name and _form_text(name), filename and _form_text(filename)
     if filename is not None:
         filename = _WINDOWS_FOLDER.sub("", filename)
     return ContentDisposition(disposition, name, filename if extended is None else extended)
@@ -11031,40 +11036,60 @@ def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Def
     return declare
 
 
+Choice = Mapping[str, tuple[Route, dict[str, str]]]  # by method, with the path's parameters
+
+
 class RouteTable:
-    """Routes by their number of segments and first segment."""
+    """Routes by their number of segments and first segment, specific ones first."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
-        self._literal: dict[str, list[tuple[Route, dict[str, str]]]] = {}
+        self._table: dict[tuple[int, str], dict[tuple[str, ...], dict[str, Route]]] = {}
         for item in routes:
             for path in (item.path, *item.aliases):
-                if "{" not in path:
-                    self._literal.setdefault(path.rstrip("/"), []).append((item, {}))
-                segments = path.strip("/").split("/")
-                self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
+                segments = tuple(path.strip("/").split("/"))
+                alike = self._table.setdefault((len(segments), segments[0]), {})
+                alike.setdefault(segments, {}).setdefault(item.method, item)
+        for key, alike in self._table.items():
+            self._table[key] = dict(sorted(alike.items(), key=lambda each: shape_of(each[0])))
+        self._literal: dict[str, Choice] = {
+            f"/{'/'.join(segments)}".removesuffix("/"): {
+                method: (item, {}) for method, item in methods.items()
+            }
+            for alike in self._table.values()
+            for segments, methods in alike.items()
+            if not any(shape_of(segments))
+        }
 
-    def find(self, path: str) -> list[tuple[Route, dict[str, str]]]:
-        """The routes of a percent-encoded path with their parameters, specific ones first.
+    def find(self, path: str) -> Choice:
+        """The routes of a percent-encoded path.
 
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
-        if literal := self._literal.get(path.removesuffix("/")):  # most are, and cost no search
+        path = path.removesuffix("/")
+        if literal := self._literal.get(path):  # most are, and cost no search
             return literal
-        segments = path[1:].removesuffix("/").split("/")
         try:
-            parts = [unquote(segment, errors="strict") for segment in segments]
+            parts = [unquote(segment, errors="strict") for segment in path[1:].split("/")]
         except UnicodeDecodeError:
             raise HTTPError(400, "The path is not UTF-8.") from None
-        found = []
-        for segments, item in self._table.get((len(parts), parts[0]), ()):
+        found: dict[str, tuple[Route, dict[str, str]]] = {}
+        first: tuple[str, ...] = ()  # that matches; only what is as specific counts, too
+        for segments, methods in self._table.get((len(parts), parts[0]), {}).items():
+            if found and shape_of(segments) != shape_of(first):
+                break
             parameters = match_segments(segments, parts)
             if parameters is not None:
-                shape = [segment.startswith("{") for segment in segments]
-                found.append((shape, item, parameters))
-        best = min((shape for shape, _, _ in found), default=[])
-        return [(item, parameters) for shape, item, parameters in found if shape == best]
+                first = first or segments
+                for method, item in methods.items():
+                    found.setdefault(method, (item, parameters))
+        return found
+
+
+@functools.cache
+def shape_of(segments: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which segments of a route's path are parameters."""
+    return tuple(segment.startswith("{") for segment in segments)
 
 
 def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
@@ -12491,7 +12516,8 @@ class Content(NamedTuple):
         if self.mime_type == "image/svg+xml":
             headers.append(("Content-Security-Policy", SVG_POLICY))
         elif self.filename and self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
-            headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
+            name = printable(self.filename)
+            headers.append(("Content-Disposition", content_disposition_attachment(name)))
         if self.encoding:
             headers.append(("Content-Encoding", self.encoding))
         return headers
@@ -12525,21 +12551,23 @@ def content_response(
 
     `known` are the content's header fields, where they are put together already.
     """
-    # Ranges are defined for GET alone (§14.2).
-    headers = head.headers
-    fields, about = [*known] or content.headers(), (content.etag, content.last_modified)
+    headers, fields, ranges = head.headers, [*known] or content.headers(), None
     held = None if isinstance(content.source, bytes) else content.source
-    if precondition_failed(headers, *about):
-        raise HTTPError(412, "The file is not the one that the request is about.")
-    if not_modified(headers, *about):
-        return Response(304, fields[2:], resource=held)
-    ranges = None
-    if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
-        ranges = parse_range(headers.get("range", ""), content.size)
+    if not head.is_plain:
+        about = (content.etag, content.last_modified)
+        if precondition_failed(headers, *about):
+            raise HTTPError(412, "The file is not the one that the request is about.")
+        if not_modified(headers, *about):
+            return Response(304, fields[2:], resource=held)
+        # Ranges are defined for GET alone (§14.2).
+        if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
+            ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
+    if ranges is None and isinstance(content.source, bytes):
+        return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
@@ -12689,11 +12717,10 @@ class Application:
         request.sign(response)
         return response
 
-    def take_use(self, request: Request, item: Route) -> None:
+    def take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
-        grant = request.principal.grant
         goes_on = item.access is Access.TARGET and item.method != "POST"
-        if grant and grant.uses and item.access is not Access.OPEN and not goes_on:
+        if grant.uses and item.access is not Access.OPEN and not goes_on:
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12708,13 +12735,11 @@ class Application:
     def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
         head = request.head
-        found = {
-            item.method: (item, parameters)
-            for item, parameters in reversed(self.routes.find(head.path))
-        }
-        for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
+        found = self.routes.find(head.path)
+        for item, _ in found.values():  # an error before the choice is this family's
             request.family, request.answer_headers = item.family, item.headers
-        if request.family == "files" and head.method == "POST":  # tus: instead of PATCH
+            break
+        if (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
             method = head.headers.get("x-http-method-override") or head.method
             request.head = head = head._replace(method=method)
         if head.method == "OPTIONS":
@@ -12730,15 +12755,14 @@ class Application:
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         if request.principal.grant:
-            self.take_use(request, item)
-        problems: list[FieldError] = []
-        if item.parameters:
+            self.take_use(request, request.principal.grant, item)
+        if item.parameters or item.query:
+            problems: list[FieldError] = []
             parsed = collect_declared(item.parameters, parameters, "path", problems)
-            parameters = {**parameters, **parsed}
-        if item.query:
             request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-        if problems:
-            raise ValidationError(*problems)
+            if problems:
+                raise ValidationError(*problems)
+            parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
         if item.body is not None:
@@ -12752,9 +12776,7 @@ class Application:
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
-    def choose(
-        self, head: RequestHead, found: Mapping[str, tuple[Route, dict[str, str]]]
-    ) -> tuple[Route, dict[str, str]]:
+    def choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
         """The route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
@@ -12769,11 +12791,10 @@ class Application:
         request.pairs = parse_query(query) if query else []
         tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
-        authorization = request.head.authorization
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
-            authorization, token, app.keys, time.time(), app.tokens, cookies
+            request.head.authorization, token, app.keys, time.time(), app.tokens, cookies
         )
         user_id = principal.user_id
         if user_id and app.index.users.refuses(user_id, principal.issued):
@@ -12781,11 +12802,12 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
-        request.principal = narrow(principal, request.head.method, unquote(request.head.path))
+        if principal.grant:
+            path = unquote(request.head.path)
+            principal = narrow(principal.grant, request.head.method, path)
+        request.principal = principal
 
-    def answer_options(
-        self, request: Request, found: Mapping[str, tuple[Route, dict[str, str]]]
-    ) -> Response:
+    def answer_options(self, request: Request, found: Choice) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -12810,8 +12832,8 @@ class Application:
     ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
         response.headers += more
-        origin = head.headers.get("origin", "")
-        response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
+        if origins := self.app.settings.cors_allow_origins:
+            response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
         if not isinstance(body, bytes) or len(body) <= GZIP_BYTES:
@@ -13127,20 +13149,6 @@ def find_readable(
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
-def find_named(app: App, folder: Folder, path: str) -> Located:
-    """What is known of a file by its name, read again if it was changed on disk; 404."""
-    try:
-        found = app.index.files.get(folder.name, path)
-        # An earlier program's file may not have been scanned yet
-        unseen = found is None and folder is app.images and not path.startswith(".")
-        changed = found and folder.is_scanned and not found[0].matches(folder.stat(path))
-        if changed or (unseen and folder.is_scanned):
-            found = app.scanner.refresh(folder, path)
-    except (OSError, ValueError):
-        found = None
-    return existing(found, NO_FILE)
-
-
 S3_URL_SECONDS = 300  # that a URL of an object is good for
 S3_URL_RULE = f"private, max-age={S3_URL_SECONDS // 2}"
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
@@ -13152,10 +13160,34 @@ def caching(app: App, file: File, rule: str) -> str:
     return f"{'private' if private else 'public'}, {rule}"
 
 
+class FileChanged(HTTPError):
+    """What the index says of a file is true no more."""
+
+    def __init__(self) -> None:
+        super().__init__(404, NO_FILE)
+
+
+def named_response(app: App, request: Request, folder: Folder, path: str, rule: str) -> Response:
+    """Answer with the file of a name, which is read again if it was changed on disk; 404."""
+    try:
+        found = app.index.files.get(folder.name, path)
+        if found is not None:
+            return file_response(app, request, found, rule)
+        # An earlier program's file may not have been scanned yet
+        unseen = folder is app.images and folder.is_scanned and not path.startswith(".")
+    except FileChanged:
+        unseen = True
+    try:
+        found = app.scanner.refresh(folder, path) if unseen else None
+    except (OSError, ValueError):
+        found = None
+    return file_response(app, request, existing(found, NO_FILE), rule)
+
+
 def file_response(
     app: App, request: Request, found: Located, rule: str, by_link: bool = False
 ) -> Response:
-    """Answer with a file as it was when it was read; 404 if it is that no more.
+    """Answer with a file as it was when it was read; FileChanged if it is that no more.
 
     What is shared `by_link` is nobody's to keep for others: the link may end.
     """
@@ -13164,12 +13196,12 @@ def file_response(
     folder, modified = app.folders[file.root], file.mtime_ns / 1e9
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
         modified = max(modified, file.added)
-    about = (file.size, asset.mime_type, file.sha256, modified, rule)
-    name = posixpath.basename(printable(file.path))
+    name = posixpath.basename(file.path)
+    about = (file.size, asset.mime_type, file.sha256, modified, rule, name)
     if isinstance(folder, Bucket):
         reader = folder.stream(file)
         with app.disk(file.root):
-            return object_response(request, Content(reader, *about, name), reader)
+            return object_response(request, Content(reader, *about), reader)
     try:
         with app.disk(file.root):
             source = folder.open(file.path)
@@ -13179,14 +13211,13 @@ def file_response(
         cleanup.callback(source.close)
         status = os.fstat(source.fileno())
         if not file.matches(status):
-            raise HTTPError(404, NO_FILE)
+            raise FileChanged
         small = file.size <= HOT_FILE_BYTES
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
-        content = Content(held, *about, name, internal)
-        if not by_link:
-            remember_hot(app, request, file, content, status)
-        response = content_response(request.head, content)
+        content = Content(held, *about, internal)
+        hot = None if by_link else remember_hot(app, request, file, content, status)
+        response = content_response(request.head, content, hot.fields if hot else ())
         if not small:
             cleanup.pop_all()
     return response
@@ -13233,20 +13264,21 @@ HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of
 
 def remember_hot(
     app: App, request: Request, file: File, content: Content, status: os.stat_result
-) -> None:
+) -> HotFile | None:
     """Have the next GETs of a file, which was found like this, answered without the index."""
     access = HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
-        return
+        return None
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
     if not isinstance(content.source, bytes):
         if app.settings.accel_redirect:
-            return
+            return None
         content = content._replace(source=b"")
     path = f"{app.folders[file.root].path}/{file.path}"
     hot = HotFile(path, status, content, access, request.route)
     app.remember(request.head.target, hot)
+    return hot
 
 
 def store_upload(
@@ -13354,8 +13386,8 @@ def upload_media(app: App, request: Request) -> Response:
 @route("GET", "/media/{filename}", READ, "media", {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
-    found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    return file_response(app, request, found, "max-age=3600")
+    path = f"{MEDIA_FOLDER}/{filename}"
+    return named_response(app, request, app.library, path, "max-age=3600")
 
 
 @route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
@@ -13488,7 +13520,7 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
 @route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
-    return file_response(app, request, find_named(app, app.images, filename), "no-cache")
+    return named_response(app, request, app.images, filename, "no-cache")
 
 
 @route("GET", "/image/{sha256}", READ, "library", {200: "file"})
@@ -14195,11 +14227,10 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
         existing(has_file(request, record))
-    if record.sha256:
-        found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
-    else:
-        found = find_named(app, app.users, existing(record.path))
-    return file_response(app, request, found, "no-cache")
+    if not record.sha256:
+        return named_response(app, request, app.users, existing(record.path), "no-cache")
+    found = find_duplicate(app, record.sha256, "library", "entities")
+    return file_response(app, request, existing(found, NO_FILE), "no-cache")
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
