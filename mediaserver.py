@@ -441,6 +441,9 @@ class Settings(NamedTuple):
     aws_secret_access_key: str = setting(
         "", "the key for it", parse_secret, shown="none", secret=True
     )
+    aws_session_token: str = setting(
+        "", "the token of a key that is good for a while", parse_secret, shown="none", secret=True
+    )
     read_only: str = setting(
         "", "serve from a copy of the index; the URL of the server that writes", parse_public_url,
         shown="off",
@@ -6441,6 +6444,7 @@ S3_PLACES = 32  # requests at once
 S3_PLACE_SECONDS = 0.5  # that one waits for a place among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
+S3_SHIFT_SECONDS = 60.0  # that clocks may differ; AWS refuses (403) from 15 minutes on
 S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
 S3_BLOCK_BYTES = 256 << 10  # sent and received at once
 S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
@@ -6465,6 +6469,7 @@ class Signer(NamedTuple):
     secret: str
     region: str
     service: str = "s3"
+    token: str = ""  # of a session, which goes with its key
 
     def authorize(self, method: str, target: str, headers: Mapping[str, str], payload: str) -> str:
         """Return the value of Authorization; `payload` is the SHA-256 of the body.
@@ -6482,6 +6487,7 @@ class Signer(NamedTuple):
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": f"{self.key_id}/{self._scope(at)}",
             "X-Amz-Date": at, "X-Amz-Expires": seconds, "X-Amz-SignedHeaders": "host",
+            **({"X-Amz-Security-Token": self.token} if self.token else {}),
         })  # fmt: skip
         target = f"{path}?{query}"
         signature = self._sign("GET", target, {"host": host}, UNSIGNED_PAYLOAD, at=at)[1]
@@ -6545,6 +6551,17 @@ class S3Answer(NamedTuple):
         headers = {name.lower(): value for name, value in response.getheaders()}
         return cls(response.status, headers, body)
 
+    def pause(self) -> float:
+        """Return the seconds that the store wants to be left alone for."""
+        seconds = self.headers.get("retry-after", "")
+        return float(seconds) if re.fullmatch(r"[0-9]{1,5}", seconds) else 0.0
+
+    def shift(self) -> float:
+        """Return the seconds that the store's clock is ahead of this one."""
+        with contextlib.suppress(KeyError, ValueError):
+            return parsedate_to_datetime(self.headers["date"]).timestamp() - time.time()
+        return 0.0
+
     def elements(self, name: str) -> list[str]:
         """Return the XML elements of a name."""
         text = self.body.decode("utf-8", "replace")
@@ -6552,6 +6569,13 @@ class S3Answer(NamedTuple):
 
     def text(self, name: str) -> str:
         return xml_text(self.body.decode("utf-8", "replace"), name)
+
+
+class S3Run(NamedTuple):
+    """An answer whose body is being read."""
+
+    connection: HTTPConnection
+    response: HTTPResponse
 
 
 def xml_text(xml: str, name: str) -> str:
@@ -6570,26 +6594,24 @@ class S3Client:
         self._places = threading.BoundedSemaphore(S3_PLACES)
         self._idle: deque[tuple[float, HTTPConnection]] = deque()
         self._retry_at = 0.0  # monotonic; 0: the circuit is closed
+        self._is_conditional = True  # whether the store may know If-None-Match
+        self._shift = 0.0  # seconds that its clock is ahead of this one
         self._lock = threading.Lock()
+
+    def _now(self) -> str:
+        """Return the time as the store has it."""
+        return format_amz_date(time.time() + self._shift)
 
     def presign(self, request: S3Request, seconds: int) -> str:
         """Return a URL under which anyone may GET an object for so many seconds."""
         host, path = self._endpoint.netloc, self._endpoint.path + request.target
-        target = self._signer.presign(host, path, seconds, format_amz_date(time.time()))
+        target = self._signer.presign(host, path, seconds, self._now())
         return f"{self._endpoint.scheme}://{host}{target}"
 
     def call(self, request: S3Request) -> S3Answer:
         """Return the whole answer to a request; an OSError where it is refused."""
         with self.place():
-            connection, response = self.open(request)
-            try:
-                answer = S3Answer.of(response, response.read())
-            except (OSError, HTTPException) as error:
-                connection.close()
-                raise Unavailable(f"an answer broke off: {error}") from None
-            self.keep(connection)
-        check_answer(request, answer)
-        return answer
+            return self.open(request, is_whole=True)[0]
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -6602,27 +6624,46 @@ class S3Client:
         finally:
             self._places.release()
 
-    def open(self, request: S3Request) -> tuple[HTTPConnection, HTTPResponse]:
-        """Send a request, if need be again; return the answer, of which the body is to be read."""
+    def open(self, request: S3Request, is_whole: bool = False) -> tuple[S3Answer, S3Run]:
+        """Send a request, if need be again; an OSError where it is refused.
+
+        The answer's body is to be read from the run, unless it `is_whole`.
+        """
         self._pass_circuit()
         for wait in (*S3_RETRIES, 0.0):
-            connection, is_slow = self._connect(), False
+            connection = self._connect()
             try:
                 response = self._exchange(connection, request)
-                if response.status not in S3_PASSING:
-                    self._retry_at = 0.0
-                    return connection, response
-                problem = f"answers {response.status}"
+                is_read = is_whole or response.status >= 300
+                answer = S3Answer.of(response, response.read() if is_read else b"")
+                if self._is_final(request, answer, is_last=not wait):
+                    break
+                problem, pause = f"answers {answer.code}", answer.pause()
             except (OSError, HTTPException) as error:
                 problem = str(error) or type(error).__name__
-                is_slow = isinstance(error, TimeoutError)
+                pause = math.inf if isinstance(error, TimeoutError) else 0.0
             connection.close()
             self.close()
-            if is_slow or not wait:
-                break
-            time.sleep(wait * secrets.randbelow(1000) / 1000)
-        self._open_circuit(problem)
-        raise Unavailable(problem)
+            if not wait or pause > wait:
+                self._open_circuit(problem, pause)
+                raise Unavailable(problem)
+            time.sleep(pause or wait * secrets.randbelow(1000) / 1000)
+        self._retry_at = 0.0
+        if is_read:
+            self.keep(connection)
+        check_answer(request, answer)
+        return answer, S3Run(connection, response)
+
+    def _is_final(self, request: S3Request, answer: S3Answer, is_last: bool) -> bool:
+        """Whether another try would change nothing; note how the store wants to be asked."""
+        if answer.code == 501 and "if-none-match" in request.headers and self._is_conditional:
+            self._is_conditional = False  # OpenStack Swift; who sends has looked before
+            return False
+        if answer.code == 403 and abs(answer.shift() - self._shift) > S3_SHIFT_SECONDS:
+            self._shift = answer.shift()
+            return False
+        # Two who write to one object are no reason to leave the store alone.
+        return answer.code not in S3_PASSING or (is_last and answer.code == 409)
 
     def _pass_circuit(self) -> None:
         """Let requests pass, of those that come while the circuit is open one at a time."""
@@ -6633,11 +6674,12 @@ class S3Client:
             if self._retry_at:
                 self._retry_at = now + S3_SECONDS
 
-    def _open_circuit(self, problem: str) -> None:
+    def _open_circuit(self, problem: str, pause: float) -> None:
         with self._lock:
             if not self._retry_at:
                 warn(f"{self._endpoint.netloc} cannot be used: {printable_line(problem)}")
-            self._retry_at = time.monotonic() + S3_OPEN_SECONDS
+            pause = max(pause, S3_OPEN_SECONDS) if pause < S3_SECONDS else S3_OPEN_SECONDS
+            self._retry_at = time.monotonic() + pause
 
     def close(self) -> None:
         """Close what is kept: where one connection has ended, the others have, too."""
@@ -6671,8 +6713,12 @@ class S3Client:
         target = self._endpoint.path + request.target
         headers = {
             **request.headers, "host": self._endpoint.netloc,
-            "x-amz-content-sha256": body.sha256, "x-amz-date": format_amz_date(time.time()),
+            "x-amz-content-sha256": body.sha256, "x-amz-date": self._now(),
         }  # fmt: skip
+        if self._signer.token:
+            headers["x-amz-security-token"] = self._signer.token
+        if not self._is_conditional:
+            headers.pop("if-none-match", None)
         headers["authorization"] = self._signer.authorize(method, target, headers, body.sha256)
         if method in {"PUT", "POST"}:
             headers["content-length"] = str(body.size)
@@ -6701,6 +6747,8 @@ def check_answer(request: S3Request, answer: S3Answer) -> None:
     if number not in {errno.ENOENT, errno.EEXIST}:
         code = answer.text("Code") or answer.headers.get("x-amz-error-code", "")
         text = f"{request.method} {place}: {answer.code} {code} {answer.text('Message')}"
+        if region := answer.headers.get("x-amz-bucket-region"):
+            text += f" (its bucket is in {region})"
         warn(printable_line(text))
     number = number or errno.EIO
     raise OSError(number, os.strerror(number), place)
@@ -6993,7 +7041,7 @@ class ObjectReader:
         self.bucket = bucket
         self.name = name
         self._state = state
-        self._run: tuple[HTTPConnection, HTTPResponse] | None = None
+        self._run: S3Run | None = None
         self._at = 0  # where the run is
 
     def check(self, status: os.stat_result) -> None:
@@ -7009,26 +7057,22 @@ class ObjectReader:
                     self.close()
                     self._run, self._at = self._begin(offset, count), offset
                 with contextlib.suppress(OSError, HTTPException):
-                    if piece := self._run[1].read(min(count, S3_BLOCK_BYTES)):
+                    if piece := self._run.response.read(min(count, S3_BLOCK_BYTES)):
                         self._at += len(piece)
                         return piece
                 self.close()
         raise Unavailable("an object broke off")
 
-    def _begin(self, offset: int, count: int) -> tuple[HTTPConnection, HTTPResponse]:
+    def _begin(self, offset: int, count: int) -> S3Run:
         headers = {"range": f"bytes={offset}-{offset + count - 1}"}
         request = self.bucket.request("GET", self.name, headers=headers)
-        connection, response = self.bucket.client.open(request)
-        with contextlib.ExitStack() as on_error:
-            on_error.callback(connection.close)
-            found = S3Answer.of(response, b"" if response.status < 300 else response.read())
-            check_answer(request, found)
-            part, _, total = found.headers.get("content-range", "").rpartition("/")
+        answer, run = self.bucket.client.open(request)
+        with undoing(run.connection.close):
+            part, _, total = answer.headers.get("content-range", "").rpartition("/")
             if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
                 raise Unavailable("a range is answered with another one")
-            self.check(object_status({**found.headers, "content-length": total}))
-            on_error.pop_all()
-        return connection, response
+            self.check(object_status({**answer.headers, "content-length": total}))
+        return run
 
     def url(self, seconds: int) -> str:
         """Return a URL under which anyone may GET the object for so many seconds."""
@@ -11399,7 +11443,8 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
     }
     apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
     keys = settings.aws_access_key_id, settings.aws_secret_access_key
-    store = S3Client(settings.aws_endpoint_url, Signer(*keys, settings.aws_region))
+    signer = Signer(*keys, settings.aws_region, token=settings.aws_session_token)
+    store = S3Client(settings.aws_endpoint_url, signer)
     buffers, folders = WriteBuffers(), dict[str, Folder]()
     for name, place in places.items():
         options: Any = {

@@ -3233,6 +3233,15 @@ SIGV4_SUITE = {
         "POST", "/", {},
         "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
     ),
+    "post-sts-header-before": (
+        "POST", "/", {"x-amz-security-token": (
+            "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMic"
+            "RXmxfpSPfIeoIYRqTflfKD8YUuwthAx7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKs"
+            "burEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU9HFvlRd8Tx6q6fE8YQcHNVXAkiY9q6d+xo0rKwT38xVqr7ZD0u0"
+            "iPPkUL64lIZbqBAz+scqKmlzm8FDrypNC9Yjc8fPOLn9FX9KSYvKTr4rvx3iSIlTJabIQwj2ICCR/oLxBA=="
+        )},
+        "85d96828115b5dc0cfc3bd16ad9e210dd772bbebba041836c64533a82be05ead",
+    ),
 }  # fmt: skip
 # Amazon S3's documentation, "Examples: Signature Calculations".
 SIGV4_DOCUMENTED = {
@@ -3334,8 +3343,6 @@ class FakeStore:
 
 S3_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 S3_BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-S3_DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
-S3_MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 S3_GET = ms.S3Request("GET", "bucket", "a b/ä.png")
 
 
@@ -3344,7 +3351,24 @@ def no_waits(monkeypatch):
     monkeypatch.setattr(ms, "S3_RETRIES", (1e-9, 1e-9))
 
 
-@pytest.mark.parametrize("passing", [(), (S3_BUSY,), ("reset", "reset"), (S3_BUSY, "reset")])
+def s3_answer(status: str, *fields: str, body: str = "") -> bytes:
+    """An answer of a store, behind which it hangs up."""
+    head = "\r\n".join((f"HTTP/1.1 {status}", "Connection: close", *fields))
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+S3_CONFLICT = s3_answer("409 Conflict", body="<Error><Code>OperationAborted</Code></Error>")
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        (), (S3_BUSY,), ("reset", "reset"), (S3_BUSY, "reset"), (S3_CONFLICT, S3_CONFLICT),
+        (s3_answer("200 OK", "Content-Length: 9", body="short"),),
+        (s3_answer("500 Server Error", body="<Error/>"), b"\0 no HTTP\r\nConnection: close"),
+        (s3_answer("429 Too Many Requests", "Retry-After: 0"),),
+    ],
+)  # fmt: skip
 def test_a_request_to_a_store_is_tried_again_after_what_passes(no_waits, passing):
     with FakeStore(*passing, S3_OK) as store:
         assert store.client.call(S3_GET).body == b"ok"
@@ -3353,13 +3377,86 @@ def test_a_request_to_a_store_is_tried_again_after_what_passes(no_waits, passing
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"), [(S3_DENIED, PermissionError), (S3_MISSING, FileNotFoundError)]
-)
-def test_what_a_store_refuses_is_not_tried_again(no_waits, answer, error):
+    ("answer", "error", "told"),
+    [
+        (s3_answer("403 Forbidden"), PermissionError, "403"),
+        (s3_answer("404 Not Found"), FileNotFoundError, ""),
+        (s3_answer("412 Precondition Failed"), FileExistsError, ""),
+        (s3_answer("301 Moved", "x-amz-bucket-region: eu-south-2"), OSError, "is in eu-south-2"),
+        (s3_answer("307 Elsewhere", "Location: http://127.0.0.1:1/"), OSError, "307"),
+        (s3_answer("501 Not Implemented", body="<Code>NotImplemented</Code>"), OSError,
+         "501 NotImplemented"),
+        (s3_answer("200 OK", body="<Error><Code>InternalError</Code></Error>"), OSError,
+         "InternalError"),
+    ],
+)  # fmt: skip
+def test_what_a_store_refuses_is_not_tried_again_and_the_log_says_why(
+    no_waits, capsys, answer, error, told
+):
     with FakeStore(answer, S3_OK) as store:
-        with pytest.raises(error):
+        with pytest.raises(error) as raised:
+            store.client.call(S3_GET)
+        assert not isinstance(raised.value, ms.Unavailable)
+        assert len(store.asked) == 1
+        assert store.client.call(S3_GET).body == b"ok"  # the circuit is closed
+    assert told in capsys.readouterr().err
+
+
+def test_two_who_write_to_one_object_leave_the_store_in_use(no_waits):
+    with FakeStore(*[S3_CONFLICT] * 3, S3_OK) as store:
+        with pytest.raises(OSError, match="Input/output"):
+            store.client.call(S3_GET)
+        assert store.client.call(S3_GET).body == b"ok"
+
+
+def test_a_store_is_left_alone_for_as_long_as_it_asks(no_waits):
+    with FakeStore(s3_answer("503 Slow Down", "Retry-After: 20"), S3_OK) as store:
+        with pytest.raises(ms.Unavailable):
             store.client.call(S3_GET)
         assert len(store.asked) == 1
+        assert 15 < store.client._retry_at - time.monotonic() <= 20
+
+
+def test_a_store_whose_clock_is_another_is_asked_by_its_clock(no_waits):
+    ahead = ms.format_date(time.time() + 3600)
+    with FakeStore(s3_answer("403 Forbidden", f"Date: {ahead}"), S3_OK, S3_OK) as store:
+        assert [store.client.call(S3_GET).body for _ in range(2)] == [b"ok", b"ok"]
+        dates = [re.search(rb"(?i)x-amz-date: (\w+)", asked)[1].decode() for asked in store.asked]
+    early, late, again = [datetime.strptime(date, "%Y%m%dT%H%M%SZ") for date in dates]
+    assert 3590 < (late - early).total_seconds() < 3700
+    assert late <= again
+
+
+def test_a_store_that_knows_no_conditions_is_asked_without_them(no_waits):
+    request = S3_GET._replace(method="PUT", headers={"if-none-match": "*"})
+    with FakeStore(s3_answer("501 Not Implemented"), S3_OK, S3_OK) as store:
+        assert [store.client.call(request).body for _ in range(2)] == [b"ok", b"ok"]
+        conditional = [b"if-none-match: *" in asked.lower() for asked in store.asked]
+    assert conditional == [True, False, False]
+
+
+def test_an_answer_may_follow_a_100(no_waits):
+    with FakeStore(b"HTTP/1.1 100 Continue\r\n\r\n" + S3_OK) as store:
+        assert store.client.call(S3_GET._replace(method="PUT")).body == b"ok"
+
+
+def test_the_token_of_a_session_goes_along_and_is_signed(no_waits):
+    with FakeStore(S3_OK) as store:
+        client = ms.S3Client(store.endpoint, ms.Signer(*S3_KEYS, "us-east-1", token="a+b"))
+        assert client.call(S3_GET).body == b"ok"
+        assert b"x-amz-security-token: a+b\r\n" in store.asked[0].lower()
+        assert re.search(rb"SignedHeaders=[^,]*;x-amz-security-token,", store.asked[0])
+        assert "&X-Amz-Security-Token=a%2Bb&" in client.presign(S3_GET, 60)
+        client.close()
+
+
+def test_a_whole_object_in_a_ranges_place_is_not_taken_for_it(no_waits, tmp_path):
+    with FakeStore(s3_answer("200 OK", "Content-Length: 10", body="0123456789")) as store:
+        place = ms.S3Place("bucket", "")
+        bucket = ms.Bucket("images", tmp_path, place, store.client, buffers=ms.WriteBuffers())
+        reader = ms.ObjectReader(bucket, "a.png", (10, 0))
+        with contextlib.closing(reader), pytest.raises(ms.Unavailable):
+            reader.read_at(2, 3)
 
 
 def test_a_store_may_lie_below_a_path_of_its_host(no_waits):
