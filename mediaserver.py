@@ -6656,9 +6656,9 @@ class S3Client:
 
     def _is_final(self, request: S3Request, answer: S3Answer, is_last: bool) -> bool:
         """Whether another try would change nothing; note how the store wants to be asked."""
-        if answer.code == 501 and "if-none-match" in request.headers and self._is_conditional:
+        if answer.code == 501 and "if-none-match" in request.headers:
             self._is_conditional = False  # OpenStack Swift; who sends has looked before
-            return False
+            return is_last
         if answer.code == 403 and abs(answer.shift() - self._shift) > S3_SHIFT_SECONDS:
             self._shift = answer.shift()
             return False

@@ -12023,7 +12023,7 @@ def stored(start, store) -> Iterator[tuple[Server, ObjectStore]]:
     yield start("--workers", "1", **store.environment), store
 
 
-def verify_stored(server: Server, store: ObjectStore) -> Any:
+def verify_stored(server: Server, store: ObjectStore | Swift) -> Any:
     """What `verify` finds of a server with all private files in a bucket; nothing is wrong."""
     words = ["verify", "--json", "--storage_dir", server.storage]
     ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **store.environment)
@@ -12122,6 +12122,126 @@ def test_every_upload_that_was_answered_survives_a_kill_and_no_other_stays(store
         assert again.get(f"/image/{name}", **OWNER).body == content
     assert verify_stored(again, store)["orphaned"] == []
     assert not [path for path in (again.data / "s3").rglob("*") if path.is_file()]
+
+
+# A node of OpenStack Swift, as one process of Debian's Python; the proxy makes the rings.
+SWIFT_NODE = r"""
+import os, sys, eventlet
+eventlet.monkey_patch()
+from eventlet import wsgi
+from swift.common.ring import RingBuilder
+from swift.common.wsgi import loadapp
+
+home, role, proxy, *ports = sys.argv[1:]
+kinds = ("account", "container", "object")
+text = f"[DEFAULT]\nswift_dir = {home}\ndevices = {home}\nmount_check = false\n[pipeline:main]\n"
+if role == "proxy":
+    for kind, *of_kind in zip(kinds, ports[:3], ports[3:]):
+        builder = RingBuilder(4, 3, 0)
+        first, second = map(int, of_kind)
+        for device, (node, port) in enumerate(((1, first), (1, first), (2, second))):
+            place = {"ip": "127.0.0.1", "replication_ip": "127.0.0.1", "device": f"disk{device}"}
+            numbers = {"port": port, "replication_port": port, "zone": node, "region": 1}
+            builder.add_dev({**place, **numbers, "weight": 1, "meta": ""})
+        builder.rebalance(seed=1)
+        builder.get_ring().save(f"{home}/{kind}.ring.gz")
+    text += "pipeline = memcache s3api tempauth slo dlo proxy-server\n"
+    text += "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"
+    for name in ("s3api", "slo", "dlo", "tempauth", "memcache"):
+        text += f"[filter:{name}]\nuse = egg:swift#{name}\n"
+        text += {
+            "memcache": "memcache_servers = 127.0.0.1:1\n",
+            "tempauth": f"user_family_{os.environ['KEY_ID']} = {os.environ['KEY']} .admin\n",
+        }.get(name, "")
+    apps = {proxy: text}
+else:
+    for device in (0, 1) if role == "node1" else (2,):
+        os.mkdir(f"{home}/disk{device}")
+    ports = ports[:3] if role == "node1" else ports[3:]
+    apps = {
+        port: f"{text}pipeline = {kind}\n[app:{kind}]\nuse = egg:swift#{kind}\n"
+        for kind, port in zip(kinds, ports)
+    }
+for port, text in apps.items():
+    with open(f"{home}/{port}.conf", "w") as file:
+        file.write(text)
+    listener = eventlet.listen(("127.0.0.1", int(port)))
+    eventlet.spawn(wsgi.server, listener, loadapp(file.name), log_output=False)
+eventlet.sleep(600)
+"""
+
+
+class Swift:
+    """OpenStack Swift with its S3 interface: a proxy and two storage nodes on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        ports = [free_port() for _ in range(7)]
+        words = ["/usr/bin/python3", "-c", SWIFT_NODE, folder]
+        keys = {**BARE_ENVIRONMENT, "KEY_ID": S3_KEYS[0], "KEY": S3_KEYS[1]}
+        with (folder / "log").open("w") as log:
+            self.proxy, self.first, self.second = [
+                subprocess.Popen([*words, role, *map(str, ports)], env=keys, stderr=log)
+                for role in ("proxy", "node1", "node2")
+            ]
+        self._ports = ports
+        key_id = f"family:{S3_KEYS[0]}"
+        self.endpoint = f"http://127.0.0.1:{ports[0]}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.endpoint, "UPLOAD_DIR": "s3://family/images",
+            "AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": S3_KEYS[1],
+        }  # fmt: skip
+        self._signer = ms.Signer(key_id, S3_KEYS[1], "us-east-1")
+
+    def make_bucket(self) -> None:
+        wait_until(lambda: all(map(accepts, self._ports)), "Swift")
+        client = ms.S3Client(self.endpoint, self._signer)
+        with contextlib.closing(client):
+            client.call(ms.S3Request("PUT", "family"))
+
+    def stop(self) -> None:
+        for process in (self.proxy, self.first, self.second):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def swift(tmp_path) -> Iterator[Swift]:
+    once()
+    if not os.path.exists("/usr/bin/swift-proxy-server"):
+        pytest.skip(
+            "needs OpenStack Swift: apt-get install swift-{proxy,account,container,object}"
+        )
+    (tmp_path / "swift").mkdir()
+    made = Swift(tmp_path / "swift")
+    try:
+        made.make_bucket()
+        yield made
+    finally:
+        made.stop()
+
+
+def test_uploads_go_on_when_one_of_two_nodes_of_swift_is_killed(start, swift):
+    server = start("--workers", "1", **swift.environment)
+    answered: list[tuple[str, bytes]] = []
+
+    def send(number: int) -> None:
+        while len(answered) < 16:
+            content = png_of(20_000)
+            answer = server.store(content, f"{number}.png")
+            assert answer.status == 201, server.log
+            answered.append((answer.json["stored_as"], content))
+
+    killer = threading.Thread(
+        target=lambda: (wait_until(lambda: len(answered) > 5), swift.second.kill())
+    )
+    killer.start()
+    together(3, send)
+    killer.join()
+    assert swift.second.wait() != 0
+    assert len(dict(answered)) == len(answered)
+    for name, content in answered:
+        assert server.get(f"/image/{name}", **OWNER).body == content
+    assert verify_stored(server, swift)["orphaned"] == []
 
 
 def test_reads_of_a_bucket_can_be_redirected_to_it(start, store):
