@@ -103,7 +103,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
@@ -4084,7 +4084,7 @@ class Index:
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
         self._commit(changes)
-        if unwritten := [change for change in changes if is_full(change.error)]:
+        if unwritten := [each for each in changes if each.error and is_full(each.error)]:
             self.spare.give_up()
             self._fold_in()
             self._commit(unwritten)
@@ -4101,7 +4101,7 @@ class Index:
         for change in changes:
             change.error = None
         try:
-            self._set_durable(any(change.durable for change in changes))
+            self._set_durable(True in [change.durable for change in changes])
             self._writer.execute("BEGIN IMMEDIATE")
             if len(changes) == 1:  # what it raises undoes all there is
                 changes[0].result = changes[0].apply(self._writer)
@@ -4376,12 +4376,6 @@ class Files(Table):
         """Note the times of a file that was copied."""
         sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
-
-    def set_ctime(self, file: File, ctime: float) -> None:
-        """Note the ctime of a file that was given or has lost a name."""
-        sql = "UPDATE file SET ctime = ? WHERE root = ? AND path = ? AND sha256 = ?"
-        values = (ctime, file.root, os.fsencode(file.path), file.sha256)
-        self._index.write(lambda db: db.execute(sql, values), durable=False)
 
     def is_empty(self, root: str, below: str = "") -> bool:
         """Whether no file of a folder is known whose path begins with `below`."""
@@ -5445,6 +5439,7 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
+INNER = ".inner"  # ends the names in `.incoming/` of a folder on another disk than the root
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -5523,6 +5518,7 @@ class Incoming:
         self.filename = ""  # as the client named it
         self.kept: str | None = None
         self.note = ""  # the name of what tells the next start of it, which goes with it
+        self.is_moved = False  # `kept` is its only name
         self.is_replaced = False
         self._place = place
 
@@ -5549,21 +5545,20 @@ class Incoming:
         self.pause()
         self.file.close()
 
-    def discard(self, undo: bool = True) -> os.stat_result | None:
-        """Let go of the name in `.incoming/`; `undo` takes back the place first.
+    def status(self) -> os.stat_result:
+        return os.fstat(self.file.fileno())
 
-        Return the status of the file after that; None if it was let go of before.
-        """
+    def discard(self, undo: bool = True) -> None:
+        """Let go of the name in `.incoming/`; `undo` takes back the place first."""
         if self.file.closed:
-            return None
-        with contextlib.closing(self):
-            with contextlib.suppress(OSError):
-                if undo and self.kept:
-                    self.folder.unlink(self.kept)  # if not, the next start finds the mark
+            return
+        with contextlib.closing(self), contextlib.suppress(OSError):
+            if undo and self.kept:
+                self.folder.unlink(self.kept)  # if not, the next start finds the mark
+            if not self.is_moved:
                 self.place().unlink()
-                if self.note:
-                    self.folder.unlink(self.note)
-            return os.fstat(self.file.fileno())
+            if self.note:
+                self.folder.unlink(self.note)
 
     def put_back(self) -> bool:
         """Take back its place, and leave it in `.incoming/` for another request, if it is there.
@@ -5573,7 +5568,10 @@ class Incoming:
         if self.is_replaced:
             return False
         with contextlib.closing(self):
-            if self.kept:
+            if self.is_moved and self.kept:
+                with self.folder.resolve(self.kept) as kept:
+                    kept.replace(self.place())
+            elif self.kept:
                 self.folder.unlink(self.kept)
         return True
 
@@ -5618,24 +5616,21 @@ class Place:
         os.replace(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder)
 
 
-class Folder:
-    """One root on disk; names are relative paths with `/`."""
+class Tree:
+    """What is below one root on disk; names are relative paths with `/`."""
 
     is_scanned = True  # others may change what is in it
 
     def __init__(
-        self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
-        is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
-        reserve: int | None = 0,
+        self, name: str, path: Path, *, make: bool, is_new: Callable[[], bool] = lambda: True,
+        excluded: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
         self.shown = self.path  # to the owner
         self.make = make  # the owner's folder is never made anew once it is gone
-        self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
-        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -5643,10 +5638,10 @@ class Folder:
     def is_there(self) -> bool:
         """Whether the root is the one that is known, and not the place of a disk that is away."""
         try:
-            os.close(self._open_root(checked=True))
+            with self.resolve("_", make=True):
+                return True
         except OSError:
             return False
-        return True
 
     def is_missing(self) -> bool:
         """Whether the root is not there, or holds no file though some are known."""
@@ -5658,25 +5653,14 @@ class Folder:
             return None
         return self._identity, mounts_below(self.path)
 
-    def _open_root(self, checked: bool = False) -> int:
-        """Open the root; `checked`: ENODEV where it is not the one that is known."""
-        descriptor = os.open(self.path, PASS_FOLDER)
-        with undoing(os.close, descriptor):
-            if checked and not self._is_known(descriptor):
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        return descriptor
-
-    def _is_known(self, descriptor: int) -> bool:
-        """Whether an open root is the known one; another one is, once there is something in it."""
-        status = os.fstat(descriptor)
-        if self._identity != inode(status):
-            # A disk that is back may have another number. Only the owner's folder could have got
-            # `.incoming/` while its disk was away: from a version that did not look.
-            served = self.make and Place(descriptor, INCOMING).exists()
-            if not (served or self.holds_files() or self.is_new()):
-                return False
-            self._identity = inode(status)
-        return True
+    def _check_root(self, descriptor: int) -> None:
+        """Take another root for the known one once there is something in it; ENODEV before."""
+        # A disk that is back may have another number. Only the owner's folder could have got
+        # `.incoming/` while its disk was away: from a version that did not look.
+        served = self.make and Place(descriptor, INCOMING).exists()
+        if not (served or self.holds_files() or self.is_new()):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        self._identity = inode(os.fstat(descriptor))
 
     # Names
 
@@ -5688,17 +5672,19 @@ class Folder:
         is not there or no folder.
         """
         *parts, last = split_name(name)
-        place = Place(self._open_root(checked=make), last)
+        folder = os.open(self.path, PASS_FOLDER)
         try:
+            if make and inode(os.fstat(folder)) != self._identity:
+                self._check_root(folder)
             for part in parts:
-                outer, place.folder = place.folder, open_folder(part, place.folder, make)
+                outer, folder = folder, open_folder(part, folder, make)
                 os.close(outer)
         except BaseException as error:
-            os.close(place.folder)
+            os.close(folder)
             if isinstance(error, OSError):
                 error.filename = f"{self.path}/{name}"
             raise
-        return place
+        return Place(folder, last)
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
@@ -5739,231 +5725,6 @@ class Folder:
         except (OSError, ValueError):
             return False
         return file._replace(ctime=status.st_ctime).matches(status)
-
-    # Files on their way in and out
-
-    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
-        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
-
-        What may be `resumed` stays, by its name there. A whole upload that was not answered may
-        stay, too, where others write: the index may have lost one that was, and reads it again.
-        """
-        if self.make:
-            os.makedirs(self.path, mode=0o700, exist_ok=True)
-        if not self.is_there():
-            return
-        # A folder of another file system cannot share the root's, and has one of its own.
-        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
-        for prefix in ("", *inner):
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known, resumed)
-
-    def _recover(
-        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
-    ) -> None:
-        left = [item for item in self.files_in(incoming) if item[0] not in resumed]
-        linked = [(name, status) for name, status in left if status.st_nlink > 1]
-        # A mark tells the place: what else people link from here is not ours to remove.
-        marks = {name.partition(".")[2] for name, _ in linked}
-        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
-        for path, status in self.walk(lambda name: True, []) if linked else ():
-            name = os.fsdecode(path)
-            ours = mark_of(name) in marks or inode(status) in arrived
-            if ours and not is_known(name):
-                self.unlink(name)
-        for name, _ in left:
-            self.unlink(f"{incoming}/{name}")
-
-    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
-        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
-        name = f"{INCOMING}/{secrets.token_hex(16)}"
-        place = self.resolve(name, make=True)
-        with undoing(os.close, place.folder):
-            file = self._create(place, size)
-        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
-
-    def need_room(self, size: int) -> None:
-        """Raise ENOSPC where so many more bytes would take from the reserve."""
-        with self.resolve(f"{INCOMING}/_", make=True) as place:
-            need_room(place.folder, size, self.reserve)
-
-    def _create(self, place: Place, size: int = 0) -> io.FileIO:
-        """Make a file to write and read, for which there is room."""
-        need_room(place.folder, size, self.reserve)
-        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
-
-    def make_file(self, name: str) -> None:
-        """Make an empty file, durably."""
-        with self.resolve(name, make=True) as place:
-            self._create(place).close()
-            sync_folder(place.folder)
-
-    def resume(self, name: str, limit: Limit) -> Receiving:
-        """Return what goes on with a file; BlockingIOError while another request does."""
-        file = self.open(name, write=True)
-        with undoing(file.close):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
-
-    @contextlib.contextmanager
-    def content_lock(self, sha256: str) -> Iterator[None]:
-        """Uploads of equal content go in here one after the other, whatever their process.
-
-        So the later ones find what the first one has stored. Whoever leaves removes the lock
-        file; whoever then gets the lock of a removed file takes a new one.
-        """
-        name = f"{INCOMING}/{sha256}"
-        while True:
-            place = self.resolve(name, make=True)
-            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_nlink:
-                    try:
-                        yield
-                    finally:
-                        with contextlib.suppress(OSError):  # what was done inside stays done
-                            place.unlink()
-                    return
-
-    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
-        """Put a file in place under the first of `names` that is free; return that name.
-
-        The file is on disk for good when this returns. Of `twin`, the name of a file with the
-        same content, a link is made instead if one can be.
-        """
-        if not (duplicate and self._link_duplicate(incoming, duplicate)):
-            os.fsync(incoming.file.fileno())
-        for name in names:
-            try:
-                self._place(incoming, name)
-            except FileExistsError:
-                continue
-            return name
-        raise FileExistsError(f"no free name in {self.name}")
-
-    def _link_duplicate(self, incoming: Incoming, duplicate: str) -> bool:
-        """Make a file that has arrived one more link of an equal one."""
-        link = f"{INCOMING}/{secrets.token_hex(16)}"
-        if self._try_link(duplicate, link):
-            return False
-        incoming.replace(link, self.open(link))
-        return True
-
-    def _place(self, incoming: Incoming, name: str) -> None:
-        """Give a file that has arrived its place, for good."""
-        with self.resolve(name, make=True) as target:
-            if target.exists():  # cheaper than to find it out by a link, where many are taken
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            try:
-                self._link(incoming.place(), target)
-            except OSError as error:
-                inner, below, _ = name.partition("/")
-                if error.errno != errno.EXDEV or not below:
-                    raise
-                self._copy(incoming, f"{inner}/{INCOMING}/{secrets.token_hex(16)}")
-                self._link(incoming.place(), target)
-            incoming.kept = name
-            sync_folder(target.folder)
-
-    def _link(self, source: Place, target: Place) -> None:
-        """Give a file its place; FileExistsError where that is taken."""
-        # Where a file system has no links (exFAT), the name is taken first and then filled.
-        try:
-            source.link(target)
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
-                raise
-            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            source.replace(target)
-
-    def _copy(self, incoming: Incoming, name: str) -> None:
-        """Bring a file that has arrived to another file system of this tree, durably."""
-        with self.resolve(name, make=True) as place:
-            copy, source = self._create(place, incoming.size), incoming.file.fileno()
-        with undoing(self.unlink, name), undoing(copy.close):
-            position = 0
-            while piece := os.pread(source, BUFFER_BYTES, position):
-                position += len(piece)
-                write_all(copy, memoryview(piece))
-            os.fsync(copy.fileno())
-            incoming.replace(name, copy)
-
-    def status(self, incoming: Incoming) -> os.stat_result:
-        """The status of a file that has its place."""
-        return os.fstat(incoming.file.fileno())
-
-    def _try_link(self, name: str, link: str) -> int:
-        """Give a file a second name; 0, or the error where it is gone or cannot have one."""
-        try:
-            with self.resolve(link, make=True) as target, self.resolve(name) as source:
-                source.link(target)
-        except OSError as error:
-            if error.errno in NO_LINK:
-                return error.errno or errno.EIO
-            raise
-        return 0
-
-    def _mark_removed(self, name: str) -> str:
-        """A name in `.incoming/` for a file that is going; empty where there can be none."""
-        mark = f"{INCOMING}/{new_mark(name)}"
-        error = self._try_link(name, mark)
-        if error == errno.EXDEV:
-            mark = f"{name.partition('/')[0]}/{mark}"
-            error = self._try_link(name, mark)
-        return "" if error else mark
-
-    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
-        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
-
-        It is on disk for good after `os.sync`: many are written at once.
-        """
-        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
-        with undoing(self.unlink, incoming), self.resolve(incoming, make=True) as place:
-            with self._create(place) as file:
-                for block in blocks:
-                    write_all(file, block)
-                os.fchmod(file.fileno(), status.st_mode & 0o777)
-                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-            with self.resolve(name, make=True) as target:
-                place.replace(target)
-
-    def link_in(self, name: str, folder: Folder, other: str) -> bool:
-        """Give another folder's file a name here, too; whether that can be."""
-        try:
-            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
-                source.link(target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno in NO_LINK:
-                return False
-            raise
-        return True
-
-    @contextlib.contextmanager
-    def removing(self, names: Sequence[str]) -> Iterator[None]:
-        """Delete files once the block, which has the index forget them, is left without error.
-
-        What can then not be deleted keeps its mark, for the next start.
-        """
-        marks: list[str] = []
-        try:
-            for name in names:
-                marks.append(self._mark_removed(name))
-            yield
-        except BaseException:
-            self._unmark(marks)
-            raise
-        for name in names:
-            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
-                place.unlink()
-                sync_folder(place.folder)
-        self._unmark(marks)
-
-    def _unmark(self, marks: Iterable[str]) -> None:
-        for mark in filter(None, marks):
-            self.unlink(mark)
 
     # What is there
 
@@ -6052,6 +5813,228 @@ class Folder:
             with contextlib.suppress(OSError):
                 found.add(inode(os.stat(path)))
         return found
+
+
+class Folder(Tree):
+    """A tree to which files come, by way of its `.incoming/`, and from which they go."""
+
+    def __init__(
+        self, name: str, path: Path, *, buffers: WriteBuffers, reserve: int | None = 0,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """The other options are those of a Tree."""
+        super().__init__(name, path, **options)
+        self.buffers = buffers
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
+
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
+
+        What may be `resumed` stays, by its name there. A whole upload that was not answered may
+        stay, too, where others write: the index may have lost one that was, and reads it again.
+        """
+        if self.make:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+        if not self.is_there():
+            return
+        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
+        for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
+            incoming = prefix + INCOMING
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                if stat.S_ISDIR(self.stat(incoming).st_mode):  # a link is no way in
+                    left = [item for item in self.files_in(incoming) if item[0] not in resumed]
+                    ours = [item for item in left if item[0].endswith(suffix)]
+                    self._recover(incoming, ours, is_known)
+
+    def _recover(
+        self, incoming: str, left: Sequence[tuple[str, os.stat_result]],
+        is_known: Callable[[str], object],
+    ) -> None:  # fmt: skip
+        linked = [(name, status) for name, status in left if status.st_nlink > 1]
+        # A mark tells the place: what else people link from here is not ours to remove.
+        marks = {mark for name, _ in linked for mark in name.split(".")[1:2]}
+        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        for path, status in self.walk(lambda name: True, []) if linked else ():
+            name = os.fsdecode(path)
+            ours = mark_of(name) in marks or inode(status) in arrived
+            if ours and not is_known(name):
+                self.unlink(name)
+        for name, _ in left:
+            self.unlink(f"{incoming}/{name}")
+
+    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
+        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
+        name = f"{INCOMING}/{secrets.token_hex(16)}"
+        place = self.resolve(name, make=True)
+        with undoing(os.close, place.folder):
+            file = self._create(place, size)
+        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
+
+    def _create(self, place: Place, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room."""
+        need_room(place.folder, size, self.reserve)
+        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+
+    def make_file(self, name: str) -> None:
+        """Make an empty file, durably."""
+        with self.resolve(name, make=True) as place:
+            self._create(place).close()
+            sync_folder(place.folder)
+
+    def resume(self, name: str, limit: Limit) -> Receiving:
+        """Return what goes on with a file; BlockingIOError while another request does."""
+        file = self.open(name, write=True)
+        with undoing(file.close):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
+
+    @contextlib.contextmanager
+    def content_lock(self, sha256: str) -> Iterator[None]:
+        """Uploads of equal content go in here one after the other, whatever their process.
+
+        So the later ones find what the first one has stored. Whoever leaves removes the lock
+        file; whoever then gets the lock of a removed file takes a new one.
+        """
+        name = f"{INCOMING}/{sha256}"
+        while True:
+            place = self.resolve(name, make=True)
+            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:
+                    try:
+                        yield
+                    finally:
+                        with contextlib.suppress(OSError):  # what was done inside stays done
+                            place.unlink()
+                    return
+
+    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
+        """Put a file in place under the first of `names` that is free; return that name.
+
+        The file is stored for good when this returns. Of `duplicate`, the name of a file with
+        the same content, a link is made instead if one can be.
+        """
+        self._prepare(incoming, duplicate)
+        for name in names:
+            with contextlib.suppress(FileExistsError):
+                self._place(incoming, name)
+                return name
+        raise FileExistsError(f"no free name in {self.name}")
+
+    def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
+        """Make a file that has arrived durable, or one more link of an equal one that is."""
+        link = f"{INCOMING}/{secrets.token_hex(16)}"
+        if duplicate is None or self.link_in(link, self, duplicate):
+            os.fsync(incoming.file.fileno())
+        else:
+            incoming.replace(link, self.open(link))
+
+    def _place(self, incoming: Incoming, name: str) -> None:
+        """Give a file that has arrived its place, for good; FileExistsError where it is taken."""
+        with self.resolve(name, make=True) as target:
+            try:
+                self._link(incoming, name, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV or "/" not in name:
+                    raise
+                self._copy(incoming, inner_name(name, secrets.token_hex(16)))
+                self._link(incoming, name, target)
+            sync_folder(target.folder)
+
+    def _link(self, incoming: Incoming, name: str, target: Place) -> None:
+        """Give a file its name; FileExistsError where that is taken."""
+        source = incoming.place()
+        try:
+            source.link(target)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            # Where a file system has no links (exFAT), the name is taken first and then filled.
+            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            source.replace(target)
+            incoming.kept, incoming.is_moved = name, True
+            return
+        incoming.kept = name
+        if self.name not in SERVER_ONLY:  # its ctime counts, and a start leaves it where it is
+            source.unlink()
+            incoming.is_moved = True
+
+    def _copy(self, incoming: Incoming, name: str) -> None:
+        """Bring a file that has arrived to another file system of this tree, durably."""
+        with self.resolve(name, make=True) as place:
+            copy, source = self._create(place, incoming.size), incoming.file.fileno()
+        with undoing(self.unlink, name), undoing(copy.close):
+            position = 0
+            while piece := os.pread(source, BUFFER_BYTES, position):
+                position += len(piece)
+                write_all(copy, memoryview(piece))
+            os.fsync(copy.fileno())
+            incoming.replace(name, copy)
+
+    def link_in(self, name: str, folder: Folder, other: str) -> int:
+        """Give a folder's file a name here, too; return 0, or why it is gone or can have none."""
+        try:
+            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
+                source.link(target)
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return error.errno or errno.EIO
+            raise
+        return 0
+
+    def _mark_removed(self, name: str) -> str:
+        """A name in `.incoming/` for a file that is going; empty where there can be none."""
+        mark = new_mark(name)
+        incoming = f"{INCOMING}/{mark}"
+        error = self.link_in(incoming, self, name)
+        if error == errno.EXDEV:
+            incoming = inner_name(name, mark)
+            error = self.link_in(incoming, self, name)
+        return "" if error else incoming
+
+    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
+        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
+
+        It is on disk for good after `os.sync`: many are written at once.
+        """
+        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
+        with undoing(self.unlink, incoming), self.resolve(incoming, make=True) as place:
+            with self._create(place) as file:
+                for block in blocks:
+                    write_all(file, block)
+                os.fchmod(file.fileno(), status.st_mode & 0o777)
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            with self.resolve(name, make=True) as target:
+                place.replace(target)
+
+    @contextlib.contextmanager
+    def removing(self, names: Sequence[str]) -> Iterator[None]:
+        """Delete files once the block, which has the index forget them, is left without error.
+
+        What can then not be deleted keeps its mark, for the next start.
+        """
+        marks: list[str] = []
+        try:
+            for name in names:
+                marks.append(self._mark_removed(name))
+            yield
+        except BaseException:
+            self._unmark(marks)
+            raise
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+                place.unlink()
+                sync_folder(place.folder)
+        self._unmark(marks)
+
+    def _unmark(self, marks: Iterable[str]) -> None:
+        for mark in filter(None, marks):
+            self.unlink(mark)
 
 
 class Hash(Protocol):
@@ -6150,7 +6133,7 @@ class Receiving:
         self._release()
         incoming = self.incoming
         incoming.facts = probe(incoming.file, self._head or b"")
-        incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
+        incoming.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         incoming.md5 = "".join(rest)
         return incoming
 
@@ -6252,7 +6235,7 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
 # What says that a file can have no other name there now, or is gone
 NO_LINK = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
-    errno.ENOSPC, errno.EDQUOT,
+    errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
 })  # fmt: skip
 NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -6268,6 +6251,14 @@ def split_name(name: str) -> list[str]:
 def new_mark(name: str) -> str:
     """A fresh name in `.incoming/` for a file that lies under `name`, too."""
     return f"{secrets.token_hex(16)}.{mark_of(name)}"
+
+
+def inner_name(name: str, mark: str) -> str:
+    """A name in the `.incoming/` of the top folder that a file is in: a disk of its own.
+
+    Another server may have that folder as its root, and names of its own there.
+    """
+    return f"{name.partition('/')[0]}/{INCOMING}/{mark}{INNER}"
 
 
 def mark_of(name: str) -> str:
@@ -6881,17 +6872,10 @@ class Bucket(Folder):
 
     # What comes and goes
 
-    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
-        """Send a file under the first of `names` that is free; return that name."""
-        for name in names:
-            try:
-                self._send_new(incoming, name)
-            except FileExistsError:
-                continue
-            return name
-        raise FileExistsError(f"no free name in {self.name}")
+    def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
+        """Do nothing: objects have no links, and are durable once they are sent."""
 
-    def _send_new(self, incoming: Incoming, name: str) -> None:
+    def _place(self, incoming: Incoming, name: str) -> None:
         """Send a file; FileExistsError where its name is taken."""
         with contextlib.suppress(FileNotFoundError):  # not all stores know If-None-Match
             self.stat(name)
@@ -6955,9 +6939,9 @@ class Bucket(Folder):
         finally:
             receiving.discard()
 
-    def link_in(self, name: str, folder: Folder, other: str) -> bool:
+    def link_in(self, name: str, folder: Folder, other: str) -> int:
         """Return that objects have no other names."""
-        return False
+        return errno.EPERM
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
@@ -8819,21 +8803,14 @@ class Headers:
     'a, b'
     """
 
-    __slots__ = ("_pairs", "_values")
+    __slots__ = ("_pairs", "_values", "get")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple((name.lower(), value.strip(" \t")) for name, value in pairs)
+        self._pairs = tuple([(name.lower(), value.strip(" \t")) for name, value in pairs])
         self._values = dict(self._pairs)
-        if len(self._values) != len(self._pairs):
+        if len(self._values) != len(self._pairs):  # joined by commas (RFC 9110 §5.3)
             self._values = {name: ", ".join(self.get_all(name)) for name in self._values}
-
-    @overload
-    def get(self, name: str) -> str | None: ...
-    @overload
-    def get(self, name: str, default: str) -> str: ...
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the value; several field lines are joined by commas (RFC 9110 §5.3)."""
-        return self._values.get(name, default)
+        self.get = self._values.get  # the value, or what is given instead
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return the value of each field line of that name, in order."""
@@ -9291,6 +9268,7 @@ class MultipartParser:
         if delimiter[0] == b"--":
             self.finished = True
             self._read = MultipartParser._read_epilogue
+            return None
         elif self._parts == MAX_PARTS:
             raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
         else:
@@ -9378,12 +9356,15 @@ def parse_content_disposition(value: str) -> ContentDisposition:
     'a"b.jpg'
     """
     disposition, pairs = _parse_parameters(value)
-    parameters = _join_continuations(dict(pairs))
+    parameters = dict(pairs)
+    extended = None
+    if "*" in value:
+        parameters = _join_continuations(parameters)
+        extended = _parse_extended_value(parameters.get("filename*", ""))
     texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
     name, filename = texts.get("name"), texts.get("filename")
     if filename is not None:
         filename = _WINDOWS_FOLDER.sub("", filename)
-    extended = _parse_extended_value(parameters.get("filename*", ""))
     return ContentDisposition(disposition, name, filename if extended is None else extended)
 
 
@@ -9395,7 +9376,7 @@ def _join_continuations(parameters: dict[str, str]) -> dict[str, str]:
     """
     pieces: list[str] = []
     extended = "filename*0*" in parameters
-    for number in range(len(parameters) if "*" in "".join(parameters) else 0):
+    for number in range(len(parameters)):
         plain, coded = (parameters.pop(f"filename*{number}{star}", None) for star in ("", "*"))
         if plain is None and coded is None:
             break
@@ -11868,7 +11849,7 @@ class App:
     def takes_uploads(self) -> bool:
         """Whether the disks below the storage folder are there that uploads lie on."""
         absent = self.scanner.absent_mounts(self.library)
-        return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
+        return not [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]
 
     @contextlib.contextmanager
     def disk(self, root: str) -> Iterator[None]:
@@ -11934,6 +11915,7 @@ class Request:
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.room = MAX_BYTES  # what the caller may store yet
+        self.body: BodyReader | None = None  # until it has been read, or forgotten
         self.upload: Incoming | None = None
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
@@ -12401,14 +12383,18 @@ def upload_limit(request: Request, upload: Upload | None) -> Limit:
     """What the file of a body may have: by its setting, its token and what there is room for."""
     settings, grant = request.app.settings, request.principal.grant
     size: int = getattr(settings, upload.limit) if upload else 0
-    setting = upload.limit.upper() if upload else ""
-    limits = [Limit(size, f"The file is larger than {format_size(size)} ({setting}).")]
+    limits = [setting_limit(upload.limit if upload else "", size)]
     if grant and grant.max_bytes:
         lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
         limits.append(Limit(grant.max_bytes, f"The file is larger than {lets}."))
     if request.room < size:
         limits.append(Limit(request.room, quota_sentence(settings, request.room)))
     return min(limits)
+
+
+@functools.cache
+def setting_limit(name: str, size: int) -> Limit:
+    return Limit(size, f"The file is larger than {format_size(size)} ({name.upper()}).")
 
 
 def quota_sentence(settings: Settings, room: int) -> str:
@@ -12700,27 +12686,44 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = self.inline(head, may_wait=True)
+        hot = None if head.has_body else self.inline(head, may_wait=True)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        answer = self.attempt(request, functools.partial(self.accept, request))
+        answer = self.attempt(request, self.accept, request)
         # What reads an empty body, too, has it whole.
         return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
-    def attempt(self, request: Request, step: Callable[[], T]) -> T | Answer:
+    def attempt(self, request: Request, step: Callable[..., T], *given: Any) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
+        outcome: T | Answer
         try:
-            outcome = step()
+            outcome = step(*given)
         except Exception as error:
-            return self.refuse(request, error)
-        if isinstance(outcome, Response):
-            self.finish(request.head, outcome, request.answer_headers)
-            request.sign(outcome)
-        elif isinstance(outcome, Deferred):
-            work = functools.partial(self.attempt, request, outcome.work)
-            return outcome._replace(work=work)
+            outcome = self.refuse(request, error)
+        else:
+            if isinstance(outcome, Response):
+                self.finish(request.head, outcome, request.answer_headers)
+                request.sign(outcome)
+            elif isinstance(outcome, Deferred):
+                work = functools.partial(self.attempt, request, outcome.work)
+                outcome = outcome._replace(work=work)
+            else:
+                return outcome
+        if request.body is not None:
+            self.abandon(request)
         return outcome
+
+    def abandon(self, request: Request) -> None:
+        """Forget what has come of the body of a request that has ended."""
+        self.give_back_use(request)
+        body, request.body = request.body, None
+        # What stays in `.incoming/` goes at the next start
+        with contextlib.suppress(OSError, sqlite3.Error):
+            if body is not None:
+                body.discard()
+            if request.upload is not None:
+                request.upload.discard()
 
     def refuse(self, request: Request, error: Exception) -> Response:
         problem = as_http_error(error)
@@ -12756,12 +12759,13 @@ class Application:
         }
         for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
             request.family, request.answer_headers = item.family, item.headers
-        preflight = "access-control-request-method" in head.headers
-        method = head.headers.get("x-http-method-override")
-        if method and (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
+        if request.family == "files" and head.method == "POST":  # tus: instead of PATCH
+            method = head.headers.get("x-http-method-override") or head.method
             request.head = head = head._replace(method=method)
-        if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
-            return self.answer_options(request, found)
+        if head.method == "OPTIONS":
+            preflight = "access-control-request-method" in head.headers
+            if found or head.path == "*" or preflight:
+                return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
         writer = self.app.settings.read_only
@@ -12770,19 +12774,22 @@ class Application:
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
-        self.take_use(request, item)
+        if request.principal.grant:
+            self.take_use(request, item)
         problems: list[FieldError] = []
-        parsed = collect_declared(item.parameters, parameters, "path", problems)
-        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+        if item.parameters:
+            parsed = collect_declared(item.parameters, parameters, "path", problems)
+            parameters = {**parameters, **parsed}
+        if item.query:
+            request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
         if problems:
             raise ValidationError(*problems)
-        parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
         if item.body is not None:
-            body = open_body(request, item.body, parameters)
-            if body is not None:
-                return Accepted(self, request, item, parameters, body)
+            request.body = open_body(request, item.body, parameters)
+            if request.body is not None:
+                return Accepted(self, request, item, parameters)
             if item.body.wrapper:
                 raise ValidationError(
                     FieldError("body", item.body.wrapper, "is required", "missing")
@@ -12807,7 +12814,7 @@ class Application:
         request.pairs = parse_query(query) if query else []
         tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
-        authorization = request.headers.get("authorization")
+        authorization = request.head.authorization
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
@@ -12954,41 +12961,31 @@ class Accepted:
 
     def __init__(
         self, application: Application, request: Request, item: Route,
-        parameters: Mapping[str, Any], body: BodyReader,
+        parameters: Mapping[str, Any],
     ) -> None:  # fmt: skip
+        assert request.body is not None
+        self.interim = request.interim
         self._application = application
         self._request = request
         self._item = item
         self._parameters = parameters
-        self._body = body
-
-    @property
-    def interim(self) -> Sequence[tuple[str, str]]:
-        return self._request.interim
+        self._body = request.body
 
     def feed(self, piece: memoryview) -> Answer | None:
-        return self._attempt(functools.partial(self._body.feed, piece))
+        return self._application.attempt(self._request, self._body.feed, piece)
 
     def pause(self) -> Answer | None:
-        return self._attempt(self._body.pause)
+        return self._application.attempt(self._request, self._body.pause)
 
     def finish(self) -> Answer:
-        answer = self._attempt(self._answer)
-        assert answer is not None
-        return answer
-
-    def _attempt(self, step: Callable[[], T]) -> T | Answer:
-        answer = self._application.attempt(self._request, step)
-        if answer is not None:
-            self.abandon()  # what is left
-        return answer
+        return self._application.attempt(self._request, self._answer)
 
     def _answer(self) -> Answer:
         request, spec = self._request, self._item.body
         assert spec is not None
         request.fields = parse_form(request, spec, self._body.finish())
         response = self._item.handler(request.app, request, **self._parameters)
-        upload, request.upload = request.upload, None
+        upload, request.upload, request.body = request.upload, None, None
         if upload is not None:
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
@@ -13000,12 +12997,7 @@ class Accepted:
         return self._application.refuse(self._request, error)
 
     def abandon(self) -> None:
-        self._application.give_back_use(self._request)
-        # What stays in `.incoming/` goes at the next start
-        with contextlib.suppress(OSError, sqlite3.Error):
-            self._body.discard()
-            if self._request.upload is not None:
-                self._request.upload.discard()
+        self._application.abandon(self._request)
 
 
 def open_hot(hot: HotFile) -> Content:
@@ -13313,16 +13305,8 @@ def store_upload(
     duplicate = find_duplicate(app, incoming.sha256, folder.name) if may_link else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    status = folder.status(incoming)
+    status = incoming.status()
     return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
-
-
-def finish_upload(app: App, incoming: Incoming, file: File) -> None:
-    """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
-    status = incoming.discard(undo=False)
-    if status and status.st_ctime != file.ctime:  # before Linux 6.13 it is often the same tick
-        with contextlib.suppress(sqlite3.Error):  # it is stored: the next scan reads it again
-            app.index.files.set_ctime(file, status.st_ctime)
 
 
 def remove_for_good(
@@ -13402,7 +13386,6 @@ def upload_media(app: App, request: Request) -> Response:
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -13589,7 +13572,6 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
-        finish_upload(app, incoming, file)
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
@@ -13650,7 +13632,6 @@ def upload_private_image(app: App, request: Request) -> Response:
     app.index.write(
         lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_scanned
     )
-    finish_upload(app, incoming, file)
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
@@ -14979,7 +14960,6 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
-    finish_upload(app, incoming, placed[0])
     app.scanner.wake()
     return placed
 
@@ -19547,7 +19527,7 @@ class BackupCopier(Copier):
                 times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
                 if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
                     target.unlink(file.path)
-                    return target.link_in(file.path, folders[other.root], other.path)
+                    return not target.link_in(file.path, folders[other.root], other.path)
         return False
 
 
