@@ -3451,10 +3451,14 @@ def test_the_token_of_a_session_goes_along_and_is_signed(no_waits):
         client.close()
 
 
+def fake_bucket(folder: Path, store: FakeStore) -> Any:
+    place = ms.S3Place("bucket", "")
+    return ms.Bucket("images", folder, place, store.client, buffers=ms.WriteBuffers(), make=True)
+
+
 def test_a_whole_object_in_a_ranges_place_is_not_taken_for_it(no_waits, tmp_path):
     with FakeStore(s3_answer("200 OK", "Content-Length: 10", body="0123456789")) as store:
-        place = ms.S3Place("bucket", "")
-        bucket = ms.Bucket("images", tmp_path, place, store.client, buffers=ms.WriteBuffers())
+        bucket = fake_bucket(tmp_path, store)
         reader = ms.ObjectReader(bucket, "a.png", (10, 0))
         with contextlib.closing(reader), pytest.raises(ms.Unavailable):
             reader.read_at(2, 3)
@@ -3498,8 +3502,7 @@ def test_an_object_that_breaks_off_is_read_on_from_there(no_waits, tmp_path):
         return f"HTTP/1.1 206 Partial\r\n{about}Connection: close\r\n\r\n".encode() + data
 
     with FakeStore(part(0, b"0123"), part(4, b"456789")) as store:
-        place = ms.S3Place("bucket", "")
-        bucket = ms.Bucket("images", tmp_path, place, store.client, buffers=ms.WriteBuffers())
+        bucket = fake_bucket(tmp_path, store)
         found = b""
         with contextlib.closing(ms.ObjectReader(bucket, "a.png", (10, 0))) as reader:
             while len(found) < 10:
@@ -3548,6 +3551,7 @@ class ObjectStore:
             "UPLOAD_DIR": f"s3://family/{self.prefix}images",
             "USERS_DIR": f"s3://family/{self.prefix}users",
             "MEDIA_STORAGE_DIR": f"s3://family/{self.prefix}all/entities",
+            "MEDIA_DIR": f"s3://family/{self.prefix}public",
         }  # fmt: skip
 
     def put(self, name: str, content: bytes) -> None:
@@ -3582,7 +3586,7 @@ def bucket(store, tmp_path) -> Iterator[Any]:
     """An empty bucket, whose files on their way are in `tmp_path`."""
     client = ms.S3Client(store.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
     place = ms.S3Place("family", store.prefix)
-    made = ms.Bucket("images", tmp_path, place, client, buffers=ms.WriteBuffers())
+    made = ms.Bucket("images", tmp_path, place, client, buffers=ms.WriteBuffers(), make=True)
     made.recover(bool)
     yield made
     client.close()
@@ -3607,7 +3611,7 @@ def test_a_bucket_gives_back_what_was_sent_whole_and_in_parts(bucket, tmp_path, 
     with bucket.open(name) as copy:
         assert copy.read() == content
         assert os.fstat(copy.fileno()).st_mtime_ns == mtime_ns
-    assert [(path, found.st_size) for path, found in bucket.walk(bool, [])] == [
+    assert [(path, found.st_size) for path, found in bucket.walk_stored(bool, [])] == [
         (name.encode(), size)
     ]
     bucket.unlink(name)
@@ -3631,7 +3635,7 @@ def test_a_list_of_a_bucket_has_all_pages_in_the_order_of_the_bytes(store, bucke
     for name in names:
         store.put(name.decode(), b"x")
     monkeypatch.setattr(ms, "MAX_KEYS", 3)
-    assert [path for path, _ in bucket.walk(bool, [])] == names
+    assert [path for path, _ in bucket.walk_stored(bool, [])] == names
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -12065,6 +12069,50 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
     assert verify_stored(server, store)["orphaned"] == []
 
 
+def test_public_uploads_are_in_a_bucket_and_the_rest_of_the_library_is_on_disk(stored, start):
+    server, store = stored
+    public = f"{store.prefix}public/"
+    content = png_of(100_000)
+    answer = server.upload(content)
+    path = local(answer.json["url"])
+    name = answer.json["filename"]
+    assert store.names() == {f"public/{name}"}
+    assert not (server.storage / "media").exists()
+    server.kill()
+    again = start("--workers", "1", **store.environment)
+    again.scanned()  # in which it is not looked for
+    found = again.get(path)
+    assert (found.status, found.body) == (200, content)
+    assert found.headers["Cache-Control"] == "public, max-age=3600"
+    assert again.get(path, Range="bytes=5-9").body == content[5:10]
+    assert again.get(f"/image/{sha256(content)}").body == content
+    assert again.get("/list").json[sha256(content)]["file_path"] == f"s3://family/{public}{name}"
+    assert again.upload(png()).status == 201
+    kept = again.put("/image/b.png", beside := png())
+    assert kept.status == 201
+    again.rescan()
+    assert again.get("/media").json["count"] == 2
+    assert again.get(f"/image/{sha256(beside)}").body == beside
+    assert verify_stored(again, store)["files"] == 3
+    assert again.request("DELETE", f"{path}?token={upload_token()}").status == 200
+    assert again.get(path).status == 404
+    assert len(store.names()) == 1
+    assert not any((again.storage / ".incoming").iterdir())
+
+
+def test_the_bucket_of_public_uploads_makes_only_them_503_when_it_is_away(stored):
+    once()
+    server, store = stored
+    path = local(server.upload(png_of(100_000)).json["url"])
+    server.put("/image/b.png", beside := png())
+    store.stop()
+    assert server.get(path).status == 503
+    assert server.upload(png()).status == 503
+    assert server.get(f"/image/{sha256(beside)}").status == 200
+    assert server.put("/image/c.png", png()).status == 201
+    store.start()
+
+
 def test_a_picture_in_a_bucket_has_its_thumbnail(stored, pillow):
     server, _ = stored
     assert server.store(content := png(), "a.png").status == 201
@@ -12092,7 +12140,7 @@ def test_a_bucket_that_is_away_makes_its_own_uploads_and_reads_503_and_nothing_e
         assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
     assert server.store(png()).status == 503
     assert server.get("/health").status == 200
-    assert server.upload(content).status == 201
+    assert server.put("/image/a.png", content).status == 201
     store.start()
     path, headers = next(iter(paths.items()))
     wait_until(lambda: server.request("GET", path, headers=headers).status == 200)
@@ -12275,24 +12323,33 @@ def run_migrate(server: Server, root: str, to: str, **environment: str) -> str:
 
 def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store, tmp_path):
     server, keys = start(), store.environment
-    places = {name: keys.pop(name) for name in ("UPLOAD_DIR", "USERS_DIR", "MEDIA_STORAGE_DIR")}
+    names = {"images": "UPLOAD_DIR", "users": "USERS_DIR", "entities": "MEDIA_STORAGE_DIR",
+             "media": "MEDIA_DIR"}  # fmt: skip
+    places = {name: keys.pop(name) for name in names.values()}
     paths, _ = store_everywhere(server, png_of(100_000))
-    names = {"images": "UPLOAD_DIR", "users": "USERS_DIR", "entities": "MEDIA_STORAGE_DIR"}
+    paths[local(server.upload(png_of(100_000)).json["url"])] = {}
     for root, name in names.items():
-        assert "1 files of " in run_migrate(server, root, places[name], **keys)
+        told = run_migrate(server, root, places[name], **keys)
+        assert "1 files of " in told
+        assert "stop the server, run this once more" in told
+        assert f"start the server with {name}={places[name]}\n" in told
     later = server.store(png_of(50_000), "later.png").json["stored_as"]
     paths[f"/image/{later}"] = OWNER
     server.stop()
-    assert "2 files of images, 50.0 kB copied" in run_migrate(
-        server, "images", places["UPLOAD_DIR"], **keys
-    )
-    assert len(store.names()) == 4
+    told = run_migrate(server, "images", places["UPLOAD_DIR"], **keys)
+    assert "2 files of images, 50.0 kB copied" in told
+    assert f"\nstart the server with UPLOAD_DIR={places['UPLOAD_DIR']}\n" in told
+    assert len(store.names()) == 5
     shutil.rmtree(server.data / "images")
+    shutil.rmtree(server.storage / "media")
     moved = start(**keys, **places)
     for path, headers in paths.items():
         assert moved.request("GET", path, headers=headers).status == 200
     moved.stop()
     run_migrate(moved, "images", str(tmp_path / "back"), **keys, **places)
+    told = run_migrate(moved, "media", str(moved.storage / "media"), **keys, **places)
+    assert "start the server with no MEDIA_DIR" in told
+    del places["MEDIA_DIR"]
     back = start(**{**keys, **places, "UPLOAD_DIR": str(tmp_path / "back")})
     back.scanned()
     for path, headers in paths.items():
@@ -12321,8 +12378,12 @@ def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored
     assert made.returncode == 0, made.stderr
     [backup] = (tmp_path / "backups").iterdir()
     assert run("verify", "--storage_dir", backup).returncode == 0
-    store.prefix += "again/"
     words = ["restore", backup, "--storage_dir", tmp_path / "again"]
+    refused = run(*words, **store.environment)
+    assert refused.returncode == 1
+    assert "s3://family/" in refused.stderr
+    assert "is not empty" in refused.stderr
+    store.prefix += "again/"
     assert run(*words, **store.environment).returncode == 0
     assert len(store.names()) == len(paths)
 
