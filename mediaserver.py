@@ -1430,14 +1430,11 @@ def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principa
     return UPLOADER
 
 
-def narrow(principal: Principal, method: str, path: str) -> Principal:
-    """Return the principal with what its scoped token, if it has one, lets do with this request.
+def narrow(grant: Grant, method: str, path: str) -> Principal:
+    """Return who comes with a scoped token, by what it lets do with this request.
 
     `path` is without percent-encoding.
     """
-    grant = principal.grant
-    if grant is None:
-        return principal
     changes = grant.covers("delete" if method == "DELETE" else "upload", path)
     permissions = frozenset({READ_PERMISSION} if grant.covers("read", path) else ())
     return Principal("uploader" if changes else "scoped", permissions=permissions, grant=grant)
@@ -6234,7 +6231,8 @@ def write_block(file: io.FileIO, block: memoryview) -> None:
     """Write a block, of which only the file's last may have any length."""
     whole = len(block) - len(block) % BLOCK_BYTES
     written = write_direct(file, block[:whole]) if whole >= DIRECT_BYTES else 0
-    write_all(file, block[written:])
+    while written < len(block):
+        written += file.write(block[written:])
 
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # not on macOS
@@ -6313,26 +6311,32 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    try:
-        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
-        raise
+    descriptor = open_listable(folder)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
+def open_listable(folder: int) -> int:
+    try:
+        return os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
+
+
 def sync_folder(folder: int) -> None:
     """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    with opened(folder) as descriptor:
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
-                raise
+    descriptor = open_listable(folder)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
@@ -8980,7 +8984,7 @@ def parse_request_head(head: bytes) -> RequestHead:
     else:
         authority, path, query = _parse_other_target(method, target)
         framing = framing._replace(host=authority or framing.host)
-    return RequestHead(method, target, path, query, version, *framing)
+    return tuple.__new__(RequestHead, (method, target, path, query, version, *framing))
 
 
 def parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
@@ -9422,8 +9426,9 @@ def parse_content_disposition(value: str) -> ContentDisposition:
     if "*" in value:
         parameters = _join_continuations(parameters)
         extended = _parse_extended_value(parameters.get("filename*", ""))
-    texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
-    name, filename = texts.get("name"), texts.get("filename")
+    name, filename = parameters.get("name"), parameters.get("filename")
+    if not value.isascii() or "%" in value:
+        name, filename = name and _form_text(name), filename and _form_text(filename)
     if filename is not None:
         filename = _WINDOWS_FOLDER.sub("", filename)
     return ContentDisposition(disposition, name, filename if extended is None else extended)
@@ -9841,6 +9846,7 @@ LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
 TOO_SLOW = "The request took too long to arrive."
@@ -9996,6 +10002,7 @@ class Deferred(NamedTuple):
 
     kind: str  # of DEFERRED_THREADS
     work: Callable[[], Any]  # a Response
+    refuse: Callable[[HTTPError], Response] | None = None  # where too many wait
 
 
 Answer = Response | Deferred
@@ -10131,9 +10138,9 @@ class Connection:
 
     def take_head(self) -> bool:
         """Whether a request is here, its head whole; or what is none, and is refused."""
-        if self.received[:1] == b"\r":
-            self.received = skip_empty_lines(self.received)
         data = self.received
+        if data.startswith(b"\r"):
+            self.received = data = skip_empty_lines(data)
         if not data:
             return False
         self.began = time.monotonic()
@@ -10282,7 +10289,7 @@ class Connection:
             try:
                 if not isinstance(pending, FileSlice):
                     sent = self.socket.send(pending)
-                    self.pending = memoryview(pending)[sent:]
+                    self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
                 elif may_wait:
                     self.pending = self._send_slice(pending, SEND_BYTES)
                 elif pending.is_at_hand():
@@ -10521,8 +10528,8 @@ class ShortWorkers(Workers):
 
     def relieve(self) -> None:
         """Have the other threads do what waits behind a short job that is held up."""
-        with contextlib.suppress(queue.Empty):
-            while self._is_held_up():
+        while not self._short.empty() and self._is_held_up():
+            with contextlib.suppress(queue.Empty):
                 super().submit(self._short.get_nowait())
 
     def _is_held_up(self) -> bool:
@@ -10585,8 +10592,8 @@ class Service(Protocol):
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request in a thread, or accept it to be fed its body."""
 
-    def inline(self, head: RequestHead) -> Response | None:
-        """Answer a cheap request in the selector's thread, without blocking."""
+    def inline(self, head: RequestHead, turn: int) -> Response | None:
+        """Answer a cheap request without a body in a turn of the selector, without blocking."""
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request needs neither disk nor index, and waits for none that does."""
@@ -10668,7 +10675,7 @@ class Runner:
                 connection.deferred = answer
                 return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = connection.error(busy)
+            answer = (answer.refuse or connection.error)(busy)
         connection.begin(answer, whole=connection.skip_body())
         return None
 
@@ -10734,6 +10741,7 @@ class Reactor:
     """What the selector's thread does with a connection on which something has happened."""
 
     def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
+        self.turn = 0  # how often the selector has woken up
         self._service = service
         self._connections = connections
         self._runner = runner
@@ -10812,7 +10820,7 @@ class Reactor:
         head = connection.head
         if head is None or connection.response is not None:
             return True
-        response = self._service.inline(head)
+        response = None if head.has_body else self._service.inline(head, self.turn)
         if response is not None:
             connection.begin(response)
         elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
@@ -10875,7 +10883,9 @@ class Server(ThreadingHTTPServer):
         while not self._is_over():
             patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
             patience = PATIENCE_SECONDS if short.is_waiting() else patience
-            for key, _ in self._selector.select(patience):
+            ready = self._selector.select(patience)
+            self._reactor.turn += 1
+            for key, _ in ready:
                 if isinstance(key.data, Connection):
                     self._attempt(self._reactor.on_ready, key.data)
                 else:
@@ -10930,10 +10940,9 @@ class Server(ThreadingHTTPServer):
     def _accept_one(self) -> bool:
         try:
             sock, address = self.socket.accept()
-        except BlockingIOError:
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self.connections.make_room()
+        except OSError as error:  # nobody is there, or is gone already
+            if error.errno in NO_DESCRIPTORS:
+                self.connections.make_room()
             return False
         sock.setblocking(False)
         self.process_request(sock, address)
@@ -11005,6 +11014,7 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+FOLDERS_SECONDS = 0.01  # between looks at the folders of one: 2 µs, an eighth of its answer
 MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
@@ -11136,40 +11146,60 @@ def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Def
     return declare
 
 
+Choice = Mapping[str, tuple[Route, dict[str, str]]]  # by method, with the path's parameters
+
+
 class RouteTable:
-    """Routes by their number of segments and first segment."""
+    """Routes by their number of segments and first segment, specific ones first."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
-        self._literal: dict[str, list[tuple[Route, dict[str, str]]]] = {}
+        self._table: dict[tuple[int, str], dict[tuple[str, ...], dict[str, Route]]] = {}
         for item in routes:
             for path in (item.path, *item.aliases):
-                if "{" not in path:
-                    self._literal.setdefault(path.rstrip("/"), []).append((item, {}))
-                segments = path.strip("/").split("/")
-                self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
+                segments = tuple(path.strip("/").split("/"))
+                alike = self._table.setdefault((len(segments), segments[0]), {})
+                alike.setdefault(segments, {}).setdefault(item.method, item)
+        for key, alike in self._table.items():
+            self._table[key] = dict(sorted(alike.items(), key=lambda each: shape_of(each[0])))
+        self._literal: dict[str, Choice] = {
+            f"/{'/'.join(segments)}".removesuffix("/"): {
+                method: (item, {}) for method, item in methods.items()
+            }
+            for alike in self._table.values()
+            for segments, methods in alike.items()
+            if not any(shape_of(segments))
+        }
 
-    def find(self, path: str) -> list[tuple[Route, dict[str, str]]]:
-        """The routes of a percent-encoded path with their parameters, specific ones first.
+    def find(self, path: str) -> Choice:
+        """The routes of a percent-encoded path.
 
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
-        if literal := self._literal.get(path.removesuffix("/")):  # most are, and cost no search
+        path = path.removesuffix("/")
+        if literal := self._literal.get(path):  # most are, and cost no search
             return literal
-        segments = path[1:].removesuffix("/").split("/")
         try:
-            parts = [unquote(segment, errors="strict") for segment in segments]
+            parts = [unquote(segment, errors="strict") for segment in path[1:].split("/")]
         except UnicodeDecodeError:
             raise HTTPError(400, "The path is not UTF-8.") from None
-        found = []
-        for segments, item in self._table.get((len(parts), parts[0]), ()):
+        found: dict[str, tuple[Route, dict[str, str]]] = {}
+        first: tuple[str, ...] = ()  # that matches; only what is as specific counts, too
+        for segments, methods in self._table.get((len(parts), parts[0]), {}).items():
+            if found and shape_of(segments) != shape_of(first):
+                break
             parameters = match_segments(segments, parts)
             if parameters is not None:
-                shape = [segment.startswith("{") for segment in segments]
-                found.append((shape, item, parameters))
-        best = min((shape for shape, _, _ in found), default=[])
-        return [(item, parameters) for shape, item, parameters in found if shape == best]
+                first = first or segments
+                for method, item in methods.items():
+                    found.setdefault(method, (item, parameters))
+        return found
+
+
+@functools.cache
+def shape_of(segments: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which segments of a route's path are parameters."""
+    return tuple(segment.startswith("{") for segment in segments)
 
 
 def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
@@ -11338,16 +11368,20 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile:
-    """A file that was asked for, good as long as `path` is the same file in this state.
+    """A file that was asked for, good as long as its path is the same file in this state.
 
     The bytes of a small one are in `content`; the usual answers are put together once.
     """
 
     def __init__(
-        self, path: str, status: os.stat_result, content: Content, access: Access, route: int
-    ) -> None:
-        self.path = path
-        self.state = hot_state(status)  # a link on the way would lead to another file
+        self, root: str, name: str, status: os.stat_result, content: Content, access: Access,
+        route: int,
+    ) -> None:  # fmt: skip
+        self.path = f"{root}/{name}"
+        above = itertools.accumulate(name.split("/")[:-1], "{}/{}".format, initial=root)
+        self._folders = [*above][1:]  # below the root, where no link is followed
+        self._looked_at = -math.inf  # when they were, monotonic
+        self.state = hot_state(status)
         self.content = content
         self.is_small = bool(content.source)
         self.fields = tuple(content.headers())
@@ -11355,6 +11389,18 @@ class HotFile:
         self.route = route
         self.prepared: dict[int, Response] = {}  # by status
         self.forgotten = 0  # SharedProgress's count: it may have been hidden by a scan since
+        self.seen = 0  # the turn in which `is_current` was last true
+
+    def is_current(self, status: os.stat_result) -> bool:
+        """Whether what is at its path is the same file, and no link has led to it."""
+        if self.state != hot_state(status):
+            return False
+        now = time.monotonic()
+        if now > self._looked_at + FOLDERS_SECONDS:
+            if not all(stat.S_ISDIR(os.lstat(folder).st_mode) for folder in self._folders):
+                return False
+            self._looked_at = now
+        return True
 
     def choose(self, head: RequestHead) -> int:
         """The status of an answer that can be put together once; 0: it has to be made for this."""
@@ -12602,7 +12648,8 @@ class Content(NamedTuple):
         if self.mime_type == "image/svg+xml":
             headers.append(("Content-Security-Policy", SVG_POLICY))
         elif self.filename and self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
-            headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
+            name = printable(self.filename)
+            headers.append(("Content-Disposition", content_disposition_attachment(name)))
         if self.encoding:
             headers.append(("Content-Encoding", self.encoding))
         return headers
@@ -12636,21 +12683,23 @@ def content_response(
 
     `known` are the content's header fields, where they are put together already.
     """
-    # Ranges are defined for GET alone (§14.2).
-    headers = head.headers
-    fields, about = [*known] or content.headers(), (content.etag, content.last_modified)
+    headers, fields, ranges = head.headers, [*known] or content.headers(), None
     held = None if isinstance(content.source, bytes) else content.source
-    if precondition_failed(headers, *about):
-        raise HTTPError(412, "The file is not the one that the request is about.")
-    if not_modified(headers, *about):
-        return Response(304, fields[2:], resource=held)
-    ranges = None
-    if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
-        ranges = parse_range(headers.get("range", ""), content.size)
+    if not head.is_plain:
+        about = (content.etag, content.last_modified)
+        if precondition_failed(headers, *about):
+            raise HTTPError(412, "The file is not the one that the request is about.")
+        if not_modified(headers, *about):
+            return Response(304, fields[2:], resource=held)
+        # Ranges are defined for GET alone (§14.2).
+        if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
+            ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
+    if ranges is None and isinstance(content.source, bytes):
+        return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
@@ -12752,7 +12801,7 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = None if head.has_body else self.inline(head, may_wait=True)
+        hot = None if head.has_body else self.inline(head, turn=0)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
@@ -12773,7 +12822,8 @@ class Application:
                 request.sign(outcome)
             elif isinstance(outcome, Deferred):
                 work = functools.partial(self.attempt, request, outcome.work)
-                outcome = outcome._replace(work=work)
+                refuse = functools.partial(self.refuse, request)
+                outcome = outcome._replace(work=work, refuse=refuse)
             else:
                 return outcome
         if request.body is not None:
@@ -12800,11 +12850,10 @@ class Application:
         request.sign(response)
         return response
 
-    def take_use(self, request: Request, item: Route) -> None:
+    def take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
-        grant = request.principal.grant
         goes_on = item.access is Access.TARGET and item.method != "POST"
-        if grant and grant.uses and item.access is not Access.OPEN and not goes_on:
+        if grant.uses and item.access is not Access.OPEN and not goes_on:
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12819,13 +12868,11 @@ class Application:
     def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
         head = request.head
-        found = {
-            item.method: (item, parameters)
-            for item, parameters in reversed(self.routes.find(head.path))
-        }
-        for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
+        found = self.routes.find(head.path)
+        for item, _ in found.values():  # an error before the choice is this family's
             request.family, request.answer_headers = item.family, item.headers
-        if request.family == "files" and head.method == "POST":  # tus: instead of PATCH
+            break
+        if (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
             method = head.headers.get("x-http-method-override") or head.method
             request.head = head = head._replace(method=method)
         if head.method == "OPTIONS":
@@ -12841,15 +12888,14 @@ class Application:
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
         if request.principal.grant:
-            self.take_use(request, item)
-        problems: list[FieldError] = []
-        if item.parameters:
+            self.take_use(request, request.principal.grant, item)
+        if item.parameters or item.query:
+            problems: list[FieldError] = []
             parsed = collect_declared(item.parameters, parameters, "path", problems)
-            parameters = {**parameters, **parsed}
-        if item.query:
             request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-        if problems:
-            raise ValidationError(*problems)
+            if problems:
+                raise ValidationError(*problems)
+            parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
         if item.body is not None:
@@ -12863,9 +12909,7 @@ class Application:
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
-    def choose(
-        self, head: RequestHead, found: Mapping[str, tuple[Route, dict[str, str]]]
-    ) -> tuple[Route, dict[str, str]]:
+    def choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
         """The route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
@@ -12880,11 +12924,10 @@ class Application:
         request.pairs = parse_query(query) if query else []
         tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
-        authorization = request.head.authorization
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
-            authorization, token, app.keys, time.time(), app.tokens, cookies
+            request.head.authorization, token, app.keys, time.time(), app.tokens, cookies
         )
         user_id = principal.user_id
         if user_id and app.index.users.refuses(user_id, principal.issued):
@@ -12892,11 +12935,12 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
-        request.principal = narrow(principal, request.head.method, unquote(request.head.path))
+        if principal.grant:
+            path = unquote(request.head.path)
+            principal = narrow(principal.grant, request.head.method, path)
+        request.principal = principal
 
-    def answer_options(
-        self, request: Request, found: Mapping[str, tuple[Route, dict[str, str]]]
-    ) -> Response:
+    def answer_options(self, request: Request, found: Choice) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -12921,16 +12965,20 @@ class Application:
     ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
         response.headers += more
-        origin = head.headers.get("origin", "")
-        response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
+        if origins := self.app.settings.cors_allow_origins:
+            response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or len(body) <= GZIP_BYTES:
+        if not isinstance(body, bytes) or response.headers[0] != ("Content-Type", JSON_TYPE):
             return
-        if response.headers[0] != ("Content-Type", JSON_TYPE):
-            return
-        response.headers.append(("Vary", "Accept-Encoding"))
-        if accepts_gzip(head.headers):
+        if is_long := len(body) > GZIP_BYTES:
+            response.headers.append(("Vary", "Accept-Encoding"))
+        name, tag = response.headers[1]
+        if name == "ETag" and not_modified(head.headers, tag, None):
+            # With the fields of the 200 that it stands for (RFC 9110 §15.4.5)
+            response.status, response.body, response.length = 304, b"", None
+            del response.headers[0]
+        elif is_long and accepts_gzip(head.headers):
             response.body = gzip_bytes(body)
             response.length = len(response.body)
             response.headers.append(("Content-Encoding", "gzip"))
@@ -12960,17 +13008,18 @@ class Application:
         anonymous = head.authorization is None and "cookie" not in head.headers
         return head.target in self._prompt and anonymous and not head.has_body
 
-    def inline(self, head: RequestHead, may_wait: bool = False) -> Response | None:
+    def inline(self, head: RequestHead, turn: int) -> Response | None:
         """The answer to a GET of a hot file by who is known to be let; None for all else.
 
-        Unless it `may_wait`, None also where the disk would have to be waited for.
+        Within one turn a file on disk is looked at once. In the turn 0, which is a thread's, the
+        disk may be waited for; in others that gives None.
         """
         app, hot = self.app, self.app.hot.get(head.target)
-        if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
+        if hot is None or head.method not in {"GET", "HEAD"}:
             return None
         if hot.forgotten != app.scanner.progress.forgotten[0]:
             return None
-        if not may_wait and is_remote(hot.state[0]):
+        if turn and is_remote(hot.state[0]):
             return None
         principal = ANONYMOUS
         if head.authorization is not None or hot.access is not OPEN:
@@ -12981,8 +13030,10 @@ class Application:
         status = hot.choose(head)
         try:
             if status or hot.is_small:
-                if hot.state != hot_state(os.lstat(hot.path)):
-                    return None
+                if hot.seen != turn or not turn:
+                    if not hot.is_current(os.lstat(hot.path)):
+                        return None
+                    hot.seen = turn
                 content = hot.content
             else:
                 content = open_hot(hot)
@@ -12997,7 +13048,7 @@ class Application:
             close_source(content)
             response = error_response(error, "")
         response.route, response.principal = hot.route, str(principal)
-        if not may_wait and response.resource and not is_ready(head, response):
+        if turn and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
@@ -13069,9 +13120,9 @@ class Accepted:
 def open_hot(hot: HotFile) -> Content:
     """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    if hot.state != hot_state(os.fstat(source.fileno())):
-        source.close()
-        raise FileNotFoundError(hot.path)
+    with undoing(source.close):
+        if not hot.is_current(os.fstat(source.fileno())):
+            raise FileNotFoundError(hot.path)
     return hot.content._replace(source=source)
 
 
@@ -13238,21 +13289,6 @@ def find_readable(
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
-def find_named(app: App, folder: Folder, path: str) -> Located:
-    """What is known of a file by its name, read again if it was changed on disk; 404."""
-    try:
-        found = app.index.files.get(folder.name, path)
-        # An earlier program's file may not have been scanned yet
-        unseen = found is None and folder is app.images and not path.startswith(".")
-        is_local = folder.is_local(path)
-        changed = found and is_local and not found[0].matches(folder.stat(path))
-        if changed or (unseen and is_local):
-            found = app.scanner.refresh(folder, path)
-    except (OSError, ValueError):
-        found = None
-    return existing(found, NO_FILE)
-
-
 S3_URL_SECONDS = 300  # that a URL of an object is good for
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
 
@@ -13263,10 +13299,34 @@ def caching(app: App, file: File, rule: str) -> str:
     return f"{'private' if private else 'public'}, {rule}"
 
 
+class FileChanged(HTTPError):
+    """What the index says of a file is true no more."""
+
+    def __init__(self) -> None:
+        super().__init__(404, NO_FILE)
+
+
+def named_response(app: App, request: Request, folder: Folder, path: str, rule: str) -> Response:
+    """Answer with the file of a name, which is read again if it was changed on disk; 404."""
+    try:
+        found = app.index.files.get(folder.name, path)
+        if found is not None:
+            return file_response(app, request, found, rule)
+        # An earlier program's file may not have been scanned yet
+        unseen = folder is app.images and folder.is_local(path) and not path.startswith(".")
+    except FileChanged:
+        unseen = True
+    try:
+        found = app.scanner.refresh(folder, path) if unseen else None
+    except (OSError, ValueError):
+        found = None
+    return file_response(app, request, existing(found, NO_FILE), rule)
+
+
 def file_response(
     app: App, request: Request, found: Located, rule: str, by_link: bool = False
 ) -> Response:
-    """Answer with a file as it was when it was read; 404 if it is that no more.
+    """Answer with a file as it was when it was read; FileChanged if it is that no more.
 
     What is shared `by_link` is nobody's to keep for others: the link may end.
     """
@@ -13275,12 +13335,12 @@ def file_response(
     folder, modified = app.folders[file.root], file.mtime_ns / 1e9
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
         modified = max(modified, file.added)
-    about = (file.size, asset.mime_type, file.sha256, modified, rule)
-    name = posixpath.basename(printable(file.path))
+    name = posixpath.basename(file.path)
+    about = (file.size, asset.mime_type, file.sha256, modified, rule, name)
     if isinstance(folder, Bucket) and not folder.is_local(file.path):
         reader = folder.stream(file)
         with app.disk(file.root):
-            return object_response(request, Content(reader, *about, name), reader)
+            return object_response(request, Content(reader, *about), reader)
     try:
         with app.disk(file.root):
             source = folder.open(file.path)
@@ -13290,14 +13350,13 @@ def file_response(
         cleanup.callback(source.close)
         status = os.fstat(source.fileno())
         if not file.matches(status):
-            raise HTTPError(404, NO_FILE)
+            raise FileChanged
         small = file.size <= HOT_FILE_BYTES
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
-        content = Content(held, *about, name, internal)
-        if not by_link:
-            remember_hot(app, request, file, content, status)
-        response = content_response(request.head, content)
+        content = Content(held, *about, internal)
+        hot = None if by_link else remember_hot(app, request, file, content, status)
+        response = content_response(request.head, content, hot.fields if hot else ())
         if not small:
             cleanup.pop_all()
     return response
@@ -13345,20 +13404,21 @@ HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of
 
 def remember_hot(
     app: App, request: Request, file: File, content: Content, status: os.stat_result
-) -> None:
+) -> HotFile | None:
     """Have the next GETs of a file, which was found like this, answered without the index."""
     access = HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
-        return
+        return None
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
     if not isinstance(content.source, bytes):
         if app.settings.accel_redirect:
-            return
+            return None
         content = content._replace(source=b"")
-    path = f"{app.folders[file.root].path}/{file.path}"
-    hot = HotFile(path, status, content, access, request.route)
+    root = app.folders[file.root].path
+    hot = HotFile(root, file.path, status, content, access, request.route)
     app.remember(request.head.target, hot)
+    return hot
 
 
 def store_upload(
@@ -13466,8 +13526,8 @@ def upload_media(app: App, request: Request) -> Response:
 @route("GET", "/media/{filename}", READ, "media", {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
-    found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    return file_response(app, request, found, "max-age=3600")
+    path = f"{MEDIA_FOLDER}/{filename}"
+    return named_response(app, request, app.library, path, "max-age=3600")
 
 
 @route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
@@ -13600,7 +13660,7 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
 @route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
-    return file_response(app, request, find_named(app, app.images, filename), "no-cache")
+    return named_response(app, request, app.images, filename, "no-cache")
 
 
 @route("GET", "/image/{sha256}", READ, "library", {200: "file"})
@@ -14307,11 +14367,10 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
         existing(has_file(request, record))
-    if record.sha256:
-        found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
-    else:
-        found = find_named(app, app.users, existing(record.path))
-    return file_response(app, request, found, "no-cache")
+    if not record.sha256:
+        return named_response(app, request, app.users, existing(record.path), "no-cache")
+    found = find_duplicate(app, record.sha256, "library", "entities")
+    return file_response(app, request, existing(found, NO_FILE), "no-cache")
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
@@ -16631,10 +16690,10 @@ def list_items(app: App, request: Request) -> Response:
         groups, summary = make_catalogue(items, query)
         summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+        return tagged_json(to_json({**gallery_state(app, request), **summary}))
     if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
+    return tagged_json(zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
@@ -16652,14 +16711,11 @@ def gallery_state(app: App, request: Request) -> dict[str, Any]:
     }
 
 
-def tagged_json(request: Request, text: str) -> Response:
-    """Answer with JSON that a browser keeps and asks about each time."""
-    body = text.encode("utf-8", "replace")
-    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
-    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
-    if not_modified(request.headers, etag, None):
-        return Response(304, about)
-    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+def tagged_json(text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time: it may get a 304."""
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+    etag = f'W/"{digest}"'  # weak: it may be compressed
+    return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
 
 
 # -- The gallery: its page -----------------------------------------------------------------
