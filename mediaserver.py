@@ -12220,7 +12220,8 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
         raise ValueError(constant)
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        # A surrogate, which is no text, is let through for the families to refuse
+        value = json.loads(text.decode("utf-8-sig", "surrogatepass"), parse_constant=refuse)
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
     if isinstance(value, list) and spec.list_field:
@@ -12278,7 +12279,7 @@ class FormBody:
 
     def _begin(self, part: Part) -> None:
         self._part = part
-        if self._upload and part.name == self._upload.name and part.filename is not None:
+        if self._upload and part.name == self._upload.name and part.filename:
             self._receiving = begin_upload(self._request, self._upload, part.filename, self._limit)
         elif part.filename and part.name in self._declared:
             raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
@@ -12297,7 +12298,8 @@ class FormBody:
         part, self._part = self._part, None
         assert part is not None
         if self._receiving is not None:
-            end_upload(self._request, self._receiving, part.filename or "")
+            self._request.upload = self._receiving.finish()
+            self._request.upload.filename = part.filename or ""
             self._receiving = None
             return
         text, self._text = self._text, bytearray()
@@ -12405,15 +12407,6 @@ def check_upload(app: App, upload: Upload, filename: str | None) -> None:
             upload.check_name(filename)
     if not app.folders[upload.folder].make and not app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
-
-
-def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
-    """Hand over a complete file; an empty name is a form's way to say: no file."""
-    if not filename:
-        receiving.discard()
-        return
-    request.upload = receiving.finish()
-    request.upload.filename = filename
 
 
 # -- Answers -----------------------------------------------------------------------------
@@ -18835,9 +18828,7 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
 def parse_command_line(arguments: Sequence[str]) -> Call:
     """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
-    option = functools.partial(
-        re.sub, r"^--[a-z0-9-]+", lambda m: "--" + m[0][2:].replace("-", "_")
-    )
+    option = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
     given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
@@ -18863,13 +18854,13 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
-    warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
+    warn_of_names(os.environ, dotenv)
     return Call(found[0], settings, found[1], chosen)
 
 
 def make_folders(settings: Settings) -> None:
     """Make the server's own folders, and STORAGE_DIR where the index is new."""
-    if settings.storage_dir.exists() or not settings.database_url.exists():
+    if settings.storage_dir.exists() or not settings.database_url.is_file():
         if make_folder("STORAGE_DIR", settings.storage_dir, 0o755):
             warn(f"made the folder {settings.storage_dir}, which was not there")
     elif settings.database_dir.is_relative_to(settings.storage_dir):

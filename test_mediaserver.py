@@ -574,7 +574,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special["log_format"] = "JSON"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
-        for spelled in (name, name.replace("_", "-")):
+        for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
             text = special.get(name) or fitting[0]
             arguments = ["--storage_dir", "/s", f"--{spelled}", text]
@@ -684,6 +684,7 @@ def test_what_cannot_be_meant_exits_2_and_says_why(settings_of, capsys, argument
     [
         ([], {}, "usage"), (["--storage_dir", PROGRAM], {}, "STORAGE_DIR"),
         (["--storage_dir", "x", "--host", "203.0.113.1"], {}, "HOST"),
+        (["--storage_dir", "x", "--port", "0"], {"DATABASE_URL": "sqlite:///."}, "DATABASE_URL"),
         *(
             (["--storage_dir", "x", "--port", "0"], {"PUBLIC_KEY_PATH": name}, "PUBLIC_KEY_PATH")
             for name in ("missing.pem", str(PROGRAM))
@@ -725,6 +726,8 @@ def test_what_was_meant_as_a_setting_but_has_no_effect_gets_a_warning(settings_o
     assert "HOST in the environment" in said[2]
     assert "secret" not in "".join(said)
     settings_of("--storage_dir", "x", "--host", "::1", dotenv="MAX_UPLOAD_BYTES=5", HOST="::")
+    assert "HOST in the environment" in capsys.readouterr().err
+    settings_of("--storage_dir", "x", dotenv="MAX_UPLOAD_BYTES=5", HOST="")
     assert capsys.readouterr().err == ""
 
 
@@ -6789,6 +6792,15 @@ def test_a_text_is_no_file_in_any_kind_of_body(server, jane, kind):
     assert (answer.status, set(answer.json)) == (400, {"file"})
 
 
+@pytest.mark.parametrize("chosen_first", [True, False])
+def test_a_part_in_which_no_file_was_chosen_is_none(server, chosen_first):
+    parts = [form("a.png", png(12, 9)), form("", b"")]
+    first, second = (body for body, _ in (parts if chosen_first else parts[::-1]))
+    body = first.removesuffix(b"--frontier--\r\n") + second
+    answer = server.request("POST", "/upload", body, {**OWNER, "Content-Type": parts[0][1]})
+    assert (answer.status, answer.json["size"]) == (201, len(png(12, 9)))
+
+
 MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
     ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
     ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
@@ -10661,6 +10673,7 @@ def test_json_that_does_not_fit_is_422(entities, text, kind):
         ("PATCH", "application/json", "{", 400),
         ("PATCH", "application/json", '{"label": NaN}', 400),
         ("PATCH", "application/json", "[" * 100_000, 400),
+        ("PATCH", "application/json", '{"label": "x"}'.encode("utf-16"), 400),
         ("PATCH", "application/json", '{"body": 5}', 422),
         ("PATCH", "application/x-www-form-urlencoded", "label=x", 415),
         ("PATCH", "text/plain", "{}", 415),
