@@ -5942,9 +5942,12 @@ class Folder:
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Delete files once the block, which has the index forget them, is left without error.
 
-        What can then not be deleted keeps its mark, for the next start.
+        What can then not be deleted keeps its mark, for the next start. OSError where the root is
+        gone: its files would be back with it.
         """
         marks: list[str] = []
+        if names:
+            os.close(self._open_root(checked=True))
         try:
             for name in names:
                 marks.append(self._mark_removed(name))
@@ -12405,7 +12408,13 @@ def check_upload(app: App, upload: Upload, filename: str | None) -> None:
         parse_value(Field(upload.name), filename, "body")
         if upload.check_name:
             upload.check_name(filename)
-    if not app.folders[upload.folder].make and not app.takes_uploads():
+    if not app.folders[upload.folder].make:
+        need_mounts(app)
+
+
+def need_mounts(app: App) -> None:
+    """Refuse to change what lies on disks below the storage folder while one of them is gone."""
+    if not app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
 
 
@@ -13373,6 +13382,7 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
     existing(app.index.files.get("library", path), NO_FILE)
+    need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
     sha256, dropped = existing(removed, NO_FILE)  # or gone by another request, meanwhile

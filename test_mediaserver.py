@@ -7466,7 +7466,9 @@ def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, t
 def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_path, apart):
     running = start(**({"database_dir": str(tmp_path / "data")} if apart else {}))
     running.scanned()
+    kept = f"/media/{running.upload(png_of(900)).json['filename']}"
     running.storage.rename(tmp_path / "away")
+    assert running.request("DELETE", kept, headers=OWNER).status == 503
     for method, path in (("POST", "/upload"), ("PUT", "/image/a.png")):
         answer = running.send_file(method, path, png())
         assert answer.status == 503
@@ -7477,6 +7479,8 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
     (tmp_path / "away").rename(running.storage)
     assert running.upload(png()).status == 201
     assert running.get("/health").json["status"] == "ok"
+    assert running.get(kept).status == 200
+    assert running.request("DELETE", kept, headers=OWNER).status == 200
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
@@ -7840,7 +7844,8 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     uploads = mount(storage / "media")
     running = start()
     running.scanned()
-    assert running.upload(png()).status == 201
+    uploaded = running.upload(png())
+    assert uploaded.status == 201
     known = running.listed()
     assert len(known) == 4
     unmount(place)
@@ -7850,6 +7855,8 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     assert "2" in health["problems"][0]
     assert running.listed() == known
     assert running.upload(png()).status == 503
+    deleted = running.request("DELETE", f"/media/{uploaded.json['filename']}", headers=OWNER)
+    assert deleted.status == 503  # the file would be back with its disk
     assert running.request("PUT", "/image/a.png", png(), OWNER).status == 503  # as curl -T
     assert list(uploads.iterdir()) == []
     running.stop()
