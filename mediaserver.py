@@ -250,8 +250,10 @@ def parse_database_url(text: str) -> Path:
 
 
 def parse_public_url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#\"<>\\]+(/[^\s?#\"<>\\]*)?", text):
-        raise ValueError(f"{text!r} is no http or https URL")
+    # It stands in headers, which carry ASCII (RFC 3986 §2)
+    if not re.fullmatch(r"https?://[\w.~:\[\]%-]+(/[!$-;=@-\[\]_a-z~]*)?", text, re.ASCII):
+        problem = "is no http or https URL, written in ASCII (xn--…, %C3%A9) and without a user"
+        raise ValueError(f"{text!r} {problem}")
     return text.rstrip("/")
 
 
@@ -269,7 +271,8 @@ def parse_networks(text: str) -> tuple[str, ...]:
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    # As browsers send them: in lower case
+    origins = tuple(part.strip().rstrip("/").lower() for part in text.split(",") if part.strip())
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,\"]+|null", origin):
             raise ValueError(f"{origin!r} is no origin like https://photos.example.org")

@@ -642,6 +642,7 @@ def test_python_dotenv_reads_dotenv_like_us(text):
         ("DATABASE_DIR", "S3://family/data"), ("UPLOAD_DIR", "s3://a/b"),
         ("DATABASE_URL", "sqlite://"), ("PUBLIC_URL", "photos.example.org"),
         ("PUBLIC_URL", "http://x/\r\nX: y"), ("TRUSTED_PROXIES", "nginx"),
+        ("PUBLIC_URL", "https://中.example"), ("PUBLIC_URL", "https://me@photos.example"),
         ("CORS_ALLOW_ORIGINS", "https://a.example/path"), ("AUTH_TOKEN", ""),
         ("MEDIA_SERVER_SECRET", " "), ("JWT_SIGNING_KEY", "\t"),
     ],
@@ -6884,9 +6885,9 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
     asked = {"Access_Control_Request_Method": "PUT"}
-    named = start(cors_allow_origins="https://a.example, https://b.example")
+    named = start(cors_allow_origins="https://A.example, https://b.example")
     path = f"/media/{named.upload(png()).json['filename']}"
-    for origin, allowed in (("https://b.example", True), ("https://c.example", False)):
+    for origin, allowed in (("https://a.example", True), ("https://c.example", False)):
         for _ in range(2):
             answer = named.get(path, Origin=origin)
             assert answer.headers["Access-Control-Allow-Origin"] == (origin if allowed else None)
