@@ -13161,7 +13161,7 @@ FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
 
 def caching(app: App, file: File, rule: str) -> str:
     """A rule for caches: private ones only, unless everyone may read the file."""
-    private = app.settings.read_auth_enabled or file.root != "library"
+    private = app.settings.read_auth_enabled or file.root not in {"library", "entities"}
     return f"{'private' if private else 'public'}, {rule}"
 
 

@@ -8077,6 +8077,20 @@ def test_a_preview_is_upright_within_its_size_and_of_the_type_that_is_accepted(s
         assert server.get(f"/preview/{digest}{query}").status == 400
 
 
+def test_a_preview_is_public_where_everyone_may_read_the_file(server):
+    need("PIL")
+    entity, private = png_of(907), png_of(908)
+    body, content_type = form("a.png", entity, "image")
+    made = server.request("POST", "/entity/", body, {**OWNER, "Content-Type": content_type})
+    stored = server.store(private, f"{unique().decode()}.png")
+    assert (made.status, stored.status) == (201, 201)
+    for content, rule in ((entity, "public"), (private, "private")):
+        answer = server.get(f"/preview/{sha256(content)}?size=320", **READER)
+        assert (answer.status, answer.headers["Cache-Control"]) == (
+            200, f"{rule}, max-age=31536000, immutable",
+        )  # fmt: skip
+
+
 def test_there_are_previews_of_films_and_none_of_sounds_drawings_and_unknown_hashes(
     server, tmp_path
 ):
