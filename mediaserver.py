@@ -103,7 +103,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
@@ -1419,14 +1419,11 @@ def _query_token_principal(token: str, keys: AuthConfig, now: float) -> Principa
     return UPLOADER
 
 
-def narrow(principal: Principal, method: str, path: str) -> Principal:
-    """Return the principal with what its scoped token, if it has one, lets do with this request.
+def narrow(grant: Grant, method: str, path: str) -> Principal:
+    """Return who comes with a scoped token, by what it lets do with this request.
 
     `path` is without percent-encoding.
     """
-    grant = principal.grant
-    if grant is None:
-        return principal
     changes = grant.covers("delete" if method == "DELETE" else "upload", path)
     permissions = frozenset({READ_PERMISSION} if grant.covers("read", path) else ())
     return Principal("uploader" if changes else "scoped", permissions=permissions, grant=grant)
@@ -4084,7 +4081,7 @@ class Index:
     def _commit_waiting(self) -> None:
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
         self._commit(changes)
-        if unwritten := [change for change in changes if is_full(change.error)]:
+        if unwritten := [each for each in changes if each.error and is_full(each.error)]:
             self.spare.give_up()
             self._fold_in()
             self._commit(unwritten)
@@ -4101,7 +4098,7 @@ class Index:
         for change in changes:
             change.error = None
         try:
-            self._set_durable(any(change.durable for change in changes))
+            self._set_durable(True in [change.durable for change in changes])
             self._writer.execute("BEGIN IMMEDIATE")
             if len(changes) == 1:  # what it raises undoes all there is
                 changes[0].result = changes[0].apply(self._writer)
@@ -4376,12 +4373,6 @@ class Files(Table):
         """Note the times of a file that was copied."""
         sql = "UPDATE file SET mtime_ns = ?, ctime = ? WHERE root = ? AND path = ?"
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
-
-    def set_ctime(self, file: File, ctime: float) -> None:
-        """Note the ctime of a file that was given or has lost a name."""
-        sql = "UPDATE file SET ctime = ? WHERE root = ? AND path = ? AND sha256 = ?"
-        values = (ctime, file.root, os.fsencode(file.path), file.sha256)
-        self._index.write(lambda db: db.execute(sql, values), durable=False)
 
     def is_empty(self, root: str, below: str = "") -> bool:
         """Whether no file of a folder is known whose path begins with `below`."""
@@ -5445,6 +5436,7 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
+INNER = ".inner"  # ends the names in `.incoming/` of a folder on another disk than the root
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
 MAX_WRITE_BUFFERS = 16  # of that size, which stay; when all are in use, uploads get short ones
@@ -5523,6 +5515,7 @@ class Incoming:
         self.filename = ""  # as the client named it
         self.kept: str | None = None
         self.note = ""  # the name of what tells the next start of it, which goes with it
+        self.is_moved = False  # `kept` is its only name
         self.is_replaced = False
         self._place = place
 
@@ -5549,21 +5542,20 @@ class Incoming:
         self.pause()
         self.file.close()
 
-    def discard(self, undo: bool = True) -> os.stat_result | None:
-        """Let go of the name in `.incoming/`; `undo` takes back the place first.
+    def status(self) -> os.stat_result:
+        return os.fstat(self.file.fileno())
 
-        Return the status of the file after that; None if it was let go of before.
-        """
+    def discard(self, undo: bool = True) -> None:
+        """Let go of the name in `.incoming/`; `undo` takes back the place first."""
         if self.file.closed:
-            return None
-        with contextlib.closing(self):
-            with contextlib.suppress(OSError):
-                if undo and self.kept:
-                    self.folder.unlink(self.kept)  # if not, the next start finds the mark
+            return
+        with contextlib.closing(self), contextlib.suppress(OSError):
+            if undo and self.kept:
+                self.folder.unlink(self.kept)  # if not, the next start finds the mark
+            if not self.is_moved:
                 self.place().unlink()
-                if self.note:
-                    self.folder.unlink(self.note)
-            return os.fstat(self.file.fileno())
+            if self.note:
+                self.folder.unlink(self.note)
 
     def put_back(self) -> bool:
         """Take back its place, and leave it in `.incoming/` for another request, if it is there.
@@ -5573,7 +5565,10 @@ class Incoming:
         if self.is_replaced:
             return False
         with contextlib.closing(self):
-            if self.kept:
+            if self.is_moved and self.kept:
+                with self.folder.resolve(self.kept) as kept:
+                    kept.replace(self.place())
+            elif self.kept:
                 self.folder.unlink(self.kept)
         return True
 
@@ -5618,24 +5613,21 @@ class Place:
         os.replace(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder)
 
 
-class Folder:
-    """One root on disk; names are relative paths with `/`."""
+class Tree:
+    """What is below one root on disk; names are relative paths with `/`."""
 
     is_scanned = True  # others may change what is in it
 
     def __init__(
-        self, name: str, path: Path, *, make: bool, buffers: WriteBuffers,
-        is_new: Callable[[], bool] = lambda: True, excluded: Sequence[str] = (),
-        reserve: int | None = 0,
+        self, name: str, path: Path, *, make: bool, is_new: Callable[[], bool] = lambda: True,
+        excluded: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
         self.shown = self.path  # to the owner
         self.make = make  # the owner's folder is never made anew once it is gone
-        self.buffers = buffers
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
-        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
         self._identity: tuple[int, int] | None = None
 
     # The root
@@ -5643,10 +5635,10 @@ class Folder:
     def is_there(self) -> bool:
         """Whether the root is the one that is known, and not the place of a disk that is away."""
         try:
-            os.close(self._open_root(checked=True))
+            with self.resolve("_", make=True):
+                return True
         except OSError:
             return False
-        return True
 
     def is_missing(self) -> bool:
         """Whether the root is not there, or holds no file though some are known."""
@@ -5658,25 +5650,14 @@ class Folder:
             return None
         return self._identity, mounts_below(self.path)
 
-    def _open_root(self, checked: bool = False) -> int:
-        """Open the root; `checked`: ENODEV where it is not the one that is known."""
-        descriptor = os.open(self.path, PASS_FOLDER)
-        with undoing(os.close, descriptor):
-            if checked and not self._is_known(descriptor):
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        return descriptor
-
-    def _is_known(self, descriptor: int) -> bool:
-        """Whether an open root is the known one; another one is, once there is something in it."""
-        status = os.fstat(descriptor)
-        if self._identity != inode(status):
-            # A disk that is back may have another number. Only the owner's folder could have got
-            # `.incoming/` while its disk was away: from a version that did not look.
-            served = self.make and Place(descriptor, INCOMING).exists()
-            if not (served or self.holds_files() or self.is_new()):
-                return False
-            self._identity = inode(status)
-        return True
+    def _check_root(self, descriptor: int) -> None:
+        """Take another root for the known one once there is something in it; ENODEV before."""
+        # A disk that is back may have another number. Only the owner's folder could have got
+        # `.incoming/` while its disk was away: from a version that did not look.
+        served = self.make and Place(descriptor, INCOMING).exists()
+        if not (served or self.holds_files() or self.is_new()):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        self._identity = inode(os.fstat(descriptor))
 
     # Names
 
@@ -5688,17 +5669,19 @@ class Folder:
         is not there or no folder.
         """
         *parts, last = split_name(name)
-        place = Place(self._open_root(checked=make), last)
+        folder = os.open(self.path, PASS_FOLDER)
         try:
+            if make and inode(os.fstat(folder)) != self._identity:
+                self._check_root(folder)
             for part in parts:
-                outer, place.folder = place.folder, open_folder(part, place.folder, make)
+                outer, folder = folder, open_folder(part, folder, make)
                 os.close(outer)
         except BaseException as error:
-            os.close(place.folder)
+            os.close(folder)
             if isinstance(error, OSError):
                 error.filename = f"{self.path}/{name}"
             raise
-        return place
+        return Place(folder, last)
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
         """The file for reading; OSError where there is none, or where it is no regular file."""
@@ -5739,234 +5722,6 @@ class Folder:
         except (OSError, ValueError):
             return False
         return file._replace(ctime=status.st_ctime).matches(status)
-
-    # Files on their way in and out
-
-    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
-        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
-
-        What may be `resumed` stays, by its name there. A whole upload that was not answered may
-        stay, too, where others write: the index may have lost one that was, and reads it again.
-        """
-        if self.make:
-            os.makedirs(self.path, mode=0o700, exist_ok=True)
-        if not self.is_there():
-            return
-        # A folder of another file system cannot share the root's, and has one of its own.
-        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
-        for prefix in ("", *inner):
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISLNK(self.stat(prefix + INCOMING).st_mode):  # it is no way in
-                    self._recover(prefix + INCOMING, is_known, resumed)
-
-    def _recover(
-        self, incoming: str, is_known: Callable[[str], object], resumed: Set[str]
-    ) -> None:
-        left = [item for item in self.files_in(incoming) if item[0] not in resumed]
-        linked = [(name, status) for name, status in left if status.st_nlink > 1]
-        # A mark tells the place: what else people link from here is not ours to remove.
-        marks = {name.partition(".")[2] for name, _ in linked}
-        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
-        for path, status in self.walk(lambda name: True, []) if linked else ():
-            name = os.fsdecode(path)
-            ours = mark_of(name) in marks or inode(status) in arrived
-            if ours and not is_known(name):
-                self.unlink(name)
-        for name, _ in left:
-            self.unlink(f"{incoming}/{name}")
-
-    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
-        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
-        name = f"{INCOMING}/{secrets.token_hex(16)}"
-        place = self.resolve(name, make=True)
-        with undoing(os.close, place.folder):
-            file = self._create(place, size)
-        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
-
-    def need_room(self, size: int) -> None:
-        """Raise ENOSPC where so many more bytes would take from the reserve."""
-        with self.resolve(f"{INCOMING}/_", make=True) as place:
-            need_room(place.folder, size, self.reserve)
-
-    def _create(self, place: Place, size: int = 0) -> io.FileIO:
-        """Make a file to write and read, for which there is room."""
-        need_room(place.folder, size, self.reserve)
-        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
-
-    def make_file(self, name: str) -> None:
-        """Make an empty file, durably."""
-        with self.resolve(name, make=True) as place:
-            self._create(place).close()
-            sync_folder(place.folder)
-
-    def resume(self, name: str, limit: Limit) -> Receiving:
-        """Return what goes on with a file; BlockingIOError while another request does."""
-        file = self.open(name, write=True)
-        with undoing(file.close):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
-
-    @contextlib.contextmanager
-    def content_lock(self, sha256: str) -> Iterator[None]:
-        """Uploads of equal content go in here one after the other, whatever their process.
-
-        So the later ones find what the first one has stored. Whoever leaves removes the lock
-        file; whoever then gets the lock of a removed file takes a new one.
-        """
-        name = f"{INCOMING}/{sha256}"
-        while True:
-            place = self.resolve(name, make=True)
-            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_nlink:
-                    try:
-                        yield
-                    finally:
-                        with contextlib.suppress(OSError):  # what was done inside stays done
-                            place.unlink()
-                    return
-
-    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
-        """Put a file in place under the first of `names` that is free; return that name.
-
-        The file is on disk for good when this returns. Of `twin`, the name of a file with the
-        same content, a link is made instead if one can be.
-        """
-        if not (duplicate and self._link_duplicate(incoming, duplicate)):
-            os.fsync(incoming.file.fileno())
-        for name in names:
-            try:
-                self._place(incoming, name)
-            except FileExistsError:
-                continue
-            return name
-        raise FileExistsError(f"no free name in {self.name}")
-
-    def _link_duplicate(self, incoming: Incoming, duplicate: str) -> bool:
-        """Make a file that has arrived one more link of an equal one."""
-        link = f"{INCOMING}/{secrets.token_hex(16)}"
-        if self._try_link(duplicate, link):
-            return False
-        incoming.replace(link, self.open(link))
-        return True
-
-    def _place(self, incoming: Incoming, name: str) -> None:
-        """Give a file that has arrived its place, for good."""
-        with self.resolve(name, make=True) as target:
-            if target.exists():  # cheaper than to find it out by a link, where many are taken
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            try:
-                self._link(incoming.place(), target)
-            except OSError as error:
-                inner, below, _ = name.partition("/")
-                if error.errno != errno.EXDEV or not below:
-                    raise
-                self._copy(incoming, f"{inner}/{INCOMING}/{secrets.token_hex(16)}")
-                self._link(incoming.place(), target)
-            incoming.kept = name
-            sync_folder(target.folder)
-
-    def _link(self, source: Place, target: Place) -> None:
-        """Give a file its place; FileExistsError where that is taken."""
-        # Where a file system has no links (exFAT), the name is taken first and then filled.
-        try:
-            source.link(target)
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
-                raise
-            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            source.replace(target)
-
-    def _copy(self, incoming: Incoming, name: str) -> None:
-        """Bring a file that has arrived to another file system of this tree, durably."""
-        with self.resolve(name, make=True) as place:
-            copy, source = self._create(place, incoming.size), incoming.file.fileno()
-        with undoing(self.unlink, name), undoing(copy.close):
-            position = 0
-            while piece := os.pread(source, BUFFER_BYTES, position):
-                position += len(piece)
-                write_all(copy, memoryview(piece))
-            os.fsync(copy.fileno())
-            incoming.replace(name, copy)
-
-    def status(self, incoming: Incoming) -> os.stat_result:
-        """The status of a file that has its place."""
-        return os.fstat(incoming.file.fileno())
-
-    def _try_link(self, name: str, link: str) -> int:
-        """Give a file a second name; 0, or the error where it is gone or cannot have one."""
-        try:
-            with self.resolve(link, make=True) as target, self.resolve(name) as source:
-                source.link(target)
-        except OSError as error:
-            if error.errno in NO_LINK:
-                return error.errno or errno.EIO
-            raise
-        return 0
-
-    def _mark_removed(self, name: str) -> str:
-        """A name in `.incoming/` for a file that is going; empty where there can be none."""
-        mark = f"{INCOMING}/{new_mark(name)}"
-        error = self._try_link(name, mark)
-        if error == errno.EXDEV:
-            mark = f"{name.partition('/')[0]}/{mark}"
-            error = self._try_link(name, mark)
-        return "" if error else mark
-
-    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
-        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
-
-        It is on disk for good after `os.sync`: many are written at once.
-        """
-        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
-        with undoing(self.unlink, incoming), self.resolve(incoming, make=True) as place:
-            with self._create(place) as file:
-                for block in blocks:
-                    write_all(file, block)
-                os.fchmod(file.fileno(), status.st_mode & 0o777)
-                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-            with self.resolve(name, make=True) as target:
-                place.replace(target)
-
-    def link_in(self, name: str, folder: Folder, other: str) -> bool:
-        """Give another folder's file a name here, too; whether that can be."""
-        try:
-            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
-                source.link(target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno in NO_LINK:
-                return False
-            raise
-        return True
-
-    @contextlib.contextmanager
-    def removing(self, names: Sequence[str]) -> Iterator[None]:
-        """Delete files once the block, which has the index forget them, is left without error.
-
-        What can then not be deleted keeps its mark, for the next start. OSError where the root is
-        gone: its files would be back with it.
-        """
-        marks: list[str] = []
-        if names:
-            os.close(self._open_root(checked=True))
-        try:
-            for name in names:
-                marks.append(self._mark_removed(name))
-            yield
-        except BaseException:
-            self._unmark(marks)
-            raise
-        for name in names:
-            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
-                place.unlink()
-                sync_folder(place.folder)
-        self._unmark(marks)
-
-    def _unmark(self, marks: Iterable[str]) -> None:
-        for mark in filter(None, marks):
-            self.unlink(mark)
 
     # What is there
 
@@ -6055,6 +5810,232 @@ class Folder:
             with contextlib.suppress(OSError):
                 found.add(inode(os.stat(path)))
         return found
+
+
+class Folder(Tree):
+    """A tree to which files come, by way of its `.incoming/`, and from which they go."""
+
+    def __init__(
+        self, name: str, path: Path, *, buffers: WriteBuffers, reserve: int | None = 0,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """The other options are those of a Tree."""
+        super().__init__(name, path, **options)
+        self.buffers = buffers
+        self.reserve = reserve  # bytes of its disk that stay free; None: a share of it
+
+    def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
+        """Undo what a crash left half done: what lies in `.incoming/`, and its unknown names.
+
+        What may be `resumed` stays, by its name there. A whole upload that was not answered may
+        stay, too, where others write: the index may have lost one that was, and reads it again.
+        """
+        if self.make:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+        if not self.is_there():
+            return
+        inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
+        for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
+            incoming = prefix + INCOMING
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                if stat.S_ISDIR(self.stat(incoming).st_mode):  # a link is no way in
+                    left = [item for item in self.files_in(incoming) if item[0] not in resumed]
+                    ours = [item for item in left if item[0].endswith(suffix)]
+                    self._recover(incoming, ours, is_known)
+
+    def _recover(
+        self, incoming: str, left: Sequence[tuple[str, os.stat_result]],
+        is_known: Callable[[str], object],
+    ) -> None:  # fmt: skip
+        linked = [(name, status) for name, status in left if status.st_nlink > 1]
+        # A mark tells the place: what else people link from here is not ours to remove.
+        marks = {mark for name, _ in linked for mark in name.split(".")[1:2]}
+        arrived = {inode(status) for _, status in linked if self.name in SERVER_ONLY}
+        for path, status in self.walk(lambda name: True, []) if linked else ():
+            name = os.fsdecode(path)
+            ours = mark_of(name) in marks or inode(status) in arrived
+            if ours and not is_known(name):
+                self.unlink(name)
+        for name, _ in left:
+            self.unlink(f"{incoming}/{name}")
+
+    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
+        """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
+        name = f"{INCOMING}/{secrets.token_hex(16)}"
+        place = self.resolve(name, make=True)
+        with undoing(os.close, place.folder):
+            file = self._create(place, size)
+        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
+
+    def need_room(self, size: int) -> None:
+        """Raise ENOSPC where so many more bytes would take from the reserve."""
+        with self.resolve(f"{INCOMING}/_", make=True) as place:
+            need_room(place.folder, size, self.reserve)
+
+    def _create(self, place: Place, size: int = 0) -> io.FileIO:
+        """Make a file to write and read, for which there is room."""
+        need_room(place.folder, size, self.reserve)
+        return io.FileIO(place.open(os.O_RDWR | os.O_CREAT | os.O_EXCL), "r+b")
+
+    def make_file(self, name: str) -> None:
+        """Make an empty file, durably."""
+        with self.resolve(name, make=True) as place:
+            self._create(place).close()
+            sync_folder(place.folder)
+
+    def resume(self, name: str, limit: Limit) -> Receiving:
+        """Return what goes on with a file; BlockingIOError while another request does."""
+        file = self.open(name, write=True)
+        with undoing(file.close):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
+
+    @contextlib.contextmanager
+    def content_lock(self, sha256: str) -> Iterator[None]:
+        """Uploads of equal content go in here one after the other, whatever their process.
+
+        So the later ones find what the first one has stored. Whoever leaves removes the lock
+        file; whoever then gets the lock of a removed file takes a new one.
+        """
+        name = f"{INCOMING}/{sha256}"
+        while True:
+            place = self.resolve(name, make=True)
+            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink:
+                    try:
+                        yield
+                    finally:
+                        with contextlib.suppress(OSError):  # what was done inside stays done
+                            place.unlink()
+                    return
+
+    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
+        """Put a file in place under the first of `names` that is free; return that name.
+
+        The file is stored for good when this returns. Of `duplicate`, the name of a file with
+        the same content, a link is made instead if one can be.
+        """
+        self._prepare(incoming, duplicate)
+        for name in names:
+            with contextlib.suppress(FileExistsError):
+                self._place(incoming, name)
+                return name
+        raise FileExistsError(f"no free name in {self.name}")
+
+    def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
+        """Make a file that has arrived durable, or one more link of an equal one that is."""
+        link = f"{INCOMING}/{secrets.token_hex(16)}"
+        if duplicate is None or self.link_in(link, self, duplicate):
+            os.fsync(incoming.file.fileno())
+        else:
+            incoming.replace(link, self.open(link))
+
+    def _place(self, incoming: Incoming, name: str) -> None:
+        """Give a file that has arrived its place, for good; FileExistsError where it is taken."""
+        with self.resolve(name, make=True) as target:
+            try:
+                self._link(incoming, name, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV or "/" not in name:
+                    raise
+                self._copy(incoming, inner_name(name, secrets.token_hex(16)))
+                self._link(incoming, name, target)
+            sync_folder(target.folder)
+
+    def _link(self, incoming: Incoming, name: str, target: Place) -> None:
+        """Give a file its name; FileExistsError where that is taken."""
+        source = incoming.place()
+        try:
+            source.link(target)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            # Where a file system has no links (exFAT), the name is taken first and then filled.
+            os.close(target.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            source.replace(target)
+            incoming.kept, incoming.is_moved = name, True
+            return
+        incoming.kept = name
+        if self.name not in SERVER_ONLY:  # its ctime counts, and a start leaves it where it is
+            source.unlink()
+            incoming.is_moved = True
+
+    def _copy(self, incoming: Incoming, name: str) -> None:
+        """Bring a file that has arrived to another file system of this tree, durably."""
+        with self.resolve(name, make=True) as place:
+            copy, source = self._create(place, incoming.size), incoming.file.fileno()
+        with undoing(self.unlink, name), undoing(copy.close):
+            position = 0
+            while piece := os.pread(source, BUFFER_BYTES, position):
+                position += len(piece)
+                write_all(copy, memoryview(piece))
+            os.fsync(copy.fileno())
+            incoming.replace(name, copy)
+
+    def link_in(self, name: str, folder: Folder, other: str) -> int:
+        """Give a folder's file a name here, too; return 0, or why it is gone or can have none."""
+        try:
+            with folder.resolve(other) as source, self.resolve(name, make=True) as target:
+                source.link(target)
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return error.errno or errno.EIO
+            raise
+        return 0
+
+    def _mark_removed(self, name: str) -> str:
+        """A name in `.incoming/` for a file that is going; empty where there can be none."""
+        mark = new_mark(name)
+        incoming = f"{INCOMING}/{mark}"
+        error = self.link_in(incoming, self, name)
+        if error == errno.EXDEV:
+            incoming = inner_name(name, mark)
+            error = self.link_in(incoming, self, name)
+        return "" if error else incoming
+
+    def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
+        """Write blocks to a file with the mode and mtime of `status`, in the place of an old one.
+
+        It is on disk for good after `os.sync`: many are written at once.
+        """
+        incoming = f"{INCOMING}/{secrets.token_hex(16)}"
+        with undoing(self.unlink, incoming), self.resolve(incoming, make=True) as place:
+            with self._create(place) as file:
+                for block in blocks:
+                    write_all(file, block)
+                os.fchmod(file.fileno(), status.st_mode & 0o777)
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            with self.resolve(name, make=True) as target:
+                place.replace(target)
+
+    @contextlib.contextmanager
+    def removing(self, names: Sequence[str]) -> Iterator[None]:
+        """Delete files once the block, which has the index forget them, is left without error.
+
+        What can then not be deleted keeps its mark, for the next start. OSError where the root is
+        gone: its files would be back with it.
+        """
+        marks: list[str] = []
+        if names:
+            with self.resolve(INCOMING, make=True):
+                pass
+        try:
+            for name in names:
+                marks.append(self._mark_removed(name))
+            yield
+        except BaseException:
+            self._unmark(marks)
+            raise
+        for name in names:
+            with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
+                place.unlink()
+                sync_folder(place.folder)
+        self._unmark(marks)
+
+    def _unmark(self, marks: Iterable[str]) -> None:
+        for mark in filter(None, marks):
+            self.unlink(mark)
 
 
 class Hash(Protocol):
@@ -6153,7 +6134,7 @@ class Receiving:
         self._release()
         incoming = self.incoming
         incoming.facts = probe(incoming.file, self._head or b"")
-        incoming.sha256, *rest = (digest.hexdigest() for digest in self.hashes)
+        incoming.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
         incoming.md5 = "".join(rest)
         return incoming
 
@@ -6226,7 +6207,8 @@ def write_block(file: io.FileIO, block: memoryview) -> None:
     """Write a block, of which only the file's last may have any length."""
     whole = len(block) - len(block) % BLOCK_BYTES
     written = write_direct(file, block[:whole]) if whole >= DIRECT_BYTES else 0
-    write_all(file, block[written:])
+    while written < len(block):
+        written += file.write(block[written:])
 
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # not on macOS
@@ -6255,7 +6237,7 @@ def write_direct(file: io.FileIO, block: memoryview) -> int:
 # What says that a file can have no other name there now, or is gone
 NO_LINK = frozenset({
     errno.ENOENT, errno.ENOTDIR, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK,
-    errno.ENOSPC, errno.EDQUOT,
+    errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
 })  # fmt: skip
 NO_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -6271,6 +6253,14 @@ def split_name(name: str) -> list[str]:
 def new_mark(name: str) -> str:
     """A fresh name in `.incoming/` for a file that lies under `name`, too."""
     return f"{secrets.token_hex(16)}.{mark_of(name)}"
+
+
+def inner_name(name: str, mark: str) -> str:
+    """A name in the `.incoming/` of the top folder that a file is in: a disk of its own.
+
+    Another server may have that folder as its root, and names of its own there.
+    """
+    return f"{name.partition('/')[0]}/{INCOMING}/{mark}{INNER}"
 
 
 def mark_of(name: str) -> str:
@@ -6297,26 +6287,32 @@ def open_folder(name: str, parent: int, make: bool) -> int:
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    try:
-        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
-        raise
+    descriptor = open_listable(folder)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
+def open_listable(folder: int) -> int:
+    try:
+        return os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
+
+
 def sync_folder(folder: int) -> None:
     """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    with opened(folder) as descriptor:
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
-                raise
+    descriptor = open_listable(folder)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
@@ -6839,17 +6835,10 @@ class Bucket(Folder):
 
     # What comes and goes
 
-    def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
-        """Send a file under the first of `names` that is free; return that name."""
-        for name in names:
-            try:
-                self._send_new(incoming, name)
-            except FileExistsError:
-                continue
-            return name
-        raise FileExistsError(f"no free name in {self.name}")
+    def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
+        """Do nothing: objects have no links, and are durable once they are sent."""
 
-    def _send_new(self, incoming: Incoming, name: str) -> None:
+    def _place(self, incoming: Incoming, name: str) -> None:
         """Send a file; FileExistsError where its name is taken."""
         with contextlib.suppress(FileNotFoundError):  # not all stores know If-None-Match
             self.stat(name)
@@ -6913,9 +6902,9 @@ class Bucket(Folder):
         finally:
             receiving.discard()
 
-    def link_in(self, name: str, folder: Folder, other: str) -> bool:
+    def link_in(self, name: str, folder: Folder, other: str) -> int:
         """Return that objects have no other names."""
-        return False
+        return errno.EPERM
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
@@ -8781,21 +8770,14 @@ class Headers:
     'a, b'
     """
 
-    __slots__ = ("_pairs", "_values")
+    __slots__ = ("_pairs", "_values", "get")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple((name.lower(), value.strip(" \t")) for name, value in pairs)
+        self._pairs = tuple([(name.lower(), value.strip(" \t")) for name, value in pairs])
         self._values = dict(self._pairs)
-        if len(self._values) != len(self._pairs):
+        if len(self._values) != len(self._pairs):  # joined by commas (RFC 9110 §5.3)
             self._values = {name: ", ".join(self.get_all(name)) for name in self._values}
-
-    @overload
-    def get(self, name: str) -> str | None: ...
-    @overload
-    def get(self, name: str, default: str) -> str: ...
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the value; several field lines are joined by commas (RFC 9110 §5.3)."""
-        return self._values.get(name, default)
+        self.get = self._values.get  # the value, or what is given instead
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return the value of each field line of that name, in order."""
@@ -8904,7 +8886,7 @@ def parse_request_head(head: bytes) -> RequestHead:
     else:
         authority, path, query = _parse_other_target(method, target)
         framing = framing._replace(host=authority or framing.host)
-    return RequestHead(method, target, path, query, version, *framing)
+    return tuple.__new__(RequestHead, (method, target, path, query, version, *framing))
 
 
 def parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
@@ -9253,6 +9235,7 @@ class MultipartParser:
         if delimiter[0] == b"--":
             self.finished = True
             self._read = MultipartParser._read_epilogue
+            return None
         elif self._parts == MAX_PARTS:
             raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
         else:
@@ -9340,12 +9323,16 @@ def parse_content_disposition(value: str) -> ContentDisposition:
     'a"b.jpg'
     """
     disposition, pairs = _parse_parameters(value)
-    parameters = _join_continuations(dict(pairs))
-    texts = {key: _form_text(parameters[key]) for key in ("name", "filename") if key in parameters}
-    name, filename = texts.get("name"), texts.get("filename")
+    parameters = dict(pairs)
+    extended = None
+    if "*" in value:
+        parameters = _join_continuations(parameters)
+        extended = _parse_extended_value(parameters.get("filename*", ""))
+    name, filename = parameters.get("name"), parameters.get("filename")
+    if not value.isascii() or "%" in value:
+        name, filename = name and _form_text(name), filename and _form_text(filename)
     if filename is not None:
         filename = _WINDOWS_FOLDER.sub("", filename)
-    extended = _parse_extended_value(parameters.get("filename*", ""))
     return ContentDisposition(disposition, name, filename if extended is None else extended)
 
 
@@ -9357,7 +9344,7 @@ def _join_continuations(parameters: dict[str, str]) -> dict[str, str]:
     """
     pieces: list[str] = []
     extended = "filename*0*" in parameters
-    for number in range(len(parameters) if "*" in "".join(parameters) else 0):
+    for number in range(len(parameters)):
         plain, coded = (parameters.pop(f"filename*{number}{star}", None) for star in ("", "*"))
         if plain is None and coded is None:
             break
@@ -9761,6 +9748,7 @@ LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
 TOO_SLOW = "The request took too long to arrive."
@@ -9916,6 +9904,7 @@ class Deferred(NamedTuple):
 
     kind: str  # of DEFERRED_THREADS
     work: Callable[[], Any]  # a Response
+    refuse: Callable[[HTTPError], Response] | None = None  # where too many wait
 
 
 Answer = Response | Deferred
@@ -10051,9 +10040,9 @@ class Connection:
 
     def take_head(self) -> bool:
         """Whether a request is here, its head whole; or what is none, and is refused."""
-        if self.received[:1] == b"\r":
-            self.received = skip_empty_lines(self.received)
         data = self.received
+        if data.startswith(b"\r"):
+            self.received = data = skip_empty_lines(data)
         if not data:
             return False
         self.began = time.monotonic()
@@ -10202,7 +10191,7 @@ class Connection:
             try:
                 if not isinstance(pending, FileSlice):
                     sent = self.socket.send(pending)
-                    self.pending = memoryview(pending)[sent:]
+                    self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
                 elif may_wait:
                     self.pending = self._send_slice(pending, SEND_BYTES)
                 elif pending.is_at_hand():
@@ -10441,8 +10430,8 @@ class ShortWorkers(Workers):
 
     def relieve(self) -> None:
         """Have the other threads do what waits behind a short job that is held up."""
-        with contextlib.suppress(queue.Empty):
-            while self._is_held_up():
+        while not self._short.empty() and self._is_held_up():
+            with contextlib.suppress(queue.Empty):
                 super().submit(self._short.get_nowait())
 
     def _is_held_up(self) -> bool:
@@ -10505,8 +10494,8 @@ class Service(Protocol):
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request in a thread, or accept it to be fed its body."""
 
-    def inline(self, head: RequestHead) -> Response | None:
-        """Answer a cheap request in the selector's thread, without blocking."""
+    def inline(self, head: RequestHead, turn: int) -> Response | None:
+        """Answer a cheap request without a body in a turn of the selector, without blocking."""
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request needs neither disk nor index, and waits for none that does."""
@@ -10588,7 +10577,7 @@ class Runner:
                 connection.deferred = answer
                 return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = connection.error(busy)
+            answer = (answer.refuse or connection.error)(busy)
         connection.begin(answer, whole=connection.skip_body())
         return None
 
@@ -10654,6 +10643,7 @@ class Reactor:
     """What the selector's thread does with a connection on which something has happened."""
 
     def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
+        self.turn = 0  # how often the selector has woken up
         self._service = service
         self._connections = connections
         self._runner = runner
@@ -10732,7 +10722,7 @@ class Reactor:
         head = connection.head
         if head is None or connection.response is not None:
             return True
-        response = self._service.inline(head)
+        response = None if head.has_body else self._service.inline(head, self.turn)
         if response is not None:
             connection.begin(response)
         elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
@@ -10795,7 +10785,9 @@ class Server(ThreadingHTTPServer):
         while not self._is_over():
             patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
             patience = PATIENCE_SECONDS if short.is_waiting() else patience
-            for key, _ in self._selector.select(patience):
+            ready = self._selector.select(patience)
+            self._reactor.turn += 1
+            for key, _ in ready:
                 if isinstance(key.data, Connection):
                     self._attempt(self._reactor.on_ready, key.data)
                 else:
@@ -10850,10 +10842,9 @@ class Server(ThreadingHTTPServer):
     def _accept_one(self) -> bool:
         try:
             sock, address = self.socket.accept()
-        except BlockingIOError:
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self.connections.make_room()
+        except OSError as error:  # nobody is there, or is gone already
+            if error.errno in NO_DESCRIPTORS:
+                self.connections.make_room()
             return False
         sock.setblocking(False)
         self.process_request(sock, address)
@@ -10925,6 +10916,7 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+FOLDERS_SECONDS = 0.01  # between looks at the folders of one: 2 µs, an eighth of its answer
 MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
@@ -11056,40 +11048,60 @@ def deferred(kind: str) -> Callable[[Callable[..., Response]], Callable[..., Def
     return declare
 
 
+Choice = Mapping[str, tuple[Route, dict[str, str]]]  # by method, with the path's parameters
+
+
 class RouteTable:
-    """Routes by their number of segments and first segment."""
+    """Routes by their number of segments and first segment, specific ones first."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._table: dict[tuple[int, str], list[tuple[list[str], Route]]] = {}
-        self._literal: dict[str, list[tuple[Route, dict[str, str]]]] = {}
+        self._table: dict[tuple[int, str], dict[tuple[str, ...], dict[str, Route]]] = {}
         for item in routes:
             for path in (item.path, *item.aliases):
-                if "{" not in path:
-                    self._literal.setdefault(path.rstrip("/"), []).append((item, {}))
-                segments = path.strip("/").split("/")
-                self._table.setdefault((len(segments), segments[0]), []).append((segments, item))
+                segments = tuple(path.strip("/").split("/"))
+                alike = self._table.setdefault((len(segments), segments[0]), {})
+                alike.setdefault(segments, {}).setdefault(item.method, item)
+        for key, alike in self._table.items():
+            self._table[key] = dict(sorted(alike.items(), key=lambda each: shape_of(each[0])))
+        self._literal: dict[str, Choice] = {
+            f"/{'/'.join(segments)}".removesuffix("/"): {
+                method: (item, {}) for method, item in methods.items()
+            }
+            for alike in self._table.values()
+            for segments, methods in alike.items()
+            if not any(shape_of(segments))
+        }
 
-    def find(self, path: str) -> list[tuple[Route, dict[str, str]]]:
-        """The routes of a percent-encoded path with their parameters, specific ones first.
+    def find(self, path: str) -> Choice:
+        """The routes of a percent-encoded path.
 
         A segment that is named literally wins over a parameter, the first one that differs
         deciding. A trailing slash is optional. Raises 400 for a path that is not UTF-8.
         """
-        if literal := self._literal.get(path.removesuffix("/")):  # most are, and cost no search
+        path = path.removesuffix("/")
+        if literal := self._literal.get(path):  # most are, and cost no search
             return literal
-        segments = path[1:].removesuffix("/").split("/")
         try:
-            parts = [unquote(segment, errors="strict") for segment in segments]
+            parts = [unquote(segment, errors="strict") for segment in path[1:].split("/")]
         except UnicodeDecodeError:
             raise HTTPError(400, "The path is not UTF-8.") from None
-        found = []
-        for segments, item in self._table.get((len(parts), parts[0]), ()):
+        found: dict[str, tuple[Route, dict[str, str]]] = {}
+        first: tuple[str, ...] = ()  # that matches; only what is as specific counts, too
+        for segments, methods in self._table.get((len(parts), parts[0]), {}).items():
+            if found and shape_of(segments) != shape_of(first):
+                break
             parameters = match_segments(segments, parts)
             if parameters is not None:
-                shape = [segment.startswith("{") for segment in segments]
-                found.append((shape, item, parameters))
-        best = min((shape for shape, _, _ in found), default=[])
-        return [(item, parameters) for shape, item, parameters in found if shape == best]
+                first = first or segments
+                for method, item in methods.items():
+                    found.setdefault(method, (item, parameters))
+        return found
+
+
+@functools.cache
+def shape_of(segments: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which segments of a route's path are parameters."""
+    return tuple(segment.startswith("{") for segment in segments)
 
 
 def match_segments(segments: Sequence[str], parts: Sequence[str]) -> dict[str, str] | None:
@@ -11258,16 +11270,20 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile:
-    """A file that was asked for, good as long as `path` is the same file in this state.
+    """A file that was asked for, good as long as its path is the same file in this state.
 
     The bytes of a small one are in `content`; the usual answers are put together once.
     """
 
     def __init__(
-        self, path: str, status: os.stat_result, content: Content, access: Access, route: int
-    ) -> None:
-        self.path = path
-        self.state = hot_state(status)  # a link on the way would lead to another file
+        self, root: str, name: str, status: os.stat_result, content: Content, access: Access,
+        route: int,
+    ) -> None:  # fmt: skip
+        self.path = f"{root}/{name}"
+        above = itertools.accumulate(name.split("/")[:-1], "{}/{}".format, initial=root)
+        self._folders = [*above][1:]  # below the root, where no link is followed
+        self._looked_at = -math.inf  # when they were, monotonic
+        self.state = hot_state(status)
         self.content = content
         self.is_small = bool(content.source)
         self.fields = tuple(content.headers())
@@ -11275,6 +11291,18 @@ class HotFile:
         self.route = route
         self.prepared: dict[int, Response] = {}  # by status
         self.forgotten = 0  # SharedProgress's count: it may have been hidden by a scan since
+        self.seen = 0  # the turn in which `is_current` was last true
+
+    def is_current(self, status: os.stat_result) -> bool:
+        """Whether what is at its path is the same file, and no link has led to it."""
+        if self.state != hot_state(status):
+            return False
+        now = time.monotonic()
+        if now > self._looked_at + FOLDERS_SECONDS:
+            if not all(stat.S_ISDIR(os.lstat(folder).st_mode) for folder in self._folders):
+                return False
+            self._looked_at = now
+        return True
 
     def choose(self, head: RequestHead) -> int:
         """The status of an answer that can be put together once; 0: it has to be made for this."""
@@ -11829,7 +11857,7 @@ class App:
     def takes_uploads(self) -> bool:
         """Whether the disks below the storage folder are there that uploads lie on."""
         absent = self.scanner.absent_mounts(self.library)
-        return not any(f"{path}/".startswith(("media/", "uploads/")) for path in absent)
+        return not [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]
 
     @contextlib.contextmanager
     def disk(self, root: str) -> Iterator[None]:
@@ -11895,6 +11923,7 @@ class Request:
         self.query: dict[str, Any] = {}  # declared fields of the query, by name
         self.fields: dict[str, Any] = {}  # and of the body; those not sent are left out
         self.room = MAX_BYTES  # what the caller may store yet
+        self.body: BodyReader | None = None  # until it has been read, or forgotten
         self.upload: Incoming | None = None
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
@@ -12364,14 +12393,18 @@ def upload_limit(request: Request, upload: Upload | None) -> Limit:
     """What the file of a body may have: by its setting, its token and what there is room for."""
     settings, grant = request.app.settings, request.principal.grant
     size: int = getattr(settings, upload.limit) if upload else 0
-    setting = upload.limit.upper() if upload else ""
-    limits = [Limit(size, f"The file is larger than {format_size(size)} ({setting}).")]
+    limits = [setting_limit(upload.limit if upload else "", size)]
     if grant and grant.max_bytes:
         lets = f"the {format_size(grant.max_bytes)} that its token lets upload"
         limits.append(Limit(grant.max_bytes, f"The file is larger than {lets}."))
     if request.room < size:
         limits.append(Limit(request.room, quota_sentence(settings, request.room)))
     return min(limits)
+
+
+@functools.cache
+def setting_limit(name: str, size: int) -> Limit:
+    return Limit(size, f"The file is larger than {format_size(size)} ({name.upper()}).")
 
 
 def quota_sentence(settings: Settings, room: int) -> str:
@@ -12510,7 +12543,8 @@ class Content(NamedTuple):
         if self.mime_type == "image/svg+xml":
             headers.append(("Content-Security-Policy", SVG_POLICY))
         elif self.filename and self.mime_type.partition("/")[0] not in {"image", "video", "audio"}:
-            headers.append(("Content-Disposition", content_disposition_attachment(self.filename)))
+            name = printable(self.filename)
+            headers.append(("Content-Disposition", content_disposition_attachment(name)))
         if self.encoding:
             headers.append(("Content-Encoding", self.encoding))
         return headers
@@ -12544,21 +12578,23 @@ def content_response(
 
     `known` are the content's header fields, where they are put together already.
     """
-    # Ranges are defined for GET alone (§14.2).
-    headers = head.headers
-    fields, about = [*known] or content.headers(), (content.etag, content.last_modified)
+    headers, fields, ranges = head.headers, [*known] or content.headers(), None
     held = None if isinstance(content.source, bytes) else content.source
-    if precondition_failed(headers, *about):
-        raise HTTPError(412, "The file is not the one that the request is about.")
-    if not_modified(headers, *about):
-        return Response(304, fields[2:], resource=held)
-    ranges = None
-    if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
-        ranges = parse_range(headers.get("range", ""), content.size)
+    if not head.is_plain:
+        about = (content.etag, content.last_modified)
+        if precondition_failed(headers, *about):
+            raise HTTPError(412, "The file is not the one that the request is about.")
+        if not_modified(headers, *about):
+            return Response(304, fields[2:], resource=held)
+        # Ranges are defined for GET alone (§14.2).
+        if "range" in headers and head.method == "GET" and if_range_holds(headers, *about):
+            ranges = parse_range(headers.get("range", ""), content.size)
     if content.internal and (len(ranges) == 1 if ranges else "range" not in headers):
         if ranges is None:
             fields.remove(("Accept-Ranges", "bytes"))  # nginx adds its own to a whole file
         return Response(200, [*fields, ("X-Accel-Redirect", content.internal)], resource=held)
+    if ranges is None and isinstance(content.source, bytes):
+        return Response(200, fields, content.source)
     if ranges is None:
         body = [*content.cut(0, content.size - 1)] if content.size else []
         return Response(200, fields, body, content.size, held)
@@ -12660,27 +12696,45 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = self.inline(head, may_wait=True)
+        hot = None if head.has_body else self.inline(head, turn=0)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
-        answer = self.attempt(request, functools.partial(self.accept, request))
+        answer = self.attempt(request, self.accept, request)
         # What reads an empty body, too, has it whole.
         return answer if isinstance(answer, Answer) or head.has_body else answer.finish()
 
-    def attempt(self, request: Request, step: Callable[[], T]) -> T | Answer:
+    def attempt(self, request: Request, step: Callable[..., T], *given: Any) -> T | Answer:
         """Take a step towards an answer, and complete it; what the step raises is answered."""
+        outcome: T | Answer
         try:
-            outcome = step()
+            outcome = step(*given)
         except Exception as error:
-            return self.refuse(request, error)
-        if isinstance(outcome, Response):
-            self.finish(request.head, outcome, request.answer_headers)
-            request.sign(outcome)
-        elif isinstance(outcome, Deferred):
-            work = functools.partial(self.attempt, request, outcome.work)
-            return outcome._replace(work=work)
+            outcome = self.refuse(request, error)
+        else:
+            if isinstance(outcome, Response):
+                self.finish(request.head, outcome, request.answer_headers)
+                request.sign(outcome)
+            elif isinstance(outcome, Deferred):
+                work = functools.partial(self.attempt, request, outcome.work)
+                refuse = functools.partial(self.refuse, request)
+                outcome = outcome._replace(work=work, refuse=refuse)
+            else:
+                return outcome
+        if request.body is not None:
+            self.abandon(request)
         return outcome
+
+    def abandon(self, request: Request) -> None:
+        """Forget what has come of the body of a request that has ended."""
+        self.give_back_use(request)
+        body, request.body = request.body, None
+        # What stays in `.incoming/` goes at the next start
+        with contextlib.suppress(OSError, sqlite3.Error):
+            if body is not None:
+                body.discard()
+            if request.upload is not None:
+                request.upload.discard()
 
     def refuse(self, request: Request, error: Exception) -> Response:
         problem = as_http_error(error)
@@ -12691,11 +12745,10 @@ class Application:
         request.sign(response)
         return response
 
-    def take_use(self, request: Request, item: Route) -> None:
+    def take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
-        grant = request.principal.grant
         goes_on = item.access is Access.TARGET and item.method != "POST"
-        if grant and grant.uses and item.access is not Access.OPEN and not goes_on:
+        if grant.uses and item.access is not Access.OPEN and not goes_on:
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12710,18 +12763,17 @@ class Application:
     def accept(self, request: Request) -> Answer | Exchange:
         """Judge a request by its head alone; if it has no body to be read, answer it, too."""
         head = request.head
-        found = {
-            item.method: (item, parameters)
-            for item, parameters in reversed(self.routes.find(head.path))
-        }
-        for item, _ in [*found.values()][:1]:  # an error before the choice is this family's
+        found = self.routes.find(head.path)
+        for item, _ in found.values():  # an error before the choice is this family's
             request.family, request.answer_headers = item.family, item.headers
-        preflight = "access-control-request-method" in head.headers
-        method = head.headers.get("x-http-method-override")
-        if method and (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
+            break
+        if (request.family, head.method) == ("files", "POST"):  # tus: instead of PATCH
+            method = head.headers.get("x-http-method-override") or head.method
             request.head = head = head._replace(method=method)
-        if head.method == "OPTIONS" and (found or head.path == "*" or preflight):
-            return self.answer_options(request, found)
+        if head.method == "OPTIONS":
+            preflight = "access-control-request-method" in head.headers
+            if found or head.path == "*" or preflight:
+                return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
         writer = self.app.settings.read_only
@@ -12730,19 +12782,21 @@ class Application:
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
-        self.take_use(request, item)
-        problems: list[FieldError] = []
-        parsed = collect_declared(item.parameters, parameters, "path", problems)
-        request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
-        if problems:
-            raise ValidationError(*problems)
-        parameters = {**parameters, **parsed}
+        if request.principal.grant:
+            self.take_use(request, request.principal.grant, item)
+        if item.parameters or item.query:
+            problems: list[FieldError] = []
+            parsed = collect_declared(item.parameters, parameters, "path", problems)
+            request.query = collect_declared(item.query, dict(request.pairs), "query", problems)
+            if problems:
+                raise ValidationError(*problems)
+            parameters = {**parameters, **parsed}
         if item.before is not None:
             item.before(self.app, request, **parameters)
         if item.body is not None:
-            body = open_body(request, item.body, parameters)
-            if body is not None:
-                return Accepted(self, request, item, parameters, body)
+            request.body = open_body(request, item.body, parameters)
+            if request.body is not None:
+                return Accepted(self, request, item, parameters)
             if item.body.wrapper:
                 raise ValidationError(
                     FieldError("body", item.body.wrapper, "is required", "missing")
@@ -12750,9 +12804,7 @@ class Application:
             request.fields = parse_form(request, item.body, {})
         return item.handler(self.app, request, **parameters)
 
-    def choose(
-        self, head: RequestHead, found: Mapping[str, tuple[Route, dict[str, str]]]
-    ) -> tuple[Route, dict[str, str]]:
+    def choose(self, head: RequestHead, found: Choice) -> tuple[Route, dict[str, str]]:
         """The route of a method; 404 or 405."""
         if not found:
             raise HTTPError(404, "There is nothing at this path.")
@@ -12767,11 +12819,10 @@ class Application:
         request.pairs = parse_query(query) if query else []
         tokens = [value for name, value in request.pairs if name == "token"]
         token = ",".join(tokens) if tokens else None  # two are one malformed one
-        authorization = request.headers.get("authorization")
         # A foreign page can send a cookie with what changes something, but not with a bearer
         cookies = request.headers.get("cookie", "") if request.is_read else ""
         principal = find_principal(
-            authorization, token, app.keys, time.time(), app.tokens, cookies
+            request.head.authorization, token, app.keys, time.time(), app.tokens, cookies
         )
         user_id = principal.user_id
         if user_id and app.index.users.refuses(user_id, principal.issued):
@@ -12779,11 +12830,12 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = ANONYMOUS
-        request.principal = narrow(principal, request.head.method, unquote(request.head.path))
+        if principal.grant:
+            path = unquote(request.head.path)
+            principal = narrow(principal.grant, request.head.method, path)
+        request.principal = principal
 
-    def answer_options(
-        self, request: Request, found: Mapping[str, tuple[Route, dict[str, str]]]
-    ) -> Response:
+    def answer_options(self, request: Request, found: Choice) -> Response:
         """Say what is possible; to a browser's preflight also that it may (Fetch Standard)."""
         head = request.head
         allow = format_allow(found) if found else "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -12808,16 +12860,20 @@ class Application:
     ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
         response.headers += more
-        origin = head.headers.get("origin", "")
-        response.headers += cors_headers(self.app.settings.cors_allow_origins, origin)
+        if origins := self.app.settings.cors_allow_origins:
+            response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or len(body) <= GZIP_BYTES:
+        if not isinstance(body, bytes) or response.headers[0] != ("Content-Type", JSON_TYPE):
             return
-        if response.headers[0] != ("Content-Type", JSON_TYPE):
-            return
-        response.headers.append(("Vary", "Accept-Encoding"))
-        if accepts_gzip(head.headers):
+        if is_long := len(body) > GZIP_BYTES:
+            response.headers.append(("Vary", "Accept-Encoding"))
+        name, tag = response.headers[1]
+        if name == "ETag" and not_modified(head.headers, tag, None):
+            # With the fields of the 200 that it stands for (RFC 9110 §15.4.5)
+            response.status, response.body, response.length = 304, b"", None
+            del response.headers[0]
+        elif is_long and accepts_gzip(head.headers):
             response.body = gzip_bytes(body)
             response.length = len(response.body)
             response.headers.append(("Content-Encoding", "gzip"))
@@ -12847,17 +12903,18 @@ class Application:
         anonymous = head.authorization is None and "cookie" not in head.headers
         return head.target in self._prompt and anonymous and not head.has_body
 
-    def inline(self, head: RequestHead, may_wait: bool = False) -> Response | None:
+    def inline(self, head: RequestHead, turn: int) -> Response | None:
         """The answer to a GET of a hot file by who is known to be let; None for all else.
 
-        Unless it `may_wait`, None also where the disk would have to be waited for.
+        Within one turn a file on disk is looked at once. In the turn 0, which is a thread's, the
+        disk may be waited for; in others that gives None.
         """
         app, hot = self.app, self.app.hot.get(head.target)
-        if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
+        if hot is None or head.method not in {"GET", "HEAD"}:
             return None
         if hot.forgotten != app.scanner.progress.forgotten[0]:
             return None
-        if not may_wait and is_remote(hot.state[0]):
+        if turn and is_remote(hot.state[0]):
             return None
         principal = ANONYMOUS
         if head.authorization is not None or hot.access is not OPEN:
@@ -12868,8 +12925,10 @@ class Application:
         status = hot.choose(head)
         try:
             if status or hot.is_small:
-                if hot.state != hot_state(os.lstat(hot.path)):
-                    return None
+                if hot.seen != turn or not turn:
+                    if not hot.is_current(os.lstat(hot.path)):
+                        return None
+                    hot.seen = turn
                 content = hot.content
             else:
                 content = open_hot(hot)
@@ -12884,7 +12943,7 @@ class Application:
             close_source(content)
             response = error_response(error, "")
         response.route, response.principal = hot.route, str(principal)
-        if not may_wait and response.resource and not is_ready(head, response):
+        if turn and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
@@ -12914,41 +12973,31 @@ class Accepted:
 
     def __init__(
         self, application: Application, request: Request, item: Route,
-        parameters: Mapping[str, Any], body: BodyReader,
+        parameters: Mapping[str, Any],
     ) -> None:  # fmt: skip
+        assert request.body is not None
+        self.interim = request.interim
         self._application = application
         self._request = request
         self._item = item
         self._parameters = parameters
-        self._body = body
-
-    @property
-    def interim(self) -> Sequence[tuple[str, str]]:
-        return self._request.interim
+        self._body = request.body
 
     def feed(self, piece: memoryview) -> Answer | None:
-        return self._attempt(functools.partial(self._body.feed, piece))
+        return self._application.attempt(self._request, self._body.feed, piece)
 
     def pause(self) -> Answer | None:
-        return self._attempt(self._body.pause)
+        return self._application.attempt(self._request, self._body.pause)
 
     def finish(self) -> Answer:
-        answer = self._attempt(self._answer)
-        assert answer is not None
-        return answer
-
-    def _attempt(self, step: Callable[[], T]) -> T | Answer:
-        answer = self._application.attempt(self._request, step)
-        if answer is not None:
-            self.abandon()  # what is left
-        return answer
+        return self._application.attempt(self._request, self._answer)
 
     def _answer(self) -> Answer:
         request, spec = self._request, self._item.body
         assert spec is not None
         request.fields = parse_form(request, spec, self._body.finish())
         response = self._item.handler(request.app, request, **self._parameters)
-        upload, request.upload = request.upload, None
+        upload, request.upload, request.body = request.upload, None, None
         if upload is not None:
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
@@ -12960,20 +13009,15 @@ class Accepted:
         return self._application.refuse(self._request, error)
 
     def abandon(self) -> None:
-        self._application.give_back_use(self._request)
-        # What stays in `.incoming/` goes at the next start
-        with contextlib.suppress(OSError, sqlite3.Error):
-            self._body.discard()
-            if self._request.upload is not None:
-                self._request.upload.discard()
+        self._application.abandon(self._request)
 
 
 def open_hot(hot: HotFile) -> Content:
     """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    if hot.state != hot_state(os.fstat(source.fileno())):
-        source.close()
-        raise FileNotFoundError(hot.path)
+    with undoing(source.close):
+        if not hot.is_current(os.fstat(source.fileno())):
+            raise FileNotFoundError(hot.path)
     return hot.content._replace(source=source)
 
 
@@ -13140,20 +13184,6 @@ def find_readable(
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
-def find_named(app: App, folder: Folder, path: str) -> Located:
-    """What is known of a file by its name, read again if it was changed on disk; 404."""
-    try:
-        found = app.index.files.get(folder.name, path)
-        # An earlier program's file may not have been scanned yet
-        unseen = found is None and folder is app.images and not path.startswith(".")
-        changed = found and folder.is_scanned and not found[0].matches(folder.stat(path))
-        if changed or (unseen and folder.is_scanned):
-            found = app.scanner.refresh(folder, path)
-    except (OSError, ValueError):
-        found = None
-    return existing(found, NO_FILE)
-
-
 S3_URL_SECONDS = 300  # that a URL of an object is good for
 S3_URL_RULE = f"private, max-age={S3_URL_SECONDS // 2}"
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
@@ -13165,10 +13195,34 @@ def caching(app: App, file: File, rule: str) -> str:
     return f"{'private' if private else 'public'}, {rule}"
 
 
+class FileChanged(HTTPError):
+    """What the index says of a file is true no more."""
+
+    def __init__(self) -> None:
+        super().__init__(404, NO_FILE)
+
+
+def named_response(app: App, request: Request, folder: Folder, path: str, rule: str) -> Response:
+    """Answer with the file of a name, which is read again if it was changed on disk; 404."""
+    try:
+        found = app.index.files.get(folder.name, path)
+        if found is not None:
+            return file_response(app, request, found, rule)
+        # An earlier program's file may not have been scanned yet
+        unseen = folder is app.images and folder.is_scanned and not path.startswith(".")
+    except FileChanged:
+        unseen = True
+    try:
+        found = app.scanner.refresh(folder, path) if unseen else None
+    except (OSError, ValueError):
+        found = None
+    return file_response(app, request, existing(found, NO_FILE), rule)
+
+
 def file_response(
     app: App, request: Request, found: Located, rule: str, by_link: bool = False
 ) -> Response:
-    """Answer with a file as it was when it was read; 404 if it is that no more.
+    """Answer with a file as it was when it was read; FileChanged if it is that no more.
 
     What is shared `by_link` is nobody's to keep for others: the link may end.
     """
@@ -13177,12 +13231,12 @@ def file_response(
     folder, modified = app.folders[file.root], file.mtime_ns / 1e9
     if folder.make:  # a link made of an older file has that one's time, maybe another user's
         modified = max(modified, file.added)
-    about = (file.size, asset.mime_type, file.sha256, modified, rule)
-    name = posixpath.basename(printable(file.path))
+    name = posixpath.basename(file.path)
+    about = (file.size, asset.mime_type, file.sha256, modified, rule, name)
     if isinstance(folder, Bucket):
         reader = folder.stream(file)
         with app.disk(file.root):
-            return object_response(request, Content(reader, *about, name), reader)
+            return object_response(request, Content(reader, *about), reader)
     try:
         with app.disk(file.root):
             source = folder.open(file.path)
@@ -13192,14 +13246,13 @@ def file_response(
         cleanup.callback(source.close)
         status = os.fstat(source.fileno())
         if not file.matches(status):
-            raise HTTPError(404, NO_FILE)
+            raise FileChanged
         small = file.size <= HOT_FILE_BYTES
         internal = "" if small else internal_location(request, file)
         held = source.read(file.size + 1) if small else source
-        content = Content(held, *about, name, internal)
-        if not by_link:
-            remember_hot(app, request, file, content, status)
-        response = content_response(request.head, content)
+        content = Content(held, *about, internal)
+        hot = None if by_link else remember_hot(app, request, file, content, status)
+        response = content_response(request.head, content, hot.fields if hot else ())
         if not small:
             cleanup.pop_all()
     return response
@@ -13246,20 +13299,21 @@ HOT_ACCESS = {"library": READ, "images": PRIVATE_READ}  # what leads to files of
 
 def remember_hot(
     app: App, request: Request, file: File, content: Content, status: os.stat_result
-) -> None:
+) -> HotFile | None:
     """Have the next GETs of a file, which was found like this, answered without the index."""
     access = HOT_ACCESS.get(file.root)
     if access is None or request.head.query or content.internal:
-        return
+        return None
     if access is READ and not app.settings.read_auth_enabled:
         access = OPEN
     if not isinstance(content.source, bytes):
         if app.settings.accel_redirect:
-            return
+            return None
         content = content._replace(source=b"")
-    path = f"{app.folders[file.root].path}/{file.path}"
-    hot = HotFile(path, status, content, access, request.route)
+    root = app.folders[file.root].path
+    hot = HotFile(root, file.path, status, content, access, request.route)
     app.remember(request.head.target, hot)
+    return hot
 
 
 def store_upload(
@@ -13273,16 +13327,8 @@ def store_upload(
     duplicate = find_duplicate(app, incoming.sha256, folder.name) if may_link else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    status = folder.status(incoming)
+    status = incoming.status()
     return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
-
-
-def finish_upload(app: App, incoming: Incoming, file: File) -> None:
-    """Let go of the name in `.incoming/` of a file that the index knows, and note its ctime."""
-    status = incoming.discard(undo=False)
-    if status and status.st_ctime != file.ctime:  # before Linux 6.13 it is often the same tick
-        with contextlib.suppress(sqlite3.Error):  # it is stored: the next scan reads it again
-            app.index.files.set_ctime(file, status.st_ctime)
 
 
 def remove_for_good(
@@ -13362,7 +13408,6 @@ def upload_media(app: App, request: Request) -> Response:
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
-    finish_upload(app, incoming, file)
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -13376,8 +13421,8 @@ def upload_media(app: App, request: Request) -> Response:
 @route("GET", "/media/{filename}", READ, "media", {200: "file"})
 def get_media(app: App, request: Request, filename: str) -> Response:
     """A public image."""
-    found = find_named(app, app.library, f"{MEDIA_FOLDER}/{filename}")
-    return file_response(app, request, found, "max-age=3600")
+    path = f"{MEDIA_FOLDER}/{filename}"
+    return named_response(app, request, app.library, path, "max-age=3600")
 
 
 @route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
@@ -13511,7 +13556,7 @@ def rendered_content(app: App, file: File, data: bytes, vary: str = "") -> Conte
 @route("GET", "/image/{filename:image}", PRIVATE_READ, "images", {200: "file"})
 def get_private_image(app: App, request: Request, filename: str) -> Response:
     """A private image."""
-    return file_response(app, request, find_named(app, app.images, filename), "no-cache")
+    return named_response(app, request, app.images, filename, "no-cache")
 
 
 @route("GET", "/image/{sha256}", READ, "library", {200: "file"})
@@ -13550,7 +13595,6 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
-        finish_upload(app, incoming, file)
         app.scanner.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
@@ -13611,7 +13655,6 @@ def upload_private_image(app: App, request: Request) -> Response:
     app.index.write(
         lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_scanned
     )
-    finish_upload(app, incoming, file)
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
@@ -14220,11 +14263,10 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
         existing(has_file(request, record))
-    if record.sha256:
-        found = existing(find_duplicate(app, record.sha256, "library", "entities"), NO_FILE)
-    else:
-        found = find_named(app, app.users, existing(record.path))
-    return file_response(app, request, found, "no-cache")
+    if not record.sha256:
+        return named_response(app, request, app.users, existing(record.path), "no-cache")
+    found = find_duplicate(app, record.sha256, "library", "entities")
+    return file_response(app, request, existing(found, NO_FILE), "no-cache")
 
 
 def find_signed(app: App, request: Request, key: str) -> MediaRecord:
@@ -14940,7 +14982,6 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
-    finish_upload(app, incoming, placed[0])
     app.scanner.wake()
     return placed
 
@@ -16544,10 +16585,10 @@ def list_items(app: App, request: Request) -> Response:
         groups, summary = make_catalogue(items, query)
         summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+        return tagged_json(to_json({**gallery_state(app, request), **summary}))
     if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
+    return tagged_json(zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
@@ -16565,14 +16606,11 @@ def gallery_state(app: App, request: Request) -> dict[str, Any]:
     }
 
 
-def tagged_json(request: Request, text: str) -> Response:
-    """Answer with JSON that a browser keeps and asks about each time."""
-    body = text.encode("utf-8", "replace")
-    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
-    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
-    if not_modified(request.headers, etag, None):
-        return Response(304, about)
-    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+def tagged_json(text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time: it may get a 304."""
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+    etag = f'W/"{digest}"'  # weak: it may be compressed
+    return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
 
 
 # -- The gallery: its page -----------------------------------------------------------------
@@ -19506,7 +19544,7 @@ class BackupCopier(Copier):
                 times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
                 if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:
                     target.unlink(file.path)
-                    return target.link_in(file.path, folders[other.root], other.path)
+                    return not target.link_in(file.path, folders[other.root], other.path)
         return False
 
 
