@@ -250,8 +250,10 @@ def parse_database_url(text: str) -> Path:
 
 
 def parse_public_url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#\"<>\\]+(/[^\s?#\"<>\\]*)?", text):
-        raise ValueError(f"{text!r} is no http or https URL")
+    # It stands in headers, which carry ASCII (RFC 3986 §2)
+    if not re.fullmatch(r"https?://[\w.~:\[\]%-]+(/[!$-;=@-\[\]_a-z~]*)?", text, re.ASCII):
+        problem = "is no http or https URL, written in ASCII (xn--…, %C3%A9) and without a user"
+        raise ValueError(f"{text!r} {problem}")
     return text.rstrip("/")
 
 
@@ -269,7 +271,8 @@ def parse_networks(text: str) -> tuple[str, ...]:
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    # As browsers send them: in lower case
+    origins = tuple(part.strip().rstrip("/").lower() for part in text.split(",") if part.strip())
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,\"]+|null", origin):
             raise ValueError(f"{origin!r} is no origin like https://photos.example.org")
@@ -6041,9 +6044,13 @@ class Folder(Tree):
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Delete files once the block, which has the index forget them, is left without error.
 
-        What can then not be deleted keeps its mark, for the next start.
+        What can then not be deleted keeps its mark, for the next start. OSError where the root is
+        gone: its files would be back with it.
         """
         marks: list[str] = []
+        if names:
+            with self.resolve(INCOMING, make=True):
+                pass
         try:
             for name in names:
                 marks.append(self._mark_removed(name))
@@ -12359,7 +12366,8 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
         raise ValueError(constant)
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        # A surrogate, which is no text, is let through for the families to refuse
+        value = json.loads(text.decode("utf-8-sig", "surrogatepass"), parse_constant=refuse)
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
     if isinstance(value, list) and spec.list_field:
@@ -12417,7 +12425,7 @@ class FormBody:
 
     def _begin(self, part: Part) -> None:
         self._part = part
-        if self._upload and part.name == self._upload.name and part.filename is not None:
+        if self._upload and part.name == self._upload.name and part.filename:
             self._receiving = begin_upload(self._request, self._upload, part.filename, self._limit)
         elif part.filename and part.name in self._declared:
             raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
@@ -12436,7 +12444,8 @@ class FormBody:
         part, self._part = self._part, None
         assert part is not None
         if self._receiving is not None:
-            end_upload(self._request, self._receiving, part.filename or "")
+            self._request.upload = self._receiving.finish()
+            self._request.upload.filename = part.filename or ""
             self._receiving = None
             return
         text, self._text = self._text, bytearray()
@@ -12546,17 +12555,14 @@ def check_upload(app: App, upload: Upload, filename: str | None) -> None:
         parse_value(Field(upload.name), filename, "body")
         if upload.check_name:
             upload.check_name(filename)
-    if not app.folders[upload.folder].make and not app.takes_uploads():
+    if not app.folders[upload.folder].make:
+        need_mounts(app)
+
+
+def need_mounts(app: App) -> None:
+    """Refuse to change what lies on disks below the storage folder while one of them is gone."""
+    if not app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
-
-
-def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
-    """Hand over a complete file; an empty name is a form's way to say: no file."""
-    if not filename:
-        receiving.discard()
-        return
-    request.upload = receiving.finish()
-    request.upload.filename = filename
 
 
 # -- Answers -----------------------------------------------------------------------------
@@ -13295,7 +13301,7 @@ FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
 
 def caching(app: App, file: File, rule: str) -> str:
     """A rule for caches: private ones only, unless everyone may read the file."""
-    private = app.settings.read_auth_enabled or file.root != "library"
+    private = app.settings.read_auth_enabled or file.root not in {"library", "entities"}
     return f"{'private' if private else 'public'}, {rule}"
 
 
@@ -13535,6 +13541,7 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
     existing(app.index.files.get("library", path), NO_FILE)
+    need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
     sha256, dropped = existing(removed, NO_FILE)  # or gone by another request, meanwhile
@@ -18984,9 +18991,7 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
 def parse_command_line(arguments: Sequence[str]) -> Call:
     """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
-    option = functools.partial(
-        re.sub, r"^--[a-z0-9-]+", lambda m: "--" + m[0][2:].replace("-", "_")
-    )
+    option = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
     given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
@@ -19012,13 +19017,13 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
-    warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
+    warn_of_names(os.environ, dotenv)
     return Call(found[0], settings, found[1], chosen)
 
 
 def make_folders(settings: Settings) -> None:
     """Make the server's own folders, and STORAGE_DIR where the index is new."""
-    if settings.storage_dir.exists() or not settings.database_url.exists():
+    if settings.storage_dir.exists() or not settings.database_url.is_file():
         if make_folder("STORAGE_DIR", settings.storage_dir, 0o755):
             warn(f"made the folder {settings.storage_dir}, which was not there")
     elif settings.database_dir.is_relative_to(settings.storage_dir):

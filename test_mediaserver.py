@@ -574,7 +574,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special["log_format"] = "JSON"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
-        for spelled in (name, name.replace("_", "-")):
+        for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
             text = special.get(name) or fitting[0]
             arguments = ["--storage_dir", "/s", f"--{spelled}", text]
@@ -642,6 +642,7 @@ def test_python_dotenv_reads_dotenv_like_us(text):
         ("DATABASE_DIR", "S3://family/data"), ("UPLOAD_DIR", "s3://a/b"),
         ("DATABASE_URL", "sqlite://"), ("PUBLIC_URL", "photos.example.org"),
         ("PUBLIC_URL", "http://x/\r\nX: y"), ("TRUSTED_PROXIES", "nginx"),
+        ("PUBLIC_URL", "https://中.example"), ("PUBLIC_URL", "https://me@photos.example"),
         ("CORS_ALLOW_ORIGINS", "https://a.example/path"), ("AUTH_TOKEN", ""),
         ("MEDIA_SERVER_SECRET", " "), ("JWT_SIGNING_KEY", "\t"),
     ],
@@ -684,6 +685,7 @@ def test_what_cannot_be_meant_exits_2_and_says_why(settings_of, capsys, argument
     [
         ([], {}, "usage"), (["--storage_dir", PROGRAM], {}, "STORAGE_DIR"),
         (["--storage_dir", "x", "--host", "203.0.113.1"], {}, "HOST"),
+        (["--storage_dir", "x", "--port", "0"], {"DATABASE_URL": "sqlite:///."}, "DATABASE_URL"),
         *(
             (["--storage_dir", "x", "--port", "0"], {"PUBLIC_KEY_PATH": name}, "PUBLIC_KEY_PATH")
             for name in ("missing.pem", str(PROGRAM))
@@ -725,6 +727,8 @@ def test_what_was_meant_as_a_setting_but_has_no_effect_gets_a_warning(settings_o
     assert "HOST in the environment" in said[2]
     assert "secret" not in "".join(said)
     settings_of("--storage_dir", "x", "--host", "::1", dotenv="MAX_UPLOAD_BYTES=5", HOST="::")
+    assert "HOST in the environment" in capsys.readouterr().err
+    settings_of("--storage_dir", "x", dotenv="MAX_UPLOAD_BYTES=5", HOST="")
     assert capsys.readouterr().err == ""
 
 
@@ -6932,6 +6936,15 @@ def test_a_text_is_no_file_in_any_kind_of_body(server, jane, kind):
     assert (answer.status, set(answer.json)) == (400, {"file"})
 
 
+@pytest.mark.parametrize("chosen_first", [True, False])
+def test_a_part_in_which_no_file_was_chosen_is_none(server, chosen_first):
+    parts = [form("a.png", png(12, 9)), form("", b"")]
+    first, second = (body for body, _ in (parts if chosen_first else parts[::-1]))
+    body = first.removesuffix(b"--frontier--\r\n") + second
+    answer = server.request("POST", "/upload", body, {**OWNER, "Content-Type": parts[0][1]})
+    assert (answer.status, answer.json["size"]) == (201, len(png(12, 9)))
+
+
 MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
     ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
     ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
@@ -7015,9 +7028,9 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
     asked = {"Access_Control_Request_Method": "PUT"}
-    named = start(cors_allow_origins="https://a.example, https://b.example")
+    named = start(cors_allow_origins="https://A.example, https://b.example")
     path = f"/media/{named.upload(png()).json['filename']}"
-    for origin, allowed in (("https://b.example", True), ("https://c.example", False)):
+    for origin, allowed in (("https://a.example", True), ("https://c.example", False)):
         for _ in range(2):
             answer = named.get(path, Origin=origin)
             assert answer.headers["Access-Control-Allow-Origin"] == (origin if allowed else None)
@@ -7597,7 +7610,9 @@ def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, t
 def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_path, apart):
     running = start(**({"database_dir": str(tmp_path / "data")} if apart else {}))
     running.scanned()
+    kept = f"/media/{running.upload(png_of(900)).json['filename']}"
     running.storage.rename(tmp_path / "away")
+    assert running.request("DELETE", kept, headers=OWNER).status == 503
     for method, path in (("POST", "/upload"), ("PUT", "/image/a.png")):
         answer = running.send_file(method, path, png())
         assert answer.status == 503
@@ -7608,6 +7623,8 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
     (tmp_path / "away").rename(running.storage)
     assert running.upload(png()).status == 201
     assert running.get("/health").json["status"] == "ok"
+    assert running.get(kept).status == 200
+    assert running.request("DELETE", kept, headers=OWNER).status == 200
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
@@ -7971,7 +7988,8 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     uploads = mount(storage / "media")
     running = start()
     running.scanned()
-    assert running.upload(png()).status == 201
+    uploaded = running.upload(png())
+    assert uploaded.status == 201
     known = running.listed()
     assert len(known) == 4
     unmount(place)
@@ -7981,6 +7999,8 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     assert "2" in health["problems"][0]
     assert running.listed() == known
     assert running.upload(png()).status == 503
+    deleted = running.request("DELETE", f"/media/{uploaded.json['filename']}", headers=OWNER)
+    assert deleted.status == 503  # the file would be back with its disk
     assert running.request("PUT", "/image/a.png", png(), OWNER).status == 503  # as curl -T
     assert list(uploads.iterdir()) == []
     running.stop()
@@ -8198,6 +8218,20 @@ def test_a_preview_is_upright_within_its_size_and_of_the_type_that_is_accepted(s
         assert (head.status, head.headers["ETag"]) == (200, answer.headers["ETag"])
     for query in ("", "?size=", "?size=321", "?size=-320", "?size=0320", "?size=x"):
         assert server.get(f"/preview/{digest}{query}").status == 400
+
+
+def test_a_preview_is_public_where_everyone_may_read_the_file(server):
+    need("PIL")
+    entity, private = png_of(907), png_of(908)
+    body, content_type = form("a.png", entity, "image")
+    made = server.request("POST", "/entity/", body, {**OWNER, "Content-Type": content_type})
+    stored = server.store(private, f"{unique().decode()}.png")
+    assert (made.status, stored.status) == (201, 201)
+    for content, rule in ((entity, "public"), (private, "private")):
+        answer = server.get(f"/preview/{sha256(content)}?size=320", **READER)
+        assert (answer.status, answer.headers["Cache-Control"]) == (
+            200, f"{rule}, max-age=31536000, immutable",
+        )  # fmt: skip
 
 
 def test_there_are_previews_of_films_and_none_of_sounds_drawings_and_unknown_hashes(
@@ -10821,6 +10855,7 @@ def test_json_that_does_not_fit_is_422(entities, text, kind):
         ("PATCH", "application/json", "{", 400),
         ("PATCH", "application/json", '{"label": NaN}', 400),
         ("PATCH", "application/json", "[" * 100_000, 400),
+        ("PATCH", "application/json", '{"label": "x"}'.encode("utf-16"), 400),
         ("PATCH", "application/json", '{"body": 5}', 422),
         ("PATCH", "application/x-www-form-urlencoded", "label=x", 415),
         ("PATCH", "text/plain", "{}", 415),
