@@ -7145,7 +7145,7 @@ class ObjectReader:
 
 
 def is_incoming(name: str) -> bool:
-    return name.startswith(f"{INCOMING}/")
+    return f"{name}/".startswith(f"{INCOMING}/")
 
 
 def note_of(name: str) -> str:
