@@ -251,8 +251,10 @@ def parse_database_url(text: str) -> Path:
 
 
 def parse_public_url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#\"<>\\]+(/[^\s?#\"<>\\]*)?", text):
-        raise ValueError(f"{text!r} is no http or https URL")
+    # It stands in headers, which carry ASCII (RFC 3986 §2)
+    if not re.fullmatch(r"https?://[\w.~:\[\]%-]+(/[!$-;=@-\[\]_a-z~]*)?", text, re.ASCII):
+        problem = "is no http or https URL, written in ASCII (xn--…, %C3%A9) and without a user"
+        raise ValueError(f"{text!r} {problem}")
     return text.rstrip("/")
 
 
@@ -270,7 +272,8 @@ def parse_networks(text: str) -> tuple[str, ...]:
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    origins = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    # As browsers send them: in lower case
+    origins = tuple(part.strip().rstrip("/").lower() for part in text.split(",") if part.strip())
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,\"]+|null", origin):
             raise ValueError(f"{origin!r} is no origin like https://photos.example.org")
@@ -292,8 +295,12 @@ def parse_place(text: str) -> Path | S3Place:
     >>> str(parse_place("s3://family/pictures/"))
     's3://family/pictures'
     """
+    return parse_bucket(text) if text.lower().startswith("s3://") else parse_path(text)
+
+
+def parse_bucket(text: str) -> S3Place:
     if not text.lower().startswith("s3://"):
-        return parse_path(text)
+        raise ValueError(f"{text!r} is not s3://BUCKET/PREFIX")
     bucket, *parts = text[5:].rstrip("/").split("/")
     if not re.fullmatch(r"[\w.-]{3,63}", bucket, re.ASCII) or {"", ".", ".."}.intersection(parts):
         rule = "with a bucket of 3 to 63 letters, digits, dots and hyphens"
@@ -337,7 +344,8 @@ def folder(help: str, shown: str, parse: Callable[[str], Any] = parse_path) -> A
 
 PRIVATE_FOLDERS = ("upload_dir", "database_dir", "media_storage_dir", "users_dir")
 PLACES = ("storage_dir", "database_url", *PRIVATE_FOLDERS)
-SERVED_FOLDERS = ("media", "uploads", ".thumbnails")  # in STORAGE_DIR
+MEDIA_FOLDER = "media"  # of public uploads
+SERVED_FOLDERS = (MEDIA_FOLDER, "uploads", ".thumbnails")  # in STORAGE_DIR
 MAX_BYTES = 2**63 - 1  # what a file size can be
 
 
@@ -392,6 +400,10 @@ class Settings(NamedTuple):
     users_dir: Path | S3Place = folder(
         "the same for the accounts' files", "DATA/users", parse_place
     )
+    media_dir: S3Place | None = setting(
+        None, "where public uploads go: s3://BUCKET/PREFIX", parse_bucket,
+        shown="STORAGE_DIR/media",
+    )  # fmt: skip
     max_upload_bytes: int = number(
         10485760, MAX_BYTES, "largest file for media, library and images"
     )
@@ -441,6 +453,9 @@ class Settings(NamedTuple):
     aws_access_key_id: str = setting("", "the name of the key for it", shown="none")
     aws_secret_access_key: str = setting(
         "", "the key for it", parse_secret, shown="none", secret=True
+    )
+    aws_session_token: str = setting(
+        "", "the token of a key that is good for a while", parse_secret, shown="none", secret=True
     )
     read_only: str = setting(
         "", "serve from a copy of the index; the URL of the server that writes", parse_public_url,
@@ -585,6 +600,8 @@ def check_folders(values: Mapping[str, Any]) -> None:
         if os.path.islink(f"{storage}/{used}"):
             raise SettingError("STORAGE_DIR", f"{used} in it must be a folder, not a link")
     del places["database_dir"]
+    if values.get("media_dir"):
+        places["media_dir"] = values["media_dir"]
     for one, other in itertools.combinations(places, 2):
         if overlap(places[one], places[other]):
             raise SettingError(other.upper(), f"must not be {one.upper()}")
@@ -4393,6 +4410,12 @@ class Files(Table):
         row = self._index.read(sql, root, os.fsencode(below)).fetchone()
         return row is None or not row[0].startswith(os.fsencode(below))
 
+    def is_empty_beside(self, root: str, below: str) -> bool:
+        """Whether no file of a folder is known whose path does not begin with `below`."""
+        sql = "SELECT 1 FROM file WHERE root = ? AND {} LIMIT 1"
+        sides = ("path < ?", os.fsencode(below)), ("path > ?", os.fsencode(below) + b"\xff")
+        return not any(self._index.read(sql.format(s), root, v).fetchone() for s, v in sides)
+
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
 
@@ -5657,19 +5680,30 @@ class Place:
 class Tree:
     """What is below one root on disk; names are relative paths with `/`."""
 
-    is_scanned = True  # others may change what is in it
-
     def __init__(
         self, name: str, path: Path, *, make: bool, is_new: Callable[[], bool] = lambda: True,
         excluded: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.name = name
         self.path = os.path.realpath(path)  # the root may be a link; below it none is followed
-        self.shown = self.path  # to the owner
         self.make = make  # the owner's folder is never made anew once it is gone
         self.is_new = is_new  # whether nothing is known to be in it
         self.excluded = excluded  # folders that are no part of it wherever they lie
         self._identity: tuple[int, int] | None = None
+
+    def is_local(self, name: str) -> bool:
+        """Whether a name is on this machine's disks, where others may change what has it."""
+        return True
+
+    def show(self, name: str = "") -> str:
+        """Return where a name is, for the owner."""
+        return f"{self.path}/{name}".rstrip("/")
+
+    def walk_stored(
+        self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
+    ) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Path and status of every wanted file, wherever it is stored, as `walk` has them."""
+        return self.walk(wanted, unreadable)
 
     # The root
 
@@ -5873,7 +5907,7 @@ class Folder(Tree):
         """
         if self.make:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
-        if not self.is_there():
+        if not Tree.is_there(self):  # the disk, in any case
             return
         inner = [os.fsdecode(path) for path in self._entries(b"", set()) if path.endswith(b"/")]
         for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
@@ -6054,9 +6088,13 @@ class Folder(Tree):
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Delete files once the block, which has the index forget them, is left without error.
 
-        What can then not be deleted keeps its mark, for the next start.
+        What can then not be deleted keeps its mark, for the next start. OSError where the root is
+        gone: its files would be back with it.
         """
         marks: list[str] = []
+        if names:
+            with self.resolve(INCOMING, make=True):
+                pass
         try:
             for name in names:
                 marks.append(self._mark_removed(name))
@@ -6480,6 +6518,7 @@ S3_PLACES = 32  # requests at once
 S3_PLACE_SECONDS = 0.5  # that one waits for a place among them
 S3_RETRIES = (0.2, 1.0)  # seconds before another try, at most: a random part of them
 S3_OPEN_SECONDS = 5.0  # between two tries while the circuit is open
+S3_SHIFT_SECONDS = 60.0  # that clocks may differ; AWS refuses (403) from 15 minutes on
 S3_IDLE_SECONDS = 4.0  # that a connection is kept unused: stores close them after 5 and more
 S3_BLOCK_BYTES = 256 << 10  # sent and received at once
 S3_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})  # what another try may change
@@ -6504,6 +6543,7 @@ class Signer(NamedTuple):
     secret: str
     region: str
     service: str = "s3"
+    token: str = ""  # of a session, which goes with its key
 
     def authorize(self, method: str, target: str, headers: Mapping[str, str], payload: str) -> str:
         """Return the value of Authorization; `payload` is the SHA-256 of the body.
@@ -6521,6 +6561,7 @@ class Signer(NamedTuple):
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": f"{self.key_id}/{self._scope(at)}",
             "X-Amz-Date": at, "X-Amz-Expires": seconds, "X-Amz-SignedHeaders": "host",
+            **({"X-Amz-Security-Token": self.token} if self.token else {}),
         })  # fmt: skip
         target = f"{path}?{query}"
         signature = self._sign("GET", target, {"host": host}, UNSIGNED_PAYLOAD, at=at)[1]
@@ -6584,6 +6625,17 @@ class S3Answer(NamedTuple):
         headers = {name.lower(): value for name, value in response.getheaders()}
         return cls(response.status, headers, body)
 
+    def pause(self) -> float:
+        """Return the seconds that the store wants to be left alone for."""
+        seconds = self.headers.get("retry-after", "")
+        return float(seconds) if re.fullmatch(r"[0-9]{1,5}", seconds) else 0.0
+
+    def shift(self) -> float:
+        """Return the seconds that the store's clock is ahead of this one."""
+        with contextlib.suppress(KeyError, ValueError):
+            return parsedate_to_datetime(self.headers["date"]).timestamp() - time.time()
+        return 0.0
+
     def elements(self, name: str) -> list[str]:
         """Return the XML elements of a name."""
         text = self.body.decode("utf-8", "replace")
@@ -6591,6 +6643,13 @@ class S3Answer(NamedTuple):
 
     def text(self, name: str) -> str:
         return xml_text(self.body.decode("utf-8", "replace"), name)
+
+
+class S3Run(NamedTuple):
+    """An answer whose body is being read."""
+
+    connection: HTTPConnection
+    response: HTTPResponse
 
 
 def xml_text(xml: str, name: str) -> str:
@@ -6609,26 +6668,24 @@ class S3Client:
         self._places = threading.BoundedSemaphore(S3_PLACES)
         self._idle: deque[tuple[float, HTTPConnection]] = deque()
         self._retry_at = 0.0  # monotonic; 0: the circuit is closed
+        self._is_conditional = True  # whether the store may know If-None-Match
+        self._shift = 0.0  # seconds that its clock is ahead of this one
         self._lock = threading.Lock()
+
+    def _now(self) -> str:
+        """Return the time as the store has it."""
+        return format_amz_date(time.time() + self._shift)
 
     def presign(self, request: S3Request, seconds: int) -> str:
         """Return a URL under which anyone may GET an object for so many seconds."""
         host, path = self._endpoint.netloc, self._endpoint.path + request.target
-        target = self._signer.presign(host, path, seconds, format_amz_date(time.time()))
+        target = self._signer.presign(host, path, seconds, self._now())
         return f"{self._endpoint.scheme}://{host}{target}"
 
     def call(self, request: S3Request) -> S3Answer:
         """Return the whole answer to a request; an OSError where it is refused."""
         with self.place():
-            connection, response = self.open(request)
-            try:
-                answer = S3Answer.of(response, response.read())
-            except (OSError, HTTPException) as error:
-                connection.close()
-                raise Unavailable(f"an answer broke off: {error}") from None
-            self.keep(connection)
-        check_answer(request, answer)
-        return answer
+            return self.open(request, is_whole=True)[0]
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -6641,27 +6698,46 @@ class S3Client:
         finally:
             self._places.release()
 
-    def open(self, request: S3Request) -> tuple[HTTPConnection, HTTPResponse]:
-        """Send a request, if need be again; return the answer, of which the body is to be read."""
+    def open(self, request: S3Request, is_whole: bool = False) -> tuple[S3Answer, S3Run]:
+        """Send a request, if need be again; an OSError where it is refused.
+
+        The answer's body is to be read from the run, unless it `is_whole`.
+        """
         self._pass_circuit()
         for wait in (*S3_RETRIES, 0.0):
-            connection, is_slow = self._connect(), False
+            connection = self._connect()
             try:
                 response = self._exchange(connection, request)
-                if response.status not in S3_PASSING:
-                    self._retry_at = 0.0
-                    return connection, response
-                problem = f"answers {response.status}"
+                is_read = is_whole or response.status >= 300
+                answer = S3Answer.of(response, response.read() if is_read else b"")
+                if self._is_final(request, answer, is_last=not wait):
+                    break
+                problem, pause = f"answers {answer.code}", answer.pause()
             except (OSError, HTTPException) as error:
                 problem = str(error) or type(error).__name__
-                is_slow = isinstance(error, TimeoutError)
+                pause = math.inf if isinstance(error, TimeoutError) else 0.0
             connection.close()
             self.close()
-            if is_slow or not wait:
-                break
-            time.sleep(wait * secrets.randbelow(1000) / 1000)
-        self._open_circuit(problem)
-        raise Unavailable(problem)
+            if not wait or pause > wait:
+                self._open_circuit(problem, pause)
+                raise Unavailable(problem)
+            time.sleep(pause or wait * secrets.randbelow(1000) / 1000)
+        self._retry_at = 0.0
+        if is_read:
+            self.keep(connection)
+        check_answer(request, answer)
+        return answer, S3Run(connection, response)
+
+    def _is_final(self, request: S3Request, answer: S3Answer, is_last: bool) -> bool:
+        """Whether another try would change nothing; note how the store wants to be asked."""
+        if answer.code == 501 and "if-none-match" in request.headers:
+            self._is_conditional = False  # OpenStack Swift; who sends has looked before
+            return is_last
+        if answer.code == 403 and abs(answer.shift() - self._shift) > S3_SHIFT_SECONDS:
+            self._shift = answer.shift()
+            return False
+        # Two who write to one object are no reason to leave the store alone.
+        return answer.code not in S3_PASSING or (is_last and answer.code == 409)
 
     def _pass_circuit(self) -> None:
         """Let requests pass, of those that come while the circuit is open one at a time."""
@@ -6672,11 +6748,12 @@ class S3Client:
             if self._retry_at:
                 self._retry_at = now + S3_SECONDS
 
-    def _open_circuit(self, problem: str) -> None:
+    def _open_circuit(self, problem: str, pause: float) -> None:
         with self._lock:
             if not self._retry_at:
                 warn(f"{self._endpoint.netloc} cannot be used: {printable_line(problem)}")
-            self._retry_at = time.monotonic() + S3_OPEN_SECONDS
+            pause = max(pause, S3_OPEN_SECONDS) if pause < S3_SECONDS else S3_OPEN_SECONDS
+            self._retry_at = time.monotonic() + pause
 
     def close(self) -> None:
         """Close what is kept: where one connection has ended, the others have, too."""
@@ -6710,8 +6787,12 @@ class S3Client:
         target = self._endpoint.path + request.target
         headers = {
             **request.headers, "host": self._endpoint.netloc,
-            "x-amz-content-sha256": body.sha256, "x-amz-date": format_amz_date(time.time()),
+            "x-amz-content-sha256": body.sha256, "x-amz-date": self._now(),
         }  # fmt: skip
+        if self._signer.token:
+            headers["x-amz-security-token"] = self._signer.token
+        if not self._is_conditional:
+            headers.pop("if-none-match", None)
         headers["authorization"] = self._signer.authorize(method, target, headers, body.sha256)
         if method in {"PUT", "POST"}:
             headers["content-length"] = str(body.size)
@@ -6740,6 +6821,8 @@ def check_answer(request: S3Request, answer: S3Answer) -> None:
     if number not in {errno.ENOENT, errno.EEXIST}:
         code = answer.text("Code") or answer.headers.get("x-amz-error-code", "")
         text = f"{request.method} {place}: {answer.code} {code} {answer.text('Message')}"
+        if region := answer.headers.get("x-amz-bucket-region"):
+            text += f" (its bucket is in {region})"
         warn(printable_line(text))
     number = number or errno.EIO
     raise OSError(number, os.strerror(number), place)
@@ -6760,34 +6843,45 @@ class ObjectNote(NamedTuple):
 
 
 class Bucket(Folder):
-    """A Folder whose files are objects; only its `.incoming/` is on disk.
+    """A Folder of which what is `below` a folder are objects; the rest is on disk.
 
-    An object keeps the mtime of the file that was sent, as rclone writes it: by its seconds and
-    the size it is known to be the one that is meant. Before one comes or goes, a note of that
-    lies in `.incoming/`, so that the next start finds what a crash has left. Objects have no
-    links: equal content is kept as often as it is sent.
+    That is `.incoming/` in any case, and nothing else where `below` is empty. An object keeps
+    the mtime of the file that was sent, as rclone writes it: by its seconds and the size it is
+    known to be the one that is meant. Before one comes or goes, a note of that lies in
+    `.incoming/`, so that the next start finds what a crash has left. Objects have no links:
+    equal content is kept as often as it is sent.
     """
 
-    is_scanned = False  # nobody else writes to it, and the index has its names
-
     def __init__(
-        self, name: str, path: Path, place: S3Place, client: S3Client, **options: Any
-    ) -> None:
-        """Files on their way are in `path`; the options are those of a Folder."""
-        super().__init__(name, path, make=True, **options)
+        self, name: str, path: Path, place: S3Place, client: S3Client, *, below: str = "",
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """Files on their way are in `path`; the other options are those of a Folder."""
+        super().__init__(name, path, **options)
         self.place = place
         self.client = client
-        self.shown = str(place)
+        self.below = below  # "", or a folder's name with `/`
+
+    def is_local(self, name: str) -> bool:
+        return is_incoming(name) or not name.startswith(self.below)
+
+    def show(self, name: str = "") -> str:
+        if name and self.is_local(name):
+            return super().show(name)
+        return f"{self.place}/{name.removeprefix(self.below)}".rstrip("/")
 
     def request(self, method: str, name: str, **parts: Any) -> S3Request:
         """Return a request for an object; ValueError for what is no relative name."""
         split_name(name)
-        return S3Request(method, self.place.bucket, f"{self.place.prefix}{name}", **parts)
+        key = f"{self.place.prefix}{name.removeprefix(self.below)}"
+        return S3Request(method, self.place.bucket, key, **parts)
 
     # What is there
 
     def is_there(self) -> bool:
-        """Whether the bucket answers."""
+        """Whether the bucket answers; where the root has more, whether that is there."""
+        if self.below:
+            return super().is_there()
         try:
             self._list(1)
         except OSError:
@@ -6795,16 +6889,17 @@ class Bucket(Folder):
         return True
 
     def holds_files(self, below: str = "") -> bool:
-        """Whether there are objects."""
-        return bool(self._list(1, below)[0])
+        """Whether anything is in the root, which is the bucket where all is in it."""
+        return super().holds_files(below) if self.below else self.holds_objects()
 
-    def _list(
-        self, limit: int, below: str = "", token: str = ""
-    ) -> tuple[list[tuple[bytes, str]], str]:
+    def holds_objects(self) -> bool:
+        return bool(self._list(1)[0])
+
+    def _list(self, limit: int, token: str = "") -> tuple[list[tuple[bytes, str]], str]:
         """Return a page of paths with their sizes, and the token of the next page."""
         query = {
             "encoding-type": "url", "list-type": "2", "max-keys": str(limit),
-            "prefix": f"{self.place.prefix}{below}",
+            "prefix": self.place.prefix,
         }  # fmt: skip
         if token:
             query["continuation-token"] = token
@@ -6813,16 +6908,21 @@ class Bucket(Folder):
         found = []
         for item in answer.elements("Contents"):
             path = decode(xml_text(item, "Key")).removeprefix(self.place.prefix)
-            found.append((os.fsencode(path), xml_text(item, "Size")))
+            found.append((os.fsencode(self.below + path), xml_text(item, "Size")))
         return found, answer.text("NextContinuationToken")
 
-    def walk(
+    def walk_stored(
         self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
     ) -> Iterator[tuple[bytes, os.stat_result]]:
-        """Path and size of every wanted object in the order of the paths' bytes."""
+        """Those on disk, and path and size of every wanted object in the order of the bytes."""
+        yield from super().walk_stored(wanted, unreadable)
         token, is_last = "", False
         while not is_last:
-            found, token = self._list(MAX_KEYS, token=token)
+            try:
+                found, token = self._list(MAX_KEYS, token)
+            except OSError:
+                unreadable.append(os.fsencode(self.below))
+                return
             is_last = not token
             for path, size in found:
                 if wanted(path):
@@ -6830,13 +6930,13 @@ class Bucket(Folder):
 
     def stat(self, name: str) -> os.stat_result:
         """Return size and mtime; FileNotFoundError where there is none."""
-        if is_incoming(name):
+        if self.is_local(name):
             return super().stat(name)
         return object_status(self.client.call(self.request("HEAD", name)).headers)
 
     def count_links(self, name: str) -> int:
         """Count the names of a file as in a Folder: an object that is there has one."""
-        if is_incoming(name):
+        if self.is_local(name):
             return super().count_links(name)
         try:
             self.stat(name)
@@ -6852,13 +6952,15 @@ class Bucket(Folder):
 
     def open(self, name: str, write: bool = False) -> io.FileIO:
         """Return a copy of an object for what needs a file; it has no name."""
-        if is_incoming(name):
+        if self.is_local(name):
             return super().open(name, write)
         import tempfile  # 5 ms
 
         size, mtime_ns, _ = state_of(self.stat(name))
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        copy = tempfile.TemporaryFile(dir=self.path, buffering=0)  # noqa: SIM115
+        if self.make:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+        self.resolve(f"{INCOMING}/_", make=True).__exit__()
+        copy = tempfile.TemporaryFile(dir=f"{self.path}/{INCOMING}", buffering=0)  # noqa: SIM115
         with contextlib.ExitStack() as on_error:
             on_error.callback(copy.close)
             need_room(copy.fileno(), size, self.reserve)
@@ -6873,10 +6975,14 @@ class Bucket(Folder):
     # What comes and goes
 
     def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
-        """Do nothing: objects have no links, and are durable once they are sent."""
+        """Do nothing where all are objects: these have no links, and are durable once sent."""
+        if self.below:
+            super()._prepare(incoming, duplicate)
 
     def _place(self, incoming: Incoming, name: str) -> None:
         """Send a file; FileExistsError where its name is taken."""
+        if self.is_local(name):
+            return super()._place(incoming, name)
         with contextlib.suppress(FileNotFoundError):  # not all stores know If-None-Match
             self.stat(name)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -6891,6 +6997,7 @@ class Bucket(Folder):
                 super().unlink(incoming.note)
                 incoming.kept, incoming.note = None, ""
                 raise
+        return None
 
     def _send(
         self, incoming: Incoming, name: str, mtime_ns: int, condition: Mapping[str, str]
@@ -6931,6 +7038,8 @@ class Bucket(Folder):
 
     def copy_in(self, name: str, status: os.stat_result, blocks: Iterable[memoryview]) -> None:
         """Send blocks as an object with the mtime of `status`, in the place of an old one."""
+        if self.is_local(name):
+            return super().copy_in(name, status, blocks)
         receiving = self.begin(Limit(MAX_BYTES, ""))
         try:
             for block in blocks:
@@ -6938,28 +7047,31 @@ class Bucket(Folder):
             self._send(receiving.finish(), name, status.st_mtime_ns, {})
         finally:
             receiving.discard()
+        return None
 
     def link_in(self, name: str, folder: Folder, other: str) -> int:
-        """Return that objects have no other names."""
-        return errno.EPERM
+        """Give a file on disk another name; objects have none."""
+        return super().link_in(name, folder, other) if self.is_local(name) else errno.EPERM
 
     @contextlib.contextmanager
     def removing(self, names: Sequence[str]) -> Iterator[None]:
         """Remove objects once the block, which has the index forget them, ends without error."""
-        for name in names:
+        objects = [name for name in names if not self.is_local(name)]
+        for name in objects:
             self._write_note(ObjectNote(name, 0))
         try:
-            yield
+            with super().removing([name for name in names if self.is_local(name)]):
+                yield
         except BaseException:
-            for name in names:
+            for name in objects:
                 super().unlink(note_of(name))
             raise
-        for name in names:
+        for name in objects:
             self.unlink(name)
 
     def unlink(self, name: str) -> None:
         """Remove a file or an object, unless it is gone; if need be, at the next start."""
-        if is_incoming(name):
+        if self.is_local(name):
             super().unlink(name)
             return
         try:
@@ -6967,7 +7079,7 @@ class Bucket(Folder):
                 self.client.call(self.request("DELETE", name))
             super().unlink(note_of(name))
         except OSError as error:
-            warn(f"{self.shown}/{printable_line(name)} is removed at the next start: {error}")
+            warn(f"{printable_line(self.show(name))} is removed at the next start: {error}")
             with contextlib.suppress(FileNotFoundError), self.resolve(note_of(name)) as note:
                 note.replace(Place(note.folder, f"{secrets.token_hex(16)}{NOTE}"))
 
@@ -6981,15 +7093,18 @@ class Bucket(Folder):
 
     def recover(self, is_known: Callable[[str], object], resumed: Set[str] = frozenset()) -> None:
         """Undo what a crash left half done: what lies in `.incoming/`, and unknown objects."""
-        os.makedirs(f"{self.path}/{INCOMING}", mode=0o700, exist_ok=True)
-        for name in [name for name, _ in self.files_in(INCOMING) if name not in resumed]:
-            path = f"{INCOMING}/{name}"
+        if self.make:
+            os.makedirs(f"{self.path}/{INCOMING}", mode=0o700, exist_ok=True)
+        left = set()
+        with contextlib.suppress(OSError):  # there is none, or no root
+            left = {name for name, _ in self.files_in(INCOMING) if name.endswith(NOTE)}
+        for name in sorted(left):
             try:
-                if name.endswith(NOTE):
-                    self._remove_unknown(path, is_known)
-                super().unlink(path)
+                self._remove_unknown(f"{INCOMING}/{name}", is_known)
+                left.remove(name)
             except OSError as error:  # it stays for the next start
-                warn(f"{self.shown}: {error}")
+                warn(f"{self.show()}: {error}")
+        super().recover(is_known, resumed | left)
 
     def _remove_unknown(self, path: str, is_known: Callable[[str], object]) -> None:
         """Remove what a note is about, if the index does not know it."""
@@ -7025,7 +7140,7 @@ class ObjectReader:
         self.bucket = bucket
         self.name = name
         self._state = state
-        self._run: tuple[HTTPConnection, HTTPResponse] | None = None
+        self._run: S3Run | None = None
         self._at = 0  # where the run is
 
     def check(self, status: os.stat_result) -> None:
@@ -7041,26 +7156,22 @@ class ObjectReader:
                     self.close()
                     self._run, self._at = self._begin(offset, count), offset
                 with contextlib.suppress(OSError, HTTPException):
-                    if piece := self._run[1].read(min(count, S3_BLOCK_BYTES)):
+                    if piece := self._run.response.read(min(count, S3_BLOCK_BYTES)):
                         self._at += len(piece)
                         return piece
                 self.close()
         raise Unavailable("an object broke off")
 
-    def _begin(self, offset: int, count: int) -> tuple[HTTPConnection, HTTPResponse]:
+    def _begin(self, offset: int, count: int) -> S3Run:
         headers = {"range": f"bytes={offset}-{offset + count - 1}"}
         request = self.bucket.request("GET", self.name, headers=headers)
-        connection, response = self.bucket.client.open(request)
-        with contextlib.ExitStack() as on_error:
-            on_error.callback(connection.close)
-            found = S3Answer.of(response, b"" if response.status < 300 else response.read())
-            check_answer(request, found)
-            part, _, total = found.headers.get("content-range", "").rpartition("/")
+        answer, run = self.bucket.client.open(request)
+        with undoing(run.connection.close):
+            part, _, total = answer.headers.get("content-range", "").rpartition("/")
             if not part.startswith(f"bytes {offset}-"):  # the status is 200 from some stores
                 raise Unavailable("a range is answered with another one")
-            self.check(object_status({**found.headers, "content-length": total}))
-            on_error.pop_all()
-        return connection, response
+            self.check(object_status({**answer.headers, "content-length": total}))
+        return run
 
     def url(self, seconds: int) -> str:
         """Return a URL under which anyone may GET the object for so many seconds."""
@@ -7078,7 +7189,7 @@ class ObjectReader:
 
 
 def is_incoming(name: str) -> bool:
-    return name.startswith(f"{INCOMING}/")
+    return f"{name}/".startswith(f"{INCOMING}/")
 
 
 def note_of(name: str) -> str:
@@ -8335,7 +8446,7 @@ class Scanner:
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
-        self._scanned = [folder for folder in folders if folder.is_scanned]
+        self._scanned = [folder for folder in folders if folder.is_local("")]
         self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
         self._thumbnails = thumbnails
         self._wanted = threading.Event()
@@ -8405,7 +8516,7 @@ class Scanner:
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            folders = [each for each in self._sources.values() if each.is_scanned]
+            folders = [each for each in self._sources.values() if each.is_local("")]
             whole = [self._renew_facts_in(folder) for folder in folders]
             if all(whole):
                 self._index.set_meta("facts version", FACTS_VERSION)
@@ -8415,7 +8526,7 @@ class Scanner:
         before, is_whole = folder.identity(), True
         if before is None or self.absent_mounts(folder):
             return folder.is_new()
-        files = self._index.files.of_root(folder.name)
+        files = (f for f in self._index.files.of_root(folder.name) if folder.is_local(f.path))
         while batch := list(itertools.islice(files, SCAN_BATCH)):
             found = []
             for file in batch:
@@ -8503,7 +8614,8 @@ class Scanner:
         mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
         return [
             path for path in known
-            if path not in mounted and not folder.holds_files(f"{path}/")
+            if path not in mounted and folder.is_local(f"{path}/")
+            and not folder.holds_files(f"{path}/")
             and not self._index.files.is_empty(folder.name, f"{path}/")
         ]  # fmt: skip
 
@@ -8546,7 +8658,7 @@ class Scanner:
             if row is not None and row[0] == path:
                 row = next(known, None)
         gone += ([row[0]] if row else []) + [path for path, _ in known]
-        return new, gone, unchanged
+        return new, [path for path in gone if folder.is_local(os.fsdecode(path))], unchanged
 
     def _add(self, folder: Folder, paths: Sequence[str], unreadable: list[str]) -> int:
         """Read files and put them into the index; how many could not be, which are named."""
@@ -8628,7 +8740,7 @@ class Scanner:
     def current(self, found: Located) -> Located | None:
         """A file if it still has its content; it is read again where only ctime has changed."""
         file, folder = found[0], self._folders.get(found[0].root)
-        if folder not in self._scanned:
+        if folder is None or not folder.is_local(file.path):
             return found
         try:
             if file.matches(folder.stat(file.path)):
@@ -11470,20 +11582,26 @@ def open_folders(settings: Settings, index: Index | None) -> dict[str, Folder]:
     }
     apart = [str(settings.database_dir), *map(str, list(places.values())[1:])]
     keys = settings.aws_access_key_id, settings.aws_secret_access_key
-    store = S3Client(settings.aws_endpoint_url, Signer(*keys, settings.aws_region))
+    signer = Signer(*keys, settings.aws_region, token=settings.aws_session_token)
+    store = S3Client(settings.aws_endpoint_url, signer)
     buffers, folders = WriteBuffers(), dict[str, Folder]()
     for name, place in places.items():
         options: Any = {
-            "buffers": buffers, "reserve": settings.reserve_bytes,
+            "buffers": buffers, "reserve": settings.reserve_bytes, "make": name != "library",
             "is_new": functools.partial(index.files.is_empty, name) if index else lambda: True,
         }  # fmt: skip
         if isinstance(place, S3Place):
             incoming = settings.database_dir / "s3" / name
             folders[name] = Bucket(name, incoming, place, store, **options)
-        elif name == "library":
-            folders[name] = Folder(name, place, make=False, excluded=apart, **options)
+        elif name == "library" and settings.media_dir:
+            below = f"{MEDIA_FOLDER}/"
+            options["excluded"] = [*apart, f"{place}/{MEDIA_FOLDER}"]
+            if index:
+                options["is_new"] = functools.partial(index.files.is_empty_beside, name, below)
+            folders[name] = Bucket(name, place, settings.media_dir, store, below=below, **options)
         else:
-            folders[name] = Folder(name, place, make=True, **options)
+            excluded = apart if name == "library" else ()
+            folders[name] = Folder(name, place, excluded=excluded, **options)
     return folders
 
 
@@ -12293,7 +12411,8 @@ def parse_json(text: bytes, spec: BodySpec) -> dict[str, Any]:
         raise ValueError(constant)
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        # A surrogate, which is no text, is let through for the families to refuse
+        value = json.loads(text.decode("utf-8-sig", "surrogatepass"), parse_constant=refuse)
     except (ValueError, RecursionError):
         raise HTTPError(400, "The body is no valid JSON.") from None
     if isinstance(value, list) and spec.list_field:
@@ -12351,7 +12470,7 @@ class FormBody:
 
     def _begin(self, part: Part) -> None:
         self._part = part
-        if self._upload and part.name == self._upload.name and part.filename is not None:
+        if self._upload and part.name == self._upload.name and part.filename:
             self._receiving = begin_upload(self._request, self._upload, part.filename, self._limit)
         elif part.filename and part.name in self._declared:
             raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
@@ -12370,7 +12489,8 @@ class FormBody:
         part, self._part = self._part, None
         assert part is not None
         if self._receiving is not None:
-            end_upload(self._request, self._receiving, part.filename or "")
+            self._request.upload = self._receiving.finish()
+            self._request.upload.filename = part.filename or ""
             self._receiving = None
             return
         text, self._text = self._text, bytearray()
@@ -12480,17 +12600,14 @@ def check_upload(app: App, upload: Upload, filename: str | None) -> None:
         parse_value(Field(upload.name), filename, "body")
         if upload.check_name:
             upload.check_name(filename)
-    if not app.folders[upload.folder].make and not app.takes_uploads():
+    if not app.folders[upload.folder].make:
+        need_mounts(app)
+
+
+def need_mounts(app: App) -> None:
+    """Refuse to change what lies on disks below the storage folder while one of them is gone."""
+    if not app.takes_uploads():
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
-
-
-def end_upload(request: Request, receiving: Receiving, filename: str) -> None:
-    """Hand over a complete file; an empty name is a form's way to say: no file."""
-    if not filename:
-        receiving.discard()
-        return
-    request.upload = receiving.finish()
-    request.upload.filename = filename
 
 
 # -- Answers -----------------------------------------------------------------------------
@@ -13224,13 +13341,12 @@ def find_readable(
 
 
 S3_URL_SECONDS = 300  # that a URL of an object is good for
-S3_URL_RULE = f"private, max-age={S3_URL_SECONDS // 2}"
 FOREVER = "max-age=31536000, immutable"  # for what is addressed by its hash
 
 
 def caching(app: App, file: File, rule: str) -> str:
     """A rule for caches: private ones only, unless everyone may read the file."""
-    private = app.settings.read_auth_enabled or file.root != "library"
+    private = app.settings.read_auth_enabled or file.root not in {"library", "entities"}
     return f"{'private' if private else 'public'}, {rule}"
 
 
@@ -13248,7 +13364,7 @@ def named_response(app: App, request: Request, folder: Folder, path: str, rule: 
         if found is not None:
             return file_response(app, request, found, rule)
         # An earlier program's file may not have been scanned yet
-        unseen = folder is app.images and folder.is_scanned and not path.startswith(".")
+        unseen = folder is app.images and folder.is_local(path) and not path.startswith(".")
     except FileChanged:
         unseen = True
     try:
@@ -13272,7 +13388,7 @@ def file_response(
         modified = max(modified, file.added)
     name = posixpath.basename(file.path)
     about = (file.size, asset.mime_type, file.sha256, modified, rule, name)
-    if isinstance(folder, Bucket):
+    if isinstance(folder, Bucket) and not folder.is_local(file.path):
         reader = folder.stream(file)
         with app.disk(file.root):
             return object_response(request, Content(reader, *about), reader)
@@ -13307,8 +13423,9 @@ def object_response(request: Request, content: Content, source: ObjectReader) ->
             source.check(source.bucket.stat(source.name))
             return response
         if request.app.settings.s3_redirect:
-            headers = [("Location", source.url(S3_URL_SECONDS)), ("Cache-Control", S3_URL_RULE)]
-            return Response(307, headers)
+            scope = content.cache_control.partition(",")[0]
+            rule = ("Cache-Control", f"{scope}, max-age={S3_URL_SECONDS // 2}")
+            return Response(307, [("Location", source.url(S3_URL_SECONDS)), rule])
         first = next(iter(response.body), None)
         if isinstance(first, FileSlice):
             first.fetch(source)
@@ -13425,7 +13542,6 @@ def uploaded(request: Request) -> Incoming:
 # -- media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
-MEDIA_FOLDER = "media"
 
 
 MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
@@ -13446,7 +13562,8 @@ def upload_media(app: App, request: Request) -> Response:
     extension = check_extension(incoming.filename, MEDIA_TYPES)
     filename = f"{secrets.token_hex(16)}.{extension}"
     file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=False)
+    is_local = app.library.is_local(file.path)  # a scan would find it again
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=not is_local)
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -13469,6 +13586,7 @@ def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
     existing(app.index.files.get("library", path), NO_FILE)
+    need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
     sha256, dropped = existing(removed, NO_FILE)  # or gone by another request, meanwhile
@@ -13534,7 +13652,7 @@ def library_pieces(app: App) -> Iterator[str]:
         value = {
             "filename": printable(posixpath.basename(path)),
             "last_modified": mtime_ns / 1e9,
-            "file_path": printable(f"{app.library.path}/{path}"),
+            "file_path": printable(app.library.show(path)),
             "original_creation_date": created,
         }
         yield f'{before}"{sha256}":{to_json(value)}'
@@ -13567,7 +13685,7 @@ def thumbnail_response(
         content = content._replace(cache_control="private, no-cache", last_modified=None)
         return content_response(request.head, content)
     folder = app.folders[file.root]
-    if not isinstance(folder, Bucket):
+    if folder.is_local(file.path):
         with contextlib.suppress(OSError, ValueError):
             status = folder.stat(file.path)
             if file.matches(status):
@@ -13691,7 +13809,7 @@ def upload_private_image(app: App, request: Request) -> Response:
     name = image_name(app.settings, incoming.filename, facts)
     file, asset = store_upload(app, incoming, app.images, private_names(name))
     app.index.write(
-        lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_scanned
+        lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_local(file.path)
     )
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
@@ -15064,7 +15182,8 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
-    app.index.write(lambda db: app.index.files.put(db, *placed), durable=False)
+    is_local = app.library.is_local(placed[0].path)
+    app.index.write(lambda db: app.index.files.put(db, *placed), durable=not is_local)
     app.scanner.wake()
     return placed
 
@@ -18965,9 +19084,7 @@ def parse_options(found: Command, given: dict[str, Any]) -> dict[str, Any]:
 def parse_command_line(arguments: Sequence[str]) -> Call:
     """The command with its settings, words and options; SystemExit(2) with usage for none."""
     parser = build_parser()
-    option = functools.partial(
-        re.sub, r"^--[a-z0-9-]+", lambda m: "--" + m[0][2:].replace("-", "_")
-    )
+    option = functools.partial(re.sub, r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"))
     spelled = [option(argument) for argument in arguments]
     given, unknown = parser.parse_known_intermixed_args(spelled)
     if unknown:
@@ -18993,13 +19110,13 @@ def parse_command_line(arguments: Sequence[str]) -> Call:
     except SettingError as error:
         parser.error(str(error))
     forget_secrets()
-    warn_of_names({n: v for n, v in os.environ.items() if n.lower() not in options}, dotenv)
+    warn_of_names(os.environ, dotenv)
     return Call(found[0], settings, found[1], chosen)
 
 
 def make_folders(settings: Settings) -> None:
     """Make the server's own folders, and STORAGE_DIR where the index is new."""
-    if settings.storage_dir.exists() or not settings.database_url.exists():
+    if settings.storage_dir.exists() or not settings.database_url.is_file():
         if make_folder("STORAGE_DIR", settings.storage_dir, 0o755):
             warn(f"made the folder {settings.storage_dir}, which was not there")
     elif settings.database_dir.is_relative_to(settings.storage_dir):
@@ -19376,14 +19493,14 @@ class Verifier:
         for folder in self._folders.values():
             if folder.is_missing():
                 if not folder.is_new():
-                    self._note("missing", folder.shown, "it is not there or empty: a disk?")
+                    self._note("missing", folder.show(), "it is not there or empty: a disk?")
                 continue
             unknown = self._unknown(folder)
             self.check(self._index.files.of_root(folder.name))
             word = "orphaned" if folder.name in SERVER_ONLY else "unknown"
             for path in unknown:
                 if not (self._index.files.get(folder.name, path) or folder.is_gone(path)):
-                    self._note(word, f"{folder.shown}/{path}")
+                    self._note(word, folder.show(path))
         for shelf in shelves:
             self._check_shelf(shelf)
 
@@ -19397,9 +19514,9 @@ class Verifier:
         """Paths on disk that the index does not know, of what a scan would take in."""
         unreadable: list[bytes] = []
         wanted = is_media_name if folder.name not in SERVER_ONLY else bool
-        paths = [os.fsdecode(path) for path, _ in folder.walk(wanted, unreadable)]
+        paths = [os.fsdecode(path) for path, _ in folder.walk_stored(wanted, unreadable)]
         for path in unreadable:
-            self._note("unreadable", f"{folder.shown}/{os.fsdecode(path)}")
+            self._note("unreadable", folder.show(os.fsdecode(path)))
         return [path for path in paths if not self._index.files.get(folder.name, path)]
 
     def check(self, files: Iterable[File]) -> None:
@@ -19412,7 +19529,7 @@ class Verifier:
         while (verdict := self._judge(file)) is not None:
             now = self._index.files.get(file.root, file.path)
             if now is not None and now[0] == file:
-                path = f"{self._folders[file.root].shown}/{file.path}"
+                path = self._folders[file.root].show(file.path)
                 self._note(verdict[0], path, verdict[1])
                 break
             self.late += 1
@@ -19523,7 +19640,7 @@ def backup_settings(settings: Settings, folder: Path) -> Settings:
     return settings._replace(
         storage_dir=folder, database_dir=data, database_url=data / "index.sqlite3",
         upload_dir=data / "images", media_storage_dir=data / "entities",
-        users_dir=data / "users", public_key_path=None,
+        users_dir=data / "users", media_dir=None, public_key_path=None,
     )  # fmt: skip
 
 
@@ -19559,7 +19676,7 @@ class Copier(Verifier):
                 self.copied += len(block)
                 yield block
 
-        with writing_to(f"{target.shown}/{file.path}"):
+        with writing_to(target.show(file.path)):
             target.copy_in(file.path, status, blocks())
         sha256 = digest.hexdigest()
         if sha256 != file.sha256:
@@ -19852,6 +19969,9 @@ def need_empty(settings: Settings, resumed: bool) -> None:
                 raise Refusal(
                     f"{index} knows files already; a backup is brought back into a new folder"
                 )
+    for root in () if resumed else open_folders(settings, None).values():
+        if isinstance(root, Bucket) and root.holds_objects():
+            raise Refusal(f"{root.show()} is not empty; a backup is brought back into a new place")
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
     for name in () if resumed else PLACES:
@@ -19886,48 +20006,97 @@ def restore(settings: Settings, source: str) -> int:
 
 # -- migrate
 
-FAMILY_PLACES = {"images": "upload_dir", "users": "users_dir", "entities": "media_storage_dir"}
+# The setting of each, its root in the index, and what its paths there begin with
+FAMILY_PLACES = {
+    "media": ("media_dir", "library", f"{MEDIA_FOLDER}/"), "images": ("upload_dir", "images", ""),
+    "users": ("users_dir", "users", ""), "entities": ("media_storage_dir", "entities", ""),
+}  # fmt: skip
 
 
 class Mover(Copier):
-    """Copies the files of a root to where they are to be served from; what is there stays."""
+    """Copies files to where they are to be served from; what is there stays.
+
+    The target's list and the index are in one order, so that what is there costs no request.
+    """
+
+    def __init__(
+        self, index: Index, source: Folder, target: Folder, below: str, progress: Progress
+    ) -> None:  # fmt: skip
+        """Paths begin with `below`."""
+        super().__init__(index, {source.name: source}, {target.name: target}, progress)
+        self._target, self._below = target, below
+
+    def check(self, files: Iterable[File]) -> None:
+        self._listed = self._target.walk_stored(bool, [])
+        self._latest = next(self._listed, None)
+        super().check(file for file in files if file.path.startswith(self._below))
 
     def _judge(self, file: File) -> tuple[str, str] | None:
-        if self.targets[file.root].has(file):
+        path = os.fsencode(file.path)
+        while self._latest and self._latest[0] < path:
+            self._latest = next(self._listed, None)
+        if self._latest and (self._latest[0], self._latest[1].st_size) == (path, file.size):
             self._progress.advance(file.size)
             return None
         return super()._judge(file)
 
 
 @command(
-    "migrate", "copy the files of images, users or entities to PLACE, while the server runs",
+    "migrate", f"copy the files of {', '.join(FAMILY_PLACES)} to PLACE, while the server runs",
     "ROOT", Option("to", "PLACE", parse_place),
 )  # fmt: skip
-def migrate(settings: Settings, root: str, to: Path | S3Place | None = None) -> int:
+def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -> int:
     """Copy and compare all files of a root; returns 1 if one is not as it was taken in."""
-    if root not in FAMILY_PLACES or to is None:
+    if family not in FAMILY_PLACES or to is None:
         raise Refusal(f"migrate takes one of {', '.join(FAMILY_PLACES)} and --to PLACE")
-    name = FAMILY_PLACES[root]
-    changed: dict[str, Any] = {name: to}
-    own = settings._replace(**changed)
-    check_folders(own._asdict())
-    if overlap(getattr(settings, name), to):
-        raise Refusal(f"{to} is where they are")
-    with index_to_read(settings) as index:
+    name, root, below = FAMILY_PLACES[family]
+    own = moved_settings(settings, name, to)
+    with index_to_read(settings) as index, server_is_stopped(settings) as is_stopped:
         source, target = open_folders(settings, index)[root], open_folders(own, None)[root]
-        if source.path != target.path:  # two buckets share the server's own `.incoming/`
+        if source.path != target.path:  # else they share the server's own `.incoming/`
             target.recover(lambda name: True)
-        progress = Progress(sum(file.size for file in index.files.of_root(root)))
-        mover = Mover(index, {root: source}, {root: target}, progress)
+        files = (file for file in index.files.of_root(root) if file.path.startswith(below))
+        progress = Progress(sum(file.size for file in files))
+        mover = Mover(index, source, target, below, progress)
         for _ in range(MAX_ROUNDS):
             before = mover.copied
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
     copied = f"{format_bytes(mover.copied)} copied in {progress.seconds:.0f} s"
-    progress.say(f"{mover.files} files of {root}, {copied}: {mover.summary()}")
-    progress.say(f"stop the server, run this once more, and start it with {name.upper()}={to}")
+    progress.say(f"{mover.files} files of {family}, {copied}: {mover.summary()}")
+    first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
+    place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
+    progress.say(f"{first}start the server with {place}")
     return 0 if mover.ok else 1
+
+
+def moved_settings(settings: Settings, name: str, to: Path | S3Place) -> Settings:
+    """Settings with another place for the files of a family; Refusal, SettingError."""
+    media = settings.storage_dir / MEDIA_FOLDER  # where public uploads are without MEDIA_DIR
+    if overlap(getattr(settings, name) or media, to):
+        raise Refusal(f"{to} is where they are")
+    place: Path | S3Place | None = to
+    if name == "media_dir" and not isinstance(to, S3Place):
+        if not overlap(media, to):
+            raise Refusal(f"public uploads are in {media} or in s3://BUCKET/PREFIX")
+        place = None
+    changed: dict[str, Any] = {name: place}
+    own = settings._replace(**changed)
+    check_folders(own._asdict())
+    return own
+
+
+@contextlib.contextmanager
+def server_is_stopped(settings: Settings) -> Iterator[bool]:
+    """Whether no server uses DATA, and none does within the block."""
+    try:
+        lock = lock_data_dir(settings)
+    except SettingError:
+        yield False
+        return
+    with lock:
+        yield True
 
 
 # -- trash
