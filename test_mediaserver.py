@@ -14467,15 +14467,14 @@ def test_nginx_takes_the_site_without_a_word(tmp_path, certificate):
 class Machine:
     """A folder that setup.sh takes for the root, and commands that note how they are called."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bytecode: Path) -> None:
         self.root, self.source, self.calls = folder / "root", folder / "clone", folder / "calls"
         self.broken = folder / "broken"  # while it is there, `nginx -t` fails
         self.version = folder / "version"
         self.source.mkdir()
         for name in ("setup.sh", "mediaserver.py", "mediaserver.service", "nginx.conf"):
             shutil.copy2(HERE / name, self.source)
-        if (HERE / "__pycache__").exists():  # saves setup.sh a compilation
-            shutil.copytree(HERE / "__pycache__", self.source / "__pycache__")
+        shutil.copytree(bytecode, self.source / "__pycache__")
         for name, body in {
             "systemctl": "",
             "nginx": f"case $1 in -v) cat {self.version} >&2 ;; esac\n"
@@ -14525,10 +14524,19 @@ class Machine:
 DROPIN = "/etc/systemd/system/mediaserver.service.d/setup.conf"
 
 
+@pytest.fixture(scope="session")
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program's bytecode for setup.sh's Python: each run would compile it again."""
+    copy = Path(shutil.copy2(PROGRAM, tmp_path_factory.mktemp("bytecode")))
+    path = re.search("^PATH=(.*)", (HERE / "setup.sh").read_text(), re.MULTILINE)[1]
+    subprocess.run(["python3", copy, "--version"], env={"PATH": path}, check=True)
+    return copy.parent / "__pycache__"
+
+
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path: Path, bytecode: Path) -> Machine:
     once()
-    return Machine(tmp_path)
+    return Machine(tmp_path, bytecode)
 
 
 def test_setup_installs_and_doing_it_again_changes_nothing(machine):
