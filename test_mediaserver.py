@@ -308,24 +308,103 @@ def form(
 WORKERS = ["--workers", os.environ["TEST_WORKERS"]] if "TEST_WORKERS" in os.environ else []
 
 
+FORK = """
+import fcntl, importlib.util, json, os, signal, subprocess, sys, time
+spec = importlib.util.spec_from_file_location("mediaserver", sys.argv[1])
+sys.modules["mediaserver"] = program = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(program)
+for line in sys.stdin:
+    what, *words = json.loads(line)
+    if what == "poll":
+        ended, status = os.waitpid(words[0], os.WNOHANG)
+        print(os.waitstatus_to_exitcode(status) if ended else None, flush=True)
+    elif child := os.fork():
+        print(child, flush=True)
+    else:
+        sys.argv[1:], environment, folder, log = words
+        null = os.open(os.devnull, os.O_RDWR)
+        for number, file in enumerate((null, null, os.open(log, os.O_WRONLY))):
+            os.dup2(file, number)
+        os.closerange(3, 100)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        time.tzset()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        sys.exit(program.main())
+"""
+
+
+class Forked:
+    """A server as Popen has it, forked where the program has been loaded: 0.02 s, not 0.1."""
+
+    parent: subprocess.Popen[str] | None = None
+    lock = threading.Lock()
+
+    def __init__(self, *words: Any) -> None:
+        self.returncode: int | None = None
+        self.pid: int = self.ask("start", *words)
+
+    @classmethod
+    def ask(cls, *words: Any) -> Any:
+        with cls.lock:
+            if cls.parent is None:
+                pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+                command = [sys.executable, "-c", FORK, BYTECODE]
+                cls.parent = subprocess.Popen(command, env=BARE_ENVIRONMENT, **pipes)
+            assert cls.parent.stdin and cls.parent.stdout
+            print(json.dumps(words), file=cls.parent.stdin, flush=True)
+            return json.loads(cls.parent.stdout.readline().replace("None", "null"))
+
+    @classmethod
+    def end(cls) -> None:
+        if cls.parent is not None:
+            cls.parent.communicate()
+            cls.parent = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.ask("poll", self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        if self.returncode is None:
+            descriptor = os.pidfd_open(self.pid)
+            select.select([descriptor], [], [], timeout)
+            os.close(descriptor)
+            assert self.poll() is not None, "it does not end"
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class Server:
     """A running mediaserver; stopping it checks that it ends as it should."""
 
-    def __init__(self, storage: Path, /, *options: str, **environment: str) -> None:
+    def __init__(
+        self, storage: Path, /, *options: str, is_forked: bool = False, **environment: str
+    ) -> None:
         self.storage = storage
         self.data = storage / ".mediaserver"
         home = Path(environment.pop("cwd", storage.parent))
         home.mkdir(parents=True, exist_ok=True)
         self.log_file = home / f"{unique().decode()}.log"
-        command = [sys.executable, BYTECODE, "--storage_dir", storage, "--port", "0"]
-        with self.log_file.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, *WORKERS, *options],
-                env={**BARE_ENVIRONMENT, **SECRETS, **environment},
-                cwd=home,
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-            )
+        words = ["--storage_dir", str(storage), "--port", "0", *WORKERS, *options]
+        environment = {**BARE_ENVIRONMENT, **SECRETS, **environment}
+        self.log_file.touch()
+        self.process: Any
+        if is_forked:
+            self.process = Forked(words, environment, str(home), str(self.log_file))
+        else:
+            with self.log_file.open("w") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, BYTECODE, *words], env=environment, cwd=home,
+                    stdin=subprocess.DEVNULL, stderr=log,
+                )  # fmt: skip
         self.port = int(wait_until(self._find_port, "the line that says the server is ready"))
 
     @property
@@ -495,15 +574,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[None]:
+    yield
+    Forked.end()
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def start(tmp_path: Path, forks: None) -> Iterator[Callable[..., Server]]:
     """Start servers of this test's own: `start(setting="value", ...)`, all on one folder."""
     running: list[Server] = []
 
-    def start_server(*options: str, **environment: str) -> Server:
+    def start_server(*options: str, is_forked: bool = True, **environment: str) -> Server:
         environment = {k if k == "cwd" else k.upper(): v for k, v in environment.items()}
         storage = Path(environment.pop("STORAGE", tmp_path / "pictures"))
-        running.append(Server(storage, *options, **environment))
+        is_forked = is_forked and not {"LD_PRELOAD", "PYTHONPATH"} & {*environment}
+        running.append(Server(storage, *options, is_forked=is_forked, **environment))
         return running[-1]
 
     yield start_server
@@ -758,7 +844,7 @@ def test_a_place_that_cannot_be_used_stops_the_start_with_its_setting(tmp_path):
 
 
 def test_no_process_of_the_server_shows_a_secret_in_its_environment(start):
-    running = start()
+    running = start(is_forked=False)
     wait_until(lambda: "scanning" in running.log)
     group = [running.process.pid]
     for task in Path("/proc").glob("[0-9]*/stat"):
