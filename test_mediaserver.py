@@ -12825,8 +12825,8 @@ class Browser:
         return wait_until(lambda: self.run(f"return {expression}", *arguments), expression)
 
     def click(self, selector: str) -> None:
-        self.see(f"document.querySelector({selector!r})")
-        self.run(f"document.querySelector({selector!r}).click()")
+        script = f"const found = document.querySelector({selector!r}); found?.click()"
+        wait_until(lambda: self.run(f"{script}; return Boolean(found)"), selector)
 
     def press(self, key: str) -> None:
         keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
@@ -12897,7 +12897,7 @@ def browser(chromium):
     """A window without anybody's session, whose page must have had nothing to complain of."""
     yield chromium
     assert chromium.complaints() == []
-    chromium.run("sessionStorage.clear(); localStorage.clear()")
+    chromium.run("if (location.host) { sessionStorage.clear(); localStorage.clear(); }")
     chromium.ask("DELETE", f"{chromium.session}/cookie")  # a cookie is every port's
     chromium.open("about:blank")
 
