@@ -3020,8 +3020,9 @@ def _flv(flv: _Span, draft: _Draft) -> None:
 
 
 # -- Media without what they say of their making ---------------------------------------------
-# What shows a picture or a video stays as it is, its colours and how it stands too. Everything
-# else, known here or not, goes, and so does what follows its end.
+# What shows a picture or a video stays as it is and where it is, its colours and how it stands
+# too. Everything else, known here or not, is overwritten with zeros as it is sent, so that ranges
+# of it can be read; what follows the end of a picture is left out.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
@@ -3030,134 +3031,122 @@ PNG_SHOWN = frozenset(
 )
 WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"})
 WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
-MAX_WEBP_CHUNKS = 10_000
-_JPEG_SCAN_END = re.compile(
+MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
+MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
+MAX_PATCHING_CHUNKS = 300_000  # of all tracks: 40 MB of memory
+_ZEROS = memoryview(bytes(STRIP_BLOCK))
+_JPEG_MARKER_START = re.compile(
     rb"\xff(?=[^\x00\xff\xd0-\xd7])"
-)  # ends entropy-coded data (T.81, B.1.1.2)
+)  # ends coded data (T.81, B.1.1.2)
 
 
-def read_whole(file: BinaryIO, count: int) -> bytes:
-    """Read so many bytes; ValueError where the file ends before."""
-    data = file.read(count)
-    if len(data) < count:
-        raise ValueError("the file ends too early")
-    return data
+class Patch(NamedTuple):
+    """A stretch of a file that is sent as `content`, and zeros behind it."""
+
+    start: int
+    end: int
+    content: bytes = b""
+
+    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """Yield what is sent for the part between two positions in the file."""
+        content = self.content[start - self.start : end - self.start]
+        if content:
+            yield content
+        for at in range(start + len(content), end, STRIP_BLOCK):
+            yield _ZEROS[: end - at]
 
 
-def copy_bytes(file: BinaryIO, count: int) -> Iterator[bytes]:
-    while count:
-        data = read_whole(file, min(count, STRIP_BLOCK))
-        count -= len(data)
-        yield data
+_Patches = tuple[list[Patch], int]  # in order, and where the file ends then
 
 
-def orientation_exif(orientation: int) -> bytes:
+def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
+    """Return what makes a file say nothing of its making, in order, and where it then ends.
+
+    ValueError for one that is not understood.
+    """
+    # All of a JPEG is read: only its end tells where that is.
+    budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
+    try:
+        patcher = PATCHERS[facts.extension]
+        return patcher(_Span(_Source(b"", file, [budget]), 0, size), facts.orientation)
+    except _BROKEN as error:
+        raise ValueError("a broken file") from error
+
+
+def _bare_exif(orientation: int) -> bytes:
     """EXIF that says how a picture stands, and nothing else."""
-    entry = struct.pack(">HHIHxx", 0x112, 3, 1, orientation)
+    entry = struct.pack(">HHIHxx", _ORIENTATION, 3, 1, orientation)
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
-def strip_jpeg(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a JPEG without EXIF, XMP, IPTC, comments and makers' segments; ValueError for none."""
-    yield read_whole(file, 2)
-    if orientation != 1:
-        exif = b"Exif\0\0" + orientation_exif(orientation)
-        yield b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+def _jpeg_patches(jpeg: _Span, orientation: int) -> _Patches:
+    """EXIF, XMP, IPTC, comments and makers' segments, up to the end of the picture."""
+    patches, marker, at = list[Patch](), b"", 2
+    exif = b"Exif\0\0" + _bare_exif(orientation) if orientation != 1 else b""
     while True:
-        marker = read_whole(file, 2)
-        while marker == b"\xff\xff":  # fill bytes
-            marker = b"\xff" + read_whole(file, 1)
-        if marker[:1] != b"\xff":
+        in_scan, start = marker == b"\xda", at
+        at = _find_marker(jpeg, at, STRIP_BLOCK if in_scan else 16)
+        if not in_scan and jpeg.read(start, at - start).strip(b"\xff"):  # which may fill
             raise ValueError("no marker")
-        if marker == b"\xff\xd9":
-            yield marker
-            return
-        length = read_whole(file, 2)
-        segment = read_whole(file, max(int.from_bytes(length, "big") - 2, 0))
-        is_profile = marker == b"\xff\xe2" and segment.startswith(b"ICC_PROFILE\0")
-        is_other = (0xE1 <= marker[1] <= 0xEF and marker[1] != 0xEE) or marker[1] == 0xFE
-        if is_profile or not is_other:  # APP14 says which colours Adobe means
-            yield marker + length + segment
-        if marker == b"\xff\xda":
-            yield from _jpeg_scan(file)
+        marker = jpeg.read(at + 1, 1)
+        if marker == b"\xd9":
+            return patches, at + 2
+        start, at = at + 4, at + 2 + jpeg.unpack(">H", at + 2)[0]
+        is_profile = marker == b"\xe2" and jpeg.peek(start, 12) == b"ICC_PROFILE\0"
+        is_told = (
+            b"\xe1" <= marker <= b"\xef" and marker != b"\xee"
+        )  # Adobe's APP14: which colours
+        if (is_told and not is_profile) or marker == b"\xfe":
+            content = exif if marker == b"\xe1" and at - start >= len(exif) else b""
+            exif = b"" if content else exif
+            patches.append(Patch(start, at, content))
 
 
-def _jpeg_scan(file: BinaryIO) -> Iterator[bytes]:
-    """Yield entropy-coded data up to the next marker."""
-    while len(block := file.read(STRIP_BLOCK)) > 1:
-        found = _JPEG_SCAN_END.search(block)
-        end = found.start() if found else len(block) - block.endswith(b"\xff")
-        file.seek(end - len(block), 1)
-        yield block[:end]
-        if found:
-            return
+def _find_marker(jpeg: _Span, at: int, length: int) -> int:
+    """Find the next marker, in stretches of so many bytes; EOFError if there is none."""
+    while len(block := jpeg.peek(at, length)) > 1:
+        if found := _JPEG_MARKER_START.search(block):
+            return at + found.start()
+        at += length - 1
+    raise EOFError
+
+
+def _png_patches(png: _Span, orientation: int) -> _Patches:
+    """All chunks that do not show the picture."""
+    patches, exif = list[Patch](), _bare_exif(orientation) if orientation != 1 else b""
+    for kind, chunk in _Parts(_png_header, png.part(8)):
+        end = chunk.start + chunk.size
+        if kind == b"IEND":
+            return patches, end + 4
+        if kind not in PNG_SHOWN:
+            content = exif if chunk.size >= len(exif) else b""
+            exif = b"" if content else exif
+            content = (b"eXIf" if content else b"noNe") + content
+            check, zeros = zlib.crc32(content), chunk.size + 4 - len(content)
+            for at in range(0, zeros, STRIP_BLOCK):
+                check = zlib.crc32(_ZEROS[: zeros - at], check)
+            patches.append(Patch(chunk.start - 4, end, content))
+            patches.append(Patch(end, end + 4, struct.pack(">I", check)))
     raise ValueError("the picture has no end")
 
 
-def strip_png(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a PNG with the chunks that show the picture; ValueError for none."""
-    yield read_whole(file, 8)
-    if orientation != 1:
-        chunk = b"eXIf" + orientation_exif(orientation)
-        exif = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    else:
-        exif = b""
-    name = b""
-    while name != b"IEND":
-        head = read_whole(file, 8)
-        size, name = int.from_bytes(head[:4], "big"), head[4:]
-        if name == b"IDAT":
-            yield exif
-            exif = b""
-        if name in PNG_SHOWN:
-            yield head
-            yield from copy_bytes(file, size + 4)
-        else:
-            file.seek(size + 4, 1)
+def _webp_patches(webp: _Span, orientation: int) -> _Patches:
+    """All chunks that do not show the picture, and the flags that tell of them."""
+    patches, is_turned = list[Patch](), orientation != 1
+    (size,) = webp.unpack("<I", 4)
+    for kind, chunk in _chunks(webp.part(12, 8 + size)):
+        start, end = chunk.start, chunk.start + chunk.size
+        if kind == b"VP8X":
+            flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * is_turned
+            patches.append(Patch(start, start + 1, bytes([flags])))
+        elif kind not in WEBP_SHOWN:
+            content = _bare_exif(orientation) if kind == b"EXIF" and is_turned else b""
+            patches.append(Patch(start - 8, start - 4, kind if content else b"none"))
+            patches.append(Patch(start, end, content[: chunk.size]))
+    return patches, min(webp.size, 8 + size)
 
 
-def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a WebP with the chunks that show the picture; ValueError for none."""
-    start = read_whole(file, 12)
-    end = 8 + int.from_bytes(start[4:8], "little")
-    chunks, at = list[tuple[int, bytes, int]](), 12
-    while at < end:
-        file.seek(at)
-        head = read_whole(file, 8)
-        size = int.from_bytes(head[4:], "little")
-        if head[:4] in WEBP_SHOWN:
-            chunks.append((at + 8, head, size + size % 2))
-        at += 8 + size + size % 2
-        if len(chunks) > MAX_WEBP_CHUNKS:
-            raise ValueError("too many chunks")
-    turned = orientation != 1 and any(head[:4] == b"VP8X" for _, head, _ in chunks)
-    tiff = orientation_exif(orientation)
-    exif = b"EXIF" + struct.pack("<I", len(tiff)) + tiff if turned else b""
-    total = 4 + len(exif) + sum(8 + size for _, _, size in chunks)
-    yield b"RIFF" + struct.pack("<I", total) + b"WEBP"
-    for place, head, size in chunks:
-        file.seek(place)
-        yield head
-        is_header = head[:4] == b"VP8X"
-        if is_header:
-            flags = read_whole(file, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * turned
-            yield bytes([flags])
-        yield from copy_bytes(file, size - is_header)
-    yield exif
-
-
-STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
-    "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
-}  # fmt: skip
-
-# ISO base media files may be long and are read in ranges. So nothing in them moves: what is not
-# shown is overwritten, as it is sent, with zeros in a box of the type `free`.
-PATCHED = frozenset({  # extensions
-    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
-})  # fmt: skip
-MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
-MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
-_ZEROS = memoryview(bytes(STRIP_BLOCK))
+# In ISO base media files what is not shown becomes a box of the type `free`.
 _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
     box: frozenset(names.split()) for box, names in {
         b"file": b"ftyp styp mdat meta moov moof sidx mfra",
@@ -3177,38 +3166,11 @@ _SHOWN_ITEMS = frozenset(
 )
 _TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
 _BARE_ITEMS = {  # by type: what says nothing
-    b"Exif": bytes(4) + orientation_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+    b"Exif": bytes(4) + _bare_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
 }  # fmt: skip
 _PCM = frozenset({
     b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
 })  # fmt: skip
-
-
-class Patch(NamedTuple):
-    """A stretch of a file that is sent as `content`, and zeros behind it."""
-
-    start: int
-    end: int
-    content: bytes = b""
-
-    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
-        """Yield what is sent for the part between two positions in the file."""
-        content = self.content[start - self.start : end - self.start]
-        if content:
-            yield content
-        for at in range(start + len(content), end, STRIP_BLOCK):
-            yield _ZEROS[: end - at]
-
-
-def find_patches(file: BinaryIO, size: int) -> list[Patch]:
-    """Return what makes an ISO base media file say nothing of its making, in order.
-
-    ValueError for one that is not understood.
-    """
-    try:
-        return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
-    except _BROKEN as error:
-        raise ValueError("a broken file") from error
 
 
 class _PatchFinder:
@@ -3221,7 +3183,7 @@ class _PatchFinder:
         self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
         self._kinds: set[tuple[bytes, bool]] = set()  # of boxes, and whether they are shown
 
-    def run(self) -> list[Patch]:
+    def run(self) -> _Patches:
         self._walk(b"file", self._file)
         if (b"moof", True) in self._kinds:  # the samples of all tracks are in each fragment
             if (b"trak", False) in self._kinds:
@@ -3236,7 +3198,7 @@ class _PatchFinder:
                 self._blank(box, at, start - box.start)
                 at = max(at, end - box.start)
             self._blank(box, at)
-        return in_order(self._patches)
+        return in_order(self._patches), self._file.size
 
     def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
         part = span.part(start, end)
@@ -3307,7 +3269,7 @@ class _PatchFinder:
                 self._blank(entry, 42, 74)  # the codec's name
             else:
                 unit = max(unit, _audio_unit(kind, entry))
-        self._shown += _track_chunks(tables, unit, MAX_PATCHING_STEPS - len(self._shown))
+        self._shown += _track_chunks(tables, unit, MAX_PATCHING_CHUNKS - len(self._shown))
 
     def _keep_items(self, boxes: _Parts) -> None:
         """Note where the items of a picture are, and overwrite those that do not show it."""
@@ -3349,13 +3311,12 @@ def _audio_unit(kind: bytes, entry: _Span) -> float:
     return float(frame / samples) if samples else 0.0
 
 
-def _numbers(table: _Span, layout: str, limit: float = math.inf) -> list[int]:
-    """Read the big-endian numbers behind their count; ValueError for more than `limit`."""
-    count = table.read_uint(4)
-    if count > limit:
-        raise ValueError("too many numbers")
-    data = table.read(0, count * struct.calcsize(layout))
-    return list(struct.unpack(f">{count}{layout}", data))
+def _numbers(table: _Span, layout: str, count: int) -> Iterator[tuple[int, ...]]:
+    """Read so many rows of big-endian numbers, in pieces."""
+    width = struct.calcsize(layout)
+    for at in range(0, count * width, STRIP_BLOCK // width * width):
+        piece = min(STRIP_BLOCK // width, count - at // width)
+        yield from struct.iter_unpack(layout, table.read(at, piece * width))
 
 
 def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int, int]]:
@@ -3364,22 +3325,32 @@ def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int
     ValueError for more than `limit` of them, before the first one.
     """
     wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
-    places, layout = (wide, "Q") if wide.size else (tables[b"stco"], "I")
-    starts = _numbers(places.part(4), layout, limit)
-    size = sizes.read_uint(4)  # of each sample; 0: they have sizes of their own
-    equal = unit if size == 1 and unit else float(size)
-    ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
-    count = runs.read_uint(4)
-    entries = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
-    afters = [first for first, _ in entries[1:]] + [len(starts) + 1]
-    if not all(0 < first < after for (first, _), after in zip(entries, afters, strict=False)):
-        raise ValueError("chunks that are listed again")  # and again
-    sample = 0
-    for (first, count), after in zip(entries, afters, strict=False):
-        for start in starts[first - 1 : after - 1]:
-            before, sample = sample, min(sample + count, len(ends) - 1)
-            length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
+    places = (wide if wide.size else tables[b"stco"]).part(4)
+    total, size = places.read_uint(4), sizes.read_uint(4)
+    if total > limit:
+        raise ValueError("too many chunks")
+    equal = unit if size == 1 and unit else float(size)  # 0: samples have sizes of their own
+    starts = _numbers(places, ">Q" if wide.size else ">I", total)
+    lengths = _numbers(sizes, ">I", sizes.read_uint(4))
+    entries = itertools.chain(_numbers(runs, ">II4x", runs.read_uint(4)), [(total + 1, 0)])
+    at = 1
+    for (first, count), (after, _) in itertools.pairwise(entries):
+        if not at <= first < after:
+            raise ValueError("chunks that are listed again")  # and again
+        for (start,) in itertools.islice(starts, first - at, after - at):
+            samples = () if equal else itertools.islice(lengths, count)
+            length = math.ceil(count * equal) if equal else sum(each for (each,) in samples)
             yield start, start + length
+        at = after
+
+
+_ISO_EXTENSIONS = (
+    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
+)  # fmt: skip
+PATCHERS: Mapping[str, Callable[[_Span, int], _Patches]] = {  # by extension
+    "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
+    **dict.fromkeys(_ISO_EXTENSIONS, lambda file, _: _PatchFinder(file).run()),
+}  # fmt: skip
 
 
 # -- What starts how
@@ -14841,7 +14812,7 @@ def may_show(share: Share, asset: Asset) -> bool:
     """Whether a file can be sent as the share promises."""
     facts = asset.facts
     return not share.strips or (
-        facts is not None and (facts.kind == "image" or facts.extension in PATCHED)
+        facts is not None and (facts.kind == "image" or facts.extension in PATCHERS)
     )
 
 
@@ -14990,7 +14961,7 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     facts = asset.facts
     assert facts is not None  # as may_show has it
     try:
-        content = (patch_file if facts.extension in PATCHED else strip_file)(app, file, facts)
+        content = patch_file(app, file, facts)
     except ValueError:
         if facts.kind != "image":
             detail = "This file cannot be sent without what it says of its making."
@@ -15009,30 +14980,11 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
     with contextlib.ExitStack() as on_error, app.disk(file.root):
         source = open_file(app, file)
         on_error.callback(source.close)
-        patches = find_patches(source, file.size)
+        patches, end = find_patches(source, file.size, facts)
         check_unchanged(file, source)
         on_error.pop_all()
     digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
-    return Content(source, file.size, facts.mime_type, digest, None, "", patches=patches)
-
-
-def strip_file(app: App, file: File, facts: Facts) -> Content:
-    """Copy a picture without what it says of its making to a file without a name; ValueError."""
-    import tempfile  # as in write_listing
-
-    if facts.extension not in STRIPPERS:
-        raise ValueError("a type that is not copied")
-    digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(target.close)
-        with app.disk(file.root), io.BufferedReader(open_file(app, file)) as source:
-            for piece in STRIPPERS[facts.extension](source, facts.orientation):
-                digest.update(piece)
-                target.write(piece)
-            check_unchanged(file, source)
-        on_error.pop_all()
-    about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
-    return Content(*about)
+    return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
 
 
 def open_file(app: App, file: File) -> io.FileIO:
