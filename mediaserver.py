@@ -4170,19 +4170,21 @@ class Assets(Table):
         facts = asset.facts or (None,) * len(Facts._fields)
         db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
-    def set_facts(self, db: Database, sha256: str, facts: Facts) -> None:
+    def set_facts(self, db: Database, asset: Asset) -> None:
         """Note what a content says of itself, if that is something else than before."""
+        if (facts := asset.facts) is None:
+            return
         names, values = ", ".join(Facts._fields), placeholders(facts)
         sql = f"UPDATE asset SET ({names}) = ({values})"
         sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
-        if not db.execute(sql, (*facts, sha256, *facts)).rowcount:
+        if not db.execute(sql, (*facts, asset.sha256, *facts)).rowcount:
             return
         sql = "SET (kind, mime_type, extension) = (?, ?, ?) WHERE sha256 = ?"
-        copies = (facts.kind, facts.mime_type, facts.extension, sha256)
+        copies = (facts.kind, facts.mime_type, facts.extension, asset.sha256)
         db.execute(f"UPDATE entity {sql}", copies)
         # By their paths, of which there is an index: current and older versions.
         paths = "SELECT CAST(path AS TEXT) FROM file WHERE root = 'entities' AND sha256 = ?"
-        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, sha256))
+        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, asset.sha256))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -8350,28 +8352,34 @@ class Scanner:
                 self._index.set_meta("facts version", FACTS_VERSION)
 
     def _renew_facts_in(self, folder: Folder) -> bool:
-        """Probe all files of a folder again; whether it was there all the time, and readable."""
-        before, is_whole = folder.identity(), True
+        """Probe all files of a folder again; whether it was there all the time.
+
+        What cannot be read counts as changed: the scan reads it once it can be.
+        """
+        before = folder.identity()
         if before is None or self.absent_mounts(folder):
             return folder.is_new()
         files = self._index.files.of_root(folder.name)
         while batch := list(itertools.islice(files, SCAN_BATCH)):
-            found = []
+            found, unreadable = [], []
             for file in batch:
                 if self._stopping:
                     return False
                 try:
-                    found.append((file.sha256, probe_again(folder, file)))
+                    found.append(Asset(file.sha256, file.size, probe_again(folder, file)))
                 except OSError:
-                    is_whole = False
-            self._put_facts(found)
-        return is_whole and folder.identity() == before
+                    unreadable.append(file)
+            if folder.identity() != before:
+                return False
+            self._put_facts(found, unreadable)
+        return True
 
-    def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
+    def _put_facts(self, found: Sequence[Asset], unreadable: Sequence[File]) -> None:
         def apply(db: Database) -> None:
-            for sha256, facts in found:
-                if facts:
-                    self._index.assets.set_facts(db, sha256, facts)
+            for asset in found:
+                self._index.assets.set_facts(db, asset)
+            for file in unreadable:
+                self._index.files.set_times(db, file, -1, -1.0)
 
         self._index.write(apply, durable=False)
 
@@ -8539,6 +8547,8 @@ class Scanner:
 
     def _put(self, found: Sequence[Located]) -> None:
         def apply(db: Database) -> list[str | None]:
+            for _, asset in found:
+                self._index.assets.set_facts(db, asset)
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
         if found:

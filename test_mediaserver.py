@@ -4560,16 +4560,22 @@ def test_an_unfinished_scan_is_taken_up_again_by_itself(scanning, monkeypatch, c
     assert "2 files are not in the index yet" in capsys.readouterr().err
 
 
+def forget_time(scanning: Any, asset: Any) -> None:
+    """Have an older program's facts in the index."""
+    wrong = asset._replace(facts=asset.facts._replace(created=None, created_source=None))
+    change = functools.partial(scanning.index.assets.set_facts, asset=wrong)
+    scanning.index.write(change, durable=False)
+    scanning.index.set_meta("facts version", "1")
+
+
 def test_what_another_version_has_read_of_files_is_read_again(scanning):
     dated, other = jpeg(date="2019:05:04 05:02:01"), png()
     fill(scanning.path, {"a.jpg": dated, "b.png": other})
     scanning.scanner.scan()
-    assets, files = scanning.index.assets, scanning.index.files
+    files = scanning.index.files
     known = {name: files.get("library", name) for name in ("a.jpg", "b.png")}
-    wrong = known["a.jpg"][1].facts._replace(created=None, created_source=None)
-    scanning.index.write(lambda db: assets.set_facts(db, sha256(dated), wrong), durable=False)
+    forget_time(scanning, known["a.jpg"][1])
     assert files.get("library", "a.jpg") != known["a.jpg"]
-    scanning.index.set_meta("facts version", "1")
     lists = int(scanning.index.get_meta("library_version"))
     scanning.scanner.start(0)
     wait_until(lambda: scanning.index.get_meta("facts version") == ms.FACTS_VERSION)
@@ -4577,7 +4583,28 @@ def test_what_another_version_has_read_of_files_is_read_again(scanning):
     assert int(scanning.index.get_meta("library_version")) == lists + 1  # for the one alone
 
 
-@pytest.mark.parametrize("problem", ["away", "goes away", "unreadable", "one is gone"])
+def test_a_file_that_could_not_be_read_again_is_read_by_the_scan_alone(scanning, monkeypatch):
+    fill(scanning.path, {"a.jpg": jpeg(date="2019:05:04 05:02:01"), "b.png": png()})
+    assert scanning.scanner.scan()
+    known = scanning.index.files.get("library", "a.jpg")
+    forget_time(scanning, known[1])
+    asked, real = list[str](), ms.probe_again
+
+    def probe_again(folder: Any, file: Any) -> Any:
+        asked.append(file.path)
+        if file.path == "a.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(folder, file)
+
+    monkeypatch.setattr(ms, "probe_again", probe_again)
+    for _ in range(2):  # starts, of which the second has nothing to do
+        scanning.scanner._renew_facts()
+    assert asked == ["a.jpg", "b.png"]
+    assert scanning.scanner.scan()
+    assert scanning.index.files.get("library", "a.jpg") == known
+
+
+@pytest.mark.parametrize("problem", ["away", "goes away", "one is gone"])
 def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
     scanning, monkeypatch, problem
 ):
@@ -4587,8 +4614,6 @@ def test_files_are_not_taken_for_read_again_while_their_disk_is_away(
     aside, real = scanning.path.with_name("aside"), ms.probe_again
 
     def probe_again(folder: Any, file: Any) -> Any:
-        if problem == "unreadable" and file.path == "a.png":
-            raise OSError(errno.EIO, "Input/output error")
         if problem == "goes away" and not aside.exists():
             scanning.path.rename(aside)
             scanning.path.mkdir()
@@ -10235,8 +10260,9 @@ def test_other_facts_of_a_content_are_those_of_its_entities_and_their_versions(e
     with contextlib.closing(ms.open_index(entities.server.data / "index.sqlite3")) as index:
 
         def set_facts(facts: Any) -> None:
-            for digest in map(sha256, (older, newer)):
-                index.write(lambda db, of=digest: index.assets.set_facts(db, of, facts))
+            for content in (older, newer):
+                asset = ms.Asset(sha256(content), len(content), facts)
+                index.write(lambda db, it=asset: index.assets.set_facts(db, it))
 
         set_facts(facts._replace(mime_type="image/changed", extension="changed"))
         filters = {"mime_type": "image/changed", "extension": "changed"}
