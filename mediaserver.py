@@ -7096,7 +7096,7 @@ DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
 STRIP_PIXELS = 4_000_000  # are converted at once
 MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
-ODD_BMPS = {(2, 0), (16, 3), (32, 3), (32, 6)}  # bits a pixel, BI_RGB or (ALPHA)BITFIELDS
+ODD_BMPS = {(2, 0), (32, 0), (16, 3), (32, 3), (16, 6), (32, 6)}  # bits a pixel, compression
 LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
 MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
@@ -7778,10 +7778,9 @@ def decode(
     small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
     embedded = functools.partial(open_embedded, source, job, size)
-    odd_bmp = functools.partial(open_odd_bmp, source, size)
     frame = functools.partial(open_frame, ffmpeg, job, size)
     ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, small, cut_short, odd_bmp, frame, embedded),
+        "image": (whole, small, cut_short, frame, embedded),
         "raw": (embedded, whole, cut_short),
         "video": (frame,),
     }
@@ -7805,10 +7804,18 @@ def open_picture(
     from PIL import Image, ImageFile, PngImagePlugin
 
     Image.MAX_IMAGE_PIXELS = None  # the memory of the process is the limit, also for texts
+    source.seek(0)
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
     ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
+    picture: Any = None
+    with contextlib.suppress(Exception):  # as in decode
+        picture = read_odd_bmp(source)
     source.seek(0)
-    picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if picture is None:
+        picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if picture.format == "GIF" and (place := picture.tile[0][1]) != (0, 0, *picture.size):
+        frame, picture = picture.convert("RGBA").crop(place), Image.new("RGBA", picture.size)
+        picture.paste(frame, place)  # around the first frame there is nothing
     if profile := find_profile(picture, source):
         picture.info["icc_profile"] = profile
     orientation = read_orientation(picture) or orientation
@@ -7823,45 +7830,46 @@ def open_picture(
     return small.transpose(getattr(names, turn)) if turn else small
 
 
-def open_odd_bmp(source: BinaryIO, size: int) -> Image.Image | None:
-    """Decode a BMP of 2 bits a pixel, or with masks of its own, which Pillow does not know."""
+def read_odd_bmp(source: BinaryIO) -> Image.Image | None:
+    """Decode a BMP of 2 bits a pixel, or with masks: Pillow knows few, and hardly any alpha."""
     from PIL import Image
 
-    source.seek(0)
     magic, start, header, width, height, bits, packing, *masks = struct.unpack(
-        "<2s8xIIii2xHI20x4I", source.read(70)
+        "<2s8xIIii2xHI20x4I", source.read(70).ljust(70, b"\0")
     )
     if magic != b"BM" or (bits, packing) not in ODD_BMPS:
         return None
-    shape, stride = (width, abs(height)), (width * bits + 31) // 32 * 4
     source.seek(14 + header)
     palette = source.read(16)
     source.seek(start)
+    shape, stride, step = (width, abs(height)), (width * bits + 31) // 32 * 4, max(1, bits // 8)
     data = source.read(stride * shape[1])
-    rows = [data[at : at + stride] for at in range(0, len(data), stride)][
-        :: -1 if height > 0 else 1
-    ]
+
+    def read(data: bytes, mode: str, layout: str) -> Image.Image:
+        about = (layout, stride // step, -1 if height > 0 else 1)
+        return Image.frombytes(mode, shape, data, "raw", *about)
+
     if bits == 2:
-        indices = (bytes(byte >> at & 3 for byte in row for at in (6, 4, 2, 0)) for row in rows)
-        picture = Image.frombytes("P", shape, b"".join(row[:width] for row in indices))
+        picture = read(data, "P", "P;2")
         picture.putpalette(palette, "BGRX")
-        return shrink(picture, size)
-    has_alpha = (header >= 56 or packing == 6) and masks[3]
-    layout = struct.Struct(f"<{width}{'H' if bits == 16 else 'I'}")
-    bands = [
-        Image.frombytes(
-            "L", shape, b"".join(read_channel(layout.unpack_from(row), mask) for row in rows)
-        )
-        for mask in masks[: 4 if has_alpha else 3]
-    ]
-    return shrink(Image.merge("RGBA" if has_alpha else "RGB", bands), size)
+        return picture
+    if packing == 0:  # whose fourth byte is alpha from version 4 on, where it is anything
+        masks = [0xFF0000, 0xFF00, 0xFF, 0xFF000000 * (header >= 108 and any(data[3::4]))]
+    elif header < 56 and packing != 6:
+        masks[3] = 0
+    masks = masks[: 4 if masks[3] else 3]
+    bands = [read(read_channel(data, mask, step), "L", "L") for mask in masks]
+    return Image.merge("RGBA"[: len(masks)], bands)
 
 
-def read_channel(pixels: Sequence[int], mask: int) -> bytes:
-    """Scale the bits of a mask to 8."""
-    unit = mask & -mask or 1
-    most = mask // unit or 1
-    return bytes((pixel & mask) // unit * 255 // most for pixel in pixels)
+def read_channel(data: bytes, mask: int, step: int) -> bytes:
+    """Scale the bits of a mask to 8, of pixels of `step` bytes."""
+    top = mask.bit_length()
+    width = min(8, mask.bit_count()) or 1
+    most = (1 << width) - 1
+    levels = bytes((byte & most) * 255 // most * bool(mask) for byte in range(256))
+    shifted = int.from_bytes(data, "little") >> max(0, top - width)
+    return shifted.to_bytes(len(data), "little")[::step].translate(levels)
 
 
 def fill_up(source: BinaryIO) -> BinaryIO:
@@ -8022,12 +8030,17 @@ CURVES: dict[int, Callable[[float], float]] = {8: float, 16: linear_of_pq, 18: l
 def find_profile(picture: Image.Image, source: BinaryIO) -> bytes | None:
     """The ICC profile that says what the values of a picture mean, if it is not sRGB."""
     given: bytes | None = picture.info.get("icc_profile")
-    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
-        return given
     at = source.tell()
     source.seek(0)
-    coded = CODED_COLOURS.search(source.read(COLOUR_BYTES))
+    head = source.read(COLOUR_BYTES)
+    if head[:2] == b"BM" and head[70:74] == b"DEBM":  # in version 5, it counts from the header
+        start, length = struct.unpack_from("<2I", head, 126)
+        source.seek(14 + start)
+        given = source.read(length)
     source.seek(at)
+    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
+        return given
+    coded = CODED_COLOURS.search(head)
     if coded:
         primaries, transfer = (code[0] for code in coded.groups() if code)
         if primaries in COLORANTS and (primaries != 1 or transfer in CURVES):

@@ -3907,6 +3907,46 @@ def test_sixteen_bits_are_scaled_to_eight(thumbnails, tmp_path, pillow, content,
     assert pixel[3] == 0 or all(abs(a - b) <= 2 for a, b in zip(pixel, expected, strict=True))
 
 
+def bmp_of(bits: int, packing: int, *masks: int, version: int = 108) -> bytes:
+    """The start of a BMP of 2 by 2 pixels, whose rows are of four bytes or eight."""
+    about = struct.pack("<IiiHHI20x4I", version, 2, 2, 1, bits, packing, *(*masks, 0, 0, 0, 0)[:4])
+    return b"BM" + struct.pack("<8xI", 14 + version) + about[:version].ljust(version, b"\0")
+
+
+PALE = b"\0\0\xff\x80" * 4  # red, half transparent
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (bmp_of(32, 0) + PALE, (255, 0, 0, 128)),
+        (bmp_of(32, 0) + b"\0\0\xff\0" * 4, (255, 0, 0, 255)),
+        (bmp_of(32, 0, version=40) + PALE, (255, 0, 0, 255)),
+        (bmp_of(32, 3, 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + PALE, (255, 0, 0, 128)),
+        (bmp_of(16, 3, 0x7C00, 0x3E0, 0x1F, 0x8000) + b"\0\x7c" * 4, (0, 0, 0, 0)),
+        (bmp_of(16, 3, 0x7C00, 0x3E0, 0x1F, 0x8000) + b"\x10\x80" * 4, (0, 0, 131, 255)),
+        (bmp_of(16, 3, 0xFF, 0xFF00) + b"\x20\x40" * 4, (32, 64, 0, 255)),
+        (bmp_of(32, 3, 0x3FF00000, 0xFFC00, 0x3FF) + b"\xff\x03\0\x20" * 4, (128, 0, 255, 255)),
+        (bmp_of(2, 0, version=40) + b"\0\0\xff\0" * 2, (255, 0, 0, 255)),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
+)  # fmt: skip
+def test_masks_and_alpha_of_a_bmp_count(thumbnails, tmp_path, pillow, content, expected):
+    (tmp_path / "a.bmp").write_bytes(content)
+    made = make(thumbnails, tmp_path / "a.bmp")
+    assert (made.size, made.convert("RGBA").getpixel((1, 1))) == ((2, 2), expected)
+
+
+def test_around_a_first_frame_that_is_smaller_than_its_animation_there_is_nothing(
+    thumbnails, tmp_path, pillow
+):
+    (tmp_path / "a.gif").write_bytes(
+        b"GIF89a\2\0\1\0\x80\1\0\xff\0\0\0\0\xff" + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+    )
+    made = make(thumbnails, tmp_path / "a.gif").convert("RGBA")
+    assert [made.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0, 255), (0, 0, 0, 0)]
+
+
 def test_an_animation_is_shown_by_its_first_frame(thumbnails, tmp_path, pillow):
     frames = [pillow.new("RGB", (300, 300), colour) for colour in (RED, GREEN, BLUE)]
     for name in ("a.gif", "a.webp", "a.png", "a.tif"):
