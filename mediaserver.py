@@ -14565,26 +14565,26 @@ def save_entity(
 ) -> Entity:
     """Write what `draft` makes of the current version, with the upload as its content."""
     # It is asked twice: nothing is stored for what will be refused, and the transaction decides.
+    content: Located | None = None
+
+    def put(db: Database) -> Entity:
+        nonlocal content  # after a full disk this runs again, with what it has stored
+        entity = draft(db)
+        check_entity(app, entity, upload, db)
+        if upload and content:
+            if not upload.kept and not app.index.files.is_there(db, content[0]):
+                content = store_entity_file(app, upload)  # its last entity has just gone
+            file, asset = content
+            app.index.files.put(db, file, asset)
+            entity = entity._replace(path=file.path, asset=asset)
+        return app.index.entities.put(db, entity, time.time())
+
     if upload is None:
-        return app.index.write(lambda db: put_entity(app, db, draft(db)))
+        return app.index.write(put)
     with app.entities.content_lock(upload.sha256):
         check_entity(app, draft(None), upload)
         content = find_duplicate(app, upload.sha256, "entities") or store_entity_file(app, upload)
-        return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
-
-
-def put_entity(
-    app: App, db: Database, entity: Entity, upload: Incoming | None = None,
-    content: Located | None = None,
-) -> Entity:  # fmt: skip
-    check_entity(app, entity, upload, db)
-    if upload and content:
-        if not upload.kept and not app.index.files.is_there(db, content[0]):
-            content = store_entity_file(app, upload)  # the last entity that had it has just gone
-        file, asset = content
-        app.index.files.put(db, file, asset)
-        entity = entity._replace(path=file.path, asset=asset)
-    return app.index.entities.put(db, entity, time.time())
+        return app.index.write(put)
 
 
 def check_entity(
