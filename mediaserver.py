@@ -8879,7 +8879,7 @@ def parse_request_head(head: bytes) -> RequestHead:
     else:
         authority, path, query = _parse_other_target(method, target)
         framing = framing._replace(host=authority or framing.host)
-    return RequestHead(method, target, path, query, version, *framing)
+    return tuple.__new__(RequestHead, (method, target, path, query, version, *framing))
 
 
 def parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
@@ -9741,6 +9741,7 @@ LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
 
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
 TOO_SLOW = "The request took too long to arrive."
@@ -9896,6 +9897,7 @@ class Deferred(NamedTuple):
 
     kind: str  # of DEFERRED_THREADS
     work: Callable[[], Any]  # a Response
+    refuse: Callable[[HTTPError], Response] | None = None  # where too many wait
 
 
 Answer = Response | Deferred
@@ -10031,9 +10033,9 @@ class Connection:
 
     def take_head(self) -> bool:
         """Whether a request is here, its head whole; or what is none, and is refused."""
-        if self.received[:1] == b"\r":
-            self.received = skip_empty_lines(self.received)
         data = self.received
+        if data.startswith(b"\r"):
+            self.received = data = skip_empty_lines(data)
         if not data:
             return False
         self.began = time.monotonic()
@@ -10182,7 +10184,7 @@ class Connection:
             try:
                 if not isinstance(pending, FileSlice):
                     sent = self.socket.send(pending)
-                    self.pending = memoryview(pending)[sent:]
+                    self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
                 elif may_wait:
                     self.pending = self._send_slice(pending, SEND_BYTES)
                 elif pending.is_at_hand():
@@ -10421,8 +10423,8 @@ class ShortWorkers(Workers):
 
     def relieve(self) -> None:
         """Have the other threads do what waits behind a short job that is held up."""
-        with contextlib.suppress(queue.Empty):
-            while self._is_held_up():
+        while not self._short.empty() and self._is_held_up():
+            with contextlib.suppress(queue.Empty):
                 super().submit(self._short.get_nowait())
 
     def _is_held_up(self) -> bool:
@@ -10485,8 +10487,8 @@ class Service(Protocol):
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request in a thread, or accept it to be fed its body."""
 
-    def inline(self, head: RequestHead) -> Response | None:
-        """Answer a cheap request in the selector's thread, without blocking."""
+    def inline(self, head: RequestHead, turn: int) -> Response | None:
+        """Answer a cheap request without a body in a turn of the selector, without blocking."""
 
     def is_prompt(self, head: RequestHead) -> bool:
         """Whether a request needs neither disk nor index, and waits for none that does."""
@@ -10568,7 +10570,7 @@ class Runner:
                 connection.deferred = answer
                 return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
-            answer = connection.error(busy)
+            answer = (answer.refuse or connection.error)(busy)
         connection.begin(answer, whole=connection.skip_body())
         return None
 
@@ -10634,6 +10636,7 @@ class Reactor:
     """What the selector's thread does with a connection on which something has happened."""
 
     def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
+        self.turn = 0  # how often the selector has woken up
         self._service = service
         self._connections = connections
         self._runner = runner
@@ -10712,7 +10715,7 @@ class Reactor:
         head = connection.head
         if head is None or connection.response is not None:
             return True
-        response = self._service.inline(head)
+        response = None if head.has_body else self._service.inline(head, self.turn)
         if response is not None:
             connection.begin(response)
         elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
@@ -10775,7 +10778,9 @@ class Server(ThreadingHTTPServer):
         while not self._is_over():
             patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
             patience = PATIENCE_SECONDS if short.is_waiting() else patience
-            for key, _ in self._selector.select(patience):
+            ready = self._selector.select(patience)
+            self._reactor.turn += 1
+            for key, _ in ready:
                 if isinstance(key.data, Connection):
                     self._attempt(self._reactor.on_ready, key.data)
                 else:
@@ -10830,10 +10835,9 @@ class Server(ThreadingHTTPServer):
     def _accept_one(self) -> bool:
         try:
             sock, address = self.socket.accept()
-        except BlockingIOError:
-            return False
-        except OSError:  # the client is gone already, or descriptors are used up
-            self.connections.make_room()
+        except OSError as error:  # nobody is there, or is gone already
+            if error.errno in NO_DESCRIPTORS:
+                self.connections.make_room()
             return False
         sock.setblocking(False)
         self.process_request(sock, address)
@@ -10905,6 +10909,7 @@ GZIP_BYTES = 1024  # JSON above this is compressed for those who accept it
 GZIP_LEVEL = 5  # 1.5 times as fast as 6, 2 % larger
 HOT_FILE_BYTES = 64 * 1024  # a public file up to this size is remembered once it was asked for
 HOT_BYTES = 8 << 20  # all of these together
+FOLDERS_SECONDS = 0.01  # between looks at the folders of one: 2 µs, an eighth of its answer
 MAX_CATALOGUES = 4  # choices of the gallery that are kept
 CATALOGUE_REST = 3  # a catalogue is good for this many times what it took to make
 MAX_HASHES = 1000  # asked for at once
@@ -11258,16 +11263,20 @@ def batched(pieces: Iterator[str]) -> Iterator[str]:
 
 
 class HotFile:
-    """A file that was asked for, good as long as `path` is the same file in this state.
+    """A file that was asked for, good as long as its path is the same file in this state.
 
     The bytes of a small one are in `content`; the usual answers are put together once.
     """
 
     def __init__(
-        self, path: str, status: os.stat_result, content: Content, access: Access, route: int
-    ) -> None:
-        self.path = path
-        self.state = hot_state(status)  # a link on the way would lead to another file
+        self, root: str, name: str, status: os.stat_result, content: Content, access: Access,
+        route: int,
+    ) -> None:  # fmt: skip
+        self.path = f"{root}/{name}"
+        above = itertools.accumulate(name.split("/")[:-1], "{}/{}".format, initial=root)
+        self._folders = [*above][1:]  # below the root, where no link is followed
+        self._looked_at = -math.inf  # when they were, monotonic
+        self.state = hot_state(status)
         self.content = content
         self.is_small = bool(content.source)
         self.fields = tuple(content.headers())
@@ -11275,6 +11284,18 @@ class HotFile:
         self.route = route
         self.prepared: dict[int, Response] = {}  # by status
         self.forgotten = 0  # SharedProgress's count: it may have been hidden by a scan since
+        self.seen = 0  # the turn in which `is_current` was last true
+
+    def is_current(self, status: os.stat_result) -> bool:
+        """Whether what is at its path is the same file, and no link has led to it."""
+        if self.state != hot_state(status):
+            return False
+        now = time.monotonic()
+        if now > self._looked_at + FOLDERS_SECONDS:
+            if not all(stat.S_ISDIR(os.lstat(folder).st_mode) for folder in self._folders):
+                return False
+            self._looked_at = now
+        return True
 
     def choose(self, head: RequestHead) -> int:
         """The status of an answer that can be put together once; 0: it has to be made for this."""
@@ -12669,7 +12690,7 @@ class Application:
 
     def __call__(self, head: RequestHead, peer: str) -> Answer | Exchange:
         """Answer a request, or accept it and say what takes in its body."""
-        hot = None if head.has_body else self.inline(head, may_wait=True)
+        hot = None if head.has_body else self.inline(head, turn=0)
         if hot is not None:
             return hot
         request = Request(self.app, head, peer)
@@ -12690,7 +12711,8 @@ class Application:
                 request.sign(outcome)
             elif isinstance(outcome, Deferred):
                 work = functools.partial(self.attempt, request, outcome.work)
-                outcome = outcome._replace(work=work)
+                refuse = functools.partial(self.refuse, request)
+                outcome = outcome._replace(work=work, refuse=refuse)
             else:
                 return outcome
         if request.body is not None:
@@ -12836,12 +12858,16 @@ class Application:
             response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or len(body) <= GZIP_BYTES:
+        if not isinstance(body, bytes) or response.headers[0] != ("Content-Type", JSON_TYPE):
             return
-        if response.headers[0] != ("Content-Type", JSON_TYPE):
-            return
-        response.headers.append(("Vary", "Accept-Encoding"))
-        if accepts_gzip(head.headers):
+        if is_long := len(body) > GZIP_BYTES:
+            response.headers.append(("Vary", "Accept-Encoding"))
+        name, tag = response.headers[1]
+        if name == "ETag" and not_modified(head.headers, tag, None):
+            # With the fields of the 200 that it stands for (RFC 9110 §15.4.5)
+            response.status, response.body, response.length = 304, b"", None
+            del response.headers[0]
+        elif is_long and accepts_gzip(head.headers):
             response.body = gzip_bytes(body)
             response.length = len(response.body)
             response.headers.append(("Content-Encoding", "gzip"))
@@ -12871,17 +12897,18 @@ class Application:
         anonymous = head.authorization is None and "cookie" not in head.headers
         return head.target in self._prompt and anonymous and not head.has_body
 
-    def inline(self, head: RequestHead, may_wait: bool = False) -> Response | None:
+    def inline(self, head: RequestHead, turn: int) -> Response | None:
         """The answer to a GET of a hot file by who is known to be let; None for all else.
 
-        Unless it `may_wait`, None also where the disk would have to be waited for.
+        Within one turn a file on disk is looked at once. In the turn 0, which is a thread's, the
+        disk may be waited for; in others that gives None.
         """
         app, hot = self.app, self.app.hot.get(head.target)
-        if hot is None or head.has_body or head.method not in {"GET", "HEAD"}:
+        if hot is None or head.method not in {"GET", "HEAD"}:
             return None
         if hot.forgotten != app.scanner.progress.forgotten[0]:
             return None
-        if not may_wait and is_remote(hot.state[0]):
+        if turn and is_remote(hot.state[0]):
             return None
         principal = ANONYMOUS
         if head.authorization is not None or hot.access is not OPEN:
@@ -12892,8 +12919,10 @@ class Application:
         status = hot.choose(head)
         try:
             if status or hot.is_small:
-                if hot.state != hot_state(os.lstat(hot.path)):
-                    return None
+                if hot.seen != turn or not turn:
+                    if not hot.is_current(os.lstat(hot.path)):
+                        return None
+                    hot.seen = turn
                 content = hot.content
             else:
                 content = open_hot(hot)
@@ -12908,7 +12937,7 @@ class Application:
             close_source(content)
             response = error_response(error, "")
         response.route, response.principal = hot.route, str(principal)
-        if not may_wait and response.resource and not is_ready(head, response):
+        if turn and response.resource and not is_ready(head, response):
             response.close()
             return None
         self.finish(head, response)
@@ -12980,9 +13009,9 @@ class Accepted:
 def open_hot(hot: HotFile) -> Content:
     """The content of a large hot file, opened; FileNotFoundError if it is another one now."""
     source = io.FileIO(os.open(hot.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-    if hot.state != hot_state(os.fstat(source.fileno())):
-        source.close()
-        raise FileNotFoundError(hot.path)
+    with undoing(source.close):
+        if not hot.is_current(os.fstat(source.fileno())):
+            raise FileNotFoundError(hot.path)
     return hot.content._replace(source=source)
 
 
@@ -13275,8 +13304,8 @@ def remember_hot(
         if app.settings.accel_redirect:
             return None
         content = content._replace(source=b"")
-    path = f"{app.folders[file.root].path}/{file.path}"
-    hot = HotFile(path, status, content, access, request.route)
+    root = app.folders[file.root].path
+    hot = HotFile(root, file.path, status, content, access, request.route)
     app.remember(request.head.target, hot)
     return hot
 
@@ -16549,10 +16578,10 @@ def list_items(app: App, request: Request) -> Response:
         groups, summary = make_catalogue(items, query)
         summary |= {"albums": albums, "path": path}
     if group is None:
-        return tagged_json(request, to_json({**gallery_state(app, request), **summary}))
+        return tagged_json(to_json({**gallery_state(app, request), **summary}))
     if group not in groups:
         raise HTTPError(404, "There is no such group.")
-    return tagged_json(request, zlib.decompress(groups[group], 31).decode())
+    return tagged_json(zlib.decompress(groups[group], 31).decode())
 
 
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
@@ -16570,14 +16599,11 @@ def gallery_state(app: App, request: Request) -> dict[str, Any]:
     }
 
 
-def tagged_json(request: Request, text: str) -> Response:
-    """Answer with JSON that a browser keeps and asks about each time."""
-    body = text.encode("utf-8", "replace")
-    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'  # weak: it may be compressed
-    about = [("ETag", etag), ("Cache-Control", "private, no-cache")]
-    if not_modified(request.headers, etag, None):
-        return Response(304, about)
-    return Response(200, [("Content-Type", JSON_TYPE), *about], body)
+def tagged_json(text: str) -> Response:
+    """Answer with JSON that a browser keeps and asks about each time: it may get a 304."""
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+    etag = f'W/"{digest}"'  # weak: it may be compressed
+    return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
 
 
 # -- The gallery: its page -----------------------------------------------------------------

@@ -1836,6 +1836,29 @@ def test_a_scoped_token_bounds_the_size_and_the_number_of_uploads(start):
     assert running.get(f"/health{once}").status == 200, "what is open takes no use"
 
 
+def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_path, monkeypatch):
+    settings = settings_of(f"--storage_dir={tmp_path}", "--read_auth_enabled=true")
+    ms.make_folders(settings)
+    with ms.opened_app(settings) as app:
+        once = scoped("read", uses=1, key=app.keys.scoped_key)
+        application = ms.Application(app, ms.ROUTES)
+        running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
+        running.port = running.server_port
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        statuses = []
+        for most in (0, ms.MAX_DEFERRED, ms.MAX_DEFERRED):
+            monkeypatch.setattr(ms, "MAX_DEFERRED", most)
+            with Raw(running) as raw:
+                raw.send(get_line(f"/list{once}"))
+                statuses.append(raw.answer().status)
+        running.stop()
+        running.wake()
+        thread.join()
+        close_bare(running)
+    assert statuses == [503, 200, 401]
+
+
 SCOPED_COMMANDS = [
     (["--scope", "upload", "--path", "/upload", "--max-bytes", "500", "--uses", "1"],
      {"scope": "upload", "path": "/upload", "max_bytes": 500, "uses": 1}, 900),
@@ -5727,7 +5750,7 @@ class EchoService:
             return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
         return echo if head.has_body else echo.finish()
 
-    def inline(self, head):
+    def inline(self, head, turn):
         return None
 
     def is_prompt(self, head):
@@ -6003,12 +6026,12 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     scanner = types.SimpleNamespace(progress=ms.SharedProgress())
     app = types.SimpleNamespace(hot={}, hot_bytes=0, scanner=scanner)
     content = ms.Content(bytes(100), 100, "", "", None, "")
-    hot = ms.HotFile("", os.stat("."), content, ms.OPEN, 0)
+    hot = ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
     before = app.hot_bytes
-    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", os.stat("."), content, ms.OPEN, 0))
+    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0))
     assert app.hot_bytes == before
 
 
@@ -6026,6 +6049,24 @@ def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(
             assert bare_server.connections.make_room()
             assert raw.is_closed()
         assert not bare_server.connections.make_room()
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(errno.EMFILE, 0), (errno.ENFILE, 0), (errno.ECONNABORTED, 1)]
+)
+def test_only_want_of_descriptors_closes_a_connection_for_another(
+    bare_server, monkeypatch, error, left
+):
+    def accept():
+        raise OSError(error, "")
+
+    with Raw(bare_server) as idle, monkeypatch.context() as patch:
+        idle.send(get_line("/a"))
+        assert idle.answer().status == 200
+        wait_until(lambda: states(bare_server) == {ms.State.IDLE: 1})
+        patch.setattr(bare_server, "socket", types.SimpleNamespace(accept=accept))
+        assert not bare_server._accept_one()
+        assert states(bare_server).total() == left
 
 
 def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeypatch):
@@ -8474,6 +8515,23 @@ def test_a_file_that_a_scan_has_hidden_is_not_remembered(start):
     (running.storage / "quiet/.nomedia").touch()
     running.rescan()
     assert running.get(path).status == 404
+
+
+@pytest.mark.parametrize("size", [5000, 200_000])
+def test_a_remembered_file_is_not_served_through_a_link_in_its_folders_place(server, size):
+    """The same file, so that nothing but the way to it tells."""
+    content = png_of(size)
+    path = urlsplit(server.upload(content).json["url"]).path
+    assert [server.get(path).body for _ in range(2)] == [content] * 2
+    media, away = server.storage / "media", server.storage.parent / f"away-{size}"
+    media.rename(away)
+    media.symlink_to(away)
+    try:
+        wait_until(lambda: server.get(path).status == 404)
+    finally:
+        media.unlink()
+        away.rename(media)
+    assert server.get(path).body == content
 
 
 def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(start):
@@ -12711,6 +12769,22 @@ def test_the_gallerys_list_names_folders_and_is_sent_only_when_it_has_changed(st
     assert ["uploads", 1] in [[name[:7], count] for name, count in changed.json["folders"]]
     assert album.get("/gallery/items?group=1999-01").status == 404
     assert album.get("/gallery/items?kind=text").status == 400
+
+
+def test_a_304_for_the_gallerys_list_has_the_fields_of_its_200(start, tmp_path):
+    fill(tmp_path / "pictures", {f"{number:0200}/a.png": png() for number in range(6)})
+    album = start()
+    album.scanned()
+    answer = album.get("/gallery/items", **{"Accept-Encoding": "gzip"})
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    for more in ({}, {"Accept-Encoding": "gzip"}):
+        known = album.get("/gallery/items", **more, **{"If-None-Match": answer.headers["ETag"]})
+        assert (known.status, known.body) == (304, b"")
+        gone = {"Date", "Content-Type", "Content-Length", "Content-Encoding"}
+        same = dict(answer.headers).keys() - gone
+        assert {name: known.headers.get(name) for name in same} == {
+            name: answer.headers[name] for name in same
+        }
 
 
 def test_the_gallery_shows_a_camera_and_names_all_there_are(start, tmp_path):
