@@ -6993,7 +6993,7 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
 
-MOST_CALLS = {"file": 56, "hot file": 6, "upload": 280, "entity": 370, "entities": 110}
+MOST_CALLS = {"file": 56, "hot file": 6, "upload": 185, "entity": 235, "entities": 110}
 
 
 def test_files_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
