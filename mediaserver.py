@@ -5912,7 +5912,8 @@ class Folder(Tree):
         place = self.resolve(name, make=True)
         with undoing(os.close, place.folder):
             file = self._create(place, size)
-        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
+        incoming = Incoming(self, name, file, place)
+        return Receiving(incoming, self.buffers, limit, new_hashes(md5), has_room=size)
 
     def need_room(self, size: int) -> None:
         """Raise ENOSPC where so many more bytes would take from the reserve."""
@@ -6105,12 +6106,14 @@ class Receiving:
     """
 
     def __init__(
-        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash]
-    ) -> None:
+        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash],
+        *, has_room: int = 0,
+    ) -> None:  # fmt: skip
         self.incoming = incoming
         self.hashes = hashes
         self._buffers = buffers
         self._limit = limit
+        self._has_room = has_room  # for so many bytes, seen just now
         self._buffer: memoryview | None = None
         self._filled = 0  # bytes of it
         self._head: bytes | None = None  # of the file; b"" where it has to be read again
@@ -6144,7 +6147,9 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:KEPT_BYTES])
-        need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
+        if self.incoming.size > self._has_room:
+            need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
+        self._has_room = 0  # others write meanwhile
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
         writing = Background(write_block, self.incoming.file, block) if long else None
@@ -6320,46 +6325,43 @@ def inode(status: os.stat_result) -> tuple[int, int]:
 
 def open_folder(name: str, parent: int, make: bool) -> int:
     """Open a folder in an open one, and `make` it durably where it is missing."""
+    flags = OPEN_FOLDER if make else PASS_FOLDER  # what comes there is to be synced
     try:
-        return os.open(name, PASS_FOLDER, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
     except FileNotFoundError:
         if not make:
             raise
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700 if name == INCOMING else 0o777, dir_fd=parent)
     sync_folder(parent)
-    return os.open(name, PASS_FOLDER, dir_fd=parent)
+    return os.open(name, flags, dir_fd=parent)
 
 
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = open_listable(folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def open_listable(folder: int) -> int:
-    try:
-        return os.open(".", OPEN_FOLDER, dir_fd=folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
-        raise
-
-
 def sync_folder(folder: int) -> None:
     """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    descriptor = open_listable(folder)
     try:
-        os.fsync(descriptor)
+        os.fsync(folder)
     except OSError as error:
-        if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+        if error.errno == errno.EBADF:  # it may only be passed
+            with opened(folder) as descriptor:
+                sync_folder(descriptor)
+        elif error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
             raise
-    finally:
-        os.close(descriptor)
 
 
 def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
@@ -14786,26 +14788,26 @@ def save_entity(
 ) -> Entity:
     """Write what `draft` makes of the current version, with the upload as its content."""
     # It is asked twice: nothing is stored for what will be refused, and the transaction decides.
+    content: Located | None = None
+
+    def put(db: Database) -> Entity:
+        nonlocal content  # after a full disk this runs again, with what it has stored
+        entity = draft(db)
+        check_entity(app, entity, upload, db)
+        if upload and content:
+            if not upload.kept and not app.index.files.is_there(db, content[0]):
+                content = store_entity_file(app, upload)  # its last entity has just gone
+            file, asset = content
+            app.index.files.put(db, file, asset)
+            entity = entity._replace(path=file.path, asset=asset)
+        return app.index.entities.put(db, entity, time.time())
+
     if upload is None:
-        return app.index.write(lambda db: put_entity(app, db, draft(db)))
+        return app.index.write(put)
     with app.entities.content_lock(upload.sha256):
         check_entity(app, draft(None), upload)
         content = find_duplicate(app, upload.sha256, "entities") or store_entity_file(app, upload)
-        return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
-
-
-def put_entity(
-    app: App, db: Database, entity: Entity, upload: Incoming | None = None,
-    content: Located | None = None,
-) -> Entity:  # fmt: skip
-    check_entity(app, entity, upload, db)
-    if upload and content:
-        if not upload.kept and not app.index.files.is_there(db, content[0]):
-            content = store_entity_file(app, upload)  # the last entity that had it has just gone
-        file, asset = content
-        app.index.files.put(db, file, asset)
-        entity = entity._replace(path=file.path, asset=asset)
-    return app.index.entities.put(db, entity, time.time())
+        return app.index.write(put)
 
 
 def check_entity(
