@@ -12389,10 +12389,12 @@ def test_uploads_go_on_when_one_of_two_nodes_of_swift_is_killed(start, swift):
 def test_reads_of_a_bucket_can_be_redirected_to_it(start, store):
     server = start(**store.environment, S3_REDIRECT="true")
     paths, _ = store_everywhere(server, content := png_of(100_000))
+    paths[local(server.upload(content).json["url"])] = {}
     for path, headers in paths.items():
         answer = server.request("GET", path, headers=headers)
         assert answer.status == 307
-        assert answer.headers["Cache-Control"].startswith("private")
+        scope = "public" if path.startswith(("/entity/", "/media/")) else "private"
+        assert answer.headers["Cache-Control"] == f"{scope}, max-age=150"
         url = answer.headers["Location"]
         with urllib.request.urlopen(url) as found:
             assert (found.read(), found.headers["Content-Type"]) == (content, "image/png")
