@@ -3810,8 +3810,9 @@ def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
     does it of an object, or its copy without a name; and some stores keep no parts of seconds.
     """
     size, mtime_ns, ctime = state_of(status)
-    linked = root in SERVER_ONLY or (root == "images" and status.st_nlink != 1)
-    unit = 1 if status.st_nlink else 10**9
+    links = status.st_nlink
+    linked = not links or root in SERVER_ONLY or (root == "images" and links > 1)
+    unit = 1 if links else 10**9
     same = size == known[0] and mtime_ns // unit == known[1] // unit
     return same and (linked or ctime == known[2])
 
@@ -12908,10 +12909,16 @@ class Application:
         request.sign(response)
         return response
 
+    def need_writer(self) -> None:
+        """Refuse what a server that only reads cannot do (503)."""
+        if writer := self.app.settings.read_only:
+            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
+
     def take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         goes_on = item.access is Access.TARGET and item.method != "POST"
         if grant.uses and item.access is not Access.OPEN and not goes_on:
+            self.need_writer()  # which counts for all
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12939,9 +12946,8 @@ class Application:
                 return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
-        writer = self.app.settings.read_only
-        if writer and not (item.reads or head.method in {"GET", "HEAD"}):
-            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
+        if not (item.reads or head.method in {"GET", "HEAD"}):
+            self.need_writer()
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
@@ -15126,7 +15132,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
-       {303: ""}, body=SHARE_PASSWORD)  # fmt: skip
+       {303: ""}, body=SHARE_PASSWORD, reads=True)  # fmt: skip
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -21176,10 +21182,18 @@ def announce(
     if sys.stderr and sys.stderr.isatty():  # never in a log
         key = urlencode({"key": settings.auth_token})
         warn(f"to do everything there, as the owner: {places[0]}gallery#{key}")
-    warn(f"scanning {settings.storage_dir}; thumbnails: {thumbnails.description}")
+    writer = settings.read_only
+    work = f"reading only ({writer} writes)" if writer else f"scanning {settings.storage_dir}"
+    warn(f"{work}; thumbnails: {thumbnails.description}")
     if generated:
         warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")
         warn("another program's tokens are good here only with the same secret")
+    if not writer:
+        show_upload(settings, generated, places[0])
+
+
+def show_upload(settings: Settings, generated: Sequence[str], place: str) -> None:
+    """Say how a picture is uploaded."""
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
     else:
@@ -21187,7 +21201,7 @@ def announce(
         known = "MEDIA_SERVER_SECRET" in generated or is_in_dotenv(settings.media_server_secret)
         if not known:
             warn("in another shell, set MEDIA_SERVER_SECRET as it is set here; then")
-    warn(f'upload a picture: curl -F file=@photo.jpg "{places[0]}upload?token=$({token})"')
+    warn(f'upload a picture: curl -F file=@photo.jpg "{place}upload?token=$({token})"')
 
 
 def is_in_dotenv(secret: str) -> bool:

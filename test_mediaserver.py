@@ -12634,6 +12634,8 @@ def test_a_picture_in_a_bucket_has_its_thumbnail(stored, pillow):
     server, _ = stored
     assert server.store(content := png(), "a.png").status == 201
     assert server.get(f"/thumbnail/{sha256(content)}", **OWNER).status == 200
+    assert server.upload(public := png()).status == 201
+    assert server.get(f"/thumbnail/{sha256(public)}").status == 200
 
 
 def test_a_file_that_was_changed_in_its_bucket_is_not_served(stored):
@@ -12813,10 +12815,12 @@ def test_uploads_go_on_when_one_of_two_nodes_of_swift_is_killed(start, swift):
 def test_reads_of_a_bucket_can_be_redirected_to_it(start, store):
     server = start(**store.environment, S3_REDIRECT="true")
     paths, _ = store_everywhere(server, content := png_of(100_000))
+    paths[local(server.upload(content).json["url"])] = {}
     for path, headers in paths.items():
         answer = server.request("GET", path, headers=headers)
         assert answer.status == 307
-        assert answer.headers["Cache-Control"].startswith("private")
+        scope = "public" if path.startswith(("/entity/", "/media/")) else "private"
+        assert answer.headers["Cache-Control"] == f"{scope}, max-age=150"
         url = answer.headers["Location"]
         with urllib.request.urlopen(url) as found:
             assert (found.read(), found.headers["Content-Type"]) == (content, "image/png")
@@ -12905,26 +12909,79 @@ def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored
     assert len(store.names()) == len(paths)
 
 
-def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, tmp_path, start):
+@pytest.fixture
+def reader(stored, tmp_path, start) -> Callable[[], Server]:
+    """What starts a server that only reads, with a copy of the index of the one that writes."""
     server, store = stored
-    paths, _ = store_everywhere(server, content := png_of(100_000))
-    other = tmp_path / "reader"
-    (other / ".mediaserver").mkdir(parents=True)
-    index = "index.sqlite3"
-    known, copy = (sqlite3.connect(p / index) for p in (server.data, other / ".mediaserver"))
-    with contextlib.closing(known), contextlib.closing(copy):
-        known.backup(copy)
-    reader = start("--read-only", server.url, **store.environment, storage=str(other))
+
+    def start_reader() -> Server:
+        other = tmp_path / "reader"
+        (other / ".mediaserver").mkdir(parents=True)
+        index = "index.sqlite3"
+        known, copy = (sqlite3.connect(p / index) for p in (server.data, other / ".mediaserver"))
+        with contextlib.closing(known), contextlib.closing(copy):
+            known.backup(copy)
+        url = server.url
+        made: Server = start("--read-only", url, **store.environment, storage=str(other))
+        return made
+
+    return start_reader
+
+
+def test_a_server_that_only_reads_answers_from_a_copy_of_the_index(stored, reader, pillow):
+    server, _ = stored
+    content = png()
+    paths, _ = store_everywhere(server, content)
+    paths[local(server.upload(content).json["url"])] = {}
+    reading = reader()
     for path, headers in paths.items():
-        answer = reader.request("GET", path, headers=headers)
+        answer = reading.request("GET", path, headers=headers)
         assert (answer.status, answer.body) == (200, content)
-    assert reader.request("OPTIONS", "/upload-image").status in {200, 204}
-    open_session(reader)
-    assert reader.call("POST", "/exists", [sha256(content)], OWNER)[0] == 200
-    for refused in (reader.store(png()), reader.upload(png()), reader.put("/image/a.png", png())):
-        assert refused.status == 503
-        assert server.url in refused.json["detail"]
-        assert "Retry-After" in refused.headers
+    assert reading.get(f"/thumbnail/{sha256(content)}").status == 200
+    assert reading.request("OPTIONS", "/upload-image").status in {200, 204}
+    open_session(reading)
+    assert reading.call("POST", "/exists", [sha256(content)], OWNER)[0] == 200
+    assert f"reading only ({server.url} writes)" in reading.log
+    assert "scanning" not in reading.log
+    assert "upload a picture" not in reading.log
+
+
+def test_a_server_that_only_reads_opens_links_with_passwords(stored, reader):
+    server, _ = stored
+    content = png()
+    server.upload(content)
+    link = local(share(server, kind="folder", target="media", password="open sesame")["url"])
+    reading = reader()
+    assert reading.get(link).status == 401
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    wrong = reading.request("POST", link, b"password=no", form)
+    assert wrong.status == 401
+    opened = reading.request("POST", link, b"password=open+sesame", form)
+    assert opened.status == 303
+    cookie = {"Cookie": opened.headers["Set-Cookie"].partition(";")[0]}
+    assert reading.get(f"{link}/{sha256(content)}", **cookie).body == content
+
+
+def test_a_server_that_only_reads_sends_all_that_write_to_the_one_that_does(stored, reader):
+    server, _ = stored
+    path = local(server.upload(png()).json["url"])
+    reading = reader()
+    user = {"email": "a@example.org", "password": "correct horse"}
+    tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", **OWNER}
+    refused = [
+        reading.store(png()), reading.upload(png()), reading.put("/image/a.png", png()),
+        reading.request("POST", "/api/auth/login/", json.dumps(user).encode(),
+                        {"Content-Type": "application/json"}),
+        reading.request("POST", "/files", headers=tus),
+        reading.request("DELETE", "/trash", headers=OWNER),
+        reading.request("POST", "/shares", b"{}", {"Content-Type": "application/json", **OWNER}),
+        reading.request("DELETE", "/entity/1", headers=OWNER),
+        reading.get(f"{path}{scoped('read', uses=1)}"),  # whose use all servers would count
+    ]  # fmt: skip
+    for answer in refused:
+        assert answer.status == 503
+        assert server.url in answer.json["detail"]
+        assert "Retry-After" in answer.headers
 
 
 def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_kept(
