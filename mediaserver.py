@@ -3025,7 +3025,8 @@ def _flv(flv: _Span, draft: _Draft) -> None:
 
 # -- Media without what they say of their making ---------------------------------------------
 # What shows a picture or a video stays as it is, its colours and how it stands too. Everything
-# else, known here or not, goes, and so does what follows its end.
+# else, known here or not, is overwritten with zeros as it is sent, so that nothing moves and
+# ranges can be sent; what follows a picture's end goes.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
@@ -3035,25 +3036,9 @@ PNG_SHOWN = frozenset(
 JPEG_SHOWN = {b"\xff\xe2": b"ICC_PROFILE\0", b"\xff\xee": b"Adobe"}  # which says what colours
 WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ICCP"})
 WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
-MAX_WEBP_CHUNKS = 10_000
 _JPEG_SCAN_END = re.compile(
     rb"\xff(?=[^\x00\xff\xd0-\xd7])"
 )  # ends entropy-coded data (T.81, B.1.1.2)
-
-
-def read_whole(file: BinaryIO, count: int) -> bytes:
-    """Read so many bytes; ValueError where the file ends before."""
-    data = file.read(count)
-    if len(data) < count:
-        raise ValueError("the file ends too early")
-    return data
-
-
-def copy_bytes(file: BinaryIO, count: int) -> Iterator[bytes]:
-    while count:
-        data = read_whole(file, min(count, STRIP_BLOCK))
-        count -= len(data)
-        yield data
 
 
 def orientation_exif(orientation: int) -> bytes:
@@ -3062,112 +3047,6 @@ def orientation_exif(orientation: int) -> bytes:
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
-def strip_jpeg(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a JPEG without EXIF, XMP, IPTC, comments and makers' segments; ValueError for none."""
-    yield read_whole(file, 2)
-    if orientation != 1:
-        exif = b"Exif\0\0" + orientation_exif(orientation)
-        yield b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    while True:
-        marker = read_whole(file, 2)
-        while marker == b"\xff\xff":  # fill bytes
-            marker = b"\xff" + read_whole(file, 1)
-        if marker[:1] != b"\xff":
-            raise ValueError("no marker")
-        if marker == b"\xff\xd9":
-            yield marker
-            return
-        length = read_whole(file, 2)
-        segment = read_whole(file, max(int.from_bytes(length, "big") - 2, 0))
-        if marker == b"\xff\xe0" and segment.startswith(b"JFIF\0") and len(segment) >= 14:
-            yield marker + b"\0\x10" + segment[:12] + bytes(2)  # without its thumbnail
-        elif 0xC0 <= marker[1] <= 0xDF or segment.startswith(JPEG_SHOWN.get(marker, ())):
-            yield marker + length + segment
-        if marker == b"\xff\xda":
-            yield from _jpeg_scan(file)
-
-
-def _jpeg_scan(file: BinaryIO) -> Iterator[bytes]:
-    """Yield entropy-coded data up to the next marker."""
-    while len(block := file.read(STRIP_BLOCK)) > 1:
-        found = _JPEG_SCAN_END.search(block)
-        end = found.start() if found else len(block) - block.endswith(b"\xff")
-        file.seek(end - len(block), 1)
-        yield block[:end]
-        if found:
-            return
-    raise ValueError("the picture has no end")
-
-
-def strip_png(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a PNG with the chunks that show the picture; ValueError for none."""
-    yield read_whole(file, 8)
-    if orientation != 1:
-        chunk = b"eXIf" + orientation_exif(orientation)
-        exif = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    else:
-        exif = b""
-    name = b""
-    while name != b"IEND":
-        head = read_whole(file, 8)
-        size, name = int.from_bytes(head[:4], "big"), head[4:]
-        if name == b"IDAT":
-            yield exif
-            exif = b""
-        if name in PNG_SHOWN:
-            yield head
-            yield from copy_bytes(file, size + 4)
-        else:
-            file.seek(size + 4, 1)
-
-
-def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a WebP with the chunks that show the picture; ValueError for none."""
-    start = read_whole(file, 12)
-    end = 8 + int.from_bytes(start[4:8], "little")
-    turned, steps = orientation != 1, iter(range(MAX_WEBP_CHUNKS))
-    pieces = list(_webp_pieces(file, range(12, end), turned, steps))
-    if turned and b"VP8X" in pieces:
-        tiff = orientation_exif(orientation)
-        pieces += [b"EXIF", struct.pack("<I", len(tiff)), tiff]
-    yield b"RIFF" + struct.pack("<I", 4 + sum(map(len, pieces))) + b"WEBP"
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            yield piece
-        else:
-            file.seek(piece.start)
-            yield from copy_bytes(file, len(piece))
-
-
-def _webp_pieces(
-    file: BinaryIO, place: range, turned: bool, steps: Iterator[int]
-) -> Iterator[bytes | range]:
-    """Yield what is sent of the chunks in a place: bytes, and ranges of the file."""
-    at = place.start
-    while at < place.stop:
-        if next(steps, None) is None:
-            raise ValueError("too many chunks")
-        file.seek(at)
-        kind, size = read_whole(file, 4), read_whole(file, 4)
-        start, end = at + 8, at + 8 + int.from_bytes(size, "little")
-        at = end + end % 2
-        if kind == b"ANMF" and place.start == 12:  # a frame, with chunks of its own
-            pieces = list(_webp_pieces(file, range(start + 16, end), turned, steps))
-            yield from (kind, struct.pack("<I", 16 + sum(map(len, pieces))))
-            yield from (range(start, start + 16), *pieces)
-        elif kind == b"VP8X":
-            flags = read_whole(file, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * turned
-            yield from (kind, size, bytes([flags]), range(start + 1, at))
-        elif kind in WEBP_SHOWN:
-            yield from (kind, size, range(start, at))
-
-
-STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
-    "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
-}  # fmt: skip
-
-# ISO base media files may be long and are read in ranges. So nothing in them moves: what is not
-# shown is overwritten, as it is sent, with zeros in a box of the type `free`.
 PATCHED = frozenset({  # extensions
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 })  # fmt: skip
@@ -3216,15 +3095,100 @@ class Patch(NamedTuple):
             yield _ZEROS[: end - at]
 
 
-def find_patches(file: BinaryIO, size: int) -> list[Patch]:
-    """Return what makes an ISO base media file say nothing of its making, in order.
+def find_patches(file: BinaryIO, size: int, facts: Facts) -> tuple[list[Patch], int]:
+    """Return what makes a file say nothing of its making, in order, and where the file ends then.
 
     ValueError for one that is not understood.
     """
+    is_picture = facts.extension not in PATCHED  # of which all may have to be read
+    span = _Span(_Source(b"", file, [2 * size * is_picture + MAX_PATCHING_COST]), 0, size)
+    exif = orientation_exif(facts.orientation) if facts.orientation != 1 else b""
     try:
-        return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
+        if not is_picture:
+            return _PatchFinder(span).run(), size
+        patches, end = _PICTURE_PATCHES[facts.extension](span, exif)
     except _BROKEN as error:
         raise ValueError("a broken file") from error
+    if exif and not any(exif in patch.content for patch in patches):
+        raise ValueError("there is no place to say how it stands")
+    return patches, end
+
+
+def _jpeg_patches(jpeg: _Span, exif: bytes) -> tuple[list[Patch], int]:
+    """Overwrite EXIF, XMP, IPTC, thumbnails, comments and makers' segments (T.81, B.1)."""
+    patches, at, exif = list[Patch](), 2, exif and b"Exif\0\0" + exif
+    while (marker := jpeg.read(at, 2)) != b"\xff\xd9":
+        if marker[:1] != b"\xff":
+            raise ValueError("no marker")
+        if marker == b"\xff\xff":  # a fill byte
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(jpeg.read(at + 2, 2), "big")
+        start, head = at + 4, jpeg.part(at + 4, end).peek(0, 12)
+        if marker == b"\xff\xe0" and head.startswith(b"JFIF\0"):
+            start += 12  # its thumbnail
+        is_shown = head.startswith(JPEG_SHOWN.get(marker, ()))
+        if start < end and not (is_shown or 0xC0 <= marker[1] <= 0xDF):
+            fits = marker == b"\xff\xe1" and len(exif) <= end - start
+            patches.append(Patch(start, end, exif if fits else b""))
+            exif = b"" if fits else exif
+        at = _find_scan_end(jpeg, end) if marker == b"\xff\xda" else end
+    return patches, at + 2
+
+
+def _find_scan_end(jpeg: _Span, at: int) -> int:
+    """Find the marker after entropy-coded data."""
+    while len(block := jpeg.peek(at, STRIP_BLOCK)) > 1:
+        if found := _JPEG_SCAN_END.search(block):
+            return at + found.start()
+        at += len(block) - block.endswith(b"\xff")
+    raise EOFError
+
+
+def _png_patches(png: _Span, exif: bytes) -> tuple[list[Patch], int]:
+    """Make private chunks without content of those that do not show the picture."""
+    patches, at, kind = list[Patch](), 8, b""
+    while kind != b"IEND":
+        kind, start, end, after = _png_header(png, at)
+        if after > png.size:
+            raise EOFError
+        if kind not in PNG_SHOWN:
+            fits = 0 < len(exif) <= end - start
+            patch = Patch(start - 4, end, b"eXIf" + exif if fits else b"zeRo")
+            crc = functools.reduce(lambda crc, piece: zlib.crc32(piece, crc),
+                                   patch.cut(patch.start, end), 0)  # fmt: skip
+            patches += (patch, Patch(end, after, struct.pack(">I", crc)))
+            exif = b"" if fits else exif
+        at = after
+    return patches, at
+
+
+def _webp_patches(webp: _Span, exif: bytes, first: int = 12) -> tuple[list[Patch], int]:
+    """Make unknown chunks of those that do not show the picture, in its frames, too (RFC 9649)."""
+    patches, at, flags = list[Patch](), first, WEBP_EXIF * bool(exif)
+    webp = webp if first < 12 else webp.part(0, 8 + int.from_bytes(webp.read(4, 4), "little"))
+    while at < webp.size:
+        kind, start, end, after = _chunk_header(webp, at)
+        chunk, label = webp.part(start, end), webp.start + at
+        if chunk.size < end - start:
+            raise EOFError
+        if kind == b"ANMF" and first:
+            patches += _webp_patches(chunk.part(16), b"", 0)[0]
+        elif kind == b"VP8X":
+            flags |= chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP)
+            patches.append(Patch(chunk.start, chunk.start + 1, bytes([flags])))
+        elif kind not in WEBP_SHOWN:
+            fits = 0 < len(exif) <= chunk.size
+            patches.append(Patch(label, label + 4, b"EXIF" if fits else b"JUNK"))
+            patches.append(Patch(chunk.start, chunk.start + chunk.size, exif if fits else b""))
+            exif = b"" if fits else exif
+        at = min(after, webp.size)
+    return patches, at
+
+
+_PICTURE_PATCHES = {
+    "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
+}  # fmt: skip
 
 
 class _PatchFinder:
@@ -15079,7 +15043,7 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     facts = asset.facts
     assert facts is not None  # as may_show has it
     try:
-        content = (patch_file if facts.extension in PATCHED else strip_file)(app, file, facts)
+        content = patch_file(app, file, facts)
     except ValueError:
         if facts.kind != "image":
             detail = "This file cannot be sent without what it says of its making."
@@ -15098,30 +15062,11 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
     with contextlib.ExitStack() as on_error, app.disk(file.root):
         source = open_file(app, file)
         on_error.callback(source.close)
-        patches = find_patches(source, file.size)
+        patches, size = find_patches(source, file.size, facts)
         check_unchanged(file, source)
         on_error.pop_all()
     digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
-    return Content(source, file.size, facts.mime_type, digest, None, "", patches=patches)
-
-
-def strip_file(app: App, file: File, facts: Facts) -> Content:
-    """Copy a picture without what it says of its making to a file without a name; ValueError."""
-    import tempfile  # as in write_listing
-
-    if facts.extension not in STRIPPERS:
-        raise ValueError("a type that is not copied")
-    digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(target.close)
-        with app.disk(file.root), io.BufferedReader(open_file(app, file)) as source:
-            for piece in STRIPPERS[facts.extension](source, facts.orientation):
-                digest.update(piece)
-                target.write(piece)
-            check_unchanged(file, source)
-        on_error.pop_all()
-    about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
-    return Content(*about)
+    return Content(source, size, facts.mime_type, digest, None, "", patches=patches)
 
 
 def open_file(app: App, file: File) -> io.FileIO:
