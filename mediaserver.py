@@ -19949,15 +19949,14 @@ class Importer:
         file, asset = found
         if reason := self._refuse(asset.facts):
             return Result("left", reason)
-        names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
-        for name in names:
-            if self._folder.is_gone(name):
-                free = itertools.chain([name], names)
-                return Result("new", name if self._is_trial else self._copy(file, free))
-            kept = describe(self._folder, name, 0.0)
-            if kept and kept[1].sha256 == asset.sha256:
-                return Result("here", name)
-        raise AssertionError("names have no end")
+        name = self._prefix + (path if self._is_tree else safe_name(path))
+        kept, free = find_copy(self._folder, asset.sha256, numbered_names(name))
+        if kept:
+            return Result("here", kept[0].path)
+        if self._is_trial:
+            return Result("new", next(free))
+        keep = functools.partial(self._folder.keep, names=free)
+        return Result("new", copy_file(self._origin, file, self._folder, keep))
 
     def _refuse(self, facts: Facts | None) -> str:
         """Say why some content is not taken in, or nothing."""
@@ -19967,11 +19966,18 @@ class Importer:
             return f"its content is {facts.mime_type}"
         return ""
 
-    def _copy(self, file: File, names: Iterable[str]) -> str:
-        """Copy a file with its times under the first name that is free; return that name."""
-        return copy_file(
-            self._origin, file, self._folder, lambda new: self._folder.keep(new, names)
-        )
+
+def find_copy(
+    folder: Folder, sha256: str, names: Iterator[str]
+) -> tuple[Located | None, Iterator[str]]:
+    """Return a file of some content under one of the names, else None, and the names left."""
+    for name in names:
+        if folder.is_gone(name):
+            return None, itertools.chain([name], names)
+        kept = describe(folder, name, time.time())
+        if kept and kept[1].sha256 == sha256:
+            return kept, names
+    raise AssertionError("names have no end")
 
 
 def copy_file(
@@ -20261,15 +20267,9 @@ class RecordImporter:
         found = self._describe(path, 0.0)
         if found is None:
             return None
-        for name in names:
-            if folder.is_gone(name):
-                free = itertools.chain([name], names)
-                keep = functools.partial(store_upload, self._app, folder=folder, names=free)
-                return copy_file(self._origin, found[0], folder, keep, md5)
-            kept = describe(folder, name, time.time())
-            if kept and kept[1].sha256 == found[0].sha256:
-                return kept
-        raise AssertionError("names have no end")
+        kept, free = find_copy(folder, found[0].sha256, names)
+        keep = functools.partial(store_upload, self._app, folder=folder, names=free)
+        return kept or copy_file(self._origin, found[0], folder, keep, md5)
 
 
 NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
