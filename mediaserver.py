@@ -3024,35 +3024,144 @@ def _flv(flv: _Span, draft: _Draft) -> None:
 
 
 # -- Media without what they say of their making ---------------------------------------------
-# What shows a picture or a video stays as it is, its colours and how it stands too. Everything
-# else, known here or not, is overwritten with zeros as it is sent, so that nothing moves and
-# ranges can be sent; what follows a picture's end goes.
+# What shows a picture or a video stays as it is and where it is, its colours and how it stands
+# too. Everything else, known here or not, is overwritten with zeros as it is sent, so that ranges
+# of it can be read; what follows the end of a picture is left out.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
     b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV cLLI bKGD hIST pHYs acTL fcTL"
     b" fdAT".split()
 )
-JPEG_SHOWN = {b"\xff\xe2": b"ICC_PROFILE\0", b"\xff\xee": b"Adobe"}  # which says what colours
+JPEG_SHOWN = {b"\xe2": b"ICC_PROFILE\0", b"\xee": b"Adobe"}  # by marker: which colours
 WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ICCP"})
 WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
-_JPEG_SCAN_END = re.compile(
+MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
+MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
+MAX_PATCHING_CHUNKS = 300_000  # of all tracks: 40 MB of memory
+_ZEROS = memoryview(bytes(STRIP_BLOCK))
+_JPEG_MARKER_START = re.compile(
     rb"\xff(?=[^\x00\xff\xd0-\xd7])"
-)  # ends entropy-coded data (T.81, B.1.1.2)
+)  # ends coded data (T.81, B.1.1.2)
 
 
-def orientation_exif(orientation: int) -> bytes:
+class Patch(NamedTuple):
+    """A stretch of a file that is sent as `content`, and zeros behind it."""
+
+    start: int
+    end: int
+    content: bytes = b""
+
+    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
+        """Yield what is sent for the part between two positions in the file."""
+        content = self.content[start - self.start : end - self.start]
+        if content:
+            yield content
+        for at in range(start + len(content), end, STRIP_BLOCK):
+            yield _ZEROS[: end - at]
+
+
+_Patches = tuple[list[Patch], int]  # in order, and where the file ends then
+
+
+def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
+    """Return what makes a file say nothing of its making, in order, and where it then ends.
+
+    ValueError for one that is not understood.
+    """
+    # All of a JPEG is read: only its end tells where that is.
+    budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
+    try:
+        patcher = PATCHERS[facts.extension]
+        return patcher(_Span(_Source(b"", file, [budget]), 0, size), facts.orientation)
+    except _BROKEN as error:
+        raise ValueError("a broken file") from error
+
+
+def _bare_exif(orientation: int) -> bytes:
     """EXIF that says how a picture stands, and nothing else."""
-    entry = struct.pack(">HHIHxx", 0x112, 3, 1, orientation)
+    entry = struct.pack(">HHIHxx", _ORIENTATION, 3, 1, orientation)
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
-PATCHED = frozenset({  # extensions
-    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
-})  # fmt: skip
-MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
-MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
-_ZEROS = memoryview(bytes(STRIP_BLOCK))
+def _jpeg_patches(jpeg: _Span, orientation: int) -> _Patches:
+    """EXIF, XMP, IPTC, comments and makers' segments, up to the end of the picture."""
+    patches, marker, at = list[Patch](), b"", 2
+    exif = b"Exif\0\0" + _bare_exif(orientation) if orientation != 1 else b""
+    while True:
+        in_scan, start = marker == b"\xda", at
+        at = _find_marker(jpeg, at, STRIP_BLOCK if in_scan else 16)
+        if not in_scan and jpeg.read(start, at - start).strip(b"\xff"):  # which may fill
+            raise ValueError("no marker")
+        marker = jpeg.read(at + 1, 1)
+        if marker == b"\xd9":
+            return patches, at + 2
+        start, at = at + 4, at + 2 + jpeg.unpack(">H", at + 2)[0]
+        head = jpeg.peek(start, 12)
+        start += 12 * (marker == b"\xe0" and head.startswith(b"JFIF\0"))  # before its thumbnail
+        is_shown = b"\xc0" <= marker <= b"\xdf" or head.startswith(JPEG_SHOWN.get(marker, ()))
+        if start < at and not is_shown:
+            content = exif if marker == b"\xe1" and at - start >= len(exif) else b""
+            exif = b"" if content else exif
+            patches.append(Patch(start, at, content))
+
+
+def _find_marker(jpeg: _Span, at: int, length: int) -> int:
+    """Find the next marker, in stretches of so many bytes; EOFError if there is none."""
+    while len(block := jpeg.peek(at, length)) > 1:
+        if found := _JPEG_MARKER_START.search(block):
+            return at + found.start()
+        at += length - 1
+    raise EOFError
+
+
+def _png_patches(png: _Span, orientation: int) -> _Patches:
+    """All chunks that do not show the picture."""
+    patches, exif = list[Patch](), _bare_exif(orientation) if orientation != 1 else b""
+    for kind, chunk in _Parts(_png_header, png.part(8)):
+        end = chunk.start + chunk.size
+        if kind == b"IEND":
+            return patches, end + 4
+        if kind not in PNG_SHOWN:
+            content = exif if chunk.size >= len(exif) else b""
+            exif = b"" if content else exif
+            content = (b"eXIf" if content else b"noNe") + content
+            check, zeros = zlib.crc32(content), chunk.size + 4 - len(content)
+            for at in range(0, zeros, STRIP_BLOCK):
+                check = zlib.crc32(_ZEROS[: zeros - at], check)
+            patches.append(Patch(chunk.start - 4, end, content))
+            patches.append(Patch(end, end + 4, struct.pack(">I", check)))
+    raise ValueError("the picture has no end")
+
+
+def _webp_patches(webp: _Span, orientation: int) -> _Patches:
+    """All chunks that do not show the picture, and the flags that tell of them."""
+    (size,) = webp.unpack("<I", 4)
+    exif = _bare_exif(orientation) if orientation != 1 else b""
+    return list(_hide_chunks(webp.part(12, 8 + size), exif)), min(webp.size, 8 + size)
+
+
+def _hide_chunks(span: _Span, exif: bytes) -> Iterator[Patch]:
+    """Make unknown chunks of those in a WebP, or in one of its frames, that do not show it."""
+    end = span.start
+    for kind, chunk in _chunks(span):
+        start, end = chunk.start, chunk.start + chunk.size
+        if kind == b"VP8X":
+            flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * bool(exif)
+            yield Patch(start, start + 1, bytes([flags]))
+        elif kind == b"ANMF":
+            yield from _hide_chunks(chunk.part(16), b"")
+        elif kind not in WEBP_SHOWN:
+            content = exif if chunk.size >= len(exif) else b""
+            exif = b"" if content else exif
+            yield Patch(start - 8, start - 4, b"EXIF" if content else b"none")
+            if chunk.size:
+                yield Patch(start, end, content)
+    if end + end % 2 < span.start + span.size:  # the walk was given up
+        raise EOFError
+
+
+# In ISO base media files what is not shown becomes a box of the type `free`.
 _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
     box: frozenset(names.split()) for box, names in {
         b"file": b"ftyp styp mdat meta moov moof sidx mfra",
@@ -3072,123 +3181,11 @@ _SHOWN_ITEMS = frozenset(
 )
 _TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
 _BARE_ITEMS = {  # by type: what says nothing
-    b"Exif": bytes(4) + orientation_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+    b"Exif": bytes(4) + _bare_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
 }  # fmt: skip
 _PCM = frozenset({
     b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
 })  # fmt: skip
-
-
-class Patch(NamedTuple):
-    """A stretch of a file that is sent as `content`, and zeros behind it."""
-
-    start: int
-    end: int
-    content: bytes = b""
-
-    def cut(self, start: int, end: int) -> Iterator[bytes | memoryview]:
-        """Yield what is sent for the part between two positions in the file."""
-        content = self.content[start - self.start : end - self.start]
-        if content:
-            yield content
-        for at in range(start + len(content), end, STRIP_BLOCK):
-            yield _ZEROS[: end - at]
-
-
-def find_patches(file: BinaryIO, size: int, facts: Facts) -> tuple[list[Patch], int]:
-    """Return what makes a file say nothing of its making, in order, and where the file ends then.
-
-    ValueError for one that is not understood.
-    """
-    is_picture = facts.extension not in PATCHED  # of which all may have to be read
-    span = _Span(_Source(b"", file, [2 * size * is_picture + MAX_PATCHING_COST]), 0, size)
-    exif = orientation_exif(facts.orientation) if facts.orientation != 1 else b""
-    try:
-        if not is_picture:
-            return _PatchFinder(span).run(), size
-        patches, end = _PICTURE_PATCHES[facts.extension](span, exif)
-    except _BROKEN as error:
-        raise ValueError("a broken file") from error
-    if exif and not any(exif in patch.content for patch in patches):
-        raise ValueError("there is no place to say how it stands")
-    return patches, end
-
-
-def _jpeg_patches(jpeg: _Span, exif: bytes) -> tuple[list[Patch], int]:
-    """Overwrite EXIF, XMP, IPTC, thumbnails, comments and makers' segments (T.81, B.1)."""
-    patches, at, exif = list[Patch](), 2, exif and b"Exif\0\0" + exif
-    while (marker := jpeg.read(at, 2)) != b"\xff\xd9":
-        if marker[:1] != b"\xff":
-            raise ValueError("no marker")
-        if marker == b"\xff\xff":  # a fill byte
-            at += 1
-            continue
-        end = at + 2 + int.from_bytes(jpeg.read(at + 2, 2), "big")
-        start, head = at + 4, jpeg.part(at + 4, end).peek(0, 12)
-        if marker == b"\xff\xe0" and head.startswith(b"JFIF\0"):
-            start += 12  # its thumbnail
-        is_shown = head.startswith(JPEG_SHOWN.get(marker, ()))
-        if start < end and not (is_shown or 0xC0 <= marker[1] <= 0xDF):
-            fits = marker == b"\xff\xe1" and len(exif) <= end - start
-            patches.append(Patch(start, end, exif if fits else b""))
-            exif = b"" if fits else exif
-        at = _find_scan_end(jpeg, end) if marker == b"\xff\xda" else end
-    return patches, at + 2
-
-
-def _find_scan_end(jpeg: _Span, at: int) -> int:
-    """Find the marker after entropy-coded data."""
-    while len(block := jpeg.peek(at, STRIP_BLOCK)) > 1:
-        if found := _JPEG_SCAN_END.search(block):
-            return at + found.start()
-        at += len(block) - block.endswith(b"\xff")
-    raise EOFError
-
-
-def _png_patches(png: _Span, exif: bytes) -> tuple[list[Patch], int]:
-    """Make private chunks without content of those that do not show the picture."""
-    patches, at, kind = list[Patch](), 8, b""
-    while kind != b"IEND":
-        kind, start, end, after = _png_header(png, at)
-        if after > png.size:
-            raise EOFError
-        if kind not in PNG_SHOWN:
-            fits = 0 < len(exif) <= end - start
-            patch = Patch(start - 4, end, b"eXIf" + exif if fits else b"zeRo")
-            crc = functools.reduce(lambda crc, piece: zlib.crc32(piece, crc),
-                                   patch.cut(patch.start, end), 0)  # fmt: skip
-            patches += (patch, Patch(end, after, struct.pack(">I", crc)))
-            exif = b"" if fits else exif
-        at = after
-    return patches, at
-
-
-def _webp_patches(webp: _Span, exif: bytes, first: int = 12) -> tuple[list[Patch], int]:
-    """Make unknown chunks of those that do not show the picture, in its frames, too (RFC 9649)."""
-    patches, at, flags = list[Patch](), first, WEBP_EXIF * bool(exif)
-    webp = webp if first < 12 else webp.part(0, 8 + int.from_bytes(webp.read(4, 4), "little"))
-    while at < webp.size:
-        kind, start, end, after = _chunk_header(webp, at)
-        chunk, label = webp.part(start, end), webp.start + at
-        if chunk.size < end - start:
-            raise EOFError
-        if kind == b"ANMF" and first:
-            patches += _webp_patches(chunk.part(16), b"", 0)[0]
-        elif kind == b"VP8X":
-            flags |= chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP)
-            patches.append(Patch(chunk.start, chunk.start + 1, bytes([flags])))
-        elif kind not in WEBP_SHOWN:
-            fits = 0 < len(exif) <= chunk.size
-            patches.append(Patch(label, label + 4, b"EXIF" if fits else b"JUNK"))
-            patches.append(Patch(chunk.start, chunk.start + chunk.size, exif if fits else b""))
-            exif = b"" if fits else exif
-        at = min(after, webp.size)
-    return patches, at
-
-
-_PICTURE_PATCHES = {
-    "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
-}  # fmt: skip
 
 
 class _PatchFinder:
@@ -3201,7 +3198,7 @@ class _PatchFinder:
         self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
         self._kinds: set[tuple[bytes, bool]] = set()  # of boxes, and whether they are shown
 
-    def run(self) -> list[Patch]:
+    def run(self) -> _Patches:
         self._walk(b"file", self._file)
         if (b"moof", True) in self._kinds:  # the samples of all tracks are in each fragment
             if (b"trak", False) in self._kinds:
@@ -3216,7 +3213,7 @@ class _PatchFinder:
                 self._blank(box, at, start - box.start)
                 at = max(at, end - box.start)
             self._blank(box, at)
-        return in_order(self._patches)
+        return in_order(self._patches), self._file.size
 
     def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
         part = span.part(start, end)
@@ -3287,7 +3284,7 @@ class _PatchFinder:
                 self._blank(entry, 42, 74)  # the codec's name
             else:
                 unit = max(unit, _audio_unit(kind, entry))
-        self._shown += _track_chunks(tables, unit, MAX_PATCHING_STEPS - len(self._shown))
+        self._shown += _track_chunks(tables, unit, MAX_PATCHING_CHUNKS - len(self._shown))
 
     def _keep_items(self, boxes: _Parts) -> None:
         """Note where the items of a picture are, and overwrite those that do not show it."""
@@ -3329,13 +3326,12 @@ def _audio_unit(kind: bytes, entry: _Span) -> float:
     return float(frame / samples) if samples else 0.0
 
 
-def _numbers(table: _Span, layout: str, limit: float = math.inf) -> list[int]:
-    """Read the big-endian numbers behind their count; ValueError for more than `limit`."""
-    count = table.read_uint(4)
-    if count > limit:
-        raise ValueError("too many numbers")
-    data = table.read(0, count * struct.calcsize(layout))
-    return list(struct.unpack(f">{count}{layout}", data))
+def _numbers(table: _Span, layout: str, count: int) -> Iterator[tuple[int, ...]]:
+    """Read so many rows of big-endian numbers, in pieces."""
+    width = struct.calcsize(layout)
+    for at in range(0, count * width, STRIP_BLOCK // width * width):
+        piece = min(STRIP_BLOCK // width, count - at // width)
+        yield from struct.iter_unpack(layout, table.read(at, piece * width))
 
 
 def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int, int]]:
@@ -3344,22 +3340,32 @@ def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int
     ValueError for more than `limit` of them, before the first one.
     """
     wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
-    places, layout = (wide, "Q") if wide.size else (tables[b"stco"], "I")
-    starts = _numbers(places.part(4), layout, limit)
-    size = sizes.read_uint(4)  # of each sample; 0: they have sizes of their own
-    equal = unit if size == 1 and unit else float(size)
-    ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
-    count = runs.read_uint(4)
-    entries = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
-    afters = [first for first, _ in entries[1:]] + [len(starts) + 1]
-    if not all(0 < first < after for (first, _), after in zip(entries, afters, strict=False)):
-        raise ValueError("chunks that are listed again")  # and again
-    sample = 0
-    for (first, count), after in zip(entries, afters, strict=False):
-        for start in starts[first - 1 : after - 1]:
-            before, sample = sample, min(sample + count, len(ends) - 1)
-            length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
+    places = (wide if wide.size else tables[b"stco"]).part(4)
+    total, size = places.read_uint(4), sizes.read_uint(4)
+    if total > limit:
+        raise ValueError("too many chunks")
+    equal = unit if size == 1 and unit else float(size)  # 0: samples have sizes of their own
+    starts = _numbers(places, ">Q" if wide.size else ">I", total)
+    lengths = _numbers(sizes, ">I", sizes.read_uint(4))
+    entries = itertools.chain(_numbers(runs, ">II4x", runs.read_uint(4)), [(total + 1, 0)])
+    at = 1
+    for (first, count), (after, _) in itertools.pairwise(entries):
+        if not at <= first < after:
+            raise ValueError("chunks that are listed again")  # and again
+        for (start,) in itertools.islice(starts, first - at, after - at):
+            samples = () if equal else itertools.islice(lengths, count)
+            length = math.ceil(count * equal) if equal else sum(each for (each,) in samples)
             yield start, start + length
+        at = after
+
+
+_ISO_EXTENSIONS = (
+    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
+)  # fmt: skip
+PATCHERS: Mapping[str, Callable[[_Span, int], _Patches]] = {  # by extension
+    "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
+    **dict.fromkeys(_ISO_EXTENSIONS, lambda file, _: _PatchFinder(file).run()),
+}  # fmt: skip
 
 
 # -- What starts how
@@ -4179,19 +4185,21 @@ class Assets(Table):
         facts = asset.facts or (None,) * len(Facts._fields)
         db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
-    def set_facts(self, db: Database, sha256: str, facts: Facts) -> None:
+    def set_facts(self, db: Database, asset: Asset) -> None:
         """Note what a content says of itself, if that is something else than before."""
+        if (facts := asset.facts) is None:
+            return
         names, values = ", ".join(Facts._fields), placeholders(facts)
         sql = f"UPDATE asset SET ({names}) = ({values})"
         sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
-        if not db.execute(sql, (*facts, sha256, *facts)).rowcount:
+        if not db.execute(sql, (*facts, asset.sha256, *facts)).rowcount:
             return
         sql = "SET (kind, mime_type, extension) = (?, ?, ?) WHERE sha256 = ?"
-        copies = (facts.kind, facts.mime_type, facts.extension, sha256)
+        copies = (facts.kind, facts.mime_type, facts.extension, asset.sha256)
         db.execute(f"UPDATE entity {sql}", copies)
         # By their paths, of which there is an index: current and older versions.
         paths = "SELECT CAST(path AS TEXT) FROM file WHERE root = 'entities' AND sha256 = ?"
-        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, sha256))
+        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, asset.sha256))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -7131,7 +7139,7 @@ DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
 STRIP_PIXELS = 4_000_000  # are converted at once
 MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
-ODD_BMPS = {(2, 0), (16, 3), (32, 3), (32, 6)}  # bits a pixel, BI_RGB or (ALPHA)BITFIELDS
+ODD_BMPS = {(2, 0), (32, 0), (16, 3), (32, 3), (16, 6), (32, 6)}  # bits a pixel, compression
 LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
 MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
@@ -7813,10 +7821,9 @@ def decode(
     small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
     embedded = functools.partial(open_embedded, source, job, size)
-    odd_bmp = functools.partial(open_odd_bmp, source, size)
     frame = functools.partial(open_frame, ffmpeg, job, size)
     ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, small, cut_short, odd_bmp, frame, embedded),
+        "image": (whole, small, cut_short, frame, embedded),
         "raw": (embedded, whole, cut_short),
         "video": (frame,),
     }
@@ -7840,10 +7847,18 @@ def open_picture(
     from PIL import Image, ImageFile, PngImagePlugin
 
     Image.MAX_IMAGE_PIXELS = None  # the memory of the process is the limit, also for texts
+    source.seek(0)
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
     ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
+    picture: Any = None
+    with contextlib.suppress(Exception):  # as in decode
+        picture = read_odd_bmp(source)
     source.seek(0)
-    picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if picture is None:
+        picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if picture.format == "GIF" and (place := picture.tile[0][1]) != (0, 0, *picture.size):
+        frame, picture = picture.convert("RGBA").crop(place), Image.new("RGBA", picture.size)
+        picture.paste(frame, place)  # around the first frame there is nothing
     if profile := find_profile(picture, source):
         picture.info["icc_profile"] = profile
     orientation = read_orientation(picture) or orientation
@@ -7858,45 +7873,46 @@ def open_picture(
     return small.transpose(getattr(names, turn)) if turn else small
 
 
-def open_odd_bmp(source: BinaryIO, size: int) -> Image.Image | None:
-    """Decode a BMP of 2 bits a pixel, or with masks of its own, which Pillow does not know."""
+def read_odd_bmp(source: BinaryIO) -> Image.Image | None:
+    """Decode a BMP of 2 bits a pixel, or with masks: Pillow knows few, and hardly any alpha."""
     from PIL import Image
 
-    source.seek(0)
     magic, start, header, width, height, bits, packing, *masks = struct.unpack(
-        "<2s8xIIii2xHI20x4I", source.read(70)
+        "<2s8xIIii2xHI20x4I", source.read(70).ljust(70, b"\0")
     )
     if magic != b"BM" or (bits, packing) not in ODD_BMPS:
         return None
-    shape, stride = (width, abs(height)), (width * bits + 31) // 32 * 4
     source.seek(14 + header)
     palette = source.read(16)
     source.seek(start)
+    shape, stride, step = (width, abs(height)), (width * bits + 31) // 32 * 4, max(1, bits // 8)
     data = source.read(stride * shape[1])
-    rows = [data[at : at + stride] for at in range(0, len(data), stride)][
-        :: -1 if height > 0 else 1
-    ]
+
+    def read(data: bytes, mode: str, layout: str) -> Image.Image:
+        about = (layout, stride // step, -1 if height > 0 else 1)
+        return Image.frombytes(mode, shape, data, "raw", *about)
+
     if bits == 2:
-        indices = (bytes(byte >> at & 3 for byte in row for at in (6, 4, 2, 0)) for row in rows)
-        picture = Image.frombytes("P", shape, b"".join(row[:width] for row in indices))
+        picture = read(data, "P", "P;2")
         picture.putpalette(palette, "BGRX")
-        return shrink(picture, size)
-    has_alpha = (header >= 56 or packing == 6) and masks[3]
-    layout = struct.Struct(f"<{width}{'H' if bits == 16 else 'I'}")
-    bands = [
-        Image.frombytes(
-            "L", shape, b"".join(read_channel(layout.unpack_from(row), mask) for row in rows)
-        )
-        for mask in masks[: 4 if has_alpha else 3]
-    ]
-    return shrink(Image.merge("RGBA" if has_alpha else "RGB", bands), size)
+        return picture
+    if packing == 0:  # whose fourth byte is alpha from version 4 on, where it is anything
+        masks = [0xFF0000, 0xFF00, 0xFF, 0xFF000000 * (header >= 108 and any(data[3::4]))]
+    elif header < 56 and packing != 6:
+        masks[3] = 0
+    masks = masks[: 4 if masks[3] else 3]
+    bands = [read(read_channel(data, mask, step), "L", "L") for mask in masks]
+    return Image.merge("RGBA"[: len(masks)], bands)
 
 
-def read_channel(pixels: Sequence[int], mask: int) -> bytes:
-    """Scale the bits of a mask to 8."""
-    unit = mask & -mask or 1
-    most = mask // unit or 1
-    return bytes((pixel & mask) // unit * 255 // most for pixel in pixels)
+def read_channel(data: bytes, mask: int, step: int) -> bytes:
+    """Scale the bits of a mask to 8, of pixels of `step` bytes."""
+    top = mask.bit_length()
+    width = min(8, mask.bit_count()) or 1
+    most = (1 << width) - 1
+    levels = bytes((byte & most) * 255 // most * bool(mask) for byte in range(256))
+    shifted = int.from_bytes(data, "little") >> max(0, top - width)
+    return shifted.to_bytes(len(data), "little")[::step].translate(levels)
 
 
 def fill_up(source: BinaryIO) -> BinaryIO:
@@ -8057,12 +8073,17 @@ CURVES: dict[int, Callable[[float], float]] = {8: float, 16: linear_of_pq, 18: l
 def find_profile(picture: Image.Image, source: BinaryIO) -> bytes | None:
     """The ICC profile that says what the values of a picture mean, if it is not sRGB."""
     given: bytes | None = picture.info.get("icc_profile")
-    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
-        return given
     at = source.tell()
     source.seek(0)
-    coded = CODED_COLOURS.search(source.read(COLOUR_BYTES))
+    head = source.read(COLOUR_BYTES)
+    if head[:2] == b"BM" and head[70:74] == b"DEBM":  # in version 5, it counts from the header
+        start, length = struct.unpack_from("<2I", head, 126)
+        source.seek(14 + start)
+        given = source.read(length)
     source.seek(at)
+    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
+        return given
+    coded = CODED_COLOURS.search(head)
     if coded:
         primaries, transfer = (code[0] for code in coded.groups() if code)
         if primaries in COLORANTS and (primaries != 1 or transfer in CURVES):
@@ -8387,28 +8408,34 @@ class Scanner:
                 self._index.set_meta("facts version", FACTS_VERSION)
 
     def _renew_facts_in(self, folder: Folder) -> bool:
-        """Probe all files of a folder again; whether it was there all the time, and readable."""
-        before, is_whole = folder.identity(), True
+        """Probe all files of a folder again; whether it was there all the time.
+
+        What cannot be read counts as changed: the scan reads it once it can be.
+        """
+        before = folder.identity()
         if before is None or self.absent_mounts(folder):
             return folder.is_new()
         files = self._index.files.of_root(folder.name)
         while batch := list(itertools.islice(files, SCAN_BATCH)):
-            found = []
+            found, unreadable = [], []
             for file in batch:
                 if self._stopping:
                     return False
                 try:
-                    found.append((file.sha256, probe_again(folder, file)))
+                    found.append(Asset(file.sha256, file.size, probe_again(folder, file)))
                 except OSError:
-                    is_whole = False
-            self._put_facts(found)
-        return is_whole and folder.identity() == before
+                    unreadable.append(file)
+            if folder.identity() != before:
+                return False
+            self._put_facts(found, unreadable)
+        return True
 
-    def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
+    def _put_facts(self, found: Sequence[Asset], unreadable: Sequence[File]) -> None:
         def apply(db: Database) -> None:
-            for sha256, facts in found:
-                if facts:
-                    self._index.assets.set_facts(db, sha256, facts)
+            for asset in found:
+                self._index.assets.set_facts(db, asset)
+            for file in unreadable:
+                self._index.files.set_times(db, file, -1, -1.0)
 
         self._index.write(apply, durable=False)
 
@@ -8576,6 +8603,8 @@ class Scanner:
 
     def _put(self, found: Sequence[Located]) -> None:
         def apply(db: Database) -> list[str | None]:
+            for _, asset in found:
+                self._index.assets.set_facts(db, asset)
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
         if found:
@@ -14894,7 +14923,7 @@ def may_show(share: Share, asset: Asset) -> bool:
     """Whether a file can be sent as the share promises."""
     facts = asset.facts
     return not share.strips or (
-        facts is not None and (facts.kind == "image" or facts.extension in PATCHED)
+        facts is not None and (facts.kind == "image" or facts.extension in PATCHERS)
     )
 
 
@@ -15062,11 +15091,11 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
     with contextlib.ExitStack() as on_error, app.disk(file.root):
         source = open_file(app, file)
         on_error.callback(source.close)
-        patches, size = find_patches(source, file.size, facts)
+        patches, end = find_patches(source, file.size, facts)
         check_unchanged(file, source)
         on_error.pop_all()
     digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
-    return Content(source, size, facts.mime_type, digest, None, "", patches=patches)
+    return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
 
 
 def open_file(app: App, file: File) -> io.FileIO:
