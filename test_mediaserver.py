@@ -574,7 +574,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special["log_format"] = "JSON"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
-        for spelled in (name, name.replace("_", "-")):
+        for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
             text = special.get(name) or fitting[0]
             arguments = ["--storage_dir", "/s", f"--{spelled}", text]
@@ -642,6 +642,7 @@ def test_python_dotenv_reads_dotenv_like_us(text):
         ("DATABASE_DIR", "S3://family/data"), ("UPLOAD_DIR", "s3://a/b"),
         ("DATABASE_URL", "sqlite://"), ("PUBLIC_URL", "photos.example.org"),
         ("PUBLIC_URL", "http://x/\r\nX: y"), ("TRUSTED_PROXIES", "nginx"),
+        ("PUBLIC_URL", "https://中.example"), ("PUBLIC_URL", "https://me@photos.example"),
         ("CORS_ALLOW_ORIGINS", "https://a.example/path"), ("AUTH_TOKEN", ""),
         ("MEDIA_SERVER_SECRET", " "), ("JWT_SIGNING_KEY", "\t"),
     ],
@@ -684,6 +685,7 @@ def test_what_cannot_be_meant_exits_2_and_says_why(settings_of, capsys, argument
     [
         ([], {}, "usage"), (["--storage_dir", PROGRAM], {}, "STORAGE_DIR"),
         (["--storage_dir", "x", "--host", "203.0.113.1"], {}, "HOST"),
+        (["--storage_dir", "x", "--port", "0"], {"DATABASE_URL": "sqlite:///."}, "DATABASE_URL"),
         *(
             (["--storage_dir", "x", "--port", "0"], {"PUBLIC_KEY_PATH": name}, "PUBLIC_KEY_PATH")
             for name in ("missing.pem", str(PROGRAM))
@@ -725,6 +727,8 @@ def test_what_was_meant_as_a_setting_but_has_no_effect_gets_a_warning(settings_o
     assert "HOST in the environment" in said[2]
     assert "secret" not in "".join(said)
     settings_of("--storage_dir", "x", "--host", "::1", dotenv="MAX_UPLOAD_BYTES=5", HOST="::")
+    assert "HOST in the environment" in capsys.readouterr().err
+    settings_of("--storage_dir", "x", dotenv="MAX_UPLOAD_BYTES=5", HOST="")
     assert capsys.readouterr().err == ""
 
 
@@ -1834,6 +1838,29 @@ def test_a_scoped_token_bounds_the_size_and_the_number_of_uploads(start):
     statuses = together(6, lambda number: send(once, png_of(300 + number)).status)
     assert sorted(statuses) == [201, *[401] * 5]
     assert running.get(f"/health{once}").status == 200, "what is open takes no use"
+
+
+def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_path, monkeypatch):
+    settings = settings_of(f"--storage_dir={tmp_path}", "--read_auth_enabled=true")
+    ms.make_folders(settings)
+    with ms.opened_app(settings) as app:
+        once = scoped("read", uses=1, key=app.keys.scoped_key)
+        application = ms.Application(app, ms.ROUTES)
+        running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
+        running.port = running.server_port
+        thread = threading.Thread(target=running.serve_forever, args=(0.05,))
+        thread.start()
+        statuses = []
+        for most in (0, ms.MAX_DEFERRED, ms.MAX_DEFERRED):
+            monkeypatch.setattr(ms, "MAX_DEFERRED", most)
+            with Raw(running) as raw:
+                raw.send(get_line(f"/list{once}"))
+                statuses.append(raw.answer().status)
+        running.stop()
+        running.wake()
+        thread.join()
+        close_bare(running)
+    assert statuses == [503, 200, 401]
 
 
 SCOPED_COMMANDS = [
@@ -3193,11 +3220,12 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
     folder.keep(first, ["a.png"])
-    status = folder.status(first)
-    assert first.discard(undo=False).st_nlink == status.st_nlink - 1 == 1
-    assert first.discard() is None  # undoes nothing any more
+    status = first.status()
+    assert status.st_nlink == 1  # nothing is left to change its ctime
+    first.discard(undo=False)
+    first.discard()  # undoes nothing any more
     folder.keep(equal, ["b.png"], "a.png")
-    assert folder.status(equal).st_ino == status.st_ino
+    assert equal.status().st_ino == status.st_ino
     assert not equal.put_back()
     equal.discard()
     refused = arrive(folder, b"abcd")
@@ -3232,6 +3260,15 @@ SIGV4_SUITE = {
     "post-vanilla": (
         "POST", "/", {},
         "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+    ),
+    "post-sts-header-before": (
+        "POST", "/", {"x-amz-security-token": (
+            "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMic"
+            "RXmxfpSPfIeoIYRqTflfKD8YUuwthAx7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKs"
+            "burEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU9HFvlRd8Tx6q6fE8YQcHNVXAkiY9q6d+xo0rKwT38xVqr7ZD0u0"
+            "iPPkUL64lIZbqBAz+scqKmlzm8FDrypNC9Yjc8fPOLn9FX9KSYvKTr4rvx3iSIlTJabIQwj2ICCR/oLxBA=="
+        )},
+        "85d96828115b5dc0cfc3bd16ad9e210dd772bbebba041836c64533a82be05ead",
     ),
 }  # fmt: skip
 # Amazon S3's documentation, "Examples: Signature Calculations".
@@ -3334,8 +3371,6 @@ class FakeStore:
 
 S3_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 S3_BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-S3_DENIED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
-S3_MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 S3_GET = ms.S3Request("GET", "bucket", "a b/ä.png")
 
 
@@ -3344,7 +3379,24 @@ def no_waits(monkeypatch):
     monkeypatch.setattr(ms, "S3_RETRIES", (1e-9, 1e-9))
 
 
-@pytest.mark.parametrize("passing", [(), (S3_BUSY,), ("reset", "reset"), (S3_BUSY, "reset")])
+def s3_answer(status: str, *fields: str, body: str = "") -> bytes:
+    """An answer of a store, behind which it hangs up."""
+    head = "\r\n".join((f"HTTP/1.1 {status}", "Connection: close", *fields))
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+S3_CONFLICT = s3_answer("409 Conflict", body="<Error><Code>OperationAborted</Code></Error>")
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        (), (S3_BUSY,), ("reset", "reset"), (S3_BUSY, "reset"), (S3_CONFLICT, S3_CONFLICT),
+        (s3_answer("200 OK", "Content-Length: 9", body="short"),),
+        (s3_answer("500 Server Error", body="<Error/>"), b"\0 no HTTP\r\nConnection: close"),
+        (s3_answer("429 Too Many Requests", "Retry-After: 0"),),
+    ],
+)  # fmt: skip
 def test_a_request_to_a_store_is_tried_again_after_what_passes(no_waits, passing):
     with FakeStore(*passing, S3_OK) as store:
         assert store.client.call(S3_GET).body == b"ok"
@@ -3353,13 +3405,90 @@ def test_a_request_to_a_store_is_tried_again_after_what_passes(no_waits, passing
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"), [(S3_DENIED, PermissionError), (S3_MISSING, FileNotFoundError)]
-)
-def test_what_a_store_refuses_is_not_tried_again(no_waits, answer, error):
+    ("answer", "error", "told"),
+    [
+        (s3_answer("403 Forbidden"), PermissionError, "403"),
+        (s3_answer("404 Not Found"), FileNotFoundError, ""),
+        (s3_answer("412 Precondition Failed"), FileExistsError, ""),
+        (s3_answer("301 Moved", "x-amz-bucket-region: eu-south-2"), OSError, "is in eu-south-2"),
+        (s3_answer("307 Elsewhere", "Location: http://127.0.0.1:1/"), OSError, "307"),
+        (s3_answer("501 Not Implemented", body="<Code>NotImplemented</Code>"), OSError,
+         "501 NotImplemented"),
+        (s3_answer("200 OK", body="<Error><Code>InternalError</Code></Error>"), OSError,
+         "InternalError"),
+    ],
+)  # fmt: skip
+def test_what_a_store_refuses_is_not_tried_again_and_the_log_says_why(
+    no_waits, capsys, answer, error, told
+):
     with FakeStore(answer, S3_OK) as store:
-        with pytest.raises(error):
+        with pytest.raises(error) as raised:
+            store.client.call(S3_GET)
+        assert not isinstance(raised.value, ms.Unavailable)
+        assert len(store.asked) == 1
+        assert store.client.call(S3_GET).body == b"ok"  # the circuit is closed
+    assert told in capsys.readouterr().err
+
+
+def test_two_who_write_to_one_object_leave_the_store_in_use(no_waits):
+    with FakeStore(*[S3_CONFLICT] * 3, S3_OK) as store:
+        with pytest.raises(OSError, match="Input/output"):
+            store.client.call(S3_GET)
+        assert store.client.call(S3_GET).body == b"ok"
+
+
+def test_a_store_is_left_alone_for_as_long_as_it_asks(no_waits):
+    with FakeStore(s3_answer("503 Slow Down", "Retry-After: 20"), S3_OK) as store:
+        with pytest.raises(ms.Unavailable):
             store.client.call(S3_GET)
         assert len(store.asked) == 1
+        assert 15 < store.client._retry_at - time.monotonic() <= 20
+
+
+def test_a_store_whose_clock_is_another_is_asked_by_its_clock(no_waits):
+    ahead = ms.format_date(time.time() + 3600)
+    with FakeStore(s3_answer("403 Forbidden", f"Date: {ahead}"), S3_OK, S3_OK) as store:
+        assert [store.client.call(S3_GET).body for _ in range(2)] == [b"ok", b"ok"]
+        dates = [re.search(rb"(?i)x-amz-date: (\w+)", asked)[1].decode() for asked in store.asked]
+    early, late, again = [datetime.strptime(date, "%Y%m%dT%H%M%SZ") for date in dates]
+    assert 3590 < (late - early).total_seconds() < 3700
+    assert late <= again
+
+
+def test_a_store_that_knows_no_conditions_is_asked_without_them(no_waits):
+    request = S3_GET._replace(method="PUT", headers={"if-none-match": "*"})
+    with FakeStore(s3_answer("501 Not Implemented"), S3_OK, S3_OK) as store:
+        assert [store.client.call(request).body for _ in range(2)] == [b"ok", b"ok"]
+        conditional = [b"if-none-match: *" in asked.lower() for asked in store.asked]
+    assert conditional == [True, False, False]
+
+
+def test_an_answer_may_follow_a_100(no_waits):
+    with FakeStore(b"HTTP/1.1 100 Continue\r\n\r\n" + S3_OK) as store:
+        assert store.client.call(S3_GET._replace(method="PUT")).body == b"ok"
+
+
+def test_the_token_of_a_session_goes_along_and_is_signed(no_waits):
+    with FakeStore(S3_OK) as store:
+        client = ms.S3Client(store.endpoint, ms.Signer(*S3_KEYS, "us-east-1", token="a+b"))
+        assert client.call(S3_GET).body == b"ok"
+        assert b"x-amz-security-token: a+b\r\n" in store.asked[0].lower()
+        assert re.search(rb"SignedHeaders=[^,]*;x-amz-security-token,", store.asked[0])
+        assert "&X-Amz-Security-Token=a%2Bb&" in client.presign(S3_GET, 60)
+        client.close()
+
+
+def fake_bucket(folder: Path, store: FakeStore) -> Any:
+    place = ms.S3Place("bucket", "")
+    return ms.Bucket("images", folder, place, store.client, buffers=ms.WriteBuffers(), make=True)
+
+
+def test_a_whole_object_in_a_ranges_place_is_not_taken_for_it(no_waits, tmp_path):
+    with FakeStore(s3_answer("200 OK", "Content-Length: 10", body="0123456789")) as store:
+        bucket = fake_bucket(tmp_path, store)
+        reader = ms.ObjectReader(bucket, "a.png", (10, 0))
+        with contextlib.closing(reader), pytest.raises(ms.Unavailable):
+            reader.read_at(2, 3)
 
 
 def test_a_store_may_lie_below_a_path_of_its_host(no_waits):
@@ -3400,8 +3529,7 @@ def test_an_object_that_breaks_off_is_read_on_from_there(no_waits, tmp_path):
         return f"HTTP/1.1 206 Partial\r\n{about}Connection: close\r\n\r\n".encode() + data
 
     with FakeStore(part(0, b"0123"), part(4, b"456789")) as store:
-        place = ms.S3Place("bucket", "")
-        bucket = ms.Bucket("images", tmp_path, place, store.client, buffers=ms.WriteBuffers())
+        bucket = fake_bucket(tmp_path, store)
         found = b""
         with contextlib.closing(ms.ObjectReader(bucket, "a.png", (10, 0))) as reader:
             while len(found) < 10:
@@ -3450,6 +3578,7 @@ class ObjectStore:
             "UPLOAD_DIR": f"s3://family/{self.prefix}images",
             "USERS_DIR": f"s3://family/{self.prefix}users",
             "MEDIA_STORAGE_DIR": f"s3://family/{self.prefix}all/entities",
+            "MEDIA_DIR": f"s3://family/{self.prefix}public",
         }  # fmt: skip
 
     def put(self, name: str, content: bytes) -> None:
@@ -3484,7 +3613,7 @@ def bucket(store, tmp_path) -> Iterator[Any]:
     """An empty bucket, whose files on their way are in `tmp_path`."""
     client = ms.S3Client(store.endpoint, ms.Signer(*S3_KEYS, "us-east-1"))
     place = ms.S3Place("family", store.prefix)
-    made = ms.Bucket("images", tmp_path, place, client, buffers=ms.WriteBuffers())
+    made = ms.Bucket("images", tmp_path, place, client, buffers=ms.WriteBuffers(), make=True)
     made.recover(bool)
     yield made
     client.close()
@@ -3509,7 +3638,7 @@ def test_a_bucket_gives_back_what_was_sent_whole_and_in_parts(bucket, tmp_path, 
     with bucket.open(name) as copy:
         assert copy.read() == content
         assert os.fstat(copy.fileno()).st_mtime_ns == mtime_ns
-    assert [(path, found.st_size) for path, found in bucket.walk(bool, [])] == [
+    assert [(path, found.st_size) for path, found in bucket.walk_stored(bool, [])] == [
         (name.encode(), size)
     ]
     bucket.unlink(name)
@@ -3533,7 +3662,7 @@ def test_a_list_of_a_bucket_has_all_pages_in_the_order_of_the_bytes(store, bucke
     for name in names:
         store.put(name.decode(), b"x")
     monkeypatch.setattr(ms, "MAX_KEYS", 3)
-    assert [path for path, _ in bucket.walk(bool, [])] == names
+    assert [path for path, _ in bucket.walk_stored(bool, [])] == names
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -5781,7 +5910,7 @@ class EchoService:
             return ms.Response(200, [], [ms.FileSlice(source, 0, self.size)], self.size, source)
         return echo if head.has_body else echo.finish()
 
-    def inline(self, head):
+    def inline(self, head, turn):
         return None
 
     def is_prompt(self, head):
@@ -6057,12 +6186,12 @@ def test_what_is_remembered_of_a_file_counts_with_its_name():
     scanner = types.SimpleNamespace(progress=ms.SharedProgress())
     app = types.SimpleNamespace(hot={}, hot_bytes=0, scanner=scanner)
     content = ms.Content(bytes(100), 100, "", "", None, "")
-    hot = ms.HotFile("", os.stat("."), content, ms.OPEN, 0)
+    hot = ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0)
     for number in range(1000):
         ms.App.remember(app, f"/{number:060000}", hot)
     assert len(app.hot) * 60_000 < ms.HOT_BYTES
     before = app.hot_bytes
-    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", os.stat("."), content, ms.OPEN, 0))
+    ms.App.remember(app, f"/{999:060000}", ms.HotFile("", "", os.stat("."), content, ms.OPEN, 0))
     assert app.hot_bytes == before
 
 
@@ -6080,6 +6209,24 @@ def test_who_gives_way_is_who_can_be_missed_best_and_of_those_who_waits_longest(
             assert bare_server.connections.make_room()
             assert raw.is_closed()
         assert not bare_server.connections.make_room()
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(errno.EMFILE, 0), (errno.ENFILE, 0), (errno.ECONNABORTED, 1)]
+)
+def test_only_want_of_descriptors_closes_a_connection_for_another(
+    bare_server, monkeypatch, error, left
+):
+    def accept():
+        raise OSError(error, "")
+
+    with Raw(bare_server) as idle, monkeypatch.context() as patch:
+        idle.send(get_line("/a"))
+        assert idle.answer().status == 200
+        wait_until(lambda: states(bare_server) == {ms.State.IDLE: 1})
+        patch.setattr(bare_server, "socket", types.SimpleNamespace(accept=accept))
+        assert not bare_server._accept_one()
+        assert states(bare_server).total() == left
 
 
 def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeypatch):
@@ -6854,6 +7001,15 @@ def test_a_text_is_no_file_in_any_kind_of_body(server, jane, kind):
     assert (answer.status, set(answer.json)) == (400, {"file"})
 
 
+@pytest.mark.parametrize("chosen_first", [True, False])
+def test_a_part_in_which_no_file_was_chosen_is_none(server, chosen_first):
+    parts = [form("a.png", png(12, 9)), form("", b"")]
+    first, second = (body for body, _ in (parts if chosen_first else parts[::-1]))
+    body = first.removesuffix(b"--frontier--\r\n") + second
+    answer = server.request("POST", "/upload", body, {**OWNER, "Content-Type": parts[0][1]})
+    assert (answer.status, answer.json["size"]) == (201, len(png(12, 9)))
+
+
 MESSAGES = [  # what is wrong: method, path, type and body, and words of what is to be done
     ("POST", "/upload", "application/json", b"{}", 415, ["application/json", 'field "file"']),
     ("POST", "/upload", "text/plain", b"x", 415, ["text/plain", "multipart/form-data"]),
@@ -6937,9 +7093,9 @@ def test_options_says_what_is_possible_and_lets_a_browser_in(server):
 
 def test_origins_can_be_named_or_turned_off(start, tmp_path):
     asked = {"Access_Control_Request_Method": "PUT"}
-    named = start(cors_allow_origins="https://a.example, https://b.example")
+    named = start(cors_allow_origins="https://A.example, https://b.example")
     path = f"/media/{named.upload(png()).json['filename']}"
-    for origin, allowed in (("https://b.example", True), ("https://c.example", False)):
+    for origin, allowed in (("https://a.example", True), ("https://c.example", False)):
         for _ in range(2):
             answer = named.get(path, Origin=origin)
             assert answer.headers["Access-Control-Allow-Origin"] == (origin if allowed else None)
@@ -7006,7 +7162,7 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
 
-MOST_CALLS = {"file": 110, "hot file": 6, "upload": 280, "entity": 370, "entities": 110}
+MOST_CALLS = {"file": 56, "hot file": 6, "upload": 280, "entity": 370, "entities": 110}
 
 
 def test_files_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
@@ -7519,7 +7675,9 @@ def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, t
 def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_path, apart):
     running = start(**({"database_dir": str(tmp_path / "data")} if apart else {}))
     running.scanned()
+    kept = f"/media/{running.upload(png_of(900)).json['filename']}"
     running.storage.rename(tmp_path / "away")
+    assert running.request("DELETE", kept, headers=OWNER).status == 503
     for method, path in (("POST", "/upload"), ("PUT", "/image/a.png")):
         answer = running.send_file(method, path, png())
         assert answer.status == 503
@@ -7530,6 +7688,8 @@ def test_while_the_folder_is_gone_uploads_are_503_and_it_is_not_made(start, tmp_
     (tmp_path / "away").rename(running.storage)
     assert running.upload(png()).status == 201
     assert running.get("/health").json["status"] == "ok"
+    assert running.get(kept).status == 200
+    assert running.request("DELETE", kept, headers=OWNER).status == 200
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
@@ -7893,7 +8053,8 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     uploads = mount(storage / "media")
     running = start()
     running.scanned()
-    assert running.upload(png()).status == 201
+    uploaded = running.upload(png())
+    assert uploaded.status == 201
     known = running.listed()
     assert len(known) == 4
     unmount(place)
@@ -7903,6 +8064,8 @@ def test_a_disk_below_that_is_gone_keeps_its_entries_and_is_no_place_for_uploads
     assert "2" in health["problems"][0]
     assert running.listed() == known
     assert running.upload(png()).status == 503
+    deleted = running.request("DELETE", f"/media/{uploaded.json['filename']}", headers=OWNER)
+    assert deleted.status == 503  # the file would be back with its disk
     assert running.request("PUT", "/image/a.png", png(), OWNER).status == 503  # as curl -T
     assert list(uploads.iterdir()) == []
     running.stop()
@@ -8120,6 +8283,20 @@ def test_a_preview_is_upright_within_its_size_and_of_the_type_that_is_accepted(s
         assert (head.status, head.headers["ETag"]) == (200, answer.headers["ETag"])
     for query in ("", "?size=", "?size=321", "?size=-320", "?size=0320", "?size=x"):
         assert server.get(f"/preview/{digest}{query}").status == 400
+
+
+def test_a_preview_is_public_where_everyone_may_read_the_file(server):
+    need("PIL")
+    entity, private = png_of(907), png_of(908)
+    body, content_type = form("a.png", entity, "image")
+    made = server.request("POST", "/entity/", body, {**OWNER, "Content-Type": content_type})
+    stored = server.store(private, f"{unique().decode()}.png")
+    assert (made.status, stored.status) == (201, 201)
+    for content, rule in ((entity, "public"), (private, "private")):
+        answer = server.get(f"/preview/{sha256(content)}?size=320", **READER)
+        assert (answer.status, answer.headers["Cache-Control"]) == (
+            200, f"{rule}, max-age=31536000, immutable",
+        )  # fmt: skip
 
 
 def test_there_are_previews_of_films_and_none_of_sounds_drawings_and_unknown_hashes(
@@ -8528,6 +8705,23 @@ def test_a_file_that_a_scan_has_hidden_is_not_remembered(start):
     (running.storage / "quiet/.nomedia").touch()
     running.rescan()
     assert running.get(path).status == 404
+
+
+@pytest.mark.parametrize("size", [5000, 200_000])
+def test_a_remembered_file_is_not_served_through_a_link_in_its_folders_place(server, size):
+    """The same file, so that nothing but the way to it tells."""
+    content = png_of(size)
+    path = urlsplit(server.upload(content).json["url"]).path
+    assert [server.get(path).body for _ in range(2)] == [content] * 2
+    media, away = server.storage / "media", server.storage.parent / f"away-{size}"
+    media.rename(away)
+    media.symlink_to(away)
+    try:
+        wait_until(lambda: server.get(path).status == 404)
+    finally:
+        media.unlink()
+        away.rename(media)
+    assert server.get(path).body == content
 
 
 def test_who_may_read_a_file_is_judged_each_time_though_the_file_is_remembered(start):
@@ -10763,6 +10957,7 @@ def test_json_that_does_not_fit_is_422(entities, text, kind):
         ("PATCH", "application/json", "{", 400),
         ("PATCH", "application/json", '{"label": NaN}', 400),
         ("PATCH", "application/json", "[" * 100_000, 400),
+        ("PATCH", "application/json", '{"label": "x"}'.encode("utf-16"), 400),
         ("PATCH", "application/json", '{"body": 5}', 422),
         ("PATCH", "application/x-www-form-urlencoded", "label=x", 415),
         ("PATCH", "text/plain", "{}", 415),
@@ -12205,7 +12400,7 @@ def stored(start, store) -> Iterator[tuple[Server, ObjectStore]]:
     yield start("--workers", "1", **store.environment), store
 
 
-def verify_stored(server: Server, store: ObjectStore) -> Any:
+def verify_stored(server: Server, store: ObjectStore | Swift) -> Any:
     """What `verify` finds of a server with all private files in a bucket; nothing is wrong."""
     words = ["verify", "--json", "--storage_dir", server.storage]
     ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **store.environment)
@@ -12246,6 +12441,50 @@ def test_every_private_family_keeps_its_files_in_a_bucket(stored):
     assert verify_stored(server, store)["orphaned"] == []
 
 
+def test_public_uploads_are_in_a_bucket_and_the_rest_of_the_library_is_on_disk(stored, start):
+    server, store = stored
+    public = f"{store.prefix}public/"
+    content = png_of(100_000)
+    answer = server.upload(content)
+    path = local(answer.json["url"])
+    name = answer.json["filename"]
+    assert store.names() == {f"public/{name}"}
+    assert not (server.storage / "media").exists()
+    server.kill()
+    again = start("--workers", "1", **store.environment)
+    again.scanned()  # in which it is not looked for
+    found = again.get(path)
+    assert (found.status, found.body) == (200, content)
+    assert found.headers["Cache-Control"] == "public, max-age=3600"
+    assert again.get(path, Range="bytes=5-9").body == content[5:10]
+    assert again.get(f"/image/{sha256(content)}").body == content
+    assert again.get("/list").json[sha256(content)]["file_path"] == f"s3://family/{public}{name}"
+    assert again.upload(png()).status == 201
+    kept = again.put("/image/b.png", beside := png())
+    assert kept.status == 201
+    again.rescan()
+    assert again.get("/media").json["count"] == 2
+    assert again.get(f"/image/{sha256(beside)}").body == beside
+    assert verify_stored(again, store)["files"] == 3
+    assert again.request("DELETE", f"{path}?token={upload_token()}").status == 200
+    assert again.get(path).status == 404
+    assert len(store.names()) == 1
+    assert not any((again.storage / ".incoming").iterdir())
+
+
+def test_the_bucket_of_public_uploads_makes_only_them_503_when_it_is_away(stored):
+    once()
+    server, store = stored
+    path = local(server.upload(png_of(100_000)).json["url"])
+    server.put("/image/b.png", beside := png())
+    store.stop()
+    assert server.get(path).status == 503
+    assert server.upload(png()).status == 503
+    assert server.get(f"/image/{sha256(beside)}").status == 200
+    assert server.put("/image/c.png", png()).status == 201
+    store.start()
+
+
 def test_a_picture_in_a_bucket_has_its_thumbnail(stored, pillow):
     server, _ = stored
     assert server.store(content := png(), "a.png").status == 201
@@ -12273,7 +12512,7 @@ def test_a_bucket_that_is_away_makes_its_own_uploads_and_reads_503_and_nothing_e
         assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
     assert server.store(png()).status == 503
     assert server.get("/health").status == 200
-    assert server.upload(content).status == 201
+    assert server.put("/image/a.png", content).status == 201
     store.start()
     path, headers = next(iter(paths.items()))
     wait_until(lambda: server.request("GET", path, headers=headers).status == 200)
@@ -12306,13 +12545,135 @@ def test_every_upload_that_was_answered_survives_a_kill_and_no_other_stays(store
     assert not [path for path in (again.data / "s3").rglob("*") if path.is_file()]
 
 
+# A node of OpenStack Swift, as one process of Debian's Python; the proxy makes the rings.
+SWIFT_NODE = r"""
+import os, sys, eventlet
+eventlet.monkey_patch()
+from eventlet import wsgi
+from swift.common.ring import RingBuilder
+from swift.common.wsgi import loadapp
+
+home, role, proxy, *ports = sys.argv[1:]
+kinds = ("account", "container", "object")
+text = f"[DEFAULT]\nswift_dir = {home}\ndevices = {home}\nmount_check = false\n[pipeline:main]\n"
+if role == "proxy":
+    for kind, *of_kind in zip(kinds, ports[:3], ports[3:]):
+        builder = RingBuilder(4, 3, 0)
+        first, second = map(int, of_kind)
+        for device, (node, port) in enumerate(((1, first), (1, first), (2, second))):
+            place = {"ip": "127.0.0.1", "replication_ip": "127.0.0.1", "device": f"disk{device}"}
+            numbers = {"port": port, "replication_port": port, "zone": node, "region": 1}
+            builder.add_dev({**place, **numbers, "weight": 1, "meta": ""})
+        builder.rebalance(seed=1)
+        builder.get_ring().save(f"{home}/{kind}.ring.gz")
+    text += "pipeline = memcache s3api tempauth slo dlo proxy-server\n"
+    text += "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"
+    for name in ("s3api", "slo", "dlo", "tempauth", "memcache"):
+        text += f"[filter:{name}]\nuse = egg:swift#{name}\n"
+        text += {
+            "memcache": "memcache_servers = 127.0.0.1:1\n",
+            "tempauth": f"user_family_{os.environ['KEY_ID']} = {os.environ['KEY']} .admin\n",
+        }.get(name, "")
+    apps = {proxy: text}
+else:
+    for device in (0, 1) if role == "node1" else (2,):
+        os.mkdir(f"{home}/disk{device}")
+    ports = ports[:3] if role == "node1" else ports[3:]
+    apps = {
+        port: f"{text}pipeline = {kind}\n[app:{kind}]\nuse = egg:swift#{kind}\n"
+        for kind, port in zip(kinds, ports)
+    }
+for port, text in apps.items():
+    with open(f"{home}/{port}.conf", "w") as file:
+        file.write(text)
+    listener = eventlet.listen(("127.0.0.1", int(port)))
+    eventlet.spawn(wsgi.server, listener, loadapp(file.name), log_output=False)
+eventlet.sleep(600)
+"""
+
+
+class Swift:
+    """OpenStack Swift with its S3 interface: a proxy and two storage nodes on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        ports = [free_port() for _ in range(7)]
+        words = ["/usr/bin/python3", "-c", SWIFT_NODE, folder]
+        keys = {**BARE_ENVIRONMENT, "KEY_ID": S3_KEYS[0], "KEY": S3_KEYS[1]}
+        with (folder / "log").open("w") as log:
+            self.proxy, self.first, self.second = [
+                subprocess.Popen([*words, role, *map(str, ports)], env=keys, stderr=log)
+                for role in ("proxy", "node1", "node2")
+            ]
+        self._ports = ports
+        key_id = f"family:{S3_KEYS[0]}"
+        self.endpoint = f"http://127.0.0.1:{ports[0]}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.endpoint, "UPLOAD_DIR": "s3://family/images",
+            "AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": S3_KEYS[1],
+        }  # fmt: skip
+        self._signer = ms.Signer(key_id, S3_KEYS[1], "us-east-1")
+
+    def make_bucket(self) -> None:
+        wait_until(lambda: all(map(accepts, self._ports)), "Swift")
+        client = ms.S3Client(self.endpoint, self._signer)
+        with contextlib.closing(client):
+            client.call(ms.S3Request("PUT", "family"))
+
+    def stop(self) -> None:
+        for process in (self.proxy, self.first, self.second):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def swift(tmp_path) -> Iterator[Swift]:
+    once()
+    if not os.path.exists("/usr/bin/swift-proxy-server"):
+        pytest.skip(
+            "needs OpenStack Swift: apt-get install swift-{proxy,account,container,object}"
+        )
+    (tmp_path / "swift").mkdir()
+    made = Swift(tmp_path / "swift")
+    try:
+        made.make_bucket()
+        yield made
+    finally:
+        made.stop()
+
+
+def test_uploads_go_on_when_one_of_two_nodes_of_swift_is_killed(start, swift):
+    server = start("--workers", "1", **swift.environment)
+    answered: list[tuple[str, bytes]] = []
+
+    def send(number: int) -> None:
+        while len(answered) < 16:
+            content = png_of(20_000)
+            answer = server.store(content, f"{number}.png")
+            assert answer.status == 201, server.log
+            answered.append((answer.json["stored_as"], content))
+
+    killer = threading.Thread(
+        target=lambda: (wait_until(lambda: len(answered) > 5), swift.second.kill())
+    )
+    killer.start()
+    together(3, send)
+    killer.join()
+    assert swift.second.wait() != 0
+    assert len(dict(answered)) == len(answered)
+    for name, content in answered:
+        assert server.get(f"/image/{name}", **OWNER).body == content
+    assert verify_stored(server, swift)["orphaned"] == []
+
+
 def test_reads_of_a_bucket_can_be_redirected_to_it(start, store):
     server = start(**store.environment, S3_REDIRECT="true")
     paths, _ = store_everywhere(server, content := png_of(100_000))
+    paths[local(server.upload(content).json["url"])] = {}
     for path, headers in paths.items():
         answer = server.request("GET", path, headers=headers)
         assert answer.status == 307
-        assert answer.headers["Cache-Control"].startswith("private")
+        scope = "public" if path.startswith(("/entity/", "/media/")) else "private"
+        assert answer.headers["Cache-Control"] == f"{scope}, max-age=150"
         url = answer.headers["Location"]
         with urllib.request.urlopen(url) as found:
             assert (found.read(), found.headers["Content-Type"]) == (content, "image/png")
@@ -12336,24 +12697,33 @@ def run_migrate(server: Server, root: str, to: str, **environment: str) -> str:
 
 def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store, tmp_path):
     server, keys = start(), store.environment
-    places = {name: keys.pop(name) for name in ("UPLOAD_DIR", "USERS_DIR", "MEDIA_STORAGE_DIR")}
+    names = {"images": "UPLOAD_DIR", "users": "USERS_DIR", "entities": "MEDIA_STORAGE_DIR",
+             "media": "MEDIA_DIR"}  # fmt: skip
+    places = {name: keys.pop(name) for name in names.values()}
     paths, _ = store_everywhere(server, png_of(100_000))
-    names = {"images": "UPLOAD_DIR", "users": "USERS_DIR", "entities": "MEDIA_STORAGE_DIR"}
+    paths[local(server.upload(png_of(100_000)).json["url"])] = {}
     for root, name in names.items():
-        assert "1 files of " in run_migrate(server, root, places[name], **keys)
+        told = run_migrate(server, root, places[name], **keys)
+        assert "1 files of " in told
+        assert "stop the server, run this once more" in told
+        assert f"start the server with {name}={places[name]}\n" in told
     later = server.store(png_of(50_000), "later.png").json["stored_as"]
     paths[f"/image/{later}"] = OWNER
     server.stop()
-    assert "2 files of images, 50.0 kB copied" in run_migrate(
-        server, "images", places["UPLOAD_DIR"], **keys
-    )
-    assert len(store.names()) == 4
+    told = run_migrate(server, "images", places["UPLOAD_DIR"], **keys)
+    assert "2 files of images, 50.0 kB copied" in told
+    assert f"\nstart the server with UPLOAD_DIR={places['UPLOAD_DIR']}\n" in told
+    assert len(store.names()) == 5
     shutil.rmtree(server.data / "images")
+    shutil.rmtree(server.storage / "media")
     moved = start(**keys, **places)
     for path, headers in paths.items():
         assert moved.request("GET", path, headers=headers).status == 200
     moved.stop()
     run_migrate(moved, "images", str(tmp_path / "back"), **keys, **places)
+    told = run_migrate(moved, "media", str(moved.storage / "media"), **keys, **places)
+    assert "start the server with no MEDIA_DIR" in told
+    del places["MEDIA_DIR"]
     back = start(**{**keys, **places, "UPLOAD_DIR": str(tmp_path / "back")})
     back.scanned()
     for path, headers in paths.items():
@@ -12382,8 +12752,12 @@ def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored
     assert made.returncode == 0, made.stderr
     [backup] = (tmp_path / "backups").iterdir()
     assert run("verify", "--storage_dir", backup).returncode == 0
-    store.prefix += "again/"
     words = ["restore", backup, "--storage_dir", tmp_path / "again"]
+    refused = run(*words, **store.environment)
+    assert refused.returncode == 1
+    assert "s3://family/" in refused.stderr
+    assert "is not empty" in refused.stderr
+    store.prefix += "again/"
     assert run(*words, **store.environment).returncode == 0
     assert len(store.names()) == len(paths)
 
@@ -12967,6 +13341,22 @@ def test_the_gallerys_list_names_folders_and_is_sent_only_when_it_has_changed(st
     assert ["uploads", 1] in [[name[:7], count] for name, count in changed.json["folders"]]
     assert album.get("/gallery/items?group=1999-01").status == 404
     assert album.get("/gallery/items?kind=text").status == 400
+
+
+def test_a_304_for_the_gallerys_list_has_the_fields_of_its_200(start, tmp_path):
+    fill(tmp_path / "pictures", {f"{number:0200}/a.png": png() for number in range(6)})
+    album = start()
+    album.scanned()
+    answer = album.get("/gallery/items", **{"Accept-Encoding": "gzip"})
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    for more in ({}, {"Accept-Encoding": "gzip"}):
+        known = album.get("/gallery/items", **more, **{"If-None-Match": answer.headers["ETag"]})
+        assert (known.status, known.body) == (304, b"")
+        gone = {"Date", "Content-Type", "Content-Length", "Content-Encoding"}
+        same = dict(answer.headers).keys() - gone
+        assert {name: known.headers.get(name) for name in same} == {
+            name: answer.headers[name] for name in same
+        }
 
 
 def test_the_gallery_shows_a_camera_and_names_all_there_are(start, tmp_path):
