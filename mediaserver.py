@@ -3049,7 +3049,7 @@ PNG_SHOWN = frozenset(
     b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV cLLI bKGD hIST pHYs acTL fcTL"
     b" fdAT".split()
 )
-JPEG_SHOWN = {b"\xe2": b"ICC_PROFILE\0", b"\xee": b"Adobe"}  # which says what colours
+JPEG_SHOWN = {b"\xe2": b"ICC_PROFILE\0", b"\xee": b"Adobe"}  # by marker: which colours
 WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ICCP"})
 WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
 MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
@@ -3114,11 +3114,9 @@ def _jpeg_patches(jpeg: _Span, orientation: int) -> _Patches:
             return patches, at + 2
         start, at = at + 4, at + 2 + jpeg.unpack(">H", at + 2)[0]
         head = jpeg.peek(start, 12)
-        if marker == b"\xe0" and head.startswith(b"JFIF\0") and at - start >= 14:
-            patches.append(Patch(start + 12, at))  # the thumbnail and its size
-        elif start < at and not (
-            b"\xc0" <= marker <= b"\xdf" or head.startswith(JPEG_SHOWN.get(marker, ()))
-        ):
+        start += 12 * (marker == b"\xe0" and head.startswith(b"JFIF\0"))  # before its thumbnail
+        is_shown = b"\xc0" <= marker <= b"\xdf" or head.startswith(JPEG_SHOWN.get(marker, ()))
+        if start < at and not is_shown:
             content = exif if marker == b"\xe1" and at - start >= len(exif) else b""
             exif = b"" if content else exif
             patches.append(Patch(start, at, content))
@@ -3155,24 +3153,29 @@ def _png_patches(png: _Span, orientation: int) -> _Patches:
 def _webp_patches(webp: _Span, orientation: int) -> _Patches:
     """All chunks that do not show the picture, and the flags that tell of them."""
     (size,) = webp.unpack("<I", 4)
-    patches = [*_webp_chunk_patches(webp.part(12, 8 + size), orientation)]
-    return patches, min(webp.size, 8 + size)
+    exif = _bare_exif(orientation) if orientation != 1 else b""
+    chunks = _hide_chunks(webp.part(12, 8 + size), exif, {b"ANMF"})
+    return list(chunks), min(webp.size, 8 + size)
 
 
-def _webp_chunk_patches(place: _Span, orientation: int, in_frame: bool = False) -> Iterator[Patch]:
-    is_turned = orientation != 1
-    for kind, chunk in _chunks(place):
+def _hide_chunks(span: _Span, exif: bytes, frames: Set[bytes] = frozenset()) -> Iterator[Patch]:
+    """Make unknown chunks of those in a WebP, or in one of its frames, that do not show it."""
+    end = span.start
+    for kind, chunk in _chunks(span):
         start, end = chunk.start, chunk.start + chunk.size
         if kind == b"VP8X":
-            flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * is_turned
+            flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * bool(exif)
             yield Patch(start, start + 1, bytes([flags]))
-        elif kind == b"ANMF" and not in_frame:  # a frame, with chunks of its own
-            yield from _webp_chunk_patches(chunk.part(16), orientation, in_frame=True)
+        elif kind in frames:
+            yield from _hide_chunks(chunk.part(16), b"")
         elif kind not in WEBP_SHOWN:
-            content = _bare_exif(orientation) if kind == b"EXIF" and is_turned else b""
-            yield Patch(start - 8, start - 4, kind if content else b"none")
-            if start < end:
-                yield Patch(start, end, content[: chunk.size])
+            content = exif if chunk.size >= len(exif) else b""
+            exif = b"" if content else exif
+            yield Patch(start - 8, start - 4, b"EXIF" if content else b"none")
+            if chunk.size:
+                yield Patch(start, end, content)
+    if end + end % 2 < span.start + span.size:  # the walk was given up
+        raise EOFError
 
 
 # In ISO base media files what is not shown becomes a box of the type `free`.
@@ -20410,15 +20413,14 @@ class Importer:
         file, asset = found
         if reason := self._refuse(asset.facts):
             return Result("left", reason)
-        names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
-        for name in names:
-            if self._folder.is_gone(name):
-                free = itertools.chain([name], names)
-                return Result("new", name if self._is_trial else self._copy(file, free))
-            kept = describe(self._folder, name, 0.0)
-            if kept and kept[1].sha256 == asset.sha256:
-                return Result("here", name)
-        raise AssertionError("names have no end")
+        name = self._prefix + (path if self._is_tree else safe_name(path))
+        kept, free = find_copy(self._folder, asset.sha256, numbered_names(name))
+        if kept:
+            return Result("here", kept[0].path)
+        if self._is_trial:
+            return Result("new", next(free))
+        keep = functools.partial(self._folder.keep, names=free)
+        return Result("new", copy_file(self._origin, file, self._folder, keep))
 
     def _refuse(self, facts: Facts | None) -> str:
         """Say why some content is not taken in, or nothing."""
@@ -20428,11 +20430,18 @@ class Importer:
             return f"its content is {facts.mime_type}"
         return ""
 
-    def _copy(self, file: File, names: Iterable[str]) -> str:
-        """Copy a file with its times under the first name that is free; return that name."""
-        return copy_file(
-            self._origin, file, self._folder, lambda new: self._folder.keep(new, names)
-        )
+
+def find_copy(
+    folder: Folder, sha256: str, names: Iterator[str]
+) -> tuple[Located | None, Iterator[str]]:
+    """Return a file of some content under one of the names, else None, and the names left."""
+    for name in names:
+        if folder.is_gone(name):
+            return None, itertools.chain([name], names)
+        kept = describe(folder, name, time.time())
+        if kept and kept[1].sha256 == sha256:
+            return kept, names
+    raise AssertionError("names have no end")
 
 
 def copy_file(
@@ -20722,15 +20731,9 @@ class RecordImporter:
         found = self._describe(path, 0.0)
         if found is None:
             return None
-        for name in names:
-            if folder.is_gone(name):
-                free = itertools.chain([name], names)
-                keep = functools.partial(store_upload, self._app, folder=folder, names=free)
-                return copy_file(self._origin, found[0], folder, keep, md5)
-            kept = describe(folder, name, time.time())
-            if kept and kept[1].sha256 == found[0].sha256:
-                return kept
-        raise AssertionError("names have no end")
+        kept, free = find_copy(folder, found[0].sha256, names)
+        keep = functools.partial(store_upload, self._app, folder=folder, names=free)
+        return kept or copy_file(self._origin, found[0], folder, keep, md5)
 
 
 NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
