@@ -5889,7 +5889,8 @@ class Folder(Tree):
         for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
             incoming = prefix + INCOMING
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                if stat.S_ISDIR(self.stat(incoming).st_mode):  # a link is no way in
+                # Of the owner's folders a link is no way in; of one's own it is an error
+                if not prefix or stat.S_ISDIR(self.stat(incoming).st_mode):
                     left = [item for item in self.files_in(incoming) if item[0] not in resumed]
                     ours = [item for item in left if item[0].endswith(suffix)]
                     self._recover(incoming, ours, is_known)
@@ -14951,7 +14952,7 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not app.index.shares.has_files(path) or app.library.is_gone(path):
+        if not app.index.shares.has_files(path) or not app.library.holds_files(path):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
