@@ -4462,6 +4462,8 @@ class Shown(NamedTuple):
     model: str | None
     latitude: float | None
     longitude: float | None
+    altitude: float | None
+    created_source: str | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
     id: str | None  # of the media record or entity that it is shown as
 
@@ -14684,9 +14686,13 @@ SHARE_PAGE = """<!doctype html>
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
  ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
   list-style: none; padding: 0 }}
- a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
-  border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
+ a {{ aspect-ratio: 1; display: grid; place-items: center; overflow: hidden; color: inherit;
+  border-radius: .5rem; background: #8883; overflow-wrap: anywhere; min-height: 0 }}
+ img {{ width: 100%; height: 100%; min-height: 0; object-fit: cover }}
+ form {{ display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }}
+ input, button {{ font: inherit; padding: .5rem .9rem; border: 1px solid #8888;
+  border-radius: 2rem; max-width: 100%; box-sizing: border-box }}
+ button {{ background: #0b6b62; color: #fff; border: 0; font-weight: 600 }}
 </style>
 <header><h1>{title}</h1></header>
 <main>{content}</main>
@@ -16451,8 +16457,8 @@ def shown_json(item: Shown) -> list[Any]:
     width, height, ratio = measure(item)
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
-        int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        camera_of(item), item.latitude, item.longitude, item.id,
+        int(item.taken[8:]) if item.taken else 0, item.created_source, item.size, width, height,
+        item.duration, camera_of(item), item.latitude, item.longitude, item.altitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -16792,7 +16798,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
         "progress": "# done",
-        "share": "Share", "linkTitle": "Title", "days": "Days until it ends, 0 for never",
+        "byFile": "by the file's date", "share": "Share", "linkTitle": "Title", "days": "Days until it ends, 0 for never",
         "linkPassword": "Password, if you like", "strip": "Without place and camera",
         "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
         "zipLarge": "Select # at most, or download an album or a folder.",
@@ -16844,7 +16850,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
         "progress": "# fertig",
-        "share": "Teilen", "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
+        "byFile": "Datum der Datei", "share": "Teilen", "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
         "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
         "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
         "endLink": "Diesen Link beenden",
@@ -17066,7 +17072,10 @@ dialog { border: 0; color: inherit }
 #login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
 #login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
 #login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
-#login .list button { justify-content: start; border-radius: .7rem }
+#login .list > button { justify-content: start; border-radius: .7rem }
+#login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
+#login .list a { display: grid; flex: 1; overflow: hidden; text-overflow: ellipsis }
+#login small { color: var(--soft) }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
@@ -17398,8 +17407,8 @@ function choice(changes, properties, ...children) {
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
-const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
-  ID] = Array(13).keys();
+const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE,
+  LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
 let groups = [], list = NO_LIST, listTag = "";
@@ -17823,7 +17832,7 @@ function actsHere() {
   if (groups.length) {
     act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
   }
-  if (shareOf()) act("share", "share", () => share(shareOf(), placeName()));
+  if (shareOf()) act("share", "share", () => share(shareOf(), (query.get("folder") || placeName()).split("/").pop()));
   if (list.read_only) return made;
   if (isCollection()) {
     act("pencil", "rename", renameAlbum);
@@ -17965,8 +17974,9 @@ async function share(shown, title) {
       await call(`/shares/${id}`, {method: "DELETE"});
       share(shown, title);
     };
-    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url),
-      h("small", {}, end ? t("until", DAY.format(new Date(end))) : ""),
+    const until = end ? t("until", DAY.format(new Date(end))) : "";
+    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url,
+      h("small", {}, until)),
       button("link", "copy", () => copy(url)), button("trash", "endLink", remove));
   });
   const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
@@ -18300,13 +18310,14 @@ function drawMedium(item) {
 
 function drawFacts(item) {
   const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
-  const where = latitude === undefined || latitude === null ? null : h("span", {},
-    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+  const high = Number.isFinite(item[ALTITUDE]) ? `, ${NUMBER.format(Math.round(item[ALTITUDE]))} m` : "";
+  const where = Number.isFinite(latitude) && h("span", {},
+    `${latitude.toFixed(5)}, ${longitude.toFixed(5)}${high} `,
     h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
       + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
   const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
   const rows = [
-    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["taken", `${MOMENT.format(item[TAKEN] * 1000)} (${item[SOURCE] || t("byFile")})`], ["camera", item[CAMERA]],
     ["size", pixels + bytes(item[BYTES])],
     ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
     ["file", nameOf(item)], ["folder", folderOf(item) && choice(
