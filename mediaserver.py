@@ -95,6 +95,7 @@ import time
 import unicodedata
 import uuid
 import weakref
+import zipfile
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
@@ -108,7 +109,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, 
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
-    import zipfile
     from concurrent.futures import ThreadPoolExecutor
     from typing import TextIO
 
@@ -4466,6 +4466,8 @@ class Shown(NamedTuple):
     model: str | None
     latitude: float | None
     longitude: float | None
+    altitude: float | None
+    created_source: str | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
     id: str | None  # of the media record or entity that it is shown as
 
@@ -14918,9 +14920,13 @@ SHARE_PAGE = """<!doctype html>
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
  ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
   list-style: none; padding: 0 }}
- a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
-  border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
+ a {{ aspect-ratio: 1; display: grid; place-items: center; overflow: hidden; color: inherit;
+  border-radius: .5rem; background: #8883; overflow-wrap: anywhere; min-height: 0 }}
+ img {{ width: 100%; height: 100%; min-height: 0; object-fit: cover }}
+ form {{ display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }}
+ input, button {{ font: inherit; padding: .5rem .9rem; border: 1px solid #8888;
+  border-radius: 2rem; max-width: 100%; box-sizing: border-box }}
+ button {{ background: #0b6b62; color: #fff; border: 0; font-weight: 600 }}
 </style>
 <header><h1>{title}</h1></header>
 <main>{content}</main>
@@ -16333,7 +16339,7 @@ class Page(NamedTuple):
 def build_page(markup: str, style: str, script: str) -> Page:
     """Put style and script into a page's markup, without what only their readers need."""
     lines = re.compile(r"^ +|^ *//.*\n|^\n|  //.*$", re.MULTILINE)
-    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}<>&|])\s*')
+    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}()<>&|])\s*')
     names = {  # every statement ends with a semicolon or a brace: none needs its line's end
         "style": re.sub(r"(?<=[{};,:])[ \n]| (?=[{}])", "", lines.sub("", style)),
         "script": texts_or_spaces.sub(r"\1\2", lines.sub("", script)),
@@ -16682,8 +16688,8 @@ def shown_json(item: Shown) -> list[Any]:
     width, height, ratio = measure(item)
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
-        int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        camera_of(item), item.latitude, item.longitude, item.id,
+        int(item.taken[8:]) if item.taken else 0, item.created_source, item.size, width, height,
+        item.duration, camera_of(item), item.latitude, item.longitude, item.altitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -16858,9 +16864,6 @@ class ZipReader:
     """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
 
     def __init__(self, folders: Mapping[str, Folder], files: Sequence[Zipped]) -> None:
-        import zipfile  # 5 ms
-
-        self._zipfile = zipfile
         self._held: list[bytes] = []  # what is written and not read
         self._place = 0
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
@@ -16880,12 +16883,12 @@ class ZipReader:
     def _info(self, each: Zipped) -> zipfile.ZipInfo:
         first, last = MS_DOS
         date = time.gmtime(max(first, min(each.taken, last)))[:6]
-        return self._zipfile.ZipInfo(each.name, date)
+        return zipfile.ZipInfo(each.name, date)
 
     def _pack(
         self, folders: Mapping[str, Folder], files: Sequence[Zipped]
     ) -> Generator[bytes, None, None]:
-        with self._zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
+        with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
                 file, large = each.file, each.file.size > LARGE_FILE
                 with (
@@ -16978,8 +16981,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "search": "Search names, folders, cameras", "kind": "What to show", "all": "Everything",
         "image": "Photos", "video": "Videos", "audio": "Recordings", "month": "Month",
-        "months": "Months", "cameras": "Cameras", "albums": "Albums",
-        "mine": "My uploads", "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
+        "months": "Months", "cameras": "Cameras", "albums": "Albums", "mine": "My uploads",
+        "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
         "albumName": "Name of the album", "addTo": "Add to album", "added": "Added to #.",
         "takeOut": "Remove from album", "takenOut": "Removed from the album: #.",
         "rename": "Rename", "removeAlbum": "Delete album",
@@ -16988,25 +16991,23 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "sureEmpty": "Delete everything in the trash for good?", "version": "Version #",
         "nothingIn": "Nothing in here",
         "nothingInHow": "Select pictures and add them to an album, or upload some while you "
-          "look at it.",
-        "folders": "Folders", "everything": "All folders", "below": "with folders below",
-        "byName": "by name", "byDate": "by date", "upload": "Upload", "signIn": "Sign in",
-        "signOut": "Sign out", "docs": "For developers: the interface", "selection": "Selection",
-        "uploads": "Uploads", "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close",
-        "previous": "Previous", "next": "Next", "info": "Details", "download": "Download",
-        "copy": "Copy link", "remove": "Delete", "play": "Slideshow", "full": "Full screen",
-        "pick": "Select", "picked": "# selected", "clear": "Clear selection",
-        "nothing": "No pictures here yet",
+          "look at it.", "folders": "Folders", "everything": "All folders",
+        "below": "with folders below", "byName": "by name", "byDate": "by date",
+        "upload": "Upload", "signIn": "Sign in", "signOut": "Sign out",
+        "docs": "For developers: the interface", "selection": "Selection", "uploads": "Uploads",
+        "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close", "previous": "Previous",
+        "next": "Next", "info": "Details", "download": "Download", "copy": "Copy link",
+        "remove": "Delete", "play": "Slideshow", "full": "Full screen", "pick": "Select",
+        "picked": "# selected", "clear": "Clear selection", "nothing": "No pictures here yet",
         "nothingHow": "Drop pictures on this page or press Upload. Files that you copy into the "
-          "folder appear after its next scan.",
-        "none": "Nothing matches", "noneHow": "Try other words, or look at everything.",
-        "showAll": "Show everything", "locked": "These pictures are private",
-        "lockedHow": "Sign in to see them.",
+          "folder appear after its next scan.", "none": "Nothing matches",
+        "noneHow": "Try other words, or look at everything.", "showAll": "Show everything",
+        "locked": "These pictures are private", "lockedHow": "Sign in to see them.",
         "offline": "The server cannot be reached. Trying again…",
         "degraded": "The picture folder, or a disk of it, is not there at the moment.",
         "scanning": "Looking through the folder: # files so far.",
-        "gone": "This is not here any more.", "copied": "The link is copied.",
-        "link": "The link:", "sure": "Delete # for good?", "deleted": "Deleted: #.",
+        "gone": "This is not here any more.", "copied": "The link is copied.", "link": "The link:",
+        "sure": "Delete # for good?", "deleted": "Deleted: #.",
         "denied": "This account may not do that. The owner can allow it.",
         "name": "User name or e-mail", "password": "Password",
         "key": "Or the owner's key, or a token", "useKey": "Use a key instead",
@@ -17019,8 +17020,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Only photos, videos and recordings can be uploaded.",
         "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
-        "progress": "# done",
-        "share": "Share", "linkTitle": "Title", "days": "Days until it ends, 0 for never",
+        "progress": "# done", "byFile": "by the file's date", "share": "Share",
+        "linkTitle": "Title", "days": "Days until it ends, 0 for never",
         "linkPassword": "Password, if you like", "strip": "Without place and camera",
         "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
         "zipLarge": "Select # at most, or download an album or a folder.",
@@ -17028,9 +17029,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
         "image": "Fotos", "video": "Videos", "audio": "Aufnahmen", "month": "Monat",
-        "months": "Monate", "cameras": "Kameras", "albums": "Alben",
-        "mine": "Meine Uploads", "entities": "Archiv", "trash": "Papierkorb",
-        "newAlbum": "Neues Album", "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
+        "months": "Monate", "cameras": "Kameras", "albums": "Alben", "mine": "Meine Uploads",
+        "entities": "Archiv", "trash": "Papierkorb", "newAlbum": "Neues Album",
+        "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
         "added": "Hinzugefügt zu #.", "takeOut": "Aus dem Album nehmen",
         "takenOut": "Aus dem Album genommen: #.", "rename": "Umbenennen",
         "removeAlbum": "Album löschen", "sureAlbum": "Das Album # löschen? Seine Bilder bleiben.",
@@ -17038,15 +17039,15 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "emptyTrash": "Papierkorb leeren", "sureEmpty": "Alles im Papierkorb endgültig löschen?",
         "version": "Version #", "nothingIn": "Hier ist noch nichts",
         "nothingInHow": "Wählen Sie Bilder aus und fügen Sie sie einem Album hinzu, oder laden "
-          "Sie welche hoch, während Sie es ansehen.",
-        "folders": "Ordner", "everything": "Alle Ordner", "below": "mit Unterordnern",
-        "byName": "nach Name", "byDate": "nach Datum", "upload": "Hochladen",
-        "signIn": "Anmelden", "signOut": "Abmelden", "docs": "Für Entwickler: die Schnittstelle",
-        "selection": "Auswahl", "uploads": "Hochgeladenes", "viewer": "Ansicht",
-        "dropHere": "Zum Hochladen loslassen", "close": "Schließen", "previous": "Zurück",
-        "next": "Weiter", "info": "Angaben", "download": "Herunterladen", "copy": "Link kopieren",
-        "remove": "Löschen", "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen",
-        "picked": "# ausgewählt", "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
+          "Sie welche hoch, während Sie es ansehen.", "folders": "Ordner",
+        "everything": "Alle Ordner", "below": "mit Unterordnern", "byName": "nach Name",
+        "byDate": "nach Datum", "upload": "Hochladen", "signIn": "Anmelden", "signOut": "Abmelden",
+        "docs": "Für Entwickler: die Schnittstelle", "selection": "Auswahl",
+        "uploads": "Hochgeladenes", "viewer": "Ansicht", "dropHere": "Zum Hochladen loslassen",
+        "close": "Schließen", "previous": "Zurück", "next": "Weiter", "info": "Angaben",
+        "download": "Herunterladen", "copy": "Link kopieren", "remove": "Löschen",
+        "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen", "picked": "# ausgewählt",
+        "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
         "nothingHow": "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, "
           "die Sie in den Ordner kopieren, erscheinen nach der nächsten Suche.",
         "none": "Nichts gefunden",
@@ -17056,8 +17057,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
         "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
         "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
-        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.",
-        "link": "Der Link:", "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
+        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.", "link": "Der Link:",
+        "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
         "denied": "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
         "name": "Benutzername oder E-Mail", "password": "Passwort",
         "key": "Oder der Schlüssel des Eigentümers, oder ein Token",
@@ -17071,8 +17072,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
-        "progress": "# fertig",
-        "share": "Teilen", "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
+        "progress": "# fertig", "byFile": "Datum der Datei", "share": "Teilen",
+        "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
         "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
         "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
         "endLink": "Diesen Link beenden",
@@ -17294,7 +17295,10 @@ dialog { border: 0; color: inherit }
 #login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
 #login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
 #login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
-#login .list button { justify-content: start; border-radius: .7rem }
+#login .list > button { justify-content: start; border-radius: .7rem }
+#login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
+#login .list a { display: grid; flex: 1; overflow: hidden; text-overflow: ellipsis }
+#login small { color: var(--soft) }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
@@ -17518,6 +17522,14 @@ async function call(path, options = {}) {
   return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
 }
 
+// Call, and tell what is wrong; the answer if nothing is.
+async function ask(path, options) {
+  const answer = await call(path, options);
+  if (answer.ok) return answer;
+  notify(await problem(answer), 8, true);
+  return null;
+}
+
 // What an answer says is wrong, in one sentence.
 async function problem(answer) {
   if (answer.status === 403) return t("denied");
@@ -17551,13 +17563,16 @@ function showForm(title, fields, send) {
   if (!$("login").open) $("login").showModal();
 }
 
+const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
+const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+
 function signIn(then = start) {
-  const field = (name, type, complete) => h("label", {}, t(name),
-    h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
+  const word = {type: "password", autocomplete: "current-password"};
   const fields = [
-    field("name", "text", "username"), field("password", "password", "current-password"),
-    h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
-    h("label", {}, h("input", {type: "checkbox", name: "stay"}), " ", t("stay")),
+    field("name", {autocomplete: "username", autocapitalize: "none", spellcheck: false}),
+    field("password", word),
+    h("details", {}, h("summary", {}, t("useKey")), field("key", {...word, autocomplete: "off"})),
+    check("stay"),
   ];
   showForm("signIn", fields, async ({name, password, key, stay}) => {
     const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
@@ -17631,8 +17646,8 @@ function choice(changes, properties, ...children) {
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
-const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
-  ID] = Array(13).keys();
+const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE,
+  LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
 let groups = [], list = NO_LIST, listTag = "";
@@ -18056,7 +18071,8 @@ function actsHere() {
   if (groups.length) {
     act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
   }
-  if (shareOf()) act("share", "share", () => share(shareOf(), placeName()));
+  const name = (query.get("folder") || placeName()).split("/").pop();
+  if (shareOf()) act("share", "share", () => share(shareOf(), name));
   if (list.read_only) return made;
   if (isCollection()) {
     act("pencil", "rename", renameAlbum);
@@ -18135,19 +18151,19 @@ function renameAlbum() {
 
 async function removeAlbum() {
   if (!window.confirm(t("sureAlbum", placeName()))) return;
-  await call(collectionPath(album()), {method: "DELETE"});
-  choose({...NOTHING, album: "all"});
+  if (await ask(collectionPath(album()), {method: "DELETE"})) choose({...NOTHING, album: "all"});
 }
 
 async function emptyTrash() {
   if (!window.confirm(t("sureEmpty"))) return;
-  const answer = await call("/trash", {method: "DELETE"});
-  if (!answer.ok) notify(await problem(answer), 8, true);
+  await ask("/trash", {method: "DELETE"});
   start(true);
 }
 
 async function addToAlbum(items) {
-  const {albums} = await (await call("/gallery/items?album=all")).json();
+  const answer = await ask("/gallery/items?album=all");
+  if (!answer) return;
+  const {albums} = await answer.json();
   const put = async (key, name) => {
     $("login").close();
     const said = await fillAlbum(key, items);
@@ -18191,19 +18207,18 @@ function shareOf(item) {
 
 // Make a link in the dialog, which lists all that there are.
 async function share(shown, title) {
-  const answer = await call("/shares");
-  if (!answer.ok) { notify(await problem(answer), 8, true); return; }
+  const answer = await ask("/shares");
+  if (!answer) return;
   const links = (await answer.json()).map(({id, url, title: name, expires_at: end}) => {
     const remove = async () => {
-      await call(`/shares/${id}`, {method: "DELETE"});
+      await ask(`/shares/${id}`, {method: "DELETE"});
       share(shown, title);
     };
-    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url),
-      h("small", {}, end ? t("until", DAY.format(new Date(end))) : ""),
+    const until = end ? t("until", DAY.format(new Date(end))) : "";
+    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url,
+      h("small", {}, until)),
       button("link", "copy", () => copy(url)), button("trash", "endLink", remove));
   });
-  const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
-  const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
   const grows = !/^(file|media)$/.test(shown.kind);
   showForm("share", [
     h("div", {className: "list"}, links), field("linkTitle", {value: title, maxLength: 255}),
@@ -18533,13 +18548,15 @@ function drawMedium(item) {
 
 function drawFacts(item) {
   const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
-  const where = latitude === undefined || latitude === null ? null : h("span", {},
-    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+  const high = item[ALTITUDE] ? `${NUMBER.format(Math.round(item[ALTITUDE]))} m, ` : "";
+  const where = Number.isFinite(latitude) && h("span", {},
+    `${high}${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
     h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
       + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
   const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
   const rows = [
-    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["taken", `${MOMENT.format(item[TAKEN] * 1000)} (${item[SOURCE] || t("byFile")})`],
+    ["camera", item[CAMERA]],
     ["size", pixels + bytes(item[BYTES])],
     ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
     ["file", nameOf(item)], ["folder", folderOf(item) && choice(
