@@ -14958,7 +14958,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not app.index.shares.has_files(path) or not app.library.holds_files(path):
+        is_gone = app.library.is_local(f"{path}/") and app.library.is_gone(path)
+        if is_gone or not app.index.shares.has_files(path):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
@@ -16891,15 +16892,14 @@ class ZipReader:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
                 file, large = each.file, each.file.size > LARGE_FILE
-                with (
-                    folders[file.root].open(file.path) as source,
-                    archive.open(self._info(each), "w", force_zip64=large) as target,
-                ):
+                with folders[file.root].open(file.path) as source:
                     if not file.matches(os.fstat(source.fileno())):
                         return
-                    for block in read_blocks(source, file.size):
-                        target.write(block)
-                        yield self._take()
+                    with archive.open(self._info(each), "w", force_zip64=large) as target:
+                        for block in read_blocks(source, file.size):
+                            target.write(block)
+                            yield self._take()
+        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:
