@@ -5891,8 +5891,9 @@ class Folder(Tree):
         for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
             incoming = prefix + INCOMING
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                # Of the owner's folders a link is no way in; of one's own it is an error
-                if not prefix or stat.S_ISDIR(self.stat(incoming).st_mode):
+                mode = self.stat(incoming).st_mode
+                # A link is no way in; but a file in the way of the root's own is an error
+                if stat.S_ISDIR(mode) or not (prefix or stat.S_ISLNK(mode)):
                     left = [item for item in self.files_in(incoming) if item[0] not in resumed]
                     ours = [item for item in left if item[0].endswith(suffix)]
                     self._recover(incoming, ours, is_known)
@@ -17442,9 +17443,7 @@ let noticeTimer = 0, said = "", state = ["", false];
 
 function showNotice(text, bad) {
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  $("notice").hidden = !text;
-  $("notice").textContent = text;
-  $("notice").className = bad ? "bad" : "";
+  Object.assign($("notice"), {hidden: !text, textContent: text, className: bad ? "bad" : ""});
 }
 
 function notify(text, seconds = 0, bad = false) {

@@ -674,7 +674,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
     special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     special["log_format"] = "JSON"
-    special["media_dir"] = "s3://a"
+    special["media_dir"] = "s3://family/photos"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
