@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 can read the file, and gets to here
+# A Python before 3.8 cannot read the file: it shows this line as the first that it cannot.
+if sys.version_info < (oldest := (3, 10)):  # Python 3.10 or later is needed
     found = ".".join(map(str, sys.version_info[:3]))
     sys.stderr.write("mediaserver: Python 3.10 or later is needed; this is " + found + "\n")
     sys.exit(2)

@@ -787,6 +787,15 @@ def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path):
         assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+def test_a_python_that_cannot_read_the_file_shows_the_line_that_says_so(tmp_path, version):
+    old = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    if not old:
+        pytest.skip(f"there is no Python {version}")
+    code, said = said_by(old[0], PROGRAM, tmp_path / "new")
+    assert (code, "Python 3.10 or later is needed" in said) == (1, True)
+
+
 def test_the_addresses_to_open_are_those_that_reach_the_server():
     assert ms.addresses("127.0.0.1", 80) == ["http://127.0.0.1:80/"]
     assert ms.addresses("::1", 80) == ["http://[::1]:80/"]
