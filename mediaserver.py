@@ -9280,9 +9280,10 @@ def _parse_part(block: bytes) -> Part:
 # -- Values with parameters ------------------------------------------------------------
 
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
-# Without quotes we take any text: old clients send file names like that.
+# Without quotes we take any text: old clients send file names like that. A name without "=" says
+# nothing, as to Django, Starlette and Werkzeug.
 _PARAMETER = re.compile(
-    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*(?:=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?)?"""
 )
 _QUOTED_PAIR = re.compile(r'\\(["\\])')
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
@@ -9372,7 +9373,7 @@ def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
         name = (match[1] or "").lower()
         if match[2] is not None:
             parameters.append((name, _QUOTED_PAIR.sub(r"\1", match[2])))
-        elif name:
+        elif match[3] is not None:
             parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
     return first.strip(" \t").lower(), parameters

@@ -5124,6 +5124,7 @@ def test_a_parameter_that_comes_twice_is_400_in_a_content_type() -> None:
         (b"filename*0*=utf-8''a%20; filename*1=b%.jpg; filename*2*=%e2%82%ac", "a b%.jpg€"),
         (b"filename*1=b.jpg; filename*0=a", "ab.jpg"),
         (b"filename*1=b.jpg", None),
+        (b'x; filename="a.jpg"; y', "a.jpg"),
         (b"x=y", None),
     ],
 )
