@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 can read the file, and gets to here
+# A Python before 3.8 cannot read the file: it shows this line as the first that it cannot.
+if sys.version_info < (oldest := (3, 10)):  # Python 3.10 or later is needed
     found = ".".join(map(str, sys.version_info[:3]))
     sys.stderr.write("mediaserver: Python 3.10 or later is needed; this is " + found + "\n")
     sys.exit(2)
@@ -477,12 +478,13 @@ class Settings(NamedTuple):
 
 # The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
 DOTENV_BINDING = re.compile(
-    r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
-    (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
-    (?P<equals>=[^\S\r\n]*
-        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>(?!['"])[^\r\n]*)))?
+    r"""[^\S\r\n]*(?:export[^\S\r\n]+|(?!export[^\S\r\n]))
+    (?:'(?P<quoted_key>[^']+)'|(?P<key>(?!')[^=\#\s]+))[^\S\r\n]*
+    (?P<equals>=(?:[^\S\r\n]*
+        (?:'(?P<single>(?:\\.|[^'\\])*)'|"(?P<double>(?:\\.|[^"\\])*)")
+        |(?P<plain>(?![^\S\r\n]*['"])[^\r\n]*)))?
     [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
@@ -496,7 +498,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
         return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
     if single is not None:
         return re.sub(r"\\([\\'])", r"\1", single)
-    return re.sub(r"\s+#.*", "", binding["plain"] or "").rstrip()
+    return re.sub(r"\s+#.*", "", binding["plain"] or "").strip()
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -9442,9 +9444,10 @@ def _parse_part(block: bytes) -> Part:
 # -- Values with parameters ------------------------------------------------------------
 
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
-# Without quotes we take any text: old clients send file names like that.
+# Without quotes we take any text: old clients send file names like that. A name without "=" says
+# nothing, as to Django, Starlette and Werkzeug.
 _PARAMETER = re.compile(
-    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*(?:=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?)?"""
 )
 _QUOTED_PAIR = re.compile(r'\\(["\\])')
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
@@ -9534,7 +9537,7 @@ def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
         name = (match[1] or "").lower()
         if match[2] is not None:
             parameters.append((name, _QUOTED_PAIR.sub(r"\1", match[2])))
-        elif name:
+        elif match[3] is not None:
             parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
     return first.strip(" \t").lower(), parameters

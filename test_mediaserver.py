@@ -717,6 +717,8 @@ DOTENV_TABLE = [
     ("A=1\nA=2", {"A": "2"}), ("A=1\nB=${A}2", {"A": "1", "B": "12"}),
     ("B=${NONE:-x}${NONE}", {"B": "x"}), ("B=$A", {"B": "$A"}),
     ("A=1\r\nB=2\r\n", {"A": "1", "B": "2"}), ("A=é", {"A": "é"}), ("'A'=1", {"A": "1"}),
+    ("A= # one\nB=\t#", {"A": "", "B": ""}), ("A='x\\\\'\nB='y'", {"A": "x\\", "B": "y"}),
+    ("'A=1\nB=2", {"B": "2"}), ("export =1", {}), ("A=#1", {"A": "#1"}),
 ]  # fmt: skip
 
 
@@ -889,6 +891,15 @@ def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path):
         assert code == 2
         assert said.startswith("mediaserver: Python 3.10 or later is needed; this is 3.")
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+def test_a_python_that_cannot_read_the_file_shows_the_line_that_says_so(tmp_path, version):
+    old = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    if not old:
+        pytest.skip(f"there is no Python {version}")
+    code, said = said_by(old[0], PROGRAM, tmp_path / "new")
+    assert (code, "Python 3.10 or later is needed" in said) == (1, True)
 
 
 def test_the_addresses_to_open_are_those_that_reach_the_server():
@@ -5396,6 +5407,7 @@ def test_a_parameter_that_comes_twice_is_400_in_a_content_type() -> None:
         (b"filename*0*=utf-8''a%20; filename*1=b%.jpg; filename*2*=%e2%82%ac", "a b%.jpg€"),
         (b"filename*1=b.jpg; filename*0=a", "ab.jpg"),
         (b"filename*1=b.jpg", None),
+        (b'x; filename="a.jpg"; y', "a.jpg"),
         (b"x=y", None),
     ],
 )
