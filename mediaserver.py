@@ -14773,26 +14773,26 @@ def save_entity(
 ) -> Entity:
     """Write what `draft` makes of the current version, with the upload as its content."""
     # It is asked twice: nothing is stored for what will be refused, and the transaction decides.
+    content: Located | None = None
+
+    def put(db: Database) -> Entity:
+        nonlocal content  # after a full disk this runs again, with what it has stored
+        entity = draft(db)
+        check_entity(app, entity, upload, db)
+        if upload and content:
+            if not upload.kept and not app.index.files.is_there(db, content[0]):
+                content = store_entity_file(app, upload)  # its last entity has just gone
+            file, asset = content
+            app.index.files.put(db, file, asset)
+            entity = entity._replace(path=file.path, asset=asset)
+        return app.index.entities.put(db, entity, time.time())
+
     if upload is None:
-        return app.index.write(lambda db: put_entity(app, db, draft(db)))
+        return app.index.write(put)
     with app.entities.content_lock(upload.sha256):
         check_entity(app, draft(None), upload)
         content = find_duplicate(app, upload.sha256, "entities") or store_entity_file(app, upload)
-        return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
-
-
-def put_entity(
-    app: App, db: Database, entity: Entity, upload: Incoming | None = None,
-    content: Located | None = None,
-) -> Entity:  # fmt: skip
-    check_entity(app, entity, upload, db)
-    if upload and content:
-        if not upload.kept and not app.index.files.is_there(db, content[0]):
-            content = store_entity_file(app, upload)  # the last entity that had it has just gone
-        file, asset = content
-        app.index.files.put(db, file, asset)
-        entity = entity._replace(path=file.path, asset=asset)
-    return app.index.entities.put(db, entity, time.time())
+        return app.index.write(put)
 
 
 def check_entity(
@@ -19897,7 +19897,7 @@ class Restorer(Copier):
             for path in self._unknown(folder):
                 is_told = self._name(folder.name, path) in self._manifest
                 reason = "the index does not have it: it is not brought back"
-                self._note("damaged" if is_told else "changed", f"{folder.shown}/{path}", reason)
+                self._note("damaged" if is_told else "changed", folder.show(path), reason)
 
 
 def read_manifest(path: Path) -> Iterator[tuple[str, str]]:

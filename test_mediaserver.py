@@ -3156,9 +3156,9 @@ def test_a_folder_that_cannot_be_synced_takes_files_a_disk_that_fails_does_not(
         assert files_below(tmp_path) == {"sub/a.png"}
 
 
-def arrive(folder: ms.Folder, content: bytes) -> ms.Incoming:
+def arrive(folder: ms.Folder, content: bytes, md5: bool = False) -> ms.Incoming:
     """A file of a folder that has come whole."""
-    receiving = folder.begin(ms.Limit(len(content), ""))
+    receiving = folder.begin(ms.Limit(len(content), ""), md5)
     receiving.feed(memoryview(content))
     return receiving.finish()
 
@@ -3177,6 +3177,16 @@ def test_a_start_after_a_crash_removes_uploads_that_the_index_does_not_know_wher
         incoming.discard(undo=False)  # which finds nothing any more
     unanswered = set() if name == "entities" else {"a/unknown.png"}
     assert files_below(tmp_path) == {"a/known.png", "a/own.png"} | unanswered
+
+
+def test_a_start_leaves_what_another_server_receives_in_a_folder_of_this_one(tmp_path):
+    folder = ms.Folder("library", tmp_path, make=True, buffers=ms.WriteBuffers())
+    other = ms.Folder("library", tmp_path / "a", make=True, buffers=ms.WriteBuffers())
+    fill(tmp_path, {ms.inner_name("a/b.png", "ab" * 16): b"of this one"})
+    incoming = arrive(other, b"content")
+    folder.recover(lambda path: False)
+    assert files_below(tmp_path) == {f"a/{incoming.name}"}
+    incoming.discard()
 
 
 def test_what_cannot_be_deleted_after_the_index_forgot_it_is_deleted_at_the_next_start(
@@ -7162,7 +7172,7 @@ def test_urls_are_as_the_client_reaches_the_server(start, server, tmp_path):
         assert listed["files"][0]["url"].startswith(f"{base}/media/")
 
 
-MOST_CALLS = {"file": 56, "hot file": 6, "upload": 280, "entity": 370, "entities": 110}
+MOST_CALLS = {"file": 56, "hot file": 6, "upload": 185, "entity": 235, "entities": 110}
 
 
 def test_files_uploads_and_lists_go_through_few_functions(settings_of, tmp_path):
@@ -10718,6 +10728,41 @@ def test_a_file_between_its_name_and_the_index_is_settled_at_start(start):
     entities = Entities(start())
     assert entities.files() == [item["file_path"]]
     entities.content(item["id"])
+
+
+def test_an_entity_whose_content_went_meanwhile_has_its_file_after_a_full_disk_too(
+    settings_of, tmp_path, monkeypatch
+):
+    settings = settings_of(f"--storage_dir={tmp_path}")
+    ms.make_folders(settings)
+    draft, image = ms.Entity(is_collection=False), png()
+    with ms.opened_app(settings) as app:
+        first, second = (arrive(app.entities, image, md5=True) for _ in range(2))
+        with monkeypatch.context() as earlier:
+            earlier.setattr(ms.time, "gmtime", lambda *_: time.struct_time((2020, *[1] * 8)))
+            ms.save_entity(app, first, lambda db: draft)
+        newer = arrive(app.entities, png(), md5=True)
+        ms.save_entity(app, newer, lambda db: ms.find_entity(app, 1, db=db))
+        for incoming in (first, newer):
+            incoming.discard(undo=False)
+        put, find, problems = app.index.entities.put, ms.find_duplicate, ["is full"]
+
+        def find_and_delete(*about: Any) -> Any:
+            found = find(*about)
+            forget = lambda db: (None, app.index.entities.remove(db, 1, 1.0))  # noqa: E731
+            ms.remove_for_good(app, app.entities, forget)
+            return found
+
+        def put_on_a_full_disk(*values: Any) -> Any:
+            if problems:
+                raise sqlite3.OperationalError(problems.pop())
+            return put(*values)
+
+        monkeypatch.setattr(ms, "find_duplicate", find_and_delete)
+        app.index.entities.put = put_on_a_full_disk
+        entity = ms.save_entity(app, second, lambda db: draft)
+        second.discard(undo=False)
+        assert (Path(app.entities.path) / entity.path).read_bytes() == image
 
 
 def test_races_of_deleting_and_creating_one_content_lose_nothing(entities):
