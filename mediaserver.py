@@ -97,7 +97,7 @@ import uuid
 import weakref
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -108,6 +108,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, 
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
+    import zipfile
     from concurrent.futures import ThreadPoolExecutor
     from typing import TextIO
 
@@ -445,7 +446,7 @@ class Settings(NamedTuple):
         "a line on standard error for each request: none, text or json",
         one_of("none", "text", "json"),
     )
-
+    quiet: bool = flag(False, "tell on standard error only of what is wrong")
     aws_endpoint_url: str = setting(
         "", "the object store of s3:// places", parse_public_url, shown="AWS"
     )
@@ -1198,6 +1199,7 @@ class Access(enum.Enum):
 
     OPEN = "open", None
     READ = "read", READ_PERMISSION
+    OWN = "read, or a user for what is theirs", READ_PERMISSION
     PRIVATE_READ = "private read", READ_PERMISSION
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
@@ -1206,14 +1208,14 @@ class Access(enum.Enum):
     TARGET = "as the target's upload", None  # what the credential lets do is seen later
 
 
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
+OPEN, READ, OWN, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
     """Tell whether the principal may call a route of this access."""
-    if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
+    if access is Access.OPEN or (access in {READ, OWN} and not read_auth_enabled):
         return True
-    if access is Access.USER:
+    if access is Access.USER or (access is OWN and principal.user_id is not None):
         return principal.user_id is not None
     if access is Access.TARGET:
         return principal != ANONYMOUS
@@ -3152,10 +3154,11 @@ def _webp_patches(webp: _Span, orientation: int) -> _Patches:
     """All chunks that do not show the picture, and the flags that tell of them."""
     (size,) = webp.unpack("<I", 4)
     exif = _bare_exif(orientation) if orientation != 1 else b""
-    return list(_hide_chunks(webp.part(12, 8 + size), exif)), min(webp.size, 8 + size)
+    chunks = _hide_chunks(webp.part(12, 8 + size), exif, {b"ANMF"})
+    return list(chunks), min(webp.size, 8 + size)
 
 
-def _hide_chunks(span: _Span, exif: bytes) -> Iterator[Patch]:
+def _hide_chunks(span: _Span, exif: bytes, frames: Set[bytes] = frozenset()) -> Iterator[Patch]:
     """Make unknown chunks of those in a WebP, or in one of its frames, that do not show it."""
     end = span.start
     for kind, chunk in _chunks(span):
@@ -3163,7 +3166,7 @@ def _hide_chunks(span: _Span, exif: bytes) -> Iterator[Patch]:
         if kind == b"VP8X":
             flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * bool(exif)
             yield Patch(start, start + 1, bytes([flags]))
-        elif kind == b"ANMF":
+        elif kind in frames:
             yield from _hide_chunks(chunk.part(16), b"")
         elif kind not in WEBP_SHOWN:
             content = exif if chunk.size >= len(exif) else b""
@@ -3810,8 +3813,9 @@ def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
     does it of an object, or its copy without a name; and some stores keep no parts of seconds.
     """
     size, mtime_ns, ctime = state_of(status)
-    linked = root in SERVER_ONLY or (root == "images" and status.st_nlink != 1)
-    unit = 1 if status.st_nlink else 10**9
+    links = status.st_nlink
+    linked = not links or root in SERVER_ONLY or (root == "images" and links > 1)
+    unit = 1 if links else 10**9
     same = size == known[0] and mtime_ns // unit == known[1] // unit
     return same and (linked or ctime == known[2])
 
@@ -4518,7 +4522,7 @@ class Users(Table):
             " (SELECT 1 FROM session WHERE id = ?2 AND user_id = user.id) FROM user WHERE id = ?3"
         )
         about = (principal.issued, principal.session, principal.user_id)
-        row = self._index.read(sql, *about).fetchone() if principal.user_id else None
+        row = self._index.read(sql, *about).fetchone()
         if row is None or (row[0] and principal.kind == "token"):
             return principal  # another program's account, or none
         kept = principal.permissions.intersection(row[1].split())
@@ -5912,7 +5916,8 @@ class Folder(Tree):
         place = self.resolve(name, make=True)
         with undoing(os.close, place.folder):
             file = self._create(place, size)
-        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
+        incoming = Incoming(self, name, file, place)
+        return Receiving(incoming, self.buffers, limit, new_hashes(md5), has_room=size)
 
     def need_room(self, size: int) -> None:
         """Raise ENOSPC where so many more bytes would take from the reserve."""
@@ -6105,12 +6110,14 @@ class Receiving:
     """
 
     def __init__(
-        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash]
-    ) -> None:
+        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash],
+        *, has_room: int = 0,
+    ) -> None:  # fmt: skip
         self.incoming = incoming
         self.hashes = hashes
         self._buffers = buffers
         self._limit = limit
+        self._has_room = has_room  # for so many bytes, seen just now
         self._buffer: memoryview | None = None
         self._filled = 0  # bytes of it
         self._head: bytes | None = None  # of the file; b"" where it has to be read again
@@ -6144,7 +6151,9 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:KEPT_BYTES])
-        need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
+        if self.incoming.size > self._has_room:
+            need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
+        self._has_room = 0  # others write meanwhile
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
         writing = Background(write_block, self.incoming.file, block) if long else None
@@ -6320,46 +6329,43 @@ def inode(status: os.stat_result) -> tuple[int, int]:
 
 def open_folder(name: str, parent: int, make: bool) -> int:
     """Open a folder in an open one, and `make` it durably where it is missing."""
+    flags = OPEN_FOLDER if make else PASS_FOLDER  # what comes there is to be synced
     try:
-        return os.open(name, PASS_FOLDER, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
     except FileNotFoundError:
         if not make:
             raise
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700 if name == INCOMING else 0o777, dir_fd=parent)
     sync_folder(parent)
-    return os.open(name, PASS_FOLDER, dir_fd=parent)
+    return os.open(name, flags, dir_fd=parent)
 
 
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = open_listable(folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def open_listable(folder: int) -> int:
-    try:
-        return os.open(".", OPEN_FOLDER, dir_fd=folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
-        raise
-
-
 def sync_folder(folder: int) -> None:
     """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    descriptor = open_listable(folder)
     try:
-        os.fsync(descriptor)
+        os.fsync(folder)
     except OSError as error:
-        if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+        if error.errno == errno.EBADF:  # it may only be passed
+            with opened(folder) as descriptor:
+                sync_folder(descriptor)
+        elif error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
             raise
-    finally:
-        os.close(descriptor)
 
 
 def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
@@ -7102,6 +7108,16 @@ class Bucket(Folder):
             if xml_text(item, "Key") == key:
                 id = {"uploadId": xml_text(item, "UploadId")}
                 self.client.call(self.request("DELETE", name, query=id))
+
+
+class SlowReader(Protocol):
+    """What gives bytes only after a while: only a thread that may wait asks it for them."""
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return the first of `count` bytes from `offset` on; the rest will be asked for next."""
+
+    def close(self) -> None:
+        """Let go of what the bytes come from."""
 
 
 class ObjectReader:
@@ -8427,7 +8443,7 @@ class Scanner:
 
     def __init__(
         self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        progress: SharedProgress, others: Sequence[Folder] = (),
+        progress: SharedProgress, others: Sequence[Folder] = (), quiet: bool = False,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
@@ -8441,6 +8457,7 @@ class Scanner:
         self._threads: list[threading.Thread] = []
         self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
+        self._quiet = quiet
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
@@ -8564,7 +8581,8 @@ class Scanner:
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
         seconds = time.monotonic() - began
-        warn(f"scanned {now.done} files in {seconds:.1f} s{problem}")
+        if problem or not self._quiet:
+            warn(f"scanned {now.done} files in {seconds:.1f} s{problem}")
         self.progress.set(now._replace(running=False, seconds=seconds, finished_at=time.time()))
         return all(whole)
 
@@ -9899,13 +9917,13 @@ TOO_SLOW = "The request took too long to arrive."
 class FileSlice:
     """`count` bytes of an open file from `offset`, sent without passing through Python.
 
-    What goes `before` them shares their first packet (send(2), MSG_MORE); so do an object's bytes.
+    What goes `before` them shares their first packet (send(2), MSG_MORE); so do a slow reader's.
     """
 
     __slots__ = ("at_hand", "before", "count", "file", "offset")
 
     def __init__(
-        self, file: io.FileIO | ObjectReader, offset: int, count: int,
+        self, file: io.FileIO | SlowReader, offset: int, count: int,
         before: bytes | memoryview = b"",
     ) -> None:  # fmt: skip
         self.file = file
@@ -9914,15 +9932,15 @@ class FileSlice:
         self.before = before
         self.at_hand = offset  # what is known to be in memory ends there
 
-    def fetch(self, source: ObjectReader) -> None:
-        """Put the next bytes of an object behind what goes before."""
+    def fetch(self, source: SlowReader) -> None:
+        """Put the next bytes of a slow source behind what goes before."""
         piece = source.read_at(self.offset, self.count)
         self.offset, self.count = self.offset + len(piece), self.count - len(piece)
         self.before = b"".join((self.before, piece))
 
     def is_at_hand(self) -> bool:
         """Whether the next bytes are in memory, by samples of the page cache."""
-        if isinstance(self.file, ObjectReader):
+        if not isinstance(self.file, io.FileIO):
             return bool(self.before)
         if self.offset >= self.at_hand:
             end, probe = self.offset + min(self.count, SEND_BYTES), bytearray(1)
@@ -9962,7 +9980,7 @@ class Response:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | Iterable[Segment] = b"",
         length: int | None = None,
-        resource: io.FileIO | ObjectReader | None = None,
+        resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
         self.headers = list(headers)
@@ -10347,7 +10365,7 @@ class Connection:
 
     def _send_slice(self, segment: FileSlice, most: int) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
-        if isinstance(segment.file, ObjectReader) and not segment.before:
+        if not isinstance(segment.file, io.FileIO) and not segment.before:
             segment.fetch(segment.file)
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
@@ -11959,7 +11977,7 @@ class App:
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews if limit else None)
         scanned, others = [self.library, self.images], [self.users, self.entities]
-        self.scanner = Scanner(index, scanned, thumbnails, progress, others)
+        self.scanner = Scanner(index, scanned, thumbnails, progress, others, settings.quiet)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
@@ -12894,10 +12912,16 @@ class Application:
         request.sign(response)
         return response
 
+    def need_writer(self) -> None:
+        """Refuse what a server that only reads cannot do (503)."""
+        if writer := self.app.settings.read_only:
+            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
+
     def take_use(self, request: Request, grant: Grant, item: Route) -> None:
         """Count a use of a scoped token that is good for so many requests; 401 after them."""
         goes_on = item.access is Access.TARGET and item.method != "POST"
         if grant.uses and item.access is not Access.OPEN and not goes_on:
+            self.need_writer()  # which counts for all
             if not self.app.index.token_uses.take(grant, time.time()):
                 raise Unauthorized(TokenError("The token was used as often as it may be."))
             request.counted = grant
@@ -12925,9 +12949,8 @@ class Application:
                 return self.answer_options(request, found)
         self.identify(request)  # a wrong credential is refused on every path
         item, parameters = self.choose(head, found)
-        writer = self.app.settings.read_only
-        if writer and not (item.reads or head.method in {"GET", "HEAD"}):
-            raise HTTPError(503, f"This server only reads; {writer} writes.", RETRY_LATER)
+        if not (item.reads or head.method in {"GET", "HEAD"}):
+            self.need_writer()
         request.family, request.route = item.family, self.numbers[id(item)]
         request.answer_headers = item.headers
         require(item.access, request.principal, self.app.settings.read_auth_enabled)
@@ -13327,9 +13350,10 @@ def find_readable(
     app: App, request: Request, sha256: str, trashed: bool = False
 ) -> Located | None:
     """A file of whichever family with this content that the principal may read, as on disk."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    roots, user_id = ["library", "entities", *private], request.principal.user_id
-    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    principal, guarded = request.principal, app.settings.read_auth_enabled
+    roots = ["library", "entities"] if allows(READ, principal, guarded) else []
+    roots += ["images"] if allows(PRIVATE_READ, principal, True) else []
+    found = app.index.files.readable(sha256, roots, principal.user_id, trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
@@ -15111,7 +15135,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 
 
 @route("POST", "/s/{token}", OPEN, "shares",
-       {303: ""}, body=SHARE_PASSWORD)  # fmt: skip
+       {303: ""}, body=SHARE_PASSWORD, reads=True)  # fmt: skip
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -15717,7 +15741,7 @@ PREVIEW_QUERY = (
 )
 
 
-@route("GET", "/preview/{sha256}", READ, "system",
+@route("GET", "/preview/{sha256}", OWN, "system",
        {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
@@ -15749,7 +15773,7 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
-@route("GET", "/exists", READ, "system", {200: "StoredContents"},
+@route("GET", "/exists", OWN, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
@@ -15757,7 +15781,7 @@ def check_hash(app: App, request: Request) -> Response:
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
-@route("POST", "/exists", READ, "system",
+@route("POST", "/exists", OWN, "system",
        {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"), reads=True)  # fmt: skip
@@ -15904,8 +15928,8 @@ OBJECTS: Mapping[str, str] = {
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "StoredContents": "stored:hashes",
     "Gallery": "groups:rows~ folders:rows~ cameras:strings~ albums:rows~ path:rows~ items:rows~"
-    " name~ degraded:boolean~ scanning:integer?~ can_upload:boolean~ can_write:boolean~"
-    " has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
+    " name~ degraded:boolean~ scanning:integer?~ read_only:boolean~ can_upload:boolean~"
+    " can_write:boolean~ has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -15974,6 +15998,7 @@ CONTENTS: Mapping[str, Mapping[str, str]] = {  # what is no JSON: types by media
     "metrics": {"text/plain": "string"},
     "page": {"text/html": "string"},
     "icon": {"image/svg+xml": "file"},
+    "zip": {"application/zip": "file"},
     "manifest": {"application/manifest+json": "object"},
 }
 RANGED = {"file", "thumbnail", "preview", "LibraryFile{}", "PublicFiles"}  # sent in parts, too
@@ -16203,7 +16228,7 @@ def describe_common() -> dict[str, Any]:
 
 def describe_security(item: Route, settings: Settings) -> list[dict[str, list[str]]]:
     """Return the credentials of which one is needed; an empty one is none."""
-    anyone = item.access is OPEN or (item.access is READ and not settings.read_auth_enabled)
+    anyone = item.access is OPEN or (item.access in {READ, OWN} and not settings.read_auth_enabled)
     schemes = ["bearer"] if item.access is not OPEN else []
     if item.method == "GET" and item.access is not OPEN:
         schemes.append("viewCookie")
@@ -16627,7 +16652,7 @@ GALLERY_QUERY = (
     Field("q", longest=MAX_SEARCH, help="words of path or camera"),
     Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
     Field("camera", blank="not sent", help="one of `cameras`"),
-    Field("folder", help="a folder's path"),
+    Field("folder", default="", help="a folder's path"),
     Field("below", "boolean", default=True, help="what is in the folders below it, too"),
     Field("order", choices=("date", "name"), default="date", blank="not sent"),
     Field("album", blank="not sent", help="instead of the library: the id of a collection of"
@@ -16668,7 +16693,9 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
     """Tell whether an item's path and camera have all these case-folded words."""
     if not words:
         return True
-    text = f"{item.path.decode('utf-8', 'replace')} {item.make} {item.model}".casefold()
+    text = (
+        f"{item.path.decode('utf-8', 'replace')} {item.make or ''} {item.model or ''}".casefold()
+    )
     return all(word in text for word in words)
 
 
@@ -16718,15 +16745,22 @@ def open_album(
     app: App, request: Request, key: str
 ) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
-    albums, user_id = app.index.albums, request.principal.user_id
-    may_write = allows(WRITE, request.principal, True)
+    albums, principal, guarded = (
+        app.index.albums,
+        request.principal,
+        app.settings.read_auth_enabled,
+    )
+    user_id, may_write = principal.user_id, allows(WRITE, principal, True)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
-        outside = albums.outside(user_id, may_write)
-        return (), [*mine, *albums.of_entities(None), *outside], []
+        others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
+        if not allows(READ, principal, guarded):
+            others = [album for album in others if album.key in {"mine", "trash"}]
+        return (), [*mine, *others], []
     if key == "trash":
         return albums.trash(user_id, may_write), [], []
     if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
+        require(READ, principal, guarded)
         above = id = None if key == "entities" else int(key)
         path: list[list[str]] = []
         while above is not None:
@@ -16742,16 +16776,22 @@ def open_album(
     return albums.records(caller(request), collection.id), [], about
 
 
-@route("GET", "/gallery/items", READ, "system",
+def open_library(app: App, request: Request, query: Mapping[str, Any]) -> Iterable[Shown]:
+    """Return what is in a folder of the library; 401, 403."""
+    require(READ, request.principal, app.settings.read_auth_enabled)
+    return app.index.files.shown(query["folder"].strip("/"), query["below"])
+
+
+@route("GET", "/gallery/items", OWN, "system",
        {200: "Gallery", 404: "Error: There is no such group, or album."},
        query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
-    query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
+    query = dict(request.query)
     group, album = query.pop("group", None), query.pop("album", None)
     if album is None:
-        library = app.index.files.shown(query["folder"], query["below"])
+        library = open_library(app, request, query)
         key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
         _, _, groups, summary = app.catalogues.get(app.index, key, make)
     else:  # a few items, and nobody knows when they change
@@ -16768,16 +16808,23 @@ def list_items(app: App, request: Request) -> Response:
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
     scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
+    takes = not settings.read_only
     return {
-        "name": printable(settings.storage_dir.name) or "mediaserver",
+        "name": gallery_name(app),
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
-        "can_upload": allows(UPLOAD, principal, True),
-        "can_write": allows(WRITE, principal, True),
-        "has_account": principal.user_id is not None,
+        "read_only": not takes,
+        "can_upload": takes and allows(UPLOAD, principal, True),
+        "can_write": takes and allows(WRITE, principal, True),
+        "has_account": takes and principal.user_id is not None,
         "max_upload_bytes": settings.max_upload_bytes,
         "max_media_bytes": settings.max_media_bytes,
     }
+
+
+def gallery_name(app: App) -> str:
+    """Return the folder's name."""
+    return printable(app.settings.storage_dir.name) or "mediaserver"
 
 
 def tagged_json(text: str) -> Response:
@@ -16785,6 +16832,141 @@ def tagged_json(text: str) -> Response:
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
     etag = f'W/"{digest}"'  # weak: it may be compressed
     return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
+
+
+# What is downloaded as one file is put together while it is sent: nobody has it in memory. Its
+# size is known before, from those in the index.
+
+ZIP_QUERY = (*GALLERY_QUERY, Field(
+    "only", default="", help="of contents: the first 12 digits of their SHA-256, with commas"
+))  # fmt: skip
+MAX_ZIPPED = 20_000  # files
+LARGE_FILE = 2_000_000_000  # bytes; the fields for the size of a larger one have eight bytes
+MS_DOS = 315532800, 4354819198  # seconds: the times that a zip file can tell
+
+
+class Zipped(NamedTuple):
+    """A file of a zip file, where its name is unique; its time is the wall clock's."""
+
+    name: str
+    taken: int
+    file: File
+
+
+class ZipReader:
+    """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
+
+    def __init__(self, folders: Mapping[str, Folder], files: Sequence[Zipped]) -> None:
+        import zipfile  # 5 ms
+
+        self._zipfile = zipfile
+        self._held: list[bytes] = []  # what is written and not read
+        self._place = 0
+        with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
+            for each in files:  # for the directory's size they need not be read
+                info = self._info(each)
+                info.header_offset, info.CRC = self._place, 0
+                info.file_size = info.compress_size = each.file.size
+                archive.infolist().append(info)
+                # What is before and behind a file (APPNOTE.TXT, sections 4.3.7 and 4.3.9)
+                around = 30 + 20 + 24 if each.file.size > LARGE_FILE else 30 + 16
+                self._place += around + len(each.name.encode()) + each.file.size
+            archive.start_dir = self._place
+        self.size, self._place = self._place, 0
+        self._held.clear()
+        self._pieces = self._pack(folders, files)
+
+    def _info(self, each: Zipped) -> zipfile.ZipInfo:
+        first, last = MS_DOS
+        date = time.gmtime(max(first, min(each.taken, last)))[:6]
+        return self._zipfile.ZipInfo(each.name, date)
+
+    def _pack(
+        self, folders: Mapping[str, Folder], files: Sequence[Zipped]
+    ) -> Generator[bytes, None, None]:
+        with self._zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
+            for each in files:
+                file, large = each.file, each.file.size > LARGE_FILE
+                with (
+                    folders[file.root].open(file.path) as source,
+                    archive.open(self._info(each), "w", force_zip64=large) as target,
+                ):
+                    if not file.matches(os.fstat(source.fileno())):
+                        return
+                    for block in read_blocks(source, file.size):
+                        target.write(block)
+                        yield self._take()
+        yield self._take()
+
+    def _take(self) -> bytes:
+        held = b"".join(self._held)
+        self._held.clear()
+        return held
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._held.append(bytes(data))
+        self._place += len(data)
+
+    def tell(self) -> int:
+        return self._place
+
+    def flush(self) -> None:
+        """Do nothing: what is written waits to be read."""
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return the next piece; OSError if a file is not what it was any more."""
+        piece = next(self._pieces, b"")
+        if not 0 < len(piece) <= count:
+            raise ConnectionAbortedError("a file changed before it was sent")
+        return piece
+
+    def close(self) -> None:
+        """Let go of the file that is open."""
+        self._pieces.close()
+
+
+@route("GET", "/gallery/zip", OWN, "system",
+       {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
+@deferred("list")
+def download_items(app: App, request: Request) -> Response:
+    """The files of what the gallery shows, or of some of it, in one zip file."""
+    files = existing([*choose_files(app, request)], "There is nothing to download.")
+    reader = ZipReader(app.folders, files)
+    headers = [
+        ("Content-Type", "application/zip"),
+        ("Content-Disposition", content_disposition_attachment(f"{gallery_name(app)}.zip")),
+        NO_STORE,
+    ]
+    return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader.size, reader)
+
+
+def choose_files(app: App, request: Request) -> Iterator[Zipped]:
+    """Yield what is to be downloaded of what the principal may read; 400 if it is too much."""
+    query, taken = dict(request.query), set[str]()
+    group, album = query.pop("group", None), query.pop("album", None)
+    only = {*filter(None, query.pop("only").lower().split(","))}
+    items = open_album(app, request, album)[0] if album else open_library(app, request, query)
+    for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
+        if group not in {None, key} or (only and item.sha256[:12] not in only):
+            continue
+        if len(taken) == MAX_ZIPPED:
+            raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
+        found = find_readable(app, request, item.sha256, trashed=True)
+        if found:
+            names = numbered_names(name_in_zip(item, found[1]))
+            name = next(name for name in names if name not in taken)
+            taken.add(name)
+            yield Zipped(name, int(item.taken[8:]) if item.taken else 0, found[0])
+
+
+def name_in_zip(item: Shown, asset: Asset) -> str:
+    """Return the path of a library's file, else the name, which may be anything, made safe."""
+    name = item.path.decode("utf-8", "replace")
+    if item.id is None:
+        return name
+    name = safe_name(name)
+    extension = f".{asset.facts.extension}" if asset.facts else ""
+    return name if is_media_name(name.encode()) else name + extension
 
 
 # -- The gallery: its page -----------------------------------------------------------------
@@ -16836,8 +17018,11 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Only photos, videos and recordings can be uploaded.",
         "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
-        "progress": "# done", "zipping": "Collecting: #",
-        "zipLarge": "This is too much for one zip file.",
+        "progress": "# done",
+        "share": "Share", "linkTitle": "Title", "days": "Days until it ends, 0 for never",
+        "linkPassword": "Password, if you like", "strip": "Without place and camera",
+        "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
+        "zipLarge": "Select # at most, or download an album or a folder.",
     },
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
@@ -16885,8 +17070,12 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
-        "progress": "# fertig", "zipping": "Wird gesammelt: #",
-        "zipLarge": "Das ist zu viel für eine Zip-Datei.",
+        "progress": "# fertig",
+        "share": "Teilen", "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
+        "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
+        "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
+        "endLink": "Diesen Link beenden",
+        "zipLarge": "Wählen Sie höchstens # aus, oder laden Sie ein Album oder einen Ordner.",
     },
 }  # fmt: skip
 
@@ -17206,7 +17395,8 @@ const PATHS = {
   link: "M10 14a4 4 0 0 0 6 .5l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6-.5l-3 3a4 4 0 0 0 6 6l1-1",
   trash: "M5 7h14M10 7V4.5h4V7M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5", play: "M8 5.5v13l10.5-6.5z",
   pause: "M9 6v12M15 6v12", full: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
-  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
+  share: "M14 5l6 6-6 6v-3.5c-5 0-8 1.5-10 5 .5-6 4-9.5 10-10z",
+  pencil: "M4 20l1-4L16 5l3 3L8 19z", picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
   sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
     + " 2.5 0 0 1 5 0z",
@@ -17243,21 +17433,26 @@ for (const each of document.querySelectorAll("[data-label]")) {
 }
 
 let shown = null;  // {group, place} of what the viewer shows
-let noticeTimer = 0, stateShown = false;
+let noticeTimer = 0, said = "", state = ["", false];
 
-function notify(text, seconds = 0, bad = false) {
+function showNotice(text, bad) {
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  clearTimeout(noticeTimer);
   $("notice").hidden = !text;
   $("notice").textContent = text;
   $("notice").className = bad ? "bad" : "";
-  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
 }
 
-// What lasts until it is over: it takes the place of what is said for a moment.
+function notify(text, seconds = 0, bad = false) {
+  said = text;
+  clearTimeout(noticeTimer);
+  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+  showNotice(...(text ? [text, bad] : state));
+}
+
+// What lasts until it is over: it waits for what is said for a moment.
 function notifyState(text, bad = false) {
-  if (text || stateShown) notify(text, 0, bad);
-  stateShown = Boolean(text);
+  state = [text, bad];
+  if (!said) showNotice(...state);
 }
 
 // -- Who is signed in --------------------------------------------------------------------
@@ -17349,7 +17544,7 @@ function showForm(title, fields, send) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     error.textContent = await send(form.elements);
-    if (!error.textContent) $("login").close();
+    if (!error.textContent && form.isConnected) $("login").close();
   };
   $("login").replaceChildren(form);
   if (!$("login").open) $("login").showModal();
@@ -17415,6 +17610,7 @@ function addressOf(changes) {
 
 function choose(changes) {
   closeViewer();
+  if ("album" in changes) clearPicks();  // what can be done with them is the album's affair
   history.pushState(null, "", addressOf(changes));
   start();
 }
@@ -17462,11 +17658,11 @@ const album = () => query.get("album") || "";
 const isCollection = () => album().includes("-");
 const isTree = () => /^(entities|\d+)$/.test(album());
 
-function itemsPath(more = {}) {
+function itemsPath(group = "", form = "items") {
   const asked = new URLSearchParams(query);
   asked.delete("month");  // of the groups that have come
-  for (const [name, value] of Object.entries(more)) asked.set(name, value);
-  return `/gallery/items${asked.size ? `?${asked}` : ""}`;
+  if (group) asked.set("group", group);
+  return `/gallery/${form}${asked.size ? `?${asked}` : ""}`;
 }
 
 let starts = 0;
@@ -17489,6 +17685,7 @@ async function start(again = false) {
     start(again);
     return;
   }
+  if (answer.status === 403 && !album()) { choose({...NOTHING, album: "all"}); return; }
   if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
   if (!answer.ok) {
     notifyState(await problem(answer), true);
@@ -17535,7 +17732,7 @@ function titleOf(key) {
 // Load a group's items, once; the old ones are shown meanwhile.
 async function load(group) {
   if (!group.fresh) {
-    group.asked ||= call(itemsPath({group: group.key})).then(async (answer) => {
+    group.asked ||= call(itemsPath(group.key)).then(async (answer) => {
       if (!answer.ok) throw new TypeError(answer.status);
       group.items = (await answer.json()).items;
       group.count = group.items.length;
@@ -17808,7 +18005,7 @@ function drawHeader() {
   fill("camera", list.cameras.map((name) => [name, name]), "cameras");
   $("folders").hidden = Boolean(album());
   $("albums").setAttribute("aria-pressed", Boolean(album()));
-  $("upload").hidden = album() === "trash";
+  $("upload").hidden = list.read_only || album() === "trash";
   drawPlaces();
   drawCards();
   drawEmpty();
@@ -17848,7 +18045,24 @@ function drawPlaces() {
     onchange: () => choose({below: deep ? "false" : ""})});
   $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
     ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
-    here ? h("label", {}, deeper, t("below")) : "", sortChoice());
+    here ? h("label", {}, deeper, t("below")) : "", sortChoice(), ...actsHere());
+}
+
+// What can be done with a folder, a month or an album as a whole.
+function actsHere() {
+  const made = [];
+  const act = (...about) => made.push(button(...about, {text: true}));
+  if (groups.length) {
+    act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
+  }
+  if (shareOf()) act("share", "share", () => share(shareOf(), placeName()));
+  if (list.read_only) return made;
+  if (isCollection()) {
+    act("pencil", "rename", renameAlbum);
+    act("trash", "removeAlbum", removeAlbum);
+  }
+  if (album() === "trash" && groups.length) act("trash", "emptyTrash", emptyTrash);
+  return made;
 }
 
 // -- Albums ------------------------------------------------------------------------------
@@ -17866,24 +18080,21 @@ function way() {
 const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name);
 
 function drawWay() {
-  const act = (symbol, label, run) => button(symbol, label, run, {text: true});
   $("places").replaceChildren(openAlbum("all", t("albums")),
     ...way().flatMap(([key, name]) =>
       [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
-    album() === "all" || !groups.length ? "" : sortChoice(),
-    ...isCollection() ? [act("folder", "rename", renameAlbum), act("trash", "removeAlbum",
-      removeAlbum)] : [],
-    album() === "trash" && groups.length ? act("trash", "emptyTrash", emptyTrash) : "");
+    groups.length ? sortChoice() : "", ...actsHere());
 }
 
 function drawCards() {
+  const albums = (list.albums || []).filter(([key]) => !list.read_only || key !== "trash");
   const symbols = {mine: "person", entities: "folder", trash: "trash"};
-  const cards = (list.albums || []).map(([key, name, count, cover]) => openAlbum(key,
+  const cards = albums.map(([key, name, count, cover]) => openAlbum(key,
     cover ? h("img", {src: previewOf(cover, 320), alt: "", loading: "lazy"})
       : icon(symbols[key] || "albums"),
     h("b", {dir: "auto"}, symbols[key] ? t(key) : name),
     h("small", {}, count ? NUMBER.format(count) : "")));
-  if (album() === "all") {
+  if (album() === "all" && !list.read_only) {
     cards.push(h("button", {type: "button", onclick: () => needAccount(newAlbum)}, icon("plus"),
       h("b", {}, t("newAlbum")), h("small")));
   }
@@ -17963,6 +18174,49 @@ async function fillAlbum(key, items) {
     if (!answer.ok) return problem(answer);
   }
   return "";
+}
+
+// -- Links for who has no account --------------------------------------------------------
+
+// What a link to an item, or else to what is looked at, would show; null if one may make none.
+function shareOf(item) {
+  let [kind, target] = ["folder", query.get("folder")];
+  if (item) [kind, target] = item[ID] ? ["media", item[ID]] : ["file", item[SHA]];
+  else if (isCollection()) [kind, target] = ["collection", album()];
+  if (/^\d+$/.test(item ? item[ID] : album())) [kind, target] = ["entity", item?.[ID] || album()];
+  const may = /^(media|collection)$/.test(kind) ? list.has_account : list.can_write;
+  return may && target ? {kind, target} : null;
+}
+
+// Make a link in the dialog, which lists all that there are.
+async function share(shown, title) {
+  const answer = await call("/shares");
+  if (!answer.ok) { notify(await problem(answer), 8, true); return; }
+  const links = (await answer.json()).map(({id, url, title: name, expires_at: end}) => {
+    const remove = async () => {
+      await call(`/shares/${id}`, {method: "DELETE"});
+      share(shown, title);
+    };
+    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url),
+      h("small", {}, end ? t("until", DAY.format(new Date(end))) : ""),
+      button("link", "copy", () => copy(url)), button("trash", "endLink", remove));
+  });
+  const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
+  const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+  const grows = !/^(file|media)$/.test(shown.kind);
+  showForm("share", [
+    h("div", {className: "list"}, links), field("linkTitle", {value: title, maxLength: 255}),
+    field("days", {type: "number", min: 0, value: 30}),
+    field("linkPassword", {autocomplete: "off"}), check("strip"), grows ? check("guests") : "",
+  ], async ({linkTitle, days, linkPassword, strip, guests}) => {
+    const made = await call("/shares", json("POST", {
+      ...shown, title: linkTitle.value, password: linkPassword.value || null,
+      strip: strip.checked, upload: Boolean(guests?.checked), expires_in: 86400 * days.value,
+    }));
+    if (!made.ok) return problem(made);
+    await share(shown, title);
+    return "";
+  });
 }
 
 function drawEmpty() {
@@ -18122,6 +18376,7 @@ function holdToPick(link, pick) {
 
 // The buttons of what can be done with items besides showing them.
 function ways(items) {
+  if (list.read_only) return [];
   if (album() === "trash") {
     return [button("undo", "restore", () => restoreAll(items), {text: true}),
       button("trash", "remove", () => deleteAll(items))];
@@ -18134,6 +18389,7 @@ function ways(items) {
 // The call that deletes an item, if one may: of the library only what was uploaded for everybody,
 // since all else in the folder is its owner's.
 function removal(item) {
+  if (list.read_only) return null;
   const path = `/media/${encodeURIComponent(nameOf(item))}`;
   if (!album()) {
     const uploaded = /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
@@ -18172,84 +18428,17 @@ async function deleteAll(items) {
 const restoreAll = (items) =>
   callAll(items, (item) => [`/trash/${item[ID]}/restore`, {method: "POST"}], "restored");
 
-function save(url, name) {
+const MOST_NAMED = 600;  // in an address that every proxy takes
+
+function save(url, name = "") {  // where there is none, the server names the file
   h("a", {href: url, download: name}).click();
 }
 
-async function downloadAll(items) {
-  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
-  const size = items.reduce((sum, item) => sum + item[BYTES] + 1000, 0);
-  if (size > 0xffff0000 || items.length > 0xffff) {
-    notify(t("zipLarge"), 8, true);
-    return;
-  }
-  const zip = new Zip();
-  for (const [number, item] of items.entries()) {
-    notify(t("zipping", `${number + 1}/${items.length}`));
-    const answer = await call(originalPath(item));
-    if (!answer.ok) { notify(await problem(answer), 8, true); return; }
-    await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
-  }
-  const url = URL.createObjectURL(zip.finish());
-  save(url, `${list.name}.zip`);
-  setTimeout(() => URL.revokeObjectURL(url), 60000);
-  notify("");
-}
-
-const CRC = Uint32Array.from({length: 256}, (_, byte) => {
-  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
-  return byte;
-});
-
-// A zip file of stored (not compressed) files, as APPNOTE.TXT has it; the browser keeps the blobs.
-class Zip {
-  #parts = [];
-  #directory = [];
-  #size = 0;
-  #names = new Set();
-
-  async add(path, blob, date) {
-    let crc = 0xffffffff;
-    for await (const piece of blob.stream()) {
-      for (const byte of piece) crc = (crc >>> 8) ^ CRC[(crc ^ byte) & 255];
-    }
-    const name = new TextEncoder().encode(this.#free(path));
-    const year = Math.max(0, date.getUTCFullYear() - 1980);
-    const day = year << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
-    const time = date.getUTCHours() << 11 | date.getUTCMinutes() << 5 | date.getUTCSeconds() >> 1;
-    const about = [[2, 20], [2, 0x800], [2, 0], [2, time], [2, day], [4, ~crc >>> 0],
-      [4, blob.size], [4, blob.size], [2, name.length], [2, 0]];
-    const head = pack([4, 0x04034b50], ...about);
-    this.#directory.push(pack([4, 0x02014b50], [2, 20], ...about, [2, 0], [2, 0], [2, 0], [4, 0],
-      [4, this.#size]), name);
-    this.#parts.push(head, name, blob);
-    this.#size += head.length + name.length + blob.size;
-  }
-
-  #free(path) {
-    let free = path;
-    for (let number = 1; this.#names.has(free); number++) {
-      free = path.replace(/(\.[^./]*)?$/, `_${number}$1`);
-    }
-    this.#names.add(free);
-    return free;
-  }
-
-  finish() {
-    const length = this.#directory.reduce((sum, part) => sum + part.length, 0);
-    const count = this.#directory.length / 2;
-    return new Blob([...this.#parts, ...this.#directory, pack([4, 0x06054b50], [4, 0], [2, count],
-      [2, count], [4, length], [4, this.#size], [2, 0])], {type: "application/zip"});
-  }
-}
-
-// Little-endian numbers, each as [bytes, value].
-function pack(...fields) {
-  const made = [];
-  for (const [size, value] of fields) {
-    for (let byte = 0; byte < size; byte++) made.push(value >>> 8 * byte & 255);
-  }
-  return Uint8Array.from(made);
+function downloadAll(items) {
+  const only = items.map((item) => item[SHA].slice(0, 12)).join();
+  if (items.length === 1) save(original(items[0]), nameOf(items[0]));
+  else if (items.length > MOST_NAMED) notify(t("zipLarge", NUMBER.format(MOST_NAMED)), 8, true);
+  else save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
 }
 
 // -- The viewer --------------------------------------------------------------------------
@@ -18307,7 +18496,8 @@ function drawView(item) {
     h("h2", {dir: "auto"}, nameOf(item)),
     button(slideshow ? "pause" : "play", "play", toggleSlideshow),
     button("info", "info", toggleFacts),
-    button("link", "copy", copyLink),
+    button("link", "copy", () => copy(location.href)),
+    shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
     ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
     removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
@@ -18426,11 +18616,11 @@ function toggleSlideshow() {
 const toggleFull = () =>
   document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
 
-async function copyLink() {
+async function copy(url) {
   if (navigator.clipboard) {
-    await navigator.clipboard.writeText(location.href);
+    await navigator.clipboard.writeText(url);
     notify(t("copied"), 4);
-  } else window.prompt(t("link"), location.href);
+  } else window.prompt(t("link"), url);
 }
 
 // Do what takes the shown item away, and go on to the next.
@@ -18555,6 +18745,7 @@ const withToken = (path) =>
   uploadToken ? `${path}?token=${encodeURIComponent(uploadToken)}` : path;
 
 function addUploads(files) {
+  if ($("upload").hidden) return;
   for (const file of files) {
     const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
     if (!/^((image|video|audio)\/|$)/.test(file.type)) refuse(upload, t("wrongType"), true);
@@ -18839,8 +19030,10 @@ window.addEventListener("popstate", () => {
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
-document.head.append(h("link", {rel: "icon", href: `${ROOT}/icon.svg`}),
-  h("link", {rel: "manifest", href: `${ROOT}/manifest.webmanifest`}));
+const LINKS = {icon: "icon.svg", "apple-touch-icon": "icon.png", manifest: "manifest.webmanifest"};
+for (const [rel, name] of Object.entries(LINKS)) {
+  document.head.append(h("link", {rel, href: `${ROOT}/${name}`}));
+}
 $("home").prepend(h("img", {src: `${ROOT}/icon.svg`, alt: ""}));
 
 // A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
@@ -18896,16 +19089,50 @@ def get_icon(app: App, request: Request) -> Response:
     return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
 
 
+@functools.lru_cache(maxsize=1)
+def draw_icon() -> bytes:
+    """Return the icon as PNG, for phones that take no SVG: ICON's shapes, row by row."""
+    rows = [bytearray(1 + 512) for _ in range(512)]  # before each row, its filter: none
+    for y in range(178 - 46, 178 + 46):
+        half = math.isqrt(46**2 - (y - 178) ** 2)
+        rows[y][341 - half : 341 + half] = b"\1" * (2 * half)
+    for colour, left, middle, right, top in ((2, 78, 208, 340, 186), (3, 236, 334, 434, 246)):
+        for y in range(top, 376):
+            share = (y - top) / (376 - top)
+            first, end = (1 + round(middle + (x - middle) * share) for x in (left, right))
+            rows[y][first:end] = bytes([colour]) * (end - first)
+    parts = (
+        (b"IHDR", struct.pack(">2L5B", 512, 512, 8, 3, 0, 0, 0)),
+        (b"PLTE", bytes.fromhex("0b6b62 ffe3a3 6fd0c2 d3f5ee")),
+        (b"IDAT", zlib.compress(b"".join(rows), 9)),
+        (b"IEND", b""),
+    )
+    chunks = (
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
+def get_icon_png(app: App, request: Request) -> Response:
+    """The gallery's icon, for a phone's home screen."""
+    return Response(200, [("Content-Type", "image/png")], draw_icon())
+
+
 @route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
     """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
-    name = printable(app.settings.storage_dir.name) or "mediaserver"
-    icon = {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"}
+    name = gallery_name(app)
+    icons = [
+        {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
+        {"src": "icon.png", "type": "image/png", "sizes": "512x512"},
+    ]
     colour = "#0b6b62"
     manifest = {
         "name": name, "short_name": name, "start_url": "gallery", "scope": "./",
         "display": "standalone", "background_color": colour, "theme_color": colour,
-        "icons": [icon],
+        "icons": icons,
     }  # fmt: skip
     headers = [("Content-Type", "application/manifest+json"), NO_STORE]
     return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
@@ -19026,7 +19253,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, default, spec in Settings.table():
         if not spec.secret:
             text = f"{spec.help} ({spec.shown or str(default).lower()})"
-            parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+            bare: Any = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+            parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"), **bare)
     for option in {option for item in COMMANDS.values() for option in item.options}:
         action = "store" if option.takes else "store_true"
         hidden_help: Any = {"help": argparse.SUPPRESS, "default": None}
@@ -20945,6 +21173,10 @@ def announce(
 ) -> None:
     """Say that the server is ready, and what to do next."""
     notify("READY=1")
+    if settings.auth_disabled:
+        warn("AUTH_DISABLED is on: everyone may do everything")
+    if settings.quiet:
+        return
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
@@ -20953,12 +21185,18 @@ def announce(
     if sys.stderr and sys.stderr.isatty():  # never in a log
         key = urlencode({"key": settings.auth_token})
         warn(f"to do everything there, as the owner: {places[0]}gallery#{key}")
-    warn(f"scanning {settings.storage_dir}; thumbnails: {thumbnails.description}")
+    writer = settings.read_only
+    work = f"reading only ({writer} writes)" if writer else f"scanning {settings.storage_dir}"
+    warn(f"{work}; thumbnails: {thumbnails.description}")
     if generated:
         warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")
         warn("another program's tokens are good here only with the same secret")
-    if settings.auth_disabled:
-        warn("AUTH_DISABLED is on: everyone may do everything")
+    if not writer:
+        show_upload(settings, generated, places[0])
+
+
+def show_upload(settings: Settings, generated: Sequence[str], place: str) -> None:
+    """Say how a picture is uploaded."""
     if "NOTIFY_SOCKET" in os.environ:  # as setup.sh installs it, with settings of its own
         token = "sudo media-server token"
     else:
@@ -20966,7 +21204,7 @@ def announce(
         known = "MEDIA_SERVER_SECRET" in generated or is_in_dotenv(settings.media_server_secret)
         if not known:
             warn("in another shell, set MEDIA_SERVER_SECRET as it is set here; then")
-    warn(f'upload a picture: curl -F file=@photo.jpg "{places[0]}upload?token=$({token})"')
+    warn(f'upload a picture: curl -F file=@photo.jpg "{place}upload?token=$({token})"')
 
 
 def is_in_dotenv(secret: str) -> bool:
