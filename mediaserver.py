@@ -19244,7 +19244,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
         f"and so are the secrets {hidden}.\n"
-        "A long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        "A long option is accepted with _ or -. DATA is DATABASE_DIR.\n\n"
+        "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
+        "2, what was called is not understood; 130, it was interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
