@@ -20754,7 +20754,8 @@ def entity_of(row: Row, file: Located | None) -> Entity:
 
 def choose_destination(source: Path, family: str) -> Destination:
     """Return where a folder goes; what might be a private box is not made public by a guess."""
-    is_tree = any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(source))
+    with os.scandir(source) as entries:
+        is_tree = any(entry.is_dir(follow_symlinks=False) for entry in entries)
     if not family and not is_tree:
         raise Refusal(
             f"{source} has no folders in it: say --into images if its pictures are private,"
