@@ -14951,7 +14951,10 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not app.index.shares.has_files(path) or app.library.is_gone(path):
+        is_there = app.index.shares.has_files(path)
+        if is_there and app.library.is_local(f"{path}/_"):
+            is_there = not app.library.is_gone(path)
+        if not is_there:
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
