@@ -15197,15 +15197,16 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
-    file, asset = add[share.kind](app, share, incoming)
+    add = add_to_folder if share.kind == "folder" else add_for_maker
+    file, asset = add(request, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
-def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located:
     """Put a guest's file into a folder of the library."""
+    app = request.app
     assert incoming.facts is not None
     name = upload_name(incoming)
     if not is_media_name(os.fsencode(name)):
@@ -15217,31 +15218,22 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
     return placed
 
 
-def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make a record of a guest's file in a collection, for its owner."""
-    assert incoming.facts is not None and share.owner is not None
-    existing(app.index.collections.get(share.owner, share.target))
-    placed, now = place_upload(app, share.owner, incoming), time.time()
-    record = MediaRecord(
-        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
-        incoming.size, placed[0].path, None, None, share.target, now, now,
-    )  # fmt: skip
-    app.index.write(lambda db: put_record(app, db, record, placed))
-    return placed
-
-
-def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make an entity of a guest's file in one that is a collection."""
-    if find_entity(app, int(share.target)).is_deleted:
-        raise HTTPError(404, NO_FILE)
-    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located:
+    """Make a record or an entity of a guest's file, as if the link's maker had sent it."""
+    app, sent = request.app, copy.copy(request)
+    sent.principal = find_maker(app, share.owner)
     try:
-        entity = save_entity(app, incoming, lambda db: draft)
+        if share.kind == "collection":
+            sent.fields = {"collection": share.target}
+            create_record(app, sent)
+        else:
+            sent.fields = {"label": upload_name(incoming), "parent_id": int(share.target)}
+            create_entity(app, sent)
     except HTTPError as error:
         if error.status == 409:  # whose it is, is no guest's business
             raise HTTPError(409, "This picture is here already.") from None
         raise
-    return existing(app.index.files.get("entities", entity.path or ""))
+    return existing(next(iter(shared_files(app, share, sha256=incoming.sha256)), None), NO_FILE)
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
@@ -19264,7 +19256,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
         f"and so are the secrets {hidden}.\n"
-        "A long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        "A long option is accepted with _ or -. DATA is DATABASE_DIR.\n\n"
+        "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
+        "2, what was called is not understood; 130, it was interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -20772,7 +20766,8 @@ def entity_of(row: Row, file: Located | None) -> Entity:
 
 def choose_destination(source: Path, family: str) -> Destination:
     """Return where a folder goes; what might be a private box is not made public by a guess."""
-    is_tree = any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(source))
+    with os.scandir(source) as entries:
+        is_tree = any(entry.is_dir(follow_symlinks=False) for entry in entries)
     if not family and not is_tree:
         raise Refusal(
             f"{source} has no folders in it: say --into images if its pictures are private,"

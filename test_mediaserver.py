@@ -14648,19 +14648,27 @@ def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, st
 
 DIES = """
 import os, sys, mediaserver
-left, read = [int(sys.argv[1])], mediaserver.read_blocks
+left, read, unlink = [int(sys.argv[1])], mediaserver.read_blocks, mediaserver.Place.unlink
+def count():
+    left[0] -= 1
+    left[0] or os.kill(os.getpid(), 9)
 def blocks(*given):
     for block in read(*given):
-        left[0] -= 1
-        left[0] or os.kill(os.getpid(), 9)
+        count()
         yield block
-mediaserver.read_blocks = blocks
+def gone(place):
+    count()
+    unlink(place)
+if sys.argv[2] == "trash":
+    mediaserver.Place.unlink = gone
+else:
+    mediaserver.read_blocks = blocks
 sys.exit(mediaserver.main(sys.argv[2:]))
 """
 
 
 def run_killed(blocks: int, *words: object, cwd: Path) -> None:
-    """Run a command that is killed when it has read so many blocks of files."""
+    """Run a command that is killed at so many blocks that it reads, or files that go."""
     arguments = [sys.executable, "-c", DIES, blocks, *words]
     environment = {**BARE_ENVIRONMENT, "PYTHONPATH": str(HERE)}
     ended = subprocess.run(list(map(str, arguments)), cwd=cwd, env=environment, check=False)
@@ -14749,6 +14757,40 @@ def test_a_backup_that_was_killed_is_no_backup_and_goes_on(filled, tmp_path, cap
     made = make_backup(filled, place)
     assert list(place.iterdir()) == [made]
     assert run_verify(made)["files"] == 9
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 4, 6])
+def test_an_import_that_was_killed_goes_on_and_takes_in_everything_once(tmp_path, blocks):
+    source, storage = tmp_path / "old", tmp_path / "pictures"
+    storage.mkdir()
+    contents = {f"{n}.png": png() for n in range(4)}
+    fill(source, {f"sub/{name}": content for name, content in contents.items()})
+    run_killed(blocks, "import", source, "--storage_dir", storage, cwd=tmp_path)
+    told = run_here("import", source, "--storage_dir", storage)
+    outcomes = Counter(line.split("\t")[0] for line in told.splitlines())
+    assert outcomes["new"] + outcomes["here"] == len(contents)
+    taken = [path.read_bytes() for path in sorted(storage.glob("imported/**/*.png"))]
+    assert taken == [*contents.values()]
+
+
+@pytest.mark.parametrize("files", [1, 2, 3, 5])
+def test_a_trash_that_is_emptied_when_it_is_killed_leaves_nothing_and_takes_nothing_else(
+    start, tmp_path, files
+):
+    running = start()
+    jane, john, contents = User(running), User(running), [png() for _ in range(3)]
+    for content in contents:
+        record = jane.upload(content)[1]
+        assert jane.call("DELETE", f"{MEDIA}{record['id']}/")[0] == 204
+        assert john.upload(content)[0] == 201
+    running.stop()
+    run_killed(files, "trash", "empty", "--storage_dir", running.storage, cwd=tmp_path)
+    run_here("trash", "empty", "--storage_dir", running.storage)
+    again = start()
+    again.scanned()
+    assert jane.files() == []
+    assert {path.read_bytes() for path in john.files()} == {*contents}
+    assert (run_verify(running.storage)["orphaned"], trash(again, "list")) == ([], "")
 
 
 def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verified(
