@@ -7109,6 +7109,9 @@ TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 FRAME_SECONDS = 1.0  # the first frame of a video is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
+DECODER_NICE = 10  # leaves nine tenths of a processor to the server
+AWAITED_DECODERS = 2  # beside those that work ahead
+AWAITED = b"!"  # begins a job that somebody waits for
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
 TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
@@ -7192,13 +7195,14 @@ class Job(NamedTuple):
     orientation: int = 1  # EXIF's, for where the decoder finds none
     width: int = 0  # as stored
     height: int = 0
+    ahead: bool = False  # nobody waits for it
 
     def to_bytes(self) -> bytes:
-        return json.dumps(self).encode()
+        return (b"-" if self.ahead else AWAITED) + json.dumps(self).encode()
 
     @classmethod
     def from_bytes(cls, message: bytes) -> Job:
-        kind, renditions, *rest = json.loads(message)
+        kind, renditions, *rest = json.loads(message[1:])
         return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
 
@@ -7453,10 +7457,11 @@ class Thumbnails:
             if shelf:
                 shelf.recover()
 
-    def make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
+    def make(self, source: io.FileIO, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
         """Make the thumbnail of an image or video from its open file, unless there is one.
 
-        Blocks until it is done; threads that ask for the same one wait for the first. Raises
+        Blocks until it is done; threads that ask for the same one wait for the first, but not for
+        one that makes it ahead, which may take long where the processors are busy. Raises
         OSError if the thumbnail cannot be stored.
         """
         sha256, private = asset.sha256, file.root != "library"
@@ -7465,7 +7470,7 @@ class Thumbnails:
             if self.exists(sha256, private):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self._previews else (THUMBNAIL,)
-            made = self._render(source, file, asset, renditions)
+            made = self._render(source, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
             self._shelves[private].store(sha256, THUMBNAIL, made[0])
@@ -7473,7 +7478,7 @@ class Thumbnails:
                 self._keep(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{sha256} {private}", make)
+        return self._once(f"{sha256} {private} {ahead}", make)
 
     def preview(
         self, source: io.FileIO, file: File, asset: Asset, rendition: Rendition
@@ -7523,7 +7528,13 @@ class Thumbnails:
             making.done.set()
 
     def _render(
-        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...]
+        self,
+        source: io.FileIO,
+        file: File,
+        asset: Asset,
+        renditions: tuple[Rendition, ...],
+        *,
+        ahead: bool = False,
     ) -> list[bytes] | Outcome:
         """The renditions of an open file, or why there are none."""
         facts = asset.facts
@@ -7533,7 +7544,8 @@ class Thumbnails:
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
         began = time.monotonic_ns()
-        made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
+        job = Job(kind, renditions, seconds, facts.orientation, *size, ahead)
+        made = self._decode(source, job)
         counted = self.decoding["thumbnail" if THUMBNAIL in renditions else "preview"]
         with self._lock:
             counted[0] += 1
@@ -7636,7 +7648,7 @@ def find_pillow() -> str | None:
 
 
 def become_host(host: socket.socket) -> None:
-    """Keep nothing of the server but the socket: no descriptors, no signals, no urgency."""
+    """Keep nothing of the server but the socket: no descriptors, no signals, less urgency."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the server; the host ends after it
     for number in (signal.SIGCHLD, signal.SIGALRM):
@@ -7647,10 +7659,7 @@ def become_host(host: socket.socket) -> None:
         os.dup2(null, standard)
     os.closerange(3, host.fileno())
     os.closerange(host.fileno() + 1, 1 << 16)  # SC_OPEN_MAX can be 2**30, closed one by one
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):  # sched(7): whoever else wakes up goes first, at once
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(DECODER_NICE)
 
 
 def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) -> None:
@@ -7658,9 +7667,9 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
     server = os.getppid()
     silent = host.type != socket.SOCK_SEQPACKET  # datagrams tell no end of file
     formats: list[str] | None = None
-    running = 0
+    running, most = 0, processes + AWAITED_DECODERS
     while not silent or os.getppid() == server:
-        while running and os.waitpid(-1, 0 if running >= processes else os.WNOHANG)[0]:
+        while running and os.waitpid(-1, 0 if running >= most else os.WNOHANG)[0]:
             running -= 1
         if not select.select([host], [], [], REAP_SECONDS if running or silent else None)[0]:
             continue
@@ -7700,18 +7709,34 @@ def load_pillow() -> list[str]:
 def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> None:
     """Do some jobs, until one fails or there are no more; never returns.
 
-    A fork costs as much as a small picture, so it is not made for each.
+    A fork costs as much as a small picture, so it is not made for each. Who has worked ahead
+    leaves what somebody waits for to another one: the way back from SCHED_IDLE is not allowed.
     """
+    is_idle = False
     try:
         limit_process()
         host.settimeout(REAP_SECONDS)
         for _ in range(JOBS_A_DECODER):
+            if is_idle and host.recv(1, socket.MSG_PEEK) == AWAITED:
+                break
             message, descriptors, _, _ = socket.recv_fds(host, 1024, 2)
             if not message:
                 break
-            run_job(Job.from_bytes(message), descriptors, formats, ffmpeg)
+            job = Job.from_bytes(message)
+            if job.ahead and not is_idle:
+                is_idle = True
+                step_aside()
+            run_job(job, descriptors, formats, ffmpeg)
     finally:
         os._exit(0)
+
+
+def step_aside() -> None:
+    """Work only while nobody else does (sched(7)): whoever wakes up goes first, at once."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | None) -> None:
@@ -8632,14 +8657,16 @@ class Scanner:
         if self._stopping:
             return True
         try:
-            return self.ensure_thumbnail(*found) is not Outcome.FAILED
+            return self.ensure_thumbnail(*found, ahead=True) is not Outcome.FAILED
         except FileNotFoundError:  # removed since: the next scan will see
             return self._folders[found[0].root].is_there()
         except (OSError, sqlite3.Error):
             return False
 
-    def ensure_thumbnail(self, file: File, asset: Asset) -> Outcome:
+    def ensure_thumbnail(self, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
         """Have the thumbnail of an asset, which is made now if that has not been tried yet.
+
+        `ahead`: nobody waits for it.
 
         OSError where the file cannot be opened or the thumbnail not stored.
         """
@@ -8657,7 +8684,7 @@ class Scanner:
             with self._sources[file.root].open(file.path) as source:
                 if not file.matches(os.fstat(source.fileno())):
                     return Outcome.FAILED
-                outcome = thumbnails.make(source, file, asset)
+                outcome = thumbnails.make(source, file, asset, ahead=ahead)
         if outcome is not Outcome.FAILED:  # which is not the picture's fault
             self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
         return outcome

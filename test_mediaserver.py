@@ -3676,12 +3676,14 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     return Image.open(io.BytesIO(thumbnails.read(sha256)))
 
 
-def try_thumbnail(thumbnails, source, kind="image", duration=None, sha256=SHA, root="library"):
+def try_thumbnail(
+    thumbnails, source, kind="image", duration=None, sha256=SHA, root="library", ahead=False
+):
     with open(source, "rb", buffering=0) as file:
         facts = ms.probe(file) or ms.Facts(kind, f"{kind}/x", "x")
         facts = facts._replace(kind=kind, duration=duration)
         known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
-        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts))
+        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts), ahead=ahead)
 
 
 def near(pixel, colour):
@@ -4200,6 +4202,37 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
     answers = together(8, lambda _: try_thumbnail(thumbnails, tmp_path / "a.jpg"))
     assert answers == [ms.Outcome.MADE] * 8
     assert thumbnails.decoded == 1
+    stop_host(thumbnails, host)
+
+
+def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, monkeypatch, pillow):
+    go = tmp_path / "go"
+
+    def tell(source, target, job, formats, ffmpeg):
+        while job.ahead and not go.exists():
+            time.sleep(0.01)
+        told = b"%d" % os.sched_getscheduler(0)
+        target.write(ms.FRAME_LENGTH.pack(len(told)) + told)
+
+    monkeypatch.setattr(ms, "write_renditions", tell)
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    host = start_host(thumbnails)
+
+    def told(*, ahead: bool) -> int:
+        thumbnails.remove(SHA)
+        assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
+        return int(thumbnails.read(SHA))
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(told, ahead=True)
+        wait_until(lambda: thumbnails._making)
+        assert told(ahead=False) == os.SCHED_OTHER
+        thumbnails.remove(SHA)
+        go.touch()
+        assert slow.result(DEADLINE) == os.SCHED_IDLE
+    assert [told(ahead=ahead) for ahead in (True, False, True)] == [
+        os.SCHED_IDLE, os.SCHED_OTHER, os.SCHED_IDLE]  # fmt: skip
     stop_host(thumbnails, host)
 
 
