@@ -2790,8 +2790,8 @@ def _amr(amr: _Span, draft: _Draft) -> None:
 
 # -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
 
-_PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
-    rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
+_PES_TIME = re.compile(  # stream, packet's length, a PTS of 5 bytes as MPEG-2 or MPEG-1 puts it
+    rb"\0\0\x01([\xbd\xc0-\xef])(..)(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
     rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
     re.DOTALL,
 )
@@ -2828,7 +2828,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
             payload = data[at + 4 + (skipped if flags & 0x20 else 0) : at + _TS_PACKET]
             number = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
             streams.setdefault(number, bytearray()).extend(payload)
-    return b"".join(streams.values())
+    return b"\0\0\1".join(streams.values())
 
 
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
@@ -2849,7 +2849,11 @@ def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
 def _pes_times(data: bytes) -> dict[bytes, list[int]]:
     """Presentation times in units of 1/90,000 s, by stream."""
     times: dict[bytes, list[int]] = {}
-    for stream, new, old in _PES_TIME.findall(data):
+    for match in _PES_TIME.finditer(data):
+        stream, length, new, old = match.groups()
+        end = match.start() + 6 + int.from_bytes(length, "big")
+        if any(length) and data[end : end + 3] not in (b"\0\0\1", b""):  # chance, in a payload
+            continue
         a, b, c = struct.unpack(">BHH", new or old)
         times.setdefault(stream, []).append((a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1)
     return times

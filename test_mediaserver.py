@@ -2468,6 +2468,10 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
               FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
     "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
                 FILM),
+    "MPEG-PS, a start by chance": (
+        PS + pes(0, MPEG2_SIZE) + PS + pes(180_000)
+        + bytes.fromhex("000001C0 0123 8080 05 2F FFFF FFFF") + bytes(999), "video/mpeg",
+        FILM | {"duration": 4.0}),
     "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", FILMED),
     "WMA": (asf(), "audio/x-ms-wma", {"duration": 3.0, "kind": "audio"}),
     "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", FILM),
