@@ -1529,11 +1529,11 @@ class Facts(NamedTuple):
 class _Source:
     """A file of which the first bytes are read once, and a budget that everything read costs."""
 
-    __slots__ = ("_budget", "_file", "_head")
+    __slots__ = ("_file", "_head", "budget")
 
     def __init__(self, head: bytes, file: BinaryIO, budget: list[int]) -> None:
         self._head, self._file = head, file
-        self._budget = budget  # a list of one number, which what is packed in the file shares
+        self.budget = budget  # a list of one number, which what is packed in the file shares
 
     def read(self, at: int, length: int) -> bytes:
         self.charge(READ_COST + length)
@@ -1547,16 +1547,9 @@ class _Source:
 
     def charge(self, cost: int) -> None:
         """Take from the file's budget; EOFError when it is spent."""
-        self._budget[0] -= cost
-        if self._budget[0] < 0:
+        self.budget[0] -= cost
+        if self.budget[0] < 0:
             raise EOFError
-
-    def is_half_spent(self) -> bool:
-        return self._budget[0] < MAX_PROBE_COST // 2
-
-    def inner(self, data: bytes) -> _Source:
-        """A file that was packed in this one."""
-        return _Source(data, io.BytesIO(data), self._budget)
 
 
 class _Span:
@@ -1599,7 +1592,7 @@ class _Span:
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        return _Span(self.source.inner(data), 0, len(data))
+        return _Span(_Source(data, io.BytesIO(data), self.source.budget), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
         """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
@@ -1737,7 +1730,8 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
                 hour = hour % 12 + (12 if half.upper() == b"PM" else 0)
             moment = datetime(year, month, day, hour, minute, second)
         else:  # with a month's name: C's `asctime` in videos, RFC 1123's in PNG
-            moment, own_fraction, own_zone = _parse_named_time(text.decode("latin-1"))
+            named, own_fraction = parsedate_to_datetime(text.decode("latin-1")), b""
+            moment, own_zone = named.replace(tzinfo=None), named.strftime("%z")[:5].encode()
         offsets = (parse_zone(each) for each in (own_zone, zone))
         offset = next((each for each in offsets if each is not None), None)
         if offset is None:
@@ -1748,13 +1742,6 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
         return None
     fraction = own_fraction or fraction.strip(b" \0")
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
-
-
-def _parse_named_time(text: str) -> tuple[datetime, bytes, bytes]:
-    """Parse a time with a month's name into the moment, no fraction, and the zone as written."""
-    moment = parsedate_to_datetime(text)
-    zone = moment.strftime("%z").encode()
-    return moment.replace(tzinfo=None), b"", zone[:5]
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -2211,7 +2198,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
             with contextlib.suppress(*_BROKEN):
                 indexed = [] if fragments else _last_fragments(file)
             fragments = indexed or [box]
-            if indexed or file.source.is_half_spent():  # there may be thousands
+            if indexed or file.source.budget[0] < MAX_PROBE_COST // 2:  # there may be thousands
                 break
     if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
@@ -2822,11 +2809,10 @@ _TS_PACKET = 188
 
 
 def _mpeg_ps(file: _Span, draft: _Draft) -> None:
-    _mpeg_streams(
-        file.peek(0, MAX_BLOCK_BYTES),
-        file.part(file.size - MAX_BLOCK_BYTES).peek(0, MAX_BLOCK_BYTES),
-        draft,
+    head, tail = (
+        file.part(at).peek(0, MAX_BLOCK_BYTES) for at in (0, file.size - MAX_BLOCK_BYTES)
     )
+    _mpeg_streams(head, tail, draft)
 
 
 def _mpeg_ts(file: _Span, draft: _Draft) -> None:
@@ -2945,13 +2931,8 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     if not frames:
         bits.read_uint(1)
     bits.read_uint(1)
-    height *= 16 * (2 - frames)
-    if bits.read_uint(1):  # cropped, in units of the coarser chroma samples
-        across = 1 if separate or chroma in (0, 3) else 2
-        down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
-        left, right, top, bottom = (bits.golomb() for _ in range(4))
-        width, height = width - across * (left + right), height - down * (top + bottom)
-    return width, height
+    across, down = _crop(bits, 0 if separate else chroma)
+    return width - across, (16 * height - down) * (2 - frames)
 
 
 def _hevc_size(data: bytes) -> tuple[int, int]:
@@ -2968,12 +2949,14 @@ def _hevc_size(data: bytes) -> tuple[int, int]:
     chroma = bits.golomb()
     separate = bits.read_uint(1) if chroma == 3 else 0
     width, height = bits.golomb(), bits.golomb()
-    if bits.read_uint(1):  # cropped, as H.264 is
-        across = 2 if chroma in (1, 2) and not separate else 1
-        down = 2 if chroma == 1 and not separate else 1
-        left, right, top, bottom = (bits.golomb() for _ in range(4))
-        width, height = width - across * (left + right), height - down * (top + bottom)
-    return width, height
+    across, down = _crop(bits, 0 if separate else chroma)
+    return width - across, height - down
+
+
+def _crop(bits: _Bits, chroma: int) -> tuple[int, int]:
+    """Width and height of what is not shown; it counts in the coarser chroma samples."""
+    left, right, top, bottom = (bits.golomb() for _ in range(4)) if bits.read_uint(1) else [0] * 4
+    return (left + right) * (1 + (chroma in (1, 2))), (top + bottom) * (1 + (chroma == 1))
 
 
 def _skip_scaling_list(bits: _Bits, size: int) -> None:
@@ -3060,9 +3043,7 @@ MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
 MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
 MAX_PATCHING_CHUNKS = 300_000  # of all tracks: 40 MB of memory
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
-_JPEG_MARKER_START = re.compile(
-    rb"\xff(?=[^\x00\xff\xd0-\xd7])"
-)  # ends coded data (T.81, B.1.1.2)
+_JPEG_MARKER_START = re.compile(rb"\xff(?=[^\0\xff\xd0-\xd7])")  # as T.81 has it in B.1.1.2
 
 
 class Patch(NamedTuple):
@@ -3194,9 +3175,7 @@ _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12
         b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
     }.items()
 }  # fmt: skip
-_SHOWN_TRACKS = frozenset(
-    {b"vide", b"pict", b"auxv", b"soun"}
-)  # others have positions, subtitles too
+_SHOWN_TRACKS = {b"vide", b"pict", b"auxv", b"soun"}  # others have positions, subtitles too
 _SHOWN_ITEMS = frozenset(
     b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
 )
