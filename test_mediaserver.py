@@ -4476,6 +4476,7 @@ class Scanning(NamedTuple):
     index: Any
     folder: Any
     thumbnails: Any
+    renditions: Any
     scanner: Any
     path: Path
 
@@ -4485,7 +4486,7 @@ class Scanning(NamedTuple):
 
     def try_thumbnail(self, name: str) -> Any:
         file, asset = self.index.files.get("library", name)
-        return self.scanner.ensure_thumbnail(file, asset)
+        return self.renditions.ensure_thumbnail(file, asset)
 
     @property
     def unreadable(self) -> int:
@@ -4501,8 +4502,9 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
     thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
-    scanner = ms.Scanner(index, [folder], thumbnails, ms.SharedProgress())
-    yield Scanning(index, folder, thumbnails, scanner, path)
+    renditions = ms.Renditions(index, [folder], thumbnails)
+    scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
+    yield Scanning(index, folder, thumbnails, renditions, scanner, path)
     scanner.stop()
     index.close()
 
@@ -4587,7 +4589,7 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
     assert not list((decoding.path / ".thumbnails").rglob("*.png"))
     decoding.thumbnails._deaths.clear()
-    assert decoding.scanner._make_thumbnails()
+    assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
 
@@ -4725,12 +4727,17 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
 @pytest.mark.parametrize("seconds", [float("inf"), 0])
 def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
     index = ms.open_index(tmp_path / "index")
-    scanner = ms.Scanner(index, [], ms.Thumbnails(), ms.SharedProgress())
-    pauses: list[float] = []
+    thumbnails, pauses = ms.Thumbnails(), list[float]()
+    renditions = ms.Renditions(index, [], thumbnails)
+
+    def sleep(pause: float) -> None:
+        pauses.append(pause)
+        thumbnails.is_over = True
+
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
-    monkeypatch.setattr(ms.time, "sleep", lambda pause: pauses.append(pause) or scanner.stop())
-    scanner.wake()
-    scanner._let_uploads_pass()
+    monkeypatch.setattr(ms.time, "sleep", sleep)
+    renditions.wake()
+    renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
@@ -12957,7 +12964,7 @@ def browser(chromium):
     """A window without anybody's session, whose page must have had nothing to complain of."""
     yield chromium
     assert chromium.complaints() == []
-    chromium.run("sessionStorage.clear(); localStorage.clear()")
+    chromium.run("if (origin !== 'null') { sessionStorage.clear(); localStorage.clear() }")
     chromium.ask("DELETE", f"{chromium.session}/cookie")  # a cookie is every port's
     chromium.open("about:blank")
 
