@@ -3865,6 +3865,16 @@ class Table:
     def __init__(self, index: Index) -> None:
         self._index = index
 
+    def _change(self, sql: str, *values: Any, durable: bool = True) -> bool:
+        """Run one statement in a transaction of its own; return whether it changed a row."""
+        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
+
+
+def where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+    """Return a table with conditions on its rows, and the values of those with a placeholder."""
+    words = " AND ".join(condition for condition, _ in conditions) or "1"
+    return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
+
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether it is the index's file that is not what it should be."""
@@ -4225,7 +4235,7 @@ class Assets(Table):
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
-        self._index.write(lambda db: db.execute(sql, (int(made), sha256)), durable=False)
+        self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
         """Hashes of what is among the private images alone and has a thumbnail."""
@@ -4239,7 +4249,7 @@ class Assets(Table):
     def retry_thumbnails(self) -> None:
         """Forget failures, after other decoders have been installed."""
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
-        self._index.write(lambda db: db.execute(sql), durable=False)
+        self._change(sql, durable=False)
 
     def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
         """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
@@ -4377,8 +4387,7 @@ class Files(Table):
     def set_ctime(self, file: File, ctime: float) -> None:
         """Note the ctime of a file that was given or has lost a name."""
         sql = "UPDATE file SET ctime = ? WHERE root = ? AND path = ? AND sha256 = ?"
-        values = (ctime, file.root, os.fsencode(file.path), file.sha256)
-        self._index.write(lambda db: db.execute(sql, values), durable=False)
+        self._change(sql, ctime, file.root, os.fsencode(file.path), file.sha256, durable=False)
 
     def is_empty(self, root: str, below: str = "") -> bool:
         """Whether no file of a folder is known whose path begins with `below`."""
@@ -4710,8 +4719,7 @@ class TokenUses(Table):
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
-        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
-        self._index.write(lambda db: db.execute(sql, (grant.id,)))
+        self._change("UPDATE token_use SET used = used - 1 WHERE id = ?", grant.id)
 
 
 class Share(NamedTuple):
@@ -4771,7 +4779,7 @@ class ShareLinks(Table):
     def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
         """End a share of an owner, or anybody's; whether there was one."""
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
-        return self._index.write(lambda db: db.execute(sql, (id, owner, everyone)).rowcount) > 0
+        return self._change(sql, id, owner, everyone)
 
     def has_files(self, path: str) -> bool:
         """Whether there is anything in a folder of the library."""
@@ -4836,8 +4844,8 @@ class Failures(Table):
         self._index.write(apply, durable=False)
 
     def clear(self, key: str) -> None:
-        sql, digest = "DELETE FROM login_failure WHERE key = ?", self._digest(key)
-        self._index.write(lambda db: db.execute(sql, (digest,)), durable=False)
+        sql = "DELETE FROM login_failure WHERE key = ?"
+        self._change(sql, self._digest(key), durable=False)
 
     @staticmethod
     def _digest(key: str) -> str:
@@ -4905,11 +4913,10 @@ class OwnedTable(Generic[Record]):
         self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
-        clauses = [f"{self._table} WHERE user_id = ? AND {self._condition}"]
-        clauses += [f"{column} = ?" for column, _ in wanted.equal]
-        clauses += ["instr(folded, ?)"] * len(wanted.terms)
-        values = [value for _, value in wanted.equal]
-        return " AND ".join(clauses), [wanted.user_id, *values, *wanted.terms]
+        equal = [(f"{column} = ?", value) for column, value in wanted.equal]
+        terms = [("instr(folded, ?)", term) for term in wanted.terms]
+        own = ("user_id = ?", wanted.user_id), (self._condition, None)
+        return where(self._table, *own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
@@ -4991,11 +4998,7 @@ class Entities(Table):
     def get(
         self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
-        sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
-        row = self._index.query(db, sql, *values).fetchone()
-        return Entity.from_row(row) if row else None
+        return next(iter(self.many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
         """All versions of one, the oldest first."""
@@ -5015,14 +5018,14 @@ class Entities(Table):
         sql = f"SELECT id, transaction_id FROM {chosen} ORDER BY id LIMIT ? OFFSET ?"
         return self._index.read(sql, *values, limit, offset).fetchall(), count
 
-    def many(self, ids: Sequence[int], version: int | None) -> list[Entity]:
+    def many(
+        self, ids: Sequence[int], version: int | None, db: Database | None = None
+    ) -> list[Entity]:
         """Return those of some entities that are there, by id; of each its version `version`."""
-        sql = f"{self._select(version is not None)} WHERE id IN ({placeholders(ids)})"
-        values = list(ids)
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [*ids, version]
-        rows = self._index.read(f"{sql} ORDER BY id", *values)
-        return [Entity.from_row(row) for row in rows]
+        which = "" if version is None else "AND version = ?"
+        sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
+        values = ids if version is None else (*ids, bounded(version))
+        return [Entity.from_row(row) for row in self._index.query(db, sql, *values)]
 
     def _select(self, versions: bool = False) -> str:
         """All there is to read of an entity."""
@@ -5035,15 +5038,14 @@ class Entities(Table):
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
-        table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
-        for column, value in filters.items():
-            equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
-        if text:
-            conditions["instr(search, ?)"] = search_text(text)
-        words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return table + words, [v for condition, v in conditions.items() if "?" in condition]
+        chosen = [] if version is None else [("version = ?", bounded(version))]
+        found = [("instr(search, ?)", search_text(text))] if text else []
+        equal = [
+            (f"{column} = {value:d}", None) if isinstance(value, bool)
+            else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
+            for column, value in filters.items()
+        ]  # fmt: skip
+        return where("entity_version" if chosen else "entity", *chosen, *equal, *found)
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has an asset."""
@@ -5166,7 +5168,7 @@ class Trash(Table):
 
     def restore_media(self, id: str, now: float) -> bool:
         sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
-        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+        return self._change(sql, now, id)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; the path of its file, if it had one."""
@@ -5296,7 +5298,7 @@ class Uploads(Table):
     def take(self, id: str, writer: str) -> OpenUpload | None:
         """Make `writer` the only one who may go on; None if it is complete or gone."""
         sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
-        row = self._write(sql, writer, id, durable=False)
+        row = self._index.write(lambda db: db.execute(sql, (writer, id)).fetchone(), durable=False)
         return OpenUpload(*row) if row else None
 
     def is_writer(self, id: str, writer: str) -> bool:
@@ -5307,18 +5309,18 @@ class Uploads(Table):
         """Record how far an upload has come; whether its writer is still the one."""
         sql = (
             "UPDATE upload SET length = ?, received = ?, expires_at = ?"
-            " WHERE id = ? AND writer = ? RETURNING 1"
+            " WHERE id = ? AND writer = ?"
         )
         values = (upload.length, upload.received, upload.expires_at, upload.id, upload.writer)
-        return self._write(sql, *values) is not None
+        return self._change(sql, *values)
 
     def complete(self, upload: OpenUpload) -> None:
         """Record the answer of an upload, which is complete."""
         sql = "UPDATE upload SET length = ?, received = ?, answer = ? WHERE id = ?"
-        self._write(sql, upload.length, upload.received, upload.answer, upload.id)
+        self._change(sql, upload.length, upload.received, upload.answer, upload.id)
 
     def remove(self, id: str) -> None:
-        self._write("DELETE FROM upload WHERE id = ?", id)
+        self._change("DELETE FROM upload WHERE id = ?", id)
 
     def expired(self, now: float) -> list[OpenUpload]:
         rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
@@ -5340,9 +5342,6 @@ class Uploads(Table):
             " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
         )
         return int(self._index.read(sql, owner, target, but).fetchone()[0])
-
-    def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
-        return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
 
 
 def open_index(path: Path) -> Index:
