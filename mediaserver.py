@@ -3852,6 +3852,16 @@ class Table:
     def __init__(self, index: Index) -> None:
         self._index = index
 
+    def _change(self, sql: str, *values: Any, durable: bool = True) -> bool:
+        """Run one statement in a transaction of its own; return whether it changed a row."""
+        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
+
+
+def where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+    """Return a table with conditions on its rows, and the values of those with a placeholder."""
+    words = " AND ".join(condition for condition, _ in conditions) or "1"
+    return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
+
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether it is the index's file that is not what it should be."""
@@ -4214,7 +4224,7 @@ class Assets(Table):
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
-        self._index.write(lambda db: db.execute(sql, (int(made), sha256)), durable=False)
+        self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
         """Hashes of what is among the private images alone and has a thumbnail."""
@@ -4228,7 +4238,7 @@ class Assets(Table):
     def retry_thumbnails(self) -> None:
         """Forget failures, after other decoders have been installed."""
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
-        self._index.write(lambda db: db.execute(sql), durable=False)
+        self._change(sql, durable=False)
 
     def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
         """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
@@ -4710,8 +4720,7 @@ class TokenUses(Table):
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
-        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
-        self._index.write(lambda db: db.execute(sql, (grant.id,)))
+        self._change("UPDATE token_use SET used = used - 1 WHERE id = ?", grant.id)
 
 
 class Share(NamedTuple):
@@ -4772,7 +4781,7 @@ class ShareLinks(Table):
     def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
         """End a share of an owner, or anybody's; whether there was one."""
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
-        return self._index.write(lambda db: db.execute(sql, (id, owner, everyone)).rowcount) > 0
+        return self._change(sql, id, owner, everyone)
 
     def has_files(self, path: str) -> bool:
         """Whether there is anything in a folder of the library."""
@@ -4842,8 +4851,8 @@ class Failures(Table):
         self._index.write(apply, durable=False)
 
     def clear(self, key: str) -> None:
-        sql, digest = "DELETE FROM login_failure WHERE key = ?", self._digest(key)
-        self._index.write(lambda db: db.execute(sql, (digest,)), durable=False)
+        sql = "DELETE FROM login_failure WHERE key = ?"
+        self._change(sql, self._digest(key), durable=False)
 
     @staticmethod
     def _digest(key: str) -> str:
@@ -4913,11 +4922,10 @@ class OwnedTable(Generic[Record]):
         self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
-        clauses = [f"{self._table} WHERE user_id = ? AND {self._condition}"]
-        clauses += [f"{column} = ?" for column, _ in wanted.equal]
-        clauses += ["instr(folded, ?)"] * len(wanted.terms)
-        values = [value for _, value in wanted.equal]
-        return " AND ".join(clauses), [wanted.user_id, *values, *wanted.terms]
+        equal = [(f"{column} = ?", value) for column, value in wanted.equal]
+        terms = [("instr(folded, ?)", term) for term in wanted.terms]
+        own = ("user_id = ?", wanted.user_id), (self._condition, None)
+        return where(self._table, *own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
@@ -5001,11 +5009,7 @@ class Entities(Table):
     def get(
         self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
-        sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
-        row = self._index.query(db, sql, *values).fetchone()
-        return Entity.from_row(row) if row else None
+        return next(iter(self.many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
         """All versions of one, the oldest first."""
@@ -5025,14 +5029,14 @@ class Entities(Table):
         sql = f"SELECT id, transaction_id FROM {chosen} ORDER BY id LIMIT ? OFFSET ?"
         return self._index.read(sql, *values, limit, offset).fetchall(), count
 
-    def many(self, ids: Sequence[int], version: int | None) -> list[Entity]:
+    def many(
+        self, ids: Sequence[int], version: int | None, db: Database | None = None
+    ) -> list[Entity]:
         """Return those of some entities that are there, by id; of each its version `version`."""
-        sql = f"{self._select(version is not None)} WHERE id IN ({placeholders(ids)})"
-        values = list(ids)
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [*ids, version]
-        rows = self._index.read(f"{sql} ORDER BY id", *values)
-        return [Entity.from_row(row) for row in rows]
+        which = "" if version is None else "AND version = ?"
+        sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
+        values = ids if version is None else (*ids, bounded(version))
+        return [Entity.from_row(row) for row in self._index.query(db, sql, *values)]
 
     def _select(self, versions: bool = False) -> str:
         """All there is to read of an entity."""
@@ -5045,15 +5049,14 @@ class Entities(Table):
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
-        table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
-        for column, value in filters.items():
-            equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
-        if text:
-            conditions["instr(search, ?)"] = search_text(text)
-        words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return table + words, [v for condition, v in conditions.items() if "?" in condition]
+        chosen = [] if version is None else [("version = ?", bounded(version))]
+        found = [("instr(search, ?)", search_text(text))] if text else []
+        equal = [
+            (f"{column} = {value:d}", None) if isinstance(value, bool)
+            else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
+            for column, value in filters.items()
+        ]  # fmt: skip
+        return where("entity_version" if chosen else "entity", *chosen, *equal, *found)
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has an asset."""
@@ -5313,7 +5316,7 @@ class Uploads(Table):
     def take(self, id: str, writer: str) -> OpenUpload | None:
         """Make `writer` the only one who may go on; None if it is complete or gone."""
         sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
-        row = self._write(sql, writer, id, durable=False)
+        row = self._index.write(lambda db: db.execute(sql, (writer, id)).fetchone(), durable=False)
         return OpenUpload(*row) if row else None
 
     def is_writer(self, id: str, writer: str) -> bool:
@@ -5324,18 +5327,18 @@ class Uploads(Table):
         """Record how far an upload has come; whether its writer is still the one."""
         sql = (
             "UPDATE upload SET length = ?, received = ?, expires_at = ?"
-            " WHERE id = ? AND writer = ? RETURNING 1"
+            " WHERE id = ? AND writer = ?"
         )
         values = (upload.length, upload.received, upload.expires_at, upload.id, upload.writer)
-        return self._write(sql, *values) is not None
+        return self._change(sql, *values)
 
     def complete(self, upload: OpenUpload) -> None:
         """Record the answer of an upload, which is complete."""
         sql = "UPDATE upload SET length = ?, received = ?, answer = ? WHERE id = ?"
-        self._write(sql, upload.length, upload.received, upload.answer, upload.id)
+        self._change(sql, upload.length, upload.received, upload.answer, upload.id)
 
     def remove(self, id: str) -> None:
-        self._write("DELETE FROM upload WHERE id = ?", id)
+        self._change("DELETE FROM upload WHERE id = ?", id)
 
     def expired(self, now: float) -> list[OpenUpload]:
         rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
@@ -5357,9 +5360,6 @@ class Uploads(Table):
             " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
         )
         return int(self._index.read(sql, owner, target, but).fetchone()[0])
-
-    def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
-        return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
 
 
 def open_index(path: Path) -> Index:
@@ -8446,34 +8446,190 @@ class SharedProgress:
         self._memory[:] = self.LAYOUT.pack(*now[:-1], now.finished_at or 0)
 
 
+def repeat(
+    name: str, work: Callable[[], bool], wait: Callable[[float], None],
+    is_over: Callable[[], bool], pause: float = math.inf,
+) -> None:  # fmt: skip
+    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly."""
+    left, retry = pause, TRY_AGAIN_SECONDS
+    while not is_over():
+        wait(left)
+        try:
+            whole = work()
+        except Exception as error:  # one bad time must not be the last one
+            warn(f"{name} stopped: {type(error).__name__}: {error}")
+            whole = False
+        left = pause if whole else min(pause, retry)
+        retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+
+class Mounts:
+    """Where disks are mounted below folders: what is on one that is away is not gone."""
+
+    def __init__(self, index: Index, progress: SharedProgress) -> None:
+        self._index = index
+        self._state = progress.mounts
+        self._known: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
+
+    def absent(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted whose files are known, and is no more."""
+        known = self._of(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
+        return [
+            path for path in known
+            if path not in mounted and folder.is_local(f"{path}/")
+            and not folder.holds_files(f"{path}/")
+            and not self._index.files.is_empty(folder.name, f"{path}/")
+        ]  # fmt: skip
+
+    def _of(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
+        state, known = self._known.get(folder.name, (-1, []))
+        if state != self._state[0]:
+            state = self._state[0]
+            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+            self._known[folder.name] = state, known
+        return known
+
+    def note(self, folder: Folder) -> list[bytes]:
+        """Remember the mount points below a folder; give those that are absent, with `/`."""
+        absent = self.absent(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)}
+        now = sorted(mounted.union(absent))
+        if now != self._of(folder):
+            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
+            self._state[0] = (self._state[0] + 1) % 256
+        for path in absent:
+            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
+        return [os.fsencode(f"{path}/") for path in absent]
+
+
+class Renditions:
+    """Thumbnails and previews of what is in folders, ahead of time and when asked for."""
+
+    def __init__(self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails) -> None:
+        self.folders = {folder.name: folder for folder in folders}
+        self.thumbnails = thumbnails
+        self.wanted = threading.Event()
+        self._index = index
+        self._woken = -math.inf  # when the latest upload was over, monotonic
+
+    def run(self) -> None:
+        """Make thumbnails whenever they are wanted, until the server stops."""
+        repeat("thumbnails", self.make_all, self._wait, lambda: self.thumbnails.is_over)
+
+    def _wait(self, seconds: float) -> None:
+        self.wanted.wait(None if seconds == math.inf else seconds)
+        self.wanted.clear()
+
+    def wake(self) -> None:
+        """Make the thumbnails of what has come in, once no more comes for a moment."""
+        self._woken = time.monotonic()
+        self.wanted.set()
+
+    def _let_uploads_pass(self) -> None:
+        """Wait while uploads come one after the other: who sends them waits for them."""
+        end = time.monotonic() + MAX_UPLOADS_SECONDS
+        while not self.thumbnails.is_over:
+            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(left)
+
+    def make_all(self) -> bool:
+        """Try each of those that have no verdict yet once; whether all have one now."""
+        if not self.thumbnails.kinds:
+            return True
+        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
+
+        kinds, last, whole = self.thumbnails.kinds, "", True
+        with ThreadPoolExecutor(self.thumbnails.processes) as pool:
+            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
+                whole = all(pool.map(self._try_thumbnail, found)) and whole
+                last = found[-1][1].sha256
+        return whole
+
+    def _try_thumbnail(self, found: Located) -> bool:
+        """Make a thumbnail ahead; whether there is no need to try again."""
+        self._let_uploads_pass()
+        if self.thumbnails.is_over:
+            return True
+        try:
+            return self.ensure_thumbnail(*found, ahead=True) is not Outcome.FAILED
+        except FileNotFoundError:  # removed since: the next scan will see
+            return self.folders[found[0].root].is_there()
+        except (OSError, sqlite3.Error):
+            return False
+
+    def ensure_thumbnail(self, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
+        """Have the thumbnail of an asset, which is made now if that has not been tried yet.
+
+        `ahead`: nobody waits for it. OSError where the file cannot be opened or the thumbnail not
+        stored.
+        """
+        facts, thumbnails = asset.facts, self.thumbnails
+        if asset.thumbnail == 0 or facts is None:
+            return Outcome.IMPOSSIBLE
+        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
+            return Outcome.MADE
+        if facts.kind not in thumbnails.kinds:
+            return Outcome.IMPOSSIBLE
+        if not thumbnails.available:
+            return Outcome.FAILED
+        outcome = Outcome.IMPOSSIBLE
+        if thumbnails.can_make(facts.kind, facts.mime_type):
+            with self.folders[file.root].open(file.path) as source:
+                if not file.matches(os.fstat(source.fileno())):
+                    return Outcome.FAILED
+                outcome = thumbnails.make(source, file, asset, ahead=ahead)
+        if outcome is not Outcome.FAILED:  # which is not the picture's fault
+            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
+        return outcome
+
+    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
+        """The preview of an asset, which is made now if it is not at hand.
+
+        OSError where the file cannot be opened.
+        """
+        with contextlib.suppress(OSError):
+            return self.thumbnails.find_preview(asset.sha256, rendition)
+        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
+        if outcome is not Outcome.MADE:
+            return outcome
+        if not self.thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
+            return Outcome.IMPOSSIBLE
+        with self.folders[file.root].open(file.path) as source:
+            if not file.matches(os.fstat(source.fileno())):
+                return Outcome.FAILED
+            return self.thumbnails.preview(source, file, asset, rendition)
+
+
 class Scanner:
     """Keeps the index in step with the folders, in the background."""
 
     def __init__(
-        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        progress: SharedProgress, others: Sequence[Folder] = (), quiet: bool = False,
+        self, index: Index, folders: Sequence[Folder], renditions: Renditions,
+        progress: SharedProgress, quiet: bool = False,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._scanned = [folder for folder in folders if folder.is_local("")]
-        self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
-        self._thumbnails = thumbnails
+        self._renditions = renditions
+        self._thumbnails = renditions.thumbnails
         self._wanted = threading.Event()
-        self._fresh = threading.Event()
         self._stopping = False
-        self._woken = -math.inf  # when the latest upload was over, monotonic
         self._threads: list[threading.Thread] = []
-        self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
+        self.mounts = Mounts(index, progress)
         self._quiet = quiet
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
         self._thumbnails.is_over = False
         self._wanted.set()
-        self._fresh.set()
-        scan = functools.partial(self._scan_loop, interval)
-        for work in (self._renew_facts, scan, self._thumbnail_loop):
+        self._renditions.wanted.set()
+        scan = functools.partial(self._run, interval or math.inf)
+        for work in (self._renew_facts, scan, self._renditions.run):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
@@ -8481,52 +8637,25 @@ class Scanner:
         """Scan as soon as possible."""
         self._wanted.set()
 
-    def wake(self) -> None:
-        """Make the thumbnails of what has come in, once no more comes for a moment."""
-        self._woken = time.monotonic()
-        self._fresh.set()
-
-    def _let_uploads_pass(self) -> None:
-        """Wait while uploads come one after the other: who sends them waits for them."""
-        end = time.monotonic() + MAX_UPLOADS_SECONDS
-        while not self._stopping:
-            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(left)
-
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
         self._stopping = self._thumbnails.is_over = True
         self._wanted.set()
-        self._fresh.set()
+        self._renditions.wanted.set()
         for thread in self._threads:
             thread.join(SCANNER_STOP_SECONDS)
 
-    def _scan_loop(self, interval: float) -> None:
-        pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+    def _run(self, interval: float) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
             self._index.check()
-        while not self._stopping:
-            self._wait(pause)
-            self._wanted.clear()
-            try:
-                whole = self.scan()
-            except Exception as error:  # one bad scan must not be the last one
-                warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self.progress.set(self.progress.get()._replace(running=False))
-                whole = False
-            pause = interval or math.inf
-            if not whole:
-                pause = min(pause, retry)
-            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+        repeat("the scan", self.scan, self._wait, lambda: self._stopping, interval)
 
     def _renew_facts(self) -> None:
         """Probe all files again whose facts are of a program of another FACTS_VERSION."""
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            folders = [each for each in self._sources.values() if each.is_local("")]
+            folders = [each for each in self._renditions.folders.values() if each.is_local("")]
             whole = [self._renew_facts_in(folder) for folder in folders]
             if all(whole):
                 self._index.set_meta("facts version", FACTS_VERSION)
@@ -8537,7 +8666,7 @@ class Scanner:
         What cannot be read counts as changed: the scan reads it once it can be.
         """
         before = folder.identity()
-        if before is None or self.absent_mounts(folder):
+        if before is None or self.mounts.absent(folder):
             return folder.is_new()
         files = (f for f in self._index.files.of_root(folder.name) if folder.is_local(f.path))
         while batch := list(itertools.islice(files, SCAN_BATCH)):
@@ -8569,14 +8698,15 @@ class Scanner:
         while (left := end - time.monotonic()) > 0:
             step = min(left, AWAY_SECONDS) if away else left
             if self._wanted.wait(None if step == math.inf else step) or away != self._away():
-                return
+                break
+        self._wanted.clear()
 
     def _away(self) -> list[tuple[str, bool, list[str]]]:
         """The folders that are missing, or have mount points below that are."""
         found = []
         with contextlib.suppress(sqlite3.Error):
             for folder in self._scanned:
-                found.append((folder.name, folder.is_missing(), self.absent_mounts(folder)))
+                found.append((folder.name, folder.is_missing(), self.mounts.absent(folder)))
         return [each for each in found if each[1] or each[2]]
 
     def scan(self) -> bool:
@@ -8585,7 +8715,11 @@ class Scanner:
             return True
         before, began = self.progress.get(), time.monotonic()
         self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
-        whole = [self._scan_folder(folder) for folder in self._scanned]
+        try:
+            whole = [self._scan_folder(folder) for folder in self._scanned]
+        except BaseException:
+            self.progress.set(self.progress.get()._replace(running=False))
+            raise
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
         seconds = time.monotonic() - began
@@ -8615,7 +8749,7 @@ class Scanner:
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
-        kept = [*unreadable, *self._note_mounts(folder)]  # what lies there is not gone
+        kept = [*unreadable, *self.mounts.note(folder)]  # what lies there is not gone
         gone = [path for path in gone if not path.startswith(tuple(kept))]
         self._forget(folder, gone, started)
         return not (unreadable or failed)
@@ -8624,38 +8758,6 @@ class Scanner:
         now = self.progress.get()
         done, total, unreadable = now.done + done, now.total + total, now.unreadable + unreadable
         self.progress.set(now._replace(done=done, total=total, unreadable=unreadable))
-
-    def absent_mounts(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted whose files are known, and is no more."""
-        known = self._known_mounts(folder)
-        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
-        return [
-            path for path in known
-            if path not in mounted and folder.is_local(f"{path}/")
-            and not folder.holds_files(f"{path}/")
-            and not self._index.files.is_empty(folder.name, f"{path}/")
-        ]  # fmt: skip
-
-    def _known_mounts(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
-        state, known = self._mounts.get(folder.name, (-1, []))
-        if state != self.progress.mounts[0]:
-            state = self.progress.mounts[0]
-            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
-            self._mounts[folder.name] = state, known
-        return known
-
-    def _note_mounts(self, folder: Folder) -> list[bytes]:
-        """Remember the mount points below a folder; give those that are absent, with `/`."""
-        absent = self.absent_mounts(folder)
-        mounted = {path for path, _ in mounts_below(folder.path)}
-        now = sorted(mounted.union(absent))
-        if now != self._known_mounts(folder):
-            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
-            self.progress.mounts[0] = (self.progress.mounts[0] + 1) % 256
-        for path in absent:
-            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
-        return [os.fsencode(f"{path}/") for path in absent]
 
     def _compare(
         self, folder: Folder, unreadable: list[bytes]
@@ -8686,7 +8788,7 @@ class Scanner:
             now = len(failed) + self._put_each([each for each in batch if isinstance(each, tuple)])
             missed += now
             self._advance(len(batch), 0, now)
-            self._fresh.set()
+            self._renditions.wanted.set()
         return missed
 
     def _read_ahead(
@@ -8769,87 +8871,6 @@ class Scanner:
             return None
         return again if again and again[0].sha256 == file.sha256 else None
 
-    def _thumbnail_loop(self) -> None:
-        pause, retry = math.inf, TRY_AGAIN_SECONDS
-        while not self._stopping:
-            self._fresh.wait(None if pause == math.inf else pause)
-            self._fresh.clear()
-            try:
-                whole = self._make_thumbnails()
-            except Exception as error:
-                warn(f"thumbnails stopped: {type(error).__name__}: {error}")
-                whole = False
-            pause = math.inf if whole else retry
-            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
-
-    def _make_thumbnails(self) -> bool:
-        """Try each of those that have no verdict yet once; whether all have one now."""
-        if not self._thumbnails.kinds:
-            return True
-        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
-
-        kinds, last, whole = self._thumbnails.kinds, "", True
-        with ThreadPoolExecutor(self._thumbnails.processes) as pool:
-            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
-                whole = all(pool.map(self._try_thumbnail, found)) and whole
-                last = found[-1][1].sha256
-        return whole
-
-    def _try_thumbnail(self, found: Located) -> bool:
-        """Make a thumbnail ahead; whether there is no need to try again."""
-        self._let_uploads_pass()
-        if self._stopping:
-            return True
-        try:
-            return self.ensure_thumbnail(*found, ahead=True) is not Outcome.FAILED
-        except FileNotFoundError:  # removed since: the next scan will see
-            return self._folders[found[0].root].is_there()
-        except (OSError, sqlite3.Error):
-            return False
-
-    def ensure_thumbnail(self, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
-        """Have the thumbnail of an asset, which is made now if that has not been tried yet.
-
-        `ahead`: nobody waits for it.
-
-        OSError where the file cannot be opened or the thumbnail not stored.
-        """
-        facts, thumbnails = asset.facts, self._thumbnails
-        if asset.thumbnail == 0 or facts is None:
-            return Outcome.IMPOSSIBLE
-        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
-            return Outcome.MADE
-        if facts.kind not in thumbnails.kinds:
-            return Outcome.IMPOSSIBLE
-        if not thumbnails.available:
-            return Outcome.FAILED
-        outcome = Outcome.IMPOSSIBLE
-        if thumbnails.can_make(facts.kind, facts.mime_type):
-            with self._sources[file.root].open(file.path) as source:
-                if not file.matches(os.fstat(source.fileno())):
-                    return Outcome.FAILED
-                outcome = thumbnails.make(source, file, asset, ahead=ahead)
-        if outcome is not Outcome.FAILED:  # which is not the picture's fault
-            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
-        return outcome
-
-    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """The preview of an asset, which is made now if it is not at hand.
-
-        OSError where the file cannot be opened.
-        """
-        with contextlib.suppress(OSError):
-            return self._thumbnails.find_preview(asset.sha256, rendition)
-        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE:
-            return outcome
-        if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
-            return Outcome.IMPOSSIBLE
-        with self._sources[file.root].open(file.path) as source:
-            if not file.matches(os.fstat(source.fileno())):
-                return Outcome.FAILED
-            return self._thumbnails.preview(source, file, asset, rendition)
-
 
 class Sight(NamedTuple):
     """How the storage folder was when it was last looked at."""
@@ -8887,7 +8908,7 @@ class Watcher:
     def _look(self, done: threading.Event) -> None:
         try:
             missing = self._folder.is_missing()
-            absent = () if missing else tuple(self._scanner.absent_mounts(self._folder))
+            absent = () if missing else tuple(self._scanner.mounts.absent(self._folder))
             self._seen = Sight(missing, absent)
         except (OSError, sqlite3.Error) as error:  # the index answers for itself
             warn(f"the storage folder could not be looked at: {error}")
@@ -11986,8 +12007,9 @@ class App:
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews if limit else None)
-        scanned, others = [self.library, self.images], [self.users, self.entities]
-        self.scanner = Scanner(index, scanned, thumbnails, progress, others, settings.quiet)
+        self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
+        scanned = [self.library, self.images]
+        self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
@@ -12032,7 +12054,7 @@ class App:
 
     def takes_uploads(self) -> bool:
         """Whether the disks below the storage folder are there that uploads lie on."""
-        absent = self.scanner.absent_mounts(self.library)
+        absent = self.scanner.mounts.absent(self.library)
         return not [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]
 
     @contextlib.contextmanager
@@ -13701,7 +13723,7 @@ def thumbnail_response(
     """Answer with a thumbnail, which is made if need be."""
     try:
         with app.disk(file.root):
-            outcome = app.scanner.ensure_thumbnail(file, asset)
+            outcome = app.renditions.ensure_thumbnail(file, asset)
             if outcome is not Outcome.MADE:
                 raise no_rendition("thumbnail", outcome)
             data = app.thumbnails.read(asset.sha256, file.root != "library")
@@ -13778,7 +13800,7 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
-        app.scanner.wake()
+        app.renditions.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
         thumbnail = f"{asset.sha256}.png" if possible else None
@@ -15211,7 +15233,7 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
     placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     is_local = app.library.is_local(placed[0].path)
     app.index.write(lambda db: app.index.files.put(db, *placed), durable=not is_local)
-    app.scanner.wake()
+    app.renditions.wake()
     return placed
 
 
@@ -15312,7 +15334,7 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
     """What is answered with the largest preview of a picture; 404, 503."""
     try:
         with app.disk(file.root):
-            made = app.scanner.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
+            made = app.renditions.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     if isinstance(made, Outcome):
@@ -15766,7 +15788,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     def make() -> Response:
         try:
             with app.disk(file.root):
-                made = app.scanner.ensure_preview(file, asset, rendition)
+                made = app.renditions.ensure_preview(file, asset, rendition)
         except FileNotFoundError:
             raise HTTPError(404, NO_FILE) from None
         if isinstance(made, Outcome):
