@@ -2277,8 +2277,8 @@ def moov(turn: int = 1, units: int = 3000, version: int = 0, *more: bytes) -> by
 
 
 def mp4_of(brand: bytes = b"isom", movie: bytes | None = None) -> bytes:
-    film = moov() if movie is None else movie
-    return box(b"ftyp", brand, bytes(4), b"mp42") + box(b"mdat", bytes(99)) + film
+    movie_box = moov() if movie is None else movie
+    return box(b"ftyp", brand, bytes(4), b"mp42") + box(b"mdat", bytes(99)) + movie_box
 
 
 def quicktime() -> bytes:
@@ -2355,9 +2355,9 @@ def matroska(doc_type: bytes, kind: int = 1) -> bytes:
 
 def matroska_from_behind() -> bytes:
     """Its seek head leads past a cluster to the tracks."""
-    film = matroska(b"matroska")
-    tracks = film.index(bytes.fromhex("1654ae6b"))
-    info = film[film.index(bytes.fromhex("1549a966")) : tracks]
+    file = matroska(b"matroska")
+    tracks = file.index(bytes.fromhex("1654ae6b"))
+    info = file[file.index(bytes.fromhex("1549a966")) : tracks]
     cluster = element(0x1F43B675, bytes(50))
 
     def seek(at: int) -> bytes:
@@ -2365,8 +2365,8 @@ def matroska_from_behind() -> bytes:
         return element(0x114D9B74, element(0x4DBB, *entry))
 
     at = len(seek(0)) + len(info) + len(cluster)
-    ebml = film[: film.index(bytes.fromhex("18538067"))]
-    return ebml + element(0x18538067, seek(at), info, cluster, film[tracks:])
+    ebml = file[: file.index(bytes.fromhex("18538067"))]
+    return ebml + element(0x18538067, seek(at), info, cluster, file[tracks:])
 
 
 def avi() -> bytes:
@@ -2602,8 +2602,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "Matroska": (matroska(b"matroska"), "video/x-matroska", FILMED),
     "WebM": (matroska(b"webm"), "video/webm", FILMED),
     "Matroska, tracks behind the clusters": (matroska_from_behind(), "video/x-matroska", FILMED),
-    "Matroska, sound": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
-    "WebM, sound": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
+    "Matroska, audio": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
+    "WebM, audio": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
     "AVI": (avi(), "video/x-msvideo",
             FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
     "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
@@ -2613,6 +2613,10 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
               FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
     "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
                 FILM),
+    "MPEG-PS, a start by chance": (
+        PS + pes(0, MPEG2_SIZE) + PS + pes(180_000)
+        + bytes.fromhex("000001C0 0123 8080 05 2F FFFF FFFF") + bytes(999), "video/mpeg",
+        FILM | {"duration": 4.0}),
     "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", FILMED),
     "WMA": (asf(), "audio/x-ms-wma", {"duration": 3.0, "kind": "audio"}),
     "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", FILM),
@@ -2688,7 +2692,7 @@ def test_a_file_is_known_by_its_bytes(name: str) -> None:
         b"FORM....ILBM",
     ],
 )  # fmt: skip
-def test_what_is_no_picture_film_or_sound_is_nothing(head: bytes) -> None:
+def test_what_is_no_image_video_or_audio_is_nothing(head: bytes) -> None:
     assert probe(head) is None
 
 
@@ -2748,7 +2752,7 @@ def test_a_picture_was_taken_when_its_best_time_says_and_never_when_it_was_edite
 
 
 def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> bytes:
-    """A film with times in its three kinds of headers, in seconds since 1904."""
+    """A video with times in its three kinds of headers, in seconds since 1904."""
     name = struct.pack(">I", seconds)
     movie_head, media_head = (
         box(kind, full(0, name * flag or bytes(4), bytes(4), struct.pack(">II", 1000, 3000)))
@@ -2760,7 +2764,7 @@ def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> byt
 
 
 def noted(kind: bytes, text: bytes, seconds: int = 1 << 31) -> bytes:
-    """A film with a note in its user data, and another time in its header."""
+    """A video with a note in its user data, and another time in its header."""
     return made_at(seconds, 1) + box(b"udta", box(kind, text))
 
 
@@ -2796,8 +2800,8 @@ def test_a_video_was_made_when_its_best_time_says(video: bytes, expected: Any) -
     assert got and got.kind == "video" and got.created == expected
 
 
-class Film(io.RawIOBase):
-    """A 4 GiB film with its index at the end, of which nothing but the ends exists."""
+class LargeVideo(io.RawIOBase):
+    """A 4 GiB video with its index at the end, of which nothing but the ends exists."""
 
     def __init__(self) -> None:
         self.index, self.at, self.bytes_read = moov(), 0, 0
@@ -2816,11 +2820,11 @@ class Film(io.RawIOBase):
         return data
 
 
-def test_a_film_of_four_gigabytes_costs_kilobytes() -> None:
-    film = Film()
-    got = ms.probe(film)  # type: ignore[arg-type]
+def test_a_video_of_four_gigabytes_costs_kilobytes() -> None:
+    video = LargeVideo()
+    got = ms.probe(video)  # type: ignore[arg-type]
     assert got is not None and (got.width, got.duration) == (640, 3.0)
-    assert film.bytes_read < 20_000
+    assert video.bytes_read < 20_000
 
 
 def test_of_fragments_without_an_index_the_last_one_within_reach_counts() -> None:
@@ -2828,7 +2832,7 @@ def test_of_fragments_without_an_index_the_last_one_within_reach_counts() -> Non
     assert got is not None and got.duration is not None and 1000 < got.duration < 8000
 
 
-def test_a_long_comment_makes_no_sound_of_a_video() -> None:
+def test_a_long_comment_makes_no_audio_of_a_video() -> None:
     got = probe(asf(ASF_VIDEO, comment=50_000))
     assert got is not None and (got.kind, got.width) == ("video", 640)
 
@@ -2858,9 +2862,9 @@ HOSTILE = {
     "boxes of no length": mp4_of() + box(b"free") * 100_000,
     "nested boxes": mp4_of(movie=b"".join(
         struct.pack(">I4s", 8 * (5000 - i), b"moov") for i in range(5000))),
-    "sound that is all sync": ID3 + b"\xff" * 200_000,
-    "sound that is all sync behind its start": MP3_FRAME * 3 + b"\xff" * 1_500_000,
-    "sound of frames that none follows": MP3_FRAME * 3 + b"\xff\xfb\x90\x01" * 400_000,
+    "audio that is all sync": ID3 + b"\xff" * 200_000,
+    "audio that is all sync behind its start": MP3_FRAME * 3 + b"\xff" * 1_500_000,
+    "audio of frames that none follows": MP3_FRAME * 3 + b"\xff\xfb\x90\x01" * 400_000,
     "frames of seven bytes": ID3 + b"\xff\xf1\x50\x80\0\xff\xfc" * 30_000,
     "pages without end": b"OggS\0" * 40_000,
     "a length of 2^64": struct.pack(">I4sQ", 1, b"ftyp", (1 << 64) - 1) + bytes(64),
@@ -3933,12 +3937,14 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     return Image.open(io.BytesIO(thumbnails.read(sha256)))
 
 
-def try_thumbnail(thumbnails, source, kind="image", duration=None, sha256=SHA, root="library"):
+def try_thumbnail(
+    thumbnails, source, kind="image", duration=None, sha256=SHA, root="library", ahead=False
+):
     with open(source, "rb", buffering=0) as file:
         facts = ms.probe(file) or ms.Facts(kind, f"{kind}/x", "x")
         facts = facts._replace(kind=kind, duration=duration)
         known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
-        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts))
+        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts), ahead=ahead)
 
 
 def near(pixel, colour):
@@ -4460,6 +4466,37 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
     stop_host(thumbnails, host)
 
 
+def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, monkeypatch, pillow):
+    go = tmp_path / "go"
+
+    def tell(source, target, job, formats, ffmpeg):
+        while job.ahead and not go.exists():
+            time.sleep(0.01)
+        told = b"%d" % os.sched_getscheduler(0)
+        target.write(ms.FRAME_LENGTH.pack(len(told)) + told)
+
+    monkeypatch.setattr(ms, "write_renditions", tell)
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    host = start_host(thumbnails)
+
+    def told(*, ahead: bool) -> int:
+        thumbnails.remove(SHA)
+        assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
+        return int(thumbnails.read(SHA))
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(told, ahead=True)
+        wait_until(lambda: thumbnails._making)
+        assert told(ahead=False) == os.SCHED_OTHER
+        thumbnails.remove(SHA)
+        go.touch()
+        assert slow.result(DEADLINE) == os.SCHED_IDLE
+    assert [told(ahead=ahead) for ahead in (True, False, True)] == [
+        os.SCHED_IDLE, os.SCHED_OTHER, os.SCHED_IDLE]  # fmt: skip
+    stop_host(thumbnails, host)
+
+
 def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     quadrants(pillow).save(tmp_path / "a.jpg")
     thumbnails = thumbnails_in(tmp_path / "made")
@@ -4562,7 +4599,7 @@ def test_of_previews_the_least_recently_used_go(tmp_path):
             cache.read(SHA, rendition)
 
 
-def film(path, source, *options):
+def make_video(path, source, *options):
     command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-f", "lavfi", "-i", source]
     subprocess.run([*command, *options, str(path)], check=True)
     return path
@@ -4571,8 +4608,8 @@ def film(path, source, *options):
 RED_THEN_BLUE = "color=red:s=640x320:d=0.9:r=10[a];color=blue:s=640x320:d=4:r=10[b];[a][b]concat"
 
 
-def test_a_film_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pillow, ffmpeg):
-    source = film(tmp_path / "-%03d:film.mp4", RED_THEN_BLUE, "-c:v", "mpeg4")
+def test_a_video_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pillow, ffmpeg):
+    source = make_video(tmp_path / "-%03d:video.mp4", RED_THEN_BLUE, "-c:v", "mpeg4")
     for duration, colour in ((None, RED), (1.5, RED), (4.9, BLUE)):
         made = make(thumbnails, source, "video", duration)
         assert made.size == (256, 128)
@@ -4580,17 +4617,17 @@ def test_a_film_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pi
     assert make(thumbnails, source, "image") is None
 
 
-def test_a_film_that_ends_before_the_second_asked_for_is_shown_by_its_first_frame(
+def test_a_video_that_ends_before_the_second_asked_for_is_shown_by_its_first_frame(
     thumbnails, tmp_path, pillow, ffmpeg
 ):
     options = ("-frames:v", "1", "-c:v", "mpeg4")
     for name in ("a.mp4", "a.mkv", "a.avi"):
-        short = film(tmp_path / name, "color=blue:s=64x32:r=10", *options)
+        short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
         assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
 
 
 @pytest.mark.parametrize(("transfer", "white"), [("smpte2084", 0x94), ("arib-std-b67", 0xBF)])
-def test_graphics_white_of_an_hdr_film_is_white(
+def test_graphics_white_of_an_hdr_video_is_white(
     thumbnails, tmp_path, pillow, ffmpeg, transfer, white
 ):
     known = subprocess.run(["ffmpeg", "-filters"], capture_output=True, check=True).stdout
@@ -4598,11 +4635,11 @@ def test_graphics_white_of_an_hdr_film_is_white(
         pytest.skip("this ffmpeg was built without zscale")
     tags = ["-color_trc", transfer, "-color_primaries", "bt2020", "-colorspace", "bt2020nc"]
     grey = f"color=0x{white:02x}{white:02x}{white:02x}:s=64x32:d=1,format=yuv420p"
-    source = film(tmp_path / "a.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
+    source = make_video(tmp_path / "a.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
     pixel = make(thumbnails, source, "video").convert("RGB").getpixel((9, 9))
     assert min(pixel) >= 240
     for tags in ((), ("-color_trc", "bt709", "-color_primaries", "bt709")):
-        plain = film(tmp_path / "b.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
+        plain = make_video(tmp_path / "b.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
         pixel = make(thumbnails, plain, "video").convert("RGB").getpixel((9, 9))
         assert abs(pixel[0] - white) <= 4
 
@@ -4612,17 +4649,21 @@ def test_a_video_that_names_no_colours_has_those_of_its_height(
     thumbnails, tmp_path, pillow, ffmpeg, height, matrix
 ):
     red = f"color=0xdc3c28:s=64x{height}:d=1,format=rgb24,scale=out_color_matrix={matrix}"
-    source = film(tmp_path / "a.mkv", f"{red},format=yuv420p", "-c:v", "mpeg4", "-qscale:v", "2")
+    source = make_video(
+        tmp_path / "a.mkv", f"{red},format=yuv420p", "-c:v", "mpeg4", "-qscale:v", "2"
+    )
     pixel = make(thumbnails, source, "video").convert("RGB").getpixel((2, 9))
     assert all(abs(a - b) <= 5 for a, b in zip(pixel, (0xDC, 0x3C, 0x28), strict=True))
 
 
-def test_a_film_is_upright_with_square_pixels_and_not_enlarged(
+def test_a_video_is_upright_with_square_pixels_and_not_enlarged(
     thumbnails, tmp_path, pillow, ffmpeg
 ):
-    wide = film(tmp_path / "a.mp4", "color=red:s=320x320:d=1", "-aspect", "2:1", "-c:v", "mpeg4")
+    wide = make_video(
+        tmp_path / "a.mp4", "color=red:s=320x320:d=1", "-aspect", "2:1", "-c:v", "mpeg4"
+    )
     assert make(thumbnails, wide, "video").size == (256, 128)
-    small = film(tmp_path / "b.avi", "color=red:s=64x32:d=1", "-c:v", "mpeg4")
+    small = make_video(tmp_path / "b.avi", "color=red:s=64x32:d=1", "-c:v", "mpeg4")
     assert make(thumbnails, small, "video").size == (64, 32)
     turn = ["-c", "copy", "-metadata:s:v", "rotate=90"]
     turned = tmp_path / "c.mov"
@@ -4668,6 +4709,7 @@ class Scanning(NamedTuple):
     index: Any
     folder: Any
     thumbnails: Any
+    renditions: Any
     scanner: Any
     path: Path
 
@@ -4677,7 +4719,7 @@ class Scanning(NamedTuple):
 
     def try_thumbnail(self, name: str) -> Any:
         file, asset = self.index.files.get("library", name)
-        return self.scanner.ensure_thumbnail(file, asset)
+        return self.renditions.ensure_thumbnail(file, asset)
 
     @property
     def unreadable(self) -> int:
@@ -4693,8 +4735,9 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
     thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
-    scanner = ms.Scanner(index, [folder], thumbnails, ms.SharedProgress())
-    yield Scanning(index, folder, thumbnails, scanner, path)
+    renditions = ms.Renditions(index, [folder], thumbnails)
+    scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
+    yield Scanning(index, folder, thumbnails, renditions, scanner, path)
     scanner.stop()
     index.close()
 
@@ -4779,7 +4822,7 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
     assert not list((decoding.path / ".thumbnails").rglob("*.png"))
     decoding.thumbnails._deaths.clear()
-    assert decoding.scanner._make_thumbnails()
+    assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
 
@@ -4942,12 +4985,17 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
 @pytest.mark.parametrize("seconds", [float("inf"), 0])
 def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
     index = ms.open_index(tmp_path / "index")
-    scanner = ms.Scanner(index, [], ms.Thumbnails(), ms.SharedProgress())
-    pauses: list[float] = []
+    thumbnails, pauses = ms.Thumbnails(), list[float]()
+    renditions = ms.Renditions(index, [], thumbnails)
+
+    def sleep(pause: float) -> None:
+        pauses.append(pause)
+        thumbnails.is_over = True
+
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
-    monkeypatch.setattr(ms.time, "sleep", lambda pause: pauses.append(pause) or scanner.stop())
-    scanner.wake()
-    scanner._let_uploads_pass()
+    monkeypatch.setattr(ms.time, "sleep", sleep)
+    renditions.wake()
+    renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
@@ -7543,37 +7591,42 @@ def test_several_ranges_are_one_multipart_answer(server, served):
     ]
 
 
-def test_conditions_are_kept_as_rfc_9110_says(server, served):
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (304, {"If_None_Match": "{etag}"}),
+        (304, {"If_None_Match": '"x", W/{etag}'}),
+        (304, {"If_None_Match": "*"}),
+        (200, {"If_None_Match": '"x"'}),
+        (200, {"If_None_Match": '"x"', "If_Modified_Since": "{modified}"}),
+        (304, {"If_Modified_Since": "{modified}"}),
+        (200, {"If_Modified_Since": "{before}"}),
+        (200, {"If_Modified_Since": "yesterday"}),
+        (412, {"If_Match": '"x"'}),
+        (200, {"If_Match": "{etag}"}),
+        (412, {"If_Unmodified_Since": "{before}"}),
+        (206, {"Range": "bytes=0-1", "If_Range": "{etag}"}),
+        (206, {"Range": "bytes=0-1", "If_Range": "{modified}"}),
+        (200, {"Range": "bytes=0-1", "If_Range": '"x"'}),
+        (200, {"Range": "bytes=0-1", "If_Range": "W/{etag}"}),
+        (200, {"Range": "bytes=0-1", "If_Range": "{before}"}),
+        (304, {"Range": "bytes=0-1", "If_None_Match": "{etag}"}),
+        (200, {"Range": "bytes=9999999-", "If_Range": '"x"'}),
+    ],
+)
+def test_conditions_are_kept_as_rfc_9110_says(server, served, status, headers):
     path, content = served
     etag, modified = f'"{sha256(content)}"', server.get(path).headers["Last-Modified"]
     before = ms.format_date(ms.parse_date(modified) - 10)
-    for headers, status in (
-        ({"If_None_Match": etag}, 304),
-        ({"If_None_Match": f'"x", W/{etag}'}, 304),
-        ({"If_None_Match": "*"}, 304),
-        ({"If_None_Match": '"x"'}, 200),
-        ({"If_None_Match": '"x"', "If_Modified_Since": modified}, 200),
-        ({"If_Modified_Since": modified}, 304),
-        ({"If_Modified_Since": before}, 200),
-        ({"If_Modified_Since": "yesterday"}, 200),
-        ({"If_Match": '"x"'}, 412),
-        ({"If_Match": etag}, 200),
-        ({"If_Unmodified_Since": before}, 412),
-        ({"Range": "bytes=0-1", "If_Range": etag}, 206),
-        ({"Range": "bytes=0-1", "If_Range": modified}, 206),
-        ({"Range": "bytes=0-1", "If_Range": '"x"'}, 200),
-        ({"Range": "bytes=0-1", "If_Range": f"W/{etag}"}, 200),
-        ({"Range": "bytes=0-1", "If_Range": before}, 200),
-        ({"Range": "bytes=0-1", "If_None_Match": etag}, 304),
-        ({"Range": "bytes=9999999-", "If_Range": '"x"'}, 200),
-    ):
-        answer = server.get(path, **headers)
-        assert answer.status == status, headers
-        if status == 304:
-            assert answer.body == b""
-            assert answer.headers["ETag"] == etag
-            assert answer.headers["Cache-Control"]
-            assert answer.headers["Content-Type"] is None
+    known = {"etag": etag, "modified": modified, "before": before}
+    headers = {name: value.format(**known) for name, value in headers.items()}
+    answer = server.get(path, **headers)
+    assert answer.status == status
+    if status == 304:
+        assert answer.body == b""
+        assert answer.headers["ETag"] == etag
+        assert answer.headers["Cache-Control"]
+        assert answer.headers["Content-Type"] is None
 
 
 @pytest.mark.parametrize("path", ["NAME", "/image/HASH", "/media", "/list", "/health", "/"])
@@ -8428,12 +8481,12 @@ def test_a_preview_is_public_where_everyone_may_read_the_file(server):
         )  # fmt: skip
 
 
-def test_there_are_previews_of_films_and_none_of_sounds_drawings_and_unknown_hashes(
+def test_there_are_previews_of_videos_and_none_of_audio_drawings_and_unknown_hashes(
     server, tmp_path
 ):
     need("PIL")
     need("ffmpeg")
-    source = film(tmp_path / "a.mp4", "color=red:s=640x320:d=2", "-c:v", "mpeg4")
+    source = make_video(tmp_path / "a.mp4", "color=red:s=640x320:d=2", "-c:v", "mpeg4")
     fill(server.storage, {"a/film.mp4": source.read_bytes()})
     server.rescan()
     answer = server.get(f"/preview/{sha256(source.read_bytes())}?size=720", Accept="image/webp")
@@ -14048,7 +14101,7 @@ def cinema(tmp_path_factory):
     folder.mkdir()
     need("ffmpeg")
     video = ("-c:v", "libvpx", "-deadline", "realtime", "-b:v", "500k", "-g", "5", "-t", "30")
-    film(folder / "a.webm", "testsrc2=size=160x90:rate=3", *video)
+    make_video(folder / "a.webm", "testsrc2=size=160x90:rate=3", *video)
     with Server(folder, LOG_FORMAT="json") as running:
         running.scanned()
         yield running
@@ -15967,8 +16020,9 @@ def test_uninstall_keeps_data_and_secrets_and_purge_does_not(machine, tmp_path):
     machine.setup("--uninstall", "--purge")
 
 
-def test_an_option_that_cannot_be_used_changes_nothing(machine):
-    for options in (
+@pytest.mark.parametrize(
+    "options",
+    [
         ["--domain", "a b"], ["--domain=x;y"], ["--domain", "a..b"], ["--domain="],
         ["--port", "0"], ["--port", "65536"], ["--port", "080"],
         ["--storage-dir", "/srv/.."], ["--storage-dir", "/srv/../etc"], ["--storage-dir=/usr"],
@@ -15979,8 +16033,10 @@ def test_an_option_that_cannot_be_used_changes_nothing(machine):
         ["--storage-dir", "/"], ["--storage-dir", "/a$b"], ["--storage-dir", '/a"b'],
         ["--storage-dir", "/a\nb"], ["--storage-dir", "/a\rb"], ["--domain"], ["--purge"],
         ["--unknown"],
-    ):  # fmt: skip
-        assert "usage:" in machine.setup(*options, status=2), options
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_used_changes_nothing(machine, options):
+    assert "usage:" in machine.setup(*options, status=2)
     assert not machine.root.exists()
 
 
