@@ -4932,6 +4932,59 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+@pytest.mark.parametrize(("pause", "waits"), [
+    (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
+    (7, [7, 5, 7, 7, 5, 7]),
+])  # fmt: skip
+def test_work_that_was_not_whole_is_tried_again_later_each_time(capsys, pause, waits):
+    results = [False, ValueError("broken"), True, False, False]
+    waited: list[float] = []
+
+    def work() -> bool:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if not results:
+            results.append(True)
+
+    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause)
+    assert waited == waits
+    assert capsys.readouterr().err == "mediaserver: the work stopped: ValueError: broken\n"
+
+
+def test_a_backoff_ends_at_an_hour():
+    waited: list[float] = []
+    ms.repeat("the work", lambda: False, waited.append, lambda: len(waited) == 13)
+    assert waited[-3:] == [2560, 3600, 3600]
+
+
+def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
+    file, asset = decoding.index.files.get("library", "a.png")
+    decoding.index.assets.set_thumbnail(asset.sha256, False)
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.IMPOSSIBLE
+    assert decoding.renditions.ensure_thumbnail(file, asset) is ms.Outcome.MADE
+    fill(decoding.path, {"b.png": png(9, 9)})
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
+    assert decoding.states() == {"a.png": 1, "b.png": None}
+
+
+@pytest.mark.parametrize("away", ["folder", "disk below"])
+def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away):
+    scanner, looks = scanning.scanner, iter([True, True, False])
+    monkeypatch.setattr(ms, "AWAY_SECONDS", 0.01)
+    if away == "folder":
+        monkeypatch.setattr(scanning.folder, "is_missing", lambda: next(looks))
+    else:
+        monkeypatch.setattr(scanner.mounts, "absent", lambda _: ["usb"] * next(looks))
+    begun = time.monotonic()
+    scanner._wait(DEADLINE)
+    assert time.monotonic() < begun + DEADLINE / 2
+
+
 @pytest.mark.parametrize("seconds", [float("inf"), 0])
 def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
     index = ms.open_index(tmp_path / "index")
