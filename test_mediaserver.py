@@ -3157,6 +3157,78 @@ def test_an_account_has_at_most_so_many_sessions_and_those_that_end_last_stay(in
     assert found == [("a",), ("c",), ("of another",)]
 
 
+@pytest.mark.parametrize(
+    ("root", "size", "mtime_ns", "ctime", "links", "same"),
+    [
+        ("library", 3, 2_000_000_001, 4.0, 1, True), ("library", 4, 2_000_000_001, 4.0, 1, False),
+        ("library", 3, 2_000_000_000, 4.0, 1, False), ("library", 3, 2_000_000_001, 5.0, 1, False),
+        ("images", 3, 2_000_000_001, 5.0, 1, False), ("images", 3, 2_000_000_001, 5.0, 2, True),
+        ("images", 4, 2_000_000_001, 4.0, 2, False), ("users", 3, 2_000_000_001, 5.0, 1, True),
+        ("users", 3, 3_000_000_001, 5.0, 1, False), ("images", 3, 2_000_000_000, 5.0, 0, True),
+        ("images", 3, 3_000_000_000, 5.0, 0, False),  # an object, whose store keeps no parts
+    ],
+)  # fmt: skip
+def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
+    root, size, mtime_ns, ctime, links, same
+):
+    status = types.SimpleNamespace(
+        st_size=size, st_mtime_ns=mtime_ns, st_ctime=ctime, st_nlink=links
+    )
+    assert ms.is_same(root, (3, 2_000_000_001, 4.0), status) is same
+
+
+def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
+    counted: list[str] = []
+    read = index.read
+    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
+    assert len([sql for sql in counted if "count(*)" in sql]) == 1
+    index.set_meta("x", "1")
+    assert [index.count("meta WHERE key = ?", "x") for _ in range(2)] == [1, 1]
+    monkeypatch.setattr(ms, "MAX_COUNTS", 1)
+    assert index.count("meta WHERE key = ?", "y") == 0
+    assert len(index._local.counts) == 1
+
+
+def test_the_index_is_written_ahead_and_waits_for_the_disk_where_it_must(index):
+    assert index.read("PRAGMA journal_mode").fetchone() == ("wal",)
+    modes = [
+        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable)
+        for durable in (True, False, True)
+    ]
+    assert modes == [2, 1, 2]  # FULL, NORMAL
+
+
+def test_an_account_gets_no_id_under_which_another_programs_user_has_records(index):
+    for table, user_id in (("collection", 1), ("media", 2)):
+        row = {"id": f"{user_id}", "user_id": user_id, "name": "n", "folded": "n"}
+        row |= {
+            "created_at": 0,
+            "updated_at": 0,
+            **({"type": "image"} if table == "media" else {}),
+        }
+        names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        index.write(lambda db, sql=sql, row=row: db.execute(sql, row))
+    assert index.write(lambda db: index.users.add(db, an_account(), 0.0)).id == 3
+
+
+def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_while(
+    tmp_path, monkeypatch
+):
+    spare = ms.SpareSpace(tmp_path / "index")
+    held = tmp_path / "index-spare"
+    spare.hold()
+    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert spare.give_up()
+    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
+    spare.hold_again()
+    assert (held.exists(), spare.is_missed) == (False, True)
+    monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
+    spare.hold_again()
+    assert (held.exists(), spare.is_missed) == (True, False)
+
+
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
     for name, made in (("a", True), ("b", False), ("c", None)):
         asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
@@ -4980,6 +5052,59 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     monkeypatch.setattr(scanning.index.files, "put", put)
     assert not scanning.scanner.scan()
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
+
+
+@pytest.mark.parametrize(("pause", "waits"), [
+    (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
+    (7, [7, 5, 7, 7, 5, 7]),
+])  # fmt: skip
+def test_work_that_was_not_whole_is_tried_again_later_each_time(capsys, pause, waits):
+    results = [False, ValueError("broken"), True, False, False]
+    waited: list[float] = []
+
+    def work() -> bool:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if not results:
+            results.append(True)
+
+    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause)
+    assert waited == waits
+    assert capsys.readouterr().err == "mediaserver: the work stopped: ValueError: broken\n"
+
+
+def test_a_backoff_ends_at_an_hour():
+    waited: list[float] = []
+    ms.repeat("the work", lambda: False, waited.append, lambda: len(waited) == 13)
+    assert waited[-3:] == [2560, 3600, 3600]
+
+
+def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
+    file, asset = decoding.index.files.get("library", "a.png")
+    decoding.index.assets.set_thumbnail(asset.sha256, False)
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.IMPOSSIBLE
+    assert decoding.renditions.ensure_thumbnail(file, asset) is ms.Outcome.MADE
+    fill(decoding.path, {"b.png": png(9, 9)})
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
+    assert decoding.states() == {"a.png": 1, "b.png": None}
+
+
+@pytest.mark.parametrize("away", ["folder", "disk below"])
+def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away):
+    scanner, looks = scanning.scanner, iter([True, True, False])
+    monkeypatch.setattr(ms, "AWAY_SECONDS", 0.01)
+    if away == "folder":
+        monkeypatch.setattr(scanning.folder, "is_missing", lambda: next(looks))
+    else:
+        monkeypatch.setattr(scanner.mounts, "absent", lambda _: ["usb"] * next(looks))
+    begun = time.monotonic()
+    scanner._wait(DEADLINE)
+    assert time.monotonic() < begun + DEADLINE / 2
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), 0])
