@@ -5891,7 +5891,8 @@ class Folder(Tree):
         for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
             incoming = prefix + INCOMING
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                if stat.S_ISDIR(self.stat(incoming).st_mode):  # a link is no way in
+                # Of the owner's folders a link is no way in; of one's own it is an error
+                if not prefix or stat.S_ISDIR(self.stat(incoming).st_mode):
                     left = [item for item in self.files_in(incoming) if item[0] not in resumed]
                     ours = [item for item in left if item[0].endswith(suffix)]
                     self._recover(incoming, ours, is_known)
@@ -14959,7 +14960,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not app.index.shares.has_files(path) or app.library.is_gone(path):
+        is_gone = app.library.is_local(f"{path}/") and app.library.is_gone(path)
+        if is_gone or not app.index.shares.has_files(path):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
@@ -16884,15 +16886,14 @@ class ZipReader:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
                 file, large = each.file, each.file.size > LARGE_FILE
-                with (
-                    folders[file.root].open(file.path) as source,
-                    archive.open(self._info(each), "w", force_zip64=large) as target,
-                ):
+                with folders[file.root].open(file.path) as source:
                     if not file.matches(os.fstat(source.fileno())):
                         return
-                    for block in read_blocks(source, file.size):
-                        target.write(block)
-                        yield self._take()
+                    with archive.open(self._info(each), "w", force_zip64=large) as target:
+                        for block in read_blocks(source, file.size):
+                            target.write(block)
+                            yield self._take()
+        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:

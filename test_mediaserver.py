@@ -674,6 +674,7 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
     special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     special["log_format"] = "JSON"
+    special["media_dir"] = "s3://a"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
@@ -8497,11 +8498,12 @@ def test_what_is_no_list_of_hashes_is_refused(server, body, status):
 
 
 def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start):
-    running = start(read_auth_enabled="true")
-    path = f"/exists?sha256={'5e' * 32}"
+    running, content = start(read_auth_enabled="true"), png()
+    running.upload(content)
+    path = f"/exists?sha256={sha256(content)}"
     assert running.get(path).status == 401
-    assert running.get(path, **WRITER).status == 403
-    assert running.get(path, **READER).json == {"stored": []}
+    assert running.get(path, **WRITER).json == {"stored": []}  # none of its own
+    assert running.get(path, **READER).json == {"stored": [sha256(content)]}
     assert [running.get(f"/exists{query}", **READER).status for query in ("", "?sha256=x")] == [
         400, 400]  # fmt: skip
 
@@ -9162,7 +9164,7 @@ def test_tokens_carry_the_claims_of_simplejwt_which_reads_them(server, jane):
     tokens = jane.login()[1]
     access, refresh = claims_of(tokens["access"]), claims_of(tokens["refresh"])
     assert " ".join(sorted(access)) == (
-        "email exp first_name iat is_admin jti last_name permissions token_type user_id"
+        "email exp first_name iat is_admin jti last_name permissions session token_type user_id"
     )
     assert (access["token_type"], refresh["token_type"]) == ("access", "refresh")
     assert access["user_id"] == refresh["user_id"] == jane.id
