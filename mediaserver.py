@@ -11122,6 +11122,7 @@ MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
+HTML_TYPE = "text/html; charset=utf-8"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
@@ -13069,13 +13070,14 @@ class Application:
     def finish(
         self, head: RequestHead, response: Response, more: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
+        """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         response.headers += more
         if origins := self.app.settings.cors_allow_origins:
             response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or response.headers[0] != ("Content-Type", JSON_TYPE):
+        kinds = ("Content-Type", JSON_TYPE), ("Content-Type", HTML_TYPE)
+        if not isinstance(body, bytes) or response.headers[0] not in kinds:
             return
         if is_long := len(body) > GZIP_BYTES:
             response.headers.append(("Vary", "Accept-Encoding"))
@@ -15111,7 +15113,7 @@ def need_share_password(app: App, request: Request, share: Share) -> None:
 
 def share_page(share: Share, content: str, status: int = 200) -> Response:
     headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Type", HTML_TYPE),
         ("Content-Security-Policy", SHARE_PAGE_POLICY),
         ("Referrer-Policy", "no-referrer"),
         ("Cache-Control", "no-store"),
@@ -15727,7 +15729,6 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
 # Health and metrics for programs, pages for people.
 
 NO_STORE = ("Cache-Control", "no-store")
-HTML_TYPE = "text/html; charset=utf-8"
 
 
 def health_json(app: App) -> dict[str, Any]:
@@ -16389,23 +16390,16 @@ def build_page(markup: str, style: str, script: str) -> Page:
     return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
 
 
-zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
-
-
-def page_response(request: Request, page: Page) -> Response:
+def page_response(page: Page) -> Response:
     """Answer with a page, which a browser keeps and asks about each time."""
-    about = [
-        ("Content-Security-Policy", page.policy),
+    headers = [
+        ("Content-Type", HTML_TYPE),
         ("ETag", page.etag),
+        ("Content-Security-Policy", page.policy),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Encoding, Accept-Language"),
+        ("Vary", "Accept, Accept-Language"),
     ]
-    if not_modified(request.headers, page.etag, None):
-        return Response(304, about)
-    about.append(("Content-Type", HTML_TYPE))
-    if accepts_gzip(request.headers):
-        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
-    return Response(200, about, page.body)
+    return Response(200, headers, page.body)
 
 
 PAGE_STYLE = """
@@ -16673,7 +16667,7 @@ DOCS = build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIP
 @route("GET", "/docs", OPEN, "system", {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
     """This interface, to read and to try."""
-    return page_response(request, DOCS)
+    return page_response(DOCS)
 
 
 # -- The gallery: its data -----------------------------------------------------------------
@@ -17556,13 +17550,17 @@ async function ask(path, options) {
   return null;
 }
 
-// What an answer says is wrong, in one sentence.
-async function problem(answer) {
-  if (answer.status === 403) return t("denied");
-  if (answer.status === 507) return t("noRoom");
-  const body = await answer.json().catch(() => ({}));
-  return typeof body.detail === "string" ? body.detail : t("wrong");
+// What is wrong by an answer's status and body, in one sentence; `known` are texts by status.
+function sentence(status, body, known) {
+  const said = {403: "denied", 507: "noRoom", ...known}[status];
+  try {
+    return said ? t(said) : String(JSON.parse(body).detail || t("wrong"));
+  } catch {
+    return t("wrong");
+  }
 }
+
+const problem = async (answer) => sentence(answer.status, await answer.text());
 
 async function signOut() {
   if (session.refresh) {
@@ -18934,7 +18932,8 @@ function endUpload(upload, request) {
     paused = true;
     signIn(() => { paused = false; resumeUploads(); });
   } else {
-    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
+    const known = {0: "lost", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
+    refuse(upload, sentence(status, request.responseText, known), /^4(00|13|15|22)$/.test(status));
   }
 }
 
@@ -18943,17 +18942,6 @@ function isKnown(upload, request) {
   if (upload.route.target !== "library") return false;
   const said = JSON.parse(request.responseText);
   return !("thumbnail_file" in (said.answer || said));
-}
-
-function sentence(request) {
-  const said = {0: "lost", 400: "wrongType", 403: "denied", 413: "tooMuch", 415: "wrongType",
-    507: "noRoom"}[request.status];
-  if (said) return t(said);
-  try {
-    return String(JSON.parse(request.responseText).detail);
-  } catch {
-    return t("wrong");
-  }
 }
 
 function setPaused(value) {
@@ -19123,7 +19111,7 @@ def choose_language(accepted: str) -> str:
 def gallery_response(request: Request) -> Response:
     """Answer with the gallery in the client's language."""
     language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(request, GALLERY[language])
+    return page_response(GALLERY[language])
 
 
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
