@@ -15253,13 +15253,13 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     assert machine.settings["ALLOW_REGISTRATION"] == "true"
     env = machine.path("/etc/mediaserver/mediaserver.env")
     text = re.sub("(?m)^(ALLOW_REGISTRATION|PUBLIC_URL)=.*\n", "", env.read_text())
-    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\n"
+    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\nUSERS_DIR=/srv/people\n"
     env.write_text(text)  # an older one
     machine.setup()
     assert env.read_text() == text
-    for line in ('alias "/var/lib/mediaserver/box/";', 'alias "/srv/e/f/";'):
-        assert line in machine.site.read_text()
-    env.write_text(text.replace("./box", "s3://family/box"))
+    for folder in ("/var/lib/mediaserver/box", "/srv/e/f", "/srv/people"):
+        assert f'alias "{folder}/";' in machine.site.read_text()
+    env.write_text(text.replace("./box", "s3://family/box").replace("/srv/people", "s3://x/y"))
     machine.setup()
     assert "s3:" not in machine.site.read_text()
 
