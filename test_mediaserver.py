@@ -3646,6 +3646,35 @@ def test_a_bucket_gives_back_what_was_sent_whole_and_in_parts(bucket, tmp_path, 
     assert not bucket.holds_files()
 
 
+OBJECT_NAMES = (
+    "a b", "a+b", "a%20b", "%", "ü", "家.png", "a.", " a ", "~", "a?b#c", "a'b\"c",
+    "a&lt;b>", "(*)!", "\\", "a;b=c,d:@$", "a\tb", "a/b/c.d", "\U0001f600",
+)  # fmt: skip
+
+
+def test_any_name_leads_to_its_own_object(bucket, store):
+    for name in OBJECT_NAMES:
+        incoming = arrive(bucket, name.encode())
+        assert bucket.keep(incoming, [name]) == name
+        incoming.discard(undo=False)
+    listed = [os.fsdecode(path) for path, _ in bucket.walk_stored(bool, [])]
+    assert sorted(listed) == sorted(OBJECT_NAMES)
+    for name in OBJECT_NAMES:
+        assert read_from(bucket, name) == name.encode()
+        url = bucket.client.presign(bucket.request("GET", name), 60)
+        with urllib.request.urlopen(url) as found:
+            assert found.read() == name.encode()
+        bucket.unlink(name)
+        bucket.unlink(name)  # it is gone
+    assert not bucket.holds_objects()
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a//b", "a/../b", "./a", "a/"])
+def test_what_is_no_name_is_asked_of_no_bucket(bucket, name):
+    with pytest.raises(ValueError, match="no file name"):
+        bucket.stat(name)
+
+
 def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
     kept = []
     for content in (b"one", b"two", b"three"):
@@ -12463,6 +12492,18 @@ def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stor
     assert "1 files of images" in run_migrate(server, "images", target, **store.environment)
     assert arriving.read_bytes() == b"half"
     arriving.unlink()
+
+
+def test_an_import_into_a_bucket_is_refused_since_no_scan_would_find_it(store, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/a.png").write_bytes(png())
+    for family in ("images", "media"):
+        words = ["import", tmp_path / "old", "--into", family, "--storage_dir", tmp_path / "new"]
+        ended = run_program(*words, cwd=tmp_path, **SECRETS, **store.environment)
+        assert ended.returncode == 1
+        assert "object store" in ended.stderr
+    assert not store.names()
 
 
 def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
