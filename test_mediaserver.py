@@ -12633,6 +12633,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     sending = threading.Thread(target=lambda: late.extend(send_until_lost(server)))
     sending.start()
     wait_until(lambda: len(store.names()) > len(known) + 3)
+    lost = time.monotonic()
     server.kill()
     replicating.kill()
     replicating.wait()
@@ -12644,6 +12645,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     again = start(**store.environment, storage=str(other))
     for name, content in known.items():
         assert again.get(f"/image/{name}", **OWNER).body == content
+    print(f"\nfrom kill -9 to serving elsewhere: {time.monotonic() - lost:.2f} s")
     found = verify_stored(again, store)
     images = [name for name in store.names() if name.startswith("images/")]
     assert found["files"] + len(found["unknown"]) == len(images) >= len(known) + late.count(201)
@@ -15921,6 +15923,76 @@ def in_turn(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[st
         for name, measure in measures.items():
             found[name].append(measure())
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize(("size", "count"), [(20_000, 30), (9_500_000, 6)])
+def test_a_bucket_beside_a_folder_and_beside_rclone_copy(start, store, tmp_path, size, count):
+    contents = [png_of(size) for _ in range(count)]
+    servers = {"folder": start(storage=str(tmp_path / "f")), "bucket": start(**store.environment)}
+    latest: dict[str, list[str]] = {}
+
+    def rclone(*words: object) -> float:
+        remote = f":s3,provider=Other,endpoint='{store.endpoint}',access_key_id={S3_KEYS[0]}"
+        remote += f",secret_access_key='{S3_KEYS[1]}':family/{store.prefix}copy"
+        given = [remote if word == "bucket" else word for word in words]
+        command = [need("rclone"), "copy", "--config", "", "--transfers", "1", "--checkers", "1"]
+        begun = time.monotonic()
+        subprocess.run([*command, "--ignore-times", *given], check=True, capture_output=True)
+        return count / (time.monotonic() - begun)
+
+    def send(name: str) -> float:
+        begun = time.monotonic()
+        latest[name] = [servers[name].upload(content).json["url"] for content in contents]
+        return count / (time.monotonic() - begun)
+
+    def get(name: str) -> float:
+        begun = time.monotonic()
+        for url, content in zip(latest[name], contents, strict=True):
+            assert len(servers[name].get(local(url)).body) == len(content)
+        return count / (time.monotonic() - begun)
+
+    (source := tmp_path / "source").mkdir()
+    for number, content in enumerate(contents):
+        (source / f"{number}.png").write_bytes(content)
+    rates = in_turn(3, {
+        **{f"upload {name}": functools.partial(send, name) for name in servers},
+        "upload rclone": lambda: rclone(source, "bucket"),
+        **{f"GET {name}": functools.partial(get, name) for name in servers},
+        "GET rclone": lambda: rclone("bucket", tmp_path / "fetched"),
+    })  # fmt: skip
+    print(f"\n{count} files of {size / 1e6:.2f} MB, one after the other:")
+    for row, rate in rates.items():
+        print(f"{row:14} {rate:6.0f}/s {rate * size / 1e6:6.1f} MB/s")
+
+
+@pytest.mark.bench
+def test_others_wait_no_longer_while_their_bucket_hangs(stored):
+    server, store = stored
+    path = local(server.upload(content := png_of(20_000)).json["url"])
+    rows = {"health": get_line("/health"), "library": get_line("/list")}
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.get(path) if number % 2 else server.upload(content)
+
+    print()
+    for state in ("answers", "hangs"):
+        over.clear()
+        if state == "hangs":
+            store.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(8):
+                pool.submit(ask, number)
+            time.sleep(1)  # until they hang, or are refused
+            for row, request in rows.items():
+                times = sorted(load(server.port, request, 2, 2))
+                p50, p99 = (times[len(times) * each // 100] * 1000 for each in (50, 99))
+                print(f"{row:8} while the bucket {state}: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+            over.set()
+            store.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.bench
