@@ -20836,6 +20836,9 @@ def import_source(
         else:
             destination = choose_destination(place, into)
             folder = app.folders[destination.root]
+            if not folder.is_local(destination.place):
+                raise Refusal(f"{folder.show(destination.place)} is in an object store, of which"
+                              " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
             importer = Importer(origin, folder, destination, dry_run)
         counts = tell_outcomes(importer.run())

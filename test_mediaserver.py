@@ -3850,6 +3850,35 @@ def test_a_bucket_gives_back_what_was_sent_whole_and_in_parts(bucket, tmp_path, 
     assert not bucket.holds_files()
 
 
+OBJECT_NAMES = (
+    "a b", "a+b", "a%20b", "%", "ü", "家.png", "a.", " a ", "~", "a?b#c", "a'b\"c",
+    "a&lt;b>", "(*)!", "\\", "a;b=c,d:@$", "a\tb", "a/b/c.d", "\U0001f600",
+)  # fmt: skip
+
+
+def test_any_name_leads_to_its_own_object(bucket, store):
+    for name in OBJECT_NAMES:
+        incoming = arrive(bucket, name.encode())
+        assert bucket.keep(incoming, [name]) == name
+        incoming.discard(undo=False)
+    listed = [os.fsdecode(path) for path, _ in bucket.walk_stored(bool, [])]
+    assert sorted(listed) == sorted(OBJECT_NAMES)
+    for name in OBJECT_NAMES:
+        assert read_from(bucket, name) == name.encode()
+        url = bucket.client.presign(bucket.request("GET", name), 60)
+        with urllib.request.urlopen(url) as found:
+            assert found.read() == name.encode()
+        bucket.unlink(name)
+        bucket.unlink(name)  # it is gone
+    assert not bucket.holds_objects()
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a//b", "a/../b", "./a", "a/"])
+def test_what_is_no_name_is_asked_of_no_bucket(bucket, name):
+    with pytest.raises(ValueError, match="no file name"):
+        bucket.stat(name)
+
+
 def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
     kept = []
     for content in (b"one", b"two", b"three"):
@@ -13096,6 +13125,18 @@ def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stor
     arriving.unlink()
 
 
+def test_an_import_into_a_bucket_is_refused_since_no_scan_would_find_it(store, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/a.png").write_bytes(png())
+    for family in ("images", "media"):
+        words = ["import", tmp_path / "old", "--into", family, "--storage_dir", tmp_path / "new"]
+        ended = run_program(*words, cwd=tmp_path, **SECRETS, **store.environment)
+        assert ended.returncode == 1
+        assert "object store" in ended.stderr
+    assert not store.names()
+
+
 def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
     server, store = stored
     paths, _ = store_everywhere(server, png_of(100_000))
@@ -13223,6 +13264,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     sending = threading.Thread(target=lambda: late.extend(send_until_lost(server)))
     sending.start()
     wait_until(lambda: len(store.names()) > len(known) + 3)
+    lost = time.monotonic()
     server.kill()
     replicating.kill()
     replicating.wait()
@@ -13234,6 +13276,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     again = start(**store.environment, storage=str(other))
     for name, content in known.items():
         assert again.get(f"/image/{name}", **OWNER).body == content
+    print(f"\nfrom kill -9 to serving elsewhere: {time.monotonic() - lost:.2f} s")
     found = verify_stored(again, store)
     images = [name for name in store.names() if name.startswith("images/")]
     assert found["files"] + len(found["unknown"]) == len(images) >= len(known) + late.count(201)
@@ -16273,13 +16316,13 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     assert machine.settings["ALLOW_REGISTRATION"] == "true"
     env = machine.path("/etc/mediaserver/mediaserver.env")
     text = re.sub("(?m)^(ALLOW_REGISTRATION|PUBLIC_URL)=.*\n", "", env.read_text())
-    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\n"
+    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\nUSERS_DIR=/srv/people\n"
     env.write_text(text)  # an older one
     machine.setup()
     assert env.read_text() == text
-    for line in ('alias "/var/lib/mediaserver/box/";', 'alias "/srv/e/f/";'):
-        assert line in machine.site.read_text()
-    env.write_text(text.replace("./box", "s3://family/box"))
+    for folder in ("/var/lib/mediaserver/box", "/srv/e/f", "/srv/people"):
+        assert f'alias "{folder}/";' in machine.site.read_text()
+    env.write_text(text.replace("./box", "s3://family/box").replace("/srv/people", "s3://x/y"))
     machine.setup()
     assert "s3:" not in machine.site.read_text()
 
@@ -16900,6 +16943,76 @@ def in_turn(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[st
         for name, measure in measures.items():
             found[name].append(measure())
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize(("size", "count"), [(20_000, 30), (9_500_000, 6)])
+def test_a_bucket_beside_a_folder_and_beside_rclone_copy(start, store, tmp_path, size, count):
+    contents = [png_of(size) for _ in range(count)]
+    servers = {"folder": start(storage=str(tmp_path / "f")), "bucket": start(**store.environment)}
+    latest: dict[str, list[str]] = {}
+
+    def rclone(*words: object) -> float:
+        remote = f":s3,provider=Other,endpoint='{store.endpoint}',access_key_id={S3_KEYS[0]}"
+        remote += f",secret_access_key='{S3_KEYS[1]}':family/{store.prefix}copy"
+        given = [remote if word == "bucket" else word for word in words]
+        command = [need("rclone"), "copy", "--config", "", "--transfers", "1", "--checkers", "1"]
+        begun = time.monotonic()
+        subprocess.run([*command, "--ignore-times", *given], check=True, capture_output=True)
+        return count / (time.monotonic() - begun)
+
+    def send(name: str) -> float:
+        begun = time.monotonic()
+        latest[name] = [servers[name].upload(content).json["url"] for content in contents]
+        return count / (time.monotonic() - begun)
+
+    def get(name: str) -> float:
+        begun = time.monotonic()
+        for url, content in zip(latest[name], contents, strict=True):
+            assert len(servers[name].get(local(url)).body) == len(content)
+        return count / (time.monotonic() - begun)
+
+    (source := tmp_path / "source").mkdir()
+    for number, content in enumerate(contents):
+        (source / f"{number}.png").write_bytes(content)
+    rates = in_turn(3, {
+        **{f"upload {name}": functools.partial(send, name) for name in servers},
+        "upload rclone": lambda: rclone(source, "bucket"),
+        **{f"GET {name}": functools.partial(get, name) for name in servers},
+        "GET rclone": lambda: rclone("bucket", tmp_path / "fetched"),
+    })  # fmt: skip
+    print(f"\n{count} files of {size / 1e6:.2f} MB, one after the other:")
+    for row, rate in rates.items():
+        print(f"{row:14} {rate:6.0f}/s {rate * size / 1e6:6.1f} MB/s")
+
+
+@pytest.mark.bench
+def test_others_wait_no_longer_while_their_bucket_hangs(stored):
+    server, store = stored
+    path = local(server.upload(content := png_of(20_000)).json["url"])
+    rows = {"health": get_line("/health"), "library": get_line("/list")}
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.get(path) if number % 2 else server.upload(content)
+
+    print()
+    for state in ("answers", "hangs"):
+        over.clear()
+        if state == "hangs":
+            store.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(8):
+                pool.submit(ask, number)
+            time.sleep(1)  # until they hang, or are refused
+            for row, request in rows.items():
+                times = sorted(load(server.port, request, 2, 2))
+                p50, p99 = (times[len(times) * each // 100] * 1000 for each in (50, 99))
+                print(f"{row:8} while the bucket {state}: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+            over.set()
+            store.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.bench
