@@ -5966,11 +5966,12 @@ class Folder(Tree):
 
     def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
         """Make a file that has arrived durable, or one more link of an equal one that is."""
-        link = f"{INCOMING}/{secrets.token_hex(16)}"
-        if duplicate is None or self.link_in(link, self, duplicate):
-            os.fsync(incoming.file.fileno())
-        else:
-            incoming.replace(link, self.open(link))
+        if duplicate is not None:
+            link = f"{INCOMING}/{secrets.token_hex(16)}"
+            if not self.link_in(link, self, duplicate):
+                incoming.replace(link, self.open(link))
+                return
+        os.fsync(incoming.file.fileno())
 
     def _place(self, incoming: Incoming, name: str) -> None:
         """Give a file that has arrived its place, for good; FileExistsError where it is taken."""
