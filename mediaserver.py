@@ -11000,22 +11000,17 @@ class Server(ThreadingHTTPServer):
 
     # -- beginning and end
 
-    def _accept(self) -> None:
+    def _accept(self, most: int = 64) -> None:
         """Take in who has come; where there are other workers, one a turn: the next is theirs."""
-        for _ in range(64 if self.lifeline is None else 1):
-            if not self._accept_one():
+        for _ in range(most if self.lifeline is None or self.stopping else 1):
+            try:
+                sock, address = self.socket.accept()
+            except OSError as error:  # nobody is there, or is gone already
+                if error.errno in NO_DESCRIPTORS:
+                    self.connections.make_room()
                 return
-
-    def _accept_one(self) -> bool:
-        try:
-            sock, address = self.socket.accept()
-        except OSError as error:  # nobody is there, or is gone already
-            if error.errno in NO_DESCRIPTORS:
-                self.connections.make_room()
-            return False
-        sock.setblocking(False)
-        self.process_request(sock, address)
-        return True
+            sock.setblocking(False)
+            self.process_request(sock, address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hold a new connection until a request has arrived on it; 503 where there is no room."""
@@ -11039,9 +11034,7 @@ class Server(ThreadingHTTPServer):
             return False
         now, connections = time.monotonic(), self.connections
         if self.socket.fileno() >= 0:
-            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept_one():
-                    break
+            self._accept(LISTEN_BACKLOG)  # who came before the stop is answered, too
             self._selector.unregister(self.socket)
             self.socket.close()
             self._part_at = now + FAREWELL_SECONDS
