@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 can read the file, and gets to here
+# A Python before 3.8 cannot read the file: it shows this line as the first that it cannot.
+if sys.version_info < (oldest := (3, 10)):  # Python 3.10 or later is needed
     found = ".".join(map(str, sys.version_info[:3]))
     sys.stderr.write("mediaserver: Python 3.10 or later is needed; this is " + found + "\n")
     sys.exit(2)
@@ -95,6 +96,7 @@ import time
 import unicodedata
 import uuid
 import weakref
+import zipfile
 import zlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
@@ -108,7 +110,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, 
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 if TYPE_CHECKING:
-    import zipfile
     from concurrent.futures import ThreadPoolExecutor
     from typing import TextIO
 
@@ -477,12 +478,13 @@ class Settings(NamedTuple):
 
 # The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
 DOTENV_BINDING = re.compile(
-    r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
-    (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
-    (?P<equals>=[^\S\r\n]*
-        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>(?!['"])[^\r\n]*)))?
+    r"""[^\S\r\n]*(?:export[^\S\r\n]+|(?!export[^\S\r\n]))
+    (?:'(?P<quoted_key>[^']+)'|(?P<key>(?!')[^=\#\s]+))[^\S\r\n]*
+    (?P<equals>=(?:[^\S\r\n]*
+        (?:'(?P<single>(?:\\.|[^'\\])*)'|"(?P<double>(?:\\.|[^"\\])*)")
+        |(?P<plain>(?![^\S\r\n]*['"])[^\r\n]*)))?
     [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
@@ -496,7 +498,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
         return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
     if single is not None:
         return re.sub(r"\\([\\'])", r"\1", single)
-    return re.sub(r"\s+#.*", "", binding["plain"] or "").rstrip()
+    return re.sub(r"\s+#.*", "", binding["plain"] or "").strip()
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -3857,7 +3859,7 @@ class Table:
         return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
 
 
-def where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+def rows_where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
     """Return a table with conditions on its rows, and the values of those with a placeholder."""
     words = " AND ".join(condition for condition, _ in conditions) or "1"
     return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
@@ -4459,6 +4461,8 @@ class Shown(NamedTuple):
     model: str | None
     latitude: float | None
     longitude: float | None
+    altitude: float | None
+    created_source: str | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
     id: str | None  # of the media record or entity that it is shown as
 
@@ -4925,7 +4929,7 @@ class OwnedTable(Generic[Record]):
         equal = [(f"{column} = ?", value) for column, value in wanted.equal]
         terms = [("instr(folded, ?)", term) for term in wanted.terms]
         own = ("user_id = ?", wanted.user_id), (self._condition, None)
-        return where(self._table, *own, *equal, *terms)
+        return rows_where(self._table, *own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
@@ -5056,7 +5060,7 @@ class Entities(Table):
             else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
             for column, value in filters.items()
         ]  # fmt: skip
-        return where("entity_version" if chosen else "entity", *chosen, *equal, *found)
+        return rows_where("entity_version" if chosen else "entity", *chosen, *equal, *found)
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has an asset."""
@@ -5872,7 +5876,9 @@ class Folder(Tree):
         for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
             incoming = prefix + INCOMING
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                if stat.S_ISDIR(self.stat(incoming).st_mode):  # a link is no way in
+                mode = self.stat(incoming).st_mode
+                # A link is no way in; but a file in the way of the root's own is an error
+                if stat.S_ISDIR(mode) or not (prefix or stat.S_ISLNK(mode)):
                     left = [item for item in self.files_in(incoming) if item[0] not in resumed]
                     ours = [item for item in left if item[0].endswith(suffix)]
                     self._recover(incoming, ours, is_known)
@@ -5960,11 +5966,12 @@ class Folder(Tree):
 
     def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
         """Make a file that has arrived durable, or one more link of an equal one that is."""
-        link = f"{INCOMING}/{secrets.token_hex(16)}"
-        if duplicate is None or self.link_in(link, self, duplicate):
-            os.fsync(incoming.file.fileno())
-        else:
-            incoming.replace(link, self.open(link))
+        if duplicate is not None:
+            link = f"{INCOMING}/{secrets.token_hex(16)}"
+            if not self.link_in(link, self, duplicate):
+                incoming.replace(link, self.open(link))
+                return
+        os.fsync(incoming.file.fileno())
 
     def _place(self, incoming: Incoming, name: str) -> None:
         """Give a file that has arrived its place, for good; FileExistsError where it is taken."""
@@ -9469,9 +9476,10 @@ def _parse_part(block: bytes) -> Part:
 # -- Values with parameters ------------------------------------------------------------
 
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
-# Without quotes we take any text: old clients send file names like that.
+# Without quotes we take any text: old clients send file names like that. A name without "=" says
+# nothing, as to Django, Starlette and Werkzeug.
 _PARAMETER = re.compile(
-    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*(?:=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?)?"""
 )
 _QUOTED_PAIR = re.compile(r'\\(["\\])')
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
@@ -9561,7 +9569,7 @@ def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
         name = (match[1] or "").lower()
         if match[2] is not None:
             parameters.append((name, _QUOTED_PAIR.sub(r"\1", match[2])))
-        elif name:
+        elif match[3] is not None:
             parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
     return first.strip(" \t").lower(), parameters
@@ -11115,6 +11123,7 @@ MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
+HTML_TYPE = "text/html; charset=utf-8"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
@@ -13062,13 +13071,14 @@ class Application:
     def finish(
         self, head: RequestHead, response: Response, more: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
+        """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         response.headers += more
         if origins := self.app.settings.cors_allow_origins:
             response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or response.headers[0] != ("Content-Type", JSON_TYPE):
+        kinds = ("Content-Type", JSON_TYPE), ("Content-Type", HTML_TYPE)
+        if not isinstance(body, bytes) or response.headers[0] not in kinds:
             return
         if is_long := len(body) > GZIP_BYTES:
             response.headers.append(("Vary", "Accept-Encoding"))
@@ -14949,9 +14959,13 @@ SHARE_PAGE = """<!doctype html>
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
  ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
   list-style: none; padding: 0 }}
- a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
-  border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
+ a {{ aspect-ratio: 1; display: grid; place-items: center; overflow: hidden; color: inherit;
+  border-radius: .5rem; background: #8883; overflow-wrap: anywhere; min-height: 0 }}
+ img {{ width: 100%; height: 100%; min-height: 0; object-fit: cover }}
+ form {{ display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }}
+ input, button {{ font: inherit; padding: .5rem .9rem; border: 1px solid #8888;
+  border-radius: 2rem; max-width: 100%; box-sizing: border-box }}
+ button {{ background: #0b6b62; color: #fff; border: 0; font-weight: 600 }}
 </style>
 <header><h1>{title}</h1></header>
 <main>{content}</main>
@@ -14983,7 +14997,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not app.index.shares.has_files(path) or app.library.is_gone(path):
+        is_there = app.index.shares.has_files(path)
+        if not is_there or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
@@ -15099,7 +15114,7 @@ def need_share_password(app: App, request: Request, share: Share) -> None:
 
 def share_page(share: Share, content: str, status: int = 200) -> Response:
     headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Type", HTML_TYPE),
         ("Content-Security-Policy", SHARE_PAGE_POLICY),
         ("Referrer-Policy", "no-referrer"),
         ("Cache-Control", "no-store"),
@@ -15217,15 +15232,16 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
-    file, asset = add[share.kind](app, share, incoming)
+    add = add_to_folder if share.kind == "folder" else add_for_maker
+    file, asset = add(request, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
-def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located:
     """Put a guest's file into a folder of the library."""
+    app = request.app
     assert incoming.facts is not None
     name = upload_name(incoming)
     if not is_media_name(os.fsencode(name)):
@@ -15237,31 +15253,22 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
     return placed
 
 
-def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make a record of a guest's file in a collection, for its owner."""
-    assert incoming.facts is not None and share.owner is not None
-    existing(app.index.collections.get(share.owner, share.target))
-    placed, now = place_upload(app, share.owner, incoming), time.time()
-    record = MediaRecord(
-        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
-        incoming.size, placed[0].path, None, None, share.target, now, now,
-    )  # fmt: skip
-    app.index.write(lambda db: put_record(app, db, record, placed))
-    return placed
-
-
-def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make an entity of a guest's file in one that is a collection."""
-    if find_entity(app, int(share.target)).is_deleted:
-        raise HTTPError(404, NO_FILE)
-    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located:
+    """Make a record or an entity of a guest's file, as if the link's maker had sent it."""
+    app, sent = request.app, copy.copy(request)
+    sent.principal = find_maker(app, share.owner)
     try:
-        entity = save_entity(app, incoming, lambda db: draft)
+        if share.kind == "collection":
+            sent.fields = {"collection": share.target}
+            create_record(app, sent)
+        else:
+            sent.fields = {"label": upload_name(incoming), "parent_id": int(share.target)}
+            create_entity(app, sent)
     except HTTPError as error:
         if error.status == 409:  # whose it is, is no guest's business
             raise HTTPError(409, "This picture is here already.") from None
         raise
-    return existing(app.index.files.get("entities", entity.path or ""))
+    return existing(next(iter(shared_files(app, share, sha256=incoming.sha256)), None), NO_FILE)
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
@@ -15723,7 +15730,6 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
 # Health and metrics for programs, pages for people.
 
 NO_STORE = ("Cache-Control", "no-store")
-HTML_TYPE = "text/html; charset=utf-8"
 
 
 def health_json(app: App) -> dict[str, Any]:
@@ -16364,7 +16370,7 @@ class Page(NamedTuple):
 def build_page(markup: str, style: str, script: str) -> Page:
     """Put style and script into a page's markup, without what only their readers need."""
     lines = re.compile(r"^ +|^ *//.*\n|^\n|  //.*$", re.MULTILINE)
-    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}<>&|])\s*')
+    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}()<>&|])\s*')
     names = {  # every statement ends with a semicolon or a brace: none needs its line's end
         "style": re.sub(r"(?<=[{};,:])[ \n]| (?=[{}])", "", lines.sub("", style)),
         "script": texts_or_spaces.sub(r"\1\2", lines.sub("", script)),
@@ -16385,23 +16391,16 @@ def build_page(markup: str, style: str, script: str) -> Page:
     return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
 
 
-zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
-
-
-def page_response(request: Request, page: Page) -> Response:
+def page_response(page: Page) -> Response:
     """Answer with a page, which a browser keeps and asks about each time."""
-    about = [
-        ("Content-Security-Policy", page.policy),
+    headers = [
+        ("Content-Type", HTML_TYPE),
         ("ETag", page.etag),
+        ("Content-Security-Policy", page.policy),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Encoding, Accept-Language"),
+        ("Vary", "Accept, Accept-Language"),
     ]
-    if not_modified(request.headers, page.etag, None):
-        return Response(304, about)
-    about.append(("Content-Type", HTML_TYPE))
-    if accepts_gzip(request.headers):
-        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
-    return Response(200, about, page.body)
+    return Response(200, headers, page.body)
 
 
 PAGE_STYLE = """
@@ -16669,7 +16668,7 @@ DOCS = build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIP
 @route("GET", "/docs", OPEN, "system", {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
     """This interface, to read and to try."""
-    return page_response(request, DOCS)
+    return page_response(DOCS)
 
 
 # -- The gallery: its data -----------------------------------------------------------------
@@ -16713,8 +16712,8 @@ def shown_json(item: Shown) -> list[Any]:
     width, height, ratio = measure(item)
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
-        int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        camera_of(item), item.latitude, item.longitude, item.id,
+        int(item.taken[8:]) if item.taken else 0, item.created_source, item.size, width, height,
+        item.duration, camera_of(item), item.latitude, item.longitude, item.altitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -16889,9 +16888,6 @@ class ZipReader:
     """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
 
     def __init__(self, folders: Mapping[str, Folder], files: Sequence[Zipped]) -> None:
-        import zipfile  # 5 ms
-
-        self._zipfile = zipfile
         self._held: list[bytes] = []  # what is written and not read
         self._place = 0
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
@@ -16911,23 +16907,22 @@ class ZipReader:
     def _info(self, each: Zipped) -> zipfile.ZipInfo:
         first, last = MS_DOS
         date = time.gmtime(max(first, min(each.taken, last)))[:6]
-        return self._zipfile.ZipInfo(each.name, date)
+        return zipfile.ZipInfo(each.name, date)
 
     def _pack(
         self, folders: Mapping[str, Folder], files: Sequence[Zipped]
     ) -> Generator[bytes, None, None]:
-        with self._zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
+        with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
                 file, large = each.file, each.file.size > LARGE_FILE
-                with (
-                    folders[file.root].open(file.path) as source,
-                    archive.open(self._info(each), "w", force_zip64=large) as target,
-                ):
+                with folders[file.root].open(file.path) as source:
                     if not file.matches(os.fstat(source.fileno())):
                         return
-                    for block in read_blocks(source, file.size):
-                        target.write(block)
-                        yield self._take()
+                    with archive.open(self._info(each), "w", force_zip64=large) as target:
+                        for block in read_blocks(source, file.size):
+                            target.write(block)
+                            yield self._take()
+        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:
@@ -17009,8 +17004,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "search": "Search names, folders, cameras", "kind": "What to show", "all": "Everything",
         "image": "Photos", "video": "Videos", "audio": "Recordings", "month": "Month",
-        "months": "Months", "cameras": "Cameras", "albums": "Albums",
-        "mine": "My uploads", "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
+        "months": "Months", "cameras": "Cameras", "albums": "Albums", "mine": "My uploads",
+        "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
         "albumName": "Name of the album", "addTo": "Add to album", "added": "Added to #.",
         "takeOut": "Remove from album", "takenOut": "Removed from the album: #.",
         "rename": "Rename", "removeAlbum": "Delete album",
@@ -17019,25 +17014,23 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "sureEmpty": "Delete everything in the trash for good?", "version": "Version #",
         "nothingIn": "Nothing in here",
         "nothingInHow": "Select pictures and add them to an album, or upload some while you "
-          "look at it.",
-        "folders": "Folders", "everything": "All folders", "below": "with folders below",
-        "byName": "by name", "byDate": "by date", "upload": "Upload", "signIn": "Sign in",
-        "signOut": "Sign out", "docs": "For developers: the interface", "selection": "Selection",
-        "uploads": "Uploads", "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close",
-        "previous": "Previous", "next": "Next", "info": "Details", "download": "Download",
-        "copy": "Copy link", "remove": "Delete", "play": "Slideshow", "full": "Full screen",
-        "pick": "Select", "picked": "# selected", "clear": "Clear selection",
-        "nothing": "No pictures here yet",
+          "look at it.", "folders": "Folders", "everything": "All folders",
+        "below": "with folders below", "byName": "by name", "byDate": "by date",
+        "upload": "Upload", "signIn": "Sign in", "signOut": "Sign out",
+        "docs": "For developers: the interface", "selection": "Selection", "uploads": "Uploads",
+        "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close", "previous": "Previous",
+        "next": "Next", "info": "Details", "download": "Download", "copy": "Copy link",
+        "remove": "Delete", "play": "Slideshow", "full": "Full screen", "pick": "Select",
+        "picked": "# selected", "clear": "Clear selection", "nothing": "No pictures here yet",
         "nothingHow": "Drop pictures on this page or press Upload. Files that you copy into the "
-          "folder appear after its next scan.",
-        "none": "Nothing matches", "noneHow": "Try other words, or look at everything.",
-        "showAll": "Show everything", "locked": "These pictures are private",
-        "lockedHow": "Sign in to see them.",
+          "folder appear after its next scan.", "none": "Nothing matches",
+        "noneHow": "Try other words, or look at everything.", "showAll": "Show everything",
+        "locked": "These pictures are private", "lockedHow": "Sign in to see them.",
         "offline": "The server cannot be reached. Trying again…",
         "degraded": "The picture folder, or a disk of it, is not there at the moment.",
         "scanning": "Looking through the folder: # files so far.",
-        "gone": "This is not here any more.", "copied": "The link is copied.",
-        "link": "The link:", "sure": "Delete # for good?", "deleted": "Deleted: #.",
+        "gone": "This is not here any more.", "copied": "The link is copied.", "link": "The link:",
+        "sure": "Delete # for good?", "deleted": "Deleted: #.",
         "denied": "This account may not do that. The owner can allow it.",
         "name": "User name or e-mail", "password": "Password",
         "key": "Or the owner's key, or a token", "useKey": "Use a key instead",
@@ -17050,8 +17043,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Only photos, videos and recordings can be uploaded.",
         "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
-        "progress": "# done",
-        "share": "Share", "linkTitle": "Title", "days": "Days until it ends, 0 for never",
+        "progress": "# done", "byFile": "by the file's date", "share": "Share",
+        "linkTitle": "Title", "days": "Days until it ends, 0 for never",
         "linkPassword": "Password, if you like", "strip": "Without place and camera",
         "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
         "zipLarge": "Select # at most, or download an album or a folder.",
@@ -17059,9 +17052,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
         "image": "Fotos", "video": "Videos", "audio": "Aufnahmen", "month": "Monat",
-        "months": "Monate", "cameras": "Kameras", "albums": "Alben",
-        "mine": "Meine Uploads", "entities": "Archiv", "trash": "Papierkorb",
-        "newAlbum": "Neues Album", "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
+        "months": "Monate", "cameras": "Kameras", "albums": "Alben", "mine": "Meine Uploads",
+        "entities": "Archiv", "trash": "Papierkorb", "newAlbum": "Neues Album",
+        "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
         "added": "Hinzugefügt zu #.", "takeOut": "Aus dem Album nehmen",
         "takenOut": "Aus dem Album genommen: #.", "rename": "Umbenennen",
         "removeAlbum": "Album löschen", "sureAlbum": "Das Album # löschen? Seine Bilder bleiben.",
@@ -17069,15 +17062,15 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "emptyTrash": "Papierkorb leeren", "sureEmpty": "Alles im Papierkorb endgültig löschen?",
         "version": "Version #", "nothingIn": "Hier ist noch nichts",
         "nothingInHow": "Wählen Sie Bilder aus und fügen Sie sie einem Album hinzu, oder laden "
-          "Sie welche hoch, während Sie es ansehen.",
-        "folders": "Ordner", "everything": "Alle Ordner", "below": "mit Unterordnern",
-        "byName": "nach Name", "byDate": "nach Datum", "upload": "Hochladen",
-        "signIn": "Anmelden", "signOut": "Abmelden", "docs": "Für Entwickler: die Schnittstelle",
-        "selection": "Auswahl", "uploads": "Hochgeladenes", "viewer": "Ansicht",
-        "dropHere": "Zum Hochladen loslassen", "close": "Schließen", "previous": "Zurück",
-        "next": "Weiter", "info": "Angaben", "download": "Herunterladen", "copy": "Link kopieren",
-        "remove": "Löschen", "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen",
-        "picked": "# ausgewählt", "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
+          "Sie welche hoch, während Sie es ansehen.", "folders": "Ordner",
+        "everything": "Alle Ordner", "below": "mit Unterordnern", "byName": "nach Name",
+        "byDate": "nach Datum", "upload": "Hochladen", "signIn": "Anmelden", "signOut": "Abmelden",
+        "docs": "Für Entwickler: die Schnittstelle", "selection": "Auswahl",
+        "uploads": "Hochgeladenes", "viewer": "Ansicht", "dropHere": "Zum Hochladen loslassen",
+        "close": "Schließen", "previous": "Zurück", "next": "Weiter", "info": "Angaben",
+        "download": "Herunterladen", "copy": "Link kopieren", "remove": "Löschen",
+        "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen", "picked": "# ausgewählt",
+        "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
         "nothingHow": "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, "
           "die Sie in den Ordner kopieren, erscheinen nach der nächsten Suche.",
         "none": "Nichts gefunden",
@@ -17087,8 +17080,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
         "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
         "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
-        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.",
-        "link": "Der Link:", "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
+        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.", "link": "Der Link:",
+        "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
         "denied": "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
         "name": "Benutzername oder E-Mail", "password": "Passwort",
         "key": "Oder der Schlüssel des Eigentümers, oder ein Token",
@@ -17102,8 +17095,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
-        "progress": "# fertig",
-        "share": "Teilen", "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
+        "progress": "# fertig", "byFile": "Datum der Datei", "share": "Teilen",
+        "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
         "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
         "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
         "endLink": "Diesen Link beenden",
@@ -17325,7 +17318,10 @@ dialog { border: 0; color: inherit }
 #login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
 #login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
 #login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
-#login .list button { justify-content: start; border-radius: .7rem }
+#login .list > button { justify-content: start; border-radius: .7rem }
+#login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
+#login .list a { display: grid; flex: 1; overflow: hidden; text-overflow: ellipsis }
+#login small { color: var(--soft) }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
@@ -17469,9 +17465,7 @@ let noticeTimer = 0, said = "", state = ["", false];
 
 function showNotice(text, bad) {
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  $("notice").hidden = !text;
-  $("notice").textContent = text;
-  $("notice").className = bad ? "bad" : "";
+  Object.assign($("notice"), {hidden: !text, textContent: text, className: bad ? "bad" : ""});
 }
 
 function notify(text, seconds = 0, bad = false) {
@@ -17549,13 +17543,25 @@ async function call(path, options = {}) {
   return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
 }
 
-// What an answer says is wrong, in one sentence.
-async function problem(answer) {
-  if (answer.status === 403) return t("denied");
-  if (answer.status === 507) return t("noRoom");
-  const body = await answer.json().catch(() => ({}));
-  return typeof body.detail === "string" ? body.detail : t("wrong");
+// Call, and tell what is wrong; the answer if nothing is.
+async function ask(path, options) {
+  const answer = await call(path, options);
+  if (answer.ok) return answer;
+  notify(await problem(answer), 8, true);
+  return null;
 }
+
+// What is wrong by an answer's status and body, in one sentence; `known` are texts by status.
+function sentence(status, body, known) {
+  const said = {403: "denied", 507: "noRoom", ...known}[status];
+  try {
+    return said ? t(said) : String(JSON.parse(body).detail || t("wrong"));
+  } catch {
+    return t("wrong");
+  }
+}
+
+const problem = async (answer) => sentence(answer.status, await answer.text());
 
 async function signOut() {
   if (session.refresh) {
@@ -17582,13 +17588,16 @@ function showForm(title, fields, send) {
   if (!$("login").open) $("login").showModal();
 }
 
+const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
+const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+
 function signIn(then = start) {
-  const field = (name, type, complete) => h("label", {}, t(name),
-    h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
+  const word = {type: "password", autocomplete: "current-password"};
   const fields = [
-    field("name", "text", "username"), field("password", "password", "current-password"),
-    h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
-    h("label", {}, h("input", {type: "checkbox", name: "stay"}), " ", t("stay")),
+    field("name", {autocomplete: "username", autocapitalize: "none", spellcheck: false}),
+    field("password", word),
+    h("details", {}, h("summary", {}, t("useKey")), field("key", {...word, autocomplete: "off"})),
+    check("stay"),
   ];
   showForm("signIn", fields, async ({name, password, key, stay}) => {
     const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
@@ -17662,8 +17671,8 @@ function choice(changes, properties, ...children) {
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
-const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
-  ID] = Array(13).keys();
+const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE,
+  LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
 let groups = [], list = NO_LIST, listTag = "";
@@ -18087,7 +18096,8 @@ function actsHere() {
   if (groups.length) {
     act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
   }
-  if (shareOf()) act("share", "share", () => share(shareOf(), placeName()));
+  const name = (query.get("folder") || placeName()).split("/").pop();
+  if (shareOf()) act("share", "share", () => share(shareOf(), name));
   if (list.read_only) return made;
   if (isCollection()) {
     act("pencil", "rename", renameAlbum);
@@ -18166,19 +18176,19 @@ function renameAlbum() {
 
 async function removeAlbum() {
   if (!window.confirm(t("sureAlbum", placeName()))) return;
-  await call(collectionPath(album()), {method: "DELETE"});
-  choose({...NOTHING, album: "all"});
+  if (await ask(collectionPath(album()), {method: "DELETE"})) choose({...NOTHING, album: "all"});
 }
 
 async function emptyTrash() {
   if (!window.confirm(t("sureEmpty"))) return;
-  const answer = await call("/trash", {method: "DELETE"});
-  if (!answer.ok) notify(await problem(answer), 8, true);
+  await ask("/trash", {method: "DELETE"});
   start(true);
 }
 
 async function addToAlbum(items) {
-  const {albums} = await (await call("/gallery/items?album=all")).json();
+  const answer = await ask("/gallery/items?album=all");
+  if (!answer) return;
+  const {albums} = await answer.json();
   const put = async (key, name) => {
     $("login").close();
     const said = await fillAlbum(key, items);
@@ -18222,19 +18232,18 @@ function shareOf(item) {
 
 // Make a link in the dialog, which lists all that there are.
 async function share(shown, title) {
-  const answer = await call("/shares");
-  if (!answer.ok) { notify(await problem(answer), 8, true); return; }
+  const answer = await ask("/shares");
+  if (!answer) return;
   const links = (await answer.json()).map(({id, url, title: name, expires_at: end}) => {
     const remove = async () => {
-      await call(`/shares/${id}`, {method: "DELETE"});
+      await ask(`/shares/${id}`, {method: "DELETE"});
       share(shown, title);
     };
-    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url),
-      h("small", {}, end ? t("until", DAY.format(new Date(end))) : ""),
+    const until = end ? t("until", DAY.format(new Date(end))) : "";
+    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url,
+      h("small", {}, until)),
       button("link", "copy", () => copy(url)), button("trash", "endLink", remove));
   });
-  const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
-  const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
   const grows = !/^(file|media)$/.test(shown.kind);
   showForm("share", [
     h("div", {className: "list"}, links), field("linkTitle", {value: title, maxLength: 255}),
@@ -18564,13 +18573,15 @@ function drawMedium(item) {
 
 function drawFacts(item) {
   const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
-  const where = latitude === undefined || latitude === null ? null : h("span", {},
-    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+  const high = item[ALTITUDE] ? `${NUMBER.format(Math.round(item[ALTITUDE]))} m, ` : "";
+  const where = Number.isFinite(latitude) && h("span", {},
+    `${high}${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
     h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
       + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
   const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
   const rows = [
-    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["taken", `${MOMENT.format(item[TAKEN] * 1000)} (${item[SOURCE] || t("byFile")})`],
+    ["camera", item[CAMERA]],
     ["size", pixels + bytes(item[BYTES])],
     ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
     ["file", nameOf(item)], ["folder", folderOf(item) && choice(
@@ -18922,7 +18933,8 @@ function endUpload(upload, request) {
     paused = true;
     signIn(() => { paused = false; resumeUploads(); });
   } else {
-    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
+    const known = {0: "lost", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
+    refuse(upload, sentence(status, request.responseText, known), /^4(00|13|15|22)$/.test(status));
   }
 }
 
@@ -18931,17 +18943,6 @@ function isKnown(upload, request) {
   if (upload.route.target !== "library") return false;
   const said = JSON.parse(request.responseText);
   return !("thumbnail_file" in (said.answer || said));
-}
-
-function sentence(request) {
-  const said = {0: "lost", 400: "wrongType", 403: "denied", 413: "tooMuch", 415: "wrongType",
-    507: "noRoom"}[request.status];
-  if (said) return t(said);
-  try {
-    return String(JSON.parse(request.responseText).detail);
-  } catch {
-    return t("wrong");
-  }
 }
 
 function setPaused(value) {
@@ -19111,7 +19112,7 @@ def choose_language(accepted: str) -> str:
 def gallery_response(request: Request) -> Response:
     """Answer with the gallery in the client's language."""
     language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(request, GALLERY[language])
+    return page_response(GALLERY[language])
 
 
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
@@ -19276,7 +19277,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
         f"and so are the secrets {hidden}.\n"
-        "A long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        "A long option is accepted with _ or -. DATA is DATABASE_DIR.\n\n"
+        "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
+        "2, what was called is not understood; 130, it was interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -20784,7 +20787,8 @@ def entity_of(row: Row, file: Located | None) -> Entity:
 
 def choose_destination(source: Path, family: str) -> Destination:
     """Return where a folder goes; what might be a private box is not made public by a guess."""
-    is_tree = any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(source))
+    with os.scandir(source) as entries:
+        is_tree = any(entry.is_dir(follow_symlinks=False) for entry in entries)
     if not family and not is_tree:
         raise Refusal(
             f"{source} has no folders in it: say --into images if its pictures are private,"
@@ -20833,6 +20837,9 @@ def import_source(
         else:
             destination = choose_destination(place, into)
             folder = app.folders[destination.root]
+            if not folder.is_local(destination.place):
+                raise Refusal(f"{folder.show(destination.place)} is in an object store, of which"
+                              " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
             importer = Importer(origin, folder, destination, dry_run)
         counts = tell_outcomes(importer.run())

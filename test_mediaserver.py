@@ -674,18 +674,20 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
     special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     special["log_format"] = "JSON"
+    special["media_dir"] = "s3://family/photos"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
             text = special.get(name) or fitting[0]
             arguments = ["--storage_dir", "/s", f"--{spelled}", text]
+            keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
             if how.secret:
                 with pytest.raises(SystemExit) as caught:
                     settings_of(*arguments)
                 assert caught.value.code == 2
             else:
-                assert getattr(settings_of(*arguments), name) == how.parse(text)
+                assert getattr(settings_of(*arguments, **keys), name) == how.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -715,6 +717,8 @@ DOTENV_TABLE = [
     ("A=1\nA=2", {"A": "2"}), ("A=1\nB=${A}2", {"A": "1", "B": "12"}),
     ("B=${NONE:-x}${NONE}", {"B": "x"}), ("B=$A", {"B": "$A"}),
     ("A=1\r\nB=2\r\n", {"A": "1", "B": "2"}), ("A=é", {"A": "é"}), ("'A'=1", {"A": "1"}),
+    ("A= # one\nB=\t#", {"A": "", "B": ""}), ("A='x\\\\'\nB='y'", {"A": "x\\", "B": "y"}),
+    ("'A=1\nB=2", {"B": "2"}), ("export =1", {}), ("A=#1", {"A": "#1"}),
 ]  # fmt: skip
 
 
@@ -887,6 +891,15 @@ def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path):
         assert code == 2
         assert said.startswith("mediaserver: Python 3.10 or later is needed; this is 3.")
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+def test_a_python_that_cannot_read_the_file_shows_the_line_that_says_so(tmp_path, version):
+    old = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    if not old:
+        pytest.skip(f"there is no Python {version}")
+    code, said = said_by(old[0], PROGRAM, tmp_path / "new")
+    assert (code, "Python 3.10 or later is needed" in said) == (1, True)
 
 
 def test_the_addresses_to_open_are_those_that_reach_the_server():
@@ -3144,6 +3157,78 @@ def test_an_account_has_at_most_so_many_sessions_and_those_that_end_last_stay(in
     assert found == [("a",), ("c",), ("of another",)]
 
 
+@pytest.mark.parametrize(
+    ("root", "size", "mtime_ns", "ctime", "links", "same"),
+    [
+        ("library", 3, 2_000_000_001, 4.0, 1, True), ("library", 4, 2_000_000_001, 4.0, 1, False),
+        ("library", 3, 2_000_000_000, 4.0, 1, False), ("library", 3, 2_000_000_001, 5.0, 1, False),
+        ("images", 3, 2_000_000_001, 5.0, 1, False), ("images", 3, 2_000_000_001, 5.0, 2, True),
+        ("images", 4, 2_000_000_001, 4.0, 2, False), ("users", 3, 2_000_000_001, 5.0, 1, True),
+        ("users", 3, 3_000_000_001, 5.0, 1, False), ("images", 3, 2_000_000_000, 5.0, 0, True),
+        ("images", 3, 3_000_000_000, 5.0, 0, False),  # an object, whose store keeps no parts
+    ],
+)  # fmt: skip
+def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
+    root, size, mtime_ns, ctime, links, same
+):
+    status = types.SimpleNamespace(
+        st_size=size, st_mtime_ns=mtime_ns, st_ctime=ctime, st_nlink=links
+    )
+    assert ms.is_same(root, (3, 2_000_000_001, 4.0), status) is same
+
+
+def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
+    counted: list[str] = []
+    read = index.read
+    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
+    assert len([sql for sql in counted if "count(*)" in sql]) == 1
+    index.set_meta("x", "1")
+    assert [index.count("meta WHERE key = ?", "x") for _ in range(2)] == [1, 1]
+    monkeypatch.setattr(ms, "MAX_COUNTS", 1)
+    assert index.count("meta WHERE key = ?", "y") == 0
+    assert len(index._local.counts) == 1
+
+
+def test_the_index_is_written_ahead_and_waits_for_the_disk_where_it_must(index):
+    assert index.read("PRAGMA journal_mode").fetchone() == ("wal",)
+    modes = [
+        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable)
+        for durable in (True, False, True)
+    ]
+    assert modes == [2, 1, 2]  # FULL, NORMAL
+
+
+def test_an_account_gets_no_id_under_which_another_programs_user_has_records(index):
+    for table, user_id in (("collection", 1), ("media", 2)):
+        row = {"id": f"{user_id}", "user_id": user_id, "name": "n", "folded": "n"}
+        row |= {
+            "created_at": 0,
+            "updated_at": 0,
+            **({"type": "image"} if table == "media" else {}),
+        }
+        names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        index.write(lambda db, sql=sql, row=row: db.execute(sql, row))
+    assert index.write(lambda db: index.users.add(db, an_account(), 0.0)).id == 3
+
+
+def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_while(
+    tmp_path, monkeypatch
+):
+    spare = ms.SpareSpace(tmp_path / "index")
+    held = tmp_path / "index-spare"
+    spare.hold()
+    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert spare.give_up()
+    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
+    spare.hold_again()
+    assert (held.exists(), spare.is_missed) == (False, True)
+    monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
+    spare.hold_again()
+    assert (held.exists(), spare.is_missed) == (True, False)
+
+
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
     for name, made in (("a", True), ("b", False), ("c", None)):
         asset = ms.Asset(name * 64, 1, ms.Facts("image", "image/png", "png"))
@@ -3763,6 +3848,35 @@ def test_a_bucket_gives_back_what_was_sent_whole_and_in_parts(bucket, tmp_path, 
     bucket.unlink(name)
     assert bucket.is_gone(name)
     assert not bucket.holds_files()
+
+
+OBJECT_NAMES = (
+    "a b", "a+b", "a%20b", "%", "ü", "家.png", "a.", " a ", "~", "a?b#c", "a'b\"c",
+    "a&lt;b>", "(*)!", "\\", "a;b=c,d:@$", "a\tb", "a/b/c.d", "\U0001f600",
+)  # fmt: skip
+
+
+def test_any_name_leads_to_its_own_object(bucket, store):
+    for name in OBJECT_NAMES:
+        incoming = arrive(bucket, name.encode())
+        assert bucket.keep(incoming, [name]) == name
+        incoming.discard(undo=False)
+    listed = [os.fsdecode(path) for path, _ in bucket.walk_stored(bool, [])]
+    assert sorted(listed) == sorted(OBJECT_NAMES)
+    for name in OBJECT_NAMES:
+        assert read_from(bucket, name) == name.encode()
+        url = bucket.client.presign(bucket.request("GET", name), 60)
+        with urllib.request.urlopen(url) as found:
+            assert found.read() == name.encode()
+        bucket.unlink(name)
+        bucket.unlink(name)  # it is gone
+    assert not bucket.holds_objects()
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a//b", "a/../b", "./a", "a/"])
+def test_what_is_no_name_is_asked_of_no_bucket(bucket, name):
+    with pytest.raises(ValueError, match="no file name"):
+        bucket.stat(name)
 
 
 def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
@@ -4969,6 +5083,59 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+@pytest.mark.parametrize(("pause", "waits"), [
+    (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
+    (7, [7, 5, 7, 7, 5, 7]),
+])  # fmt: skip
+def test_work_that_was_not_whole_is_tried_again_later_each_time(capsys, pause, waits):
+    results = [False, ValueError("broken"), True, False, False]
+    waited: list[float] = []
+
+    def work() -> bool:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if not results:
+            results.append(True)
+
+    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause)
+    assert waited == waits
+    assert capsys.readouterr().err == "mediaserver: the work stopped: ValueError: broken\n"
+
+
+def test_a_backoff_ends_at_an_hour():
+    waited: list[float] = []
+    ms.repeat("the work", lambda: False, waited.append, lambda: len(waited) == 13)
+    assert waited[-3:] == [2560, 3600, 3600]
+
+
+def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
+    file, asset = decoding.index.files.get("library", "a.png")
+    decoding.index.assets.set_thumbnail(asset.sha256, False)
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.IMPOSSIBLE
+    assert decoding.renditions.ensure_thumbnail(file, asset) is ms.Outcome.MADE
+    fill(decoding.path, {"b.png": png(9, 9)})
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
+    assert decoding.states() == {"a.png": 1, "b.png": None}
+
+
+@pytest.mark.parametrize("away", ["folder", "disk below"])
+def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away):
+    scanner, looks = scanning.scanner, iter([True, True, False])
+    monkeypatch.setattr(ms, "AWAY_SECONDS", 0.01)
+    if away == "folder":
+        monkeypatch.setattr(scanning.folder, "is_missing", lambda: next(looks))
+    else:
+        monkeypatch.setattr(scanner.mounts, "absent", lambda _: ["usb"] * next(looks))
+    begun = time.monotonic()
+    scanner._wait(DEADLINE)
+    assert time.monotonic() < begun + DEADLINE / 2
+
+
 @pytest.mark.parametrize("seconds", [float("inf"), 0])
 def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
     index = ms.open_index(tmp_path / "index")
@@ -5408,7 +5575,7 @@ def test_a_content_type_is_parsed(value: str, expected: object) -> None:
     assert ms.parse_content_type(value) == expected
 
 
-@pytest.mark.parametrize("value", ['a/b; c="d', "a/b; c", "a/b; =c", 'a/b; c=d"e'])
+@pytest.mark.parametrize("value", ['a/b; c="d', "a/b; =c", 'a/b; c=d"e'])
 def test_malformed_parameters_are_400(value: str) -> None:
     assert status_of(ms.parse_content_type, value) == 400
     assert status_of(ms.parse_content_disposition, value) == 400
@@ -5442,6 +5609,7 @@ def test_a_parameter_that_comes_twice_is_400_in_a_content_type() -> None:
         (b"filename*0*=utf-8''a%20; filename*1=b%.jpg; filename*2*=%e2%82%ac", "a b%.jpg€"),
         (b"filename*1=b.jpg; filename*0=a", "ab.jpg"),
         (b"filename*1=b.jpg", None),
+        (b'x; filename="a.jpg"; y', "a.jpg"),
         (b"x=y", None),
     ],
 )
@@ -8550,11 +8718,12 @@ def test_what_is_no_list_of_hashes_is_refused(server, body, status):
 
 
 def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start):
-    running = start(read_auth_enabled="true")
-    path = f"/exists?sha256={'5e' * 32}"
+    running, content = start(read_auth_enabled="true"), png()
+    running.upload(content)
+    path = f"/exists?sha256={sha256(content)}"
     assert running.get(path).status == 401
-    assert running.get(path, **WRITER).status == 403
-    assert running.get(path, **READER).json == {"stored": []}
+    assert running.get(path, **WRITER).json == {"stored": []}  # none of its own
+    assert running.get(path, **READER).json == {"stored": [sha256(content)]}
     assert [running.get(f"/exists{query}", **READER).status for query in ("", "?sha256=x")] == [
         400, 400]  # fmt: skip
 
@@ -9215,7 +9384,7 @@ def test_tokens_carry_the_claims_of_simplejwt_which_reads_them(server, jane):
     tokens = jane.login()[1]
     access, refresh = claims_of(tokens["access"]), claims_of(tokens["refresh"])
     assert " ".join(sorted(access)) == (
-        "email exp first_name iat is_admin jti last_name permissions token_type user_id"
+        "email exp first_name iat is_admin jti last_name permissions session token_type user_id"
     )
     assert (access["token_type"], refresh["token_type"]) == ("access", "refresh")
     assert access["user_id"] == refresh["user_id"] == jane.id
@@ -12956,6 +13125,18 @@ def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stor
     arriving.unlink()
 
 
+def test_an_import_into_a_bucket_is_refused_since_no_scan_would_find_it(store, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/a.png").write_bytes(png())
+    for family in ("images", "media"):
+        words = ["import", tmp_path / "old", "--into", family, "--storage_dir", tmp_path / "new"]
+        ended = run_program(*words, cwd=tmp_path, **SECRETS, **store.environment)
+        assert ended.returncode == 1
+        assert "object store" in ended.stderr
+    assert not store.names()
+
+
 def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
     server, store = stored
     paths, _ = store_everywhere(server, png_of(100_000))
@@ -13083,6 +13264,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     sending = threading.Thread(target=lambda: late.extend(send_until_lost(server)))
     sending.start()
     wait_until(lambda: len(store.names()) > len(known) + 3)
+    lost = time.monotonic()
     server.kill()
     replicating.kill()
     replicating.wait()
@@ -13094,6 +13276,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     again = start(**store.environment, storage=str(other))
     for name, content in known.items():
         assert again.get(f"/image/{name}", **OWNER).body == content
+    print(f"\nfrom kill -9 to serving elsewhere: {time.monotonic() - lost:.2f} s")
     found = verify_stored(again, store)
     images = [name for name in store.names() if name.startswith("images/")]
     assert found["files"] + len(found["unknown"]) == len(images) >= len(known) + late.count(201)
@@ -14686,19 +14869,27 @@ def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, st
 
 DIES = """
 import os, sys, mediaserver
-left, read = [int(sys.argv[1])], mediaserver.read_blocks
+left, read, unlink = [int(sys.argv[1])], mediaserver.read_blocks, mediaserver.Place.unlink
+def count():
+    left[0] -= 1
+    left[0] or os.kill(os.getpid(), 9)
 def blocks(*given):
     for block in read(*given):
-        left[0] -= 1
-        left[0] or os.kill(os.getpid(), 9)
+        count()
         yield block
-mediaserver.read_blocks = blocks
+def gone(place):
+    count()
+    unlink(place)
+if sys.argv[2] == "trash":
+    mediaserver.Place.unlink = gone
+else:
+    mediaserver.read_blocks = blocks
 sys.exit(mediaserver.main(sys.argv[2:]))
 """
 
 
 def run_killed(blocks: int, *words: object, cwd: Path) -> None:
-    """Run a command that is killed when it has read so many blocks of files."""
+    """Run a command that is killed at so many blocks that it reads, or files that go."""
     arguments = [sys.executable, "-c", DIES, blocks, *words]
     environment = {**BARE_ENVIRONMENT, "PYTHONPATH": str(HERE)}
     ended = subprocess.run(list(map(str, arguments)), cwd=cwd, env=environment, check=False)
@@ -14787,6 +14978,40 @@ def test_a_backup_that_was_killed_is_no_backup_and_goes_on(filled, tmp_path, cap
     made = make_backup(filled, place)
     assert list(place.iterdir()) == [made]
     assert run_verify(made)["files"] == 9
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 4, 6])
+def test_an_import_that_was_killed_goes_on_and_takes_in_everything_once(tmp_path, blocks):
+    source, storage = tmp_path / "old", tmp_path / "pictures"
+    storage.mkdir()
+    contents = {f"{n}.png": png() for n in range(4)}
+    fill(source, {f"sub/{name}": content for name, content in contents.items()})
+    run_killed(blocks, "import", source, "--storage_dir", storage, cwd=tmp_path)
+    told = run_here("import", source, "--storage_dir", storage)
+    outcomes = Counter(line.split("\t")[0] for line in told.splitlines())
+    assert outcomes["new"] + outcomes["here"] == len(contents)
+    taken = [path.read_bytes() for path in sorted(storage.glob("imported/**/*.png"))]
+    assert taken == [*contents.values()]
+
+
+@pytest.mark.parametrize("files", [1, 2, 3, 5])
+def test_a_trash_that_is_emptied_when_it_is_killed_leaves_nothing_and_takes_nothing_else(
+    start, tmp_path, files
+):
+    running = start()
+    jane, john, contents = User(running), User(running), [png() for _ in range(3)]
+    for content in contents:
+        record = jane.upload(content)[1]
+        assert jane.call("DELETE", f"{MEDIA}{record['id']}/")[0] == 204
+        assert john.upload(content)[0] == 201
+    running.stop()
+    run_killed(files, "trash", "empty", "--storage_dir", running.storage, cwd=tmp_path)
+    run_here("trash", "empty", "--storage_dir", running.storage)
+    again = start()
+    again.scanned()
+    assert jane.files() == []
+    assert {path.read_bytes() for path in john.files()} == {*contents}
+    assert (run_verify(running.storage)["orphaned"], trash(again, "list")) == ([], "")
 
 
 def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verified(
@@ -16091,13 +16316,13 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     assert machine.settings["ALLOW_REGISTRATION"] == "true"
     env = machine.path("/etc/mediaserver/mediaserver.env")
     text = re.sub("(?m)^(ALLOW_REGISTRATION|PUBLIC_URL)=.*\n", "", env.read_text())
-    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\n"
+    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\nUSERS_DIR=/srv/people\n"
     env.write_text(text)  # an older one
     machine.setup()
     assert env.read_text() == text
-    for line in ('alias "/var/lib/mediaserver/box/";', 'alias "/srv/e/f/";'):
-        assert line in machine.site.read_text()
-    env.write_text(text.replace("./box", "s3://family/box"))
+    for folder in ("/var/lib/mediaserver/box", "/srv/e/f", "/srv/people"):
+        assert f'alias "{folder}/";' in machine.site.read_text()
+    env.write_text(text.replace("./box", "s3://family/box").replace("/srv/people", "s3://x/y"))
     machine.setup()
     assert "s3:" not in machine.site.read_text()
 
@@ -16718,6 +16943,76 @@ def in_turn(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[st
         for name, measure in measures.items():
             found[name].append(measure())
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize(("size", "count"), [(20_000, 30), (9_500_000, 6)])
+def test_a_bucket_beside_a_folder_and_beside_rclone_copy(start, store, tmp_path, size, count):
+    contents = [png_of(size) for _ in range(count)]
+    servers = {"folder": start(storage=str(tmp_path / "f")), "bucket": start(**store.environment)}
+    latest: dict[str, list[str]] = {}
+
+    def rclone(*words: object) -> float:
+        remote = f":s3,provider=Other,endpoint='{store.endpoint}',access_key_id={S3_KEYS[0]}"
+        remote += f",secret_access_key='{S3_KEYS[1]}':family/{store.prefix}copy"
+        given = [remote if word == "bucket" else word for word in words]
+        command = [need("rclone"), "copy", "--config", "", "--transfers", "1", "--checkers", "1"]
+        begun = time.monotonic()
+        subprocess.run([*command, "--ignore-times", *given], check=True, capture_output=True)
+        return count / (time.monotonic() - begun)
+
+    def send(name: str) -> float:
+        begun = time.monotonic()
+        latest[name] = [servers[name].upload(content).json["url"] for content in contents]
+        return count / (time.monotonic() - begun)
+
+    def get(name: str) -> float:
+        begun = time.monotonic()
+        for url, content in zip(latest[name], contents, strict=True):
+            assert len(servers[name].get(local(url)).body) == len(content)
+        return count / (time.monotonic() - begun)
+
+    (source := tmp_path / "source").mkdir()
+    for number, content in enumerate(contents):
+        (source / f"{number}.png").write_bytes(content)
+    rates = in_turn(3, {
+        **{f"upload {name}": functools.partial(send, name) for name in servers},
+        "upload rclone": lambda: rclone(source, "bucket"),
+        **{f"GET {name}": functools.partial(get, name) for name in servers},
+        "GET rclone": lambda: rclone("bucket", tmp_path / "fetched"),
+    })  # fmt: skip
+    print(f"\n{count} files of {size / 1e6:.2f} MB, one after the other:")
+    for row, rate in rates.items():
+        print(f"{row:14} {rate:6.0f}/s {rate * size / 1e6:6.1f} MB/s")
+
+
+@pytest.mark.bench
+def test_others_wait_no_longer_while_their_bucket_hangs(stored):
+    server, store = stored
+    path = local(server.upload(content := png_of(20_000)).json["url"])
+    rows = {"health": get_line("/health"), "library": get_line("/list")}
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.get(path) if number % 2 else server.upload(content)
+
+    print()
+    for state in ("answers", "hangs"):
+        over.clear()
+        if state == "hangs":
+            store.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(8):
+                pool.submit(ask, number)
+            time.sleep(1)  # until they hang, or are refused
+            for row, request in rows.items():
+                times = sorted(load(server.port, request, 2, 2))
+                p50, p99 = (times[len(times) * each // 100] * 1000 for each in (50, 99))
+                print(f"{row:8} while the bucket {state}: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+            over.set()
+            store.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.bench
