@@ -7672,14 +7672,9 @@ class Thumbnails:
             making.done.set()
 
     def _render(
-        self,
-        source: io.FileIO,
-        file: File,
-        asset: Asset,
-        renditions: tuple[Rendition, ...],
-        *,
-        ahead: bool = False,
-    ) -> list[bytes] | Outcome:
+        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...],
+        *, ahead: bool = False,
+    ) -> list[bytes] | Outcome:  # fmt: skip
         """The renditions of an open file, or why there are none."""
         facts = asset.facts
         if facts is None or not self._may_try(asset.sha256):
