@@ -7334,15 +7334,11 @@ RAW_FORMATS = formats_for("raw")
 JPEG_START = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]")
 TIFF_PHOTOMETRIC = 262
 EXIF_ORIENTATION = 0x0112
-# EXIF 2.32 §4.6.4: what the camera's orientation asks for, in Pillow's names.
-TRANSPOSE = dict(enumerate((
-    "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE",
-    "ROTATE_270", "TRANSVERSE", "ROTATE_90",
-), start=2))  # fmt: skip
-FFMPEG_TURNS = dict(enumerate((
-    ",hflip", ",hflip,vflip", ",vflip", ",transpose=0",
-    ",transpose=1", ",transpose=3", ",transpose=2",
-), start=2))  # fmt: skip
+BICUBIC: Any = 3  # in all versions of Pillow
+TURNS = {  # what an orientation asks for (EXIF 2.32 §4.6.4), of Pillow and of ffmpeg
+    2: (0, "hflip"), 3: (3, "hflip,vflip"), 4: (1, "vflip"), 5: (5, "transpose=0"),
+    6: (4, "transpose=1"), 7: (6, "transpose=3"), 8: (2, "transpose=2"),
+}  # fmt: skip
 
 
 class Rendition(NamedTuple):
@@ -7506,7 +7502,7 @@ class Thumbnails:
     """
 
     def __init__(self, processes: int | None = None) -> None:
-        """At most `processes` decoders run at once; by default one for each processor."""
+        """At most `processes` decoders work ahead at once; by default one for each processor."""
         self.processes = processes or os.cpu_count() or 1
         self.pillow = find_pillow() if hasattr(os, "fork") else None
         self.ffmpeg = shutil.which("ffmpeg") if hasattr(os, "fork") else None
@@ -7699,14 +7695,9 @@ class Thumbnails:
             making.done.set()
 
     def _render(
-        self,
-        source: io.FileIO,
-        file: File,
-        asset: Asset,
-        renditions: tuple[Rendition, ...],
-        *,
-        ahead: bool = False,
-    ) -> list[bytes] | Outcome:
+        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...],
+        *, ahead: bool = False,
+    ) -> list[bytes] | Outcome:  # fmt: skip
         """The renditions of an open file, or why there are none."""
         facts = asset.facts
         if facts is None or not self._may_try(asset.sha256):
@@ -8021,9 +8012,8 @@ def open_picture(
     small = shrink(picture, size)
     if cut_short and not small.getbbox():
         return None
-    names = getattr(Image, "Transpose", Image)  # Pillow before 9.1 has them in the module
-    turn = TRANSPOSE.get(orientation)
-    return small.transpose(getattr(names, turn)) if turn else small
+    turn: Any = TURNS.get(orientation)
+    return small.transpose(turn[0]) if turn else small
 
 
 def read_odd_bmp(source: BinaryIO) -> Image.Image | None:
@@ -8127,9 +8117,8 @@ def shrink(picture: Image.Image, size: int) -> Image.Image:
             reduced = Image.new(strip.mode, (strip.width, -(-height // factor)))
         reduced.paste(strip, (0, top // factor))
     assert reduced is not None
-    resampling = getattr(Image, "Resampling", Image)  # Pillow before 9.1, as above
     exact = (0, 0, width / factor, height / factor)
-    small = reduced.resize(fitted, resampling.BICUBIC, exact)
+    small = reduced.resize(fitted, BICUBIC, exact)
     return convert_to_srgb(small.convert("RGBA") if small.mode == "RGBa" else small, profile)
 
 
@@ -8170,8 +8159,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
 
     fitted = fit(picture.size, rendition.size)
     if fitted != picture.size:
-        resampling = getattr(Image, "Resampling", Image)
-        picture = picture.resize(fitted, resampling.BICUBIC, reducing_gap=1.0)
+        picture = picture.resize(fitted, BICUBIC, reducing_gap=1.0)
     picture.info.clear()
     written = io.BytesIO()
     if rendition.format == "PNG":
@@ -8382,8 +8370,10 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
     fitted = f"min(1,{size}/max(iw*sar,ih))"  # sar: the shape of a pixel
     scale = f"scale=w='max(1,round(iw*sar*{fitted}))':h='max(1,round(ih*{fitted}))',setsar=1"
     filters += ",setparams=color_trc=iec61966-2-1"
-    turn = FFMPEG_TURNS.get(job.orientation, "") if job.kind == "image" else ""
-    turned = "-noautorotate" if job.kind == "image" else ""  # not by some versions only
+    turned = ""
+    if job.kind == "image":  # not by some versions only
+        turned, turn = "-noautorotate", TURNS.get(job.orientation)
+        filters += f",{turn[1]}" if turn else ""
     source = f"-protocol_whitelist file -format_whitelist {FFMPEG_DEMUXERS[job.kind]} -threads 1"
     # What a video says of its colours counts before this; of one that says nothing, ffmpeg takes
     # BT.601's, and browsers from 720 lines on BT.709's.
@@ -8392,7 +8382,7 @@ def ffmpeg_arguments(job: Job, size: int, seconds: float, filters: str = "") -> 
     options = f"-nostdin -hide_banner -filter_threads 1 {source} {turned} {colours}"
     return [
         *f"{options} -ss {seconds:.3f}".split(),
-        *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters}{turn} {target}".split(),
+        *f"-i file:/dev/fd/0 -map 0:V:0 -frames:v 1 -vf {scale}{filters} {target}".split(),
     ]
 
 
