@@ -9513,6 +9513,12 @@ def precondition_failed(headers: Headers, etag: str, last_modified: float | None
     return since is not None and int(last_modified) > since
 
 
+def check_preconditions(headers: Headers, etag: str, last_modified: float | None) -> None:
+    """Raise 412 where the request is about another version of a file than there is."""
+    if precondition_failed(headers, etag, last_modified):
+        raise HTTPError(412, "The file is not the one that the request is about.")
+
+
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
     validator = headers.get("if-range")
@@ -12585,8 +12591,7 @@ def content_response(
     held = None if isinstance(content.source, bytes) else content.source
     if not head.is_plain:
         about = (content.etag, content.last_modified)
-        if precondition_failed(headers, *about):
-            raise HTTPError(412, "The file is not the one that the request is about.")
+        check_preconditions(headers, *about)
         if not_modified(headers, *about):
             return Response(304, fields[2:], resource=held)
         # Ranges are defined for GET alone (§14.2).
@@ -13428,11 +13433,12 @@ def get_media(app: App, request: Request, filename: str) -> Response:
     return named_response(app, request, app.library, path, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted", 412: "Error"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
-    existing(app.index.files.get("library", path), NO_FILE)
+    file, _ = existing(app.index.files.get("library", path), NO_FILE)
+    check_preconditions(request.headers, f'"{file.sha256}"', file.mtime_ns / 1e9)
     need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))

@@ -7163,6 +7163,18 @@ def test_the_list_is_newest_first_and_paged(start):
         assert running.get(f"/media?{query}").status == 400
 
 
+@pytest.mark.parametrize(
+    "condition", [{"If-Match": '"0"'}, {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}]
+)
+def test_no_other_image_is_deleted_than_the_one_that_the_request_is_about(server, condition):
+    made = server.upload(png_of(1_207)).json
+    path = f"/media/{made['filename']}"
+    assert server.request("DELETE", path, headers={**OWNER, **condition}).status == 412
+    assert server.get(path).status == 200
+    right = {"If-Match": f'"{made["sha256"]}"'}
+    assert server.request("DELETE", path, headers={**OWNER, **right}).status == 200
+
+
 def test_a_deleted_image_is_gone_from_everywhere(server):
     content = png()
     name = server.upload(content).json["filename"]
