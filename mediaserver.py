@@ -12104,9 +12104,12 @@ FLAGS |= dict.fromkeys(("false", "f", "0", "off", "no", "n"), False)
 
 
 def parse_flag(value: Any) -> bool:
+    """Parse a boolean as pydantic does: no white space, but 1.0 for 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, (str, int)):
         raise Unfit("must be true or false", "bool_type")
-    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
+    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).lower())
     if parsed is None:
         raise Unfit("must be true or false", "bool_parsing")
     return parsed

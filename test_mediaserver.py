@@ -10701,11 +10701,12 @@ NO_JSON_FIELDS: dict[str, list[Any]] = {
     "label": [1, [], {}, True],
     "description": [1.5],
     "parent_id": ["x", 1.5, [], "", {}],
-    "is_deleted": ["x", None, 2, [], 1.5, ""],
+    "is_deleted": ["x", None, 2, [], 1.5, "", 2.0, " true"],
 }
 NO_FORMS = [
     "parent_id=x", "parent_id=1.5", "is_collection=maybe", "is_collection=2", "parent_id=1e3",
     "parent_id=x&is_collection=y", "is_collection=&parent_id=x", "is_collection=-1",
+    "is_collection=+true", "is_collection=false%0A",
 ]  # fmt: skip
 
 
@@ -10780,6 +10781,7 @@ def test_json_that_does_not_fit_is_422(entities, text, kind):
         ("PATCH", "application/json", "[" * 100_000, 400),
         ("PATCH", "application/json", '{"label": "x"}'.encode("utf-16"), 400),
         ("PATCH", "application/json", '{"body": 5}', 422),
+        ("PATCH", "application/json", '{"is_deleted": 0.0}', 200),
         ("PATCH", "application/x-www-form-urlencoded", "label=x", 415),
         ("PATCH", "text/plain", "{}", 415),
         ("PATCH", "application/json; charset=utf-8", '{"unknown": 1, "id": 5, "md5": "x"}', 200),
