@@ -182,18 +182,20 @@ write() { # write MODE OWNER PATH: standard input becomes the file, whole or not
 }
 helper() { # helper WHAT WORD...: what a shell cannot do safely; values are its arguments, never its text
     python3 -I -S -B - "$source/mediaserver.py" "${root:-/}" "$@" <<'END'
-import importlib.util, os, pwd, re, stat, subprocess, sys
+import os, pwd, re, stat, sys
 
 program, root, what, *words = sys.argv[1:]
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-spec = importlib.util.spec_from_file_location("mediaserver", program)
-ms = importlib.util.module_from_spec(spec)
 
 
 def load():
-    sys.modules["mediaserver"] = ms
+    """The program as a module, for which there is time where a .env is read, and only there."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("mediaserver", program)
+    sys.modules["mediaserver"] = ms = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ms)
-    return {name.upper(): how for name, _, how in ms.Settings.table()}
+    return ms
 
 
 def enter(path, make=False):
@@ -266,7 +268,8 @@ def found(path, which):
     """NAME VALUE of each setting (or only of the secrets) in a .env, as the program reads it."""
     if not (text := read(path)):
         return
-    known = load()
+    ms = load()
+    known = {name.upper(): how for name, _, how in ms.Settings.table()}
     for name, value in ms.parse_dotenv(text, {}).items():
         how = known.get(name)
         if how is None or not how.environment or not value or "\n" in value or (which == "secrets" and not how.secret):
@@ -329,6 +332,8 @@ def act(path, name, *command):
 
     It has nothing of root's: not the terminal either, in which its user could type with it.
     """
+    import subprocess
+
     at, _ = enter(path)
     who = {}
     if root == "/":
@@ -511,12 +516,14 @@ END
     esac
     images=$(helper place "$working" UPLOAD_DIR "$data/images")
     entities=$(helper place "$working" MEDIA_STORAGE_DIR "$data/entities")
+    users=$(helper place "$working" USERS_DIR "$data/users")
     check_folder "$pictures" STORAGE_DIR
     check_folder "$data" DATABASE_DIR
     check_folder "$index" DATABASE_URL
     check_folder "$images" UPLOAD_DIR
     check_folder "$entities" MEDIA_STORAGE_DIR
-    helper real "$pictures" "$data" "$index" "$images" "$entities"
+    check_folder "$users" USERS_DIR
+    helper real "$pictures" "$data" "$index" "$images" "$entities" "$users"
     adopt "$root$data/secrets.env" secrets
     [ -z "$open" ] || put ALLOW_REGISTRATION true
     [ -z "$new" ] || keep ALLOW_REGISTRATION false
@@ -560,11 +567,11 @@ make_folders() {
     folder 0700 mediaserver:mediaserver "$root$state"
     run helper make "$data" 0700 "$service"
     run helper make "$pictures" 0750 "$service"
-    for path in "$index" "$images" "$entities"; do
+    for path in "$index" "$images" "$entities" "$users"; do
         case $path in "$data" | "$data"/*) ;; *) run helper make "$path" 0700 "$service" ;; esac
     done
     live || return 0
-    for path in "$data" "$index" "$images" "$entities"; do
+    for path in "$data" "$index" "$images" "$entities" "$users"; do
         case $path in
         $state/* | "$data"/*) ;;
         "$index") run helper give "$path" mediaserver "$index_name" ;;
@@ -627,9 +634,9 @@ END
     write 0644 root:root "$units/mediaserver.service.d/setup.conf" <<END
 # Written by setup.sh: what the folders in mediaserver.env need
 [Unit]
-RequiresMountsFor="$data" "$index" "$images" "$entities"
+RequiresMountsFor="$data" "$index" "$images" "$entities" "$users"
 [Service]
-$(for path in "$pictures" "$data" "$index" "$images" "$entities"; do
+$(for path in "$pictures" "$data" "$index" "$images" "$entities" "$users"; do
         case $path in
         $state/* | "$data"/*) ;;
         /home/*/*) # root mounts what lies in /home itself, and the service goes on from there: a link
@@ -674,7 +681,7 @@ let_nginx_read() {
         -o -type d -exec $join '{}' + -exec chmod g=rxs,o= '{}' + \
         -o -type f -exec $join '{}' + -exec chmod g+r '{}' + ||
         warn "some are not the service's own: the server goes on to send them"
-    for path in "$data" "$index" "$images" "$entities"; do
+    for path in "$data" "$index" "$images" "$entities" "$users"; do
         case $path in "$pictures"/*) run helper act "$path" "$user" chmod go= . ;; esac
     done
 }
@@ -705,7 +712,7 @@ render_site() {
     if [ -e /proc/net/if_inet6 ]; then ipv6=yes; fi # nginx would not start without it
     size=$(helper limit "$(get MAX_UPLOAD_BYTES)" "$(get MAX_MEDIA_BYTES)") || return 1
     helper render "$source/nginx.conf" "$domain" "$port" "$size" "$certificate" "$http2" "$ipv6" \
-        "$pictures" "$images" "$entities" "$data/users"
+        "$pictures" "$images" "$entities" "$users"
 }
 
 install_site() {
@@ -796,7 +803,7 @@ remove() {
     run rm -rf --one-file-system "$config" "$root$state" "$acme" || # a disk that is mounted there stays
         die "something is mounted below $root$state; it and what is above it stays"
     kept=''
-    for name in STORAGE_DIR DATABASE_DIR DATABASE_URL UPLOAD_DIR MEDIA_STORAGE_DIR; do
+    for name in STORAGE_DIR DATABASE_DIR DATABASE_URL UPLOAD_DIR MEDIA_STORAGE_DIR USERS_DIR; do
         path=$(get $name)
         case ${path#sqlite:///} in
         '' | $state/* | [!/~]*) ;;
