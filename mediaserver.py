@@ -626,6 +626,8 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
+    if missing and settings.secrets_file.is_fifo():  # reading it would wait for ever
+        raise SettingError("DATABASE_DIR", f"{settings.secrets_file} is a pipe")
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
         if name in kept and not (kept[name] or "").strip():

@@ -805,6 +805,14 @@ def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment
     assert "Traceback" not in ended.stderr
 
 
+def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
+    data = tmp_path / "pictures" / ".mediaserver"
+    data.mkdir(parents=True)
+    os.mkfifo(data / "secrets.env")
+    ended = run_program("--storage_dir", data.parent, "--port", "0", cwd=tmp_path)
+    assert (ended.returncode, "DATABASE_DIR" in ended.stderr) == (2, True)
+
+
 def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(
     settings_of, capsys, monkeypatch
 ):
