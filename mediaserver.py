@@ -638,6 +638,8 @@ def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
+    if missing and settings.secrets_file.is_fifo():  # reading it would wait for ever
+        raise SettingError("DATABASE_DIR", f"{settings.secrets_file} is a pipe")
     kept = read_dotenv(settings.secrets_file, {}) if missing else {}
     for name in missing:
         if name in kept and not (kept[name] or "").strip():
@@ -9716,6 +9718,12 @@ def precondition_failed(headers: Headers, etag: str, last_modified: float | None
     return since is not None and int(last_modified) > since
 
 
+def check_preconditions(headers: Headers, etag: str, last_modified: float | None) -> None:
+    """Raise 412 where the request is about another version of a file than there is."""
+    if precondition_failed(headers, etag, last_modified):
+        raise HTTPError(412, "The file is not the one that the request is about.")
+
+
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether Range counts: If-Range is absent or names this version (RFC 9110 §13.1.5)."""
     validator = headers.get("if-range")
@@ -12248,9 +12256,12 @@ FLAGS |= dict.fromkeys(("false", "f", "0", "off", "no", "n"), False)
 
 
 def parse_flag(value: Any) -> bool:
+    """Parse a boolean as pydantic does: no white space, but 1.0 for 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, (str, int)):
         raise Unfit("must be true or false", "bool_type")
-    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).strip().lower())
+    parsed = value if isinstance(value, bool) else FLAGS.get(str(value).lower())
     if parsed is None:
         raise Unfit("must be true or false", "bool_parsing")
     return parsed
@@ -12735,8 +12746,7 @@ def content_response(
     held = None if isinstance(content.source, bytes) else content.source
     if not head.is_plain:
         about = (content.etag, content.last_modified)
-        if precondition_failed(headers, *about):
-            raise HTTPError(412, "The file is not the one that the request is about.")
+        check_preconditions(headers, *about)
         if not_modified(headers, *about):
             return Response(304, fields[2:], resource=held)
         # Ranges are defined for GET alone (§14.2).
@@ -13574,11 +13584,12 @@ def get_media(app: App, request: Request, filename: str) -> Response:
     return named_response(app, request, app.library, path, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"})
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted", 412: "Error"})
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
-    existing(app.index.files.get("library", path), NO_FILE)
+    file, _ = existing(app.index.files.get("library", path), NO_FILE)
+    check_preconditions(request.headers, f'"{file.sha256}"', file.mtime_ns / 1e9)
     need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))

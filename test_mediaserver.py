@@ -805,6 +805,14 @@ def test_what_cannot_start_exits_2_and_says_why(tmp_path, arguments, environment
     assert "Traceback" not in ended.stderr
 
 
+def test_a_pipe_in_the_place_of_the_secrets_stops_the_start(tmp_path):
+    data = tmp_path / "pictures" / ".mediaserver"
+    data.mkdir(parents=True)
+    os.mkfifo(data / "secrets.env")
+    ended = run_program("--storage_dir", data.parent, "--port", "0", cwd=tmp_path)
+    assert (ended.returncode, "DATABASE_DIR" in ended.stderr) == (2, True)
+
+
 def test_a_folder_may_stand_alone_and_other_words_are_told_the_commands(
     settings_of, capsys, monkeypatch
 ):
@@ -7650,6 +7658,18 @@ def test_the_list_is_newest_first_and_paged(start):
         assert running.get(f"/media?{query}").status == 400
 
 
+@pytest.mark.parametrize(
+    "condition", [{"If-Match": '"0"'}, {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}]
+)
+def test_no_other_image_is_deleted_than_the_one_that_the_request_is_about(server, condition):
+    made = server.upload(png_of(1_207)).json
+    path = f"/media/{made['filename']}"
+    assert server.request("DELETE", path, headers={**OWNER, **condition}).status == 412
+    assert server.get(path).status == 200
+    right = {"If-Match": f'"{made["sha256"]}"'}
+    assert server.request("DELETE", path, headers={**OWNER, **right}).status == 200
+
+
 def test_a_deleted_image_is_gone_from_everywhere(server):
     content = png()
     name = server.upload(content).json["filename"]
@@ -11254,11 +11274,12 @@ NO_JSON_FIELDS: dict[str, list[Any]] = {
     "label": [1, [], {}, True],
     "description": [1.5],
     "parent_id": ["x", 1.5, [], "", {}],
-    "is_deleted": ["x", None, 2, [], 1.5, ""],
+    "is_deleted": ["x", None, 2, [], 1.5, "", 2.0, " true"],
 }
 NO_FORMS = [
     "parent_id=x", "parent_id=1.5", "is_collection=maybe", "is_collection=2", "parent_id=1e3",
     "parent_id=x&is_collection=y", "is_collection=&parent_id=x", "is_collection=-1",
+    "is_collection=+true", "is_collection=false%0A",
 ]  # fmt: skip
 
 
@@ -11333,6 +11354,7 @@ def test_json_that_does_not_fit_is_422(entities, text, kind):
         ("PATCH", "application/json", "[" * 100_000, 400),
         ("PATCH", "application/json", '{"label": "x"}'.encode("utf-16"), 400),
         ("PATCH", "application/json", '{"body": 5}', 422),
+        ("PATCH", "application/json", '{"is_deleted": 0.0}', 200),
         ("PATCH", "application/x-www-form-urlencoded", "label=x", 415),
         ("PATCH", "text/plain", "{}", 415),
         ("PATCH", "application/json; charset=utf-8", '{"unknown": 1, "id": 5, "md5": "x"}', 200),
