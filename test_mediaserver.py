@@ -4002,7 +4002,6 @@ def start_host(thumbnails):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fork", lambda: forked.append(fork()) or forked[-1])
         patch.setattr(os, "nice", lambda _: 0)  # what the host has of it stays so
-        patch.setattr(os, "sched_setscheduler", lambda *_: None, raising=False)
         thumbnails.start()
     return forked[0]
 
