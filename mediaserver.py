@@ -13490,6 +13490,14 @@ def store_upload(
     return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
 
 
+def take_in(app: App, incoming: Incoming, folder: Folder, names: Iterable[str]) -> Located:
+    """Put an upload in place and into the index; for good, unless a scan would find it again."""
+    file, asset = store_upload(app, incoming, folder, names)
+    durable = not folder.is_local(file.path)
+    app.index.write(lambda db: app.index.files.put(db, file, asset), durable)
+    return file, asset
+
+
 def remove_for_good(
     app: App, folder: Folder, forget: Callable[[Database], tuple[T, list[str]]]
 ) -> T:
@@ -13564,9 +13572,7 @@ def upload_media(app: App, request: Request) -> Response:
     facts = check_type(incoming, MEDIA_TYPES)
     extension = check_extension(incoming.filename, MEDIA_TYPES)
     filename = f"{secrets.token_hex(16)}.{extension}"
-    file, asset = store_upload(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
-    is_local = app.library.is_local(file.path)  # a scan would find it again
-    app.index.write(lambda db: app.index.files.put(db, file, asset), durable=not is_local)
+    _, asset = take_in(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     value = {
         "url": request.url(f"/media/{filename}"),
         "filename": filename,
@@ -13811,10 +13817,7 @@ def upload_private_image(app: App, request: Request) -> Response:
     incoming = uploaded(request)
     facts = check_type(incoming, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
-    file, asset = store_upload(app, incoming, app.images, private_names(name))
-    app.index.write(
-        lambda db: app.index.files.put(db, file, asset), durable=not app.images.is_local(file.path)
-    )
+    file, _ = take_in(app, incoming, app.images, private_names(name))
     url = request.url(f"/image/{quote(file.path)}")
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
@@ -13867,9 +13870,10 @@ def taken_problems(names: Iterable[str]) -> Iterator[FieldError]:
         yield FieldError("body", name, message, "unique")
 
 
-def check_login_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
-    if not (values.get("username") or values.get("email")):
-        yield FieldError("body", "username", "is required", "missing")
+def one_of_fields(*names: str) -> Callable[[Request, Mapping[str, Any]], list[FieldError]]:
+    """Return what checks that a form has one of some fields."""
+    missing = [FieldError("body", names[0], "is required", "missing")]
+    return lambda _, values: [] if any(map(values.get, names)) else missing
 
 
 REGISTRATION = BodySpec(ANY_BODY, (
@@ -13884,7 +13888,7 @@ LOGIN = BodySpec(ANY_BODY, (
     name_field("username", MAX_EMAIL_LENGTH, blank="null"),
     name_field("email", MAX_EMAIL_LENGTH, blank="null"),
     password_field("password"),
-), check=check_login_form)  # fmt: skip
+), check=one_of_fields("username", "email"))  # fmt: skip
 REFRESH = BodySpec(ANY_BODY, (needed("refresh", "string", longest=MAX_TOKEN_LENGTH, trim=True),))
 NEW_PASSWORD = password_field("new_password", MIN_PASSWORD_LENGTH)
 PASSWORD_CHANGE = BodySpec(ANY_BODY, (password_field("old_password"), needed("new_password")))
@@ -13942,8 +13946,7 @@ def login_key(user: User | None, name: str) -> str:
     return f"account {user.id}" if user else f"name {name.casefold() if '@' in name else name}"
 
 
-@route("POST", "/api/auth/login", OPEN, "accounts",
-       {200: "Tokens"}, body=LOGIN)  # fmt: skip
+@route("POST", "/api/auth/login", OPEN, "accounts", {200: "Tokens"}, body=LOGIN)
 @deferred("password")
 def login(app: App, request: Request) -> Response:
     """Get an access and a refresh token."""
@@ -14017,19 +14020,13 @@ def refresh_tokens(app: App, request: Request) -> Response:
     return json_response(sign_tokens(app, *renewed))
 
 
-def check_logout_form(request: Request, values: Mapping[str, Any]) -> Iterator[FieldError]:
-    if not (values.get("refresh") or values.get("all")):
-        yield FieldError("body", "refresh", "is required", "missing")
-
-
 LOGOUT = BodySpec(ANY_BODY, (
     REFRESH.fields[0]._replace(required=False),
     Field("all", "boolean", nullable=False, help="true: end all my sessions"),
-), check=check_logout_form)  # fmt: skip
+), check=one_of_fields("refresh", "all"))  # fmt: skip
 
 
-@route("POST", "/api/auth/logout", USER, "accounts",
-       {205: ""}, body=LOGOUT)  # fmt: skip
+@route("POST", "/api/auth/logout", USER, "accounts", {205: ""}, body=LOGOUT)
 def logout(app: App, request: Request) -> Response:
     """Spend a refresh token, which ends its session, or end all my sessions."""
     sessions, user_id = app.index.sessions, caller(request)
@@ -14043,8 +14040,7 @@ def logout(app: App, request: Request) -> Response:
     return json_response({"error": "The token is not yours, or it is spent already."}, 400)
 
 
-@route("GET", "/api/auth/sessions", USER, "accounts",
-       {200: "Session[]"})  # fmt: skip
+@route("GET", "/api/auth/sessions", USER, "accounts", {200: "Session[]"})
 def list_sessions(app: App, request: Request) -> Response:
     """Where I am logged in, last used first."""
     found = app.index.sessions.of_user(caller(request), time.time())
@@ -14742,8 +14738,7 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route("DELETE", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID)  # fmt: skip
+@route("DELETE", "/entity/{id}", WRITE, "entities", {200: "Item"}, parameters=ENTITY_ID)
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -14753,9 +14748,7 @@ def delete_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(remove_for_good(app, app.entities, forget)))
 
 
-@route("GET", "/entity/{id}/versions", READ, "entities",
-       {200: "Item[]"},
-       parameters=ENTITY_ID)  # fmt: skip
+@route("GET", "/entity/{id}/versions", READ, "entities", {200: "Item[]"}, parameters=ENTITY_ID)
 def list_versions(app: App, request: Request, id: int) -> Response:
     """All versions, the oldest first."""
     versions = existing(app.index.entities.versions(id), NO_ENTITY.format(id))
@@ -15126,8 +15119,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
     return f'<li><a href="{url}">{name}</a></li>'
 
 
-@route("POST", "/s/{token}", OPEN, "shares",
-       {303: ""}, body=SHARE_PASSWORD, reads=True)  # fmt: skip
+@route("POST", "/s/{token}", OPEN, "shares", {303: ""}, body=SHARE_PASSWORD, reads=True)
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
@@ -15191,9 +15183,7 @@ def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located
     name = upload_name(incoming)
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
-    placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
-    is_local = app.library.is_local(placed[0].path)
-    app.index.write(lambda db: app.index.files.put(db, *placed), durable=not is_local)
+    placed = take_in(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     app.renditions.wake()
     return placed
 
@@ -15568,9 +15558,7 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
     ]
 
 
-@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files",
-       {204: ""},
-       headers=TUS_HEADERS)  # fmt: skip
+@route("OPTIONS", ("/files", "/files/{id}"), OPEN, "files", {204: ""}, headers=TUS_HEADERS)
 def describe_uploads(app: App, request: Request, id: str = "") -> Response:
     """What the server can do of tus 1.0."""
     size = max(max_size(app, target) for target in TARGETS.values())
@@ -20818,9 +20806,7 @@ def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
 # -- The server's processes --------------------------------------------------------------
 
 # What is told to the process. Until there is somebody to react, all of it waits.
-SIGNALS = frozenset((
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM,
-))  # fmt: skip
+SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM))
 
 
 def notify(state: str) -> None:

@@ -4009,6 +4009,7 @@ def start_host(thumbnails):
     forked, fork = [], os.fork
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fork", lambda: forked.append(fork()) or forked[-1])
+        patch.setattr(os, "nice", lambda _: 0)  # what the host has of it stays so
         thumbnails.start()
     return forked[0]
 
