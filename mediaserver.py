@@ -19848,11 +19848,13 @@ class Copier(Verifier):
         super().__init__(index, sources, progress)
         self.targets = targets
         self.copied = 0  # bytes
+        self.rounds = 0
         self.others: dict[tuple[str, str], str] = {}  # hashes of copies that differ from the index
 
     def copy_all(self, moment: Index) -> bool:
         """Copy all that an index names; whether nothing of it was deleted or changed meanwhile."""
         self.files = self.late = 0
+        self.rounds += 1
         for root in self.targets:
             self.check(moment.files.of_root(root))
         return not self.late
@@ -19927,18 +19929,14 @@ class BackupCopier(Copier):
     ) -> None:  # fmt: skip
         super().__init__(index, sources, targets, progress)
         self._earlier = earlier
-        self._is_first = True  # what the targets have may be from a run that was interrupted
-
-    def copy_all(self, moment: Index) -> bool:
-        whole = super().copy_all(moment)
-        self._is_first = False
-        return whole
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file or was given a link to it; not where it was edited."""
         if not file.matches(status):
             return False
-        has = super()._keep(file, status) if self._is_first else self.targets[file.root].has(file)
+        # What the targets have in the first round may be from a run that was interrupted
+        is_first, target = self.rounds == 1, self.targets[file.root]
+        has = super()._keep(file, status) if is_first else target.has(file)
         return has or self._link(file)
 
     def _link(self, file: File) -> bool:
@@ -20092,8 +20090,7 @@ class Restorer(Copier):
         super().__init__(index, open_folders(own, index), targets, progress)
         self._base = own.storage_dir
         self._unnamed = 0  # files that the manifest does not have
-        self._path = own.database_dir / MANIFEST
-        self._manifest: dict[str, str] = {}
+        self._path, self._manifest = own.database_dir / MANIFEST, dict[str, str]()
         try:
             self._manifest.update(read_manifest(self._path))
         except FileNotFoundError:
@@ -20134,12 +20131,9 @@ def read_manifest(path: Path) -> Iterator[tuple[str, str]]:
             match = re.fullmatch(rb"(\\?)([0-9a-f]{64})  (.+)\n", line)
             if not match:
                 raise ValueError("it is cut, or was changed")
-            name = re.sub(rb"\\[\\nr]", unescape, match[3]) if match[1] else match[3]
-            yield os.fsdecode(name), match[2].decode()
-
-
-def unescape(match: re.Match[bytes]) -> bytes:
-    return {b"\\n": b"\n", b"\\r": b"\r"}.get(match[0], b"\\")
+            mark, sha256, name = match.groups()
+            name = name.decode("unicode_escape").encode("latin-1") if mark else name
+            yield os.fsdecode(name), sha256.decode()
 
 
 def find_backup(settings: Settings, path: Path) -> Path:
