@@ -14938,12 +14938,16 @@ ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
 
 
 def check_target(request: Request, kind: str, target: str) -> Share:
-    """What is to be shared, if the caller may share it and it is there; 400, 403, 404."""
+    """What is to be shared, if the caller may share it and it is there; 400, 403, 404.
+
+    It `takes` files where there can be more of them.
+    """
     app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
         require(USER, request.principal, True)
-        find = find_record if kind == "media" else find_collection
-        return Share("", owner, kind, "users", find(app, request, target).id)
+        takes = int(kind == "collection")
+        found = (find_collection if takes else find_record)(app, request, target)
+        return Share("", owner, kind, "users", found.id, takes=takes)
     require(READ, request.principal, app.settings.read_auth_enabled)
     require(WRITE, request.principal, True)
     if kind == "file":
@@ -14956,13 +14960,13 @@ def check_target(request: Request, kind: str, target: str) -> Share:
             is_there = not app.library.is_gone(path)
         if not is_there:
             raise HTTPError(404, "There is nothing in this folder.")
-        return Share("", owner, kind, "library", path)
+        return Share("", owner, kind, "library", path, takes=1)
     entity = find_entity(
         app, parse_value(Field("target", "integer", nullable=False), target, "body")
     )
     if entity.is_deleted:
         raise HTTPError(404, "This entity is deleted.")
-    return Share("", owner, kind, "entities", str(entity.id))
+    return Share("", owner, kind, "entities", str(entity.id), takes=int(entity.is_collection))
 
 
 @route("POST", "/shares", BEARER, "shares",
@@ -14972,9 +14976,9 @@ def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(request, values["kind"], values["target"])
-    if values["upload"] and not can_grow(app, shared):
+    if values["upload"] and not shared.takes:
         raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
-    if values["strip"] and values["kind"] in {"file", "media"}:
+    if values["strip"] and not shared.takes:
         shared = shared._replace(strips=1)
         if not any(may_show(shared, asset) for _, asset in shared_files(app, shared)):
             reason = "cannot be: only pictures, MP4 and MOV are sent without camera data"
@@ -14992,13 +14996,6 @@ def create_share(app: App, request: Request) -> Response:
     app.index.shares.add(share, now)
     path = f"/s/{share.id}"
     return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
-
-
-def can_grow(app: App, share: Share) -> bool:
-    """Whether what is shared is a place for more than it has."""
-    if share.kind == "entity":
-        return find_entity(app, int(share.target)).is_collection
-    return share.kind in {"folder", "collection"}
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
