@@ -20136,9 +20136,9 @@ class Restorer(Copier):
     def _judge(self, file: File) -> tuple[str, str] | None:
         verdict, key = super()._judge(file), (file.root, file.path)
         told = self._manifest.get(self._name(*key))
-        self._unnamed += told is None
         if verdict and verdict[0] in {"missing", "unreadable"}:
-            return verdict
+            return verdict  # perhaps as it was backed up
+        self._unnamed += told is None
         if told in {None, self.others.get(key, file.sha256)}:
             return verdict
         return "damaged", "its hash is another one than in the manifest"
