@@ -12620,13 +12620,14 @@ def quota_sentence(settings: Settings, room: int) -> str:
     return f"{quota}; {room} of them are left."
 
 
-def format_size(size: int) -> str:
+def format_size(size: float) -> str:
     """Bytes for a person.
 
-    >>> format_size(10485760), format_size(1000)
-    ('10 MB', '1000 bytes')
+    >>> format_size(10485760), format_size(1000), format_size(5 << 40)
+    ('10 MB', '1000 bytes', '5 TB')
     """
-    return f"{size / 2**20:.4g} MB" if size >= 2**20 else f"{size} bytes"
+    power = min(int(math.log2(max(size, 1)) / 10), 4) if size >= 1 << 20 else 0
+    return f"{size / (1 << 10 * power):.4g} {' kMGT'[power]}B" if power else f"{size:.0f} bytes"
 
 
 def decode_field(name: str, text: bytes | bytearray) -> str:
@@ -15509,9 +15510,8 @@ def begin_resumable(request: Request) -> Transfer:
         if (head.length is None) != head.is_deferred:
             raise HTTPError(400, "Send either Upload-Length or Upload-Defer-Length: 1.")
     spec, file = form_of(target)
-    head = head._replace(length=find_length(request, head), offset=None)
-    bound_room(request, target)
-    check_size(request, target, head.length, 0)
+    length, limit = bound_upload(request, head, target)
+    head = head._replace(length=length, offset=None)
     request.has_upload = True
     parse_form(request, spec, texts)
     check_upload(app, file, texts.get("filename", ""))
@@ -15519,7 +15519,8 @@ def begin_resumable(request: Request) -> Transfer:
     if head.draft:
         version = ("Upload-Draft-Interop-Version", head.draft)
         request.interim = [("Location", upload_url(request, upload)), limits(app, upload), version]
-    return open_transfer(request, upload, head)
+    request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
+    return request.transfer
 
 
 def continue_resumable(request: Request, id: str) -> Transfer | None:
@@ -15536,10 +15537,11 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
         return None
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
-    target, length = TARGETS[upload.target], find_length(request, head, upload)
-    bound_room(request, target, upload.id)
-    check_size(request, target, length, upload.received)
-    return open_transfer(request, upload._replace(length=length), head)
+    target = TARGETS[upload.target]
+    length, limit = bound_upload(request, head, target, upload)
+    upload, md5 = upload._replace(length=length), form_of(target)[1].md5
+    request.transfer = Transfer(app.uploads, upload, head, limit, md5=md5)
+    return request.transfer
 
 
 def check_content_type(request: Request, *types: str) -> None:
@@ -15548,48 +15550,33 @@ def check_content_type(request: Request, *types: str) -> None:
         raise HTTPError(415, f"Send the content as {types[0]}.")
 
 
-def find_length(
-    request: Request, head: UploadHead, upload: OpenUpload | None = None
-) -> int | None:
-    """Bytes of a whole upload, if they are known; 400 where the client has told two numbers."""
-    offset, told = (upload.received, upload.length) if upload else (0, None)
+def bound_upload(
+    request: Request, head: UploadHead, target: Route, upload: OpenUpload | None = None
+) -> tuple[int | None, Limit]:
+    """Tell the length of a whole upload, if it is known, and how far it may go; 400, 413.
+
+    What other open uploads will need is taken from the room that the caller has.
+    """
+    id, begun, told = (upload.id, upload.received, upload.length) if upload else ("", 0, None)
     rest = request.head.content_length if request.head.has_body else 0
-    ends = offset + rest if head.completes and rest is not None else None
+    ends = begun + rest if head.completes and rest is not None else None
     lengths = {head.length, told, ends} - {None}
     if len(lengths) > 1:
         raise HTTPError(400, "The upload has another length than the request says.")
-    return next(iter(lengths), None)
-
-
-def check_size(request: Request, target: Route, length: int | None, offset: int) -> None:
-    """Refuse an upload that is too long, and content that goes beyond its end (413)."""
-    limit = upload_limit(request, form_of(target)[1])
-    if (length or 0) > limit.size:
-        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
-    limit = limit if length is None else whole_limit(length)
-    if offset + (request.head.content_length or 0) > limit.size:
-        raise HTTPError(413, limit.sentence)
-
-
-def bound_room(request: Request, target: Route, id: str = "") -> None:
-    """Take from the room that the caller has what other open uploads will need."""
+    length = next(iter(lengths), None)
     if target.before is not None:  # it says what room there is
         target.before(request.app, request)
         rows = request.app.uploads.rows
         request.room -= rows.promised_bytes(owner_of(request), target.family, id)
         request.room = max(0, request.room)
-
-
-def whole_limit(length: int) -> Limit:
-    return Limit(length, f"The content goes beyond the upload's {length} bytes.")
-
-
-def open_transfer(request: Request, upload: OpenUpload, head: UploadHead) -> Transfer:
-    """What takes in the content of a request."""
-    file, length = form_of(TARGETS[upload.target])[1], upload.length
-    limit = upload_limit(request, file) if length is None else whole_limit(length)
-    request.transfer = Transfer(request.app.uploads, upload, head, limit, md5=file.md5)
-    return request.transfer
+    limit = upload_limit(request, form_of(target)[1])
+    if (length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
+    if length is not None:
+        limit = Limit(length, f"The content goes beyond the upload's {length} bytes.")
+    if begun + (request.head.content_length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence)
+    return length, limit
 
 
 def upload_url(request: Request, upload: OpenUpload) -> str:
@@ -19609,15 +19596,6 @@ def parse_rate(text: str) -> int:
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
-def format_bytes(count: float) -> str:
-    """
-    >>> format_bytes(999), format_bytes(5.24e9)
-    ('999 bytes', '5.2 GB')
-    """
-    power = min(int(math.log10(max(count, 1)) / 3), 4)
-    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B" if power else f"{count:.0f} bytes"
-
-
 class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
@@ -19638,7 +19616,7 @@ class Progress:
 
     @property
     def speed(self) -> str:
-        return f"{format_bytes(self.done / self.seconds)}/s"
+        return f"{format_size(self.done / self.seconds)}/s"
 
     def advance(self, count: int) -> None:
         """Note that so many bytes are done; returns when the rate allows more."""
@@ -19652,7 +19630,7 @@ class Progress:
     def _show(self) -> None:
         left = (self._total - self.done) / self.done * self.seconds if self.done else 0
         share = min(100 * self.done // max(self._total, 1), 100)
-        text = f"{share} % of {format_bytes(self._total)}, {self.speed}, {left:.0f} s left"
+        text = f"{share} % of {format_size(self._total)}, {self.speed}, {left:.0f} s left"
         if self._terminal:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
@@ -19842,7 +19820,7 @@ def verify(
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
-    read = f"{format_bytes(progress.done)} read at {progress.speed}"
+    read = f"{format_size(progress.done)} read at {progress.speed}"
     progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
     if as_json:
         figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
@@ -20071,7 +20049,7 @@ def backup(settings: Settings, dest: str) -> int:
             os.sync()
             place = begun.rename(new_backup(destination))
             os.sync()
-    copied = f"{format_bytes(copier.copied)} copied in {progress.seconds:.0f} s"
+    copied = f"{format_size(copier.copied)} copied in {progress.seconds:.0f} s"
     progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
     return 0 if copier.ok else 1
 
@@ -20286,7 +20264,7 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
-    copied = f"{format_bytes(mover.copied)} copied in {progress.seconds:.0f} s"
+    copied = f"{format_size(mover.copied)} copied in {progress.seconds:.0f} s"
     progress.say(f"{mover.files} files of {family}, {copied}: {mover.summary()}")
     first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
     place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
@@ -20364,7 +20342,7 @@ def empty_trash_now(settings: Settings, older_than: float | None = None) -> None
     until = math.inf if older_than is None else time.time() - older_than * 86400
     with opened_app(settings) as app:
         removed = empty_trash(app, until)
-    print(f"{len(removed)} removed, {format_bytes(sum(item.size for item in removed))}")
+    print(f"{len(removed)} removed, {format_size(sum(item.size for item in removed))}")
 
 
 # -- import
