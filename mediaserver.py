@@ -15530,7 +15530,10 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
     if head.offset is None:
         raise HTTPError(400, "Upload-Offset must say where the content begins.")
-    state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
+    state = {
+        "Upload-Offset": str(upload.received),
+        "Upload-Complete": f"?{upload.answer is not None:d}",
+    }
     if upload.answer is not None and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
     if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
@@ -15585,10 +15588,6 @@ def upload_url(request: Request, upload: OpenUpload) -> str:
     return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
 
 
-def completeness(upload: OpenUpload) -> str:
-    return "?0" if upload.answer is None else "?1"
-
-
 def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
     size, age = max_size(app, TARGETS[upload.target]), upload.expires_at - time.time()
     return "Upload-Limit", f"max-size={size}, max-age={max(0, int(age))}"
@@ -15599,7 +15598,7 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
     length = ("Upload-Length", str(upload.length))
     return [
         ("Upload-Offset", str(upload.received)),
-        ("Upload-Complete", completeness(upload)),
+        ("Upload-Complete", f"?{upload.answer is not None:d}"),
         ("Upload-Defer-Length", "1") if upload.length is None else length,
         ("Upload-Expires", format_date(upload.expires_at)),
         limits(app, upload),
@@ -20386,53 +20385,37 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         yield what, Result("failed", f"its row is not understood: {error}")
 
 
-class Importer:
-    """Copies files from another program's folder; what is here already stays as it is."""
+def import_files(
+    origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+) -> Iterator[tuple[str, Result]]:
+    """Copy another program's files, and yield what becomes of each; what is here already stays."""
+    prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
+    unreadable: list[bytes] = []
 
-    def __init__(
-        self, origin: Folder, folder: Folder, destination: Destination, is_trial: bool
-    ) -> None:
-        self._origin = origin
-        self._folder = folder
-        self._types = destination.types
-        self._prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
-        self._is_tree = destination.is_tree
-        self._is_trial = is_trial
-
-    def run(self) -> Iterator[tuple[str, Result]]:
-        """Take in all files, and yield what becomes of each."""
-        unreadable: list[bytes] = []
-        for path, _ in self._origin.walk(bool, unreadable):
-            name = os.fsdecode(path)
-            yield from attempt(name, functools.partial(self._take, name))
-        for path in unreadable:
-            yield os.fsdecode(path), Result("failed", "it cannot be read")
-
-    def _take(self, path: str) -> Result:
+    def take(path: str) -> Result:
         if not is_media_name(os.fsencode(path)):
             return Result("left", "its name is not that of an image, video or audio")
-        found = describe(self._origin, path, 0.0)
+        found = describe(origin, path, 0.0)
         if found is None:
             return Result("left", "it is gone")
         file, asset = found
-        if reason := self._refuse(asset.facts):
-            return Result("left", reason)
-        name = self._prefix + (path if self._is_tree else safe_name(path))
-        kept, free = find_copy(self._folder, asset.sha256, numbered_names(name))
+        if asset.facts is None:
+            return Result("left", "its content is no image, video or audio")
+        if destination.types is not None and asset.facts.extension not in destination.types:
+            return Result("left", f"its content is {asset.mime_type}")
+        names = numbered_names(prefix + (path if destination.is_tree else safe_name(path)))
+        kept, free = find_copy(folder, asset.sha256, names)
         if kept:
             return Result("here", kept[0].path)
-        if self._is_trial:
+        if is_trial:
             return Result("new", next(free))
-        keep = functools.partial(self._folder.keep, names=free)
-        return Result("new", copy_file(self._origin, file, self._folder, keep))
+        keep = functools.partial(folder.keep, names=free)
+        return Result("new", copy_file(origin, file, folder, keep))
 
-    def _refuse(self, facts: Facts | None) -> str:
-        """Say why some content is not taken in, or nothing."""
-        if facts is None:
-            return "its content is no image, video or audio"
-        if self._types is not None and facts.extension not in self._types:
-            return f"its content is {facts.mime_type}"
-        return ""
+    for path, _ in origin.walk(bool, unreadable):
+        yield from attempt(name := os.fsdecode(path), functools.partial(take, name))
+    for path in unreadable:
+        yield os.fsdecode(path), Result("failed", "it cannot be read")
 
 
 def find_copy(
@@ -20796,9 +20779,8 @@ def import_source(
         )  # fmt: skip
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
-            importer: Importer | RecordImporter = RecordImporter(
-                app, origin, tables, is_trial=dry_run, joins=join
-            )
+            records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
+            outcomes = records.run()
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"
@@ -20810,8 +20792,8 @@ def import_source(
                 raise Refusal(f"{folder.show(destination.place)} is in an object store, of which"
                               " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
-            importer = Importer(origin, folder, destination, dry_run)
-        counts = tell_outcomes(importer.run())
+            outcomes = import_files(origin, folder, destination, dry_run)
+        counts = tell_outcomes(outcomes)
     would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")
