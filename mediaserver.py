@@ -12576,13 +12576,14 @@ def quota_sentence(settings: Settings, room: int) -> str:
     return f"{quota}; {room} of them are left."
 
 
-def format_size(size: int) -> str:
+def format_size(size: float) -> str:
     """Bytes for a person.
 
-    >>> format_size(10485760), format_size(1000)
-    ('10 MB', '1000 bytes')
+    >>> format_size(10485760), format_size(1000), format_size(5 << 40)
+    ('10 MB', '1000 bytes', '5 TB')
     """
-    return f"{size / 2**20:.4g} MB" if size >= 2**20 else f"{size} bytes"
+    power = min(int(math.log2(max(size, 1)) / 10), 4) if size >= 1 << 20 else 0
+    return f"{size / (1 << 10 * power):.4g} {' kMGT'[power]}B" if power else f"{size:.0f} bytes"
 
 
 def decode_field(name: str, text: bytes | bytearray) -> str:
@@ -14922,12 +14923,16 @@ ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
 
 
 def check_target(request: Request, kind: str, target: str) -> Share:
-    """What is to be shared, if the caller may share it and it is there; 400, 403, 404."""
+    """What is to be shared, if the caller may share it and it is there; 400, 403, 404.
+
+    It `takes` files where there can be more of them.
+    """
     app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
         require(USER, request.principal, True)
-        find = find_record if kind == "media" else find_collection
-        return Share("", owner, kind, "users", find(app, request, target).id)
+        takes = int(kind == "collection")
+        found = (find_collection if takes else find_record)(app, request, target)
+        return Share("", owner, kind, "users", found.id, takes=takes)
     require(READ, request.principal, app.settings.read_auth_enabled)
     require(WRITE, request.principal, True)
     if kind == "file":
@@ -14938,13 +14943,13 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         is_there = app.index.shares.has_files(path)
         if not is_there or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
             raise HTTPError(404, "There is nothing in this folder.")
-        return Share("", owner, kind, "library", path)
+        return Share("", owner, kind, "library", path, takes=1)
     entity = find_entity(
         app, parse_value(Field("target", "integer", nullable=False), target, "body")
     )
     if entity.is_deleted:
         raise HTTPError(404, "This entity is deleted.")
-    return Share("", owner, kind, "entities", str(entity.id))
+    return Share("", owner, kind, "entities", str(entity.id), takes=int(entity.is_collection))
 
 
 @route("POST", "/shares", BEARER, "shares",
@@ -14954,9 +14959,9 @@ def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
     shared = check_target(request, values["kind"], values["target"])
-    if values["upload"] and not can_grow(app, shared):
+    if values["upload"] and not shared.takes:
         raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
-    if values["strip"] and values["kind"] in {"file", "media"}:
+    if values["strip"] and not shared.takes:
         shared = shared._replace(strips=1)
         if not any(may_show(shared, asset) for _, asset in shared_files(app, shared)):
             reason = "cannot be: only pictures, MP4 and MOV are sent without camera data"
@@ -14974,13 +14979,6 @@ def create_share(app: App, request: Request) -> Response:
     app.index.shares.add(share, now)
     path = f"/s/{share.id}"
     return json_response(share_json(request, share), 201, [("Location", request.reference(path))])
-
-
-def can_grow(app: App, share: Share) -> bool:
-    """Whether what is shared is a place for more than it has."""
-    if share.kind == "entity":
-        return find_entity(app, int(share.target)).is_collection
-    return share.kind in {"folder", "collection"}
 
 
 def share_json(request: Request, share: Share) -> dict[str, Any]:
@@ -15447,9 +15445,8 @@ def begin_resumable(request: Request) -> Transfer:
         if (head.length is None) != head.is_deferred:
             raise HTTPError(400, "Send either Upload-Length or Upload-Defer-Length: 1.")
     spec, file = form_of(target)
-    head = head._replace(length=find_length(request, head), offset=None)
-    bound_room(request, target)
-    check_size(request, target, head.length, 0)
+    length, limit = bound_upload(request, head, target)
+    head = head._replace(length=length, offset=None)
     request.has_upload = True
     parse_form(request, spec, texts)
     check_upload(app, file, texts.get("filename", ""))
@@ -15457,7 +15454,8 @@ def begin_resumable(request: Request) -> Transfer:
     if head.draft:
         version = ("Upload-Draft-Interop-Version", head.draft)
         request.interim = [("Location", upload_url(request, upload)), limits(app, upload), version]
-    return open_transfer(request, upload, head)
+    request.transfer = Transfer(app.uploads, upload, head, limit, md5=file.md5)
+    return request.transfer
 
 
 def continue_resumable(request: Request, id: str) -> Transfer | None:
@@ -15467,17 +15465,21 @@ def continue_resumable(request: Request, id: str) -> Transfer | None:
     check_content_type(request, *([TUS_CONTENT] if head.is_tus else [DRAFT_CONTENT, TUS_CONTENT]))
     if head.offset is None:
         raise HTTPError(400, "Upload-Offset must say where the content begins.")
-    state = {"Upload-Offset": str(upload.received), "Upload-Complete": completeness(upload)}
+    state = {
+        "Upload-Offset": str(upload.received),
+        "Upload-Complete": f"?{upload.answer is not None:d}",
+    }
     if upload.answer is not None and not head.is_tus:
         raise HTTPError(400, "The upload is complete.", state)
     if upload.answer is not None and head.offset == upload.received and not request.head.has_body:
         return None
     if upload.answer is not None or head.offset != upload.received:
         raise HTTPError(409, f"The upload goes on at byte {upload.received}.", state)
-    target, length = TARGETS[upload.target], find_length(request, head, upload)
-    bound_room(request, target, upload.id)
-    check_size(request, target, length, upload.received)
-    return open_transfer(request, upload._replace(length=length), head)
+    target = TARGETS[upload.target]
+    length, limit = bound_upload(request, head, target, upload)
+    upload, md5 = upload._replace(length=length), form_of(target)[1].md5
+    request.transfer = Transfer(app.uploads, upload, head, limit, md5=md5)
+    return request.transfer
 
 
 def check_content_type(request: Request, *types: str) -> None:
@@ -15486,58 +15488,39 @@ def check_content_type(request: Request, *types: str) -> None:
         raise HTTPError(415, f"Send the content as {types[0]}.")
 
 
-def find_length(
-    request: Request, head: UploadHead, upload: OpenUpload | None = None
-) -> int | None:
-    """Bytes of a whole upload, if they are known; 400 where the client has told two numbers."""
-    offset, told = (upload.received, upload.length) if upload else (0, None)
+def bound_upload(
+    request: Request, head: UploadHead, target: Route, upload: OpenUpload | None = None
+) -> tuple[int | None, Limit]:
+    """Tell the length of a whole upload, if it is known, and how far it may go; 400, 413.
+
+    What other open uploads will need is taken from the room that the caller has.
+    """
+    id, begun, told = (upload.id, upload.received, upload.length) if upload else ("", 0, None)
     rest = request.head.content_length if request.head.has_body else 0
-    ends = offset + rest if head.completes and rest is not None else None
+    ends = begun + rest if head.completes and rest is not None else None
     lengths = {head.length, told, ends} - {None}
     if len(lengths) > 1:
         raise HTTPError(400, "The upload has another length than the request says.")
-    return next(iter(lengths), None)
-
-
-def check_size(request: Request, target: Route, length: int | None, offset: int) -> None:
-    """Refuse an upload that is too long, and content that goes beyond its end (413)."""
-    limit = upload_limit(request, form_of(target)[1])
-    if (length or 0) > limit.size:
-        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
-    limit = limit if length is None else whole_limit(length)
-    if offset + (request.head.content_length or 0) > limit.size:
-        raise HTTPError(413, limit.sentence)
-
-
-def bound_room(request: Request, target: Route, id: str = "") -> None:
-    """Take from the room that the caller has what other open uploads will need."""
+    length = next(iter(lengths), None)
     if target.before is not None:  # it says what room there is
         target.before(request.app, request)
         rows = request.app.uploads.rows
         request.room -= rows.promised_bytes(owner_of(request), target.family, id)
         request.room = max(0, request.room)
-
-
-def whole_limit(length: int) -> Limit:
-    return Limit(length, f"The content goes beyond the upload's {length} bytes.")
-
-
-def open_transfer(request: Request, upload: OpenUpload, head: UploadHead) -> Transfer:
-    """What takes in the content of a request."""
-    file, length = form_of(TARGETS[upload.target])[1], upload.length
-    limit = upload_limit(request, file) if length is None else whole_limit(length)
-    request.transfer = Transfer(request.app.uploads, upload, head, limit, md5=file.md5)
-    return request.transfer
+    limit = upload_limit(request, form_of(target)[1])
+    if (length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence, {"Upload-Limit": f"max-size={limit.size}"})
+    if length is not None:
+        limit = Limit(length, f"The content goes beyond the upload's {length} bytes.")
+    if begun + (request.head.content_length or 0) > limit.size:
+        raise HTTPError(413, limit.sentence)
+    return length, limit
 
 
 def upload_url(request: Request, upload: OpenUpload) -> str:
     """Where an upload is gone on with: with the token, too, that the caller has in the query."""
     token = [pair for pair in request.pairs if pair[0] == "token"]
     return request.url(f"/files/{upload.id}") + (f"?{urlencode(token)}" if token else "")
-
-
-def completeness(upload: OpenUpload) -> str:
-    return "?0" if upload.answer is None else "?1"
 
 
 def limits(app: App, upload: OpenUpload) -> tuple[str, str]:
@@ -15550,7 +15533,7 @@ def upload_headers(app: App, upload: OpenUpload) -> list[tuple[str, str]]:
     length = ("Upload-Length", str(upload.length))
     return [
         ("Upload-Offset", str(upload.received)),
-        ("Upload-Complete", completeness(upload)),
+        ("Upload-Complete", f"?{upload.answer is not None:d}"),
         ("Upload-Defer-Length", "1") if upload.length is None else length,
         ("Upload-Expires", format_date(upload.expires_at)),
         limits(app, upload),
@@ -19545,15 +19528,6 @@ def parse_rate(text: str) -> int:
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
-def format_bytes(count: float) -> str:
-    """
-    >>> format_bytes(999), format_bytes(5.24e9)
-    ('999 bytes', '5.2 GB')
-    """
-    power = min(int(math.log10(max(count, 1)) / 3), 4)
-    return f"{count / 1000**power:.1f} {'kMGT'[power - 1]}B" if power else f"{count:.0f} bytes"
-
-
 class Progress:
     """Says on standard error how far a long command is, and keeps it to a rate."""
 
@@ -19574,7 +19548,7 @@ class Progress:
 
     @property
     def speed(self) -> str:
-        return f"{format_bytes(self.done / self.seconds)}/s"
+        return f"{format_size(self.done / self.seconds)}/s"
 
     def advance(self, count: int) -> None:
         """Note that so many bytes are done; returns when the rate allows more."""
@@ -19588,7 +19562,7 @@ class Progress:
     def _show(self) -> None:
         left = (self._total - self.done) / self.done * self.seconds if self.done else 0
         share = min(100 * self.done // max(self._total, 1), 100)
-        text = f"{share} % of {format_bytes(self._total)}, {self.speed}, {left:.0f} s left"
+        text = f"{share} % of {format_size(self._total)}, {self.speed}, {left:.0f} s left"
         if self._terminal:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
@@ -19778,7 +19752,7 @@ def verify(
         duplicates = index.files.duplicates()
     for paths in duplicates:
         progress.say(f"duplicate: {' = '.join(paths)}")
-    read = f"{format_bytes(progress.done)} read at {progress.speed}"
+    read = f"{format_size(progress.done)} read at {progress.speed}"
     progress.say(f"{verifier.files} files, {read}: {verifier.summary()}")
     if as_json:
         figures = {"files": verifier.files, "bytes": progress.done, "seconds": progress.seconds}
@@ -19819,11 +19793,13 @@ class Copier(Verifier):
         super().__init__(index, sources, progress)
         self.targets = targets
         self.copied = 0  # bytes
+        self.rounds = 0
         self.others: dict[tuple[str, str], str] = {}  # hashes of copies that differ from the index
 
     def copy_all(self, moment: Index) -> bool:
         """Copy all that an index names; whether nothing of it was deleted or changed meanwhile."""
         self.files = self.late = 0
+        self.rounds += 1
         for root in self.targets:
             self.check(moment.files.of_root(root))
         return not self.late
@@ -19898,18 +19874,14 @@ class BackupCopier(Copier):
     ) -> None:  # fmt: skip
         super().__init__(index, sources, targets, progress)
         self._earlier = earlier
-        self._is_first = True  # what the targets have may be from a run that was interrupted
-
-    def copy_all(self, moment: Index) -> bool:
-        whole = super().copy_all(moment)
-        self._is_first = False
-        return whole
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file or was given a link to it; not where it was edited."""
         if not file.matches(status):
             return False
-        has = super()._keep(file, status) if self._is_first else self.targets[file.root].has(file)
+        # What the targets have in the first round may be from a run that was interrupted
+        is_first, target = self.rounds == 1, self.targets[file.root]
+        has = super()._keep(file, status) if is_first else target.has(file)
         return has or self._link(file)
 
     def _link(self, file: File) -> bool:
@@ -20009,7 +19981,7 @@ def backup(settings: Settings, dest: str) -> int:
             os.sync()
             place = begun.rename(new_backup(destination))
             os.sync()
-    copied = f"{format_bytes(copier.copied)} copied in {progress.seconds:.0f} s"
+    copied = f"{format_size(copier.copied)} copied in {progress.seconds:.0f} s"
     progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
     return 0 if copier.ok else 1
 
@@ -20063,8 +20035,7 @@ class Restorer(Copier):
         super().__init__(index, open_folders(own, index), targets, progress)
         self._base = own.storage_dir
         self._unnamed = 0  # files that the manifest does not have
-        self._path = own.database_dir / MANIFEST
-        self._manifest: dict[str, str] = {}
+        self._path, self._manifest = own.database_dir / MANIFEST, dict[str, str]()
         try:
             self._manifest.update(read_manifest(self._path))
         except FileNotFoundError:
@@ -20075,9 +20046,9 @@ class Restorer(Copier):
     def _judge(self, file: File) -> tuple[str, str] | None:
         verdict, key = super()._judge(file), (file.root, file.path)
         told = self._manifest.get(self._name(*key))
-        self._unnamed += told is None
         if verdict and verdict[0] in {"missing", "unreadable"}:
-            return verdict
+            return verdict  # perhaps as it was backed up
+        self._unnamed += told is None
         if told in {None, self.others.get(key, file.sha256)}:
             return verdict
         return "damaged", "its hash is another one than in the manifest"
@@ -20105,12 +20076,9 @@ def read_manifest(path: Path) -> Iterator[tuple[str, str]]:
             match = re.fullmatch(rb"(\\?)([0-9a-f]{64})  (.+)\n", line)
             if not match:
                 raise ValueError("it is cut, or was changed")
-            name = re.sub(rb"\\[\\nr]", unescape, match[3]) if match[1] else match[3]
-            yield os.fsdecode(name), match[2].decode()
-
-
-def unescape(match: re.Match[bytes]) -> bytes:
-    return {b"\\n": b"\n", b"\\r": b"\r"}.get(match[0], b"\\")
+            mark, sha256, name = match.groups()
+            name = name.decode("unicode_escape").encode("latin-1") if mark else name
+            yield os.fsdecode(name), sha256.decode()
 
 
 def find_backup(settings: Settings, path: Path) -> Path:
@@ -20228,7 +20196,7 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
-    copied = f"{format_bytes(mover.copied)} copied in {progress.seconds:.0f} s"
+    copied = f"{format_size(mover.copied)} copied in {progress.seconds:.0f} s"
     progress.say(f"{mover.files} files of {family}, {copied}: {mover.summary()}")
     first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
     place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
@@ -20306,7 +20274,7 @@ def empty_trash_now(settings: Settings, older_than: float | None = None) -> None
     until = math.inf if older_than is None else time.time() - older_than * 86400
     with opened_app(settings) as app:
         removed = empty_trash(app, until)
-    print(f"{len(removed)} removed, {format_bytes(sum(item.size for item in removed))}")
+    print(f"{len(removed)} removed, {format_size(sum(item.size for item in removed))}")
 
 
 # -- import
@@ -20350,53 +20318,37 @@ def attempt(what: str, work: Callable[[], Result]) -> Iterator[tuple[str, Result
         yield what, Result("failed", f"its row is not understood: {error}")
 
 
-class Importer:
-    """Copies files from another program's folder; what is here already stays as it is."""
+def import_files(
+    origin: Folder, folder: Folder, destination: Destination, is_trial: bool
+) -> Iterator[tuple[str, Result]]:
+    """Copy another program's files, and yield what becomes of each; what is here already stays."""
+    prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
+    unreadable: list[bytes] = []
 
-    def __init__(
-        self, origin: Folder, folder: Folder, destination: Destination, is_trial: bool
-    ) -> None:
-        self._origin = origin
-        self._folder = folder
-        self._types = destination.types
-        self._prefix = destination.place.format(safe_name(os.path.basename(origin.path)))
-        self._is_tree = destination.is_tree
-        self._is_trial = is_trial
-
-    def run(self) -> Iterator[tuple[str, Result]]:
-        """Take in all files, and yield what becomes of each."""
-        unreadable: list[bytes] = []
-        for path, _ in self._origin.walk(bool, unreadable):
-            name = os.fsdecode(path)
-            yield from attempt(name, functools.partial(self._take, name))
-        for path in unreadable:
-            yield os.fsdecode(path), Result("failed", "it cannot be read")
-
-    def _take(self, path: str) -> Result:
+    def take(path: str) -> Result:
         if not is_media_name(os.fsencode(path)):
             return Result("left", "its name is not that of an image, video or audio")
-        found = describe(self._origin, path, 0.0)
+        found = describe(origin, path, 0.0)
         if found is None:
             return Result("left", "it is gone")
         file, asset = found
-        if reason := self._refuse(asset.facts):
-            return Result("left", reason)
-        name = self._prefix + (path if self._is_tree else safe_name(path))
-        kept, free = find_copy(self._folder, asset.sha256, numbered_names(name))
+        if asset.facts is None:
+            return Result("left", "its content is no image, video or audio")
+        if destination.types is not None and asset.facts.extension not in destination.types:
+            return Result("left", f"its content is {asset.mime_type}")
+        names = numbered_names(prefix + (path if destination.is_tree else safe_name(path)))
+        kept, free = find_copy(folder, asset.sha256, names)
         if kept:
             return Result("here", kept[0].path)
-        if self._is_trial:
+        if is_trial:
             return Result("new", next(free))
-        keep = functools.partial(self._folder.keep, names=free)
-        return Result("new", copy_file(self._origin, file, self._folder, keep))
+        keep = functools.partial(folder.keep, names=free)
+        return Result("new", copy_file(origin, file, folder, keep))
 
-    def _refuse(self, facts: Facts | None) -> str:
-        """Say why some content is not taken in, or nothing."""
-        if facts is None:
-            return "its content is no image, video or audio"
-        if self._types is not None and facts.extension not in self._types:
-            return f"its content is {facts.mime_type}"
-        return ""
+    for path, _ in origin.walk(bool, unreadable):
+        yield from attempt(name := os.fsdecode(path), functools.partial(take, name))
+    for path in unreadable:
+        yield os.fsdecode(path), Result("failed", "it cannot be read")
 
 
 def find_copy(
@@ -20760,9 +20712,8 @@ def import_source(
         )  # fmt: skip
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
-            importer: Importer | RecordImporter = RecordImporter(
-                app, origin, tables, is_trial=dry_run, joins=join
-            )
+            records = RecordImporter(app, origin, tables, is_trial=dry_run, joins=join)
+            outcomes = records.run()
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"
@@ -20774,8 +20725,8 @@ def import_source(
                 raise Refusal(f"{folder.show(destination.place)} is in an object store, of which"
                               " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
-            importer = Importer(origin, folder, destination, dry_run)
-        counts = tell_outcomes(importer.run())
+            outcomes = import_files(origin, folder, destination, dry_run)
+        counts = tell_outcomes(outcomes)
     would = "would be taken in" if dry_run else "taken in"
     rest = f"{counts['left']} left, {counts['failed']} failed"
     warn(f"{counts['new']} {would}, {counts['here']} are here already, {rest}")

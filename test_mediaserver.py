@@ -15112,6 +15112,14 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
     make(path)
 
 
+def forget(backup: Path) -> None:
+    """Have it that a file was gone when it was to be backed up."""
+    (backup / "2024/same.png").unlink()
+    path = backup / ".mediaserver" / ms.MANIFEST
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if b"2024/same.png" not in line))
+
+
 NEWLINE = "2024/new\nline\\.png"
 DAMAGE: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
     "rotten": (lambda b: rot(b / "2024/same.png"), "damaged", "2024/same.png"),
@@ -15119,6 +15127,7 @@ DAMAGE: Mapping[str, tuple[Callable[[Path], object], str, str]] = {
     "rotten name": (lambda b: rot(b / NEWLINE), "damaged", "2024/new?line\\.png"),
     "private": (lambda b: rot(b / ".mediaserver/images/private.png"), "damaged", "private.png"),
     "gone": (lambda b: (b / "2024/same.png").unlink(), "missing", "2024/same.png"),
+    "gone before": (forget, "missing", "2024/same.png"),
     "link": (
         lambda b: replace(b / "2024/same.png", lambda p: p.symlink_to("/etc/passwd")),
         "unreadable", "2024/same.png",
