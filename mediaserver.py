@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 can read the file, and gets to here
+# A Python before 3.8 cannot read the file: it shows this line as the first that it cannot.
+if sys.version_info < (oldest := (3, 10)):  # Python 3.10 or later is needed
     found = ".".join(map(str, sys.version_info[:3]))
     sys.stderr.write("mediaserver: Python 3.10 or later is needed; this is " + found + "\n")
     sys.exit(2)
@@ -59,6 +60,7 @@ import argparse
 import base64
 import bisect
 import contextlib
+import copy
 import enum
 import errno
 import fcntl
@@ -94,9 +96,10 @@ import time
 import unicodedata
 import uuid
 import weakref
+import zipfile
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -444,7 +447,7 @@ class Settings(NamedTuple):
         "a line on standard error for each request: none, text or json",
         one_of("none", "text", "json"),
     )
-
+    quiet: bool = flag(False, "tell on standard error only of what is wrong")
     aws_endpoint_url: str = setting(
         "", "the object store of s3:// places", parse_public_url, shown="AWS"
     )
@@ -475,12 +478,13 @@ class Settings(NamedTuple):
 
 # The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
 DOTENV_BINDING = re.compile(
-    r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
-    (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
-    (?P<equals>=[^\S\r\n]*
-        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>(?!['"])[^\r\n]*)))?
+    r"""[^\S\r\n]*(?:export[^\S\r\n]+|(?!export[^\S\r\n]))
+    (?:'(?P<quoted_key>[^']+)'|(?P<key>(?!')[^=\#\s]+))[^\S\r\n]*
+    (?P<equals>=(?:[^\S\r\n]*
+        (?:'(?P<single>(?:\\.|[^'\\])*)'|"(?P<double>(?:\\.|[^"\\])*)")
+        |(?P<plain>(?![^\S\r\n]*['"])[^\r\n]*)))?
     [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
@@ -494,7 +498,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
         return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
     if single is not None:
         return re.sub(r"\\([\\'])", r"\1", single)
-    return re.sub(r"\s+#.*", "", binding["plain"] or "").rstrip()
+    return re.sub(r"\s+#.*", "", binding["plain"] or "").strip()
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -1176,6 +1180,7 @@ class Principal(NamedTuple):
     permissions: frozenset[str] = frozenset()
     is_admin: bool = False
     issued: float = 0.0  # Unix seconds, as the token says
+    session: str = ""  # of the account, in which the token was issued
     grant: Grant | None = None  # of a scoped token
 
     def __str__(self) -> str:
@@ -1196,6 +1201,7 @@ class Access(enum.Enum):
 
     OPEN = "open", None
     READ = "read", READ_PERMISSION
+    OWN = "read, or a user for what is theirs", READ_PERMISSION
     PRIVATE_READ = "private read", READ_PERMISSION
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
@@ -1204,14 +1210,14 @@ class Access(enum.Enum):
     TARGET = "as the target's upload", None  # what the credential lets do is seen later
 
 
-OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
+OPEN, READ, OWN, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
     """Tell whether the principal may call a route of this access."""
-    if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
+    if access is Access.OPEN or (access in {READ, OWN} and not read_auth_enabled):
         return True
-    if access is Access.USER:
+    if access is Access.USER or (access is OWN and principal.user_id is not None):
         return principal.user_id is not None
     if access is Access.TARGET:
         return principal != ANONYMOUS
@@ -1336,6 +1342,7 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
         issued=_time_claim(claims, "iat") or 0.0,
+        session=str(claims.get("session", "")),
     )
 
 
@@ -1402,7 +1409,8 @@ VIEW_SECONDS = 12 * 3600
 def sign_view(principal: Principal, key: bytes, now: float) -> str:
     """Return the value of a view cookie: what pictures in a page may be asked for with."""
     reads = principal.is_admin or READ_PERMISSION in principal.permissions
-    about = [int(now) + VIEW_SECONDS, principal.user_id, principal.subject, reads]
+    expires = int(now) + VIEW_SECONDS
+    about = [expires, principal.user_id, principal.subject, reads, principal.session]
     payload = encode_base64url(json.dumps(about).encode())
     return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
 
@@ -1415,11 +1423,11 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
     for payload, signature in re.findall(rf"\b{VIEW_COOKIE}=([\w-]+)\.([\w-]+)", cookies, re.A):
         expected = encode_base64url(_hmac_sha256(key, payload.encode()))
         if hmac.compare_digest(signature, expected):
-            expires, user_id, subject, reads = json.loads(decode_base64url(payload))
+            expires, user_id, subject, reads, *session = json.loads(decode_base64url(payload))
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
-                issued = expires - VIEW_SECONDS
-                return Principal("view", user_id, subject, permissions, issued=issued)
+                about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
+                return Principal("view", user_id, subject, permissions, **about)
     return ANONYMOUS
 
 
@@ -1523,11 +1531,11 @@ class Facts(NamedTuple):
 class _Source:
     """A file of which the first bytes are read once, and a budget that everything read costs."""
 
-    __slots__ = ("_budget", "_file", "_head")
+    __slots__ = ("_file", "_head", "budget")
 
     def __init__(self, head: bytes, file: BinaryIO, budget: list[int]) -> None:
         self._head, self._file = head, file
-        self._budget = budget  # a list of one number, which what is packed in the file shares
+        self.budget = budget  # a list of one number, which what is packed in the file shares
 
     def read(self, at: int, length: int) -> bytes:
         self.charge(READ_COST + length)
@@ -1541,16 +1549,9 @@ class _Source:
 
     def charge(self, cost: int) -> None:
         """Take from the file's budget; EOFError when it is spent."""
-        self._budget[0] -= cost
-        if self._budget[0] < 0:
+        self.budget[0] -= cost
+        if self.budget[0] < 0:
             raise EOFError
-
-    def is_half_spent(self) -> bool:
-        return self._budget[0] < MAX_PROBE_COST // 2
-
-    def inner(self, data: bytes) -> _Source:
-        """A file that was packed in this one."""
-        return _Source(data, io.BytesIO(data), self._budget)
 
 
 class _Span:
@@ -1593,7 +1594,7 @@ class _Span:
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        return _Span(self.source.inner(data), 0, len(data))
+        return _Span(_Source(data, io.BytesIO(data), self.source.budget), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
         """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
@@ -1731,7 +1732,8 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
                 hour = hour % 12 + (12 if half.upper() == b"PM" else 0)
             moment = datetime(year, month, day, hour, minute, second)
         else:  # with a month's name: C's `asctime` in videos, RFC 1123's in PNG
-            moment, own_fraction, own_zone = _parse_named_time(text.decode("latin-1"))
+            named, own_fraction = parsedate_to_datetime(text.decode("latin-1")), b""
+            moment, own_zone = named.replace(tzinfo=None), named.strftime("%z")[:5].encode()
         offsets = (parse_zone(each) for each in (own_zone, zone))
         offset = next((each for each in offsets if each is not None), None)
         if offset is None:
@@ -1742,13 +1744,6 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
         return None
     fraction = own_fraction or fraction.strip(b" \0")
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
-
-
-def _parse_named_time(text: str) -> tuple[datetime, bytes, bytes]:
-    """Parse a time with a month's name into the moment, no fraction, and the zone as written."""
-    moment = parsedate_to_datetime(text)
-    zone = moment.strftime("%z").encode()
-    return moment.replace(tzinfo=None), b"", zone[:5]
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -2205,7 +2200,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
             with contextlib.suppress(*_BROKEN):
                 indexed = [] if fragments else _last_fragments(file)
             fragments = indexed or [box]
-            if indexed or file.source.is_half_spent():  # there may be thousands
+            if indexed or file.source.budget[0] < MAX_PROBE_COST // 2:  # there may be thousands
                 break
     if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
@@ -2804,8 +2799,8 @@ def _amr(amr: _Span, draft: _Draft) -> None:
 
 # -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
 
-_PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
-    rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
+_PES_TIME = re.compile(  # stream, packet's length, a PTS of 5 bytes as MPEG-2 or MPEG-1 puts it
+    rb"\0\0\x01([\xbd\xc0-\xef])(..)(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
     rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
     re.DOTALL,
 )
@@ -2816,11 +2811,10 @@ _TS_PACKET = 188
 
 
 def _mpeg_ps(file: _Span, draft: _Draft) -> None:
-    _mpeg_streams(
-        file.peek(0, MAX_BLOCK_BYTES),
-        file.part(file.size - MAX_BLOCK_BYTES).peek(0, MAX_BLOCK_BYTES),
-        draft,
+    head, tail = (
+        file.part(at).peek(0, MAX_BLOCK_BYTES) for at in (0, file.size - MAX_BLOCK_BYTES)
     )
+    _mpeg_streams(head, tail, draft)
 
 
 def _mpeg_ts(file: _Span, draft: _Draft) -> None:
@@ -2842,7 +2836,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
             payload = data[at + 4 + (skipped if flags & 0x20 else 0) : at + _TS_PACKET]
             number = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
             streams.setdefault(number, bytearray()).extend(payload)
-    return b"".join(streams.values())
+    return b"\0\0\1".join(streams.values())
 
 
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
@@ -2863,7 +2857,11 @@ def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
 def _pes_times(data: bytes) -> dict[bytes, list[int]]:
     """Presentation times in units of 1/90,000 s, by stream."""
     times: dict[bytes, list[int]] = {}
-    for stream, new, old in _PES_TIME.findall(data):
+    for match in _PES_TIME.finditer(data):
+        stream, length, new, old = match.groups()
+        end = match.start() + 6 + int.from_bytes(length, "big")
+        if any(length) and data[end : end + 3] not in (b"\0\0\1", b""):  # chance, in a payload
+            continue
         a, b, c = struct.unpack(">BHH", new or old)
         times.setdefault(stream, []).append((a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1)
     return times
@@ -2935,13 +2933,8 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     if not frames:
         bits.read_uint(1)
     bits.read_uint(1)
-    height *= 16 * (2 - frames)
-    if bits.read_uint(1):  # cropped, in units of the coarser chroma samples
-        across = 1 if separate or chroma in (0, 3) else 2
-        down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
-        left, right, top, bottom = (bits.golomb() for _ in range(4))
-        width, height = width - across * (left + right), height - down * (top + bottom)
-    return width, height
+    across, down = _crop(bits, 0 if separate else chroma)
+    return width - across, (16 * height - down) * (2 - frames)
 
 
 def _hevc_size(data: bytes) -> tuple[int, int]:
@@ -2958,12 +2951,14 @@ def _hevc_size(data: bytes) -> tuple[int, int]:
     chroma = bits.golomb()
     separate = bits.read_uint(1) if chroma == 3 else 0
     width, height = bits.golomb(), bits.golomb()
-    if bits.read_uint(1):  # cropped, as H.264 is
-        across = 2 if chroma in (1, 2) and not separate else 1
-        down = 2 if chroma == 1 and not separate else 1
-        left, right, top, bottom = (bits.golomb() for _ in range(4))
-        width, height = width - across * (left + right), height - down * (top + bottom)
-    return width, height
+    across, down = _crop(bits, 0 if separate else chroma)
+    return width - across, height - down
+
+
+def _crop(bits: _Bits, chroma: int) -> tuple[int, int]:
+    """Width and height of what is not shown; it counts in the coarser chroma samples."""
+    left, right, top, bottom = (bits.golomb() for _ in range(4)) if bits.read_uint(1) else [0] * 4
+    return (left + right) * (1 + (chroma in (1, 2))), (top + bottom) * (1 + (chroma == 1))
 
 
 def _skip_scaling_list(bits: _Bits, size: int) -> None:
@@ -3034,168 +3029,23 @@ def _flv(flv: _Span, draft: _Draft) -> None:
 
 
 # -- Media without what they say of their making ---------------------------------------------
-# What shows a picture or a video stays as it is, its colours and how it stands too. Everything
-# else, known here or not, goes, and so does what follows its end.
+# What shows a picture or a video stays as it is and where it is, its colours and how it stands
+# too. Everything else, known here or not, is overwritten with zeros as it is sent, so that ranges
+# of it can be read; what follows the end of a picture is left out.
 
 STRIP_BLOCK = 1 << 16
 PNG_SHOWN = frozenset(
     b"IHDR PLTE IDAT IEND tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV cLLI bKGD hIST pHYs acTL fcTL"
     b" fdAT".split()
 )
-WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"})
+JPEG_SHOWN = {b"\xe2": b"ICC_PROFILE\0", b"\xee": b"Adobe"}  # by marker: which colours
+WEBP_SHOWN = frozenset({b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ICCP"})
 WEBP_EXIF, WEBP_XMP = 8, 4  # flags of VP8X
-MAX_WEBP_CHUNKS = 10_000
-_JPEG_SCAN_END = re.compile(
-    rb"\xff(?=[^\x00\xff\xd0-\xd7])"
-)  # ends entropy-coded data (T.81, B.1.1.2)
-
-
-def read_whole(file: BinaryIO, count: int) -> bytes:
-    """Read so many bytes; ValueError where the file ends before."""
-    data = file.read(count)
-    if len(data) < count:
-        raise ValueError("the file ends too early")
-    return data
-
-
-def copy_bytes(file: BinaryIO, count: int) -> Iterator[bytes]:
-    while count:
-        data = read_whole(file, min(count, STRIP_BLOCK))
-        count -= len(data)
-        yield data
-
-
-def orientation_exif(orientation: int) -> bytes:
-    """EXIF that says how a picture stands, and nothing else."""
-    entry = struct.pack(">HHIHxx", 0x112, 3, 1, orientation)
-    return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
-
-
-def strip_jpeg(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a JPEG without EXIF, XMP, IPTC, comments and makers' segments; ValueError for none."""
-    yield read_whole(file, 2)
-    if orientation != 1:
-        exif = b"Exif\0\0" + orientation_exif(orientation)
-        yield b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    while True:
-        marker = read_whole(file, 2)
-        while marker == b"\xff\xff":  # fill bytes
-            marker = b"\xff" + read_whole(file, 1)
-        if marker[:1] != b"\xff":
-            raise ValueError("no marker")
-        if marker == b"\xff\xd9":
-            yield marker
-            return
-        length = read_whole(file, 2)
-        segment = read_whole(file, max(int.from_bytes(length, "big") - 2, 0))
-        is_profile = marker == b"\xff\xe2" and segment.startswith(b"ICC_PROFILE\0")
-        is_other = (0xE1 <= marker[1] <= 0xEF and marker[1] != 0xEE) or marker[1] == 0xFE
-        if is_profile or not is_other:  # APP14 says which colours Adobe means
-            yield marker + length + segment
-        if marker == b"\xff\xda":
-            yield from _jpeg_scan(file)
-
-
-def _jpeg_scan(file: BinaryIO) -> Iterator[bytes]:
-    """Yield entropy-coded data up to the next marker."""
-    while len(block := file.read(STRIP_BLOCK)) > 1:
-        found = _JPEG_SCAN_END.search(block)
-        end = found.start() if found else len(block) - block.endswith(b"\xff")
-        file.seek(end - len(block), 1)
-        yield block[:end]
-        if found:
-            return
-    raise ValueError("the picture has no end")
-
-
-def strip_png(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a PNG with the chunks that show the picture; ValueError for none."""
-    yield read_whole(file, 8)
-    if orientation != 1:
-        chunk = b"eXIf" + orientation_exif(orientation)
-        exif = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    else:
-        exif = b""
-    name = b""
-    while name != b"IEND":
-        head = read_whole(file, 8)
-        size, name = int.from_bytes(head[:4], "big"), head[4:]
-        if name == b"IDAT":
-            yield exif
-            exif = b""
-        if name in PNG_SHOWN:
-            yield head
-            yield from copy_bytes(file, size + 4)
-        else:
-            file.seek(size + 4, 1)
-
-
-def strip_webp(file: BinaryIO, orientation: int) -> Iterator[bytes]:
-    """Yield a WebP with the chunks that show the picture; ValueError for none."""
-    start = read_whole(file, 12)
-    end = 8 + int.from_bytes(start[4:8], "little")
-    chunks, at = list[tuple[int, bytes, int]](), 12
-    while at < end:
-        file.seek(at)
-        head = read_whole(file, 8)
-        size = int.from_bytes(head[4:], "little")
-        if head[:4] in WEBP_SHOWN:
-            chunks.append((at + 8, head, size + size % 2))
-        at += 8 + size + size % 2
-        if len(chunks) > MAX_WEBP_CHUNKS:
-            raise ValueError("too many chunks")
-    turned = orientation != 1 and any(head[:4] == b"VP8X" for _, head, _ in chunks)
-    tiff = orientation_exif(orientation)
-    exif = b"EXIF" + struct.pack("<I", len(tiff)) + tiff if turned else b""
-    total = 4 + len(exif) + sum(8 + size for _, _, size in chunks)
-    yield b"RIFF" + struct.pack("<I", total) + b"WEBP"
-    for place, head, size in chunks:
-        file.seek(place)
-        yield head
-        is_header = head[:4] == b"VP8X"
-        if is_header:
-            flags = read_whole(file, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * turned
-            yield bytes([flags])
-        yield from copy_bytes(file, size - is_header)
-    yield exif
-
-
-STRIPPERS: Mapping[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {
-    "jpg": strip_jpeg, "png": strip_png, "apng": strip_png, "webp": strip_webp,
-}  # fmt: skip
-
-# ISO base media files may be long and are read in ranges. So nothing in them moves: what is not
-# shown is overwritten, as it is sent, with zeros in a box of the type `free`.
-PATCHED = frozenset({  # extensions
-    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
-})  # fmt: skip
 MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
 MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
+MAX_PATCHING_CHUNKS = 300_000  # of all tracks: 40 MB of memory
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
-_SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
-    box: frozenset(names.split()) for box, names in {
-        b"file": b"ftyp styp mdat meta moov moof sidx mfra",
-        b"moov": b"mvhd iods mvex trak", b"trak": b"tkhd tref edts tapt mdia",
-        b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
-        b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
-                 b" saiz saio",
-        b"moof": b"mfhd traf", b"traf": b"tfhd tfdt trun sbgp sgpd subs saiz saio",
-        b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
-    }.items()
-}  # fmt: skip
-_SHOWN_TRACKS = frozenset(
-    {b"vide", b"pict", b"auxv", b"soun"}
-)  # others have positions, subtitles too
-_SHOWN_ITEMS = frozenset(
-    b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
-)
-_TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
-_BARE_ITEMS = {  # by type: what says nothing
-    b"Exif": bytes(4) + orientation_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
-}  # fmt: skip
-_PCM = frozenset({
-    b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
-})  # fmt: skip
+_JPEG_MARKER_START = re.compile(rb"\xff(?=[^\0\xff\xd0-\xd7])")  # as T.81 has it in B.1.1.2
 
 
 class Patch(NamedTuple):
@@ -3214,15 +3064,130 @@ class Patch(NamedTuple):
             yield _ZEROS[: end - at]
 
 
-def find_patches(file: BinaryIO, size: int) -> list[Patch]:
-    """Return what makes an ISO base media file say nothing of its making, in order.
+_Patches = tuple[list[Patch], int]  # in order, and where the file ends then
+
+
+def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
+    """Return what makes a file say nothing of its making, in order, and where it then ends.
 
     ValueError for one that is not understood.
     """
+    # All of a JPEG is read: only its end tells where that is.
+    budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
     try:
-        return _PatchFinder(_Span(_Source(b"", file, [MAX_PATCHING_COST]), 0, size)).run()
+        patcher = PATCHERS[facts.extension]
+        return patcher(_Span(_Source(b"", file, [budget]), 0, size), facts.orientation)
     except _BROKEN as error:
         raise ValueError("a broken file") from error
+
+
+def _bare_exif(orientation: int) -> bytes:
+    """EXIF that says how a picture stands, and nothing else."""
+    entry = struct.pack(">HHIHxx", _ORIENTATION, 3, 1, orientation)
+    return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+
+
+def _jpeg_patches(jpeg: _Span, orientation: int) -> _Patches:
+    """EXIF, XMP, IPTC, comments and makers' segments, up to the end of the picture."""
+    patches, marker, at = list[Patch](), b"", 2
+    exif = b"Exif\0\0" + _bare_exif(orientation) if orientation != 1 else b""
+    while True:
+        in_scan, start = marker == b"\xda", at
+        at = _find_marker(jpeg, at, STRIP_BLOCK if in_scan else 16)
+        if not in_scan and jpeg.read(start, at - start).strip(b"\xff"):  # which may fill
+            raise ValueError("no marker")
+        marker = jpeg.read(at + 1, 1)
+        if marker == b"\xd9":
+            return patches, at + 2
+        start, at = at + 4, at + 2 + jpeg.unpack(">H", at + 2)[0]
+        head = jpeg.peek(start, 12)
+        start += 12 * (marker == b"\xe0" and head.startswith(b"JFIF\0"))  # before its thumbnail
+        is_shown = b"\xc0" <= marker <= b"\xdf" or head.startswith(JPEG_SHOWN.get(marker, ()))
+        if start < at and not is_shown:
+            content = exif if marker == b"\xe1" and at - start >= len(exif) else b""
+            exif = b"" if content else exif
+            patches.append(Patch(start, at, content))
+
+
+def _find_marker(jpeg: _Span, at: int, length: int) -> int:
+    """Find the next marker, in stretches of so many bytes; EOFError if there is none."""
+    while len(block := jpeg.peek(at, length)) > 1:
+        if found := _JPEG_MARKER_START.search(block):
+            return at + found.start()
+        at += length - 1
+    raise EOFError
+
+
+def _png_patches(png: _Span, orientation: int) -> _Patches:
+    """All chunks that do not show the picture."""
+    patches, exif = list[Patch](), _bare_exif(orientation) if orientation != 1 else b""
+    for kind, chunk in _Parts(_png_header, png.part(8)):
+        end = chunk.start + chunk.size
+        if kind == b"IEND":
+            return patches, end + 4
+        if kind not in PNG_SHOWN:
+            content = exif if chunk.size >= len(exif) else b""
+            exif = b"" if content else exif
+            content = (b"eXIf" if content else b"noNe") + content
+            check, zeros = zlib.crc32(content), chunk.size + 4 - len(content)
+            for at in range(0, zeros, STRIP_BLOCK):
+                check = zlib.crc32(_ZEROS[: zeros - at], check)
+            patches.append(Patch(chunk.start - 4, end, content))
+            patches.append(Patch(end, end + 4, struct.pack(">I", check)))
+    raise ValueError("the picture has no end")
+
+
+def _webp_patches(webp: _Span, orientation: int) -> _Patches:
+    """All chunks that do not show the picture, and the flags that tell of them."""
+    (size,) = webp.unpack("<I", 4)
+    exif = _bare_exif(orientation) if orientation != 1 else b""
+    chunks = _hide_chunks(webp.part(12, 8 + size), exif, {b"ANMF"})
+    return list(chunks), min(webp.size, 8 + size)
+
+
+def _hide_chunks(span: _Span, exif: bytes, frames: Set[bytes] = frozenset()) -> Iterator[Patch]:
+    """Make unknown chunks of those in a WebP, or in one of its frames, that do not show it."""
+    end = span.start
+    for kind, chunk in _chunks(span):
+        start, end = chunk.start, chunk.start + chunk.size
+        if kind == b"VP8X":
+            flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * bool(exif)
+            yield Patch(start, start + 1, bytes([flags]))
+        elif kind in frames:
+            yield from _hide_chunks(chunk.part(16), b"")
+        elif kind not in WEBP_SHOWN:
+            content = exif if chunk.size >= len(exif) else b""
+            exif = b"" if content else exif
+            yield Patch(start - 8, start - 4, b"EXIF" if content else b"none")
+            if chunk.size:
+                yield Patch(start, end, content)
+    if end + end % 2 < span.start + span.size:  # the walk was given up
+        raise EOFError
+
+
+# In ISO base media files what is not shown becomes a box of the type `free`.
+_SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12, 23008-12)
+    box: frozenset(names.split()) for box, names in {
+        b"file": b"ftyp styp mdat meta moov moof sidx mfra",
+        b"moov": b"mvhd iods mvex trak", b"trak": b"tkhd tref edts tapt mdia",
+        b"mdia": b"mdhd hdlr elng minf", b"minf": b"vmhd smhd nmhd gmhd hdlr dinf stbl",
+        b"stbl": b"stsd stts ctts cslg stsc stsz stco co64 stss stps stsh sdtp sbgp sgpd subs"
+                 b" saiz saio",
+        b"moof": b"mfhd traf", b"traf": b"tfhd tfdt trun sbgp sgpd subs saiz saio",
+        b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
+    }.items()
+}  # fmt: skip
+_SHOWN_TRACKS = {b"vide", b"pict", b"auxv", b"soun"}  # others have positions, subtitles too
+_SHOWN_ITEMS = frozenset(
+    b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
+)
+_TELLING_PROPERTIES = frozenset({b"udes", b"altt", b"crtt", b"mdft", b"uuid"})
+_BARE_ITEMS = {  # by type: what says nothing
+    b"Exif": bytes(4) + _bare_exif(1), b"mime": b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+}  # fmt: skip
+_PCM = frozenset({
+    b"raw ", b"twos", b"sowt", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"NONE",
+})  # fmt: skip
 
 
 class _PatchFinder:
@@ -3235,7 +3200,7 @@ class _PatchFinder:
         self._shown: list[tuple[int, int]] = []  # where what is shown of them starts and ends
         self._kinds: set[tuple[bytes, bool]] = set()  # of boxes, and whether they are shown
 
-    def run(self) -> list[Patch]:
+    def run(self) -> _Patches:
         self._walk(b"file", self._file)
         if (b"moof", True) in self._kinds:  # the samples of all tracks are in each fragment
             if (b"trak", False) in self._kinds:
@@ -3250,7 +3215,7 @@ class _PatchFinder:
                 self._blank(box, at, start - box.start)
                 at = max(at, end - box.start)
             self._blank(box, at)
-        return in_order(self._patches)
+        return in_order(self._patches), self._file.size
 
     def _blank(self, span: _Span, start: int = 0, end: int | None = None) -> None:
         part = span.part(start, end)
@@ -3321,7 +3286,7 @@ class _PatchFinder:
                 self._blank(entry, 42, 74)  # the codec's name
             else:
                 unit = max(unit, _audio_unit(kind, entry))
-        self._shown += _track_chunks(tables, unit, MAX_PATCHING_STEPS - len(self._shown))
+        self._shown += _track_chunks(tables, unit, MAX_PATCHING_CHUNKS - len(self._shown))
 
     def _keep_items(self, boxes: _Parts) -> None:
         """Note where the items of a picture are, and overwrite those that do not show it."""
@@ -3363,13 +3328,12 @@ def _audio_unit(kind: bytes, entry: _Span) -> float:
     return float(frame / samples) if samples else 0.0
 
 
-def _numbers(table: _Span, layout: str, limit: float = math.inf) -> list[int]:
-    """Read the big-endian numbers behind their count; ValueError for more than `limit`."""
-    count = table.read_uint(4)
-    if count > limit:
-        raise ValueError("too many numbers")
-    data = table.read(0, count * struct.calcsize(layout))
-    return list(struct.unpack(f">{count}{layout}", data))
+def _numbers(table: _Span, layout: str, count: int) -> Iterator[tuple[int, ...]]:
+    """Read so many rows of big-endian numbers, in pieces."""
+    width = struct.calcsize(layout)
+    for at in range(0, count * width, STRIP_BLOCK // width * width):
+        piece = min(STRIP_BLOCK // width, count - at // width)
+        yield from struct.iter_unpack(layout, table.read(at, piece * width))
 
 
 def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int, int]]:
@@ -3378,22 +3342,32 @@ def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int
     ValueError for more than `limit` of them, before the first one.
     """
     wide, sizes, runs = tables[b"co64"], tables[b"stsz"].part(4), tables[b"stsc"].part(4)
-    places, layout = (wide, "Q") if wide.size else (tables[b"stco"], "I")
-    starts = _numbers(places.part(4), layout, limit)
-    size = sizes.read_uint(4)  # of each sample; 0: they have sizes of their own
-    equal = unit if size == 1 and unit else float(size)
-    ends = [0, *itertools.accumulate(() if equal else _numbers(sizes, "I"))]
-    count = runs.read_uint(4)
-    entries = list(struct.iter_unpack(">II4x", runs.read(0, 12 * count)))
-    afters = [first for first, _ in entries[1:]] + [len(starts) + 1]
-    if not all(0 < first < after for (first, _), after in zip(entries, afters, strict=False)):
-        raise ValueError("chunks that are listed again")  # and again
-    sample = 0
-    for (first, count), after in zip(entries, afters, strict=False):
-        for start in starts[first - 1 : after - 1]:
-            before, sample = sample, min(sample + count, len(ends) - 1)
-            length = math.ceil(count * equal) if equal else ends[sample] - ends[before]
+    places = (wide if wide.size else tables[b"stco"]).part(4)
+    total, size = places.read_uint(4), sizes.read_uint(4)
+    if total > limit:
+        raise ValueError("too many chunks")
+    equal = unit if size == 1 and unit else float(size)  # 0: samples have sizes of their own
+    starts = _numbers(places, ">Q" if wide.size else ">I", total)
+    lengths = _numbers(sizes, ">I", sizes.read_uint(4))
+    entries = itertools.chain(_numbers(runs, ">II4x", runs.read_uint(4)), [(total + 1, 0)])
+    at = 1
+    for (first, count), (after, _) in itertools.pairwise(entries):
+        if not at <= first < after:
+            raise ValueError("chunks that are listed again")  # and again
+        for (start,) in itertools.islice(starts, first - at, after - at):
+            samples = () if equal else itertools.islice(lengths, count)
+            length = math.ceil(count * equal) if equal else sum(each for (each,) in samples)
             yield start, start + length
+        at = after
+
+
+_ISO_EXTENSIONS = (
+    "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
+)  # fmt: skip
+PATCHERS: Mapping[str, Callable[[_Span, int], _Patches]] = {  # by extension
+    "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
+    **dict.fromkeys(_ISO_EXTENSIONS, lambda file, _: _PatchFinder(file).run()),
+}  # fmt: skip
 
 
 # -- What starts how
@@ -3880,6 +3854,16 @@ class Table:
     def __init__(self, index: Index) -> None:
         self._index = index
 
+    def _change(self, sql: str, *values: Any, durable: bool = True) -> bool:
+        """Run one statement in a transaction of its own; return whether it changed a row."""
+        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
+
+
+def where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+    """Return a table with conditions on its rows, and the values of those with a placeholder."""
+    words = " AND ".join(condition for condition, _ in conditions) or "1"
+    return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
+
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether it is the index's file that is not what it should be."""
@@ -4214,19 +4198,21 @@ class Assets(Table):
         facts = asset.facts or (None,) * len(Facts._fields)
         db.execute(INSERT_ASSET, (asset.sha256, asset.size, asset.md5, asset.thumbnail, *facts))
 
-    def set_facts(self, db: Database, sha256: str, facts: Facts) -> None:
+    def set_facts(self, db: Database, asset: Asset) -> None:
         """Note what a content says of itself, if that is something else than before."""
+        if (facts := asset.facts) is None:
+            return
         names, values = ", ".join(Facts._fields), placeholders(facts)
         sql = f"UPDATE asset SET ({names}) = ({values})"
         sql += f" WHERE sha256 = ? AND ({names}) IS NOT ({values})"
-        if not db.execute(sql, (*facts, sha256, *facts)).rowcount:
+        if not db.execute(sql, (*facts, asset.sha256, *facts)).rowcount:
             return
         sql = "SET (kind, mime_type, extension) = (?, ?, ?) WHERE sha256 = ?"
-        copies = (facts.kind, facts.mime_type, facts.extension, sha256)
+        copies = (facts.kind, facts.mime_type, facts.extension, asset.sha256)
         db.execute(f"UPDATE entity {sql}", copies)
         # By their paths, of which there is an index: current and older versions.
         paths = "SELECT CAST(path AS TEXT) FROM file WHERE root = 'entities' AND sha256 = ?"
-        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, sha256))
+        db.execute(f"UPDATE entity_version {sql} AND path IN ({paths})", (*copies, asset.sha256))
 
     def is_known(self, sha256: str) -> bool:
         sql = "SELECT 1 FROM asset WHERE sha256 = ?"
@@ -4240,7 +4226,7 @@ class Assets(Table):
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
-        self._index.write(lambda db: db.execute(sql, (int(made), sha256)), durable=False)
+        self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
         """Hashes of what is among the private images alone and has a thumbnail."""
@@ -4254,7 +4240,7 @@ class Assets(Table):
     def retry_thumbnails(self) -> None:
         """Forget failures, after other decoders have been installed."""
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
-        self._index.write(lambda db: db.execute(sql), durable=False)
+        self._change(sql, durable=False)
 
     def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
         """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
@@ -4475,6 +4461,8 @@ class Shown(NamedTuple):
     model: str | None
     latitude: float | None
     longitude: float | None
+    altitude: float | None
+    created_source: str | None
     taken: str | None  # this place's wall clock, as YYYY-MM and seconds; null: beyond SQLite's
     id: str | None  # of the media record or entity that it is shown as
 
@@ -4520,11 +4508,22 @@ class Users(Table):
         rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
         return itertools.starmap(User, rows)
 
-    def refuses(self, user_id: int, issued: float) -> bool:
-        """Whether this is an account that is disabled, or was after a token was issued."""
-        sql = "SELECT is_active AND tokens_from <= ? FROM user WHERE id = ?"
-        row = self._index.read(sql, issued, user_id).fetchone()
-        return row is not None and not row[0]
+    def present(self, principal: Principal) -> Principal | None:
+        """Return what a principal may do by now; None if its account is disabled, or was since.
+
+        A token's permissions are good for as long as it is. What lasts longer has those that its
+        account still has, and ends with the session that it comes from.
+        """
+        sql = (
+            "SELECT is_active AND tokens_from <= ?1, permissions, ?2 = '' OR EXISTS"
+            " (SELECT 1 FROM session WHERE id = ?2 AND user_id = user.id) FROM user WHERE id = ?3"
+        )
+        about = (principal.issued, principal.session, principal.user_id)
+        row = self._index.read(sql, *about).fetchone()
+        if row is None or (row[0] and principal.kind == "token"):
+            return principal  # another program's account, or none
+        kept = principal.permissions.intersection(row[1].split())
+        return principal._replace(permissions=kept) if row[0] and row[2] else None
 
     def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
         """What a user's files take, those of softly deleted records included."""
@@ -4725,8 +4724,7 @@ class TokenUses(Table):
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
-        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
-        self._index.write(lambda db: db.execute(sql, (grant.id,)))
+        self._change("UPDATE token_use SET used = used - 1 WHERE id = ?", grant.id)
 
 
 class Share(NamedTuple):
@@ -4753,7 +4751,8 @@ SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the own
     "media": "root = ?1 AND file.path = (SELECT CAST(path AS BLOB) FROM media"
     " WHERE id = ?2 AND user_id = ?3 AND is_deleted = 0)",
     "collection": f"(root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) {OF_COLLECTION})"
-    " OR +root IN ('library', 'entities') AND file.sha256 IN"  # found by that, not by root
+    " OR ?5 AND (+root = 'library' OR +root = 'entities' AND EXISTS (SELECT 1 FROM entity"
+    " WHERE sha256 = file.sha256 AND is_deleted = 0)) AND file.sha256 IN"  # found by that
     f" (SELECT sha256 {OF_COLLECTION})) GROUP BY file.sha256",
     "entity": "root = ?1 AND file.path IN (SELECT CAST(path AS BLOB) FROM entity"
     " WHERE (id = ?2 OR parent_id = ?2) AND is_deleted = 0)",
@@ -4786,19 +4785,24 @@ class ShareLinks(Table):
     def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
         """End a share of an owner, or anybody's; whether there was one."""
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
-        return self._index.write(lambda db: db.execute(sql, (id, owner, everyone)).rowcount) > 0
+        return self._change(sql, id, owner, everyone)
 
     def has_files(self, path: str) -> bool:
         """Whether there is anything in a folder of the library."""
         share = Share("", None, "folder", "library", path)
         return bool(self.files(share, limit=1))
 
-    def files(self, share: Share, sha256: str = "", limit: int = -1) -> list[Located]:
-        """What a share shows, or only what of it has an asset, in the order of the paths."""
+    def files(
+        self, share: Share, reads: bool = True, sha256: str = "", limit: int = -1
+    ) -> list[Located]:
+        """What a share shows, or only what of it has an asset, in the order of the paths.
+
+        `reads`: whether its owner may read what others have as well.
+        """
         chosen = f"{'sha256 = ?4 AND ' * bool(sha256)}{SHARED_FILES[share.kind]}"
-        sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?5"
+        sql = f"{SELECT_LOCATED} WHERE {chosen} ORDER BY path LIMIT ?6"
         target = int(share.target) if share.kind == "entity" else share.target
-        rows = self._index.read(sql, share.root, target, share.owner, sha256, limit)
+        rows = self._index.read(sql, share.root, target, share.owner, sha256, reads, limit)
         return [located(row) for row in rows]
 
 
@@ -4851,8 +4855,8 @@ class Failures(Table):
         self._index.write(apply, durable=False)
 
     def clear(self, key: str) -> None:
-        sql, digest = "DELETE FROM login_failure WHERE key = ?", self._digest(key)
-        self._index.write(lambda db: db.execute(sql, (digest,)), durable=False)
+        sql = "DELETE FROM login_failure WHERE key = ?"
+        self._change(sql, self._digest(key), durable=False)
 
     @staticmethod
     def _digest(key: str) -> str:
@@ -4897,6 +4901,8 @@ def search_text(*texts: str | None) -> str:
     return "\0".join((text or "").casefold() for text in texts)  # no client's text has a NUL
 
 
+# What shows the same asset in the same collection as a record, and was perhaps deleted
+SHOW_ONCE = "DELETE FROM media WHERE user_id = ? AND collection_id = ? AND sha256 = ? AND id != ?"
 Record = TypeVar("Record", bound="Collection | MediaRecord")
 
 
@@ -4920,11 +4926,10 @@ class OwnedTable(Generic[Record]):
         self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
-        clauses = [f"{self._table} WHERE user_id = ? AND {self._condition}"]
-        clauses += [f"{column} = ?" for column, _ in wanted.equal]
-        clauses += ["instr(folded, ?)"] * len(wanted.terms)
-        values = [value for _, value in wanted.equal]
-        return " AND ".join(clauses), [wanted.user_id, *values, *wanted.terms]
+        equal = [(f"{column} = ?", value) for column, value in wanted.equal]
+        terms = [("instr(folded, ?)", term) for term in wanted.terms]
+        own = ("user_id = ?", wanted.user_id), (self._condition, None)
+        return where(self._table, *own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
@@ -4953,6 +4958,8 @@ class OwnedTable(Generic[Record]):
         """Add a thing or change the one with its id."""
         row = [*thing, search_text(thing.name, thing.description)]
         upsert(db, self._table, (*thing._fields, "folded"), row)
+        if isinstance(thing, MediaRecord):
+            db.execute(SHOW_ONCE, (thing.user_id, thing.collection_id, thing.sha256, thing.id))
 
     def release_path(self, db: Database, path: str) -> None:
         """Leave a path to a new file: the one of another record there was removed by hand."""
@@ -5006,11 +5013,7 @@ class Entities(Table):
     def get(
         self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
-        sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
-        row = self._index.query(db, sql, *values).fetchone()
-        return Entity.from_row(row) if row else None
+        return next(iter(self.many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
         """All versions of one, the oldest first."""
@@ -5030,14 +5033,14 @@ class Entities(Table):
         sql = f"SELECT id, transaction_id FROM {chosen} ORDER BY id LIMIT ? OFFSET ?"
         return self._index.read(sql, *values, limit, offset).fetchall(), count
 
-    def many(self, ids: Sequence[int], version: int | None) -> list[Entity]:
+    def many(
+        self, ids: Sequence[int], version: int | None, db: Database | None = None
+    ) -> list[Entity]:
         """Return those of some entities that are there, by id; of each its version `version`."""
-        sql = f"{self._select(version is not None)} WHERE id IN ({placeholders(ids)})"
-        values = list(ids)
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [*ids, version]
-        rows = self._index.read(f"{sql} ORDER BY id", *values)
-        return [Entity.from_row(row) for row in rows]
+        which = "" if version is None else "AND version = ?"
+        sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
+        values = ids if version is None else (*ids, bounded(version))
+        return [Entity.from_row(row) for row in self._index.query(db, sql, *values)]
 
     def _select(self, versions: bool = False) -> str:
         """All there is to read of an entity."""
@@ -5050,15 +5053,14 @@ class Entities(Table):
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
-        table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
-        for column, value in filters.items():
-            equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
-        if text:
-            conditions["instr(search, ?)"] = search_text(text)
-        words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return table + words, [v for condition, v in conditions.items() if "?" in condition]
+        chosen = [] if version is None else [("version = ?", bounded(version))]
+        found = [("instr(search, ?)", search_text(text))] if text else []
+        equal = [
+            (f"{column} = {value:d}", None) if isinstance(value, bool)
+            else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
+            for column, value in filters.items()
+        ]  # fmt: skip
+        return where("entity_version" if chosen else "entity", *chosen, *equal, *found)
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has an asset."""
@@ -5180,8 +5182,15 @@ class Trash(Table):
         return self._index.write(look)
 
     def restore_media(self, id: str, now: float) -> bool:
-        sql = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted = 1"
-        return self._index.write(lambda db: db.execute(sql, (now, id)).rowcount) > 0
+        def apply(db: Database) -> bool:
+            changed = "UPDATE media SET is_deleted = 0, updated_at = ? WHERE id = ? AND is_deleted"
+            sql = f"{changed} RETURNING user_id, collection_id, sha256, id"
+            row = db.execute(sql, (now, id)).fetchone()
+            if row:
+                db.execute(SHOW_ONCE, row)
+            return row is not None
+
+        return self._index.write(apply)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; the path of its file, if it had one."""
@@ -5311,7 +5320,7 @@ class Uploads(Table):
     def take(self, id: str, writer: str) -> OpenUpload | None:
         """Make `writer` the only one who may go on; None if it is complete or gone."""
         sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
-        row = self._write(sql, writer, id, durable=False)
+        row = self._index.write(lambda db: db.execute(sql, (writer, id)).fetchone(), durable=False)
         return OpenUpload(*row) if row else None
 
     def is_writer(self, id: str, writer: str) -> bool:
@@ -5322,18 +5331,18 @@ class Uploads(Table):
         """Record how far an upload has come; whether its writer is still the one."""
         sql = (
             "UPDATE upload SET length = ?, received = ?, expires_at = ?"
-            " WHERE id = ? AND writer = ? RETURNING 1"
+            " WHERE id = ? AND writer = ?"
         )
         values = (upload.length, upload.received, upload.expires_at, upload.id, upload.writer)
-        return self._write(sql, *values) is not None
+        return self._change(sql, *values)
 
     def complete(self, upload: OpenUpload) -> None:
         """Record the answer of an upload, which is complete."""
         sql = "UPDATE upload SET length = ?, received = ?, answer = ? WHERE id = ?"
-        self._write(sql, upload.length, upload.received, upload.answer, upload.id)
+        self._change(sql, upload.length, upload.received, upload.answer, upload.id)
 
     def remove(self, id: str) -> None:
-        self._write("DELETE FROM upload WHERE id = ?", id)
+        self._change("DELETE FROM upload WHERE id = ?", id)
 
     def expired(self, now: float) -> list[OpenUpload]:
         rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
@@ -5355,9 +5364,6 @@ class Uploads(Table):
             " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
         )
         return int(self._index.read(sql, owner, target, but).fetchone()[0])
-
-    def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
-        return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
 
 
 def open_index(path: Path) -> Index:
@@ -5870,7 +5876,9 @@ class Folder(Tree):
         for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
             incoming = prefix + INCOMING
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                if stat.S_ISDIR(self.stat(incoming).st_mode):  # a link is no way in
+                mode = self.stat(incoming).st_mode
+                # A link is no way in; but a file in the way of the root's own is an error
+                if stat.S_ISDIR(mode) or not (prefix or stat.S_ISLNK(mode)):
                     left = [item for item in self.files_in(incoming) if item[0] not in resumed]
                     ours = [item for item in left if item[0].endswith(suffix)]
                     self._recover(incoming, ours, is_known)
@@ -5897,7 +5905,8 @@ class Folder(Tree):
         place = self.resolve(name, make=True)
         with undoing(os.close, place.folder):
             file = self._create(place, size)
-        return Receiving(Incoming(self, name, file, place), self.buffers, limit, new_hashes(md5))
+        incoming = Incoming(self, name, file, place)
+        return Receiving(incoming, self.buffers, limit, new_hashes(md5), has_room=size)
 
     def need_room(self, size: int) -> None:
         """Raise ENOSPC where so many more bytes would take from the reserve."""
@@ -5957,11 +5966,12 @@ class Folder(Tree):
 
     def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
         """Make a file that has arrived durable, or one more link of an equal one that is."""
-        link = f"{INCOMING}/{secrets.token_hex(16)}"
-        if duplicate is None or self.link_in(link, self, duplicate):
-            os.fsync(incoming.file.fileno())
-        else:
-            incoming.replace(link, self.open(link))
+        if duplicate is not None:
+            link = f"{INCOMING}/{secrets.token_hex(16)}"
+            if not self.link_in(link, self, duplicate):
+                incoming.replace(link, self.open(link))
+                return
+        os.fsync(incoming.file.fileno())
 
     def _place(self, incoming: Incoming, name: str) -> None:
         """Give a file that has arrived its place, for good; FileExistsError where it is taken."""
@@ -6090,12 +6100,14 @@ class Receiving:
     """
 
     def __init__(
-        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash]
-    ) -> None:
+        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash],
+        *, has_room: int = 0,
+    ) -> None:  # fmt: skip
         self.incoming = incoming
         self.hashes = hashes
         self._buffers = buffers
         self._limit = limit
+        self._has_room = has_room  # for so many bytes, seen just now
         self._buffer: memoryview | None = None
         self._filled = 0  # bytes of it
         self._head: bytes | None = None  # of the file; b"" where it has to be read again
@@ -6129,7 +6141,9 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:KEPT_BYTES])
-        need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
+        if self.incoming.size > self._has_room:
+            need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
+        self._has_room = 0  # others write meanwhile
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
         writing = Background(write_block, self.incoming.file, block) if long else None
@@ -6305,46 +6319,43 @@ def inode(status: os.stat_result) -> tuple[int, int]:
 
 def open_folder(name: str, parent: int, make: bool) -> int:
     """Open a folder in an open one, and `make` it durably where it is missing."""
+    flags = OPEN_FOLDER if make else PASS_FOLDER  # what comes there is to be synced
     try:
-        return os.open(name, PASS_FOLDER, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
     except FileNotFoundError:
         if not make:
             raise
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700 if name == INCOMING else 0o777, dir_fd=parent)
     sync_folder(parent)
-    return os.open(name, PASS_FOLDER, dir_fd=parent)
+    return os.open(name, flags, dir_fd=parent)
 
 
 @contextlib.contextmanager
 def opened(folder: int) -> Iterator[int]:
     """A folder that can be listed and synced; the descriptors of places may only be passed."""
-    descriptor = open_listable(folder)
+    try:
+        descriptor = os.open(".", OPEN_FOLDER, dir_fd=folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
+        raise
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def open_listable(folder: int) -> int:
-    try:
-        return os.open(".", OPEN_FOLDER, dir_fd=folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            error.filename = os.readlink(f"/proc/self/fd/{folder}")  # so that it can be told
-        raise
-
-
 def sync_folder(folder: int) -> None:
     """Make names in a folder durable (fsync(2): the file's own fsync does not)."""
-    descriptor = open_listable(folder)
     try:
-        os.fsync(descriptor)
+        os.fsync(folder)
     except OSError as error:
-        if error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
+        if error.errno == errno.EBADF:  # it may only be passed
+            with opened(folder) as descriptor:
+                sync_folder(descriptor)
+        elif error.errno not in NO_SYNC:  # as SMB says, which has no more to offer
             raise
-    finally:
-        os.close(descriptor)
 
 
 def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
@@ -7076,6 +7087,16 @@ class Bucket(Folder):
                 self.client.call(self.request("DELETE", name, query=id))
 
 
+class SlowReader(Protocol):
+    """What gives bytes only after a while: only a thread that may wait asks it for them."""
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return the first of `count` bytes from `offset` on; the rest will be asked for next."""
+
+    def close(self) -> None:
+        """Let go of what the bytes come from."""
+
+
 class ObjectReader:
     """An object's bytes from any offset on; those that are read in a row come by one request."""
 
@@ -7210,7 +7231,7 @@ DECODE_CPU_SECONDS = 20  # a second of 4K video on a Raspberry Pi
 DECODE_MEMORY = 768 << 20  # bytes of address space beyond what the host has: fits 1 GB boards
 STRIP_PIXELS = 4_000_000  # are converted at once
 MAX_FILLED_BYTES = 64 << 20  # of a WebP that is cut short
-ODD_BMPS = {(2, 0), (16, 3), (32, 3), (32, 6)}  # bits a pixel, BI_RGB or (ALPHA)BITFIELDS
+ODD_BMPS = {(2, 0), (32, 0), (16, 3), (32, 3), (16, 6), (32, 6)}  # bits a pixel, compression
 LOSSLESS_FILL = b"\x55"  # is a code in nearly all pictures; 0 and 255 often are none
 MAX_SEARCHED_BYTES = 256 << 20  # of a raw picture, for the JPEGs in it
 MAX_JPEG_STARTS = 1000  # that look like one; chance makes a dozen
@@ -7223,6 +7244,9 @@ TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 FRAME_SECONDS = 1.0  # the first frame of a video is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
+DECODER_NICE = 10  # leaves nine tenths of a processor to the server
+AWAITED_DECODERS = 2  # beside those that work ahead
+AWAITED = b"!"  # begins a job that somebody waits for
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
 TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
@@ -7306,13 +7330,14 @@ class Job(NamedTuple):
     orientation: int = 1  # EXIF's, for where the decoder finds none
     width: int = 0  # as stored
     height: int = 0
+    ahead: bool = False  # nobody waits for it
 
     def to_bytes(self) -> bytes:
-        return json.dumps(self).encode()
+        return (b"-" if self.ahead else AWAITED) + json.dumps(self).encode()
 
     @classmethod
     def from_bytes(cls, message: bytes) -> Job:
-        kind, renditions, *rest = json.loads(message)
+        kind, renditions, *rest = json.loads(message[1:])
         return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
 
@@ -7567,10 +7592,11 @@ class Thumbnails:
             if shelf:
                 shelf.recover()
 
-    def make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
+    def make(self, source: io.FileIO, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
         """Make the thumbnail of an image or video from its open file, unless there is one.
 
-        Blocks until it is done; threads that ask for the same one wait for the first. Raises
+        Blocks until it is done; threads that ask for the same one wait for the first, but not for
+        one that makes it ahead, which may take long where the processors are busy. Raises
         OSError if the thumbnail cannot be stored.
         """
         sha256, private = asset.sha256, file.root != "library"
@@ -7579,7 +7605,7 @@ class Thumbnails:
             if self.exists(sha256, private):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self._previews else (THUMBNAIL,)
-            made = self._render(source, file, asset, renditions)
+            made = self._render(source, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
             self._shelves[private].store(sha256, THUMBNAIL, made[0])
@@ -7587,7 +7613,7 @@ class Thumbnails:
                 self._keep(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{sha256} {private}", make)
+        return self._once(f"{sha256} {private} {ahead}", make)
 
     def preview(
         self, source: io.FileIO, file: File, asset: Asset, rendition: Rendition
@@ -7637,7 +7663,13 @@ class Thumbnails:
             making.done.set()
 
     def _render(
-        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...]
+        self,
+        source: io.FileIO,
+        file: File,
+        asset: Asset,
+        renditions: tuple[Rendition, ...],
+        *,
+        ahead: bool = False,
     ) -> list[bytes] | Outcome:
         """The renditions of an open file, or why there are none."""
         facts = asset.facts
@@ -7647,7 +7679,8 @@ class Thumbnails:
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
         began = time.monotonic_ns()
-        made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
+        job = Job(kind, renditions, seconds, facts.orientation, *size, ahead)
+        made = self._decode(source, job)
         counted = self.decoding["thumbnail" if THUMBNAIL in renditions else "preview"]
         with self._lock:
             counted[0] += 1
@@ -7750,7 +7783,7 @@ def find_pillow() -> str | None:
 
 
 def become_host(host: socket.socket) -> None:
-    """Keep nothing of the server but the socket: no descriptors, no signals, no urgency."""
+    """Keep nothing of the server but the socket: no descriptors, no signals, less urgency."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the server; the host ends after it
     for number in (signal.SIGCHLD, signal.SIGALRM):
@@ -7761,10 +7794,7 @@ def become_host(host: socket.socket) -> None:
         os.dup2(null, standard)
     os.closerange(3, host.fileno())
     os.closerange(host.fileno() + 1, 1 << 16)  # SC_OPEN_MAX can be 2**30, closed one by one
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):  # sched(7): whoever else wakes up goes first, at once
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(DECODER_NICE)
 
 
 def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) -> None:
@@ -7772,9 +7802,9 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
     server = os.getppid()
     silent = host.type != socket.SOCK_SEQPACKET  # datagrams tell no end of file
     formats: list[str] | None = None
-    running = 0
+    running, most = 0, processes + AWAITED_DECODERS
     while not silent or os.getppid() == server:
-        while running and os.waitpid(-1, 0 if running >= processes else os.WNOHANG)[0]:
+        while running and os.waitpid(-1, 0 if running >= most else os.WNOHANG)[0]:
             running -= 1
         if not select.select([host], [], [], REAP_SECONDS if running or silent else None)[0]:
             continue
@@ -7814,18 +7844,34 @@ def load_pillow() -> list[str]:
 def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> None:
     """Do some jobs, until one fails or there are no more; never returns.
 
-    A fork costs as much as a small picture, so it is not made for each.
+    A fork costs as much as a small picture, so it is not made for each. Who has worked ahead
+    leaves what somebody waits for to another one: the way back from SCHED_IDLE is not allowed.
     """
+    is_idle = False
     try:
         limit_process()
         host.settimeout(REAP_SECONDS)
         for _ in range(JOBS_A_DECODER):
+            if is_idle and host.recv(1, socket.MSG_PEEK) == AWAITED:
+                break
             message, descriptors, _, _ = socket.recv_fds(host, 1024, 2)
             if not message:
                 break
-            run_job(Job.from_bytes(message), descriptors, formats, ffmpeg)
+            job = Job.from_bytes(message)
+            if job.ahead and not is_idle:
+                is_idle = True
+                step_aside()
+            run_job(job, descriptors, formats, ffmpeg)
     finally:
         os._exit(0)
+
+
+def step_aside() -> None:
+    """Work only while nobody else does (sched(7)): whoever wakes up goes first, at once."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | None) -> None:
@@ -7892,10 +7938,9 @@ def decode(
     small = functools.partial(open_picture, source, formats, THUMBNAIL_SIZE)
     cut_short = functools.partial(open_picture, source, formats, size, cut_short=True)
     embedded = functools.partial(open_embedded, source, job, size)
-    odd_bmp = functools.partial(open_odd_bmp, source, size)
     frame = functools.partial(open_frame, ffmpeg, job, size)
     ways: dict[str, tuple[Callable[[], Image.Image | None], ...]] = {
-        "image": (whole, small, cut_short, odd_bmp, frame, embedded),
+        "image": (whole, small, cut_short, frame, embedded),
         "raw": (embedded, whole, cut_short),
         "video": (frame,),
     }
@@ -7919,10 +7964,18 @@ def open_picture(
     from PIL import Image, ImageFile, PngImagePlugin
 
     Image.MAX_IMAGE_PIXELS = None  # the memory of the process is the limit, also for texts
+    source.seek(0)
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = DECODE_MEMORY // 4
     ImageFile.LOAD_TRUNCATED_IMAGES = cut_short
+    picture: Any = None
+    with contextlib.suppress(Exception):  # as in decode
+        picture = read_odd_bmp(source)
     source.seek(0)
-    picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if picture is None:
+        picture = Image.open(fill_up(source) if cut_short else source, formats=formats)
+    if picture.format == "GIF" and (place := picture.tile[0][1]) != (0, 0, *picture.size):
+        frame, picture = picture.convert("RGBA").crop(place), Image.new("RGBA", picture.size)
+        picture.paste(frame, place)  # around the first frame there is nothing
     if profile := find_profile(picture, source):
         picture.info["icc_profile"] = profile
     orientation = read_orientation(picture) or orientation
@@ -7937,45 +7990,46 @@ def open_picture(
     return small.transpose(getattr(names, turn)) if turn else small
 
 
-def open_odd_bmp(source: BinaryIO, size: int) -> Image.Image | None:
-    """Decode a BMP of 2 bits a pixel, or with masks of its own, which Pillow does not know."""
+def read_odd_bmp(source: BinaryIO) -> Image.Image | None:
+    """Decode a BMP of 2 bits a pixel, or with masks: Pillow knows few, and hardly any alpha."""
     from PIL import Image
 
-    source.seek(0)
     magic, start, header, width, height, bits, packing, *masks = struct.unpack(
-        "<2s8xIIii2xHI20x4I", source.read(70)
+        "<2s8xIIii2xHI20x4I", source.read(70).ljust(70, b"\0")
     )
     if magic != b"BM" or (bits, packing) not in ODD_BMPS:
         return None
-    shape, stride = (width, abs(height)), (width * bits + 31) // 32 * 4
     source.seek(14 + header)
     palette = source.read(16)
     source.seek(start)
+    shape, stride, step = (width, abs(height)), (width * bits + 31) // 32 * 4, max(1, bits // 8)
     data = source.read(stride * shape[1])
-    rows = [data[at : at + stride] for at in range(0, len(data), stride)][
-        :: -1 if height > 0 else 1
-    ]
+
+    def read(data: bytes, mode: str, layout: str) -> Image.Image:
+        about = (layout, stride // step, -1 if height > 0 else 1)
+        return Image.frombytes(mode, shape, data, "raw", *about)
+
     if bits == 2:
-        indices = (bytes(byte >> at & 3 for byte in row for at in (6, 4, 2, 0)) for row in rows)
-        picture = Image.frombytes("P", shape, b"".join(row[:width] for row in indices))
+        picture = read(data, "P", "P;2")
         picture.putpalette(palette, "BGRX")
-        return shrink(picture, size)
-    has_alpha = (header >= 56 or packing == 6) and masks[3]
-    layout = struct.Struct(f"<{width}{'H' if bits == 16 else 'I'}")
-    bands = [
-        Image.frombytes(
-            "L", shape, b"".join(read_channel(layout.unpack_from(row), mask) for row in rows)
-        )
-        for mask in masks[: 4 if has_alpha else 3]
-    ]
-    return shrink(Image.merge("RGBA" if has_alpha else "RGB", bands), size)
+        return picture
+    if packing == 0:  # whose fourth byte is alpha from version 4 on, where it is anything
+        masks = [0xFF0000, 0xFF00, 0xFF, 0xFF000000 * (header >= 108 and any(data[3::4]))]
+    elif header < 56 and packing != 6:
+        masks[3] = 0
+    masks = masks[: 4 if masks[3] else 3]
+    bands = [read(read_channel(data, mask, step), "L", "L") for mask in masks]
+    return Image.merge("RGBA"[: len(masks)], bands)
 
 
-def read_channel(pixels: Sequence[int], mask: int) -> bytes:
-    """Scale the bits of a mask to 8."""
-    unit = mask & -mask or 1
-    most = mask // unit or 1
-    return bytes((pixel & mask) // unit * 255 // most for pixel in pixels)
+def read_channel(data: bytes, mask: int, step: int) -> bytes:
+    """Scale the bits of a mask to 8, of pixels of `step` bytes."""
+    top = mask.bit_length()
+    width = min(8, mask.bit_count()) or 1
+    most = (1 << width) - 1
+    levels = bytes((byte & most) * 255 // most * bool(mask) for byte in range(256))
+    shifted = int.from_bytes(data, "little") >> max(0, top - width)
+    return shifted.to_bytes(len(data), "little")[::step].translate(levels)
 
 
 def fill_up(source: BinaryIO) -> BinaryIO:
@@ -8136,12 +8190,17 @@ CURVES: dict[int, Callable[[float], float]] = {8: float, 16: linear_of_pq, 18: l
 def find_profile(picture: Image.Image, source: BinaryIO) -> bytes | None:
     """The ICC profile that says what the values of a picture mean, if it is not sRGB."""
     given: bytes | None = picture.info.get("icc_profile")
-    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
-        return given
     at = source.tell()
     source.seek(0)
-    coded = CODED_COLOURS.search(source.read(COLOUR_BYTES))
+    head = source.read(COLOUR_BYTES)
+    if head[:2] == b"BM" and head[70:74] == b"DEBM":  # in version 5, it counts from the header
+        start, length = struct.unpack_from("<2I", head, 126)
+        source.seek(14 + start)
+        given = source.read(length)
     source.seek(at)
+    if given or picture.format not in ("PNG", "AVIF", "HEIF"):
+        return given
+    coded = CODED_COLOURS.search(head)
     if coded:
         primaries, transfer = (code[0] for code in coded.groups() if code)
         if primaries in COLORANTS and (primaries != 1 or transfer in CURVES):
@@ -8381,33 +8440,190 @@ class SharedProgress:
         self._memory[:] = self.LAYOUT.pack(*now[:-1], now.finished_at or 0)
 
 
+def repeat(
+    name: str, work: Callable[[], bool], wait: Callable[[float], None],
+    is_over: Callable[[], bool], pause: float = math.inf,
+) -> None:  # fmt: skip
+    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly."""
+    left, retry = pause, TRY_AGAIN_SECONDS
+    while not is_over():
+        wait(left)
+        try:
+            whole = work()
+        except Exception as error:  # one bad time must not be the last one
+            warn(f"{name} stopped: {type(error).__name__}: {error}")
+            whole = False
+        left = pause if whole else min(pause, retry)
+        retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+
+class Mounts:
+    """Where disks are mounted below folders: what is on one that is away is not gone."""
+
+    def __init__(self, index: Index, progress: SharedProgress) -> None:
+        self._index = index
+        self._state = progress.mounts
+        self._known: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
+
+    def absent(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted whose files are known, and is no more."""
+        known = self._of(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
+        return [
+            path for path in known
+            if path not in mounted and folder.is_local(f"{path}/")
+            and not folder.holds_files(f"{path}/")
+            and not self._index.files.is_empty(folder.name, f"{path}/")
+        ]  # fmt: skip
+
+    def _of(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
+        state, known = self._known.get(folder.name, (-1, []))
+        if state != self._state[0]:
+            state = self._state[0]
+            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+            self._known[folder.name] = state, known
+        return known
+
+    def note(self, folder: Folder) -> list[bytes]:
+        """Remember the mount points below a folder; give those that are absent, with `/`."""
+        absent = self.absent(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)}
+        now = sorted(mounted.union(absent))
+        if now != self._of(folder):
+            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
+            self._state[0] = (self._state[0] + 1) % 256
+        for path in absent:
+            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
+        return [os.fsencode(f"{path}/") for path in absent]
+
+
+class Renditions:
+    """Thumbnails and previews of what is in folders, ahead of time and when asked for."""
+
+    def __init__(self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails) -> None:
+        self.folders = {folder.name: folder for folder in folders}
+        self.thumbnails = thumbnails
+        self.wanted = threading.Event()
+        self._index = index
+        self._woken = -math.inf  # when the latest upload was over, monotonic
+
+    def run(self) -> None:
+        """Make thumbnails whenever they are wanted, until the server stops."""
+        repeat("thumbnails", self.make_all, self._wait, lambda: self.thumbnails.is_over)
+
+    def _wait(self, seconds: float) -> None:
+        self.wanted.wait(None if seconds == math.inf else seconds)
+        self.wanted.clear()
+
+    def wake(self) -> None:
+        """Make the thumbnails of what has come in, once no more comes for a moment."""
+        self._woken = time.monotonic()
+        self.wanted.set()
+
+    def _let_uploads_pass(self) -> None:
+        """Wait while uploads come one after the other: who sends them waits for them."""
+        end = time.monotonic() + MAX_UPLOADS_SECONDS
+        while not self.thumbnails.is_over:
+            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(left)
+
+    def make_all(self) -> bool:
+        """Try each of those that have no verdict yet once; whether all have one now."""
+        if not self.thumbnails.kinds:
+            return True
+        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
+
+        kinds, last, whole = self.thumbnails.kinds, "", True
+        with ThreadPoolExecutor(self.thumbnails.processes) as pool:
+            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
+                whole = all(pool.map(self._try_thumbnail, found)) and whole
+                last = found[-1][1].sha256
+        return whole
+
+    def _try_thumbnail(self, found: Located) -> bool:
+        """Make a thumbnail ahead; whether there is no need to try again."""
+        self._let_uploads_pass()
+        if self.thumbnails.is_over:
+            return True
+        try:
+            return self.ensure_thumbnail(*found, ahead=True) is not Outcome.FAILED
+        except FileNotFoundError:  # removed since: the next scan will see
+            return self.folders[found[0].root].is_there()
+        except (OSError, sqlite3.Error):
+            return False
+
+    def ensure_thumbnail(self, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
+        """Have the thumbnail of an asset, which is made now if that has not been tried yet.
+
+        `ahead`: nobody waits for it. OSError where the file cannot be opened or the thumbnail not
+        stored.
+        """
+        facts, thumbnails = asset.facts, self.thumbnails
+        if asset.thumbnail == 0 or facts is None:
+            return Outcome.IMPOSSIBLE
+        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
+            return Outcome.MADE
+        if facts.kind not in thumbnails.kinds:
+            return Outcome.IMPOSSIBLE
+        if not thumbnails.available:
+            return Outcome.FAILED
+        outcome = Outcome.IMPOSSIBLE
+        if thumbnails.can_make(facts.kind, facts.mime_type):
+            with self.folders[file.root].open(file.path) as source:
+                if not file.matches(os.fstat(source.fileno())):
+                    return Outcome.FAILED
+                outcome = thumbnails.make(source, file, asset, ahead=ahead)
+        if outcome is not Outcome.FAILED:  # which is not the picture's fault
+            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
+        return outcome
+
+    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
+        """The preview of an asset, which is made now if it is not at hand.
+
+        OSError where the file cannot be opened.
+        """
+        with contextlib.suppress(OSError):
+            return self.thumbnails.find_preview(asset.sha256, rendition)
+        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
+        if outcome is not Outcome.MADE:
+            return outcome
+        if not self.thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
+            return Outcome.IMPOSSIBLE
+        with self.folders[file.root].open(file.path) as source:
+            if not file.matches(os.fstat(source.fileno())):
+                return Outcome.FAILED
+            return self.thumbnails.preview(source, file, asset, rendition)
+
+
 class Scanner:
     """Keeps the index in step with the folders, in the background."""
 
     def __init__(
-        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        progress: SharedProgress, others: Sequence[Folder] = (),
+        self, index: Index, folders: Sequence[Folder], renditions: Renditions,
+        progress: SharedProgress, quiet: bool = False,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._scanned = [folder for folder in folders if folder.is_local("")]
-        self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
-        self._thumbnails = thumbnails
+        self._renditions = renditions
+        self._thumbnails = renditions.thumbnails
         self._wanted = threading.Event()
-        self._fresh = threading.Event()
         self._stopping = False
-        self._woken = -math.inf  # when the latest upload was over, monotonic
         self._threads: list[threading.Thread] = []
-        self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
+        self.mounts = Mounts(index, progress)
+        self._quiet = quiet
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
         self._thumbnails.is_over = False
         self._wanted.set()
-        self._fresh.set()
-        scan = functools.partial(self._scan_loop, interval)
-        for work in (self._renew_facts, scan, self._thumbnail_loop):
+        self._renditions.wanted.set()
+        scan = functools.partial(self._run, interval or math.inf)
+        for work in (self._renew_facts, scan, self._renditions.run):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
@@ -8415,79 +8631,58 @@ class Scanner:
         """Scan as soon as possible."""
         self._wanted.set()
 
-    def wake(self) -> None:
-        """Make the thumbnails of what has come in, once no more comes for a moment."""
-        self._woken = time.monotonic()
-        self._fresh.set()
-
-    def _let_uploads_pass(self) -> None:
-        """Wait while uploads come one after the other: who sends them waits for them."""
-        end = time.monotonic() + MAX_UPLOADS_SECONDS
-        while not self._stopping:
-            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(left)
-
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
         self._stopping = self._thumbnails.is_over = True
         self._wanted.set()
-        self._fresh.set()
+        self._renditions.wanted.set()
         for thread in self._threads:
             thread.join(SCANNER_STOP_SECONDS)
 
-    def _scan_loop(self, interval: float) -> None:
-        pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+    def _run(self, interval: float) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
             self._index.check()
-        while not self._stopping:
-            self._wait(pause)
-            self._wanted.clear()
-            try:
-                whole = self.scan()
-            except Exception as error:  # one bad scan must not be the last one
-                warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self.progress.set(self.progress.get()._replace(running=False))
-                whole = False
-            pause = interval or math.inf
-            if not whole:
-                pause = min(pause, retry)
-            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+        repeat("the scan", self.scan, self._wait, lambda: self._stopping, interval)
 
     def _renew_facts(self) -> None:
         """Probe all files again whose facts are of a program of another FACTS_VERSION."""
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            folders = [each for each in self._sources.values() if each.is_local("")]
+            folders = [each for each in self._renditions.folders.values() if each.is_local("")]
             whole = [self._renew_facts_in(folder) for folder in folders]
             if all(whole):
                 self._index.set_meta("facts version", FACTS_VERSION)
 
     def _renew_facts_in(self, folder: Folder) -> bool:
-        """Probe all files of a folder again; whether it was there all the time, and readable."""
-        before, is_whole = folder.identity(), True
-        if before is None or self.absent_mounts(folder):
+        """Probe all files of a folder again; whether it was there all the time.
+
+        What cannot be read counts as changed: the scan reads it once it can be.
+        """
+        before = folder.identity()
+        if before is None or self.mounts.absent(folder):
             return folder.is_new()
         files = (f for f in self._index.files.of_root(folder.name) if folder.is_local(f.path))
         while batch := list(itertools.islice(files, SCAN_BATCH)):
-            found = []
+            found, unreadable = [], []
             for file in batch:
                 if self._stopping:
                     return False
                 try:
-                    found.append((file.sha256, probe_again(folder, file)))
+                    found.append(Asset(file.sha256, file.size, probe_again(folder, file)))
                 except OSError:
-                    is_whole = False
-            self._put_facts(found)
-        return is_whole and folder.identity() == before
+                    unreadable.append(file)
+            if folder.identity() != before:
+                return False
+            self._put_facts(found, unreadable)
+        return True
 
-    def _put_facts(self, found: Sequence[tuple[str, Facts | None]]) -> None:
+    def _put_facts(self, found: Sequence[Asset], unreadable: Sequence[File]) -> None:
         def apply(db: Database) -> None:
-            for sha256, facts in found:
-                if facts:
-                    self._index.assets.set_facts(db, sha256, facts)
+            for asset in found:
+                self._index.assets.set_facts(db, asset)
+            for file in unreadable:
+                self._index.files.set_times(db, file, -1, -1.0)
 
         self._index.write(apply, durable=False)
 
@@ -8497,14 +8692,15 @@ class Scanner:
         while (left := end - time.monotonic()) > 0:
             step = min(left, AWAY_SECONDS) if away else left
             if self._wanted.wait(None if step == math.inf else step) or away != self._away():
-                return
+                break
+        self._wanted.clear()
 
     def _away(self) -> list[tuple[str, bool, list[str]]]:
         """The folders that are missing, or have mount points below that are."""
         found = []
         with contextlib.suppress(sqlite3.Error):
             for folder in self._scanned:
-                found.append((folder.name, folder.is_missing(), self.absent_mounts(folder)))
+                found.append((folder.name, folder.is_missing(), self.mounts.absent(folder)))
         return [each for each in found if each[1] or each[2]]
 
     def scan(self) -> bool:
@@ -8513,11 +8709,16 @@ class Scanner:
             return True
         before, began = self.progress.get(), time.monotonic()
         self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
-        whole = [self._scan_folder(folder) for folder in self._scanned]
+        try:
+            whole = [self._scan_folder(folder) for folder in self._scanned]
+        except BaseException:
+            self.progress.set(self.progress.get()._replace(running=False))
+            raise
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
         seconds = time.monotonic() - began
-        warn(f"scanned {now.done} files in {seconds:.1f} s{problem}")
+        if problem or not self._quiet:
+            warn(f"scanned {now.done} files in {seconds:.1f} s{problem}")
         self.progress.set(now._replace(running=False, seconds=seconds, finished_at=time.time()))
         return all(whole)
 
@@ -8542,7 +8743,7 @@ class Scanner:
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
-        kept = [*unreadable, *self._note_mounts(folder)]  # what lies there is not gone
+        kept = [*unreadable, *self.mounts.note(folder)]  # what lies there is not gone
         gone = [path for path in gone if not path.startswith(tuple(kept))]
         self._forget(folder, gone, started)
         return not (unreadable or failed)
@@ -8551,38 +8752,6 @@ class Scanner:
         now = self.progress.get()
         done, total, unreadable = now.done + done, now.total + total, now.unreadable + unreadable
         self.progress.set(now._replace(done=done, total=total, unreadable=unreadable))
-
-    def absent_mounts(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted whose files are known, and is no more."""
-        known = self._known_mounts(folder)
-        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
-        return [
-            path for path in known
-            if path not in mounted and folder.is_local(f"{path}/")
-            and not folder.holds_files(f"{path}/")
-            and not self._index.files.is_empty(folder.name, f"{path}/")
-        ]  # fmt: skip
-
-    def _known_mounts(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
-        state, known = self._mounts.get(folder.name, (-1, []))
-        if state != self.progress.mounts[0]:
-            state = self.progress.mounts[0]
-            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
-            self._mounts[folder.name] = state, known
-        return known
-
-    def _note_mounts(self, folder: Folder) -> list[bytes]:
-        """Remember the mount points below a folder; give those that are absent, with `/`."""
-        absent = self.absent_mounts(folder)
-        mounted = {path for path, _ in mounts_below(folder.path)}
-        now = sorted(mounted.union(absent))
-        if now != self._known_mounts(folder):
-            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
-            self.progress.mounts[0] = (self.progress.mounts[0] + 1) % 256
-        for path in absent:
-            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
-        return [os.fsencode(f"{path}/") for path in absent]
 
     def _compare(
         self, folder: Folder, unreadable: list[bytes]
@@ -8613,7 +8782,7 @@ class Scanner:
             now = len(failed) + self._put_each([each for each in batch if isinstance(each, tuple)])
             missed += now
             self._advance(len(batch), 0, now)
-            self._fresh.set()
+            self._renditions.wanted.set()
         return missed
 
     def _read_ahead(
@@ -8656,6 +8825,8 @@ class Scanner:
 
     def _put(self, found: Sequence[Located]) -> None:
         def apply(db: Database) -> list[str | None]:
+            for _, asset in found:
+                self._index.assets.set_facts(db, asset)
             return [self._index.files.put(db, file, asset) for file, asset in found]
 
         if found:
@@ -8694,85 +8865,6 @@ class Scanner:
             return None
         return again if again and again[0].sha256 == file.sha256 else None
 
-    def _thumbnail_loop(self) -> None:
-        pause, retry = math.inf, TRY_AGAIN_SECONDS
-        while not self._stopping:
-            self._fresh.wait(None if pause == math.inf else pause)
-            self._fresh.clear()
-            try:
-                whole = self._make_thumbnails()
-            except Exception as error:
-                warn(f"thumbnails stopped: {type(error).__name__}: {error}")
-                whole = False
-            pause = math.inf if whole else retry
-            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
-
-    def _make_thumbnails(self) -> bool:
-        """Try each of those that have no verdict yet once; whether all have one now."""
-        if not self._thumbnails.kinds:
-            return True
-        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
-
-        kinds, last, whole = self._thumbnails.kinds, "", True
-        with ThreadPoolExecutor(self._thumbnails.processes) as pool:
-            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
-                whole = all(pool.map(self._try_thumbnail, found)) and whole
-                last = found[-1][1].sha256
-        return whole
-
-    def _try_thumbnail(self, found: Located) -> bool:
-        """Make a thumbnail ahead; whether there is no need to try again."""
-        self._let_uploads_pass()
-        if self._stopping:
-            return True
-        try:
-            return self.ensure_thumbnail(*found) is not Outcome.FAILED
-        except FileNotFoundError:  # removed since: the next scan will see
-            return self._folders[found[0].root].is_there()
-        except (OSError, sqlite3.Error):
-            return False
-
-    def ensure_thumbnail(self, file: File, asset: Asset) -> Outcome:
-        """Have the thumbnail of an asset, which is made now if that has not been tried yet.
-
-        OSError where the file cannot be opened or the thumbnail not stored.
-        """
-        facts, thumbnails = asset.facts, self._thumbnails
-        if asset.thumbnail == 0 or facts is None:
-            return Outcome.IMPOSSIBLE
-        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
-            return Outcome.MADE
-        if facts.kind not in thumbnails.kinds:
-            return Outcome.IMPOSSIBLE
-        if not thumbnails.available:
-            return Outcome.FAILED
-        outcome = Outcome.IMPOSSIBLE
-        if thumbnails.can_make(facts.kind, facts.mime_type):
-            with self._sources[file.root].open(file.path) as source:
-                if not file.matches(os.fstat(source.fileno())):
-                    return Outcome.FAILED
-                outcome = thumbnails.make(source, file, asset)
-        if outcome is not Outcome.FAILED:  # which is not the picture's fault
-            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
-        return outcome
-
-    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """The preview of an asset, which is made now if it is not at hand.
-
-        OSError where the file cannot be opened.
-        """
-        with contextlib.suppress(OSError):
-            return self._thumbnails.find_preview(asset.sha256, rendition)
-        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE:
-            return outcome
-        if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
-            return Outcome.IMPOSSIBLE
-        with self._sources[file.root].open(file.path) as source:
-            if not file.matches(os.fstat(source.fileno())):
-                return Outcome.FAILED
-            return self._thumbnails.preview(source, file, asset, rendition)
-
 
 class Sight(NamedTuple):
     """How the storage folder was when it was last looked at."""
@@ -8810,7 +8902,7 @@ class Watcher:
     def _look(self, done: threading.Event) -> None:
         try:
             missing = self._folder.is_missing()
-            absent = () if missing else tuple(self._scanner.absent_mounts(self._folder))
+            absent = () if missing else tuple(self._scanner.mounts.absent(self._folder))
             self._seen = Sight(missing, absent)
         except (OSError, sqlite3.Error) as error:  # the index answers for itself
             warn(f"the storage folder could not be looked at: {error}")
@@ -9371,9 +9463,10 @@ def _parse_part(block: bytes) -> Part:
 # -- Values with parameters ------------------------------------------------------------
 
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
-# Without quotes we take any text: old clients send file names like that.
+# Without quotes we take any text: old clients send file names like that. A name without "=" says
+# nothing, as to Django, Starlette and Werkzeug.
 _PARAMETER = re.compile(
-    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*(?:=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?)?"""
 )
 _QUOTED_PAIR = re.compile(r'\\(["\\])')
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
@@ -9463,7 +9556,7 @@ def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
         name = (match[1] or "").lower()
         if match[2] is not None:
             parameters.append((name, _QUOTED_PAIR.sub(r"\1", match[2])))
-        elif name:
+        elif match[3] is not None:
             parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
     return first.strip(" \t").lower(), parameters
@@ -9850,13 +9943,13 @@ TOO_SLOW = "The request took too long to arrive."
 class FileSlice:
     """`count` bytes of an open file from `offset`, sent without passing through Python.
 
-    What goes `before` them shares their first packet (send(2), MSG_MORE); so do an object's bytes.
+    What goes `before` them shares their first packet (send(2), MSG_MORE); so do a slow reader's.
     """
 
     __slots__ = ("at_hand", "before", "count", "file", "offset")
 
     def __init__(
-        self, file: io.FileIO | ObjectReader, offset: int, count: int,
+        self, file: io.FileIO | SlowReader, offset: int, count: int,
         before: bytes | memoryview = b"",
     ) -> None:  # fmt: skip
         self.file = file
@@ -9865,15 +9958,15 @@ class FileSlice:
         self.before = before
         self.at_hand = offset  # what is known to be in memory ends there
 
-    def fetch(self, source: ObjectReader) -> None:
-        """Put the next bytes of an object behind what goes before."""
+    def fetch(self, source: SlowReader) -> None:
+        """Put the next bytes of a slow source behind what goes before."""
         piece = source.read_at(self.offset, self.count)
         self.offset, self.count = self.offset + len(piece), self.count - len(piece)
         self.before = b"".join((self.before, piece))
 
     def is_at_hand(self) -> bool:
         """Whether the next bytes are in memory, by samples of the page cache."""
-        if isinstance(self.file, ObjectReader):
+        if not isinstance(self.file, io.FileIO):
             return bool(self.before)
         if self.offset >= self.at_hand:
             end, probe = self.offset + min(self.count, SEND_BYTES), bytearray(1)
@@ -9913,7 +10006,7 @@ class Response:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | Iterable[Segment] = b"",
         length: int | None = None,
-        resource: io.FileIO | ObjectReader | None = None,
+        resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
         self.headers = list(headers)
@@ -10298,7 +10391,7 @@ class Connection:
 
     def _send_slice(self, segment: FileSlice, most: int) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
-        if isinstance(segment.file, ObjectReader) and not segment.before:
+        if not isinstance(segment.file, io.FileIO) and not segment.before:
             segment.fetch(segment.file)
         if segment.before:
             sent = self.socket.send(segment.before, MSG_MORE if segment.count else 0)
@@ -11017,6 +11110,7 @@ MAX_LISTINGS = 4  # lists that are kept: of several hosts, pages, codings
 MAX_VOTES = 100  # for one of them, so that another may take its place some time
 LISTING_BATCH = 1000  # rows written together
 JSON_TYPE = "application/json"
+HTML_TYPE = "text/html; charset=utf-8"
 DISK_PLACES = MAX_THREADS // 2  # requests that use one root's disk at once
 HOT_ENTRY_BYTES = 4096  # what is remembered of a file beside its bytes
 CORS_EXPOSED = (
@@ -11909,8 +12003,9 @@ class App:
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews if limit else None)
-        scanned, others = [self.library, self.images], [self.users, self.entities]
-        self.scanner = Scanner(index, scanned, thumbnails, progress, others)
+        self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
+        scanned = [self.library, self.images]
+        self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
@@ -11955,7 +12050,7 @@ class App:
 
     def takes_uploads(self) -> bool:
         """Whether the disks below the storage folder are there that uploads lie on."""
-        absent = self.scanner.absent_mounts(self.library)
+        absent = self.scanner.mounts.absent(self.library)
         return not [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]
 
     @contextlib.contextmanager
@@ -12024,6 +12119,7 @@ class Request:
         self.room = MAX_BYTES  # what the caller may store yet
         self.body: BodyReader | None = None  # until it has been read, or forgotten
         self.upload: Incoming | None = None
+        self.has_upload = False  # or it is still to come, for an upload that can be resumed
         self.counted: Grant | None = None  # the scoped token of which a use was taken
         self.transfer: Transfer | None = None  # for an upload that can be resumed
         self.interim: list[tuple[str, str]] = []  # fields of a 104
@@ -12325,10 +12421,10 @@ def parse_urlencoded(text: bytes) -> dict[str, Any]:
 def parse_form(request: Request, spec: BodySpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a form; raises Invalid with all that is wrong with it."""
     problems: list[FieldError] = []
-    if spec.upload and spec.upload.required and request.upload is None:
+    has_upload = request.has_upload or request.upload is not None
+    if spec.upload and spec.upload.required and not has_upload:
         message = f"is required: send {body_in_words(spec)}"
         problems.append(FieldError("body", spec.upload.name, message, "missing"))
-    has_upload = request.upload is not None
     if spec.upload and not has_upload and values.get(spec.upload.name):
         problems.append(no_file(spec.upload))
     where = "body"
@@ -12928,12 +13024,12 @@ class Application:
         principal = find_principal(
             request.head.authorization, token, app.keys, time.time(), app.tokens, cookies
         )
-        user_id = principal.user_id
-        if user_id and app.index.users.refuses(user_id, principal.issued):
-            if principal.kind != "view":
+        if principal.user_id:
+            known = app.index.users.present(principal)
+            if known is None and principal.kind == "token":
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
-            principal = ANONYMOUS
+            principal = known or ANONYMOUS
         if principal.grant:
             path = unquote(request.head.path)
             principal = narrow(principal.grant, request.head.method, path)
@@ -12962,13 +13058,14 @@ class Application:
     def finish(
         self, head: RequestHead, response: Response, more: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Add what every answer has: CORS, nosniff, no-store, and compression for JSON."""
+        """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
         response.headers += more
         if origins := self.app.settings.cors_allow_origins:
             response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
         body = response.body
-        if not isinstance(body, bytes) or response.headers[0] != ("Content-Type", JSON_TYPE):
+        kinds = ("Content-Type", JSON_TYPE), ("Content-Type", HTML_TYPE)
+        if not isinstance(body, bytes) or response.headers[0] not in kinds:
             return
         if is_long := len(body) > GZIP_BYTES:
             response.headers.append(("Vary", "Accept-Encoding"))
@@ -13282,9 +13379,10 @@ def find_readable(
     app: App, request: Request, sha256: str, trashed: bool = False
 ) -> Located | None:
     """A file of whichever family with this content that the principal may read, as on disk."""
-    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
-    roots, user_id = ["library", "entities", *private], request.principal.user_id
-    found = app.index.files.readable(sha256, roots, user_id, trashed)
+    principal, guarded = request.principal, app.settings.read_auth_enabled
+    roots = ["library", "entities"] if allows(READ, principal, guarded) else []
+    roots += ["images"] if allows(PRIVATE_READ, principal, True) else []
+    found = app.index.files.readable(sha256, roots, principal.user_id, trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
@@ -13622,7 +13720,7 @@ def thumbnail_response(
     """Answer with a thumbnail, which is made if need be."""
     try:
         with app.disk(file.root):
-            outcome = app.scanner.ensure_thumbnail(file, asset)
+            outcome = app.renditions.ensure_thumbnail(file, asset)
             if outcome is not Outcome.MADE:
                 raise no_rendition("thumbnail", outcome)
             data = app.thumbnails.read(asset.sha256, file.root != "library")
@@ -13699,7 +13797,7 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
-        app.scanner.wake()
+        app.renditions.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
         thumbnail = f"{asset.sha256}.png" if possible else None
@@ -13926,6 +14024,7 @@ def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
         "last_name": user.last_name,
         "permissions": user.permissions.split(),
         "is_admin": False,
+        "session": session.id,
     }
     lifetime = app.settings.jwt_access_token_lifetime_minutes * 60
     access = {"exp": now + lifetime, "iat": now, "jti": secrets.token_hex(16)}
@@ -13933,9 +14032,7 @@ def sign_tokens(app: App, user: User, session: Session) -> dict[str, str]:
     key = app.settings.jwt_signing_key
     return {
         "access": sign_jwt({"token_type": "access", **access, **about}, key),
-        "refresh": sign_jwt(
-            {"token_type": "refresh", **refresh, "session": session.id, **about}, key
-        ),
+        "refresh": sign_jwt({"token_type": "refresh", **refresh, **about}, key),
     }
 
 
@@ -14366,7 +14463,7 @@ def get_record_file(app: App, request: Request, id: str) -> Response:
     else:
         require(Access.USER, request.principal, app.settings.read_auth_enabled)
         record = find_record(app, request, id)
-        existing(has_file(request, record))
+    existing(has_file(request, record))
     if not record.sha256:
         return named_response(app, request, app.users, existing(record.path), "no-cache")
     found = find_duplicate(app, record.sha256, "library", "entities")
@@ -14379,9 +14476,24 @@ def find_signed(app: App, request: Request, key: str) -> MediaRecord:
     if not verify_file_signature(app.file_key, key.lower(), expires, signature, time.time()):
         raise unauthorized("The URL's signature is wrong, or has expired.")
     record = existing(app.index.media.of_anyone(key.lower()))
-    if app.index.users.refuses(record.user_id, math.inf):
-        raise unauthorized("The account is disabled.")
+    request.principal = find_maker(app, record.user_id)
     return record
+
+
+def find_maker(app: App, user_id: int | None) -> Principal:
+    """Return who made a link or a URL, with what he may do by now; 401 if he is kept out."""
+    if user_id is None:
+        return OWNER
+    if user_id == DEMO.user_id:
+        maker = DEMO if app.settings.auth_disabled else None
+    else:
+        permissions = frozenset({READ_PERMISSION, WRITE_PERMISSION})
+        maker = app.index.users.present(
+            Principal("maker", user_id, None, permissions, issued=math.inf)
+        )
+    if maker is None:
+        raise unauthorized("The account is disabled.")
+    return maker
 
 
 MEMBERSHIP = BodySpec(ANY_BODY, (needed("collection_id"),))
@@ -14537,8 +14649,17 @@ ENTITY_TEXTS = (
 ENTITY_UPLOAD = Upload("entities", "max_media_bytes", "image", required=False, md5=True)
 IS_COLLECTION = Field("is_collection", "boolean", blank="not sent")
 ENTITY_REPLACE = BodySpec(("multipart", "form"), (IS_COLLECTION, *ENTITY_TEXTS), ENTITY_UPLOAD)
+
+
+def check_entity_form(request: Request, values: Mapping[str, Any]) -> Iterable[FieldError]:
+    """Refuse what no content could mend: 400."""
+    has_upload = request.has_upload or request.upload is not None
+    check_place(request.app, Entity(**values), has_upload)
+    return ()
+
+
 ENTITY_CREATE = ENTITY_REPLACE._replace(
-    fields=(IS_COLLECTION._replace(default=False), *ENTITY_TEXTS)
+    fields=(IS_COLLECTION._replace(default=False), *ENTITY_TEXTS), check=check_entity_form
 )
 ENTITY_PATCH = BodySpec(("json",), (
     Field("label"),
@@ -14705,48 +14826,52 @@ def save_entity(
 ) -> Entity:
     """Write what `draft` makes of the current version, with the upload as its content."""
     # It is asked twice: nothing is stored for what will be refused, and the transaction decides.
+    content: Located | None = None
+
+    def put(db: Database) -> Entity:
+        nonlocal content  # after a full disk this runs again, with what it has stored
+        entity = draft(db)
+        check_entity(app, entity, upload, db)
+        if upload and content:
+            if not upload.kept and not app.index.files.is_there(db, content[0]):
+                content = store_entity_file(app, upload)  # its last entity has just gone
+            file, asset = content
+            app.index.files.put(db, file, asset)
+            entity = entity._replace(path=file.path, asset=asset)
+        return app.index.entities.put(db, entity, time.time())
+
     if upload is None:
-        return app.index.write(lambda db: put_entity(app, db, draft(db)))
+        return app.index.write(put)
     with app.entities.content_lock(upload.sha256):
         check_entity(app, draft(None), upload)
         content = find_duplicate(app, upload.sha256, "entities") or store_entity_file(app, upload)
-        return app.index.write(lambda db: put_entity(app, db, draft(db), upload, content))
-
-
-def put_entity(
-    app: App, db: Database, entity: Entity, upload: Incoming | None = None,
-    content: Located | None = None,
-) -> Entity:  # fmt: skip
-    check_entity(app, entity, upload, db)
-    if upload and content:
-        if not upload.kept and not app.index.files.is_there(db, content[0]):
-            content = store_entity_file(app, upload)  # the last entity that had it has just gone
-        file, asset = content
-        app.index.files.put(db, file, asset)
-        entity = entity._replace(path=file.path, asset=asset)
-    return app.index.entities.put(db, entity, time.time())
+        return app.index.write(put)
 
 
 def check_entity(
     app: App, entity: Entity, upload: Incoming | None, db: Database | None = None
 ) -> None:
     """Refuse a version that cannot be: 400, or 409 for another one's content."""
-    if entity.is_collection and upload:
-        raise HTTPError(400, "A collection has no image.")
+    check_place(app, entity, upload is not None, db)
     if not (entity.is_collection or upload or entity.asset):
         raise HTTPError(400, "An entity that is no collection needs an image.")
     if upload and upload.facts is None:
         raise HTTPError(400, NOT_MEDIA if upload.size else "The file is empty.")
-    if entity.parent_id is not None:
-        check_parent(app, entity, entity.parent_id, db)
     holder = app.index.entities.holder(upload.sha256, db) if upload else None
     if upload and holder not in {None, entity.id}:
         raise HTTPError(409, f"Entity {holder} has the same content (md5 {upload.md5}).")
 
 
-def check_parent(app: App, entity: Entity, id: int, db: Database | None) -> None:
-    """A parent is a collection that is not below its child; it may be softly deleted."""
-    entities = app.index.entities
+def check_place(app: App, entity: Entity, has_upload: bool, db: Database | None = None) -> None:
+    """Refuse a collection's image, and a parent that is none or is below its child (400).
+
+    A parent may be softly deleted.
+    """
+    if entity.is_collection and has_upload:
+        raise HTTPError(400, "A collection has no image.")
+    id, entities = entity.parent_id, app.index.entities
+    if id is None:
+        return
     parent = entities.get(id, db=db)
     if parent is None:
         raise HTTPError(400, f"The parent {id} does not exist.")
@@ -14821,9 +14946,13 @@ SHARE_PAGE = """<!doctype html>
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
  ul {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
   list-style: none; padding: 0 }}
- a {{ aspect-ratio: 1; display: grid; place-content: center; overflow: hidden; color: inherit;
-  border-radius: .5rem; background: #8883; overflow-wrap: anywhere }}
- img {{ width: 100%; height: 100%; object-fit: cover }}
+ a {{ aspect-ratio: 1; display: grid; place-items: center; overflow: hidden; color: inherit;
+  border-radius: .5rem; background: #8883; overflow-wrap: anywhere; min-height: 0 }}
+ img {{ width: 100%; height: 100%; min-height: 0; object-fit: cover }}
+ form {{ display: flex; flex-wrap: wrap; gap: .5rem; align-items: center }}
+ input, button {{ font: inherit; padding: .5rem .9rem; border: 1px solid #8888;
+  border-radius: 2rem; max-width: 100%; box-sizing: border-box }}
+ button {{ background: #0b6b62; color: #fff; border: 0; font-weight: 600 }}
 </style>
 <header><h1>{title}</h1></header>
 <main>{content}</main>
@@ -14841,25 +14970,29 @@ ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
 """
 
 
-def check_target(app: App, request: Request, kind: str, target: str) -> Share:
-    """What is to be shared, if the caller may share it; 400, 403, 404."""
-    owner = request.principal.user_id
+def check_target(request: Request, kind: str, target: str) -> Share:
+    """What is to be shared, if the caller may share it and it is there; 400, 403, 404."""
+    app, owner = request.app, request.principal.user_id
     if kind in {"media", "collection"}:
         require(USER, request.principal, True)
         find = find_record if kind == "media" else find_collection
         return Share("", owner, kind, "users", find(app, request, target).id)
+    require(READ, request.principal, app.settings.read_auth_enabled)
     require(WRITE, request.principal, True)
     if kind == "file":
         file, _ = find_content(app, request, check_sha256(target))
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        if not path or not app.index.shares.has_files(path):
+        is_gone = app.library.is_local(f"{path}/") and app.library.is_gone(path)
+        if is_gone or not app.index.shares.has_files(path):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
         app, parse_value(Field("target", "integer", nullable=False), target, "body")
     )
+    if entity.is_deleted:
+        raise HTTPError(404, "This entity is deleted.")
     return Share("", owner, kind, "entities", str(entity.id))
 
 
@@ -14869,9 +15002,14 @@ def check_target(app: App, request: Request, kind: str, target: str) -> Share:
 def create_share(app: App, request: Request) -> Response:
     """Make a link to files, for who has no account."""
     values, now = request.fields, time.time()
-    shared = check_target(app, request, values["kind"], values["target"])
+    shared = check_target(request, values["kind"], values["target"])
     if values["upload"] and not can_grow(app, shared):
         raise ValidationError(FieldError("body", "upload", "is for folders and collections"))
+    if values["strip"] and values["kind"] in {"file", "media"}:
+        shared = shared._replace(strips=1)
+        if not any(may_show(shared, asset) for _, asset in shared_files(app, shared)):
+            reason = "cannot be: only pictures, MP4 and MOV are sent without camera data"
+            raise ValidationError(FieldError("body", "strip", reason))
     password, seconds = values.get("password"), values["expires_in"]
     share = shared._replace(
         id=secrets.token_urlsafe(16),
@@ -14925,12 +15063,15 @@ def end_share(app: App, request: Request, id: str) -> Response:
     return Response(204)
 
 
-def find_share(app: App, id: str) -> Share:
-    """A link that is good; 404 for one that is over as for none."""
-    share = app.index.shares.get(id, time.time())
-    if share and share.owner and app.index.users.refuses(share.owner, math.inf):
-        share = None
-    return existing(share, "There is nothing at this link.")
+def find_share(request: Request, id: str) -> Share:
+    """Return a link that its maker could make now; 404 for one that is over as for none."""
+    share, maker = request.app.index.shares.get(id, time.time()), copy.copy(request)
+    try:
+        found = existing(share)
+        maker.principal = find_maker(request.app, found.owner)
+        return found._replace(root=check_target(maker, found.kind, found.target).root)
+    except HTTPError:
+        raise HTTPError(404, "There is nothing at this link.") from None
 
 
 def sign_share(app: App, share: Share, expires: int) -> str:
@@ -14960,7 +15101,7 @@ def need_share_password(app: App, request: Request, share: Share) -> None:
 
 def share_page(share: Share, content: str, status: int = 200) -> Response:
     headers = [
-        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Type", HTML_TYPE),
         ("Content-Security-Policy", SHARE_PAGE_POLICY),
         ("Referrer-Policy", "no-referrer"),
         ("Cache-Control", "no-store"),
@@ -14973,27 +15114,34 @@ def share_page(share: Share, content: str, status: int = 200) -> Response:
 @route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
 def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     if for_browser and not has_password(app, request, share):
         return share_page(share, PASSWORD_FORM, 401)
     need_share_password(app, request, share)
-    found = app.index.shares.files(share, limit=MAX_SHARED)
-    shown = [(file, asset) for file, asset in found if may_show(share, asset)]
-    files = [shared_json(app, request, share, *each) for each in shown]
+    found = shared_files(app, share, limit=MAX_SHARED)
+    files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
+    left = len(found) - len(files)
     if for_browser:
         form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>")
+        note = f"<p>{left} files of other types are left out.</p>" if left else ""
+        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
     expires = share.expires_at and format_time(share.expires_at)
-    value = {"title": share.title, "expires_at": expires, "files": files}
+    value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
     return json_response(value, headers=[("Vary", "Accept")])
+
+
+def shared_files(app: App, share: Share, **which: Any) -> list[Located]:
+    """What a link shows, of what its maker may still read."""
+    reads = allows(READ, find_maker(app, share.owner), app.settings.read_auth_enabled)
+    return app.index.shares.files(share, reads, **which)
 
 
 def may_show(share: Share, asset: Asset) -> bool:
     """Whether a file can be sent as the share promises."""
     facts = asset.facts
     return not share.strips or (
-        facts is not None and (facts.kind == "image" or facts.extension in PATCHED)
+        facts is not None and (facts.kind == "image" or facts.extension in PATCHERS)
     )
 
 
@@ -15025,7 +15173,7 @@ def shared_html(file: Mapping[str, Any]) -> str:
 @deferred("password")
 def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
         raise unauthorized("That is not the link's password.")
@@ -15040,7 +15188,7 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
 
 def check_guest(app: App, request: Request, token: str) -> Share:
     """The link, if who has it may add to its folder; 401, 403, 404."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     need_share_password(app, request, share)
     if not share.takes:
         raise HTTPError(403, "This link shows files, but takes none.")
@@ -15071,15 +15219,16 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
-    file, asset = add[share.kind](app, share, incoming)
+    add = add_to_folder if share.kind == "folder" else add_for_maker
+    file, asset = add(request, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
-def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located:
     """Put a guest's file into a folder of the library."""
+    app = request.app
     assert incoming.facts is not None
     name = upload_name(incoming)
     if not is_media_name(os.fsencode(name)):
@@ -15087,35 +15236,26 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
     placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     is_local = app.library.is_local(placed[0].path)
     app.index.write(lambda db: app.index.files.put(db, *placed), durable=not is_local)
-    app.scanner.wake()
+    app.renditions.wake()
     return placed
 
 
-def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make a record of a guest's file in a collection, for its owner."""
-    assert incoming.facts is not None and share.owner is not None
-    existing(app.index.collections.get(share.owner, share.target))
-    placed, now = place_upload(app, share.owner, incoming), time.time()
-    record = MediaRecord(
-        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
-        incoming.size, placed[0].path, None, None, share.target, now, now,
-    )  # fmt: skip
-    app.index.write(lambda db: put_record(app, db, record, placed))
-    return placed
-
-
-def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make an entity of a guest's file in one that is a collection."""
-    if find_entity(app, int(share.target)).is_deleted:
-        raise HTTPError(404, NO_FILE)
-    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located:
+    """Make a record or an entity of a guest's file, as if the link's maker had sent it."""
+    app, sent = request.app, copy.copy(request)
+    sent.principal = find_maker(app, share.owner)
     try:
-        entity = save_entity(app, incoming, lambda db: draft)
+        if share.kind == "collection":
+            sent.fields = {"collection": share.target}
+            create_record(app, sent)
+        else:
+            sent.fields = {"label": upload_name(incoming), "parent_id": int(share.target)}
+            create_entity(app, sent)
     except HTTPError as error:
         if error.status == 409:  # whose it is, is no guest's business
             raise HTTPError(409, "This picture is here already.") from None
         raise
-    return existing(app.index.files.get("entities", entity.path or ""))
+    return existing(next(iter(shared_files(app, share, sha256=incoming.sha256)), None), NO_FILE)
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
@@ -15123,9 +15263,9 @@ def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
     """A file of a link, by its SHA-256."""
-    share = find_share(app, token)
+    share = find_share(request, token)
     need_share_password(app, request, share)
-    found = app.index.shares.files(share, sha256=check_sha256(n))
+    found = shared_files(app, share, sha256=check_sha256(n))
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
@@ -15142,7 +15282,7 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
     facts = asset.facts
     assert facts is not None  # as may_show has it
     try:
-        content = (patch_file if facts.extension in PATCHED else strip_file)(app, file, facts)
+        content = patch_file(app, file, facts)
     except ValueError:
         if facts.kind != "image":
             detail = "This file cannot be sent without what it says of its making."
@@ -15161,30 +15301,11 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
     with contextlib.ExitStack() as on_error, app.disk(file.root):
         source = open_file(app, file)
         on_error.callback(source.close)
-        patches = find_patches(source, file.size)
+        patches, end = find_patches(source, file.size, facts)
         check_unchanged(file, source)
         on_error.pop_all()
     digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
-    return Content(source, file.size, facts.mime_type, digest, None, "", patches=patches)
-
-
-def strip_file(app: App, file: File, facts: Facts) -> Content:
-    """Copy a picture without what it says of its making to a file without a name; ValueError."""
-    import tempfile  # as in write_listing
-
-    if facts.extension not in STRIPPERS:
-        raise ValueError("a type that is not copied")
-    digest, target = hashlib.sha256(), tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(target.close)
-        with app.disk(file.root), io.BufferedReader(open_file(app, file)) as source:
-            for piece in STRIPPERS[facts.extension](source, facts.orientation):
-                digest.update(piece)
-                target.write(piece)
-            check_unchanged(file, source)
-        on_error.pop_all()
-    about: Any = (target, target.tell(), facts.mime_type, digest.hexdigest(), None, "")
-    return Content(*about)
+    return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
 
 
 def open_file(app: App, file: File) -> io.FileIO:
@@ -15207,7 +15328,7 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
     """What is answered with the largest preview of a picture; 404, 503."""
     try:
         with app.disk(file.root):
-            made = app.scanner.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
+            made = app.renditions.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     if isinstance(made, Outcome):
@@ -15381,10 +15502,8 @@ def begin_resumable(request: Request) -> Transfer:
     head = head._replace(length=find_length(request, head), offset=None)
     bound_room(request, target)
     check_size(request, target, head.length, 0)
-    problems: list[FieldError] = []
-    collect_declared(spec.fields, texts, "body", problems, has_upload=True)
-    if problems:
-        raise ValidationError(*problems)
+    request.has_upload = True
+    parse_form(request, spec, texts)
     check_upload(app, file, texts.get("filename", ""))
     upload = app.uploads.add(owner_of(request), target.family, file, head)
     if head.draft:
@@ -15598,7 +15717,6 @@ def complete_upload(app: App, request: Request, transfer: Transfer) -> Response:
 # Health and metrics for programs, pages for people.
 
 NO_STORE = ("Cache-Control", "no-store")
-HTML_TYPE = "text/html; charset=utf-8"
 
 
 def health_json(app: App) -> dict[str, Any]:
@@ -15648,7 +15766,7 @@ PREVIEW_QUERY = (
 )
 
 
-@route("GET", "/preview/{sha256}", READ, "system",
+@route("GET", "/preview/{sha256}", OWN, "system",
        {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
@@ -15663,7 +15781,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     def make() -> Response:
         try:
             with app.disk(file.root):
-                made = app.scanner.ensure_preview(file, asset, rendition)
+                made = app.renditions.ensure_preview(file, asset, rendition)
         except FileNotFoundError:
             raise HTTPError(404, NO_FILE) from None
         if isinstance(made, Outcome):
@@ -15680,7 +15798,7 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
-@route("GET", "/exists", READ, "system", {200: "StoredContents"},
+@route("GET", "/exists", OWN, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
@@ -15688,7 +15806,7 @@ def check_hash(app: App, request: Request) -> Response:
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
-@route("POST", "/exists", READ, "system",
+@route("POST", "/exists", OWN, "system",
        {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"), reads=True)  # fmt: skip
@@ -15835,8 +15953,8 @@ OBJECTS: Mapping[str, str] = {
     "Scan": "running:boolean done:integer total:integer finished_at:number? unreadable:integer~",
     "StoredContents": "stored:hashes",
     "Gallery": "groups:rows~ folders:rows~ cameras:strings~ albums:rows~ path:rows~ items:rows~"
-    " name~ degraded:boolean~ scanning:integer?~ can_upload:boolean~ can_write:boolean~"
-    " has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
+    " name~ degraded:boolean~ scanning:integer?~ read_only:boolean~ can_upload:boolean~"
+    " can_write:boolean~ has_account:boolean~ max_upload_bytes:integer~ max_media_bytes:integer~",
     "PublicImage": "url:url filename size:integer content_type sha256:sha256",
     "PublicFile": "filename url:url size:integer content_type uploaded_at:number",
     "PublicFiles": "count:integer files:PublicFile[]",
@@ -15847,7 +15965,7 @@ OBJECTS: Mapping[str, str] = {
     "ResumableUpload": "target offset:integer length:integer? answer:object?",
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
-    "Shared": "title expires_at:date? files:SharedFile[]",
+    "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
     "SharedFile": "name type size:integer url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",
@@ -15905,6 +16023,7 @@ CONTENTS: Mapping[str, Mapping[str, str]] = {  # what is no JSON: types by media
     "metrics": {"text/plain": "string"},
     "page": {"text/html": "string"},
     "icon": {"image/svg+xml": "file"},
+    "zip": {"application/zip": "file"},
     "manifest": {"application/manifest+json": "object"},
 }
 RANGED = {"file", "thumbnail", "preview", "LibraryFile{}", "PublicFiles"}  # sent in parts, too
@@ -16134,7 +16253,7 @@ def describe_common() -> dict[str, Any]:
 
 def describe_security(item: Route, settings: Settings) -> list[dict[str, list[str]]]:
     """Return the credentials of which one is needed; an empty one is none."""
-    anyone = item.access is OPEN or (item.access is READ and not settings.read_auth_enabled)
+    anyone = item.access is OPEN or (item.access in {READ, OWN} and not settings.read_auth_enabled)
     schemes = ["bearer"] if item.access is not OPEN else []
     if item.method == "GET" and item.access is not OPEN:
         schemes.append("viewCookie")
@@ -16238,7 +16357,7 @@ class Page(NamedTuple):
 def build_page(markup: str, style: str, script: str) -> Page:
     """Put style and script into a page's markup, without what only their readers need."""
     lines = re.compile(r"^ +|^ *//.*\n|^\n|  //.*$", re.MULTILINE)
-    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}<>&|])\s*')
+    texts_or_spaces = re.compile(r'("(?:[^"\\\n]|\\.)*"|`[^`]*`)|\s*([=?:,;{}()<>&|])\s*')
     names = {  # every statement ends with a semicolon or a brace: none needs its line's end
         "style": re.sub(r"(?<=[{};,:])[ \n]| (?=[{}])", "", lines.sub("", style)),
         "script": texts_or_spaces.sub(r"\1\2", lines.sub("", script)),
@@ -16259,23 +16378,16 @@ def build_page(markup: str, style: str, script: str) -> Page:
     return Page(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
 
 
-zip_page = functools.lru_cache(maxsize=4)(gzip_bytes)
-
-
-def page_response(request: Request, page: Page) -> Response:
+def page_response(page: Page) -> Response:
     """Answer with a page, which a browser keeps and asks about each time."""
-    about = [
-        ("Content-Security-Policy", page.policy),
+    headers = [
+        ("Content-Type", HTML_TYPE),
         ("ETag", page.etag),
+        ("Content-Security-Policy", page.policy),
         ("Cache-Control", "no-cache"),
-        ("Vary", "Accept, Accept-Encoding, Accept-Language"),
+        ("Vary", "Accept, Accept-Language"),
     ]
-    if not_modified(request.headers, page.etag, None):
-        return Response(304, about)
-    about.append(("Content-Type", HTML_TYPE))
-    if accepts_gzip(request.headers):
-        return Response(200, [*about, ("Content-Encoding", "gzip")], zip_page(page.body))
-    return Response(200, about, page.body)
+    return Response(200, headers, page.body)
 
 
 PAGE_STYLE = """
@@ -16543,7 +16655,7 @@ DOCS = build_page(DOCS_MARKUP, PAGE_STYLE + DOCS_STYLE, PAGE_SCRIPT + DOCS_SCRIP
 @route("GET", "/docs", OPEN, "system", {200: "page"})
 def get_docs(app: App, request: Request) -> Response:
     """This interface, to read and to try."""
-    return page_response(request, DOCS)
+    return page_response(DOCS)
 
 
 # -- The gallery: its data -----------------------------------------------------------------
@@ -16558,7 +16670,7 @@ GALLERY_QUERY = (
     Field("q", longest=MAX_SEARCH, help="words of path or camera"),
     Field("kind", choices=KINDS, blank="not sent", help="image, video or audio"),
     Field("camera", blank="not sent", help="one of `cameras`"),
-    Field("folder", help="a folder's path"),
+    Field("folder", default="", help="a folder's path"),
     Field("below", "boolean", default=True, help="what is in the folders below it, too"),
     Field("order", choices=("date", "name"), default="date", blank="not sent"),
     Field("album", blank="not sent", help="instead of the library: the id of a collection of"
@@ -16587,8 +16699,8 @@ def shown_json(item: Shown) -> list[Any]:
     width, height, ratio = measure(item)
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
-        int(item.taken[8:]) if item.taken else 0, item.size, width, height, item.duration,
-        camera_of(item), item.latitude, item.longitude, item.id,
+        int(item.taken[8:]) if item.taken else 0, item.created_source, item.size, width, height,
+        item.duration, camera_of(item), item.latitude, item.longitude, item.altitude, item.id,
     ]  # fmt: skip
     while values[-1] is None:
         values.pop()
@@ -16599,7 +16711,9 @@ def matches_search(item: Shown, words: Sequence[str]) -> bool:
     """Tell whether an item's path and camera have all these case-folded words."""
     if not words:
         return True
-    text = f"{item.path.decode('utf-8', 'replace')} {item.make} {item.model}".casefold()
+    text = (
+        f"{item.path.decode('utf-8', 'replace')} {item.make or ''} {item.model or ''}".casefold()
+    )
     return all(word in text for word in words)
 
 
@@ -16649,15 +16763,22 @@ def open_album(
     app: App, request: Request, key: str
 ) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
-    albums, user_id = app.index.albums, request.principal.user_id
-    may_write = allows(WRITE, request.principal, True)
+    albums, principal, guarded = (
+        app.index.albums,
+        request.principal,
+        app.settings.read_auth_enabled,
+    )
+    user_id, may_write = principal.user_id, allows(WRITE, principal, True)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
-        outside = albums.outside(user_id, may_write)
-        return (), [*mine, *albums.of_entities(None), *outside], []
+        others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
+        if not allows(READ, principal, guarded):
+            others = [album for album in others if album.key in {"mine", "trash"}]
+        return (), [*mine, *others], []
     if key == "trash":
         return albums.trash(user_id, may_write), [], []
     if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
+        require(READ, principal, guarded)
         above = id = None if key == "entities" else int(key)
         path: list[list[str]] = []
         while above is not None:
@@ -16673,16 +16794,22 @@ def open_album(
     return albums.records(caller(request), collection.id), [], about
 
 
-@route("GET", "/gallery/items", READ, "system",
+def open_library(app: App, request: Request, query: Mapping[str, Any]) -> Iterable[Shown]:
+    """Return what is in a folder of the library; 401, 403."""
+    require(READ, request.principal, app.settings.read_auth_enabled)
+    return app.index.files.shown(query["folder"].strip("/"), query["below"])
+
+
+@route("GET", "/gallery/items", OWN, "system",
        {200: "Gallery", 404: "Error: There is no such group, or album."},
        query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
 def list_items(app: App, request: Request) -> Response:
     """What the gallery shows: its groups, or the items of one."""
-    query = {**request.query, "folder": request.query.get("folder", "").strip("/")}
+    query = dict(request.query)
     group, album = query.pop("group", None), query.pop("album", None)
     if album is None:
-        library = app.index.files.shown(query["folder"], query["below"])
+        library = open_library(app, request, query)
         key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
         _, _, groups, summary = app.catalogues.get(app.index, key, make)
     else:  # a few items, and nobody knows when they change
@@ -16699,16 +16826,23 @@ def list_items(app: App, request: Request) -> Response:
 def gallery_state(app: App, request: Request) -> dict[str, Any]:
     """Return what the page shows around the items, and what this principal may do there."""
     scan, principal, settings = app.scanner.progress.get(), request.principal, app.settings
+    takes = not settings.read_only
     return {
-        "name": printable(settings.storage_dir.name) or "mediaserver",
+        "name": gallery_name(app),
         "degraded": any(app.watcher.look()),
         "scanning": scan.done if scan.running else None,
-        "can_upload": allows(UPLOAD, principal, True),
-        "can_write": allows(WRITE, principal, True),
-        "has_account": principal.user_id is not None,
+        "read_only": not takes,
+        "can_upload": takes and allows(UPLOAD, principal, True),
+        "can_write": takes and allows(WRITE, principal, True),
+        "has_account": takes and principal.user_id is not None,
         "max_upload_bytes": settings.max_upload_bytes,
         "max_media_bytes": settings.max_media_bytes,
     }
+
+
+def gallery_name(app: App) -> str:
+    """Return the folder's name."""
+    return printable(app.settings.storage_dir.name) or "mediaserver"
 
 
 def tagged_json(text: str) -> Response:
@@ -16716,6 +16850,137 @@ def tagged_json(text: str) -> Response:
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
     etag = f'W/"{digest}"'  # weak: it may be compressed
     return text_response(text, 200, [("ETag", etag), ("Cache-Control", "private, no-cache")])
+
+
+# What is downloaded as one file is put together while it is sent: nobody has it in memory. Its
+# size is known before, from those in the index.
+
+ZIP_QUERY = (*GALLERY_QUERY, Field(
+    "only", default="", help="of contents: the first 12 digits of their SHA-256, with commas"
+))  # fmt: skip
+MAX_ZIPPED = 20_000  # files
+LARGE_FILE = 2_000_000_000  # bytes; the fields for the size of a larger one have eight bytes
+MS_DOS = 315532800, 4354819198  # seconds: the times that a zip file can tell
+
+
+class Zipped(NamedTuple):
+    """A file of a zip file, where its name is unique; its time is the wall clock's."""
+
+    name: str
+    taken: int
+    file: File
+
+
+class ZipReader:
+    """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
+
+    def __init__(self, folders: Mapping[str, Folder], files: Sequence[Zipped]) -> None:
+        self._held: list[bytes] = []  # what is written and not read
+        self._place = 0
+        with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
+            for each in files:  # for the directory's size they need not be read
+                info = self._info(each)
+                info.header_offset, info.CRC = self._place, 0
+                info.file_size = info.compress_size = each.file.size
+                archive.infolist().append(info)
+                # What is before and behind a file (APPNOTE.TXT, sections 4.3.7 and 4.3.9)
+                around = 30 + 20 + 24 if each.file.size > LARGE_FILE else 30 + 16
+                self._place += around + len(each.name.encode()) + each.file.size
+            archive.start_dir = self._place
+        self.size, self._place = self._place, 0
+        self._held.clear()
+        self._pieces = self._pack(folders, files)
+
+    def _info(self, each: Zipped) -> zipfile.ZipInfo:
+        first, last = MS_DOS
+        date = time.gmtime(max(first, min(each.taken, last)))[:6]
+        return zipfile.ZipInfo(each.name, date)
+
+    def _pack(
+        self, folders: Mapping[str, Folder], files: Sequence[Zipped]
+    ) -> Generator[bytes, None, None]:
+        with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
+            for each in files:
+                file, large = each.file, each.file.size > LARGE_FILE
+                with folders[file.root].open(file.path) as source:
+                    if not file.matches(os.fstat(source.fileno())):
+                        return
+                    with archive.open(self._info(each), "w", force_zip64=large) as target:
+                        for block in read_blocks(source, file.size):
+                            target.write(block)
+                            yield self._take()
+        yield self._take()
+        yield self._take()
+
+    def _take(self) -> bytes:
+        held = b"".join(self._held)
+        self._held.clear()
+        return held
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._held.append(bytes(data))
+        self._place += len(data)
+
+    def tell(self) -> int:
+        return self._place
+
+    def flush(self) -> None:
+        """Do nothing: what is written waits to be read."""
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return the next piece; OSError if a file is not what it was any more."""
+        piece = next(self._pieces, b"")
+        if not 0 < len(piece) <= count:
+            raise ConnectionAbortedError("a file changed before it was sent")
+        return piece
+
+    def close(self) -> None:
+        """Let go of the file that is open."""
+        self._pieces.close()
+
+
+@route("GET", "/gallery/zip", OWN, "system",
+       {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
+@deferred("list")
+def download_items(app: App, request: Request) -> Response:
+    """The files of what the gallery shows, or of some of it, in one zip file."""
+    files = existing([*choose_files(app, request)], "There is nothing to download.")
+    reader = ZipReader(app.folders, files)
+    headers = [
+        ("Content-Type", "application/zip"),
+        ("Content-Disposition", content_disposition_attachment(f"{gallery_name(app)}.zip")),
+        NO_STORE,
+    ]
+    return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader.size, reader)
+
+
+def choose_files(app: App, request: Request) -> Iterator[Zipped]:
+    """Yield what is to be downloaded of what the principal may read; 400 if it is too much."""
+    query, taken = dict(request.query), set[str]()
+    group, album = query.pop("group", None), query.pop("album", None)
+    only = {*filter(None, query.pop("only").lower().split(","))}
+    items = open_album(app, request, album)[0] if album else open_library(app, request, query)
+    for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
+        if group not in {None, key} or (only and item.sha256[:12] not in only):
+            continue
+        if len(taken) == MAX_ZIPPED:
+            raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
+        found = find_readable(app, request, item.sha256, trashed=True)
+        if found:
+            names = numbered_names(name_in_zip(item, found[1]))
+            name = next(name for name in names if name not in taken)
+            taken.add(name)
+            yield Zipped(name, int(item.taken[8:]) if item.taken else 0, found[0])
+
+
+def name_in_zip(item: Shown, asset: Asset) -> str:
+    """Return the path of a library's file, else the name, which may be anything, made safe."""
+    name = item.path.decode("utf-8", "replace")
+    if item.id is None:
+        return name
+    name = safe_name(name)
+    extension = f".{asset.facts.extension}" if asset.facts else ""
+    return name if is_media_name(name.encode()) else name + extension
 
 
 # -- The gallery: its page -----------------------------------------------------------------
@@ -16726,8 +16991,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "search": "Search names, folders, cameras", "kind": "What to show", "all": "Everything",
         "image": "Photos", "video": "Videos", "audio": "Recordings", "month": "Month",
-        "months": "Months", "cameras": "Cameras", "albums": "Albums",
-        "mine": "My uploads", "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
+        "months": "Months", "cameras": "Cameras", "albums": "Albums", "mine": "My uploads",
+        "entities": "Archive", "trash": "Trash", "newAlbum": "New album",
         "albumName": "Name of the album", "addTo": "Add to album", "added": "Added to #.",
         "takeOut": "Remove from album", "takenOut": "Removed from the album: #.",
         "rename": "Rename", "removeAlbum": "Delete album",
@@ -16736,25 +17001,23 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "sureEmpty": "Delete everything in the trash for good?", "version": "Version #",
         "nothingIn": "Nothing in here",
         "nothingInHow": "Select pictures and add them to an album, or upload some while you "
-          "look at it.",
-        "folders": "Folders", "everything": "All folders", "below": "with folders below",
-        "byName": "by name", "byDate": "by date", "upload": "Upload", "signIn": "Sign in",
-        "signOut": "Sign out", "docs": "For developers: the interface", "selection": "Selection",
-        "uploads": "Uploads", "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close",
-        "previous": "Previous", "next": "Next", "info": "Details", "download": "Download",
-        "copy": "Copy link", "remove": "Delete", "play": "Slideshow", "full": "Full screen",
-        "pick": "Select", "picked": "# selected", "clear": "Clear selection",
-        "nothing": "No pictures here yet",
+          "look at it.", "folders": "Folders", "everything": "All folders",
+        "below": "with folders below", "byName": "by name", "byDate": "by date",
+        "upload": "Upload", "signIn": "Sign in", "signOut": "Sign out",
+        "docs": "For developers: the interface", "selection": "Selection", "uploads": "Uploads",
+        "viewer": "Viewer", "dropHere": "Drop to upload", "close": "Close", "previous": "Previous",
+        "next": "Next", "info": "Details", "download": "Download", "copy": "Copy link",
+        "remove": "Delete", "play": "Slideshow", "full": "Full screen", "pick": "Select",
+        "picked": "# selected", "clear": "Clear selection", "nothing": "No pictures here yet",
         "nothingHow": "Drop pictures on this page or press Upload. Files that you copy into the "
-          "folder appear after its next scan.",
-        "none": "Nothing matches", "noneHow": "Try other words, or look at everything.",
-        "showAll": "Show everything", "locked": "These pictures are private",
-        "lockedHow": "Sign in to see them.",
+          "folder appear after its next scan.", "none": "Nothing matches",
+        "noneHow": "Try other words, or look at everything.", "showAll": "Show everything",
+        "locked": "These pictures are private", "lockedHow": "Sign in to see them.",
         "offline": "The server cannot be reached. Trying again…",
         "degraded": "The picture folder, or a disk of it, is not there at the moment.",
         "scanning": "Looking through the folder: # files so far.",
-        "gone": "This is not here any more.", "copied": "The link is copied.",
-        "link": "The link:", "sure": "Delete # for good?", "deleted": "Deleted: #.",
+        "gone": "This is not here any more.", "copied": "The link is copied.", "link": "The link:",
+        "sure": "Delete # for good?", "deleted": "Deleted: #.",
         "denied": "This account may not do that. The owner can allow it.",
         "name": "User name or e-mail", "password": "Password",
         "key": "Or the owner's key, or a token", "useKey": "Use a key instead",
@@ -16767,15 +17030,18 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Only photos, videos and recordings can be uploaded.",
         "tooMuch": "Too large, or more than this account may store.",
         "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
-        "progress": "# done", "zipping": "Collecting: #",
-        "zipLarge": "This is too much for one zip file.",
+        "progress": "# done", "byFile": "by the file's date", "share": "Share",
+        "linkTitle": "Title", "days": "Days until it ends, 0 for never",
+        "linkPassword": "Password, if you like", "strip": "Without place and camera",
+        "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
+        "zipLarge": "Select # at most, or download an album or a folder.",
     },
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
         "image": "Fotos", "video": "Videos", "audio": "Aufnahmen", "month": "Monat",
-        "months": "Monate", "cameras": "Kameras", "albums": "Alben",
-        "mine": "Meine Uploads", "entities": "Archiv", "trash": "Papierkorb",
-        "newAlbum": "Neues Album", "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
+        "months": "Monate", "cameras": "Kameras", "albums": "Alben", "mine": "Meine Uploads",
+        "entities": "Archiv", "trash": "Papierkorb", "newAlbum": "Neues Album",
+        "albumName": "Name des Albums", "addTo": "Zu Album hinzufügen",
         "added": "Hinzugefügt zu #.", "takeOut": "Aus dem Album nehmen",
         "takenOut": "Aus dem Album genommen: #.", "rename": "Umbenennen",
         "removeAlbum": "Album löschen", "sureAlbum": "Das Album # löschen? Seine Bilder bleiben.",
@@ -16783,15 +17049,15 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "emptyTrash": "Papierkorb leeren", "sureEmpty": "Alles im Papierkorb endgültig löschen?",
         "version": "Version #", "nothingIn": "Hier ist noch nichts",
         "nothingInHow": "Wählen Sie Bilder aus und fügen Sie sie einem Album hinzu, oder laden "
-          "Sie welche hoch, während Sie es ansehen.",
-        "folders": "Ordner", "everything": "Alle Ordner", "below": "mit Unterordnern",
-        "byName": "nach Name", "byDate": "nach Datum", "upload": "Hochladen",
-        "signIn": "Anmelden", "signOut": "Abmelden", "docs": "Für Entwickler: die Schnittstelle",
-        "selection": "Auswahl", "uploads": "Hochgeladenes", "viewer": "Ansicht",
-        "dropHere": "Zum Hochladen loslassen", "close": "Schließen", "previous": "Zurück",
-        "next": "Weiter", "info": "Angaben", "download": "Herunterladen", "copy": "Link kopieren",
-        "remove": "Löschen", "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen",
-        "picked": "# ausgewählt", "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
+          "Sie welche hoch, während Sie es ansehen.", "folders": "Ordner",
+        "everything": "Alle Ordner", "below": "mit Unterordnern", "byName": "nach Name",
+        "byDate": "nach Datum", "upload": "Hochladen", "signIn": "Anmelden", "signOut": "Abmelden",
+        "docs": "Für Entwickler: die Schnittstelle", "selection": "Auswahl",
+        "uploads": "Hochgeladenes", "viewer": "Ansicht", "dropHere": "Zum Hochladen loslassen",
+        "close": "Schließen", "previous": "Zurück", "next": "Weiter", "info": "Angaben",
+        "download": "Herunterladen", "copy": "Link kopieren", "remove": "Löschen",
+        "play": "Diaschau", "full": "Vollbild", "pick": "Auswählen", "picked": "# ausgewählt",
+        "clear": "Auswahl aufheben", "nothing": "Noch keine Bilder",
         "nothingHow": "Ziehen Sie Bilder auf diese Seite oder drücken Sie „Hochladen“. Dateien, "
           "die Sie in den Ordner kopieren, erscheinen nach der nächsten Suche.",
         "none": "Nichts gefunden",
@@ -16801,8 +17067,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
         "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
         "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
-        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.",
-        "link": "Der Link:", "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
+        "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.", "link": "Der Link:",
+        "sure": "# endgültig löschen?", "deleted": "Gelöscht: #.",
         "denied": "Dieses Konto darf das nicht. Der Eigentümer kann es erlauben.",
         "name": "Benutzername oder E-Mail", "password": "Passwort",
         "key": "Oder der Schlüssel des Eigentümers, oder ein Token",
@@ -16816,8 +17082,12 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
         "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
-        "progress": "# fertig", "zipping": "Wird gesammelt: #",
-        "zipLarge": "Das ist zu viel für eine Zip-Datei.",
+        "progress": "# fertig", "byFile": "Datum der Datei", "share": "Teilen",
+        "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
+        "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
+        "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
+        "endLink": "Diesen Link beenden",
+        "zipLarge": "Wählen Sie höchstens # aus, oder laden Sie ein Album oder einen Ordner.",
     },
 }  # fmt: skip
 
@@ -17035,7 +17305,10 @@ dialog { border: 0; color: inherit }
 #login summary { cursor: pointer; color: var(--soft); font-size: .9rem; margin: .5rem 0 }
 #login .row { display: flex; justify-content: end; gap: .5rem; margin-top: 1.2rem }
 #login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
-#login .list button { justify-content: start; border-radius: .7rem }
+#login .list > button { justify-content: start; border-radius: .7rem }
+#login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
+#login .list a { display: grid; flex: 1; overflow: hidden; text-overflow: ellipsis }
+#login small { color: var(--soft) }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
@@ -17137,7 +17410,8 @@ const PATHS = {
   link: "M10 14a4 4 0 0 0 6 .5l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6-.5l-3 3a4 4 0 0 0 6 6l1-1",
   trash: "M5 7h14M10 7V4.5h4V7M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5", play: "M8 5.5v13l10.5-6.5z",
   pause: "M9 6v12M15 6v12", full: "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5",
-  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
+  share: "M14 5l6 6-6 6v-3.5c-5 0-8 1.5-10 5 .5-6 4-9.5 10-10z",
+  pencil: "M4 20l1-4L16 5l3 3L8 19z", picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5v.01",
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
   sound: "M9 18V6l10-2v12M9 18a2.5 2.5 0 1 1-5 0 2.5 2.5 0 0 1 5 0zM19 16a2.5 2.5 0 1 1-5 0 2.5"
     + " 2.5 0 0 1 5 0z",
@@ -17174,21 +17448,24 @@ for (const each of document.querySelectorAll("[data-label]")) {
 }
 
 let shown = null;  // {group, place} of what the viewer shows
-let noticeTimer = 0, stateShown = false;
+let noticeTimer = 0, said = "", state = ["", false];
 
-function notify(text, seconds = 0, bad = false) {
+function showNotice(text, bad) {
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  clearTimeout(noticeTimer);
-  $("notice").hidden = !text;
-  $("notice").textContent = text;
-  $("notice").className = bad ? "bad" : "";
-  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+  Object.assign($("notice"), {hidden: !text, textContent: text, className: bad ? "bad" : ""});
 }
 
-// What lasts until it is over: it takes the place of what is said for a moment.
+function notify(text, seconds = 0, bad = false) {
+  said = text;
+  clearTimeout(noticeTimer);
+  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
+  showNotice(...(text ? [text, bad] : state));
+}
+
+// What lasts until it is over: it waits for what is said for a moment.
 function notifyState(text, bad = false) {
-  if (text || stateShown) notify(text, 0, bad);
-  stateShown = Boolean(text);
+  state = [text, bad];
+  if (!said) showNotice(...state);
 }
 
 // -- Who is signed in --------------------------------------------------------------------
@@ -17253,13 +17530,25 @@ async function call(path, options = {}) {
   return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
 }
 
-// What an answer says is wrong, in one sentence.
-async function problem(answer) {
-  if (answer.status === 403) return t("denied");
-  if (answer.status === 507) return t("noRoom");
-  const body = await answer.json().catch(() => ({}));
-  return typeof body.detail === "string" ? body.detail : t("wrong");
+// Call, and tell what is wrong; the answer if nothing is.
+async function ask(path, options) {
+  const answer = await call(path, options);
+  if (answer.ok) return answer;
+  notify(await problem(answer), 8, true);
+  return null;
 }
+
+// What is wrong by an answer's status and body, in one sentence; `known` are texts by status.
+function sentence(status, body, known) {
+  const said = {403: "denied", 507: "noRoom", ...known}[status];
+  try {
+    return said ? t(said) : String(JSON.parse(body).detail || t("wrong"));
+  } catch {
+    return t("wrong");
+  }
+}
+
+const problem = async (answer) => sentence(answer.status, await answer.text());
 
 async function signOut() {
   if (session.refresh) {
@@ -17280,19 +17569,22 @@ function showForm(title, fields, send) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     error.textContent = await send(form.elements);
-    if (!error.textContent) $("login").close();
+    if (!error.textContent && form.isConnected) $("login").close();
   };
   $("login").replaceChildren(form);
   if (!$("login").open) $("login").showModal();
 }
 
+const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
+const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+
 function signIn(then = start) {
-  const field = (name, type, complete) => h("label", {}, t(name),
-    h("input", {name, type, autocomplete: complete, autocapitalize: "none", spellcheck: false}));
+  const word = {type: "password", autocomplete: "current-password"};
   const fields = [
-    field("name", "text", "username"), field("password", "password", "current-password"),
-    h("details", {}, h("summary", {}, t("useKey")), field("key", "password", "off")),
-    h("label", {}, h("input", {type: "checkbox", name: "stay"}), " ", t("stay")),
+    field("name", {autocomplete: "username", autocapitalize: "none", spellcheck: false}),
+    field("password", word),
+    h("details", {}, h("summary", {}, t("useKey")), field("key", {...word, autocomplete: "off"})),
+    check("stay"),
   ];
   showForm("signIn", fields, async ({name, password, key, stay}) => {
     const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
@@ -17346,6 +17638,7 @@ function addressOf(changes) {
 
 function choose(changes) {
   closeViewer();
+  if ("album" in changes) clearPicks();  // what can be done with them is the album's affair
   history.pushState(null, "", addressOf(changes));
   start();
 }
@@ -17365,8 +17658,8 @@ function choice(changes, properties, ...children) {
 // The server tells of each group how many items it has and how wide they are together, so the
 // whole page's height is known at once; its items are asked for when it comes into view.
 
-const [SHA, PATH, KIND, RATIO, TAKEN, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE, LONGITUDE,
-  ID] = Array(13).keys();
+const [SHA, PATH, KIND, RATIO, TAKEN, SOURCE, BYTES, WIDTH, HEIGHT, SECONDS, CAMERA, LATITUDE,
+  LONGITUDE, ALTITUDE, ID] = Array(15).keys();
 const GAP = 4, HEAD = 54, BESIDE = 24, NARROWEST = 205, AHEAD = 900;
 const NO_LIST = {name: "mediaserver", folders: [], cameras: [], albums: [], path: []};
 let groups = [], list = NO_LIST, listTag = "";
@@ -17393,11 +17686,11 @@ const album = () => query.get("album") || "";
 const isCollection = () => album().includes("-");
 const isTree = () => /^(entities|\d+)$/.test(album());
 
-function itemsPath(more = {}) {
+function itemsPath(group = "", form = "items") {
   const asked = new URLSearchParams(query);
   asked.delete("month");  // of the groups that have come
-  for (const [name, value] of Object.entries(more)) asked.set(name, value);
-  return `/gallery/items${asked.size ? `?${asked}` : ""}`;
+  if (group) asked.set("group", group);
+  return `/gallery/${form}${asked.size ? `?${asked}` : ""}`;
 }
 
 let starts = 0;
@@ -17420,6 +17713,7 @@ async function start(again = false) {
     start(again);
     return;
   }
+  if (answer.status === 403 && !album()) { choose({...NOTHING, album: "all"}); return; }
   if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
   if (!answer.ok) {
     notifyState(await problem(answer), true);
@@ -17466,7 +17760,7 @@ function titleOf(key) {
 // Load a group's items, once; the old ones are shown meanwhile.
 async function load(group) {
   if (!group.fresh) {
-    group.asked ||= call(itemsPath({group: group.key})).then(async (answer) => {
+    group.asked ||= call(itemsPath(group.key)).then(async (answer) => {
       if (!answer.ok) throw new TypeError(answer.status);
       group.items = (await answer.json()).items;
       group.count = group.items.length;
@@ -17739,7 +18033,7 @@ function drawHeader() {
   fill("camera", list.cameras.map((name) => [name, name]), "cameras");
   $("folders").hidden = Boolean(album());
   $("albums").setAttribute("aria-pressed", Boolean(album()));
-  $("upload").hidden = album() === "trash";
+  $("upload").hidden = list.read_only || album() === "trash";
   drawPlaces();
   drawCards();
   drawEmpty();
@@ -17779,7 +18073,25 @@ function drawPlaces() {
     onchange: () => choose({below: deep ? "false" : ""})});
   $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
     ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
-    here ? h("label", {}, deeper, t("below")) : "", sortChoice());
+    here ? h("label", {}, deeper, t("below")) : "", sortChoice(), ...actsHere());
+}
+
+// What can be done with a folder, a month or an album as a whole.
+function actsHere() {
+  const made = [];
+  const act = (...about) => made.push(button(...about, {text: true}));
+  if (groups.length) {
+    act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
+  }
+  const name = (query.get("folder") || placeName()).split("/").pop();
+  if (shareOf()) act("share", "share", () => share(shareOf(), name));
+  if (list.read_only) return made;
+  if (isCollection()) {
+    act("pencil", "rename", renameAlbum);
+    act("trash", "removeAlbum", removeAlbum);
+  }
+  if (album() === "trash" && groups.length) act("trash", "emptyTrash", emptyTrash);
+  return made;
 }
 
 // -- Albums ------------------------------------------------------------------------------
@@ -17797,24 +18109,21 @@ function way() {
 const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name);
 
 function drawWay() {
-  const act = (symbol, label, run) => button(symbol, label, run, {text: true});
   $("places").replaceChildren(openAlbum("all", t("albums")),
     ...way().flatMap(([key, name]) =>
       [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
-    album() === "all" || !groups.length ? "" : sortChoice(),
-    ...isCollection() ? [act("folder", "rename", renameAlbum), act("trash", "removeAlbum",
-      removeAlbum)] : [],
-    album() === "trash" && groups.length ? act("trash", "emptyTrash", emptyTrash) : "");
+    groups.length ? sortChoice() : "", ...actsHere());
 }
 
 function drawCards() {
+  const albums = (list.albums || []).filter(([key]) => !list.read_only || key !== "trash");
   const symbols = {mine: "person", entities: "folder", trash: "trash"};
-  const cards = (list.albums || []).map(([key, name, count, cover]) => openAlbum(key,
+  const cards = albums.map(([key, name, count, cover]) => openAlbum(key,
     cover ? h("img", {src: previewOf(cover, 320), alt: "", loading: "lazy"})
       : icon(symbols[key] || "albums"),
     h("b", {dir: "auto"}, symbols[key] ? t(key) : name),
     h("small", {}, count ? NUMBER.format(count) : "")));
-  if (album() === "all") {
+  if (album() === "all" && !list.read_only) {
     cards.push(h("button", {type: "button", onclick: () => needAccount(newAlbum)}, icon("plus"),
       h("b", {}, t("newAlbum")), h("small")));
   }
@@ -17854,19 +18163,19 @@ function renameAlbum() {
 
 async function removeAlbum() {
   if (!window.confirm(t("sureAlbum", placeName()))) return;
-  await call(collectionPath(album()), {method: "DELETE"});
-  choose({...NOTHING, album: "all"});
+  if (await ask(collectionPath(album()), {method: "DELETE"})) choose({...NOTHING, album: "all"});
 }
 
 async function emptyTrash() {
   if (!window.confirm(t("sureEmpty"))) return;
-  const answer = await call("/trash", {method: "DELETE"});
-  if (!answer.ok) notify(await problem(answer), 8, true);
+  await ask("/trash", {method: "DELETE"});
   start(true);
 }
 
 async function addToAlbum(items) {
-  const {albums} = await (await call("/gallery/items?album=all")).json();
+  const answer = await ask("/gallery/items?album=all");
+  if (!answer) return;
+  const {albums} = await answer.json();
   const put = async (key, name) => {
     $("login").close();
     const said = await fillAlbum(key, items);
@@ -17894,6 +18203,48 @@ async function fillAlbum(key, items) {
     if (!answer.ok) return problem(answer);
   }
   return "";
+}
+
+// -- Links for who has no account --------------------------------------------------------
+
+// What a link to an item, or else to what is looked at, would show; null if one may make none.
+function shareOf(item) {
+  let [kind, target] = ["folder", query.get("folder")];
+  if (item) [kind, target] = item[ID] ? ["media", item[ID]] : ["file", item[SHA]];
+  else if (isCollection()) [kind, target] = ["collection", album()];
+  if (/^\d+$/.test(item ? item[ID] : album())) [kind, target] = ["entity", item?.[ID] || album()];
+  const may = /^(media|collection)$/.test(kind) ? list.has_account : list.can_write;
+  return may && target ? {kind, target} : null;
+}
+
+// Make a link in the dialog, which lists all that there are.
+async function share(shown, title) {
+  const answer = await ask("/shares");
+  if (!answer) return;
+  const links = (await answer.json()).map(({id, url, title: name, expires_at: end}) => {
+    const remove = async () => {
+      await ask(`/shares/${id}`, {method: "DELETE"});
+      share(shown, title);
+    };
+    const until = end ? t("until", DAY.format(new Date(end))) : "";
+    return h("div", {}, h("a", {href: url, target: "_blank", dir: "auto"}, name || url,
+      h("small", {}, until)),
+      button("link", "copy", () => copy(url)), button("trash", "endLink", remove));
+  });
+  const grows = !/^(file|media)$/.test(shown.kind);
+  showForm("share", [
+    h("div", {className: "list"}, links), field("linkTitle", {value: title, maxLength: 255}),
+    field("days", {type: "number", min: 0, value: 30}),
+    field("linkPassword", {autocomplete: "off"}), check("strip"), grows ? check("guests") : "",
+  ], async ({linkTitle, days, linkPassword, strip, guests}) => {
+    const made = await call("/shares", json("POST", {
+      ...shown, title: linkTitle.value, password: linkPassword.value || null,
+      strip: strip.checked, upload: Boolean(guests?.checked), expires_in: 86400 * days.value,
+    }));
+    if (!made.ok) return problem(made);
+    await share(shown, title);
+    return "";
+  });
 }
 
 function drawEmpty() {
@@ -18053,6 +18404,7 @@ function holdToPick(link, pick) {
 
 // The buttons of what can be done with items besides showing them.
 function ways(items) {
+  if (list.read_only) return [];
   if (album() === "trash") {
     return [button("undo", "restore", () => restoreAll(items), {text: true}),
       button("trash", "remove", () => deleteAll(items))];
@@ -18065,6 +18417,7 @@ function ways(items) {
 // The call that deletes an item, if one may: of the library only what was uploaded for everybody,
 // since all else in the folder is its owner's.
 function removal(item) {
+  if (list.read_only) return null;
   const path = `/media/${encodeURIComponent(nameOf(item))}`;
   if (!album()) {
     const uploaded = /^media\/[^/]+$/.test(item[PATH]) && list.can_upload;
@@ -18103,84 +18456,17 @@ async function deleteAll(items) {
 const restoreAll = (items) =>
   callAll(items, (item) => [`/trash/${item[ID]}/restore`, {method: "POST"}], "restored");
 
-function save(url, name) {
+const MOST_NAMED = 600;  // in an address that every proxy takes
+
+function save(url, name = "") {  // where there is none, the server names the file
   h("a", {href: url, download: name}).click();
 }
 
-async function downloadAll(items) {
-  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
-  const size = items.reduce((sum, item) => sum + item[BYTES] + 1000, 0);
-  if (size > 0xffff0000 || items.length > 0xffff) {
-    notify(t("zipLarge"), 8, true);
-    return;
-  }
-  const zip = new Zip();
-  for (const [number, item] of items.entries()) {
-    notify(t("zipping", `${number + 1}/${items.length}`));
-    const answer = await call(originalPath(item));
-    if (!answer.ok) { notify(await problem(answer), 8, true); return; }
-    await zip.add(item[PATH], await answer.blob(), new Date(item[TAKEN] * 1000));
-  }
-  const url = URL.createObjectURL(zip.finish());
-  save(url, `${list.name}.zip`);
-  setTimeout(() => URL.revokeObjectURL(url), 60000);
-  notify("");
-}
-
-const CRC = Uint32Array.from({length: 256}, (_, byte) => {
-  for (let bit = 0; bit < 8; bit++) byte = byte & 1 ? (byte >>> 1) ^ 0xedb88320 : byte >>> 1;
-  return byte;
-});
-
-// A zip file of stored (not compressed) files, as APPNOTE.TXT has it; the browser keeps the blobs.
-class Zip {
-  #parts = [];
-  #directory = [];
-  #size = 0;
-  #names = new Set();
-
-  async add(path, blob, date) {
-    let crc = 0xffffffff;
-    for await (const piece of blob.stream()) {
-      for (const byte of piece) crc = (crc >>> 8) ^ CRC[(crc ^ byte) & 255];
-    }
-    const name = new TextEncoder().encode(this.#free(path));
-    const year = Math.max(0, date.getUTCFullYear() - 1980);
-    const day = year << 9 | date.getUTCMonth() + 1 << 5 | date.getUTCDate();
-    const time = date.getUTCHours() << 11 | date.getUTCMinutes() << 5 | date.getUTCSeconds() >> 1;
-    const about = [[2, 20], [2, 0x800], [2, 0], [2, time], [2, day], [4, ~crc >>> 0],
-      [4, blob.size], [4, blob.size], [2, name.length], [2, 0]];
-    const head = pack([4, 0x04034b50], ...about);
-    this.#directory.push(pack([4, 0x02014b50], [2, 20], ...about, [2, 0], [2, 0], [2, 0], [4, 0],
-      [4, this.#size]), name);
-    this.#parts.push(head, name, blob);
-    this.#size += head.length + name.length + blob.size;
-  }
-
-  #free(path) {
-    let free = path;
-    for (let number = 1; this.#names.has(free); number++) {
-      free = path.replace(/(\.[^./]*)?$/, `_${number}$1`);
-    }
-    this.#names.add(free);
-    return free;
-  }
-
-  finish() {
-    const length = this.#directory.reduce((sum, part) => sum + part.length, 0);
-    const count = this.#directory.length / 2;
-    return new Blob([...this.#parts, ...this.#directory, pack([4, 0x06054b50], [4, 0], [2, count],
-      [2, count], [4, length], [4, this.#size], [2, 0])], {type: "application/zip"});
-  }
-}
-
-// Little-endian numbers, each as [bytes, value].
-function pack(...fields) {
-  const made = [];
-  for (const [size, value] of fields) {
-    for (let byte = 0; byte < size; byte++) made.push(value >>> 8 * byte & 255);
-  }
-  return Uint8Array.from(made);
+function downloadAll(items) {
+  const only = items.map((item) => item[SHA].slice(0, 12)).join();
+  if (items.length === 1) save(original(items[0]), nameOf(items[0]));
+  else if (items.length > MOST_NAMED) notify(t("zipLarge", NUMBER.format(MOST_NAMED)), 8, true);
+  else save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
 }
 
 // -- The viewer --------------------------------------------------------------------------
@@ -18238,7 +18524,8 @@ function drawView(item) {
     h("h2", {dir: "auto"}, nameOf(item)),
     button(slideshow ? "pause" : "play", "play", toggleSlideshow),
     button("info", "info", toggleFacts),
-    button("link", "copy", copyLink),
+    button("link", "copy", () => copy(location.href)),
+    shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
     ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
     removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
@@ -18273,13 +18560,15 @@ function drawMedium(item) {
 
 function drawFacts(item) {
   const [latitude, longitude] = [item[LATITUDE], item[LONGITUDE]];
-  const where = latitude === undefined || latitude === null ? null : h("span", {},
-    `${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
+  const high = item[ALTITUDE] ? `${NUMBER.format(Math.round(item[ALTITUDE]))} m, ` : "";
+  const where = Number.isFinite(latitude) && h("span", {},
+    `${high}${latitude.toFixed(5)}, ${longitude.toFixed(5)} `,
     h("a", {target: "_blank", rel: "noreferrer", href: "https://www.openstreetmap.org/?mlat="
       + `${latitude}&mlon=${longitude}#map=15/${latitude}/${longitude}`}, t("map")));
   const pixels = item[WIDTH] ? `${item[WIDTH]} × ${item[HEIGHT]}, ` : "";
   const rows = [
-    ["taken", MOMENT.format(item[TAKEN] * 1000)], ["camera", item[CAMERA]],
+    ["taken", `${MOMENT.format(item[TAKEN] * 1000)} (${item[SOURCE] || t("byFile")})`],
+    ["camera", item[CAMERA]],
     ["size", pixels + bytes(item[BYTES])],
     ["length", item[SECONDS] ? clock(item[SECONDS]) : null], ["place", where],
     ["file", nameOf(item)], ["folder", folderOf(item) && choice(
@@ -18357,11 +18646,11 @@ function toggleSlideshow() {
 const toggleFull = () =>
   document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
 
-async function copyLink() {
+async function copy(url) {
   if (navigator.clipboard) {
-    await navigator.clipboard.writeText(location.href);
+    await navigator.clipboard.writeText(url);
     notify(t("copied"), 4);
-  } else window.prompt(t("link"), location.href);
+  } else window.prompt(t("link"), url);
 }
 
 // Do what takes the shown item away, and go on to the next.
@@ -18486,6 +18775,7 @@ const withToken = (path) =>
   uploadToken ? `${path}?token=${encodeURIComponent(uploadToken)}` : path;
 
 function addUploads(files) {
+  if ($("upload").hidden) return;
   for (const file of files) {
     const upload = {file, state: "waiting", sent: 0, message: "", tries: 0};
     if (!/^((image|video|audio)\/|$)/.test(file.type)) refuse(upload, t("wrongType"), true);
@@ -18630,7 +18920,8 @@ function endUpload(upload, request) {
     paused = true;
     signIn(() => { paused = false; resumeUploads(); });
   } else {
-    refuse(upload, sentence(request), /^4(00|13|15|22)$/.test(status));
+    const known = {0: "lost", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
+    refuse(upload, sentence(status, request.responseText, known), /^4(00|13|15|22)$/.test(status));
   }
 }
 
@@ -18639,17 +18930,6 @@ function isKnown(upload, request) {
   if (upload.route.target !== "library") return false;
   const said = JSON.parse(request.responseText);
   return !("thumbnail_file" in (said.answer || said));
-}
-
-function sentence(request) {
-  const said = {0: "lost", 400: "wrongType", 403: "denied", 413: "tooMuch", 415: "wrongType",
-    507: "noRoom"}[request.status];
-  if (said) return t(said);
-  try {
-    return String(JSON.parse(request.responseText).detail);
-  } catch {
-    return t("wrong");
-  }
 }
 
 function setPaused(value) {
@@ -18770,8 +19050,10 @@ window.addEventListener("popstate", () => {
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
-document.head.append(h("link", {rel: "icon", href: `${ROOT}/icon.svg`}),
-  h("link", {rel: "manifest", href: `${ROOT}/manifest.webmanifest`}));
+const LINKS = {icon: "icon.svg", "apple-touch-icon": "icon.png", manifest: "manifest.webmanifest"};
+for (const [rel, name] of Object.entries(LINKS)) {
+  document.head.append(h("link", {rel, href: `${ROOT}/${name}`}));
+}
 $("home").prepend(h("img", {src: `${ROOT}/icon.svg`, alt: ""}));
 
 // A link may carry the owner's key (behind #, which is sent to nobody) or an upload token.
@@ -18817,7 +19099,7 @@ def choose_language(accepted: str) -> str:
 def gallery_response(request: Request) -> Response:
     """Answer with the gallery in the client's language."""
     language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(request, GALLERY[language])
+    return page_response(GALLERY[language])
 
 
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
@@ -18827,16 +19109,50 @@ def get_icon(app: App, request: Request) -> Response:
     return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
 
 
+@functools.lru_cache(maxsize=1)
+def draw_icon() -> bytes:
+    """Return the icon as PNG, for phones that take no SVG: ICON's shapes, row by row."""
+    rows = [bytearray(1 + 512) for _ in range(512)]  # before each row, its filter: none
+    for y in range(178 - 46, 178 + 46):
+        half = math.isqrt(46**2 - (y - 178) ** 2)
+        rows[y][341 - half : 341 + half] = b"\1" * (2 * half)
+    for colour, left, middle, right, top in ((2, 78, 208, 340, 186), (3, 236, 334, 434, 246)):
+        for y in range(top, 376):
+            share = (y - top) / (376 - top)
+            first, end = (1 + round(middle + (x - middle) * share) for x in (left, right))
+            rows[y][first:end] = bytes([colour]) * (end - first)
+    parts = (
+        (b"IHDR", struct.pack(">2L5B", 512, 512, 8, 3, 0, 0, 0)),
+        (b"PLTE", bytes.fromhex("0b6b62 ffe3a3 6fd0c2 d3f5ee")),
+        (b"IDAT", zlib.compress(b"".join(rows), 9)),
+        (b"IEND", b""),
+    )
+    chunks = (
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
+def get_icon_png(app: App, request: Request) -> Response:
+    """The gallery's icon, for a phone's home screen."""
+    return Response(200, [("Content-Type", "image/png")], draw_icon())
+
+
 @route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
 def get_manifest(app: App, request: Request) -> Response:
     """What a phone or a desktop needs to install the gallery (W3C Web Application Manifest)."""
-    name = printable(app.settings.storage_dir.name) or "mediaserver"
-    icon = {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"}
+    name = gallery_name(app)
+    icons = [
+        {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
+        {"src": "icon.png", "type": "image/png", "sizes": "512x512"},
+    ]
     colour = "#0b6b62"
     manifest = {
         "name": name, "short_name": name, "start_url": "gallery", "scope": "./",
         "display": "standalone", "background_color": colour, "theme_color": colour,
-        "icons": [icon],
+        "icons": icons,
     }  # fmt: skip
     headers = [("Content-Type", "application/manifest+json"), NO_STORE]
     return Response(200, headers, to_json(manifest).encode("utf-8", "replace"))
@@ -18948,7 +19264,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
         f"and so are the secrets {hidden}.\n"
-        "A long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        "A long option is accepted with _ or -. DATA is DATABASE_DIR.\n\n"
+        "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
+        "2, what was called is not understood; 130, it was interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -18957,7 +19275,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, default, spec in Settings.table():
         if not spec.secret:
             text = f"{spec.help} ({spec.shown or str(default).lower()})"
-            parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"))
+            bare: Any = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+            parser.add_argument(f"--{name}", metavar="X", help=text.replace("%", "%%"), **bare)
     for option in {option for item in COMMANDS.values() for option in item.options}:
         action = "store" if option.takes else "store_true"
         hidden_help: Any = {"help": argparse.SUPPRESS, "default": None}
@@ -19373,6 +19692,7 @@ class Verifier:
         self._since = since
         self.late = 0  # files that were deleted or changed since they were looked up
         self.found: dict[str, list[str]] = {word: [] for word in (*PROBLEMS, *NOTES)}
+        self.expected: dict[tuple[str, str], str] = {}  # hashes that are not the index's
         self._named: set[tuple[str, str]] = set()
         self.files = 0
 
@@ -19447,7 +19767,7 @@ class Verifier:
             return "missing", ""
         except OSError as error:
             return "unreadable", error.strerror or ""
-        if sha256 == file.sha256:
+        if sha256 == self.expected.get((file.root, file.path), file.sha256):
             return None
         if state_of(status)[:2] == (file.size, file.mtime_ns):
             return "damaged", ""
@@ -19495,13 +19815,18 @@ def forget_cached(file: io.FileIO) -> None:
 )  # fmt: skip
 def verify(
     settings: Settings, as_json: bool = False, since: float = math.inf,
-    limit_rate: float = math.inf,
+    limit_rate: float = math.inf, restored: Copier | None = None,
 ) -> int:  # fmt: skip
-    """Read all files, or those of the last days, and tell what is wrong: then it returns 1."""
+    """Read all files, or those of the last days, and tell what is wrong: then it returns 1.
+
+    What was found wrong with files as they were `restored` is not told again.
+    """
     with index_to_read(settings) as index:
         folders, from_time = open_folders(settings, index), time.time() - since * 86400
         progress = Progress(index.files.total_size(from_time), limit_rate, silent=as_json)
         verifier = Verifier(index, folders, progress, from_time)
+        if restored is not None:
+            verifier.found, verifier.expected = restored.found, restored.others
         public, private = thumbnail_shelves(settings, folders["library"])
         verifier.run((public, private, Shelf(private.folder, PREVIEWS_PREFIX)))
         duplicates = index.files.duplicates()
@@ -19612,6 +19937,8 @@ def writing_to(place: str) -> Iterator[None]:
     except Unreadable:
         raise
     except (OSError, sqlite3.Error) as error:
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            raise Refusal(f"the index is damaged: {error}; nothing can be copied by it") from None
         problem = f"{place} cannot be written: {error}"
         raise Refusal(f"{problem}; another try goes on from here") from None
 
@@ -19704,9 +20031,10 @@ def copy_secrets(settings: Settings, target: Settings) -> None:
     data = Folder("data", target.database_dir, make=True, buffers=WriteBuffers())
     key = settings.public_key_path or settings.database_dir / "public_key.pem"
     for path, name in ((settings.secrets_file, "secrets.env"), (key, "public_key.pem")):
-        with contextlib.suppress(FileNotFoundError), io.FileIO(path) as file:
-            status = os.fstat(file.fileno())
-            data.copy_in(name, status, read_blocks(file, status.st_size))
+        if path.is_file():
+            with io.FileIO(path) as file:
+                status = os.fstat(file.fileno())
+                data.copy_in(name, status, read_blocks(file, status.st_size))
 
 
 @command("backup", "copy everything into a dated folder in DEST, while the server runs", "DEST")
@@ -19780,11 +20108,70 @@ def format_hash(sha256: str, name: bytes) -> bytes:
     return mark + sha256.encode() + b"  " + escaped + b"\n"
 
 
+class Restorer(Copier):
+    """Copies a backup to where it is to be served, and compares it with its manifest."""
+
+    def __init__(
+        self, index: Index, own: Settings, targets: Mapping[str, Folder], progress: Progress
+    ) -> None:
+        super().__init__(index, open_folders(own, index), targets, progress)
+        self._base = own.storage_dir
+        self._unnamed = 0  # files that the manifest does not have
+        self._path = own.database_dir / MANIFEST
+        self._manifest: dict[str, str] = {}
+        try:
+            self._manifest.update(read_manifest(self._path))
+        except FileNotFoundError:
+            self._note("missing", str(self._path))
+        except (OSError, ValueError) as error:
+            self._note("damaged", str(self._path), str(error))
+
+    def _judge(self, file: File) -> tuple[str, str] | None:
+        verdict, key = super()._judge(file), (file.root, file.path)
+        told = self._manifest.get(self._name(*key))
+        self._unnamed += told is None
+        if verdict and verdict[0] in {"missing", "unreadable"}:
+            return verdict
+        if told in {None, self.others.get(key, file.sha256)}:
+            return verdict
+        return "damaged", "its hash is another one than in the manifest"
+
+    def _name(self, root: str, path: str) -> str:
+        return os.path.relpath(f"{self._folders[root].path}/{path}", self._base)
+
+    def check_rest(self) -> None:
+        """Name what is in the backup and cannot be brought back, and what the manifest lacks."""
+        if self._unnamed and self._path.is_file():
+            self._note("damaged", str(self._path), f"{self._unnamed} files are not in it")
+        for folder in self._folders.values():
+            for path in self._unknown(folder):
+                is_told = self._name(folder.name, path) in self._manifest
+                reason = "the index does not have it: it is not brought back"
+                self._note("damaged" if is_told else "changed", folder.show(path), reason)
+
+
+def read_manifest(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and hash of each line of sha256sum; ValueError where one is none."""
+    if not path.is_file():
+        raise FileNotFoundError
+    with open(path, "rb") as manifest:
+        for line in manifest:
+            match = re.fullmatch(rb"(\\?)([0-9a-f]{64})  (.+)\n", line)
+            if not match:
+                raise ValueError("it is cut, or was changed")
+            name = re.sub(rb"\\[\\nr]", unescape, match[3]) if match[1] else match[3]
+            yield os.fsdecode(name), match[2].decode()
+
+
+def unescape(match: re.Match[bytes]) -> bytes:
+    return {b"\\n": b"\n", b"\\r": b"\r"}.get(match[0], b"\\")
+
+
 def find_backup(settings: Settings, path: Path) -> Path:
     """A backup, or the last one in a folder of them."""
     if path.name.endswith(PARTIAL):
         raise Refusal(f"{path} is not whole: its backup was interrupted")
-    if backup_settings(settings, path).database_url.exists():
+    if backup_settings(settings, path).database_url.is_file():
         return path
     found = backups_in(path) if path.is_dir() else []
     if not found:
@@ -19822,17 +20209,18 @@ def restore(settings: Settings, source: str) -> int:
     make_folders(settings)
     with writing_to(str(place)), lock_data_dir(settings):
         with contextlib.closing(Index(own.database_url, query_only=True)) as kept:
+            kept.count_rows()  # or it is none
             kept.copy_to(place)
         with contextlib.closing(migrated(Index(place))) as index:
-            progress = Progress(index.files.total_size(), silent=True)
-            folders = fillable_folders(settings)
-            copier = Copier(index, open_folders(own, index), folders, progress)
+            progress = Progress(index.files.total_size())
+            copier = Restorer(index, own, fillable_folders(settings), progress)
             copier.copy_all(index)
+            copier.check_rest()
             copy_secrets(own, settings)
             index.write(lambda db: copier.note_times(db, index))
         os.sync()
         replace_index(place, settings.database_url)
-    return verify(settings)
+    return verify(settings, restored=copier)
 
 
 # -- migrate
@@ -20047,15 +20435,14 @@ class Importer:
         file, asset = found
         if reason := self._refuse(asset.facts):
             return Result("left", reason)
-        names = numbered_names(self._prefix + (path if self._is_tree else safe_name(path)))
-        for name in names:
-            if self._folder.is_gone(name):
-                free = itertools.chain([name], names)
-                return Result("new", name if self._is_trial else self._copy(file, free))
-            kept = describe(self._folder, name, 0.0)
-            if kept and kept[1].sha256 == asset.sha256:
-                return Result("here", name)
-        raise AssertionError("names have no end")
+        name = self._prefix + (path if self._is_tree else safe_name(path))
+        kept, free = find_copy(self._folder, asset.sha256, numbered_names(name))
+        if kept:
+            return Result("here", kept[0].path)
+        if self._is_trial:
+            return Result("new", next(free))
+        keep = functools.partial(self._folder.keep, names=free)
+        return Result("new", copy_file(self._origin, file, self._folder, keep))
 
     def _refuse(self, facts: Facts | None) -> str:
         """Say why some content is not taken in, or nothing."""
@@ -20065,11 +20452,18 @@ class Importer:
             return f"its content is {facts.mime_type}"
         return ""
 
-    def _copy(self, file: File, names: Iterable[str]) -> str:
-        """Copy a file with its times under the first name that is free; return that name."""
-        return copy_file(
-            self._origin, file, self._folder, lambda new: self._folder.keep(new, names)
-        )
+
+def find_copy(
+    folder: Folder, sha256: str, names: Iterator[str]
+) -> tuple[Located | None, Iterator[str]]:
+    """Return a file of some content under one of the names, else None, and the names left."""
+    for name in names:
+        if folder.is_gone(name):
+            return None, itertools.chain([name], names)
+        kept = describe(folder, name, time.time())
+        if kept and kept[1].sha256 == sha256:
+            return kept, names
+    raise AssertionError("names have no end")
 
 
 def copy_file(
@@ -20181,8 +20575,11 @@ class RecordImporter:
     """Takes in what another program's database has, under its ids and with its times."""
 
     def __init__(
-        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], is_trial: bool
-    ) -> None:
+        self, app: App, origin: Folder, tables: Mapping[str, Sequence[Row]], *,
+        is_trial: bool, joins: bool,
+    ) -> None:  # fmt: skip
+        """`joins`: who has the same e-mail here is the same person."""
+        self._joins = joins
         self._app, self._index, self._origin = app, app.index, origin
         self._tables = tables
         self._is_trial = is_trial
@@ -20209,13 +20606,19 @@ class RecordImporter:
     def _take_user(self, row: Row) -> Result:
         users, email = self._index.users, row["email"]
         known, joined = users.find(email), read_time(row["date_joined"])
-        if known and known.email == email and users.created(known.id) == joined:
+        if (
+            known
+            and known.email.casefold() == email.casefold()
+            and (self._joins or (known.email == email and users.created(known.id) == joined))
+        ):
             self._users[row["id"]] = known.id
-            return Result("here", email)
+            return Result("here", f"{email}: account {known.id}")
         names = ("first_name", "last_name", "email", "username", "phone_number", "password")
         values = {name: row[name] for name in names}
         if taken := users.taken(values):  # anybody may have registered with that e-mail
-            return Result("failed", f"{email}: another account has its {', '.join(taken)}")
+            hint = " (--join if that is the same person)" if taken == ["email"] else ""
+            reason = f"another account has its {', '.join(taken)}{hint}"
+            return Result("failed", f"{email}: {reason}")
         if not users.get(row["id"]):
             values["id"] = row["id"]
 
@@ -20350,15 +20753,9 @@ class RecordImporter:
         found = self._describe(path, 0.0)
         if found is None:
             return None
-        for name in names:
-            if folder.is_gone(name):
-                free = itertools.chain([name], names)
-                keep = functools.partial(store_upload, self._app, folder=folder, names=free)
-                return copy_file(self._origin, found[0], folder, keep, md5)
-            kept = describe(folder, name, time.time())
-            if kept and kept[1].sha256 == found[0].sha256:
-                return kept
-        raise AssertionError("names have no end")
+        kept, free = find_copy(folder, found[0].sha256, names)
+        keep = functools.partial(store_upload, self._app, folder=folder, names=free)
+        return kept or copy_file(self._origin, found[0], folder, keep, md5)
 
 
 NO_OWNER = "whose it is, is not certain: take in the accounts' database with it"
@@ -20377,7 +20774,8 @@ def entity_of(row: Row, file: Located | None) -> Entity:
 
 def choose_destination(source: Path, family: str) -> Destination:
     """Return where a folder goes; what might be a private box is not made public by a guess."""
-    is_tree = any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(source))
+    with os.scandir(source) as entries:
+        is_tree = any(entry.is_dir(follow_symlinks=False) for entry in entries)
     if not family and not is_tree:
         raise Refusal(
             f"{source} has no folders in it: say --into images if its pictures are private,"
@@ -20394,9 +20792,11 @@ def parse_family(text: str) -> str:
 
 @command(
     "import", "copy another program's pictures here, with their names and times", "SOURCE",
-    Option("into", "FAMILY", parse_family), Option("dry_run"),
+    Option("into", "FAMILY", parse_family), Option("dry_run"), Option("join"),
 )  # fmt: skip
-def import_source(settings: Settings, source: str, into: str = "", dry_run: bool = False) -> int:
+def import_source(
+    settings: Settings, source: str, into: str = "", dry_run: bool = False, join: bool = False
+) -> int:
     """Print what becomes of every file or record, and where it is or why; returns 1 if one failed.
 
     SOURCE is only read. A second run goes on where the first was interrupted, and does nothing
@@ -20414,7 +20814,9 @@ def import_source(settings: Settings, source: str, into: str = "", dry_run: bool
         )  # fmt: skip
         if any(tables.values()):
             check_import(place, [app.users, app.entities], app.folders)
-            importer: Importer | RecordImporter = RecordImporter(app, origin, tables, dry_run)
+            importer: Importer | RecordImporter = RecordImporter(
+                app, origin, tables, is_trial=dry_run, joins=join
+            )
         elif into in RECORDS:
             raise Refusal(
                 f"there is no database of media_handler or CoLAN's media store in {place}"
@@ -20797,6 +21199,10 @@ def announce(
 ) -> None:
     """Say that the server is ready, and what to do next."""
     notify("READY=1")
+    if settings.auth_disabled:
+        warn("AUTH_DISABLED is on: everyone may do everything")
+    if settings.quiet:
+        return
     address, port = listener.getsockname()[:2]
     url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
     warn(f"listening on {url}")
@@ -20811,8 +21217,6 @@ def announce(
     if generated:
         warn(f"generated secrets are in {settings.secrets_file} ({', '.join(generated)});")
         warn("another program's tokens are good here only with the same secret")
-    if settings.auth_disabled:
-        warn("AUTH_DISABLED is on: everyone may do everything")
     if not writer:
         show_upload(settings, generated, places[0])
 

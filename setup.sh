@@ -182,18 +182,20 @@ write() { # write MODE OWNER PATH: standard input becomes the file, whole or not
 }
 helper() { # helper WHAT WORD...: what a shell cannot do safely; values are its arguments, never its text
     python3 -I -S -B - "$source/mediaserver.py" "${root:-/}" "$@" <<'END'
-import importlib.util, os, pwd, re, stat, subprocess, sys
+import os, pwd, re, stat, sys
 
 program, root, what, *words = sys.argv[1:]
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-spec = importlib.util.spec_from_file_location("mediaserver", program)
-ms = importlib.util.module_from_spec(spec)
 
 
 def load():
-    sys.modules["mediaserver"] = ms
+    """The program as a module, for which there is time where a .env is read, and only there."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("mediaserver", program)
+    sys.modules["mediaserver"] = ms = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ms)
-    return {name.upper(): how for name, _, how in ms.Settings.table()}
+    return ms
 
 
 def enter(path, make=False):
@@ -266,7 +268,8 @@ def found(path, which):
     """NAME VALUE of each setting (or only of the secrets) in a .env, as the program reads it."""
     if not (text := read(path)):
         return
-    known = load()
+    ms = load()
+    known = {name.upper(): how for name, _, how in ms.Settings.table()}
     for name, value in ms.parse_dotenv(text, {}).items():
         how = known.get(name)
         if how is None or not how.environment or not value or "\n" in value or (which == "secrets" and not how.secret):
@@ -329,6 +332,8 @@ def act(path, name, *command):
 
     It has nothing of root's: not the terminal either, in which its user could type with it.
     """
+    import subprocess
+
     at, _ = enter(path)
     who = {}
     if root == "/":
