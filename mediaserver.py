@@ -3859,7 +3859,7 @@ class Table:
         return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
 
 
-def where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+def rows_where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
     """Return a table with conditions on its rows, and the values of those with a placeholder."""
     words = " AND ".join(condition for condition, _ in conditions) or "1"
     return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
@@ -4929,7 +4929,7 @@ class OwnedTable(Generic[Record]):
         equal = [(f"{column} = ?", value) for column, value in wanted.equal]
         terms = [("instr(folded, ?)", term) for term in wanted.terms]
         own = ("user_id = ?", wanted.user_id), (self._condition, None)
-        return where(self._table, *own, *equal, *terms)
+        return rows_where(self._table, *own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
@@ -5060,7 +5060,7 @@ class Entities(Table):
             else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
             for column, value in filters.items()
         ]  # fmt: skip
-        return where("entity_version" if chosen else "entity", *chosen, *equal, *found)
+        return rows_where("entity_version" if chosen else "entity", *chosen, *equal, *found)
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has an asset."""
@@ -14984,8 +14984,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        is_gone = app.library.is_local(f"{path}/") and app.library.is_gone(path)
-        if is_gone or not app.index.shares.has_files(path):
+        is_there = app.index.shares.has_files(path)
+        if not is_there or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
