@@ -5767,7 +5767,7 @@ class Tree:
     def count_links(self, name: str) -> int:
         """Count the names of a file: 0 where this one is gone, 1 where that cannot be told."""
         try:
-            return self.stat(name).st_nlink
+            return self.stat(name).st_nlink or 1  # of an object
         except (FileNotFoundError, NotADirectoryError):
             return 0
         except OSError:
@@ -6888,8 +6888,8 @@ class Bucket(Folder):
     def holds_objects(self) -> bool:
         return bool(self._list(1)[0])
 
-    def _list(self, limit: int, token: str = "") -> tuple[list[tuple[bytes, str]], str]:
-        """Return a page of paths with their sizes, and the token of the next page."""
+    def _list(self, limit: int, token: str = "") -> tuple[list[tuple[bytes, str]], str | None]:
+        """Return a page of paths with their sizes, and the token of the next page, if any."""
         query = {
             "encoding-type": "url", "list-type": "2", "max-keys": str(limit),
             "prefix": self.place.prefix,
@@ -6902,21 +6902,20 @@ class Bucket(Folder):
         for item in answer.elements("Contents"):
             path = decode(xml_text(item, "Key")).removeprefix(self.place.prefix)
             found.append((os.fsencode(self.below + path), xml_text(item, "Size")))
-        return found, answer.text("NextContinuationToken")
+        return found, answer.text("NextContinuationToken") or None
 
     def walk_stored(
         self, wanted: Callable[[bytes], bool], unreadable: list[bytes]
     ) -> Iterator[tuple[bytes, os.stat_result]]:
         """Those on disk, and path and size of every wanted object in the order of the bytes."""
         yield from super().walk_stored(wanted, unreadable)
-        token, is_last = "", False
-        while not is_last:
+        token: str | None = ""
+        while token is not None:
             try:
                 found, token = self._list(MAX_KEYS, token)
             except OSError:
                 unreadable.append(os.fsencode(self.below))
                 return
-            is_last = not token
             for path, size in found:
                 if wanted(path):
                     yield path, object_status({"content-length": size})
@@ -6926,18 +6925,6 @@ class Bucket(Folder):
         if self.is_local(name):
             return super().stat(name)
         return object_status(self.client.call(self.request("HEAD", name)).headers)
-
-    def count_links(self, name: str) -> int:
-        """Count the names of a file as in a Folder: an object that is there has one."""
-        if self.is_local(name):
-            return super().count_links(name)
-        try:
-            self.stat(name)
-        except FileNotFoundError:
-            return 0
-        except OSError:
-            return 1
-        return 1
 
     def stream(self, file: File) -> ObjectReader:
         """Return what reads an object while it is sent."""

@@ -12888,6 +12888,10 @@ def test_the_bucket_of_public_uploads_makes_only_them_503_when_it_is_away(stored
     assert server.upload(png()).status == 503
     assert server.get(f"/image/{sha256(beside)}").status == 200
     assert server.put("/image/c.png", png()).status == 201
+    words = ["verify", "--json", "--storage_dir", server.storage]
+    ended = run_program(*words, cwd=server.storage.parent, **SECRETS, **store.environment)
+    assert ended.returncode == 1
+    assert any(f"{store.prefix}public" in each for each in json.loads(ended.stdout)["unreadable"])
     store.start()
 
 
