@@ -18041,14 +18041,21 @@ function drawPlaces() {
   const open = Boolean(here || album()) || $("folders").getAttribute("aria-expanded") === "true";
   $("places").hidden = !open;
   $("folders").setAttribute("aria-expanded", open && !album());
-  if (album()) { drawWay(); return; }
-  const parts = here ? here.split("/") : [];
-  const path = parts.map((part, at) =>
-    choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
+  const steps = album()
+    ? [["all", t("albums")], ...way()].map(([key, name]) => [{...NOTHING, album: key}, name])
+    : [["", t("everything")], ...here.split("/").filter(Boolean).map((part, at, parts) =>
+      [parts.slice(0, at + 1).join("/"), part])].map(([folder, name]) =>
+      [{folder, below: folder && query.get("below")}, name]);
+  $("places").replaceChildren(...steps.flatMap(([changes, name], at) => [
+    at ? h("span", {className: "here"}, "›") : "", choice(changes, {}, h("bdi", {}, name))]),
+    ...album() ? [] : foldersIn(here), groups.length ? sortChoice() : "", ...actsHere());
+}
+
+// The folders in this one, and whether what is below it is shown, too.
+function foldersIn(here) {
   const inside = new Map();
   for (const [folder, count] of list.folders) {
-    const rest = here ? folder.slice(here.length + 1) : folder;
-    const [name] = rest.split("/");
+    const [name] = (here ? folder.slice(here.length + 1) : folder).split("/");
     if (name) inside.set(name, (inside.get(name) || 0) + count);
   }
   const below = [...inside].map(([name, count]) => choice(
@@ -18057,9 +18064,7 @@ function drawPlaces() {
   const deep = query.get("below") !== "false";
   const deeper = h("input", {type: "checkbox", checked: deep,
     onchange: () => choose({below: deep ? "false" : ""})});
-  $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
-    ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
-    here ? h("label", {}, deeper, t("below")) : "", sortChoice(), ...actsHere());
+  return [...below, here ? h("label", {}, deeper, t("below")) : ""];
 }
 
 // What can be done with a folder, a month or an album as a whole.
@@ -18093,13 +18098,6 @@ function way() {
 }
 
 const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name);
-
-function drawWay() {
-  $("places").replaceChildren(openAlbum("all", t("albums")),
-    ...way().flatMap(([key, name]) =>
-      [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
-    groups.length ? sortChoice() : "", ...actsHere());
-}
 
 function drawCards() {
   const albums = (list.albums || []).filter(([key]) => !list.read_only || key !== "trash");
