@@ -14916,7 +14916,7 @@ NEW_SHARE = BodySpec(ANY_BODY, (
 SHARE_PASSWORD = BodySpec(ANY_BODY, (password_field("password"),))
 SHARE_PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="robots" content="noindex"><title>{title}</title>
+<meta name="robots" content="noindex"><title>{title}</title><link rel="icon" href="data:,">
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
@@ -14934,7 +14934,7 @@ SHARE_PAGE = """<!doctype html>
 <main>{content}</main>
 """
 SHARE_PAGE_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self';"
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self';"
     " frame-ancestors 'none'"
 )
 PASSWORD_FORM = """<form method="post"><label>Password
