@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - Python 3.8 can read the file, and gets to here
+# A Python before 3.8 cannot read the file: it shows this line as the first that it cannot.
+if sys.version_info < (oldest := (3, 10)):  # Python 3.10 or later is needed
     found = ".".join(map(str, sys.version_info[:3]))
     sys.stderr.write("mediaserver: Python 3.10 or later is needed; this is " + found + "\n")
     sys.exit(2)
@@ -477,12 +478,13 @@ class Settings(NamedTuple):
 
 # The grammar of python-dotenv: `export` is allowed, quotes may span lines, ` #` begins a comment.
 DOTENV_BINDING = re.compile(
-    r"""[^\S\r\n]*(?:export[^\S\r\n]+)?
-    (?:'(?P<quoted_key>[^']+)'|(?P<key>[^=\#\s]+))[^\S\r\n]*
-    (?P<equals>=[^\S\r\n]*
-        (?:'(?P<single>(?:\\'|[^'])*)'|"(?P<double>(?:\\"|[^"])*)"|(?P<plain>(?!['"])[^\r\n]*)))?
+    r"""[^\S\r\n]*(?:export[^\S\r\n]+|(?!export[^\S\r\n]))
+    (?:'(?P<quoted_key>[^']+)'|(?P<key>(?!')[^=\#\s]+))[^\S\r\n]*
+    (?P<equals>=(?:[^\S\r\n]*
+        (?:'(?P<single>(?:\\.|[^'\\])*)'|"(?P<double>(?:\\.|[^"\\])*)")
+        |(?P<plain>(?![^\S\r\n]*['"])[^\r\n]*)))?
     [^\S\r\n]*(?:\#[^\r\n]*)?(?:\r\n|\n|\r|$)""",
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 DOTENV_LINE = re.compile(r"[^\S\r\n]*(?:\#[^\r\n]*)?([^\r\n]*)(?:\r\n|\n|\r|$)")
 DOTENV_VARIABLE = re.compile(r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}")
@@ -496,7 +498,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
         return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
     if single is not None:
         return re.sub(r"\\([\\'])", r"\1", single)
-    return re.sub(r"\s+#.*", "", binding["plain"] or "").rstrip()
+    return re.sub(r"\s+#.*", "", binding["plain"] or "").strip()
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -1529,11 +1531,11 @@ class Facts(NamedTuple):
 class _Source:
     """A file of which the first bytes are read once, and a budget that everything read costs."""
 
-    __slots__ = ("_budget", "_file", "_head")
+    __slots__ = ("_file", "_head", "budget")
 
     def __init__(self, head: bytes, file: BinaryIO, budget: list[int]) -> None:
         self._head, self._file = head, file
-        self._budget = budget  # a list of one number, which what is packed in the file shares
+        self.budget = budget  # a list of one number, which what is packed in the file shares
 
     def read(self, at: int, length: int) -> bytes:
         self.charge(READ_COST + length)
@@ -1547,16 +1549,9 @@ class _Source:
 
     def charge(self, cost: int) -> None:
         """Take from the file's budget; EOFError when it is spent."""
-        self._budget[0] -= cost
-        if self._budget[0] < 0:
+        self.budget[0] -= cost
+        if self.budget[0] < 0:
             raise EOFError
-
-    def is_half_spent(self) -> bool:
-        return self._budget[0] < MAX_PROBE_COST // 2
-
-    def inner(self, data: bytes) -> _Source:
-        """A file that was packed in this one."""
-        return _Source(data, io.BytesIO(data), self._budget)
 
 
 class _Span:
@@ -1599,7 +1594,7 @@ class _Span:
 
     def inner(self, data: bytes) -> _Span:
         """A file that was packed in this one."""
-        return _Span(self.source.inner(data), 0, len(data))
+        return _Span(_Source(data, io.BytesIO(data), self.source.budget), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
         """Unpack MAX_BLOCK_BYTES at most of what zlib packed; what comes out is charged."""
@@ -1737,7 +1732,8 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
                 hour = hour % 12 + (12 if half.upper() == b"PM" else 0)
             moment = datetime(year, month, day, hour, minute, second)
         else:  # with a month's name: C's `asctime` in videos, RFC 1123's in PNG
-            moment, own_fraction, own_zone = _parse_named_time(text.decode("latin-1"))
+            named, own_fraction = parsedate_to_datetime(text.decode("latin-1")), b""
+            moment, own_zone = named.replace(tzinfo=None), named.strftime("%z")[:5].encode()
         offsets = (parse_zone(each) for each in (own_zone, zone))
         offset = next((each for each in offsets if each is not None), None)
         if offset is None:
@@ -1748,13 +1744,6 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
         return None
     fraction = own_fraction or fraction.strip(b" \0")
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
-
-
-def _parse_named_time(text: str) -> tuple[datetime, bytes, bytes]:
-    """Parse a time with a month's name into the moment, no fraction, and the zone as written."""
-    moment = parsedate_to_datetime(text)
-    zone = moment.strftime("%z").encode()
-    return moment.replace(tzinfo=None), b"", zone[:5]
 
 
 # -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
@@ -2211,7 +2200,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
             with contextlib.suppress(*_BROKEN):
                 indexed = [] if fragments else _last_fragments(file)
             fragments = indexed or [box]
-            if indexed or file.source.is_half_spent():  # there may be thousands
+            if indexed or file.source.budget[0] < MAX_PROBE_COST // 2:  # there may be thousands
                 break
     if fragments:  # the movie's own length may be that of its first fragment
         known = draft.found.pop("duration", 0.0)
@@ -2810,8 +2799,8 @@ def _amr(amr: _Span, draft: _Draft) -> None:
 
 # -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
 
-_PES_TIME = re.compile(  # the stream's id, then a PTS of 5 bytes as MPEG-2 or as MPEG-1 puts it
-    rb"\0\0\x01([\xbd\xc0-\xef])..(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
+_PES_TIME = re.compile(  # stream, packet's length, a PTS of 5 bytes as MPEG-2 or MPEG-1 puts it
+    rb"\0\0\x01([\xbd\xc0-\xef])(..)(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
     rb"|\xff{0,16}(?:[\x40-\x7f].)?([\x21-\x3f].{4}))",
     re.DOTALL,
 )
@@ -2822,11 +2811,10 @@ _TS_PACKET = 188
 
 
 def _mpeg_ps(file: _Span, draft: _Draft) -> None:
-    _mpeg_streams(
-        file.peek(0, MAX_BLOCK_BYTES),
-        file.part(file.size - MAX_BLOCK_BYTES).peek(0, MAX_BLOCK_BYTES),
-        draft,
+    head, tail = (
+        file.part(at).peek(0, MAX_BLOCK_BYTES) for at in (0, file.size - MAX_BLOCK_BYTES)
     )
+    _mpeg_streams(head, tail, draft)
 
 
 def _mpeg_ts(file: _Span, draft: _Draft) -> None:
@@ -2848,7 +2836,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
             payload = data[at + 4 + (skipped if flags & 0x20 else 0) : at + _TS_PACKET]
             number = int.from_bytes(data[at + 1 : at + 3], "big") & 0x1FFF
             streams.setdefault(number, bytearray()).extend(payload)
-    return b"".join(streams.values())
+    return b"\0\0\1".join(streams.values())
 
 
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
@@ -2869,7 +2857,11 @@ def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
 def _pes_times(data: bytes) -> dict[bytes, list[int]]:
     """Presentation times in units of 1/90,000 s, by stream."""
     times: dict[bytes, list[int]] = {}
-    for stream, new, old in _PES_TIME.findall(data):
+    for match in _PES_TIME.finditer(data):
+        stream, length, new, old = match.groups()
+        end = match.start() + 6 + int.from_bytes(length, "big")
+        if any(length) and data[end : end + 3] not in (b"\0\0\1", b""):  # chance, in a payload
+            continue
         a, b, c = struct.unpack(">BHH", new or old)
         times.setdefault(stream, []).append((a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1)
     return times
@@ -2941,13 +2933,8 @@ def _h264_size(data: bytes) -> tuple[int, int]:
     if not frames:
         bits.read_uint(1)
     bits.read_uint(1)
-    height *= 16 * (2 - frames)
-    if bits.read_uint(1):  # cropped, in units of the coarser chroma samples
-        across = 1 if separate or chroma in (0, 3) else 2
-        down = (2 if chroma == 1 and not separate else 1) * (2 - frames)
-        left, right, top, bottom = (bits.golomb() for _ in range(4))
-        width, height = width - across * (left + right), height - down * (top + bottom)
-    return width, height
+    across, down = _crop(bits, 0 if separate else chroma)
+    return width - across, (16 * height - down) * (2 - frames)
 
 
 def _hevc_size(data: bytes) -> tuple[int, int]:
@@ -2964,12 +2951,14 @@ def _hevc_size(data: bytes) -> tuple[int, int]:
     chroma = bits.golomb()
     separate = bits.read_uint(1) if chroma == 3 else 0
     width, height = bits.golomb(), bits.golomb()
-    if bits.read_uint(1):  # cropped, as H.264 is
-        across = 2 if chroma in (1, 2) and not separate else 1
-        down = 2 if chroma == 1 and not separate else 1
-        left, right, top, bottom = (bits.golomb() for _ in range(4))
-        width, height = width - across * (left + right), height - down * (top + bottom)
-    return width, height
+    across, down = _crop(bits, 0 if separate else chroma)
+    return width - across, height - down
+
+
+def _crop(bits: _Bits, chroma: int) -> tuple[int, int]:
+    """Width and height of what is not shown; it counts in the coarser chroma samples."""
+    left, right, top, bottom = (bits.golomb() for _ in range(4)) if bits.read_uint(1) else [0] * 4
+    return (left + right) * (1 + (chroma in (1, 2))), (top + bottom) * (1 + (chroma == 1))
 
 
 def _skip_scaling_list(bits: _Bits, size: int) -> None:
@@ -3056,9 +3045,7 @@ MAX_PATCHING_COST = 32 << 20  # bytes and READ_COSTs of a file's tables
 MAX_PATCHING_STEPS = 10**6  # through boxes and chunks, also where there is no box
 MAX_PATCHING_CHUNKS = 300_000  # of all tracks: 40 MB of memory
 _ZEROS = memoryview(bytes(STRIP_BLOCK))
-_JPEG_MARKER_START = re.compile(
-    rb"\xff(?=[^\x00\xff\xd0-\xd7])"
-)  # ends coded data (T.81, B.1.1.2)
+_JPEG_MARKER_START = re.compile(rb"\xff(?=[^\0\xff\xd0-\xd7])")  # as T.81 has it in B.1.1.2
 
 
 class Patch(NamedTuple):
@@ -3190,9 +3177,7 @@ _SHOWN_BOXES: Mapping[bytes, frozenset[bytes]] = {  # of a file or box (14496-12
         b"meta": b"hdlr pitm iloc iinf iprp iref idat dinf grpl", b"iprp": b"ipco ipma",
     }.items()
 }  # fmt: skip
-_SHOWN_TRACKS = frozenset(
-    {b"vide", b"pict", b"auxv", b"soun"}
-)  # others have positions, subtitles too
+_SHOWN_TRACKS = {b"vide", b"pict", b"auxv", b"soun"}  # others have positions, subtitles too
 _SHOWN_ITEMS = frozenset(
     b"hvc1 hev1 lhv1 vvc1 av01 avc1 j2k1 jpeg unci grid iovl iden tmap mski".split()
 )
@@ -3869,6 +3854,16 @@ class Table:
     def __init__(self, index: Index) -> None:
         self._index = index
 
+    def _change(self, sql: str, *values: Any, durable: bool = True) -> bool:
+        """Run one statement in a transaction of its own; return whether it changed a row."""
+        return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
+
+
+def rows_where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+    """Return a table with conditions on its rows, and the values of those with a placeholder."""
+    words = " AND ".join(condition for condition, _ in conditions) or "1"
+    return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
+
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether it is the index's file that is not what it should be."""
@@ -4231,7 +4226,7 @@ class Assets(Table):
 
     def set_thumbnail(self, sha256: str, made: bool) -> None:
         sql = "UPDATE asset SET thumbnail = ? WHERE sha256 = ?"
-        self._index.write(lambda db: db.execute(sql, (int(made), sha256)), durable=False)
+        self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
         """Hashes of what is among the private images alone and has a thumbnail."""
@@ -4245,7 +4240,7 @@ class Assets(Table):
     def retry_thumbnails(self) -> None:
         """Forget failures, after other decoders have been installed."""
         sql = "UPDATE asset SET thumbnail = NULL WHERE thumbnail = 0"
-        self._index.write(lambda db: db.execute(sql), durable=False)
+        self._change(sql, durable=False)
 
     def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
         """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
@@ -4729,8 +4724,7 @@ class TokenUses(Table):
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
-        sql = "UPDATE token_use SET used = used - 1 WHERE id = ?"
-        self._index.write(lambda db: db.execute(sql, (grant.id,)))
+        self._change("UPDATE token_use SET used = used - 1 WHERE id = ?", grant.id)
 
 
 class Share(NamedTuple):
@@ -4791,7 +4785,7 @@ class ShareLinks(Table):
     def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
         """End a share of an owner, or anybody's; whether there was one."""
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
-        return self._index.write(lambda db: db.execute(sql, (id, owner, everyone)).rowcount) > 0
+        return self._change(sql, id, owner, everyone)
 
     def has_files(self, path: str) -> bool:
         """Whether there is anything in a folder of the library."""
@@ -4861,8 +4855,8 @@ class Failures(Table):
         self._index.write(apply, durable=False)
 
     def clear(self, key: str) -> None:
-        sql, digest = "DELETE FROM login_failure WHERE key = ?", self._digest(key)
-        self._index.write(lambda db: db.execute(sql, (digest,)), durable=False)
+        sql = "DELETE FROM login_failure WHERE key = ?"
+        self._change(sql, self._digest(key), durable=False)
 
     @staticmethod
     def _digest(key: str) -> str:
@@ -4932,11 +4926,10 @@ class OwnedTable(Generic[Record]):
         self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
-        clauses = [f"{self._table} WHERE user_id = ? AND {self._condition}"]
-        clauses += [f"{column} = ?" for column, _ in wanted.equal]
-        clauses += ["instr(folded, ?)"] * len(wanted.terms)
-        values = [value for _, value in wanted.equal]
-        return " AND ".join(clauses), [wanted.user_id, *values, *wanted.terms]
+        equal = [(f"{column} = ?", value) for column, value in wanted.equal]
+        terms = [("instr(folded, ?)", term) for term in wanted.terms]
+        own = ("user_id = ?", wanted.user_id), (self._condition, None)
+        return rows_where(self._table, *own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         where, values = self._where(wanted)
@@ -5020,11 +5013,7 @@ class Entities(Table):
     def get(
         self, id: int, version: int | None = None, db: Database | None = None
     ) -> Entity | None:
-        sql, values = f"{self._select(version is not None)} WHERE id = ?", [id]
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [id, bounded(version)]
-        row = self._index.query(db, sql, *values).fetchone()
-        return Entity.from_row(row) if row else None
+        return next(iter(self.many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
         """All versions of one, the oldest first."""
@@ -5044,14 +5033,14 @@ class Entities(Table):
         sql = f"SELECT id, transaction_id FROM {chosen} ORDER BY id LIMIT ? OFFSET ?"
         return self._index.read(sql, *values, limit, offset).fetchall(), count
 
-    def many(self, ids: Sequence[int], version: int | None) -> list[Entity]:
+    def many(
+        self, ids: Sequence[int], version: int | None, db: Database | None = None
+    ) -> list[Entity]:
         """Return those of some entities that are there, by id; of each its version `version`."""
-        sql = f"{self._select(version is not None)} WHERE id IN ({placeholders(ids)})"
-        values = list(ids)
-        if version is not None:
-            sql, values = f"{sql} AND version = ?", [*ids, version]
-        rows = self._index.read(f"{sql} ORDER BY id", *values)
-        return [Entity.from_row(row) for row in rows]
+        which = "" if version is None else "AND version = ?"
+        sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
+        values = ids if version is None else (*ids, bounded(version))
+        return [Entity.from_row(row) for row in self._index.query(db, sql, *values)]
 
     def _select(self, versions: bool = False) -> str:
         """All there is to read of an entity."""
@@ -5064,15 +5053,14 @@ class Entities(Table):
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
         """A table and its condition. Booleans are written out: partial indexes need it so."""
-        table = "entity" if version is None else "entity_version"
-        conditions: dict[str, Any] = {} if version is None else {"version = ?": bounded(version)}
-        for column, value in filters.items():
-            equal = f"= {int(value)}" if isinstance(value, bool) else "IS ?"
-            conditions[f"{column} {equal}"] = bounded(value) if isinstance(value, int) else value
-        if text:
-            conditions["instr(search, ?)"] = search_text(text)
-        words = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return table + words, [v for condition, v in conditions.items() if "?" in condition]
+        chosen = [] if version is None else [("version = ?", bounded(version))]
+        found = [("instr(search, ?)", search_text(text))] if text else []
+        equal = [
+            (f"{column} = {value:d}", None) if isinstance(value, bool)
+            else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
+            for column, value in filters.items()
+        ]  # fmt: skip
+        return rows_where("entity_version" if chosen else "entity", *chosen, *equal, *found)
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has an asset."""
@@ -5332,7 +5320,7 @@ class Uploads(Table):
     def take(self, id: str, writer: str) -> OpenUpload | None:
         """Make `writer` the only one who may go on; None if it is complete or gone."""
         sql = "UPDATE upload SET writer = ? WHERE id = ? AND answer IS NULL RETURNING *"
-        row = self._write(sql, writer, id, durable=False)
+        row = self._index.write(lambda db: db.execute(sql, (writer, id)).fetchone(), durable=False)
         return OpenUpload(*row) if row else None
 
     def is_writer(self, id: str, writer: str) -> bool:
@@ -5343,18 +5331,18 @@ class Uploads(Table):
         """Record how far an upload has come; whether its writer is still the one."""
         sql = (
             "UPDATE upload SET length = ?, received = ?, expires_at = ?"
-            " WHERE id = ? AND writer = ? RETURNING 1"
+            " WHERE id = ? AND writer = ?"
         )
         values = (upload.length, upload.received, upload.expires_at, upload.id, upload.writer)
-        return self._write(sql, *values) is not None
+        return self._change(sql, *values)
 
     def complete(self, upload: OpenUpload) -> None:
         """Record the answer of an upload, which is complete."""
         sql = "UPDATE upload SET length = ?, received = ?, answer = ? WHERE id = ?"
-        self._write(sql, upload.length, upload.received, upload.answer, upload.id)
+        self._change(sql, upload.length, upload.received, upload.answer, upload.id)
 
     def remove(self, id: str) -> None:
-        self._write("DELETE FROM upload WHERE id = ?", id)
+        self._change("DELETE FROM upload WHERE id = ?", id)
 
     def expired(self, now: float) -> list[OpenUpload]:
         rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
@@ -5376,9 +5364,6 @@ class Uploads(Table):
             " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
         )
         return int(self._index.read(sql, owner, target, but).fetchone()[0])
-
-    def _write(self, sql: str, *values: Any, durable: bool = True) -> Any:
-        return self._index.write(lambda db: db.execute(sql, values).fetchone(), durable)
 
 
 def open_index(path: Path) -> Index:
@@ -5891,8 +5876,9 @@ class Folder(Tree):
         for prefix, suffix in (("", ""), *((folder, INNER) for folder in inner)):
             incoming = prefix + INCOMING
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                # Of the owner's folders a link is no way in; of one's own it is an error
-                if not prefix or stat.S_ISDIR(self.stat(incoming).st_mode):
+                mode = self.stat(incoming).st_mode
+                # A link is no way in; but a file in the way of the root's own is an error
+                if stat.S_ISDIR(mode) or not (prefix or stat.S_ISLNK(mode)):
                     left = [item for item in self.files_in(incoming) if item[0] not in resumed]
                     ours = [item for item in left if item[0].endswith(suffix)]
                     self._recover(incoming, ours, is_known)
@@ -5980,11 +5966,12 @@ class Folder(Tree):
 
     def _prepare(self, incoming: Incoming, duplicate: str | None) -> None:
         """Make a file that has arrived durable, or one more link of an equal one that is."""
-        link = f"{INCOMING}/{secrets.token_hex(16)}"
-        if duplicate is None or self.link_in(link, self, duplicate):
-            os.fsync(incoming.file.fileno())
-        else:
-            incoming.replace(link, self.open(link))
+        if duplicate is not None:
+            link = f"{INCOMING}/{secrets.token_hex(16)}"
+            if not self.link_in(link, self, duplicate):
+                incoming.replace(link, self.open(link))
+                return
+        os.fsync(incoming.file.fileno())
 
     def _place(self, incoming: Incoming, name: str) -> None:
         """Give a file that has arrived its place, for good; FileExistsError where it is taken."""
@@ -7270,6 +7257,9 @@ TAKE_SECONDS = 0.005  # in which a fresh decoder takes the job it was forked for
 DECODE_FILES = 64  # descriptors; shared libraries need a few at a time
 FRAME_SECONDS = 1.0  # the first frame of a video is often black
 DECODER_HOST = "decoder-host"  # the word that makes this program one
+DECODER_NICE = 10  # leaves nine tenths of a processor to the server
+AWAITED_DECODERS = 2  # beside those that work ahead
+AWAITED = b"!"  # begins a job that somebody waits for
 DECODER_DONE = b"done\n"  # a decoder's last word: without it, it died
 RESTART_SECONDS = 1.0  # between two starts of the decoder host
 TRY_AGAIN_SECONDS = 5.0  # after which what failed for a while only is tried again
@@ -7353,13 +7343,14 @@ class Job(NamedTuple):
     orientation: int = 1  # EXIF's, for where the decoder finds none
     width: int = 0  # as stored
     height: int = 0
+    ahead: bool = False  # nobody waits for it
 
     def to_bytes(self) -> bytes:
-        return json.dumps(self).encode()
+        return (b"-" if self.ahead else AWAITED) + json.dumps(self).encode()
 
     @classmethod
     def from_bytes(cls, message: bytes) -> Job:
-        kind, renditions, *rest = json.loads(message)
+        kind, renditions, *rest = json.loads(message[1:])
         return cls(kind, tuple(Rendition(*each) for each in renditions), *rest)
 
 
@@ -7614,10 +7605,11 @@ class Thumbnails:
             if shelf:
                 shelf.recover()
 
-    def make(self, source: io.FileIO, file: File, asset: Asset) -> Outcome:
+    def make(self, source: io.FileIO, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
         """Make the thumbnail of an image or video from its open file, unless there is one.
 
-        Blocks until it is done; threads that ask for the same one wait for the first. Raises
+        Blocks until it is done; threads that ask for the same one wait for the first, but not for
+        one that makes it ahead, which may take long where the processors are busy. Raises
         OSError if the thumbnail cannot be stored.
         """
         sha256, private = asset.sha256, file.root != "library"
@@ -7626,7 +7618,7 @@ class Thumbnails:
             if self.exists(sha256, private):
                 return Outcome.MADE
             renditions = (THUMBNAIL, FIRST_PREVIEW) if self._previews else (THUMBNAIL,)
-            made = self._render(source, file, asset, renditions)
+            made = self._render(source, file, asset, renditions, ahead=ahead)
             if isinstance(made, Outcome):
                 return made
             self._shelves[private].store(sha256, THUMBNAIL, made[0])
@@ -7634,7 +7626,7 @@ class Thumbnails:
                 self._keep(sha256, FIRST_PREVIEW, preview)
             return Outcome.MADE
 
-        return self._once(f"{sha256} {private}", make)
+        return self._once(f"{sha256} {private} {ahead}", make)
 
     def preview(
         self, source: io.FileIO, file: File, asset: Asset, rendition: Rendition
@@ -7684,7 +7676,13 @@ class Thumbnails:
             making.done.set()
 
     def _render(
-        self, source: io.FileIO, file: File, asset: Asset, renditions: tuple[Rendition, ...]
+        self,
+        source: io.FileIO,
+        file: File,
+        asset: Asset,
+        renditions: tuple[Rendition, ...],
+        *,
+        ahead: bool = False,
     ) -> list[bytes] | Outcome:
         """The renditions of an open file, or why there are none."""
         facts = asset.facts
@@ -7694,7 +7692,8 @@ class Thumbnails:
         seconds = min(FRAME_SECONDS, (facts.duration or 0) / 3) if kind == "video" else 0.0
         size = (facts.width or 0, facts.height or 0)
         began = time.monotonic_ns()
-        made = self._decode(source, Job(kind, renditions, seconds, facts.orientation, *size))
+        job = Job(kind, renditions, seconds, facts.orientation, *size, ahead)
+        made = self._decode(source, job)
         counted = self.decoding["thumbnail" if THUMBNAIL in renditions else "preview"]
         with self._lock:
             counted[0] += 1
@@ -7797,7 +7796,7 @@ def find_pillow() -> str | None:
 
 
 def become_host(host: socket.socket) -> None:
-    """Keep nothing of the server but the socket: no descriptors, no signals, no urgency."""
+    """Keep nothing of the server but the socket: no descriptors, no signals, less urgency."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the server; the host ends after it
     for number in (signal.SIGCHLD, signal.SIGALRM):
@@ -7808,10 +7807,7 @@ def become_host(host: socket.socket) -> None:
         os.dup2(null, standard)
     os.closerange(3, host.fileno())
     os.closerange(host.fileno() + 1, 1 << 16)  # SC_OPEN_MAX can be 2**30, closed one by one
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):  # sched(7): whoever else wakes up goes first, at once
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(DECODER_NICE)
 
 
 def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) -> None:
@@ -7819,9 +7815,9 @@ def run_decoder_host(host: socket.socket, processes: int, ffmpeg: str | None) ->
     server = os.getppid()
     silent = host.type != socket.SOCK_SEQPACKET  # datagrams tell no end of file
     formats: list[str] | None = None
-    running = 0
+    running, most = 0, processes + AWAITED_DECODERS
     while not silent or os.getppid() == server:
-        while running and os.waitpid(-1, 0 if running >= processes else os.WNOHANG)[0]:
+        while running and os.waitpid(-1, 0 if running >= most else os.WNOHANG)[0]:
             running -= 1
         if not select.select([host], [], [], REAP_SECONDS if running or silent else None)[0]:
             continue
@@ -7861,18 +7857,34 @@ def load_pillow() -> list[str]:
 def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> None:
     """Do some jobs, until one fails or there are no more; never returns.
 
-    A fork costs as much as a small picture, so it is not made for each.
+    A fork costs as much as a small picture, so it is not made for each. Who has worked ahead
+    leaves what somebody waits for to another one: the way back from SCHED_IDLE is not allowed.
     """
+    is_idle = False
     try:
         limit_process()
         host.settimeout(REAP_SECONDS)
         for _ in range(JOBS_A_DECODER):
+            if is_idle and host.recv(1, socket.MSG_PEEK) == AWAITED:
+                break
             message, descriptors, _, _ = socket.recv_fds(host, 1024, 2)
             if not message:
                 break
-            run_job(Job.from_bytes(message), descriptors, formats, ffmpeg)
+            job = Job.from_bytes(message)
+            if job.ahead and not is_idle:
+                is_idle = True
+                step_aside()
+            run_job(job, descriptors, formats, ffmpeg)
     finally:
         os._exit(0)
+
+
+def step_aside() -> None:
+    """Work only while nobody else does (sched(7)): whoever wakes up goes first, at once."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def run_job(job: Job, descriptors: list[int], formats: list[str], ffmpeg: str | None) -> None:
@@ -8441,34 +8453,190 @@ class SharedProgress:
         self._memory[:] = self.LAYOUT.pack(*now[:-1], now.finished_at or 0)
 
 
+def repeat(
+    name: str, work: Callable[[], bool], wait: Callable[[float], None],
+    is_over: Callable[[], bool], pause: float = math.inf,
+) -> None:  # fmt: skip
+    """Do some work after each wait of `pause` seconds, or sooner when it was not done wholly."""
+    left, retry = pause, TRY_AGAIN_SECONDS
+    while not is_over():
+        wait(left)
+        try:
+            whole = work()
+        except Exception as error:  # one bad time must not be the last one
+            warn(f"{name} stopped: {type(error).__name__}: {error}")
+            whole = False
+        left = pause if whole else min(pause, retry)
+        retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+
+
+class Mounts:
+    """Where disks are mounted below folders: what is on one that is away is not gone."""
+
+    def __init__(self, index: Index, progress: SharedProgress) -> None:
+        self._index = index
+        self._state = progress.mounts
+        self._known: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
+
+    def absent(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted whose files are known, and is no more."""
+        known = self._of(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
+        return [
+            path for path in known
+            if path not in mounted and folder.is_local(f"{path}/")
+            and not folder.holds_files(f"{path}/")
+            and not self._index.files.is_empty(folder.name, f"{path}/")
+        ]  # fmt: skip
+
+    def _of(self, folder: Folder) -> list[str]:
+        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
+        state, known = self._known.get(folder.name, (-1, []))
+        if state != self._state[0]:
+            state = self._state[0]
+            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
+            self._known[folder.name] = state, known
+        return known
+
+    def note(self, folder: Folder) -> list[bytes]:
+        """Remember the mount points below a folder; give those that are absent, with `/`."""
+        absent = self.absent(folder)
+        mounted = {path for path, _ in mounts_below(folder.path)}
+        now = sorted(mounted.union(absent))
+        if now != self._of(folder):
+            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
+            self._state[0] = (self._state[0] + 1) % 256
+        for path in absent:
+            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
+        return [os.fsencode(f"{path}/") for path in absent]
+
+
+class Renditions:
+    """Thumbnails and previews of what is in folders, ahead of time and when asked for."""
+
+    def __init__(self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails) -> None:
+        self.folders = {folder.name: folder for folder in folders}
+        self.thumbnails = thumbnails
+        self.wanted = threading.Event()
+        self._index = index
+        self._woken = -math.inf  # when the latest upload was over, monotonic
+
+    def run(self) -> None:
+        """Make thumbnails whenever they are wanted, until the server stops."""
+        repeat("thumbnails", self.make_all, self._wait, lambda: self.thumbnails.is_over)
+
+    def _wait(self, seconds: float) -> None:
+        self.wanted.wait(None if seconds == math.inf else seconds)
+        self.wanted.clear()
+
+    def wake(self) -> None:
+        """Make the thumbnails of what has come in, once no more comes for a moment."""
+        self._woken = time.monotonic()
+        self.wanted.set()
+
+    def _let_uploads_pass(self) -> None:
+        """Wait while uploads come one after the other: who sends them waits for them."""
+        end = time.monotonic() + MAX_UPLOADS_SECONDS
+        while not self.thumbnails.is_over:
+            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(left)
+
+    def make_all(self) -> bool:
+        """Try each of those that have no verdict yet once; whether all have one now."""
+        if not self.thumbnails.kinds:
+            return True
+        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
+
+        kinds, last, whole = self.thumbnails.kinds, "", True
+        with ThreadPoolExecutor(self.thumbnails.processes) as pool:
+            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
+                whole = all(pool.map(self._try_thumbnail, found)) and whole
+                last = found[-1][1].sha256
+        return whole
+
+    def _try_thumbnail(self, found: Located) -> bool:
+        """Make a thumbnail ahead; whether there is no need to try again."""
+        self._let_uploads_pass()
+        if self.thumbnails.is_over:
+            return True
+        try:
+            return self.ensure_thumbnail(*found, ahead=True) is not Outcome.FAILED
+        except FileNotFoundError:  # removed since: the next scan will see
+            return self.folders[found[0].root].is_there()
+        except (OSError, sqlite3.Error):
+            return False
+
+    def ensure_thumbnail(self, file: File, asset: Asset, *, ahead: bool = False) -> Outcome:
+        """Have the thumbnail of an asset, which is made now if that has not been tried yet.
+
+        `ahead`: nobody waits for it. OSError where the file cannot be opened or the thumbnail not
+        stored.
+        """
+        facts, thumbnails = asset.facts, self.thumbnails
+        if asset.thumbnail == 0 or facts is None:
+            return Outcome.IMPOSSIBLE
+        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
+            return Outcome.MADE
+        if facts.kind not in thumbnails.kinds:
+            return Outcome.IMPOSSIBLE
+        if not thumbnails.available:
+            return Outcome.FAILED
+        outcome = Outcome.IMPOSSIBLE
+        if thumbnails.can_make(facts.kind, facts.mime_type):
+            with self.folders[file.root].open(file.path) as source:
+                if not file.matches(os.fstat(source.fileno())):
+                    return Outcome.FAILED
+                outcome = thumbnails.make(source, file, asset, ahead=ahead)
+        if outcome is not Outcome.FAILED:  # which is not the picture's fault
+            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
+        return outcome
+
+    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
+        """The preview of an asset, which is made now if it is not at hand.
+
+        OSError where the file cannot be opened.
+        """
+        with contextlib.suppress(OSError):
+            return self.thumbnails.find_preview(asset.sha256, rendition)
+        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
+        if outcome is not Outcome.MADE:
+            return outcome
+        if not self.thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
+            return Outcome.IMPOSSIBLE
+        with self.folders[file.root].open(file.path) as source:
+            if not file.matches(os.fstat(source.fileno())):
+                return Outcome.FAILED
+            return self.thumbnails.preview(source, file, asset, rendition)
+
+
 class Scanner:
     """Keeps the index in step with the folders, in the background."""
 
     def __init__(
-        self, index: Index, folders: Sequence[Folder], thumbnails: Thumbnails,
-        progress: SharedProgress, others: Sequence[Folder] = (), quiet: bool = False,
+        self, index: Index, folders: Sequence[Folder], renditions: Renditions,
+        progress: SharedProgress, quiet: bool = False,
     ) -> None:  # fmt: skip
         self._index = index
         self._folders = {folder.name: folder for folder in folders}
         self._scanned = [folder for folder in folders if folder.is_local("")]
-        self._sources = {folder.name: folder for folder in [*folders, *others]}  # of pictures
-        self._thumbnails = thumbnails
+        self._renditions = renditions
+        self._thumbnails = renditions.thumbnails
         self._wanted = threading.Event()
-        self._fresh = threading.Event()
         self._stopping = False
-        self._woken = -math.inf  # when the latest upload was over, monotonic
         self._threads: list[threading.Thread] = []
-        self._mounts: dict[str, tuple[int, list[str]]] = {}  # as of a state of progress.mounts
         self.progress = progress
+        self.mounts = Mounts(index, progress)
         self._quiet = quiet
 
     def start(self, interval: float) -> None:
         """Scan now and every `interval` seconds; 0: only when asked, or when one was not whole."""
         self._thumbnails.is_over = False
         self._wanted.set()
-        self._fresh.set()
-        scan = functools.partial(self._scan_loop, interval)
-        for work in (self._renew_facts, scan, self._thumbnail_loop):
+        self._renditions.wanted.set()
+        scan = functools.partial(self._run, interval or math.inf)
+        for work in (self._renew_facts, scan, self._renditions.run):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
@@ -8476,52 +8644,25 @@ class Scanner:
         """Scan as soon as possible."""
         self._wanted.set()
 
-    def wake(self) -> None:
-        """Make the thumbnails of what has come in, once no more comes for a moment."""
-        self._woken = time.monotonic()
-        self._fresh.set()
-
-    def _let_uploads_pass(self) -> None:
-        """Wait while uploads come one after the other: who sends them waits for them."""
-        end = time.monotonic() + MAX_UPLOADS_SECONDS
-        while not self._stopping:
-            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(left)
-
     def stop(self) -> None:
         """End, and wait a little for the file that is being read: the index closes next."""
         self._stopping = self._thumbnails.is_over = True
         self._wanted.set()
-        self._fresh.set()
+        self._renditions.wanted.set()
         for thread in self._threads:
             thread.join(SCANNER_STOP_SECONDS)
 
-    def _scan_loop(self, interval: float) -> None:
-        pause, retry = interval or math.inf, TRY_AGAIN_SECONDS
+    def _run(self, interval: float) -> None:
         with contextlib.suppress(OSError, sqlite3.Error):  # which it reports itself
             self._index.check()
-        while not self._stopping:
-            self._wait(pause)
-            self._wanted.clear()
-            try:
-                whole = self.scan()
-            except Exception as error:  # one bad scan must not be the last one
-                warn(f"the scan stopped: {type(error).__name__}: {error}")
-                self.progress.set(self.progress.get()._replace(running=False))
-                whole = False
-            pause = interval or math.inf
-            if not whole:
-                pause = min(pause, retry)
-            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
+        repeat("the scan", self.scan, self._wait, lambda: self._stopping, interval)
 
     def _renew_facts(self) -> None:
         """Probe all files again whose facts are of a program of another FACTS_VERSION."""
         with contextlib.suppress(sqlite3.Error):  # the next start tries again
             if self._index.get_meta("facts version") == FACTS_VERSION:
                 return
-            folders = [each for each in self._sources.values() if each.is_local("")]
+            folders = [each for each in self._renditions.folders.values() if each.is_local("")]
             whole = [self._renew_facts_in(folder) for folder in folders]
             if all(whole):
                 self._index.set_meta("facts version", FACTS_VERSION)
@@ -8532,7 +8673,7 @@ class Scanner:
         What cannot be read counts as changed: the scan reads it once it can be.
         """
         before = folder.identity()
-        if before is None or self.absent_mounts(folder):
+        if before is None or self.mounts.absent(folder):
             return folder.is_new()
         files = (f for f in self._index.files.of_root(folder.name) if folder.is_local(f.path))
         while batch := list(itertools.islice(files, SCAN_BATCH)):
@@ -8564,14 +8705,15 @@ class Scanner:
         while (left := end - time.monotonic()) > 0:
             step = min(left, AWAY_SECONDS) if away else left
             if self._wanted.wait(None if step == math.inf else step) or away != self._away():
-                return
+                break
+        self._wanted.clear()
 
     def _away(self) -> list[tuple[str, bool, list[str]]]:
         """The folders that are missing, or have mount points below that are."""
         found = []
         with contextlib.suppress(sqlite3.Error):
             for folder in self._scanned:
-                found.append((folder.name, folder.is_missing(), self.absent_mounts(folder)))
+                found.append((folder.name, folder.is_missing(), self.mounts.absent(folder)))
         return [each for each in found if each[1] or each[2]]
 
     def scan(self) -> bool:
@@ -8580,7 +8722,11 @@ class Scanner:
             return True
         before, began = self.progress.get(), time.monotonic()
         self.progress.set(before._replace(running=True, done=0, total=0, unreadable=0))
-        whole = [self._scan_folder(folder) for folder in self._scanned]
+        try:
+            whole = [self._scan_folder(folder) for folder in self._scanned]
+        except BaseException:
+            self.progress.set(self.progress.get()._replace(running=False))
+            raise
         now = self.progress.get()
         problem = f", {now.unreadable} files or folders cannot be read" if now.unreadable else ""
         seconds = time.monotonic() - began
@@ -8610,7 +8756,7 @@ class Scanner:
         if folder.identity() != before:
             warn(f"{folder.path} is another folder than when the scan began: its index is kept")
             return False
-        kept = [*unreadable, *self._note_mounts(folder)]  # what lies there is not gone
+        kept = [*unreadable, *self.mounts.note(folder)]  # what lies there is not gone
         gone = [path for path in gone if not path.startswith(tuple(kept))]
         self._forget(folder, gone, started)
         return not (unreadable or failed)
@@ -8619,38 +8765,6 @@ class Scanner:
         now = self.progress.get()
         done, total, unreadable = now.done + done, now.total + total, now.unreadable + unreadable
         self.progress.set(now._replace(done=done, total=total, unreadable=unreadable))
-
-    def absent_mounts(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted whose files are known, and is no more."""
-        known = self._known_mounts(folder)
-        mounted = {path for path, _ in mounts_below(folder.path)} if known else set()
-        return [
-            path for path in known
-            if path not in mounted and folder.is_local(f"{path}/")
-            and not folder.holds_files(f"{path}/")
-            and not self._index.files.is_empty(folder.name, f"{path}/")
-        ]  # fmt: skip
-
-    def _known_mounts(self, folder: Folder) -> list[str]:
-        """Places below a folder where a disk was mounted; each upload asks, so they are kept."""
-        state, known = self._mounts.get(folder.name, (-1, []))
-        if state != self.progress.mounts[0]:
-            state = self.progress.mounts[0]
-            known = json.loads(self._index.get_meta(f"mounts {folder.name}") or "[]")
-            self._mounts[folder.name] = state, known
-        return known
-
-    def _note_mounts(self, folder: Folder) -> list[bytes]:
-        """Remember the mount points below a folder; give those that are absent, with `/`."""
-        absent = self.absent_mounts(folder)
-        mounted = {path for path, _ in mounts_below(folder.path)}
-        now = sorted(mounted.union(absent))
-        if now != self._known_mounts(folder):
-            self._index.set_meta(f"mounts {folder.name}", json.dumps(now))
-            self.progress.mounts[0] = (self.progress.mounts[0] + 1) % 256
-        for path in absent:
-            warn(f"{folder.path}/{path} is not mounted: what was in it is kept in the index")
-        return [os.fsencode(f"{path}/") for path in absent]
 
     def _compare(
         self, folder: Folder, unreadable: list[bytes]
@@ -8681,7 +8795,7 @@ class Scanner:
             now = len(failed) + self._put_each([each for each in batch if isinstance(each, tuple)])
             missed += now
             self._advance(len(batch), 0, now)
-            self._fresh.set()
+            self._renditions.wanted.set()
         return missed
 
     def _read_ahead(
@@ -8764,85 +8878,6 @@ class Scanner:
             return None
         return again if again and again[0].sha256 == file.sha256 else None
 
-    def _thumbnail_loop(self) -> None:
-        pause, retry = math.inf, TRY_AGAIN_SECONDS
-        while not self._stopping:
-            self._fresh.wait(None if pause == math.inf else pause)
-            self._fresh.clear()
-            try:
-                whole = self._make_thumbnails()
-            except Exception as error:
-                warn(f"thumbnails stopped: {type(error).__name__}: {error}")
-                whole = False
-            pause = math.inf if whole else retry
-            retry = TRY_AGAIN_SECONDS if whole else min(2 * retry, MAX_RETRY_SECONDS)
-
-    def _make_thumbnails(self) -> bool:
-        """Try each of those that have no verdict yet once; whether all have one now."""
-        if not self._thumbnails.kinds:
-            return True
-        from concurrent.futures import ThreadPoolExecutor  # as in _read_ahead
-
-        kinds, last, whole = self._thumbnails.kinds, "", True
-        with ThreadPoolExecutor(self._thumbnails.processes) as pool:
-            while found := self._index.assets.without_thumbnail(kinds, THUMBNAIL_BATCH, last):
-                whole = all(pool.map(self._try_thumbnail, found)) and whole
-                last = found[-1][1].sha256
-        return whole
-
-    def _try_thumbnail(self, found: Located) -> bool:
-        """Make a thumbnail ahead; whether there is no need to try again."""
-        self._let_uploads_pass()
-        if self._stopping:
-            return True
-        try:
-            return self.ensure_thumbnail(*found) is not Outcome.FAILED
-        except FileNotFoundError:  # removed since: the next scan will see
-            return self._folders[found[0].root].is_there()
-        except (OSError, sqlite3.Error):
-            return False
-
-    def ensure_thumbnail(self, file: File, asset: Asset) -> Outcome:
-        """Have the thumbnail of an asset, which is made now if that has not been tried yet.
-
-        OSError where the file cannot be opened or the thumbnail not stored.
-        """
-        facts, thumbnails = asset.facts, self._thumbnails
-        if asset.thumbnail == 0 or facts is None:
-            return Outcome.IMPOSSIBLE
-        if asset.thumbnail == 1 and thumbnails.exists(asset.sha256, file.root != "library"):
-            return Outcome.MADE
-        if facts.kind not in thumbnails.kinds:
-            return Outcome.IMPOSSIBLE
-        if not thumbnails.available:
-            return Outcome.FAILED
-        outcome = Outcome.IMPOSSIBLE
-        if thumbnails.can_make(facts.kind, facts.mime_type):
-            with self._sources[file.root].open(file.path) as source:
-                if not file.matches(os.fstat(source.fileno())):
-                    return Outcome.FAILED
-                outcome = thumbnails.make(source, file, asset)
-        if outcome is not Outcome.FAILED:  # which is not the picture's fault
-            self._index.assets.set_thumbnail(asset.sha256, outcome is Outcome.MADE)
-        return outcome
-
-    def ensure_preview(self, file: File, asset: Asset, rendition: Rendition) -> bytes | Outcome:
-        """The preview of an asset, which is made now if it is not at hand.
-
-        OSError where the file cannot be opened.
-        """
-        with contextlib.suppress(OSError):
-            return self._thumbnails.find_preview(asset.sha256, rendition)
-        outcome = self.ensure_thumbnail(file, asset)  # whether there can be any is known of it
-        if outcome is not Outcome.MADE:
-            return outcome
-        if not self._thumbnails.pillow:  # ffmpeg alone makes nothing but PNGs
-            return Outcome.IMPOSSIBLE
-        with self._sources[file.root].open(file.path) as source:
-            if not file.matches(os.fstat(source.fileno())):
-                return Outcome.FAILED
-            return self._thumbnails.preview(source, file, asset, rendition)
-
 
 class Sight(NamedTuple):
     """How the storage folder was when it was last looked at."""
@@ -8880,7 +8915,7 @@ class Watcher:
     def _look(self, done: threading.Event) -> None:
         try:
             missing = self._folder.is_missing()
-            absent = () if missing else tuple(self._scanner.absent_mounts(self._folder))
+            absent = () if missing else tuple(self._scanner.mounts.absent(self._folder))
             self._seen = Sight(missing, absent)
         except (OSError, sqlite3.Error) as error:  # the index answers for itself
             warn(f"the storage folder could not be looked at: {error}")
@@ -9441,9 +9476,10 @@ def _parse_part(block: bytes) -> Part:
 # -- Values with parameters ------------------------------------------------------------
 
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
-# Without quotes we take any text: old clients send file names like that.
+# Without quotes we take any text: old clients send file names like that. A name without "=" says
+# nothing, as to Django, Starlette and Werkzeug.
 _PARAMETER = re.compile(
-    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?"""
+    rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*(?:=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^";]*)))?)?"""
 )
 _QUOTED_PAIR = re.compile(r'\\(["\\])')
 # ext-value = charset "'" [ language ] "'" value-chars (RFC 8187 §3.2.1)
@@ -9533,7 +9569,7 @@ def _parse_parameters(value: str) -> tuple[str, list[tuple[str, str]]]:
         name = (match[1] or "").lower()
         if match[2] is not None:
             parameters.append((name, _QUOTED_PAIR.sub(r"\1", match[2])))
-        elif name:
+        elif match[3] is not None:
             parameters.append((name, match[3].rstrip(" \t")))
         position = match.end()
     return first.strip(" \t").lower(), parameters
@@ -11980,8 +12016,9 @@ class App:
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews if limit else None)
-        scanned, others = [self.library, self.images], [self.users, self.entities]
-        self.scanner = Scanner(index, scanned, thumbnails, progress, others, settings.quiet)
+        self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
+        scanned = [self.library, self.images]
+        self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
         self.watcher = Watcher(self.library, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
@@ -12026,7 +12063,7 @@ class App:
 
     def takes_uploads(self) -> bool:
         """Whether the disks below the storage folder are there that uploads lie on."""
-        absent = self.scanner.absent_mounts(self.library)
+        absent = self.scanner.mounts.absent(self.library)
         return not [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]
 
     @contextlib.contextmanager
@@ -13696,7 +13733,7 @@ def thumbnail_response(
     """Answer with a thumbnail, which is made if need be."""
     try:
         with app.disk(file.root):
-            outcome = app.scanner.ensure_thumbnail(file, asset)
+            outcome = app.renditions.ensure_thumbnail(file, asset)
             if outcome is not Outcome.MADE:
                 raise no_rendition("thumbnail", outcome)
             data = app.thumbnails.read(asset.sha256, file.root != "library")
@@ -13773,7 +13810,7 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
-        app.scanner.wake()
+        app.renditions.wake()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
         thumbnail = f"{asset.sha256}.png" if possible else None
@@ -14960,8 +14997,8 @@ def check_target(request: Request, kind: str, target: str) -> Share:
         return Share("", owner, kind, file.root, file.sha256)
     if kind == "folder":
         path = target.strip("/")
-        is_gone = app.library.is_local(f"{path}/") and app.library.is_gone(path)
-        if is_gone or not app.index.shares.has_files(path):
+        is_there = app.index.shares.has_files(path)
+        if not is_there or (app.library.is_local(f"{path}/") and app.library.is_gone(path)):
             raise HTTPError(404, "There is nothing in this folder.")
         return Share("", owner, kind, "library", path)
     entity = find_entity(
@@ -15195,15 +15232,16 @@ def add_to_share(app: App, request: Request, token: str) -> Response:
     share, incoming = check_guest(app, request, token), uploaded(request)
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
-    add = {"folder": add_to_folder, "collection": add_to_shelf, "entity": add_to_entity}
-    file, asset = add[share.kind](app, share, incoming)
+    add = add_to_folder if share.kind == "folder" else add_for_maker
+    file, asset = add(request, share, incoming)
     if prefers(request.headers, "text/html", JSON_TYPE):
         return Response(303, [("Location", request.reference(f"/s/{share.id}"))])
     return json_response(shared_json(app, request, share, file, asset), 201)
 
 
-def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
+def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located:
     """Put a guest's file into a folder of the library."""
+    app = request.app
     assert incoming.facts is not None
     name = upload_name(incoming)
     if not is_media_name(os.fsencode(name)):
@@ -15211,35 +15249,26 @@ def add_to_folder(app: App, share: Share, incoming: Incoming) -> Located:
     placed = store_upload(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
     is_local = app.library.is_local(placed[0].path)
     app.index.write(lambda db: app.index.files.put(db, *placed), durable=not is_local)
-    app.scanner.wake()
+    app.renditions.wake()
     return placed
 
 
-def add_to_shelf(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make a record of a guest's file in a collection, for its owner."""
-    assert incoming.facts is not None and share.owner is not None
-    existing(app.index.collections.get(share.owner, share.target))
-    placed, now = place_upload(app, share.owner, incoming), time.time()
-    record = MediaRecord(
-        str(uuid.uuid4()), share.owner, upload_name(incoming), incoming.facts.kind,
-        incoming.size, placed[0].path, None, None, share.target, now, now,
-    )  # fmt: skip
-    app.index.write(lambda db: put_record(app, db, record, placed))
-    return placed
-
-
-def add_to_entity(app: App, share: Share, incoming: Incoming) -> Located:
-    """Make an entity of a guest's file in one that is a collection."""
-    if find_entity(app, int(share.target)).is_deleted:
-        raise HTTPError(404, NO_FILE)
-    draft = Entity(label=upload_name(incoming), parent_id=int(share.target))
+def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located:
+    """Make a record or an entity of a guest's file, as if the link's maker had sent it."""
+    app, sent = request.app, copy.copy(request)
+    sent.principal = find_maker(app, share.owner)
     try:
-        entity = save_entity(app, incoming, lambda db: draft)
+        if share.kind == "collection":
+            sent.fields = {"collection": share.target}
+            create_record(app, sent)
+        else:
+            sent.fields = {"label": upload_name(incoming), "parent_id": int(share.target)}
+            create_entity(app, sent)
     except HTTPError as error:
         if error.status == 409:  # whose it is, is no guest's business
             raise HTTPError(409, "This picture is here already.") from None
         raise
-    return existing(app.index.files.get("entities", entity.path or ""))
+    return existing(next(iter(shared_files(app, share, sha256=incoming.sha256)), None), NO_FILE)
 
 
 @route("GET", "/s/{token}/{n}", OPEN, "shares",
@@ -15312,7 +15341,7 @@ def make_preview_content(app: App, file: File, asset: Asset) -> Content:
     """What is answered with the largest preview of a picture; 404, 503."""
     try:
         with app.disk(file.root):
-            made = app.scanner.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
+            made = app.renditions.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     if isinstance(made, Outcome):
@@ -15765,7 +15794,7 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     def make() -> Response:
         try:
             with app.disk(file.root):
-                made = app.scanner.ensure_preview(file, asset, rendition)
+                made = app.renditions.ensure_preview(file, asset, rendition)
         except FileNotFoundError:
             raise HTTPError(404, NO_FILE) from None
         if isinstance(made, Outcome):
@@ -17436,9 +17465,7 @@ let noticeTimer = 0, said = "", state = ["", false];
 
 function showNotice(text, bad) {
   if (shown && text) $("view").querySelector("h2").textContent = text;
-  $("notice").hidden = !text;
-  $("notice").textContent = text;
-  $("notice").className = bad ? "bad" : "";
+  Object.assign($("notice"), {hidden: !text, textContent: text, className: bad ? "bad" : ""});
 }
 
 function notify(text, seconds = 0, bad = false) {
@@ -19248,7 +19275,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Each option is also read from the environment and from .env under its name in capitals\n"
         f"(but {', '.join(n for n, _, h in Settings.table() if not h.environment)}),\n"
         f"and so are the secrets {hidden}.\n"
-        "A long option is accepted with _ or -. DATA is DATABASE_DIR.",
+        "A long option is accepted with _ or -. DATA is DATABASE_DIR.\n\n"
+        "exit status: 0, it is done; 1, it cannot be, or what is told is not as it should be;\n"
+        "2, what was called is not understood; 130, it was interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -20756,7 +20785,8 @@ def entity_of(row: Row, file: Located | None) -> Entity:
 
 def choose_destination(source: Path, family: str) -> Destination:
     """Return where a folder goes; what might be a private box is not made public by a guess."""
-    is_tree = any(entry.is_dir(follow_symlinks=False) for entry in os.scandir(source))
+    with os.scandir(source) as entries:
+        is_tree = any(entry.is_dir(follow_symlinks=False) for entry in entries)
     if not family and not is_tree:
         raise Refusal(
             f"{source} has no folders in it: say --into images if its pictures are private,"
@@ -20805,6 +20835,9 @@ def import_source(
         else:
             destination = choose_destination(place, into)
             folder = app.folders[destination.root]
+            if not folder.is_local(destination.place):
+                raise Refusal(f"{folder.show(destination.place)} is in an object store, of which"
+                              " no scan knows: import into a folder, and migrate")  # fmt: skip
             check_import(place, [folder], app.folders)
             importer = Importer(origin, folder, destination, dry_run)
         counts = tell_outcomes(importer.run())

@@ -516,12 +516,14 @@ END
     esac
     images=$(helper place "$working" UPLOAD_DIR "$data/images")
     entities=$(helper place "$working" MEDIA_STORAGE_DIR "$data/entities")
+    users=$(helper place "$working" USERS_DIR "$data/users")
     check_folder "$pictures" STORAGE_DIR
     check_folder "$data" DATABASE_DIR
     check_folder "$index" DATABASE_URL
     check_folder "$images" UPLOAD_DIR
     check_folder "$entities" MEDIA_STORAGE_DIR
-    helper real "$pictures" "$data" "$index" "$images" "$entities"
+    check_folder "$users" USERS_DIR
+    helper real "$pictures" "$data" "$index" "$images" "$entities" "$users"
     adopt "$root$data/secrets.env" secrets
     [ -z "$open" ] || put ALLOW_REGISTRATION true
     [ -z "$new" ] || keep ALLOW_REGISTRATION false
@@ -565,11 +567,11 @@ make_folders() {
     folder 0700 mediaserver:mediaserver "$root$state"
     run helper make "$data" 0700 "$service"
     run helper make "$pictures" 0750 "$service"
-    for path in "$index" "$images" "$entities"; do
+    for path in "$index" "$images" "$entities" "$users"; do
         case $path in "$data" | "$data"/*) ;; *) run helper make "$path" 0700 "$service" ;; esac
     done
     live || return 0
-    for path in "$data" "$index" "$images" "$entities"; do
+    for path in "$data" "$index" "$images" "$entities" "$users"; do
         case $path in
         $state/* | "$data"/*) ;;
         "$index") run helper give "$path" mediaserver "$index_name" ;;
@@ -632,9 +634,9 @@ END
     write 0644 root:root "$units/mediaserver.service.d/setup.conf" <<END
 # Written by setup.sh: what the folders in mediaserver.env need
 [Unit]
-RequiresMountsFor="$data" "$index" "$images" "$entities"
+RequiresMountsFor="$data" "$index" "$images" "$entities" "$users"
 [Service]
-$(for path in "$pictures" "$data" "$index" "$images" "$entities"; do
+$(for path in "$pictures" "$data" "$index" "$images" "$entities" "$users"; do
         case $path in
         $state/* | "$data"/*) ;;
         /home/*/*) # root mounts what lies in /home itself, and the service goes on from there: a link
@@ -679,7 +681,7 @@ let_nginx_read() {
         -o -type d -exec $join '{}' + -exec chmod g=rxs,o= '{}' + \
         -o -type f -exec $join '{}' + -exec chmod g+r '{}' + ||
         warn "some are not the service's own: the server goes on to send them"
-    for path in "$data" "$index" "$images" "$entities"; do
+    for path in "$data" "$index" "$images" "$entities" "$users"; do
         case $path in "$pictures"/*) run helper act "$path" "$user" chmod go= . ;; esac
     done
 }
@@ -710,7 +712,7 @@ render_site() {
     if [ -e /proc/net/if_inet6 ]; then ipv6=yes; fi # nginx would not start without it
     size=$(helper limit "$(get MAX_UPLOAD_BYTES)" "$(get MAX_MEDIA_BYTES)") || return 1
     helper render "$source/nginx.conf" "$domain" "$port" "$size" "$certificate" "$http2" "$ipv6" \
-        "$pictures" "$images" "$entities" "$data/users"
+        "$pictures" "$images" "$entities" "$users"
 }
 
 install_site() {
@@ -801,7 +803,7 @@ remove() {
     run rm -rf --one-file-system "$config" "$root$state" "$acme" || # a disk that is mounted there stays
         die "something is mounted below $root$state; it and what is above it stays"
     kept=''
-    for name in STORAGE_DIR DATABASE_DIR DATABASE_URL UPLOAD_DIR MEDIA_STORAGE_DIR; do
+    for name in STORAGE_DIR DATABASE_DIR DATABASE_URL UPLOAD_DIR MEDIA_STORAGE_DIR USERS_DIR; do
         path=$(get $name)
         case ${path#sqlite:///} in
         '' | $state/* | [!/~]*) ;;

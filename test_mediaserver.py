@@ -674,19 +674,20 @@ def test_every_setting_but_the_secrets_is_a_long_option_with_either_stroke(setti
     special = {"database_url": "sqlite:////x", "public_url": "http://x", "public_key_path": "/x"}
     special |= {"cors_allow_origins": "http://x", "upload_tokens": "Scoped", "reserve_bytes": "7"}
     special["log_format"] = "JSON"
-    special["media_dir"] = "s3://a"
+    special["media_dir"] = "s3://family/photos"
     special["aws_endpoint_url"] = special["read_only"] = "http://127.0.0.1:9000"
     for name, default, how in ms.Settings.table():
         for spelled in (name, name.replace("_", "-"), name.replace("_", "-", 1)):
             fitting = [text for kind, text in samples.items() if isinstance(default, kind)]
             text = special.get(name) or fitting[0]
             arguments = ["--storage_dir", "/s", f"--{spelled}", text]
+            keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
             if how.secret:
                 with pytest.raises(SystemExit) as caught:
                     settings_of(*arguments)
                 assert caught.value.code == 2
             else:
-                assert getattr(settings_of(*arguments), name) == how.parse(text)
+                assert getattr(settings_of(*arguments, **keys), name) == how.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -716,6 +717,8 @@ DOTENV_TABLE = [
     ("A=1\nA=2", {"A": "2"}), ("A=1\nB=${A}2", {"A": "1", "B": "12"}),
     ("B=${NONE:-x}${NONE}", {"B": "x"}), ("B=$A", {"B": "$A"}),
     ("A=1\r\nB=2\r\n", {"A": "1", "B": "2"}), ("A=é", {"A": "é"}), ("'A'=1", {"A": "1"}),
+    ("A= # one\nB=\t#", {"A": "", "B": ""}), ("A='x\\\\'\nB='y'", {"A": "x\\", "B": "y"}),
+    ("'A=1\nB=2", {"B": "2"}), ("export =1", {}), ("A=#1", {"A": "#1"}),
 ]  # fmt: skip
 
 
@@ -888,6 +891,15 @@ def test_a_python_that_is_too_old_is_told_which_one_is_needed(tmp_path):
         assert code == 2
         assert said.startswith("mediaserver: Python 3.10 or later is needed; this is 3.")
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+def test_a_python_that_cannot_read_the_file_shows_the_line_that_says_so(tmp_path, version):
+    old = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    if not old:
+        pytest.skip(f"there is no Python {version}")
+    code, said = said_by(old[0], PROGRAM, tmp_path / "new")
+    assert (code, "Python 3.10 or later is needed" in said) == (1, True)
 
 
 def test_the_addresses_to_open_are_those_that_reach_the_server():
@@ -2265,8 +2277,8 @@ def moov(turn: int = 1, units: int = 3000, version: int = 0, *more: bytes) -> by
 
 
 def mp4_of(brand: bytes = b"isom", movie: bytes | None = None) -> bytes:
-    film = moov() if movie is None else movie
-    return box(b"ftyp", brand, bytes(4), b"mp42") + box(b"mdat", bytes(99)) + film
+    movie_box = moov() if movie is None else movie
+    return box(b"ftyp", brand, bytes(4), b"mp42") + box(b"mdat", bytes(99)) + movie_box
 
 
 def quicktime() -> bytes:
@@ -2343,9 +2355,9 @@ def matroska(doc_type: bytes, kind: int = 1) -> bytes:
 
 def matroska_from_behind() -> bytes:
     """Its seek head leads past a cluster to the tracks."""
-    film = matroska(b"matroska")
-    tracks = film.index(bytes.fromhex("1654ae6b"))
-    info = film[film.index(bytes.fromhex("1549a966")) : tracks]
+    file = matroska(b"matroska")
+    tracks = file.index(bytes.fromhex("1654ae6b"))
+    info = file[file.index(bytes.fromhex("1549a966")) : tracks]
     cluster = element(0x1F43B675, bytes(50))
 
     def seek(at: int) -> bytes:
@@ -2353,8 +2365,8 @@ def matroska_from_behind() -> bytes:
         return element(0x114D9B74, element(0x4DBB, *entry))
 
     at = len(seek(0)) + len(info) + len(cluster)
-    ebml = film[: film.index(bytes.fromhex("18538067"))]
-    return ebml + element(0x18538067, seek(at), info, cluster, film[tracks:])
+    ebml = file[: file.index(bytes.fromhex("18538067"))]
+    return ebml + element(0x18538067, seek(at), info, cluster, file[tracks:])
 
 
 def avi() -> bytes:
@@ -2590,8 +2602,8 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
     "Matroska": (matroska(b"matroska"), "video/x-matroska", FILMED),
     "WebM": (matroska(b"webm"), "video/webm", FILMED),
     "Matroska, tracks behind the clusters": (matroska_from_behind(), "video/x-matroska", FILMED),
-    "Matroska, sound": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
-    "WebM, sound": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
+    "Matroska, audio": (matroska(b"matroska", 2), "audio/x-matroska", {"duration": 3.0}),
+    "WebM, audio": (matroska(b"webm", 2), "audio/webm", {"duration": 3.0, "extension": "webm"}),
     "AVI": (avi(), "video/x-msvideo",
             FILM | {"created": time.mktime((2019, 5, 4, 3, 2, 1, 0, 0, -1))}),
     "Ogg Theora": (ogg(THEORA, 74 << 6 | 1), "video/ogg", FILM),
@@ -2601,6 +2613,10 @@ SAMPLES: dict[str, tuple[bytes, str, dict[str, object]]] = {
               FILMED | {"width": 1920, "height": 1080, "duration": 4.0, "extension": "m2ts"}),
     "MPEG-PS": (PS + pes(0, MPEG2_SIZE) + PS + pes(90_000) + PS + pes(180_000), "video/mpeg",
                 FILM),
+    "MPEG-PS, a start by chance": (
+        PS + pes(0, MPEG2_SIZE) + PS + pes(180_000)
+        + bytes.fromhex("000001C0 0123 8080 05 2F FFFF FFFF") + bytes(999), "video/mpeg",
+        FILM | {"duration": 4.0}),
     "WMV": (asf(ASF_VIDEO), "video/x-ms-wmv", FILMED),
     "WMA": (asf(), "audio/x-ms-wma", {"duration": 3.0, "kind": "audio"}),
     "FLV": (flv(duration=3, width=640, height=360), "video/x-flv", FILM),
@@ -2676,7 +2692,7 @@ def test_a_file_is_known_by_its_bytes(name: str) -> None:
         b"FORM....ILBM",
     ],
 )  # fmt: skip
-def test_what_is_no_picture_film_or_sound_is_nothing(head: bytes) -> None:
+def test_what_is_no_image_video_or_audio_is_nothing(head: bytes) -> None:
     assert probe(head) is None
 
 
@@ -2736,7 +2752,7 @@ def test_a_picture_was_taken_when_its_best_time_says_and_never_when_it_was_edite
 
 
 def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> bytes:
-    """A film with times in its three kinds of headers, in seconds since 1904."""
+    """A video with times in its three kinds of headers, in seconds since 1904."""
     name = struct.pack(">I", seconds)
     movie_head, media_head = (
         box(kind, full(0, name * flag or bytes(4), bytes(4), struct.pack(">II", 1000, 3000)))
@@ -2748,7 +2764,7 @@ def made_at(seconds: int, movie: int = 0, track: int = 0, media: int = 0) -> byt
 
 
 def noted(kind: bytes, text: bytes, seconds: int = 1 << 31) -> bytes:
-    """A film with a note in its user data, and another time in its header."""
+    """A video with a note in its user data, and another time in its header."""
     return made_at(seconds, 1) + box(b"udta", box(kind, text))
 
 
@@ -2784,8 +2800,8 @@ def test_a_video_was_made_when_its_best_time_says(video: bytes, expected: Any) -
     assert got and got.kind == "video" and got.created == expected
 
 
-class Film(io.RawIOBase):
-    """A 4 GiB film with its index at the end, of which nothing but the ends exists."""
+class LargeVideo(io.RawIOBase):
+    """A 4 GiB video with its index at the end, of which nothing but the ends exists."""
 
     def __init__(self) -> None:
         self.index, self.at, self.bytes_read = moov(), 0, 0
@@ -2804,11 +2820,11 @@ class Film(io.RawIOBase):
         return data
 
 
-def test_a_film_of_four_gigabytes_costs_kilobytes() -> None:
-    film = Film()
-    got = ms.probe(film)  # type: ignore[arg-type]
+def test_a_video_of_four_gigabytes_costs_kilobytes() -> None:
+    video = LargeVideo()
+    got = ms.probe(video)  # type: ignore[arg-type]
     assert got is not None and (got.width, got.duration) == (640, 3.0)
-    assert film.bytes_read < 20_000
+    assert video.bytes_read < 20_000
 
 
 def test_of_fragments_without_an_index_the_last_one_within_reach_counts() -> None:
@@ -2816,7 +2832,7 @@ def test_of_fragments_without_an_index_the_last_one_within_reach_counts() -> Non
     assert got is not None and got.duration is not None and 1000 < got.duration < 8000
 
 
-def test_a_long_comment_makes_no_sound_of_a_video() -> None:
+def test_a_long_comment_makes_no_audio_of_a_video() -> None:
     got = probe(asf(ASF_VIDEO, comment=50_000))
     assert got is not None and (got.kind, got.width) == ("video", 640)
 
@@ -2846,9 +2862,9 @@ HOSTILE = {
     "boxes of no length": mp4_of() + box(b"free") * 100_000,
     "nested boxes": mp4_of(movie=b"".join(
         struct.pack(">I4s", 8 * (5000 - i), b"moov") for i in range(5000))),
-    "sound that is all sync": ID3 + b"\xff" * 200_000,
-    "sound that is all sync behind its start": MP3_FRAME * 3 + b"\xff" * 1_500_000,
-    "sound of frames that none follows": MP3_FRAME * 3 + b"\xff\xfb\x90\x01" * 400_000,
+    "audio that is all sync": ID3 + b"\xff" * 200_000,
+    "audio that is all sync behind its start": MP3_FRAME * 3 + b"\xff" * 1_500_000,
+    "audio of frames that none follows": MP3_FRAME * 3 + b"\xff\xfb\x90\x01" * 400_000,
     "frames of seven bytes": ID3 + b"\xff\xf1\x50\x80\0\xff\xfc" * 30_000,
     "pages without end": b"OggS\0" * 40_000,
     "a length of 2^64": struct.pack(">I4sQ", 1, b"ftyp", (1 << 64) - 1) + bytes(64),
@@ -3139,6 +3155,78 @@ def test_an_account_has_at_most_so_many_sessions_and_those_that_end_last_stay(in
         assert index.write(opened)
     found = index.read("SELECT id FROM session ORDER BY id").fetchall()
     assert found == [("a",), ("c",), ("of another",)]
+
+
+@pytest.mark.parametrize(
+    ("root", "size", "mtime_ns", "ctime", "links", "same"),
+    [
+        ("library", 3, 2_000_000_001, 4.0, 1, True), ("library", 4, 2_000_000_001, 4.0, 1, False),
+        ("library", 3, 2_000_000_000, 4.0, 1, False), ("library", 3, 2_000_000_001, 5.0, 1, False),
+        ("images", 3, 2_000_000_001, 5.0, 1, False), ("images", 3, 2_000_000_001, 5.0, 2, True),
+        ("images", 4, 2_000_000_001, 4.0, 2, False), ("users", 3, 2_000_000_001, 5.0, 1, True),
+        ("users", 3, 3_000_000_001, 5.0, 1, False), ("images", 3, 2_000_000_000, 5.0, 0, True),
+        ("images", 3, 3_000_000_000, 5.0, 0, False),  # an object, whose store keeps no parts
+    ],
+)  # fmt: skip
+def test_a_file_is_the_same_by_what_its_folder_leaves_as_it_is(
+    root, size, mtime_ns, ctime, links, same
+):
+    status = types.SimpleNamespace(
+        st_size=size, st_mtime_ns=mtime_ns, st_ctime=ctime, st_nlink=links
+    )
+    assert ms.is_same(root, (3, 2_000_000_001, 4.0), status) is same
+
+
+def test_a_count_is_kept_until_something_is_written(index, monkeypatch):
+    counted: list[str] = []
+    read = index.read
+    monkeypatch.setattr(index, "read", lambda sql, *rest: counted.append(sql) or read(sql, *rest))
+    assert [index.count("meta WHERE key = ?", "x") for _ in range(3)] == [0, 0, 0]
+    assert len([sql for sql in counted if "count(*)" in sql]) == 1
+    index.set_meta("x", "1")
+    assert [index.count("meta WHERE key = ?", "x") for _ in range(2)] == [1, 1]
+    monkeypatch.setattr(ms, "MAX_COUNTS", 1)
+    assert index.count("meta WHERE key = ?", "y") == 0
+    assert len(index._local.counts) == 1
+
+
+def test_the_index_is_written_ahead_and_waits_for_the_disk_where_it_must(index):
+    assert index.read("PRAGMA journal_mode").fetchone() == ("wal",)
+    modes = [
+        index.write(lambda db: db.execute("PRAGMA synchronous").fetchone()[0], durable)
+        for durable in (True, False, True)
+    ]
+    assert modes == [2, 1, 2]  # FULL, NORMAL
+
+
+def test_an_account_gets_no_id_under_which_another_programs_user_has_records(index):
+    for table, user_id in (("collection", 1), ("media", 2)):
+        row = {"id": f"{user_id}", "user_id": user_id, "name": "n", "folded": "n"}
+        row |= {
+            "created_at": 0,
+            "updated_at": 0,
+            **({"type": "image"} if table == "media" else {}),
+        }
+        names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        index.write(lambda db, sql=sql, row=row: db.execute(sql, row))
+    assert index.write(lambda db: index.users.add(db, an_account(), 0.0)).id == 3
+
+
+def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_while(
+    tmp_path, monkeypatch
+):
+    spare = ms.SpareSpace(tmp_path / "index")
+    held = tmp_path / "index-spare"
+    spare.hold()
+    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert spare.give_up()
+    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
+    spare.hold_again()
+    assert (held.exists(), spare.is_missed) == (False, True)
+    monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
+    spare.hold_again()
+    assert (held.exists(), spare.is_missed) == (True, False)
 
 
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
@@ -3762,6 +3850,35 @@ def test_a_bucket_gives_back_what_was_sent_whole_and_in_parts(bucket, tmp_path, 
     assert not bucket.holds_files()
 
 
+OBJECT_NAMES = (
+    "a b", "a+b", "a%20b", "%", "ü", "家.png", "a.", " a ", "~", "a?b#c", "a'b\"c",
+    "a&lt;b>", "(*)!", "\\", "a;b=c,d:@$", "a\tb", "a/b/c.d", "\U0001f600",
+)  # fmt: skip
+
+
+def test_any_name_leads_to_its_own_object(bucket, store):
+    for name in OBJECT_NAMES:
+        incoming = arrive(bucket, name.encode())
+        assert bucket.keep(incoming, [name]) == name
+        incoming.discard(undo=False)
+    listed = [os.fsdecode(path) for path, _ in bucket.walk_stored(bool, [])]
+    assert sorted(listed) == sorted(OBJECT_NAMES)
+    for name in OBJECT_NAMES:
+        assert read_from(bucket, name) == name.encode()
+        url = bucket.client.presign(bucket.request("GET", name), 60)
+        with urllib.request.urlopen(url) as found:
+            assert found.read() == name.encode()
+        bucket.unlink(name)
+        bucket.unlink(name)  # it is gone
+    assert not bucket.holds_objects()
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a//b", "a/../b", "./a", "a/"])
+def test_what_is_no_name_is_asked_of_no_bucket(bucket, name):
+    with pytest.raises(ValueError, match="no file name"):
+        bucket.stat(name)
+
+
 def test_a_bucket_never_overwrites_an_object(bucket, tmp_path):
     kept = []
     for content in (b"one", b"two", b"three"):
@@ -3921,12 +4038,14 @@ def make(thumbnails, source, kind="image", duration=None, sha256=SHA):
     return Image.open(io.BytesIO(thumbnails.read(sha256)))
 
 
-def try_thumbnail(thumbnails, source, kind="image", duration=None, sha256=SHA, root="library"):
+def try_thumbnail(
+    thumbnails, source, kind="image", duration=None, sha256=SHA, root="library", ahead=False
+):
     with open(source, "rb", buffering=0) as file:
         facts = ms.probe(file) or ms.Facts(kind, f"{kind}/x", "x")
         facts = facts._replace(kind=kind, duration=duration)
         known = ms.File(root, "x", sha256, *ms.state_of(os.fstat(file.fileno())), 0)
-        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts))
+        return thumbnails.make(file, known, ms.Asset(sha256, known.size, facts), ahead=ahead)
 
 
 def near(pixel, colour):
@@ -4448,6 +4567,37 @@ def test_threads_that_want_one_thumbnail_decode_it_once(tmp_path, pillow):
     stop_host(thumbnails, host)
 
 
+def test_what_somebody_waits_for_is_made_beside_what_is_made_ahead(tmp_path, monkeypatch, pillow):
+    go = tmp_path / "go"
+
+    def tell(source, target, job, formats, ffmpeg):
+        while job.ahead and not go.exists():
+            time.sleep(0.01)
+        told = b"%d" % os.sched_getscheduler(0)
+        target.write(ms.FRAME_LENGTH.pack(len(told)) + told)
+
+    monkeypatch.setattr(ms, "write_renditions", tell)
+    quadrants(pillow).save(tmp_path / "a.jpg")
+    thumbnails = thumbnails_in(tmp_path / "made", processes=1)
+    host = start_host(thumbnails)
+
+    def told(*, ahead: bool) -> int:
+        thumbnails.remove(SHA)
+        assert try_thumbnail(thumbnails, tmp_path / "a.jpg", ahead=ahead) is ms.Outcome.MADE
+        return int(thumbnails.read(SHA))
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(told, ahead=True)
+        wait_until(lambda: thumbnails._making)
+        assert told(ahead=False) == os.SCHED_OTHER
+        thumbnails.remove(SHA)
+        go.touch()
+        assert slow.result(DEADLINE) == os.SCHED_IDLE
+    assert [told(ahead=ahead) for ahead in (True, False, True)] == [
+        os.SCHED_IDLE, os.SCHED_OTHER, os.SCHED_IDLE]  # fmt: skip
+    stop_host(thumbnails, host)
+
+
 def test_a_dead_host_is_started_again_and_said(tmp_path, pillow, capsys):
     quadrants(pillow).save(tmp_path / "a.jpg")
     thumbnails = thumbnails_in(tmp_path / "made")
@@ -4550,7 +4700,7 @@ def test_of_previews_the_least_recently_used_go(tmp_path):
             cache.read(SHA, rendition)
 
 
-def film(path, source, *options):
+def make_video(path, source, *options):
     command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-f", "lavfi", "-i", source]
     subprocess.run([*command, *options, str(path)], check=True)
     return path
@@ -4559,8 +4709,8 @@ def film(path, source, *options):
 RED_THEN_BLUE = "color=red:s=640x320:d=0.9:r=10[a];color=blue:s=640x320:d=4:r=10[b];[a][b]concat"
 
 
-def test_a_film_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pillow, ffmpeg):
-    source = film(tmp_path / "-%03d:film.mp4", RED_THEN_BLUE, "-c:v", "mpeg4")
+def test_a_video_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pillow, ffmpeg):
+    source = make_video(tmp_path / "-%03d:video.mp4", RED_THEN_BLUE, "-c:v", "mpeg4")
     for duration, colour in ((None, RED), (1.5, RED), (4.9, BLUE)):
         made = make(thumbnails, source, "video", duration)
         assert made.size == (256, 128)
@@ -4568,17 +4718,17 @@ def test_a_film_is_shown_at_one_second_or_a_third_of_it(thumbnails, tmp_path, pi
     assert make(thumbnails, source, "image") is None
 
 
-def test_a_film_that_ends_before_the_second_asked_for_is_shown_by_its_first_frame(
+def test_a_video_that_ends_before_the_second_asked_for_is_shown_by_its_first_frame(
     thumbnails, tmp_path, pillow, ffmpeg
 ):
     options = ("-frames:v", "1", "-c:v", "mpeg4")
     for name in ("a.mp4", "a.mkv", "a.avi"):
-        short = film(tmp_path / name, "color=blue:s=64x32:r=10", *options)
+        short = make_video(tmp_path / name, "color=blue:s=64x32:r=10", *options)
         assert near(make(thumbnails, short, "video", 17.0).convert("RGB").getpixel((9, 9)), BLUE)
 
 
 @pytest.mark.parametrize(("transfer", "white"), [("smpte2084", 0x94), ("arib-std-b67", 0xBF)])
-def test_graphics_white_of_an_hdr_film_is_white(
+def test_graphics_white_of_an_hdr_video_is_white(
     thumbnails, tmp_path, pillow, ffmpeg, transfer, white
 ):
     known = subprocess.run(["ffmpeg", "-filters"], capture_output=True, check=True).stdout
@@ -4586,11 +4736,11 @@ def test_graphics_white_of_an_hdr_film_is_white(
         pytest.skip("this ffmpeg was built without zscale")
     tags = ["-color_trc", transfer, "-color_primaries", "bt2020", "-colorspace", "bt2020nc"]
     grey = f"color=0x{white:02x}{white:02x}{white:02x}:s=64x32:d=1,format=yuv420p"
-    source = film(tmp_path / "a.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
+    source = make_video(tmp_path / "a.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
     pixel = make(thumbnails, source, "video").convert("RGB").getpixel((9, 9))
     assert min(pixel) >= 240
     for tags in ((), ("-color_trc", "bt709", "-color_primaries", "bt709")):
-        plain = film(tmp_path / "b.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
+        plain = make_video(tmp_path / "b.mkv", grey, *tags, "-c:v", "mpeg4", "-qscale:v", "2")
         pixel = make(thumbnails, plain, "video").convert("RGB").getpixel((9, 9))
         assert abs(pixel[0] - white) <= 4
 
@@ -4600,17 +4750,21 @@ def test_a_video_that_names_no_colours_has_those_of_its_height(
     thumbnails, tmp_path, pillow, ffmpeg, height, matrix
 ):
     red = f"color=0xdc3c28:s=64x{height}:d=1,format=rgb24,scale=out_color_matrix={matrix}"
-    source = film(tmp_path / "a.mkv", f"{red},format=yuv420p", "-c:v", "mpeg4", "-qscale:v", "2")
+    source = make_video(
+        tmp_path / "a.mkv", f"{red},format=yuv420p", "-c:v", "mpeg4", "-qscale:v", "2"
+    )
     pixel = make(thumbnails, source, "video").convert("RGB").getpixel((2, 9))
     assert all(abs(a - b) <= 5 for a, b in zip(pixel, (0xDC, 0x3C, 0x28), strict=True))
 
 
-def test_a_film_is_upright_with_square_pixels_and_not_enlarged(
+def test_a_video_is_upright_with_square_pixels_and_not_enlarged(
     thumbnails, tmp_path, pillow, ffmpeg
 ):
-    wide = film(tmp_path / "a.mp4", "color=red:s=320x320:d=1", "-aspect", "2:1", "-c:v", "mpeg4")
+    wide = make_video(
+        tmp_path / "a.mp4", "color=red:s=320x320:d=1", "-aspect", "2:1", "-c:v", "mpeg4"
+    )
     assert make(thumbnails, wide, "video").size == (256, 128)
-    small = film(tmp_path / "b.avi", "color=red:s=64x32:d=1", "-c:v", "mpeg4")
+    small = make_video(tmp_path / "b.avi", "color=red:s=64x32:d=1", "-c:v", "mpeg4")
     assert make(thumbnails, small, "video").size == (64, 32)
     turn = ["-c", "copy", "-metadata:s:v", "rotate=90"]
     turned = tmp_path / "c.mov"
@@ -4656,6 +4810,7 @@ class Scanning(NamedTuple):
     index: Any
     folder: Any
     thumbnails: Any
+    renditions: Any
     scanner: Any
     path: Path
 
@@ -4665,7 +4820,7 @@ class Scanning(NamedTuple):
 
     def try_thumbnail(self, name: str) -> Any:
         file, asset = self.index.files.get("library", name)
-        return self.scanner.ensure_thumbnail(file, asset)
+        return self.renditions.ensure_thumbnail(file, asset)
 
     @property
     def unreadable(self) -> int:
@@ -4681,8 +4836,9 @@ def scanning(tmp_path) -> Iterator[Scanning]:
     folder = ms.Folder("library", path, make=False, buffers=ms.WriteBuffers(), is_new=is_new)
     thumbnails = ms.Thumbnails(1)
     thumbnails.place(*[ms.Shelf(folder, f".thumbnails/{name}") for name in ("", "private/")])
-    scanner = ms.Scanner(index, [folder], thumbnails, ms.SharedProgress())
-    yield Scanning(index, folder, thumbnails, scanner, path)
+    renditions = ms.Renditions(index, [folder], thumbnails)
+    scanner = ms.Scanner(index, [folder], renditions, ms.SharedProgress())
+    yield Scanning(index, folder, thumbnails, renditions, scanner, path)
     scanner.stop()
     index.close()
 
@@ -4767,7 +4923,7 @@ def test_only_a_decoders_own_verdict_is_remembered(decoding, monkeypatch):
     assert decoding.states() == {"a.png": None, "b.png": None, "broken.png": 0}
     assert not list((decoding.path / ".thumbnails").rglob("*.png"))
     decoding.thumbnails._deaths.clear()
-    assert decoding.scanner._make_thumbnails()
+    assert decoding.renditions.make_all()
     assert decoding.states() == {"a.png": 1, "b.png": 1, "broken.png": 0}
 
 
@@ -4927,15 +5083,73 @@ def test_a_value_that_the_index_cannot_hold_costs_one_file(scanning, monkeypatch
     assert (set(scanning.states()), scanning.unreadable) == ({"a.png", "c.png"}, 1)
 
 
+@pytest.mark.parametrize(("pause", "waits"), [
+    (float("inf"), [float("inf"), 5, 10, float("inf"), 5, 10]),
+    (7, [7, 5, 7, 7, 5, 7]),
+])  # fmt: skip
+def test_work_that_was_not_whole_is_tried_again_later_each_time(capsys, pause, waits):
+    results = [False, ValueError("broken"), True, False, False]
+    waited: list[float] = []
+
+    def work() -> bool:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if not results:
+            results.append(True)
+
+    ms.repeat("the work", work, wait, lambda: len(waited) == 6, pause)
+    assert waited == waits
+    assert capsys.readouterr().err == "mediaserver: the work stopped: ValueError: broken\n"
+
+
+def test_a_backoff_ends_at_an_hour():
+    waited: list[float] = []
+    ms.repeat("the work", lambda: False, waited.append, lambda: len(waited) == 13)
+    assert waited[-3:] == [2560, 3600, 3600]
+
+
+def test_what_is_known_to_have_no_thumbnail_is_not_tried_and_what_changed_is_later(decoding):
+    file, asset = decoding.index.files.get("library", "a.png")
+    decoding.index.assets.set_thumbnail(asset.sha256, False)
+    assert decoding.try_thumbnail("a.png") is ms.Outcome.IMPOSSIBLE
+    assert decoding.renditions.ensure_thumbnail(file, asset) is ms.Outcome.MADE
+    fill(decoding.path, {"b.png": png(9, 9)})
+    assert decoding.try_thumbnail("b.png") is ms.Outcome.FAILED
+    assert decoding.states() == {"a.png": 1, "b.png": None}
+
+
+@pytest.mark.parametrize("away", ["folder", "disk below"])
+def test_a_scan_waits_no_longer_when_a_disk_is_back(scanning, monkeypatch, away):
+    scanner, looks = scanning.scanner, iter([True, True, False])
+    monkeypatch.setattr(ms, "AWAY_SECONDS", 0.01)
+    if away == "folder":
+        monkeypatch.setattr(scanning.folder, "is_missing", lambda: next(looks))
+    else:
+        monkeypatch.setattr(scanner.mounts, "absent", lambda _: ["usb"] * next(looks))
+    begun = time.monotonic()
+    scanner._wait(DEADLINE)
+    assert time.monotonic() < begun + DEADLINE / 2
+
+
 @pytest.mark.parametrize("seconds", [float("inf"), 0])
 def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_path, seconds):
     index = ms.open_index(tmp_path / "index")
-    scanner = ms.Scanner(index, [], ms.Thumbnails(), ms.SharedProgress())
-    pauses: list[float] = []
+    thumbnails, pauses = ms.Thumbnails(), list[float]()
+    renditions = ms.Renditions(index, [], thumbnails)
+
+    def sleep(pause: float) -> None:
+        pauses.append(pause)
+        thumbnails.is_over = True
+
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
-    monkeypatch.setattr(ms.time, "sleep", lambda pause: pauses.append(pause) or scanner.stop())
-    scanner.wake()
-    scanner._let_uploads_pass()
+    monkeypatch.setattr(ms.time, "sleep", sleep)
+    renditions.wake()
+    renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
 
@@ -5361,7 +5575,7 @@ def test_a_content_type_is_parsed(value: str, expected: object) -> None:
     assert ms.parse_content_type(value) == expected
 
 
-@pytest.mark.parametrize("value", ['a/b; c="d', "a/b; c", "a/b; =c", 'a/b; c=d"e'])
+@pytest.mark.parametrize("value", ['a/b; c="d', "a/b; =c", 'a/b; c=d"e'])
 def test_malformed_parameters_are_400(value: str) -> None:
     assert status_of(ms.parse_content_type, value) == 400
     assert status_of(ms.parse_content_disposition, value) == 400
@@ -5395,6 +5609,7 @@ def test_a_parameter_that_comes_twice_is_400_in_a_content_type() -> None:
         (b"filename*0*=utf-8''a%20; filename*1=b%.jpg; filename*2*=%e2%82%ac", "a b%.jpg€"),
         (b"filename*1=b.jpg; filename*0=a", "ab.jpg"),
         (b"filename*1=b.jpg", None),
+        (b'x; filename="a.jpg"; y', "a.jpg"),
         (b"x=y", None),
     ],
 )
@@ -7530,37 +7745,42 @@ def test_several_ranges_are_one_multipart_answer(server, served):
     ]
 
 
-def test_conditions_are_kept_as_rfc_9110_says(server, served):
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (304, {"If_None_Match": "{etag}"}),
+        (304, {"If_None_Match": '"x", W/{etag}'}),
+        (304, {"If_None_Match": "*"}),
+        (200, {"If_None_Match": '"x"'}),
+        (200, {"If_None_Match": '"x"', "If_Modified_Since": "{modified}"}),
+        (304, {"If_Modified_Since": "{modified}"}),
+        (200, {"If_Modified_Since": "{before}"}),
+        (200, {"If_Modified_Since": "yesterday"}),
+        (412, {"If_Match": '"x"'}),
+        (200, {"If_Match": "{etag}"}),
+        (412, {"If_Unmodified_Since": "{before}"}),
+        (206, {"Range": "bytes=0-1", "If_Range": "{etag}"}),
+        (206, {"Range": "bytes=0-1", "If_Range": "{modified}"}),
+        (200, {"Range": "bytes=0-1", "If_Range": '"x"'}),
+        (200, {"Range": "bytes=0-1", "If_Range": "W/{etag}"}),
+        (200, {"Range": "bytes=0-1", "If_Range": "{before}"}),
+        (304, {"Range": "bytes=0-1", "If_None_Match": "{etag}"}),
+        (200, {"Range": "bytes=9999999-", "If_Range": '"x"'}),
+    ],
+)
+def test_conditions_are_kept_as_rfc_9110_says(server, served, status, headers):
     path, content = served
     etag, modified = f'"{sha256(content)}"', server.get(path).headers["Last-Modified"]
     before = ms.format_date(ms.parse_date(modified) - 10)
-    for headers, status in (
-        ({"If_None_Match": etag}, 304),
-        ({"If_None_Match": f'"x", W/{etag}'}, 304),
-        ({"If_None_Match": "*"}, 304),
-        ({"If_None_Match": '"x"'}, 200),
-        ({"If_None_Match": '"x"', "If_Modified_Since": modified}, 200),
-        ({"If_Modified_Since": modified}, 304),
-        ({"If_Modified_Since": before}, 200),
-        ({"If_Modified_Since": "yesterday"}, 200),
-        ({"If_Match": '"x"'}, 412),
-        ({"If_Match": etag}, 200),
-        ({"If_Unmodified_Since": before}, 412),
-        ({"Range": "bytes=0-1", "If_Range": etag}, 206),
-        ({"Range": "bytes=0-1", "If_Range": modified}, 206),
-        ({"Range": "bytes=0-1", "If_Range": '"x"'}, 200),
-        ({"Range": "bytes=0-1", "If_Range": f"W/{etag}"}, 200),
-        ({"Range": "bytes=0-1", "If_Range": before}, 200),
-        ({"Range": "bytes=0-1", "If_None_Match": etag}, 304),
-        ({"Range": "bytes=9999999-", "If_Range": '"x"'}, 200),
-    ):
-        answer = server.get(path, **headers)
-        assert answer.status == status, headers
-        if status == 304:
-            assert answer.body == b""
-            assert answer.headers["ETag"] == etag
-            assert answer.headers["Cache-Control"]
-            assert answer.headers["Content-Type"] is None
+    known = {"etag": etag, "modified": modified, "before": before}
+    headers = {name: value.format(**known) for name, value in headers.items()}
+    answer = server.get(path, **headers)
+    assert answer.status == status
+    if status == 304:
+        assert answer.body == b""
+        assert answer.headers["ETag"] == etag
+        assert answer.headers["Cache-Control"]
+        assert answer.headers["Content-Type"] is None
 
 
 @pytest.mark.parametrize("path", ["NAME", "/image/HASH", "/media", "/list", "/health", "/"])
@@ -8415,12 +8635,12 @@ def test_a_preview_is_public_where_everyone_may_read_the_file(server):
         )  # fmt: skip
 
 
-def test_there_are_previews_of_films_and_none_of_sounds_drawings_and_unknown_hashes(
+def test_there_are_previews_of_videos_and_none_of_audio_drawings_and_unknown_hashes(
     server, tmp_path
 ):
     need("PIL")
     need("ffmpeg")
-    source = film(tmp_path / "a.mp4", "color=red:s=640x320:d=2", "-c:v", "mpeg4")
+    source = make_video(tmp_path / "a.mp4", "color=red:s=640x320:d=2", "-c:v", "mpeg4")
     fill(server.storage, {"a/film.mp4": source.read_bytes()})
     server.rescan()
     answer = server.get(f"/preview/{sha256(source.read_bytes())}?size=720", Accept="image/webp")
@@ -12905,6 +13125,18 @@ def test_a_move_from_bucket_to_bucket_leaves_alone_what_the_server_takes_in(stor
     arriving.unlink()
 
 
+def test_an_import_into_a_bucket_is_refused_since_no_scan_would_find_it(store, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/a.png").write_bytes(png())
+    for family in ("images", "media"):
+        words = ["import", tmp_path / "old", "--into", family, "--storage_dir", tmp_path / "new"]
+        ended = run_program(*words, cwd=tmp_path, **SECRETS, **store.environment)
+        assert ended.returncode == 1
+        assert "object store" in ended.stderr
+    assert not store.names()
+
+
 def test_a_backup_of_a_bucket_is_plain_files_and_comes_back_into_a_bucket(stored, tmp_path):
     server, store = stored
     paths, _ = store_everywhere(server, png_of(100_000))
@@ -13032,6 +13264,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     sending = threading.Thread(target=lambda: late.extend(send_until_lost(server)))
     sending.start()
     wait_until(lambda: len(store.names()) > len(known) + 3)
+    lost = time.monotonic()
     server.kill()
     replicating.kill()
     replicating.wait()
@@ -13043,6 +13276,7 @@ def test_a_lost_machine_is_back_with_its_bucket_and_the_index_that_litestream_ke
     again = start(**store.environment, storage=str(other))
     for name, content in known.items():
         assert again.get(f"/image/{name}", **OWNER).body == content
+    print(f"\nfrom kill -9 to serving elsewhere: {time.monotonic() - lost:.2f} s")
     found = verify_stored(again, store)
     images = [name for name in store.names() if name.startswith("images/")]
     assert found["files"] + len(found["unknown"]) == len(images) >= len(known) + late.count(201)
@@ -14035,7 +14269,7 @@ def cinema(tmp_path_factory):
     folder.mkdir()
     need("ffmpeg")
     video = ("-c:v", "libvpx", "-deadline", "realtime", "-b:v", "500k", "-g", "5", "-t", "30")
-    film(folder / "a.webm", "testsrc2=size=160x90:rate=3", *video)
+    make_video(folder / "a.webm", "testsrc2=size=160x90:rate=3", *video)
     with Server(folder, LOG_FORMAT="json") as running:
         running.scanned()
         yield running
@@ -14635,19 +14869,27 @@ def test_a_command_says_what_it_cannot_use_and_makes_nothing(tmp_path, words, st
 
 DIES = """
 import os, sys, mediaserver
-left, read = [int(sys.argv[1])], mediaserver.read_blocks
+left, read, unlink = [int(sys.argv[1])], mediaserver.read_blocks, mediaserver.Place.unlink
+def count():
+    left[0] -= 1
+    left[0] or os.kill(os.getpid(), 9)
 def blocks(*given):
     for block in read(*given):
-        left[0] -= 1
-        left[0] or os.kill(os.getpid(), 9)
+        count()
         yield block
-mediaserver.read_blocks = blocks
+def gone(place):
+    count()
+    unlink(place)
+if sys.argv[2] == "trash":
+    mediaserver.Place.unlink = gone
+else:
+    mediaserver.read_blocks = blocks
 sys.exit(mediaserver.main(sys.argv[2:]))
 """
 
 
 def run_killed(blocks: int, *words: object, cwd: Path) -> None:
-    """Run a command that is killed when it has read so many blocks of files."""
+    """Run a command that is killed at so many blocks that it reads, or files that go."""
     arguments = [sys.executable, "-c", DIES, blocks, *words]
     environment = {**BARE_ENVIRONMENT, "PYTHONPATH": str(HERE)}
     ended = subprocess.run(list(map(str, arguments)), cwd=cwd, env=environment, check=False)
@@ -14736,6 +14978,40 @@ def test_a_backup_that_was_killed_is_no_backup_and_goes_on(filled, tmp_path, cap
     made = make_backup(filled, place)
     assert list(place.iterdir()) == [made]
     assert run_verify(made)["files"] == 9
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 4, 6])
+def test_an_import_that_was_killed_goes_on_and_takes_in_everything_once(tmp_path, blocks):
+    source, storage = tmp_path / "old", tmp_path / "pictures"
+    storage.mkdir()
+    contents = {f"{n}.png": png() for n in range(4)}
+    fill(source, {f"sub/{name}": content for name, content in contents.items()})
+    run_killed(blocks, "import", source, "--storage_dir", storage, cwd=tmp_path)
+    told = run_here("import", source, "--storage_dir", storage)
+    outcomes = Counter(line.split("\t")[0] for line in told.splitlines())
+    assert outcomes["new"] + outcomes["here"] == len(contents)
+    taken = [path.read_bytes() for path in sorted(storage.glob("imported/**/*.png"))]
+    assert taken == [*contents.values()]
+
+
+@pytest.mark.parametrize("files", [1, 2, 3, 5])
+def test_a_trash_that_is_emptied_when_it_is_killed_leaves_nothing_and_takes_nothing_else(
+    start, tmp_path, files
+):
+    running = start()
+    jane, john, contents = User(running), User(running), [png() for _ in range(3)]
+    for content in contents:
+        record = jane.upload(content)[1]
+        assert jane.call("DELETE", f"{MEDIA}{record['id']}/")[0] == 204
+        assert john.upload(content)[0] == 201
+    running.stop()
+    run_killed(files, "trash", "empty", "--storage_dir", running.storage, cwd=tmp_path)
+    run_here("trash", "empty", "--storage_dir", running.storage)
+    again = start()
+    again.scanned()
+    assert jane.files() == []
+    assert {path.read_bytes() for path in john.files()} == {*contents}
+    assert (run_verify(running.storage)["orphaned"], trash(again, "list")) == ([], "")
 
 
 def test_a_restore_on_another_machines_paths_goes_on_after_a_kill_and_is_verified(
@@ -15912,8 +16188,9 @@ def test_uninstall_keeps_data_and_secrets_and_purge_does_not(machine, tmp_path):
     machine.setup("--uninstall", "--purge")
 
 
-def test_an_option_that_cannot_be_used_changes_nothing(machine):
-    for options in (
+@pytest.mark.parametrize(
+    "options",
+    [
         ["--domain", "a b"], ["--domain=x;y"], ["--domain", "a..b"], ["--domain="],
         ["--port", "0"], ["--port", "65536"], ["--port", "080"],
         ["--storage-dir", "/srv/.."], ["--storage-dir", "/srv/../etc"], ["--storage-dir=/usr"],
@@ -15924,8 +16201,10 @@ def test_an_option_that_cannot_be_used_changes_nothing(machine):
         ["--storage-dir", "/"], ["--storage-dir", "/a$b"], ["--storage-dir", '/a"b'],
         ["--storage-dir", "/a\nb"], ["--storage-dir", "/a\rb"], ["--domain"], ["--purge"],
         ["--unknown"],
-    ):  # fmt: skip
-        assert "usage:" in machine.setup(*options, status=2), options
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_used_changes_nothing(machine, options):
+    assert "usage:" in machine.setup(*options, status=2)
     assert not machine.root.exists()
 
 
@@ -16037,13 +16316,13 @@ def test_nobody_can_register_with_a_new_installation_unless_it_is_told_so(machin
     assert machine.settings["ALLOW_REGISTRATION"] == "true"
     env = machine.path("/etc/mediaserver/mediaserver.env")
     text = re.sub("(?m)^(ALLOW_REGISTRATION|PUBLIC_URL)=.*\n", "", env.read_text())
-    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\n"
+    text += "UPLOAD_DIR=./box\nMEDIA_STORAGE_DIR=/srv//e/./f/\nUSERS_DIR=/srv/people\n"
     env.write_text(text)  # an older one
     machine.setup()
     assert env.read_text() == text
-    for line in ('alias "/var/lib/mediaserver/box/";', 'alias "/srv/e/f/";'):
-        assert line in machine.site.read_text()
-    env.write_text(text.replace("./box", "s3://family/box"))
+    for folder in ("/var/lib/mediaserver/box", "/srv/e/f", "/srv/people"):
+        assert f'alias "{folder}/";' in machine.site.read_text()
+    env.write_text(text.replace("./box", "s3://family/box").replace("/srv/people", "s3://x/y"))
     machine.setup()
     assert "s3:" not in machine.site.read_text()
 
@@ -16664,6 +16943,76 @@ def in_turn(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[st
         for name, measure in measures.items():
             found[name].append(measure())
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize(("size", "count"), [(20_000, 30), (9_500_000, 6)])
+def test_a_bucket_beside_a_folder_and_beside_rclone_copy(start, store, tmp_path, size, count):
+    contents = [png_of(size) for _ in range(count)]
+    servers = {"folder": start(storage=str(tmp_path / "f")), "bucket": start(**store.environment)}
+    latest: dict[str, list[str]] = {}
+
+    def rclone(*words: object) -> float:
+        remote = f":s3,provider=Other,endpoint='{store.endpoint}',access_key_id={S3_KEYS[0]}"
+        remote += f",secret_access_key='{S3_KEYS[1]}':family/{store.prefix}copy"
+        given = [remote if word == "bucket" else word for word in words]
+        command = [need("rclone"), "copy", "--config", "", "--transfers", "1", "--checkers", "1"]
+        begun = time.monotonic()
+        subprocess.run([*command, "--ignore-times", *given], check=True, capture_output=True)
+        return count / (time.monotonic() - begun)
+
+    def send(name: str) -> float:
+        begun = time.monotonic()
+        latest[name] = [servers[name].upload(content).json["url"] for content in contents]
+        return count / (time.monotonic() - begun)
+
+    def get(name: str) -> float:
+        begun = time.monotonic()
+        for url, content in zip(latest[name], contents, strict=True):
+            assert len(servers[name].get(local(url)).body) == len(content)
+        return count / (time.monotonic() - begun)
+
+    (source := tmp_path / "source").mkdir()
+    for number, content in enumerate(contents):
+        (source / f"{number}.png").write_bytes(content)
+    rates = in_turn(3, {
+        **{f"upload {name}": functools.partial(send, name) for name in servers},
+        "upload rclone": lambda: rclone(source, "bucket"),
+        **{f"GET {name}": functools.partial(get, name) for name in servers},
+        "GET rclone": lambda: rclone("bucket", tmp_path / "fetched"),
+    })  # fmt: skip
+    print(f"\n{count} files of {size / 1e6:.2f} MB, one after the other:")
+    for row, rate in rates.items():
+        print(f"{row:14} {rate:6.0f}/s {rate * size / 1e6:6.1f} MB/s")
+
+
+@pytest.mark.bench
+def test_others_wait_no_longer_while_their_bucket_hangs(stored):
+    server, store = stored
+    path = local(server.upload(content := png_of(20_000)).json["url"])
+    rows = {"health": get_line("/health"), "library": get_line("/list")}
+    over = threading.Event()
+
+    def ask(number: int) -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.get(path) if number % 2 else server.upload(content)
+
+    print()
+    for state in ("answers", "hangs"):
+        over.clear()
+        if state == "hangs":
+            store.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(8):
+                pool.submit(ask, number)
+            time.sleep(1)  # until they hang, or are refused
+            for row, request in rows.items():
+                times = sorted(load(server.port, request, 2, 2))
+                p50, p99 = (times[len(times) * each // 100] * 1000 for each in (50, 99))
+                print(f"{row:8} while the bucket {state}: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+            over.set()
+            store.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.bench

@@ -1,6 +1,9 @@
 """Compare `probe` with exiftool, and lengths with ffprobe, over folders of samples.
 
-python compare_facts.py [--table] [--speed] [--fuzz N] FOLDER...
+python compare_facts.py [--make FOLDER] [--table] [--speed] [--fuzz N] FOLDER...
+
+--make writes some hundred samples of its own with ffmpeg, Pillow and exiftool: every format, with
+dates in every field, with and without zones, and lengths with and without an index.
 """
 
 from __future__ import annotations
@@ -38,6 +41,70 @@ FIELDS = (
 )
 
 
+DAY = "2019:05:04 03:02:01"
+WRITTEN = {  # exiftool's tags; `+` stands for a date
+    "original": ["EXIF:DateTimeOriginal"], "digitized": ["EXIF:CreateDate"],
+    "own-zone": ["EXIF:DateTimeOriginal", "EXIF:OffsetTimeOriginal=+05:30"],
+    "other-zone": ["EXIF:DateTimeOriginal", "EXIF:OffsetTime=-03:00"],
+    "fraction": ["EXIF:DateTimeOriginal", "EXIF:SubSecTimeOriginal=25"],
+    "edit-too": ["EXIF:ModifyDate=2021:01:01 00:00:00", "XMP-exif:DateTimeOriginal"],
+    "xmp": ["XMP-photoshop:DateCreated"],
+    "xmp-zone": [f"XMP-xmp:CreateDate={DAY}+02:00"],
+    "place": ["EXIF:Make=Acme", "EXIF:Model=Box 1", "EXIF:GPSLatitude=33.5", "EXIF:Orientation=6",
+              "EXIF:GPSLatitudeRef=S", "EXIF:GPSLongitude=151.25", "EXIF:GPSLongitudeRef=E"],
+    "iptc": ["IPTC:DateCreated=2019:05:04", "IPTC:TimeCreated=14:32:05+02:00"],
+    "chunk": ["PNG:CreationTime"],
+}  # fmt: skip
+ENCODED = {  # a file's name and ffmpeg's options for it
+    "a.mp4": "", "b.mp4": "-movflags +faststart", "c.mp4": "-movflags frag_keyframe+empty_moov",
+    "d.mp4": "-movflags +dash+delay_moov+global_sidx", "a.mov": "-c:a pcm_s16le", "a.m4v": "",
+    "a.3gp": "-c:v h264 -c:a aac -ar 44100", "a.3g2": "-c:v h264 -c:a aac", "a.m4a": "-vn",
+    "a.mkv": "", "b.mkv": "-c:v mpeg4 -c:a flac", "a.webm": "-c:v libvpx -c:a libvorbis",
+    "b.webm": "-vn -c:a libopus", "a.mka": "-vn -c:a libopus", "a.avi": "-c:v mpeg4 -c:a mp3",
+    "b.avi": "-c:v mjpeg -c:a pcm_s16le", "a.ts": "-c:v mpeg2video -c:a mp2", "b.ts": "",
+    "a.m2ts": "-f mpegts -mpegts_m2ts_mode 1", "a.mpg": "-c:v mpeg2video -c:a mp2 -r 25",
+    "b.mpg": "-c:v mpeg1video -c:a mp2 -r 25", "a.vob": "-c:v mpeg2video -c:a ac3 -r 25",
+    "a.flv": "-c:v flv -c:a mp3", "a.wmv": "-c:v wmv2 -c:a wmav2", "a.wma": "-vn -c:a wmav2",
+    "a.ogv": "-c:v libtheora -c:a libvorbis", "a.ogg": "-vn -c:a libvorbis", "a.opus": "-vn",
+    "a.oga": "-vn -c:a flac", "a.mp3": "-vn -b:a 64k", "b.mp3": "-vn -q:a 4",
+    "c.mp3": "-vn -write_xing 0 -b:a 64k", "d.mp3": "-vn -write_xing 0 -q:a 4 -id3v2_version 0",
+    "e.mp3": "-vn -ar 22050 -write_id3v1 1", "a.aac": "-vn", "a.flac": "-vn", "a.wav": "-vn",
+    "b.wav": "-vn -c:a adpcm_ima_wav", "c.wav": "-vn -c:a pcm_f32le -rf64 always",
+    "a.aiff": "-vn", "b.aiff": "-vn -c:a pcm_s24be",
+}  # fmt: skip
+LENGTHS = (0.6, 2, 7.3, 31, 130)  # seconds
+
+
+def make_samples(folder: Path) -> None:
+    """Write pictures with dates in every field, and recordings of several lengths."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = Image.linear_gradient("L").resize((80, 60)).convert("RGB")
+    for extension in ("jpg", "png", "webp", "tif", "gif", "jp2", "avif"):
+        for name, tags in WRITTEN.items():
+            path = folder / f"{name}.{extension}"
+            picture.save(path)
+            words = [f"-{tag}" if "=" in tag else f"-{tag}={DAY}" for tag in tags]
+            command = ["exiftool", "-q", "-q", "-overwrite_original", "-n", *words, str(path)]
+            if subprocess.run(command, capture_output=True, check=False).returncode:
+                path.unlink()  # which has no place for that
+    for name, options in ENCODED.items():
+        for seconds in LENGTHS:
+            path = folder / f"{seconds:g}-{name}"
+            sources = [f"testsrc2=d={seconds}:s=64x48:r=10", f"sine=d={seconds}:r=44100"]
+            inputs = [word for source in sources for word in ("-f", "lavfi", "-i", source)]
+            command = ["ffmpeg", "-v", "error", "-y", *inputs, "-metadata"]
+            command += ["creation_time=2019-05-04T01:02:01Z", *options.split(), str(path)]
+            subprocess.run(command, check=True)
+
+
+SAME_TYPES = {  # exiftool's name and ours
+    ("audio/x-matroska", "audio/webm"),  # what has sound only, to browsers
+    ("video/mpeg", "video/mp2t"), ("video/m2ts", "video/mp2t"),  # RFC 3555
+}  # fmt: skip
+
+
 def samples_in(folder: Path) -> list[Path]:
     paths = sorted(folder.rglob("*"))
     return [p for p in paths if p.is_file() and p.suffix not in (".json", ".md")]
@@ -59,6 +126,7 @@ def expected_time(entry: dict, kind: str) -> float | None:
         ("DateTimeOriginal", "OffsetTimeOriginal", "SubSecTimeOriginal"),
         ("CreateDate", "OffsetTimeDigitized", "SubSecTimeDigitized"),
         ("DateCreated", "", ""),
+        ("DateTimeCreated", "", ""),
         ("CreationTime", "", ""),
     ]
     if kind != "image":
@@ -77,7 +145,9 @@ def expected_time(entry: dict, kind: str) -> float | None:
             fields = tuple(int(match[i]) for i in range(1, 7))
             zones = (zone, "OffsetTimeOriginal", "OffsetTimeDigitized", "OffsetTime")
             offset = match[8] or next((str(entry[z]) for z in zones if z in entry), "")
+            # QuickTime's and Matroska's times are UTC; what XMP writes without a zone is local.
             utc = kind != "image" and entry.get("FileType") not in ("WAV", "AVI")
+            utc = utc and entry["XMP"].get(name) != written
             if not offset and utc:
                 offset = "Z"
             try:
@@ -124,11 +194,13 @@ def compare(path: Path, entry: dict, got: ms.Facts | None) -> dict[str, tuple]:
             "audio",
         )
     ):
-        return {"type": (None, got and got.mime_type, got is None)}
+        is_media = path.suffix == ".aac" and ffprobe_duration(path)  # exiftool knows no ADTS
+        return {"type": (None, got and got.mime_type, (got is None) != bool(is_media))}
     if got is None:
         return {"type": (entry["MIMEType"], None, False)}
     rows: dict[str, tuple] = {"type": (entry["MIMEType"], got.mime_type, True)}
-    rows["mime_type"] = (entry["MIMEType"], got.mime_type, entry["MIMEType"] == got.mime_type)
+    names = (entry["MIMEType"], got.mime_type)
+    rows["mime_type"] = (*names, names[0] == names[1] or names in SAME_TYPES)
     for field, name in (
         ("width", "ImageWidth"),
         ("height", "ImageHeight"),
@@ -145,7 +217,7 @@ def compare(path: Path, entry: dict, got: ms.Facts | None) -> dict[str, tuple]:
         if want not in (None, "", 0):
             same = abs(want - have) < 1e-4 if isinstance(want, float) and have else want == have
             rows[field] = (want, have, same)
-    if (want := entry.get("Orientation")) and got.kind == "image" and "Rotation" not in entry:
+    if (want := entry.get("Orientation")) and got.kind == "image" and "HandlerType" not in entry:
         rows["orientation"] = (want, got.orientation, want == got.orientation)
     elif "Rotation" in entry and got.kind == "video":
         want = {0: 1, 90: 6, 180: 3, 270: 8}.get(entry["Rotation"])
@@ -160,7 +232,9 @@ def compare(path: Path, entry: dict, got: ms.Facts | None) -> dict[str, tuple]:
 
 def measure(folder: Path, by_format: dict[tuple[str, str], collections.Counter]) -> None:
     paths = samples_in(folder)
-    said = exiftool(paths)
+    said, xmp = exiftool(paths), exiftool(paths, "-XMP:all")
+    for name, entry in said.items():
+        entry["XMP"] = xmp.get(name, {})
     totals: dict[str, collections.Counter] = {f: collections.Counter() for f in FIELDS}
     for path in paths:
         with path.open("rb") as file:
@@ -271,12 +345,16 @@ def fuzz(folders: list[Path], rounds: int, seed: int = 1) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--make", type=Path)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--fuzz", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.make:
+        make_samples(options.make)
+        options.folders.append(options.make)
     if options.fuzz:
         return fuzz(options.folders, options.fuzz, options.seed)
     by_format: dict[tuple[str, str], collections.Counter] = {}
