@@ -16691,15 +16691,6 @@ GALLERY_QUERY = (
 )  # fmt: skip
 
 
-def measure(item: Shown) -> tuple[int | None, int | None, int]:
-    """Return width and height as seen, and their ratio in hundredths within bounds."""
-    width, height = item.width, item.height
-    if (item.orientation or 1) > 4:
-        width, height = height, width
-    ratio = 100 * width // height if width and height else 100
-    return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
-
-
 def camera_of(item: Shown) -> str | None:
     """Return the camera's make, unless its model begins with it, and model."""
     model = item.model or ""
@@ -16709,7 +16700,11 @@ def camera_of(item: Shown) -> str | None:
 
 def shown_json(item: Shown) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
-    width, height, ratio = measure(item)
+    width, height = item.width, item.height
+    if (item.orientation or 1) > 4:  # it is turned to be seen
+        width, height = height, width
+    ratio = 100 * width // height if width and height else 100
+    ratio = max(MIN_RATIO, min(MAX_RATIO, ratio))
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
         int(item.taken[8:]) if item.taken else 0, item.created_source, item.size, width, height,
@@ -16877,11 +16872,19 @@ MS_DOS = 315532800, 4354819198  # seconds: the times that a zip file can tell
 
 
 class Zipped(NamedTuple):
-    """A file of a zip file, where its name is unique; its time is the wall clock's."""
+    """A file of a zip file, where its name is unique."""
 
     name: str
-    taken: int
     file: File
+    taken: int  # wall clock, in seconds
+
+    def info(self) -> zipfile.ZipInfo:
+        first, last = MS_DOS
+        return zipfile.ZipInfo(self.name, time.gmtime(max(first, min(self.taken, last)))[:6])
+
+    @property
+    def is_large(self) -> bool:
+        return self.file.size > LARGE_FILE
 
 
 class ZipReader:
@@ -16892,37 +16895,30 @@ class ZipReader:
         self._place = 0
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:  # for the directory's size they need not be read
-                info = self._info(each)
+                info = each.info()
                 info.header_offset, info.CRC = self._place, 0
                 info.file_size = info.compress_size = each.file.size
                 archive.infolist().append(info)
                 # What is before and behind a file (APPNOTE.TXT, sections 4.3.7 and 4.3.9)
-                around = 30 + 20 + 24 if each.file.size > LARGE_FILE else 30 + 16
+                around = 30 + 20 + 24 if each.is_large else 30 + 16
                 self._place += around + len(each.name.encode()) + each.file.size
             archive.start_dir = self._place
         self.size, self._place = self._place, 0
         self._held.clear()
         self._pieces = self._pack(folders, files)
 
-    def _info(self, each: Zipped) -> zipfile.ZipInfo:
-        first, last = MS_DOS
-        date = time.gmtime(max(first, min(each.taken, last)))[:6]
-        return zipfile.ZipInfo(each.name, date)
-
     def _pack(
         self, folders: Mapping[str, Folder], files: Sequence[Zipped]
     ) -> Generator[bytes, None, None]:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
-                file, large = each.file, each.file.size > LARGE_FILE
-                with folders[file.root].open(file.path) as source:
-                    if not file.matches(os.fstat(source.fileno())):
+                with folders[each.file.root].open(each.file.path) as source:
+                    if not each.file.matches(os.fstat(source.fileno())):
                         return
-                    with archive.open(self._info(each), "w", force_zip64=large) as target:
-                        for block in read_blocks(source, file.size):
+                    with archive.open(each.info(), "w", force_zip64=each.is_large) as target:
+                        for block in read_blocks(source, each.file.size):
                             target.write(block)
                             yield self._take()
-        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:
@@ -16969,7 +16965,7 @@ def download_items(app: App, request: Request) -> Response:
 
 def choose_files(app: App, request: Request) -> Iterator[Zipped]:
     """Yield what is to be downloaded of what the principal may read; 400 if it is too much."""
-    query, taken = dict(request.query), set[str]()
+    query, taken, free = dict(request.query), set[str](), dict[str, Iterator[str]]()
     group, album = query.pop("group", None), query.pop("album", None)
     only = {*filter(None, query.pop("only").lower().split(","))}
     items = open_album(app, request, album)[0] if album else open_library(app, request, query)
@@ -16980,10 +16976,11 @@ def choose_files(app: App, request: Request) -> Iterator[Zipped]:
             raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
         found = find_readable(app, request, item.sha256, trashed=True)
         if found:
-            names = numbered_names(name_in_zip(item, found[1]))
+            name = name_in_zip(item, found[1])
+            names = free.setdefault(name, numbered_names(name))
             name = next(name for name in names if name not in taken)
             taken.add(name)
-            yield Zipped(name, int(item.taken[8:]) if item.taken else 0, found[0])
+            yield Zipped(name, found[0], int(item.taken[8:]) if item.taken else 0)
 
 
 def name_in_zip(item: Shown, asset: Asset) -> str:
@@ -17686,12 +17683,10 @@ const record = (item) => `/api/media/media/${item[ID]}/`;
 const previewOf = (sha, size) => `${ROOT}/preview/${sha}?size=${size}`;
 const preview = (item, size) => previewOf(item[SHA], size);
 
-function originalPath(item) {
-  if (isEntity(item)) return `/entity/${item[ID]}/file`;
-  return item[ID] ? `${record(item)}file/` : `/image/${item[SHA]}`;
+function original(item) {
+  if (isEntity(item)) return `${ROOT}/entity/${item[ID]}/file`;
+  return ROOT + (item[ID] ? `${record(item)}file/` : `/image/${item[SHA]}`);
 }
-
-const original = (item) => ROOT + originalPath(item);
 
 // What is looked at: the library (""), a user's collection, a collection of entities, or the
 // server's words for the rest.
@@ -19107,12 +19102,6 @@ def choose_language(accepted: str) -> str:
     return max(liked, key=lambda tag: liked[tag], default="en")
 
 
-def gallery_response(request: Request) -> Response:
-    """Answer with the gallery in the client's language."""
-    language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(GALLERY[language])
-
-
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
@@ -19171,15 +19160,16 @@ def get_manifest(app: App, request: Request) -> Response:
 
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
-    """The gallery page."""
-    return gallery_response(request)
+    """The gallery page, in the client's language."""
+    language = choose_language(request.headers.get("accept-language", ""))
+    return page_response(GALLERY[language])
 
 
 @route("GET", "/", OPEN, "system", {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
-        return gallery_response(request)
+        return get_gallery(app, request)
     return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 
