@@ -16044,26 +16044,15 @@ CACHED = {*RANGED, "page", "Gallery"}
 SENT_TYPES = {
     **BODY_TYPES, "file": "application/octet-stream", "tus": TUS_CONTENT, "draft": DRAFT_CONTENT,
 }  # fmt: skip
-ERRORS: Mapping[str, tuple[str, ...]] = {  # what they say, and their types: else Error
-    "400": ("The request is malformed, or a field of it is wrong.",),
-    "accounts-400": ("The request is malformed, or fields are wrong.", "strings{}", "Error",
-                     "Refusal"),
-    "files-400": ("As 400 of the family that the file is for.", "Error", "strings{}"),
-    "401": ("A credential is missing or wrong.",),
-    "403": ("The credential does not suffice.",),
-    "404": ("There is no such thing.",),
-    "411": ("The body's length is not declared.",),
-    "412": ("A precondition does not hold.",),
-    "413": ("The body is too large.",),
-    "415": ("A body of this type is not read here.",),
-    "416": ("There are no such bytes.",),
-    "entities-422": ("A field does not parse.", "ValidationError"),
-    "files-422": ("A field of an entity does not parse.", "ValidationError"),
-    "429": ("Too many requests, or failed logins; Retry-After says when to come back.",),
-    "503": ("Too much is going on, or a disk is away; Retry-After says when to come back.",),
-    "507": ("The disk is full.",),
-    "default": ("Anything else that is wrong.",),
-}  # fmt: skip
+COMMON_ERRORS = (
+    "400", "401", "403", "404", "411", "412", "413", "415", "416", "429", "503", "507", "default",
+)  # fmt: skip
+FAMILY_ERRORS: Mapping[str, tuple[str, ...]] = {  # their types; the others' is Error
+    "accounts-400": ("strings{}", "Error", "Refusal"),
+    "files-400": ("Error", "strings{}"),
+    "entities-422": ("ValidationError",),
+    "files-422": ("ValidationError",),
+}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -16231,7 +16220,9 @@ def describe_answers(item: Route) -> dict[str, Any]:
         answers["304"] = reference("responses", "304")
     for error in find_errors(item, bool(kinds & RANGED)):
         special = f"{item.family}-{error}"
-        answers.setdefault(error, reference("responses", special if special in ERRORS else error))
+        answers.setdefault(
+            error, reference("responses", special if special in FAMILY_ERRORS else error)
+        )
     return answers
 
 
@@ -16246,7 +16237,7 @@ def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
         yield from ("411", "413", "415", "429", "507")
     if is_ranged:
         yield from ("412", "416")
-    if f"{item.family}-422" in ERRORS:
+    if f"{item.family}-422" in FAMILY_ERRORS:
         yield "422"
 
 
@@ -16256,8 +16247,9 @@ def describe_common() -> dict[str, Any]:
         "206": {"description": "The ranges asked for.", "content": describe_content("file")},
         "304": {"description": "It has not changed."},
     }
-    for key, (said, *names) in ERRORS.items():
-        schemas = [parse_type(name) for name in names or ("Error",)]
+    for key in (*COMMON_ERRORS, *FAMILY_ERRORS):
+        said = _REASONS[int(key[-3:])] if key[-3:].isdigit() else "Anything else that is wrong"
+        schemas = [parse_type(name) for name in FAMILY_ERRORS.get(key, ("Error",))]
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
         answers[key] = {"description": said, "content": content}
