@@ -17159,10 +17159,10 @@ h1 a { color: inherit; text-decoration: none; white-space: nowrap }
 #search { flex: 1; display: flex; justify-content: center }
 input, select {
   min-width: 0; padding: .45rem .8rem; border: 1px solid transparent; border-radius: 1.25rem;
-  background: var(--tile); color: inherit;
+  background: var(--tile); color: inherit; text-overflow: ellipsis;
 }
 #search input { width: min(26rem, 100%) }
-select { max-width: 8.4rem; text-overflow: ellipsis; cursor: pointer }
+select { max-width: 8.4rem; cursor: pointer }
 #filters { display: flex; gap: .35rem }
 #home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
 #home img { width: 2rem; border-radius: .6rem }
