@@ -14879,7 +14879,7 @@ NEW_SHARE = BodySpec(ANY_BODY, (
 SHARE_PASSWORD = BodySpec(ANY_BODY, (password_field("password"),))
 SHARE_PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="robots" content="noindex"><title>{title}</title>
+<meta name="robots" content="noindex"><title>{title}</title><link rel="icon" href="data:,">
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
  body {{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
@@ -14897,7 +14897,7 @@ SHARE_PAGE = """<!doctype html>
 <main>{content}</main>
 """
 SHARE_PAGE_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self';"
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self';"
     " frame-ancestors 'none'"
 )
 PASSWORD_FORM = """<form method="post"><label>Password
@@ -15947,26 +15947,15 @@ CACHED = {*RANGED, "page", "Gallery"}
 SENT_TYPES = {
     **BODY_TYPES, "file": "application/octet-stream", "tus": TUS_CONTENT, "draft": DRAFT_CONTENT,
 }  # fmt: skip
-ERRORS: Mapping[str, tuple[str, ...]] = {  # what they say, and their types: else Error
-    "400": ("The request is malformed, or a field of it is wrong.",),
-    "accounts-400": ("The request is malformed, or fields are wrong.", "strings{}", "Error",
-                     "Refusal"),
-    "files-400": ("As 400 of the family that the file is for.", "Error", "strings{}"),
-    "401": ("A credential is missing or wrong.",),
-    "403": ("The credential does not suffice.",),
-    "404": ("There is no such thing.",),
-    "411": ("The body's length is not declared.",),
-    "412": ("A precondition does not hold.",),
-    "413": ("The body is too large.",),
-    "415": ("A body of this type is not read here.",),
-    "416": ("There are no such bytes.",),
-    "entities-422": ("A field does not parse.", "ValidationError"),
-    "files-422": ("A field of an entity does not parse.", "ValidationError"),
-    "429": ("Too many requests, or failed logins; Retry-After says when to come back.",),
-    "503": ("Too much is going on, or a disk is away; Retry-After says when to come back.",),
-    "507": ("The disk is full.",),
-    "default": ("Anything else that is wrong.",),
-}  # fmt: skip
+COMMON_ERRORS = (
+    "400", "401", "403", "404", "411", "412", "413", "415", "416", "429", "503", "507", "default",
+)  # fmt: skip
+FAMILY_ERRORS: Mapping[str, tuple[str, ...]] = {  # their types; the others' is Error
+    "accounts-400": ("strings{}", "Error", "Refusal"),
+    "files-400": ("Error", "strings{}"),
+    "entities-422": ("ValidationError",),
+    "files-422": ("ValidationError",),
+}
 SECURITY_SCHEMES = {
     "bearer": {
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -16134,7 +16123,9 @@ def describe_answers(item: Route) -> dict[str, Any]:
         answers["304"] = reference("responses", "304")
     for error in find_errors(item, bool(kinds & RANGED)):
         special = f"{item.family}-{error}"
-        answers.setdefault(error, reference("responses", special if special in ERRORS else error))
+        answers.setdefault(
+            error, reference("responses", special if special in FAMILY_ERRORS else error)
+        )
     return answers
 
 
@@ -16149,7 +16140,7 @@ def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
         yield from ("411", "413", "415", "429", "507")
     if is_ranged:
         yield from ("412", "416")
-    if f"{item.family}-422" in ERRORS:
+    if f"{item.family}-422" in FAMILY_ERRORS:
         yield "422"
 
 
@@ -16159,8 +16150,9 @@ def describe_common() -> dict[str, Any]:
         "206": {"description": "The ranges asked for.", "content": describe_content("file")},
         "304": {"description": "It has not changed."},
     }
-    for key, (said, *names) in ERRORS.items():
-        schemas = [parse_type(name) for name in names or ("Error",)]
+    for key in (*COMMON_ERRORS, *FAMILY_ERRORS):
+        said = _REASONS[int(key[-3:])] if key[-3:].isdigit() else "Anything else that is wrong"
+        schemas = [parse_type(name) for name in FAMILY_ERRORS.get(key, ("Error",))]
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         content = {JSON_TYPE: {"schema": schema, "example": example_of(schema)}}
         answers[key] = {"description": said, "content": content}
@@ -16594,15 +16586,6 @@ GALLERY_QUERY = (
 )  # fmt: skip
 
 
-def measure(item: Shown) -> tuple[int | None, int | None, int]:
-    """Return width and height as seen, and their ratio in hundredths within bounds."""
-    width, height = item.width, item.height
-    if (item.orientation or 1) > 4:
-        width, height = height, width
-    ratio = 100 * width // height if width and height else 100
-    return width, height, max(MIN_RATIO, min(MAX_RATIO, ratio))
-
-
 def camera_of(item: Shown) -> str | None:
     """Return the camera's make, unless its model begins with it, and model."""
     model = item.model or ""
@@ -16612,7 +16595,11 @@ def camera_of(item: Shown) -> str | None:
 
 def shown_json(item: Shown) -> list[Any]:
     """Return an item as a list without its last nulls; GALLERY_SCRIPT names the places."""
-    width, height, ratio = measure(item)
+    width, height = item.width, item.height
+    if (item.orientation or 1) > 4:  # it is turned to be seen
+        width, height = height, width
+    ratio = 100 * width // height if width and height else 100
+    ratio = max(MIN_RATIO, min(MAX_RATIO, ratio))
     values: list[Any] = [
         item.sha256, item.path.decode("utf-8", "replace"), item.kind, ratio,
         int(item.taken[8:]) if item.taken else 0, item.created_source, item.size, width, height,
@@ -16780,11 +16767,19 @@ MS_DOS = 315532800, 4354819198  # seconds: the times that a zip file can tell
 
 
 class Zipped(NamedTuple):
-    """A file of a zip file, where its name is unique; its time is the wall clock's."""
+    """A file of a zip file, where its name is unique."""
 
     name: str
-    taken: int
     file: File
+    taken: int  # wall clock, in seconds
+
+    def info(self) -> zipfile.ZipInfo:
+        first, last = MS_DOS
+        return zipfile.ZipInfo(self.name, time.gmtime(max(first, min(self.taken, last)))[:6])
+
+    @property
+    def is_large(self) -> bool:
+        return self.file.size > LARGE_FILE
 
 
 class ZipReader:
@@ -16795,37 +16790,30 @@ class ZipReader:
         self._place = 0
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:  # for the directory's size they need not be read
-                info = self._info(each)
+                info = each.info()
                 info.header_offset, info.CRC = self._place, 0
                 info.file_size = info.compress_size = each.file.size
                 archive.infolist().append(info)
                 # What is before and behind a file (APPNOTE.TXT, sections 4.3.7 and 4.3.9)
-                around = 30 + 20 + 24 if each.file.size > LARGE_FILE else 30 + 16
+                around = 30 + 20 + 24 if each.is_large else 30 + 16
                 self._place += around + len(each.name.encode()) + each.file.size
             archive.start_dir = self._place
         self.size, self._place = self._place, 0
         self._held.clear()
         self._pieces = self._pack(folders, files)
 
-    def _info(self, each: Zipped) -> zipfile.ZipInfo:
-        first, last = MS_DOS
-        date = time.gmtime(max(first, min(each.taken, last)))[:6]
-        return zipfile.ZipInfo(each.name, date)
-
     def _pack(
         self, folders: Mapping[str, Folder], files: Sequence[Zipped]
     ) -> Generator[bytes, None, None]:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
-                file, large = each.file, each.file.size > LARGE_FILE
-                with folders[file.root].open(file.path) as source:
-                    if not file.matches(os.fstat(source.fileno())):
+                with folders[each.file.root].open(each.file.path) as source:
+                    if not each.file.matches(os.fstat(source.fileno())):
                         return
-                    with archive.open(self._info(each), "w", force_zip64=large) as target:
-                        for block in read_blocks(source, file.size):
+                    with archive.open(each.info(), "w", force_zip64=each.is_large) as target:
+                        for block in read_blocks(source, each.file.size):
                             target.write(block)
                             yield self._take()
-        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:
@@ -16872,7 +16860,7 @@ def download_items(app: App, request: Request) -> Response:
 
 def choose_files(app: App, request: Request) -> Iterator[Zipped]:
     """Yield what is to be downloaded of what the principal may read; 400 if it is too much."""
-    query, taken = dict(request.query), set[str]()
+    query, taken, free = dict(request.query), set[str](), dict[str, Iterator[str]]()
     group, album = query.pop("group", None), query.pop("album", None)
     only = {*filter(None, query.pop("only").lower().split(","))}
     items = open_album(app, request, album)[0] if album else open_library(app, request, query)
@@ -16883,10 +16871,11 @@ def choose_files(app: App, request: Request) -> Iterator[Zipped]:
             raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
         found = find_readable(app, request, item.sha256, trashed=True)
         if found:
-            names = numbered_names(name_in_zip(item, found[1]))
+            name = name_in_zip(item, found[1])
+            names = free.setdefault(name, numbered_names(name))
             name = next(name for name in names if name not in taken)
             taken.add(name)
-            yield Zipped(name, int(item.taken[8:]) if item.taken else 0, found[0])
+            yield Zipped(name, found[0], int(item.taken[8:]) if item.taken else 0)
 
 
 def name_in_zip(item: Shown, asset: Asset) -> str:
@@ -17073,10 +17062,10 @@ h1 a { color: inherit; text-decoration: none; white-space: nowrap }
 #search { flex: 1; display: flex; justify-content: center }
 input, select {
   min-width: 0; padding: .45rem .8rem; border: 1px solid transparent; border-radius: 1.25rem;
-  background: var(--tile); color: inherit;
+  background: var(--tile); color: inherit; text-overflow: ellipsis;
 }
 #search input { width: min(26rem, 100%) }
-select { max-width: 8.4rem; text-overflow: ellipsis; cursor: pointer }
+select { max-width: 8.4rem; cursor: pointer }
 #filters { display: flex; gap: .35rem }
 #home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
 #home img { width: 2rem; border-radius: .6rem }
@@ -17589,12 +17578,10 @@ const record = (item) => `/api/media/media/${item[ID]}/`;
 const previewOf = (sha, size) => `${ROOT}/preview/${sha}?size=${size}`;
 const preview = (item, size) => previewOf(item[SHA], size);
 
-function originalPath(item) {
-  if (isEntity(item)) return `/entity/${item[ID]}/file`;
-  return item[ID] ? `${record(item)}file/` : `/image/${item[SHA]}`;
+function original(item) {
+  if (isEntity(item)) return `${ROOT}/entity/${item[ID]}/file`;
+  return ROOT + (item[ID] ? `${record(item)}file/` : `/image/${item[SHA]}`);
 }
-
-const original = (item) => ROOT + originalPath(item);
 
 // What is looked at: the library (""), a user's collection, a collection of entities, or the
 // server's words for the rest.
@@ -17971,14 +17958,21 @@ function drawPlaces() {
   const open = Boolean(here || album()) || $("folders").getAttribute("aria-expanded") === "true";
   $("places").hidden = !open;
   $("folders").setAttribute("aria-expanded", open && !album());
-  if (album()) { drawWay(); return; }
-  const parts = here ? here.split("/") : [];
-  const path = parts.map((part, at) =>
-    choice({folder: parts.slice(0, at + 1).join("/")}, {}, part));
+  const steps = album()
+    ? [["all", t("albums")], ...way()].map(([key, name]) => [{...NOTHING, album: key}, name])
+    : [["", t("everything")], ...here.split("/").filter(Boolean).map((part, at, parts) =>
+      [parts.slice(0, at + 1).join("/"), part])].map(([folder, name]) =>
+      [{folder, below: folder && query.get("below")}, name]);
+  $("places").replaceChildren(...steps.flatMap(([changes, name], at) => [
+    at ? h("span", {className: "here"}, "›") : "", choice(changes, {}, h("bdi", {}, name))]),
+    ...album() ? [] : foldersIn(here), groups.length ? sortChoice() : "", ...actsHere());
+}
+
+// The folders in this one, and whether what is below it is shown, too.
+function foldersIn(here) {
   const inside = new Map();
   for (const [folder, count] of list.folders) {
-    const rest = here ? folder.slice(here.length + 1) : folder;
-    const [name] = rest.split("/");
+    const [name] = (here ? folder.slice(here.length + 1) : folder).split("/");
     if (name) inside.set(name, (inside.get(name) || 0) + count);
   }
   const below = [...inside].map(([name, count]) => choice(
@@ -17987,9 +17981,7 @@ function drawPlaces() {
   const deep = query.get("below") !== "false";
   const deeper = h("input", {type: "checkbox", checked: deep,
     onchange: () => choose({below: deep ? "false" : ""})});
-  $("places").replaceChildren(choice({folder: "", below: ""}, {}, t("everything")),
-    ...path.flatMap((link) => [h("span", {className: "here"}, "›"), link]), ...below,
-    here ? h("label", {}, deeper, t("below")) : "", sortChoice(), ...actsHere());
+  return [...below, here ? h("label", {}, deeper, t("below")) : ""];
 }
 
 // What can be done with a folder, a month or an album as a whole.
@@ -18023,13 +18015,6 @@ function way() {
 }
 
 const placeName = () => way().at(-1)?.[1] || (album() ? t("albums") : list.name);
-
-function drawWay() {
-  $("places").replaceChildren(openAlbum("all", t("albums")),
-    ...way().flatMap(([key, name]) =>
-      [h("span", {className: "here"}, "›"), openAlbum(key, h("bdi", {}, name))]),
-    groups.length ? sortChoice() : "", ...actsHere());
-}
 
 function drawCards() {
   const albums = (list.albums || []).filter(([key]) => !list.read_only || key !== "trash");
@@ -19012,12 +18997,6 @@ def choose_language(accepted: str) -> str:
     return max(liked, key=lambda tag: liked[tag], default="en")
 
 
-def gallery_response(request: Request) -> Response:
-    """Answer with the gallery in the client's language."""
-    language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(GALLERY[language])
-
-
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
@@ -19076,15 +19055,16 @@ def get_manifest(app: App, request: Request) -> Response:
 
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
-    """The gallery page."""
-    return gallery_response(request)
+    """The gallery page, in the client's language."""
+    language = choose_language(request.headers.get("accept-language", ""))
+    return page_response(GALLERY[language])
 
 
 @route("GET", "/", OPEN, "system", {200: "Health or page"})
 def get_root(app: App, request: Request) -> Response:
     """The gallery page for browsers, health for programs."""
     if prefers(request.headers, "text/html", JSON_TYPE):
-        return gallery_response(request)
+        return get_gallery(app, request)
     return json_response(health_json(app), headers=[("Vary", "Accept")])
 
 

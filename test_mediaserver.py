@@ -14464,7 +14464,7 @@ def test_a_zip_file_of_an_album_has_each_name_once_and_none_that_leads_elsewhere
 def zip_reader(*paths: Path) -> ms.ZipReader:
     folder = types.SimpleNamespace(open=io.FileIO)
     files = [ms.File("", str(path), "", *ms.state_of(path.stat()), 0.0) for path in paths]
-    zipped = [ms.Zipped(path.name, -1, file) for path, file in zip(paths, files, strict=True)]
+    zipped = [ms.Zipped(path.name, file, -1) for path, file in zip(paths, files, strict=True)]
     return ms.ZipReader({"": folder}, zipped)
 
 

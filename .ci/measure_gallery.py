@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import mediaserver as ms  # noqa: E402
-from test_mediaserver import Browser, Server, png  # noqa: E402
+from test_mediaserver import OWNER, Browser, Server, png  # noqa: E402
 
 COUNTS = (3, 300, 10_000, 100_000)
 SHAPES = ((60, 40), (40, 60), (64, 36), (48, 48), (96, 40))
@@ -172,19 +172,27 @@ def run_lighthouse() -> int:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home, "Family pictures")
         make_album(folder, 60)
-        with Server(folder) as server:
+        closed = Server(folder.with_name("private"), READ_AUTH_ENABLED="true")
+        with Server(folder) as server, closed:
             server.scanned()
-            for page in ("/gallery", "/docs"):
+            shared = {"kind": "folder", "target": "2004", "title": "2004", "upload": True}
+            _, link = server.call("POST", "/shares", shared, OWNER)
+            pages = [f"{server.url}/gallery", f"{server.url}/docs", link["url"]]
+            for page in (*pages, f"{closed.url}/gallery"):
                 command = [
-                    "npx", "--yes", "lighthouse", server.url + page, "--quiet", "--output=json",
+                    "npx", "--yes", "lighthouse", page, "--quiet", "--output=json",
                     "--only-categories=accessibility,best-practices",
                     "--chrome-flags=--headless=new --no-sandbox",
                 ]  # fmt: skip
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=home)
-                for name, found in json.loads(done.stdout)["categories"].items():
+                report = json.loads(done.stdout)
+                for name, found in report["categories"].items():
                     score = 100 * found["score"]
                     worst = min(worst, score)
                     print(f"{page} {name}: {score:.0f}", flush=True)
+                for name, audit in report["audits"].items():
+                    if audit["score"] is not None and audit["score"] < 1:
+                        print(f"  {name}: {audit['title']}")
     return int(worst < 95)
 
 
