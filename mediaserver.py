@@ -6017,11 +6017,9 @@ class Folder(Tree):
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
         with self.resolve(name, make=True) as place:
-            copy, source = self._create(place, incoming.size), incoming.file.fileno()
+            copy = self._create(place, incoming.size)
         with undoing(self.unlink, name), undoing(copy.close):
-            position = 0
-            while piece := os.pread(source, BUFFER_BYTES, position):
-                position += len(piece)
+            for piece in read_range(incoming.file, 0, incoming.size):
                 write_all(copy, memoryview(piece))
             os.fsync(copy.fileno())
             incoming.replace(name, copy)
@@ -6039,7 +6037,7 @@ class Folder(Tree):
 
     def _mark_removed(self, name: str) -> str:
         """A name in `.incoming/` for a file that is going; empty where there can be none."""
-        mark = new_mark(name)
+        mark = f"{secrets.token_hex(16)}.{mark_of(name)}"
         incoming = f"{INCOMING}/{mark}"
         error = self.link_in(incoming, self, name)
         if error == errno.EXDEV:
@@ -6198,9 +6196,7 @@ class Receiving:
     def hash_again(self, hashes: Sequence[Hash]) -> None:
         """Hash the file from its beginning, which other requests have brought."""
         self._write()
-        position = 0
-        while piece := os.pread(self.incoming.file.fileno(), BUFFER_BYTES, position):
-            position += len(piece)
+        for piece in read_range(self.incoming.file, 0, self.incoming.size):
             for digest in hashes:
                 digest.update(piece)
         self.hashes = hashes
@@ -6305,11 +6301,6 @@ def split_name(name: str) -> list[str]:
     if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
         raise ValueError(f"no file name: {name!r}")
     return parts
-
-
-def new_mark(name: str) -> str:
-    """A fresh name in `.incoming/` for a file that lies under `name`, too."""
-    return f"{secrets.token_hex(16)}.{mark_of(name)}"
 
 
 def inner_name(name: str, mark: str) -> str:
