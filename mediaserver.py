@@ -9,6 +9,18 @@ Read it from top to bottom: every section uses only the sections above it, and `
  2 Errors        5 Index         8 Scanner      11 Routing     14 Command line
  3 Credentials   6 Store         9 HTTP messages 12 Families
 """
+# The main ways behind a request's head, and how many functions of this file each takes at most:
+#
+# file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
+#                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
+#                File.matches, remember_hot, content_response) -> Application.finish
+# upload, 185    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
+#                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
+#                Index.write (Files.put) -> finish
+# entity, 235    as an upload -> create_entity -> save_entity (Folder.content_lock: check_entity,
+#                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
+# accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
+#                parse_search, OwnedTable.count and each) -> json_response -> finish
 
 from __future__ import annotations
 
@@ -9911,7 +9923,7 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # So ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
 # threads of its own: decoders, passwords and long lists keep none from short requests, and what
 # needs no disk is answered while one hangs. A connection is always in one state of a table, which
-# `Connections` alone changes; `Reactor` is what the selector's thread does with it, `Runner` what
+# `Connections` alone changes; `Server` is what the selector's thread does with it, `Runner` what
 # the others do, and `Service` what all of this is around. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
@@ -9926,11 +9938,10 @@ BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body 
 PROMPT_THREADS = 2  # for requests that wait for nothing
 MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
-MAX_DESCRIPTORS = 16384  # connections and the files in them, or fewer by the limit of open files
+MAX_DESCRIPTORS = 16384  # connections and the files in them
 DEFERRED_THREADS = {"decoder": 8, "list": 2, "password": 96}  # for work of these kinds
 MAX_DEFERRED = 128  # requests that wait for one kind of work; more are answered 503
 MAX_CLIENT_BODIES = 64  # requests of one client whose bodies are on their way
-SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
 HEAD_SECONDS = 60.0  # a head must be complete by then
 STALL_SECONDS = 30.0  # a head or body without a byte
 GRACE_SECONDS = 30.0  # after which a head or body has come at MIN_RATE on average
@@ -9947,6 +9958,9 @@ NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # ac
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
 TOO_SLOW = "The request took too long to arrive."
+
+
+format_this_second = functools.lru_cache(maxsize=1)(format_date)
 
 
 class FileSlice:
@@ -10003,7 +10017,7 @@ Segment = bytes | memoryview | FileSlice
 
 
 class Response:
-    """An answer; `body` is bytes, or segments with their `length` (None: not known)."""
+    """An answer; `body` is bytes, or segments with their `length` together."""
 
     __slots__ = (
         "body", "headers", "length", "prepared", "principal", "resource", "route", "status",
@@ -10014,7 +10028,7 @@ class Response:
         status: int = 200,
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | Iterable[Segment] = b"",
-        length: int | None = None,
+        length: int = 0,
         resource: io.FileIO | SlowReader | None = None,
     ) -> None:
         self.status = status
@@ -10055,12 +10069,7 @@ class Response:
             return iter((b"".join((start, fields.encode(), rest, self.body)),))  # type: ignore[arg-type]
         headers = [("Date", date), *self.headers]
         bodiless = self.status in {204, 304}
-        chunked = (
-            self.length is None and not bodiless and head is not None and head.version == (1, 1)
-        )
-        if chunked:
-            headers.append(("Transfer-Encoding", "chunked"))
-        elif self.length is not None and not bodiless:
+        if not bodiless:
             headers.append(("Content-Length", str(self.length)))
         if not keep_alive:
             headers.append(("Connection", "close"))
@@ -10071,7 +10080,7 @@ class Response:
             return iter((block,))
         if isinstance(self.body, bytes):
             return iter((block + self.body,))
-        return join_head(block, chunk_segments(self.body) if chunked else self.body)
+        return join_head(block, self.body)
 
 
 def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -10084,14 +10093,6 @@ def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
     else:
         yield b"".join((block, first))
     yield from rest
-
-
-def chunk_segments(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Segments in the chunked coding (RFC 9112 §7.1); they are in memory."""
-    for segment in segments:
-        if not isinstance(segment, FileSlice) and segment:
-            yield b"".join((b"%x\r\n" % len(segment), segment, b"\r\n"))
-    yield b"0\r\n\r\n"
 
 
 class Deferred(NamedTuple):
@@ -10154,7 +10155,7 @@ IDLE, HEAD, BODY, WORKING, SENDING, LINGERING, CLOSED = State
 
 
 class Wait(NamedTuple):
-    """What the selector waits for on a connection, and how long: see `Reactor.expire`."""
+    """What the selector waits for on a connection, and how long: see `Server.expire`."""
 
     event: int
     seconds: float
@@ -10175,8 +10176,8 @@ class Connection:
     """A client's connection, owned by the selector's thread or by another one, never by both."""
 
     __slots__ = (
-        "began", "body", "collected", "counted", "credit", "deadline", "deferred", "descriptor",
-        "dropped", "event", "exchange", "failure", "head", "last", "latest", "lingering", "peer",
+        "after", "began", "body", "collected", "counted", "credit", "deadline", "deferred",
+        "descriptor", "dropped", "event", "exchange", "failure", "head", "latest", "peer",
         "pending", "received", "response", "scanned", "segments", "server", "shares", "since",
         "socket", "state", "unsent",
     )  # fmt: skip
@@ -10205,9 +10206,8 @@ class Connection:
         self.response: Response | None = None
         self.segments: Iterator[Segment] = iter(())
         self.pending: Segment | None = None  # the segment that is being sent
-        self.last = False  # the connection ends after this answer
-        self.lingering = False  # and what the client still sends is read and dropped
-        self.dropped = 0  # bytes of it
+        self.after = IDLE  # the state when all of it is sent
+        self.dropped = 0  # bytes while it lingers
         self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
 
     def set_deadline(self, state: State) -> None:
@@ -10261,14 +10261,14 @@ class Connection:
             self.collected += piece
         return self.body is None or self.body.finished
 
-    def take_pieces(self) -> list[memoryview]:
-        """What there is of a body's content. Raises HTTPError for what is malformed."""
+    def take_pieces(self, data: bytes | memoryview = b"") -> list[memoryview]:
+        """What there is of a body's content, `data` last. Raises HTTPError if it is malformed."""
         pieces = []
         if self.collected:
             pieces.append(memoryview(self.collected))
             self.collected = bytearray()
         if self.body is not None and not self.body.finished:
-            data, self.received = self.received, b""
+            data, self.received = data or self.received, b""
             pieces += self.body.feed(data)
             self.received = self.body.rest
         return pieces
@@ -10280,41 +10280,32 @@ class Connection:
         except HTTPError:
             return False
 
-    @property
-    def waits_for_continue(self) -> bool:
-        """Whether the client sends the body once it is asked for it (RFC 9110 §10.1.1)."""
-        expects = self.head is not None and self.head.expects_continue
-        return expects and not self.received and self.body is not None and not self.body.finished
+    def receive(self, buffer: memoryview, seconds: float) -> memoryview | None:
+        """What comes into the buffer within so short a time, if anything does; empty: its end."""
+        for patience in (seconds, 0):
+            try:
+                return buffer[: self.socket.recv_into(buffer)]
+            except BlockingIOError:
+                if not patience or not self.wait_readable(patience):
+                    break
+        return None
 
-    def receive_more(self, buffer: memoryview, seconds: float) -> memoryview | None:
-        """What comes into the buffer within so short a time, if anything does.
+    def receive_body(self, buffer: memoryview, seconds: float) -> memoryview | None:
+        """Some of a body, if it comes within so short a time.
 
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
         """
-        for may_wait in (True, False):
-            try:
-                count = self.socket.recv_into(buffer)
-            except BlockingIOError:
-                began = time.monotonic()
-                readable = may_wait and self.wait_readable(seconds)
-                self.credit -= time.monotonic() - began
-                if readable:
-                    continue
-                return None
-            if not count:
+        began = time.monotonic()
+        data = self.receive(buffer, seconds)
+        self.credit -= time.monotonic() - began
+        if data is not None:
+            self.credit += len(data) / MIN_RATE
+            if not data:
                 raise ConnectionAbortedError("the client closed the connection within a body")
-            self.credit += count / MIN_RATE
             if self.credit < 0:
                 raise HTTPError(408, TOO_SLOW)
-            return buffer[:count]
-        return None
-
-    def receive_soon(self, seconds: float) -> None:
-        """Take in what comes within so short a time."""
-        if self.wait_readable(seconds):
-            with contextlib.suppress(BlockingIOError):
-                self.received += self.socket.recv(RECEIVE_BYTES)  # nothing if it was closed
+        return data
 
     def wait_readable(self, seconds: float) -> bool:
         poll = select.poll()
@@ -10338,9 +10329,10 @@ class Connection:
                 response = self.error(error)
         head, server = self.head, self.server
         goes_on = whole and head is not None and head.keep_alive and not server.stopping
-        self.last, self.lingering = not goes_on, not whole
+        self.after = IDLE if goes_on else CLOSED if whole else LINGERING
         self.response = response
-        self.segments = response.to_segments(head, goes_on, server.date)
+        date = format_this_second(int(time.time()))
+        self.segments = response.to_segments(head, goes_on, date)
 
     def refuse(self, error: HTTPError) -> None:
         """Set out to answer an error that concerns the connection, and to end it."""
@@ -10363,17 +10355,14 @@ class Connection:
             if state is not IDLE:
                 return state
             self.finish()
-            if not self.last:
-                return IDLE
-            if not self.lingering:
-                return CLOSED
-            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps before
-            # the client has read the answer.
-            self.received = b""
-            self.socket.shutdown(socket.SHUT_WR)
+            if self.after is LINGERING:
+                # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps
+                # before the client has read the answer.
+                self.received = b""
+                self.socket.shutdown(socket.SHUT_WR)
         except OSError:
             return CLOSED
-        return LINGERING
+        return self.after
 
     def _send_segments(self, may_wait: bool) -> State:
         """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
@@ -10433,29 +10422,27 @@ class Connection:
             shares.give_back(client)
 
     def finish(self) -> None:
-        """Forget the request that has been answered."""
-        if self.response is not None:
+        """Forget the request, which has been answered or whose client is gone."""
+        response, exchange = self.response, self.exchange
+        if response is not None:
             seconds = time.monotonic() - self.began
-            self.server.service.on_answered(self.head, self.peer, self.response, seconds)
-            if self.response.resource is not None:
-                self.response.resource.close()
+            self.server.service.on_answered(self.head, self.peer, response, seconds)
+            response.close()
         self.response = self.head = self.body = self.exchange = self.deferred = None
         if self.collected:
             self.collected = bytearray()
         if self.shares:
             self.give_back_shares()
+        if exchange is not None:
+            exchange.abandon()
 
     def close(self) -> None:
         """Let go of all; what goes wrong with that is no other connection's affair."""
-        for let_go in (self._abandon, self.finish, self.socket.close):
+        for let_go in (self.finish, self.socket.close):
             try:
                 let_go()
             except Exception as error:
                 warn(f"a connection's end: {type(error).__name__}: {error}")
-
-    def _abandon(self) -> None:
-        if self.exchange is not None:
-            self.exchange.abandon()
 
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
@@ -10472,11 +10459,13 @@ def count_unsent(sock: socket.socket) -> int:
 class Connections:
     """All connections, each in its state: what the selector holds, and what threads do."""
 
-    def __init__(self, selector: selectors.BaseSelector, on_flight: Callable[[int], None]) -> None:
+    def __init__(
+        self, selector: selectors.BaseSelector, most: int, on_flight: Callable[[int], None]
+    ) -> None:
         self.held: dict[int, Connection] = {}  # by descriptor: those that no thread has
         self.in_flight = 0  # those that threads have
         self.descriptors = 0  # of all
-        self.most_descriptors = limit_descriptors()
+        self.most_descriptors = most
         self.landed_at = -math.inf  # when a thread last let go of one that may go on
         self._selector = selector
         self._on_flight = on_flight
@@ -10542,10 +10531,6 @@ class Connections:
     def within(self, *states: State) -> list[Connection]:
         """Those that the selector holds in these states."""
         return [c for c in list(self.held.values()) if c.state in states]
-
-    def late(self, now: float) -> list[Connection]:
-        """Those whose state has lasted too long."""
-        return [c for c in list(self.held.values()) if c.deadline < now]
 
     def make_room(self) -> bool:
         """Close the connection that can be missed best; whether there was one."""
@@ -10803,24 +10788,22 @@ class Runner:
         assert body is not None
         if connection.failure is not None:
             raise connection.failure
-        if connection.waits_for_continue and not connection.shares:
-            connection.take_share(self._server.bodies)
+        head, is_begun = connection.head, connection.received or connection.shares
+        if head is not None and head.expects_continue and not (is_begun or body.finished):
+            connection.take_share(self._server.bodies)  # RFC 9110 §10.1.1
             connection.socket.send(HTTP_CONTINUE)  # 25 bytes always fit: nothing is being sent
-        for piece in connection.take_pieces():
-            if response := exchange.feed(piece):
-                return response
-        while not body.finished:
-            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
-            data = connection.receive_more(self._buffers.body, patience)
-            if data is None:
-                connection.take_share(self._server.bodies)
-                return exchange.pause()
-            for piece in body.feed(data):
+        data: bytes | memoryview | None = b""
+        while data is not None:
+            for piece in connection.take_pieces(data):
                 if response := exchange.feed(piece):
                     return response
-        connection.received = body.rest
-        connection.give_back_shares()
-        return exchange.finish()
+            if body.finished:
+                connection.give_back_shares()
+                return exchange.finish()
+            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
+            data = connection.receive_body(self._buffers.body, patience)
+        connection.take_share(self._server.bodies)
+        return exchange.pause()
 
     def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
         """Whether the next request's head is here, or comes at once behind one with a body.
@@ -10830,113 +10813,8 @@ class Runner:
         """
         waits = had_body and not connection.received and not self._server.stopping
         if waits and not self.pools.bodies.has_backlog():
-            connection.receive_soon(SOON_SECONDS)
+            connection.received += connection.receive(self._buffers.body, SOON_SECONDS) or b""
         return connection.take_head()
-
-
-class Reactor:
-    """What the selector's thread does with a connection on which something has happened."""
-
-    def __init__(self, service: Service, connections: Connections, runner: Runner) -> None:
-        self.turn = 0  # how often the selector has woken up
-        self._service = service
-        self._connections = connections
-        self._runner = runner
-
-    def on_ready(self, connection: Connection) -> None:
-        """Take in what has come, or send more of an answer."""
-        state = connection.state
-        if state is WORKING:
-            self._connections.rest(connection)
-            return
-        if state is SENDING:
-            self.advance(connection)
-            return
-        try:
-            data = connection.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if state is BODY:
-            self._collect(connection, data)
-        elif not data:
-            self._connections.enter(connection, CLOSED)
-        elif state is LINGERING:
-            connection.dropped += len(data)
-            if connection.dropped > LINGER_BYTES:
-                self._connections.enter(connection, CLOSED)
-        else:
-            if state is HEAD:
-                connection.earn(len(data))
-            connection.received += data
-            self.advance(connection)
-
-    def _collect(self, connection: Connection, data: bytes) -> None:
-        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
-        connection.received = data
-        if not data:
-            connection.failure = ConnectionAbortedError("the client closed within a body")
-        connection.earn(len(data))
-        enough = False
-        try:
-            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
-        except HTTPError as error:
-            connection.failure = error
-        if enough or connection.failure:
-            self._runner.hand_over(connection)
-        else:
-            self._connections.enter(connection, BODY)
-
-    def advance(self, connection: Connection) -> None:
-        """Answer what has arrived, hand it to a thread, or go on waiting."""
-        answered = False
-        while connection.response is not None or (
-            connection.received and self._take_request(connection)
-        ):
-            if connection.response is None:
-                self._runner.hand_over(connection)
-                return
-            state = connection.send(may_wait=False)
-            if state is WORKING:
-                self._runner.hand_over(connection, self._runner.pools.answers)
-                return
-            if state is not IDLE:
-                self._connections.enter(connection, state)
-                return
-            answered = True
-        if connection.received:
-            self._connections.enter(connection, HEAD)
-        elif answered or connection.state > HEAD:
-            self._connections.enter(connection, IDLE)  # which empty lines do not lengthen
-
-    def _take_request(self, connection: Connection) -> bool:
-        """Whether a request is here, or the answer to what is none, or to what is cheap."""
-        if not connection.take_head():
-            return False
-        head = connection.head
-        if head is None or connection.response is not None:
-            return True
-        response = None if head.has_body else self._service.inline(head, self.turn)
-        if response is not None:
-            connection.begin(response)
-        elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
-            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
-        return True
-
-    def expire(self, connection: Connection) -> None:
-        """End a connection that made no progress; 408 if a request had begun."""
-        late = HTTPError(408, TOO_SLOW)
-        if connection.state is SENDING and connection.moves():
-            connection.deadline += UNREAD_SECONDS
-        elif connection.state is BODY:
-            connection.failure = late
-            self._runner.hand_over(connection)
-        elif connection.state is HEAD and connection.received:
-            connection.refuse(late)
-            self.advance(connection)
-        else:
-            self._connections.enter(connection, CLOSED)
 
 
 class Server(ThreadingHTTPServer):
@@ -10946,13 +10824,14 @@ class Server(ThreadingHTTPServer):
     on_hangup: Callable[[], None]
     on_orphaned: Callable[[], None]
 
-    def __init__(self, listener: socket.socket, service: Service) -> None:
+    def __init__(
+        self, listener: socket.socket, service: Service, most: int = MAX_DESCRIPTORS
+    ) -> None:
         self.service = service
-        self._date = (0, "")  # a second and its name
         self._selector = selectors.DefaultSelector()
-        self.connections = Connections(self._selector, service.on_flight)
+        self.connections = Connections(self._selector, most, service.on_flight)
         self.runner = Runner(self, self.connections)
-        self._reactor = Reactor(service, self.connections, self.runner)
+        self.turn = 0  # how often the selector has woken up
         self.stopping = False
         self._stop_at = self._part_at = 0.0  # until then idle connections are kept
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
@@ -10960,7 +10839,6 @@ class Server(ThreadingHTTPServer):
         for end in (self._alarm, self._wakeup):
             end.setblocking(False)
         # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
-        most = self.connections.most_descriptors
         self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
         self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
         # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
@@ -10981,18 +10859,19 @@ class Server(ThreadingHTTPServer):
             patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
             patience = PATIENCE_SECONDS if short.is_waiting() else patience
             ready = self._selector.select(patience)
-            self._reactor.turn += 1
+            self.turn += 1
             for key, _ in ready:
                 if isinstance(key.data, Connection):
-                    self._attempt(self._reactor.on_ready, key.data)
+                    self._attempt(self.on_ready, key.data)
                 else:
                     self._attempt(key.data)
             short.relieve()
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
                 self.turned_at = now
-                for connection in self.connections.late(now):
-                    self._attempt(self._reactor.expire, connection)
+                for connection in self.connections.within(*WAITS):
+                    if connection.deadline < now:
+                        self._attempt(self.expire, connection)
 
     def _attempt(self, react: Callable[..., object], *connections: Connection) -> None:
         """React to something; no mistake in it may end the loop."""
@@ -11002,14 +10881,6 @@ class Server(ThreadingHTTPServer):
             warn(f"a connection was dropped: {type(error).__name__}: {error}")
             for connection in connections:
                 self.connections.enter(connection, CLOSED)
-
-    @property
-    def date(self) -> str:
-        """The value of Date, put together once a second."""
-        second, name = int(time.time()), self._date
-        if name[0] != second:
-            self._date = name = (second, format_date(second))
-        return name[1]
 
     @property
     def wakeup_descriptor(self) -> int:
@@ -11026,24 +10897,116 @@ class Server(ThreadingHTTPServer):
             if signal.SIGHUP in self._alarm.recv(4096):
                 self.on_hangup()
 
+    # -- connections on which something has happened
+
+    def on_ready(self, connection: Connection) -> None:
+        """Take in what has come, or send more of an answer."""
+        state = connection.state
+        if state is WORKING:
+            self.connections.rest(connection)
+            return
+        if state is SENDING:
+            self.advance(connection)
+            return
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if state is BODY:
+            self._collect(connection, data)
+        elif not data:
+            self.connections.enter(connection, CLOSED)
+        elif state is LINGERING:
+            connection.dropped += len(data)
+            if connection.dropped > LINGER_BYTES:
+                self.connections.enter(connection, CLOSED)
+        else:
+            if state is HEAD:
+                connection.earn(len(data))
+            connection.received += data
+            self.advance(connection)
+
+    def _collect(self, connection: Connection, data: bytes) -> None:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
+        connection.received = data
+        if not data:
+            connection.failure = ConnectionAbortedError("the client closed within a body")
+        connection.earn(len(data))
+        enough = False
+        try:
+            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
+        except HTTPError as error:
+            connection.failure = error
+        if enough or connection.failure:
+            self.runner.hand_over(connection)
+        else:
+            self.connections.enter(connection, BODY)
+
+    def advance(self, connection: Connection) -> None:
+        """Answer what has arrived, hand it to a thread, or go on waiting."""
+        answered = False
+        while connection.response is not None or (
+            connection.received and self._take_request(connection)
+        ):
+            if connection.response is None:
+                self.runner.hand_over(connection)
+                return
+            state = connection.send(may_wait=False)
+            if state is WORKING:
+                self.runner.hand_over(connection, self.runner.pools.answers)
+                return
+            if state is not IDLE:
+                self.connections.enter(connection, state)
+                return
+            answered = True
+        if connection.received:
+            self.connections.enter(connection, HEAD)
+        elif answered or connection.state > HEAD:
+            self.connections.enter(connection, IDLE)  # which empty lines do not lengthen
+
+    def _take_request(self, connection: Connection) -> bool:
+        """Whether a request is here, or the answer to what is none, or to what is cheap."""
+        if not connection.take_head():
+            return False
+        head = connection.head
+        if head is None or connection.response is not None:
+            return True
+        response = None if head.has_body else self.service.inline(head, self.turn)
+        if response is not None:
+            connection.begin(response)
+        elif self.connections.in_flight >= MAX_IN_FLIGHT and not self.service.is_prompt(head):
+            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
+        return True
+
+    def expire(self, connection: Connection) -> None:
+        """End a connection that made no progress; 408 if a request had begun."""
+        late = HTTPError(408, TOO_SLOW)
+        if connection.state is SENDING and connection.moves():
+            connection.deadline += UNREAD_SECONDS
+        elif connection.state is BODY:
+            connection.failure = late
+            self.runner.hand_over(connection)
+        elif connection.state is HEAD and connection.received:
+            connection.refuse(late)
+            self.advance(connection)
+        else:
+            self.connections.enter(connection, CLOSED)
+
     # -- beginning and end
 
-    def _accept(self) -> None:
+    def _accept(self, most: int = 64) -> None:
         """Take in who has come; where there are other workers, one a turn: the next is theirs."""
-        for _ in range(64 if self.lifeline is None else 1):
-            if not self._accept_one():
+        for _ in range(most if self.lifeline is None or self.stopping else 1):
+            try:
+                sock, address = self.socket.accept()
+            except OSError as error:  # nobody is there, or is gone already
+                if error.errno in NO_DESCRIPTORS:
+                    self.connections.make_room()
                 return
-
-    def _accept_one(self) -> bool:
-        try:
-            sock, address = self.socket.accept()
-        except OSError as error:  # nobody is there, or is gone already
-            if error.errno in NO_DESCRIPTORS:
-                self.connections.make_room()
-            return False
-        sock.setblocking(False)
-        self.process_request(sock, address)
-        return True
+            sock.setblocking(False)
+            self.process_request(sock, address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hold a new connection until a request has arrived on it; 503 where there is no room."""
@@ -11053,7 +11016,7 @@ class Server(ThreadingHTTPServer):
         connections.enter(connection, HEAD)
         if full:
             connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
-            self._reactor.advance(connection)
+            self.advance(connection)
 
     def stop(self) -> None:
         """Take no more requests; `serve_forever` returns when those in flight are answered."""
@@ -11067,9 +11030,7 @@ class Server(ThreadingHTTPServer):
             return False
         now, connections = time.monotonic(), self.connections
         if self.socket.fileno() >= 0:
-            for _ in range(LISTEN_BACKLOG):  # who came before the stop is answered, too
-                if not self._accept_one():
-                    break
+            self._accept(LISTEN_BACKLOG)  # who came before the stop is answered, too
             self._selector.unregister(self.socket)
             self.socket.close()
             self._part_at = now + FAREWELL_SECONDS
@@ -11084,17 +11045,6 @@ class Server(ThreadingHTTPServer):
                 connections.enter(connection, CLOSED)
         busy = in_flight or any(c.state in (BODY, SENDING) for c in held)
         return not busy or now > self._stop_at
-
-
-def limit_descriptors() -> int:
-    """Raise the limit of open files as far as it goes; how many that leaves for connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_DESCRIPTORS + SPARE_DESCRIPTORS
-    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    if soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
 
 
 # ======================================================================================
@@ -11963,7 +11913,7 @@ class Meter:
             numbers[place] += 1
             numbers[first] += int(seconds * 1e9)
             if head is not None and head.method != "HEAD":
-                numbers[own + 1] += response.length or 0
+                numbers[own + 1] += response.length
                 if head.has_body and response.status < 300:
                     numbers[own] += head.content_length or 0
 
@@ -13071,7 +13021,7 @@ class Application:
         name, tag = response.headers[1]
         if name == "ETag" and not_modified(head.headers, tag, None):
             # With the fields of the 200 that it stands for (RFC 9110 §15.4.5)
-            response.status, response.body, response.length = 304, b"", None
+            response.status, response.body, response.length = 304, b"", 0
             del response.headers[0]
         elif is_long and accepts_gzip(head.headers):
             response.body = gzip_bytes(body)
@@ -13230,7 +13180,7 @@ def is_ready(head: RequestHead, response: Response) -> bool:
     if response.status == 304 or head.method == "HEAD":
         return True
     segments: list[bytes | FileSlice] = list(response.body)  # type: ignore[arg-type]
-    if (response.length or 0) > HOT_FILE_BYTES:
+    if (response.length) > HOT_FILE_BYTES:
         return all(isinstance(each, bytes) or each.is_at_hand() for each in segments)
     pieces = [each if isinstance(each, bytes) else each.read_at_hand() for each in segments]
     if None in pieces:
@@ -21115,7 +21065,7 @@ def run_server(
     app = App(settings, index, thumbnails, progress, meter)
     if settings.log_format != "none":
         app.log = functools.partial(log_request, settings)
-    server = Server(listener.dup(), Application(app, ROUTES))
+    server = Server(listener.dup(), Application(app, ROUTES), limit_descriptors())
     server.lifeline = lifeline
     app.index.on_damage = functools.partial(leave_index, server)
     handle_signals(server, app, listener)
@@ -21137,6 +21087,20 @@ def run_server(
         emptying.join(SCANNER_STOP_SECONDS)
     app.index.close()
     return listener.fileno() >= 0
+
+
+SPARE_DESCRIPTORS = 256  # of the open files, kept for what is not a connection
+
+
+def limit_descriptors() -> int:
+    """Raise the limit of open files as far as it goes; how many that leaves for connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS + SPARE_DESCRIPTORS
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS, 64)
 
 
 def leave_index(server: Server, problem: str) -> None:
