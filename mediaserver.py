@@ -10813,7 +10813,8 @@ class Runner:
         """
         waits = had_body and not connection.received and not self._server.stopping
         if waits and not self.pools.bodies.has_backlog():
-            connection.received += connection.receive(self._buffers.body, SOON_SECONDS) or b""
+            buffer = self._buffers.body[:RECEIVE_BYTES]  # what comes with the head is copied
+            connection.received += connection.receive(buffer, SOON_SECONDS) or b""
         return connection.take_head()
 
 
