@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 185    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
+# upload, 177    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 235    as an upload -> create_entity -> save_entity (Folder.content_lock: check_entity,
+# entity, 228    as an upload -> create_entity -> save_entity (Folder.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -6031,11 +6031,9 @@ class Folder(Tree):
     def _copy(self, incoming: Incoming, name: str) -> None:
         """Bring a file that has arrived to another file system of this tree, durably."""
         with self.resolve(name, make=True) as place:
-            copy, source = self._create(place, incoming.size), incoming.file.fileno()
+            copy = self._create(place, incoming.size)
         with undoing(self.unlink, name), undoing(copy.close):
-            position = 0
-            while piece := os.pread(source, BUFFER_BYTES, position):
-                position += len(piece)
+            for piece in read_range(incoming.file, 0, incoming.size):
                 write_all(copy, memoryview(piece))
             os.fsync(copy.fileno())
             incoming.replace(name, copy)
@@ -6053,7 +6051,7 @@ class Folder(Tree):
 
     def _mark_removed(self, name: str) -> str:
         """A name in `.incoming/` for a file that is going; empty where there can be none."""
-        mark = new_mark(name)
+        mark = f"{secrets.token_hex(16)}.{mark_of(name)}"
         incoming = f"{INCOMING}/{mark}"
         error = self.link_in(incoming, self, name)
         if error == errno.EXDEV:
@@ -6212,9 +6210,7 @@ class Receiving:
     def hash_again(self, hashes: Sequence[Hash]) -> None:
         """Hash the file from its beginning, which other requests have brought."""
         self._write()
-        position = 0
-        while piece := os.pread(self.incoming.file.fileno(), BUFFER_BYTES, position):
-            position += len(piece)
+        for piece in read_range(self.incoming.file, 0, self.incoming.size):
             for digest in hashes:
                 digest.update(piece)
         self.hashes = hashes
@@ -6319,11 +6315,6 @@ def split_name(name: str) -> list[str]:
     if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
         raise ValueError(f"no file name: {name!r}")
     return parts
-
-
-def new_mark(name: str) -> str:
-    """A fresh name in `.incoming/` for a file that lies under `name`, too."""
-    return f"{secrets.token_hex(16)}.{mark_of(name)}"
 
 
 def inner_name(name: str, mark: str) -> str:
