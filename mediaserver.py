@@ -18256,8 +18256,8 @@ function drawEmpty() {
     showEmpty("picture", "none", "noneHow",
       choice(NOTHING, {className: "button main"}, t("showAll")));
   } else {
-    showEmpty("picture", "nothing", "nothingHow",
-      h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
+    const upload = h("button", {className: "main", onclick: () => $("upload").click()}, t("upload"));
+    showEmpty("picture", "nothing", "nothingHow", list.read_only ? "" : upload);
   }
 }
 
