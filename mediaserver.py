@@ -18151,8 +18151,9 @@ function drawEmpty() {
     showEmpty("picture", "none", "noneHow",
       choice(NOTHING, {className: "button main"}, t("showAll")));
   } else {
-    showEmpty("picture", "nothing", "nothingHow",
-      h("button", {className: "main", onclick: () => $("upload").click()}, t("upload")));
+    const run = () => $("upload").click();
+    const upload = h("button", {className: "main", onclick: run}, t("upload"));
+    showEmpty("picture", "nothing", "nothingHow", list.read_only ? "" : upload);
   }
 }
 
