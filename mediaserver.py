@@ -1215,7 +1215,6 @@ class Access(enum.Enum):
 
     OPEN = "open", None
     READ = "read", READ_PERMISSION
-    OWN = "read, or a user for what is theirs", READ_PERMISSION
     PRIVATE_READ = "private read", READ_PERMISSION
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
@@ -1224,14 +1223,14 @@ class Access(enum.Enum):
     TARGET = "as the target's upload", None  # what the credential lets do is seen later
 
 
-OPEN, READ, OWN, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
+OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
 
 
 def allows(access: Access, principal: Principal, read_auth_enabled: bool) -> bool:
     """Tell whether the principal may call a route of this access."""
-    if access is Access.OPEN or (access in {READ, OWN} and not read_auth_enabled):
+    if access is Access.OPEN or (access is Access.READ and not read_auth_enabled):
         return True
-    if access is Access.USER or (access is OWN and principal.user_id is not None):
+    if access is Access.USER:
         return principal.user_id is not None
     if access is Access.TARGET:
         return principal != ANONYMOUS
@@ -13316,10 +13315,9 @@ def find_readable(
     app: App, request: Request, sha256: str, trashed: bool = False
 ) -> Located | None:
     """A file of whichever family with this content that the principal may read, as on disk."""
-    principal, guarded = request.principal, app.settings.read_auth_enabled
-    roots = ["library", "entities"] if allows(READ, principal, guarded) else []
-    roots += ["images"] if allows(PRIVATE_READ, principal, True) else []
-    found = app.index.files.readable(sha256, roots, principal.user_id, trashed)
+    private = ["images"] if allows(PRIVATE_READ, request.principal, True) else []
+    roots, user_id = ["library", "entities", *private], request.principal.user_id
+    found = app.index.files.readable(sha256, roots, user_id, trashed)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
@@ -15674,7 +15672,7 @@ PREVIEW_QUERY = (
 )
 
 
-@route("GET", "/preview/{sha256}", OWN, "system",
+@route("GET", "/preview/{sha256}", READ, "system",
        {200: "preview"}, query=PREVIEW_QUERY)  # fmt: skip
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
@@ -15706,7 +15704,7 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
-@route("GET", "/exists", OWN, "system", {200: "StoredContents"},
+@route("GET", "/exists", READ, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
@@ -15714,7 +15712,7 @@ def check_hash(app: App, request: Request) -> Response:
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
-@route("POST", "/exists", OWN, "system",
+@route("POST", "/exists", READ, "system",
        {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"), reads=True)  # fmt: skip
@@ -16153,7 +16151,7 @@ def describe_common() -> dict[str, Any]:
 
 def describe_security(item: Route, settings: Settings) -> list[dict[str, list[str]]]:
     """Return the credentials of which one is needed; an empty one is none."""
-    anyone = item.access is OPEN or (item.access in {READ, OWN} and not settings.read_auth_enabled)
+    anyone = item.access is OPEN or (item.access is READ and not settings.read_auth_enabled)
     schemes = ["bearer"] if item.access is not OPEN else []
     if item.method == "GET" and item.access is not OPEN:
         schemes.append("viewCookie")
@@ -16658,22 +16656,15 @@ def open_album(
     app: App, request: Request, key: str
 ) -> tuple[Iterable[Shown], list[Album], list[list[str]]]:
     """Return an album's items, the albums in it, and ids and names on the way to it; 401, 404."""
-    albums, principal, guarded = (
-        app.index.albums,
-        request.principal,
-        app.settings.read_auth_enabled,
-    )
-    user_id, may_write = principal.user_id, allows(WRITE, principal, True)
+    albums, user_id = app.index.albums, request.principal.user_id
+    may_write = allows(WRITE, request.principal, True)
     if key == "all":
         mine = [] if user_id is None else albums.of_user(user_id)
         others = [*albums.of_entities(None), *albums.outside(user_id, may_write)]
-        if not allows(READ, principal, guarded):
-            others = [album for album in others if album.key in {"mine", "trash"}]
         return (), [*mine, *others], []
     if key == "trash":
         return albums.trash(user_id, may_write), [], []
     if key == "entities" or re.fullmatch(r"[0-9]{1,18}", key, re.ASCII):
-        require(READ, principal, guarded)
         above = id = None if key == "entities" else int(key)
         path: list[list[str]] = []
         while above is not None:
@@ -16689,13 +16680,12 @@ def open_album(
     return albums.records(caller(request), collection.id), [], about
 
 
-def open_library(app: App, request: Request, query: Mapping[str, Any]) -> Iterable[Shown]:
-    """Return what is in a folder of the library; 401, 403."""
-    require(READ, request.principal, app.settings.read_auth_enabled)
+def open_library(app: App, query: Mapping[str, Any]) -> Iterable[Shown]:
+    """Return what is in a folder of the library."""
     return app.index.files.shown(query["folder"].strip("/"), query["below"])
 
 
-@route("GET", "/gallery/items", OWN, "system",
+@route("GET", "/gallery/items", READ, "system",
        {200: "Gallery", 404: "Error: There is no such group, or album."},
        query=GALLERY_QUERY)  # fmt: skip
 @deferred("list")
@@ -16704,7 +16694,7 @@ def list_items(app: App, request: Request) -> Response:
     query = dict(request.query)
     group, album = query.pop("group", None), query.pop("album", None)
     if album is None:
-        library = open_library(app, request, query)
+        library = open_library(app, query)
         key, make = tuple(sorted(query.items())), functools.partial(make_catalogue, library, query)
         _, _, groups, summary = app.catalogues.get(app.index, key, make)
     else:  # a few items, and nobody knows when they change
@@ -16835,7 +16825,7 @@ class ZipReader:
         self._pieces.close()
 
 
-@route("GET", "/gallery/zip", OWN, "system",
+@route("GET", "/gallery/zip", READ, "system",
        {200: "zip", 404: "Error: There is nothing to download."}, query=ZIP_QUERY)  # fmt: skip
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
@@ -16855,7 +16845,7 @@ def choose_files(app: App, request: Request) -> Iterator[Zipped]:
     query, taken, free = dict(request.query), set[str](), dict[str, Iterator[str]]()
     group, album = query.pop("group", None), query.pop("album", None)
     only = {*filter(None, query.pop("only").lower().split(","))}
-    items = open_album(app, request, album)[0] if album else open_library(app, request, query)
+    items = open_album(app, request, album)[0] if album else open_library(app, query)
     for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
         if group not in {None, key} or (only and item.sha256[:12] not in only):
             continue
@@ -17608,7 +17598,6 @@ async function start(again = false) {
     start(again);
     return;
   }
-  if (answer.status === 403 && !album()) { choose({...NOTHING, album: "all"}); return; }
   if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
   if (!answer.ok) {
     notifyState(await problem(answer), true);

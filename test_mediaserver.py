@@ -5226,7 +5226,7 @@ def test_a_malformed_field_is_400(block: bytes) -> None:
 
 
 def test_a_hundred_fields_are_taken_and_one_more_is_431() -> None:
-    assert len(ms.parse_fields(b"\r\n".join([b"A: b"] * 100))) == 100
+    assert ms.parse_fields(b"\r\n".join([b"A: b"] * 100)).get_all("a") == ("b",) * 100
     assert status_of(ms.parse_fields, b"\r\n".join([b"A: b"] * 101)) == 431
 
 
@@ -8745,7 +8745,7 @@ def test_what_is_stored_is_told_to_readers_only_where_reading_is_not_open(start)
     running.upload(content)
     path = f"/exists?sha256={sha256(content)}"
     assert running.get(path).status == 401
-    assert running.get(path, **WRITER).json == {"stored": []}  # none of its own
+    assert running.get(path, **WRITER).status == 403
     assert running.get(path, **READER).json == {"stored": [sha256(content)]}
     assert [running.get(f"/exists{query}", **READER).status for query in ("", "?sha256=x")] == [
         400, 400]  # fmt: skip
@@ -13123,7 +13123,7 @@ def test_a_family_moves_to_a_bucket_and_back_while_the_server_runs(start, store,
     paths[f"/image/{later}"] = OWNER
     server.stop()
     told = run_migrate(server, "images", places["UPLOAD_DIR"], **keys)
-    assert "2 files of images, 50.0 kB copied" in told
+    assert "2 files of images, 50000 bytes copied" in told
     assert f"\nstart the server with UPLOAD_DIR={places['UPLOAD_DIR']}\n" in told
     assert len(store.names()) == 5
     shutil.rmtree(server.data / "images")
@@ -13917,23 +13917,18 @@ def test_the_gallerys_list_says_what_one_may_do_and_is_read_by_who_may_read(star
         assert expected == (answer.json["can_upload"] if answer.status == 200 else answer.status)
 
 
-def test_an_account_sees_what_is_its_own_where_reads_need_a_permission(start):
-    need("PIL")
+def test_where_reads_need_a_permission_an_account_without_it_reads_nothing_in_the_gallery(start):
     server = start(read_auth_enabled="true")
-    user, entities = User(server), Entities(server)
-    mine, entity, file = png(), png(), png()
+    user, mine = User(server), png()
     user.upload(mine, name="mine")
-    entities.create(entity, label="leaf")
-    server.put("/image/a.png", file)
-    assert names_in(server, "mine", user.headers) == ["mine"]
-    assert names_in(server, "all", user.headers) == ["mine/", "trash/"]
-    for query in ("", "?album=entities", "?album=1"):
+    for query in ("", "?album=mine", "?album=all", "?album=entities"):
         assert server.get(f"/gallery/items{query}", **user.headers).status == 403
-    assert [*zipped(server.get("/gallery/zip?album=mine", **user.headers))] == ["mine.png"]
-    hashes = [sha256(content) for content in (mine, entity, file)]
-    assert server.call("POST", "/exists", hashes, user.headers)[1] == {"stored": hashes[:1]}
-    found = [server.get(f"/preview/{each}?size=320", **user.headers).status for each in hashes]
-    assert found == [200, 404, 404]
+    for path in (
+        "/gallery/zip?album=mine",
+        f"/preview/{sha256(mine)}",
+        f"/exists?sha256={sha256(mine)}",
+    ):
+        assert server.get(path, **user.headers).status == 403
 
 
 def test_the_list_of_albums_is_sent_only_when_it_has_changed(server):
@@ -14520,18 +14515,6 @@ def test_links_are_made_listed_and_ended_in_the_page(browser, server):
     browser.click("#login [title='End this link']")
     browser.see("!document.querySelector('#login .list a')")
     assert user.call("GET", "/shares")[1] == []
-
-
-def test_an_account_without_a_permission_gets_its_albums_where_reads_need_one(browser, start):
-    server = start(read_auth_enabled="true")
-    user = User(server)
-    user.upload(png(), name="mine")
-    browser.open(server.url + "/gallery")
-    browser.click("#account")
-    sign_in(browser, user.headers["Authorization"].removeprefix("Bearer "))
-    browser.see("location.search === '?album=all'")
-    browser.click("#cards a[href*=mine]")
-    browser.see("document.querySelectorAll('.tile').length === 1")
 
 
 def test_the_page_of_a_server_that_only_reads_offers_no_changes(browser, start, tmp_path):
