@@ -15784,6 +15784,8 @@ PREVIEW_QUERY = (
 def get_preview(app: App, request: Request, sha256: str) -> Answer:
     """A picture for browsers, within a square."""
     found = find_readable(app, request, check_sha256(sha256), trashed=True)
+    if found is None:  # what is not one's own is everybody's, if that may be read
+        require(READ, request.principal, app.settings.read_auth_enabled)
     file, asset = existing(found, NO_FILE)
     webp = prefers(request.headers, "image/webp", "image/jpeg")
     rendition = Rendition("WEBP" if webp else "JPEG", int(request.query["size"]))
@@ -15811,7 +15813,7 @@ def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, 
     return {"stored": [sha256 for sha256 in hashes if find_readable(app, request, sha256)]}
 
 
-@route("GET", "/exists", OWN, "system", {200: "StoredContents"},
+@route("GET", "/exists", READ, "system", {200: "StoredContents"},
        query=(Field("sha256", "sha256", required=True),))  # fmt: skip
 def check_hash(app: App, request: Request) -> Response:
     """Whether some content is stored."""
@@ -15819,7 +15821,7 @@ def check_hash(app: App, request: Request) -> Response:
     return json_response(stored_json(app, request, dict.fromkeys(hashes)))
 
 
-@route("POST", "/exists", OWN, "system",
+@route("POST", "/exists", READ, "system",
        {200: "StoredContents"}, body=BodySpec(
            ("json",), (Field("sha256", "hashes", required=True, nullable=False),),
            list_field="sha256"), reads=True)  # fmt: skip
