@@ -2058,6 +2058,9 @@ ENDPOINTS = [  # access, method, path, the status of those who may, and who may
     ("read", "GET", "/media", 200, "everyone"),
     ("read", "GET", f"/image/{'0' * 64}", 404, "everyone"),
     ("read", "GET", f"/thumbnail/{'0' * 64}", 404, "everyone"),
+    ("read", "GET", f"/preview/{'0' * 64}?size=320", 404, "everyone"),
+    ("read", "GET", f"/exists?sha256={'0' * 64}", 200, "everyone"),
+    ("read", "GET", "/gallery/items", 200, "everyone"),
     ("private read", "GET", "/image/none.png", 404, "reader"),
     ("upload", "POST", "/upload", 400, "writer"),
     ("upload", "DELETE", "/media/none.png", 404, "writer"),
@@ -2105,7 +2108,8 @@ def test_access_is_the_contracts_table_over_http(
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
         wrong = running.request(method, path, headers={"Authorization": "Bearer wrong"})
         assert wrong.status == 401
-        uploader = running.request(method, f"{path}?token={upload_token()}")
+        sign = "&" if "?" in path else "?"
+        uploader = running.request(method, f"{path}{sign}token={upload_token()}")
         closed = access in {"private read", "write", "user"} or (
             access == "read" and running is read_closed
         )
