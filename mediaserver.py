@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 177    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
+# upload, 180    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 228    as an upload -> create_entity -> save_entity (Folder.content_lock: check_entity,
+# entity, 232    as an upload -> create_entity -> save_entity (Folder.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish

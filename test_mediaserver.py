@@ -14401,7 +14401,7 @@ def test_an_entity_is_shown_in_its_tree_as_it_was_in_each_version(browser, serve
     leaf = entities.create(png(7, 5), label="leaf", parent_id=tree)
     entities.send("PUT", str(leaf["id"]), png(30, 20), label="leaf", parent_id=tree)
     browser.open(f"{server.url}/gallery?album=entities")
-    browser.click(f"#cards a[href*='album={tree}']")
+    browser.click(f"#cards a[href$='album={tree}']")
     browser.click(".tile a")
     browser.click("#viewer [title=Details]")
     browser.see("document.querySelector('#view img')?.naturalWidth === 30")
