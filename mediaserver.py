@@ -15095,12 +15095,9 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
         raise unauthorized("That is not the link's password.")
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
-    base = urlsplit(request.url(f"/s/{share.id}"))
-    rules = f"Path={base.path}; Max-Age={SHARE_COOKIE_SECONDS}; HttpOnly; SameSite=Lax"
-    secure = "; Secure" if base.scheme == "https" else ""
-    value = f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}; {rules}{secure}"
-    location = request.reference(f"/s/{share.id}")
-    return Response(303, [("Location", location), ("Set-Cookie", value)])
+    path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
+    cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
+    return Response(303, [("Location", request.reference(path)), cookie])
 
 
 def check_guest(app: App, request: Request, token: str) -> Share:
@@ -15634,25 +15631,26 @@ def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app))
 
 
-def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
-    """The field that sets the view cookie for this server's paths (RFC 6265, section 4.1)."""
-    base = urlsplit(request.url("/"))
+def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, str]:
+    """Return the field that sets a cookie for a URL and those below (RFC 6265, section 4.1)."""
+    base = urlsplit(url)
     secure = "; Secure" if base.scheme == "https" else ""
-    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
-    return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
+    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite={same_site}{secure}"
+    return "Set-Cookie", f"{pair}; {rules}"
 
 
 @route("POST", "/session", BEARER, "system", {204: ""}, reads=True)
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
-    return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
+    cookie = set_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
+    return Response(204, [cookie, NO_STORE])
 
 
 @route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
-    return Response(204, [view_cookie(request, "", 0), NO_STORE])
+    return Response(204, [set_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict"), NO_STORE])
 
 
 PREVIEW_QUERY = (
@@ -19751,6 +19749,10 @@ class Copier(Verifier):
             self.others[file.root, file.path] = sha256
         return sha256
 
+    def report(self, what: str) -> None:
+        copied = f"{format_size(self.copied)} copied in {self._progress.seconds:.0f} s"
+        self._progress.say(f"{what}, {copied}: {self.summary()}")
+
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file, byte for byte."""
         target = self.targets[file.root]
@@ -19795,12 +19797,7 @@ def writing_to(place: str) -> Iterator[None]:
 class BackupCopier(Copier):
     """Copies files beside a server that may run, and links those that an earlier backup has."""
 
-    def __init__(
-        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
-        progress: Progress, earlier: tuple[Index, Mapping[str, Folder]] | None,
-    ) -> None:  # fmt: skip
-        super().__init__(index, sources, targets, progress)
-        self._earlier = earlier
+    earlier: tuple[Index, Mapping[str, Folder]] | None = None  # backup: its index and folders
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file or was given a link to it; not where it was edited."""
@@ -19812,9 +19809,9 @@ class BackupCopier(Copier):
         return has or self._link(file)
 
     def _link(self, file: File) -> bool:
-        if self._earlier is None:
+        if self.earlier is None:
             return False
-        (index, folders), target = self._earlier, self.targets[file.root]
+        (index, folders), target = self.earlier, self.targets[file.root]
         with contextlib.suppress(OSError, ValueError, sqlite3.Error):
             for other in index.files.holding(file.sha256):
                 found = folders[other.root].stat(other.path)
@@ -19860,8 +19857,13 @@ def check_destination(destination: Path, sources: Mapping[str, Folder]) -> None:
     for folder in sources.values():
         if destination.is_relative_to(folder.path):
             raise Refusal(f"{destination} is in {folder.path}, of which it is to be a backup")
-        if folder.is_missing() and not folder.is_new():
-            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+        need_disk(folder)
+
+
+def need_disk(folder: Folder) -> None:
+    """Refuse a folder whose disk is away."""
+    if folder.is_missing() and not folder.is_new():
+        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
 def fillable_folders(settings: Settings) -> dict[str, Folder]:
@@ -19895,21 +19897,19 @@ def backup(settings: Settings, dest: str) -> int:
         own = backup_settings(settings, begun)
         own.storage_dir.mkdir(0o700, exist_ok=True)
         own.database_dir.mkdir(0o700, exist_ok=True)
-        earlier = None
+        progress = Progress(index.files.total_size())
+        copier = BackupCopier(index, sources, fillable_folders(own), progress)
         for last in backups_in(destination)[-1:]:
             before = backup_settings(settings, last)
             kept = contextlib.closing(Index(before.database_url, query_only=True))
-            earlier = cleanup.enter_context(kept), open_folders(before, None)
-        progress = Progress(index.files.total_size())
-        copier = BackupCopier(index, sources, fillable_folders(own), progress, earlier)
+            copier.earlier = cleanup.enter_context(kept), open_folders(before, None)
         with writing_to(str(begun)):
             copy_in_rounds(index, copier, own)
             copy_secrets(settings, own)
             os.sync()
             place = begun.rename(new_backup(destination))
             os.sync()
-    copied = f"{format_size(copier.copied)} copied in {progress.seconds:.0f} s"
-    progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
+    copier.report(f"{place}: {copier.files} files")
     return 0 if copier.ok else 1
 
 
@@ -20123,8 +20123,7 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
-    copied = f"{format_size(mover.copied)} copied in {progress.seconds:.0f} s"
-    progress.say(f"{mover.files} files of {family}, {copied}: {mover.summary()}")
+    mover.report(f"{mover.files} files of {family}")
     first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
     place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
     progress.say(f"{first}start the server with {place}")
@@ -20666,8 +20665,7 @@ def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, 
         if source.is_relative_to(each.path):
             raise Refusal(f"{source} is in {each.path}, where it is served already")
     for folder in targets:
-        if folder.is_missing() and not folder.is_new():
-            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+        need_disk(folder)
 
 
 def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
