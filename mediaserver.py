@@ -3088,8 +3088,8 @@ def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
     # All of a JPEG is read: only its end tells where that is.
     budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
     try:
-        patcher = PATCHERS[facts.extension]
-        return patcher(_Span(_Source(b"", file, [budget]), 0, size), facts.orientation)
+        exif = _bare_exif(facts.orientation) if facts.orientation != 1 else b""
+        return PATCHERS[facts.extension](_Span(_Source(b"", file, [budget]), 0, size), exif)
     except _BROKEN as error:
         raise ValueError("a broken file") from error
 
@@ -3100,10 +3100,10 @@ def _bare_exif(orientation: int) -> bytes:
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
-def _jpeg_patches(jpeg: _Span, orientation: int) -> _Patches:
+def _jpeg_patches(jpeg: _Span, exif: bytes) -> _Patches:
     """EXIF, XMP, IPTC, comments and makers' segments, up to the end of the picture."""
     patches, marker, at = list[Patch](), b"", 2
-    exif = b"Exif\0\0" + _bare_exif(orientation) if orientation != 1 else b""
+    exif = exif and b"Exif\0\0" + exif
     while True:
         in_scan, start = marker == b"\xda", at
         at = _find_marker(jpeg, at, STRIP_BLOCK if in_scan else 16)
@@ -3131,9 +3131,9 @@ def _find_marker(jpeg: _Span, at: int, length: int) -> int:
     raise EOFError
 
 
-def _png_patches(png: _Span, orientation: int) -> _Patches:
+def _png_patches(png: _Span, exif: bytes) -> _Patches:
     """All chunks that do not show the picture."""
-    patches, exif = list[Patch](), _bare_exif(orientation) if orientation != 1 else b""
+    patches = list[Patch]()
     for kind, chunk in _Parts(_png_header, png.part(8)):
         end = chunk.start + chunk.size
         if kind == b"IEND":
@@ -3150,10 +3150,9 @@ def _png_patches(png: _Span, orientation: int) -> _Patches:
     raise ValueError("the picture has no end")
 
 
-def _webp_patches(webp: _Span, orientation: int) -> _Patches:
+def _webp_patches(webp: _Span, exif: bytes) -> _Patches:
     """All chunks that do not show the picture, and the flags that tell of them."""
     (size,) = webp.unpack("<I", 4)
-    exif = _bare_exif(orientation) if orientation != 1 else b""
     chunks = _hide_chunks(webp.part(12, 8 + size), exif, {b"ANMF"})
     return list(chunks), min(webp.size, 8 + size)
 
@@ -3377,7 +3376,7 @@ def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int
 _ISO_EXTENSIONS = (
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 )  # fmt: skip
-PATCHERS: Mapping[str, Callable[[_Span, int], _Patches]] = {  # by extension
+PATCHERS: Mapping[str, Callable[[_Span, bytes], _Patches]] = {  # by extension
     "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
     **dict.fromkeys(_ISO_EXTENSIONS, lambda file, _: _PatchFinder(file).run()),
 }  # fmt: skip
@@ -6931,15 +6930,13 @@ class Bucket(Folder):
             os.makedirs(self.path, mode=0o700, exist_ok=True)
         self.resolve(f"{INCOMING}/_", make=True).__exit__()
         copy = tempfile.TemporaryFile(dir=f"{self.path}/{INCOMING}", buffering=0)  # noqa: SIM115
-        with contextlib.ExitStack() as on_error:
-            on_error.callback(copy.close)
+        with undoing(copy.close):
             need_room(copy.fileno(), size, self.reserve)
             with contextlib.closing(ObjectReader(self, name, (size, mtime_ns))) as source:
                 while (at := copy.tell()) < size:
                     write_all(copy, memoryview(source.read_at(at, size - at)))
             os.utime(copy.fileno(), ns=(mtime_ns, mtime_ns))
             copy.seek(0)
-            on_error.pop_all()
         return copy
 
     # What comes and goes
@@ -11661,15 +11658,13 @@ class ResumableUploads:
     def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Receiving]:
         """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
         receiving = self._resume(upload, limit)
-        with contextlib.ExitStack() as on_error:
-            on_error.callback(receiving.close)
+        with undoing(receiving.close):
             taken = self.rows.take(upload.id, secrets.token_hex(8))
             if taken is None or taken.received != upload.received:
                 raise self.refusal(upload.id)
             start: Sequence[Hash] = () if taken.received else new_hashes(md5)
             size, hashes = self._hashes.pop(upload.id, (0, start))
             receiving.go_on(taken.received, hashes if size == taken.received else start)
-            on_error.pop_all()
         return taken._replace(length=upload.length), receiving
 
     def _resume(self, upload: OpenUpload, limit: Limit) -> Receiving:
@@ -12639,12 +12634,9 @@ def listing_response(
 
 
 def long_response(request: Request, content: Content) -> Response:
-    """Answer with JSON that lies in a file, which is closed with the answer."""
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(close_source, content)
-        response = content_response(request.head, content)
-        on_error.pop_all()
-    return response
+    """Answer with what lies in a file, which is closed with the answer."""
+    with undoing(close_source, content):
+        return content_response(request.head, content)
 
 
 def printable(path: str) -> str:
@@ -15103,12 +15095,9 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
         raise unauthorized("That is not the link's password.")
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
-    base = urlsplit(request.url(f"/s/{share.id}"))
-    rules = f"Path={base.path}; Max-Age={SHARE_COOKIE_SECONDS}; HttpOnly; SameSite=Lax"
-    secure = "; Secure" if base.scheme == "https" else ""
-    value = f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}; {rules}{secure}"
-    location = request.reference(f"/s/{share.id}")
-    return Response(303, [("Location", location), ("Set-Cookie", value)])
+    path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
+    cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")
+    return Response(303, [("Location", request.reference(path)), cookie])
 
 
 def check_guest(app: App, request: Request, token: str) -> Share:
@@ -15210,23 +15199,19 @@ def stripped_response(app: App, request: Request, file: File, asset: Asset) -> R
         if facts.kind != "image":
             detail = "This file cannot be sent without what it says of its making."
             raise HTTPError(404, detail) from None
-        content = make_preview_content(app, file, asset)  # which says nothing either
+        largest = Rendition("JPEG", PREVIEW_SIZES[-1])  # which says nothing either
+        content = rendered_content(app, file, make_preview(app, file, asset, largest))
     content = content._replace(cache_control="private, no-cache", last_modified=None)
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(close_source, content)
-        response = content_response(request.head, content)
-        on_error.pop_all()
-    return response
+    return long_response(request, content)
 
 
 def patch_file(app: App, file: File, facts: Facts) -> Content:
     """Return a file with patches over what it says of its making; ValueError."""
-    with contextlib.ExitStack() as on_error, app.disk(file.root):
+    with app.disk(file.root):
         source = open_file(app, file)
-        on_error.callback(source.close)
-        patches, end = find_patches(source, file.size, facts)
-        check_unchanged(file, source)
-        on_error.pop_all()
+        with undoing(source.close):
+            patches, end = find_patches(source, file.size, facts)
+            check_unchanged(file, source)
     digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
 
@@ -15247,16 +15232,16 @@ def check_unchanged(file: File, source: BinaryIO | io.FileIO) -> None:
         raise HTTPError(404, NO_FILE)
 
 
-def make_preview_content(app: App, file: File, asset: Asset) -> Content:
-    """What is answered with the largest preview of a picture; 404, 503."""
+def make_preview(app: App, file: File, asset: Asset, rendition: Rendition) -> bytes:
+    """Return a preview of a picture, which is made if need be; 404, 503."""
     try:
         with app.disk(file.root):
-            made = app.renditions.ensure_preview(file, asset, Rendition("JPEG", PREVIEW_SIZES[-1]))
+            made = app.renditions.ensure_preview(file, asset, rendition)
     except FileNotFoundError:
         raise HTTPError(404, NO_FILE) from None
     if isinstance(made, Outcome):
         raise no_rendition("preview", made)
-    return rendered_content(app, file, made)
+    return made
 
 
 # -- trash ---------------------------------------------------------------------------------
@@ -15646,25 +15631,26 @@ def get_health(app: App, request: Request) -> Response:
     return json_response(health_json(app))
 
 
-def view_cookie(request: Request, value: str, seconds: int) -> tuple[str, str]:
-    """The field that sets the view cookie for this server's paths (RFC 6265, section 4.1)."""
-    base = urlsplit(request.url("/"))
+def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, str]:
+    """Return the field that sets a cookie for a URL and those below (RFC 6265, section 4.1)."""
+    base = urlsplit(url)
     secure = "; Secure" if base.scheme == "https" else ""
-    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
-    return "Set-Cookie", f"{VIEW_COOKIE}={value}; {rules}"
+    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite={same_site}{secure}"
+    return "Set-Cookie", f"{pair}; {rules}"
 
 
 @route("POST", "/session", BEARER, "system", {204: ""}, reads=True)
 def start_session(app: App, request: Request) -> Response:
     """Let a browser's pages show what the bearer may read."""
     value = sign_view(request.principal, app.keys.view_key, time.time())
-    return Response(204, [view_cookie(request, value, VIEW_SECONDS), NO_STORE])
+    cookie = set_cookie(request.url("/"), f"{VIEW_COOKIE}={value}", VIEW_SECONDS, "Strict")
+    return Response(204, [cookie, NO_STORE])
 
 
 @route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
-    return Response(204, [view_cookie(request, "", 0), NO_STORE])
+    return Response(204, [set_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict"), NO_STORE])
 
 
 PREVIEW_QUERY = (
@@ -15684,19 +15670,9 @@ def get_preview(app: App, request: Request, sha256: str) -> Answer:
     def respond(made: bytes) -> Response:
         return content_response(request.head, rendered_content(app, file, made, "Accept"))
 
-    def make() -> Response:
-        try:
-            with app.disk(file.root):
-                made = app.renditions.ensure_preview(file, asset, rendition)
-        except FileNotFoundError:
-            raise HTTPError(404, NO_FILE) from None
-        if isinstance(made, Outcome):
-            raise no_rendition("preview", made)
-        return respond(made)
-
     with contextlib.suppress(OSError):
         return respond(app.thumbnails.find_preview(asset.sha256, rendition))
-    return Deferred("decoder", make)
+    return Deferred("decoder", lambda: respond(make_preview(app, file, asset, rendition)))
 
 
 def stored_json(app: App, request: Request, hashes: Iterable[str]) -> dict[str, Any]:
@@ -19773,6 +19749,10 @@ class Copier(Verifier):
             self.others[file.root, file.path] = sha256
         return sha256
 
+    def report(self, what: str) -> None:
+        copied = f"{format_size(self.copied)} copied in {self._progress.seconds:.0f} s"
+        self._progress.say(f"{what}, {copied}: {self.summary()}")
+
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file, byte for byte."""
         target = self.targets[file.root]
@@ -19817,12 +19797,7 @@ def writing_to(place: str) -> Iterator[None]:
 class BackupCopier(Copier):
     """Copies files beside a server that may run, and links those that an earlier backup has."""
 
-    def __init__(
-        self, index: Index, sources: Mapping[str, Folder], targets: Mapping[str, Folder],
-        progress: Progress, earlier: tuple[Index, Mapping[str, Folder]] | None,
-    ) -> None:  # fmt: skip
-        super().__init__(index, sources, targets, progress)
-        self._earlier = earlier
+    earlier: tuple[Index, Mapping[str, Folder]] | None = None  # backup: its index and folders
 
     def _keep(self, file: File, status: os.stat_result) -> bool:
         """Whether the target has the file or was given a link to it; not where it was edited."""
@@ -19834,9 +19809,9 @@ class BackupCopier(Copier):
         return has or self._link(file)
 
     def _link(self, file: File) -> bool:
-        if self._earlier is None:
+        if self.earlier is None:
             return False
-        (index, folders), target = self._earlier, self.targets[file.root]
+        (index, folders), target = self.earlier, self.targets[file.root]
         with contextlib.suppress(OSError, ValueError, sqlite3.Error):
             for other in index.files.holding(file.sha256):
                 found = folders[other.root].stat(other.path)
@@ -19882,8 +19857,13 @@ def check_destination(destination: Path, sources: Mapping[str, Folder]) -> None:
     for folder in sources.values():
         if destination.is_relative_to(folder.path):
             raise Refusal(f"{destination} is in {folder.path}, of which it is to be a backup")
-        if folder.is_missing() and not folder.is_new():
-            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+        need_disk(folder)
+
+
+def need_disk(folder: Folder) -> None:
+    """Refuse a folder whose disk is away."""
+    if folder.is_missing() and not folder.is_new():
+        raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
 
 
 def fillable_folders(settings: Settings) -> dict[str, Folder]:
@@ -19917,21 +19897,19 @@ def backup(settings: Settings, dest: str) -> int:
         own = backup_settings(settings, begun)
         own.storage_dir.mkdir(0o700, exist_ok=True)
         own.database_dir.mkdir(0o700, exist_ok=True)
-        earlier = None
+        progress = Progress(index.files.total_size())
+        copier = BackupCopier(index, sources, fillable_folders(own), progress)
         for last in backups_in(destination)[-1:]:
             before = backup_settings(settings, last)
             kept = contextlib.closing(Index(before.database_url, query_only=True))
-            earlier = cleanup.enter_context(kept), open_folders(before, None)
-        progress = Progress(index.files.total_size())
-        copier = BackupCopier(index, sources, fillable_folders(own), progress, earlier)
+            copier.earlier = cleanup.enter_context(kept), open_folders(before, None)
         with writing_to(str(begun)):
             copy_in_rounds(index, copier, own)
             copy_secrets(settings, own)
             os.sync()
             place = begun.rename(new_backup(destination))
             os.sync()
-    copied = f"{format_size(copier.copied)} copied in {progress.seconds:.0f} s"
-    progress.say(f"{place}: {copier.files} files, {copied}: {copier.summary()}")
+    copier.report(f"{place}: {copier.files} files")
     return 0 if copier.ok else 1
 
 
@@ -20145,8 +20123,7 @@ def migrate(settings: Settings, family: str, to: Path | S3Place | None = None) -
             if mover.copy_all(index) and mover.copied == before:
                 break
     os.sync()
-    copied = f"{format_size(mover.copied)} copied in {progress.seconds:.0f} s"
-    progress.say(f"{mover.files} files of {family}, {copied}: {mover.summary()}")
+    mover.report(f"{mover.files} files of {family}")
     first = "" if is_stopped else "stop the server, run this once more (for what is new), then "
     place = f"{name.upper()}={to}" if getattr(own, name) else f"no {name.upper()}"
     progress.say(f"{first}start the server with {place}")
@@ -20320,8 +20297,7 @@ def copy_file(
     with origin.open(file.path) as source:
         status = os.fstat(source.fileno())
         receiving = folder.begin(Limit(sys.maxsize, ""), md5)  # it may have grown
-        with contextlib.ExitStack() as on_error:
-            on_error.callback(receiving.discard)
+        with undoing(receiving.discard):
             for block in read_blocks(source, file.size):
                 receiving.feed(block)
             incoming = receiving.finish()
@@ -20329,7 +20305,6 @@ def copy_file(
                 raise BlockingIOError(errno.EAGAIN, "it is being written")
             os.utime(incoming.file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
             kept = keep(incoming)
-            on_error.pop_all()
     incoming.discard(undo=False)
     return kept
 
@@ -20690,8 +20665,7 @@ def check_import(source: Path, targets: Iterable[Folder], folders: Mapping[str, 
         if source.is_relative_to(each.path):
             raise Refusal(f"{source} is in {each.path}, where it is served already")
     for folder in targets:
-        if folder.is_missing() and not folder.is_new():
-            raise Refusal(f"{folder.path} is not there or empty: is a disk not mounted?")
+        need_disk(folder)
 
 
 def tell_outcomes(outcomes: Iterable[tuple[str, Result]]) -> dict[str, int]:
