@@ -12612,6 +12612,14 @@ def text_response(
     return Response(status, [("Content-Type", JSON_TYPE), *headers], body)
 
 
+def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, str]:
+    """Return the field that sets a cookie for a URL and those below (RFC 6265, section 4.1)."""
+    base = urlsplit(url)
+    secure = "; Secure" if base.scheme == "https" else ""
+    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite={same_site}{secure}"
+    return "Set-Cookie", f"{pair}; {rules}"
+
+
 def format_time(seconds: float, timespec: str = "microseconds") -> str:
     """ISO 8601 in UTC as Django REST Framework writes it; pydantic does with the timespec "auto".
 
@@ -15629,14 +15637,6 @@ def health_json(app: App) -> dict[str, Any]:
 def get_health(app: App, request: Request) -> Response:
     """How the server is."""
     return json_response(health_json(app))
-
-
-def set_cookie(url: str, pair: str, seconds: int, same_site: str) -> tuple[str, str]:
-    """Return the field that sets a cookie for a URL and those below (RFC 6265, section 4.1)."""
-    base = urlsplit(url)
-    secure = "; Secure" if base.scheme == "https" else ""
-    rules = f"Path={base.path}; Max-Age={seconds}; HttpOnly; SameSite={same_site}{secure}"
-    return "Set-Cookie", f"{pair}; {rules}"
 
 
 @route("POST", "/session", BEARER, "system", {204: ""}, reads=True)
