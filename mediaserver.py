@@ -8852,6 +8852,9 @@ class Scanner:
         found = describe(folder, path, time.time())
         if found:
             self._put([found])
+            if folder.is_gone(path):  # deleted meanwhile: its row must not come back
+                self._forget(folder, [os.fsencode(path)], 0.0)
+                return None
         return found
 
     def current(self, found: Located) -> Located | None:
