@@ -3530,7 +3530,26 @@ def probe(file: BinaryIO, head: bytes = b"") -> Facts | None:
 # a connection of its own. Writers queue up; whoever gets the lock commits for all who wait
 # (group commit), so that many small writes share one transaction and one fsync.
 
-SCHEMA = """
+ENTITY_STATE = """
+    version INTEGER NOT NULL,           -- from 1
+    transaction_id INTEGER NOT NULL,    -- of the write that made it
+    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
+    label TEXT,
+    description TEXT,
+    parent_id INTEGER,                  -- the collection it is in
+    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
+    added REAL NOT NULL,                -- Unix seconds: of version 1
+    updated REAL NOT NULL,              -- and of this one
+    path TEXT,                          -- of its content in the entities folder
+    sha256 TEXT REFERENCES asset,       -- null: a collection
+    kind TEXT,                          -- these three are the asset's, for the indexes
+    mime_type TEXT,
+    extension TEXT,
+    search TEXT NOT NULL                -- label and description, folded
+"""
+IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
+    AND instr(substr(path, 7), x'2f') = 0"""  # files directly in media/
+SCHEMA = f"""
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -3569,12 +3588,9 @@ CREATE TABLE file (                 -- where content lies
 ) WITHOUT ROWID;
 CREATE INDEX file_by_content ON file (sha256, root, path);
 CREATE INDEX file_of_media ON file (added, path)
-    WHERE root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
-    AND instr(substr(path, 7), x'2f') = 0;  -- files directly in media/
+    WHERE {IN_MEDIA};
 CREATE INDEX asset_without_thumbnail ON asset (sha256) WHERE thumbnail IS NULL;
-"""
 
-ACCOUNTS_SCHEMA = """
 CREATE TABLE user (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- an id is never used again: tokens carry it
     email TEXT NOT NULL,            -- as given
@@ -3586,7 +3602,8 @@ CREATE TABLE user (
     password TEXT NOT NULL,         -- scrypt$n$r$p$salt$hash
     permissions TEXT NOT NULL DEFAULT '',  -- words that the owner granted
     is_active INTEGER NOT NULL DEFAULT 1,
-    created_at REAL NOT NULL        -- Unix seconds, as all times
+    created_at REAL NOT NULL,       -- Unix seconds, as all times
+    tokens_from INTEGER NOT NULL DEFAULT 0  -- older ones are refused
 );
 
 CREATE TABLE session (              -- a login and the refresh tokens that followed from it
@@ -3594,7 +3611,11 @@ CREATE TABLE session (              -- a login and the refresh tokens that follo
     user_id INTEGER NOT NULL REFERENCES user,
     jti TEXT NOT NULL,              -- of its one refresh token that is not spent
     rotated_at REAL NOT NULL,       -- when the one before was spent
-    expires_at REAL NOT NULL
+    expires_at REAL NOT NULL,
+    previous_jti TEXT,              -- spent for the good one at rotated_at
+    created_at REAL,
+    address TEXT NOT NULL DEFAULT '',  -- of the login
+    user_agent TEXT NOT NULL DEFAULT ''  -- its beginning
 ) WITHOUT ROWID;
 CREATE INDEX session_of_user ON session (user_id, expires_at);
 CREATE INDEX session_by_expiry ON session (expires_at);
@@ -3634,33 +3655,16 @@ CREATE TABLE media (
     folded TEXT NOT NULL,
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
-    is_deleted INTEGER NOT NULL DEFAULT 0
+    is_deleted INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT                     -- of the library's picture that is shown without a file
 );
 CREATE INDEX media_by_time ON media (user_id, is_deleted, created_at, id);
 CREATE INDEX media_by_type ON media (user_id, is_deleted, type, created_at, id);
 CREATE INDEX media_by_name ON media (user_id, is_deleted, name, id);
 CREATE INDEX media_by_size ON media (user_id, is_deleted, size, id);
 CREATE INDEX media_of_collection ON media (collection_id, user_id, is_deleted, created_at, id);
-"""
+CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
 
-ENTITY_STATE = """
-    version INTEGER NOT NULL,           -- from 1
-    transaction_id INTEGER NOT NULL,    -- of the write that made it
-    is_collection INTEGER NOT NULL,     -- 0 or 1, for ever
-    label TEXT,
-    description TEXT,
-    parent_id INTEGER,                  -- the collection it is in
-    is_deleted INTEGER NOT NULL,        -- softly, 0 or 1
-    added REAL NOT NULL,                -- Unix seconds: of version 1
-    updated REAL NOT NULL,              -- and of this one
-    path TEXT,                          -- of its content in the entities folder
-    sha256 TEXT REFERENCES asset,       -- null: a collection
-    kind TEXT,                          -- these three are the asset's, for the indexes
-    mime_type TEXT,
-    extension TEXT,
-    search TEXT NOT NULL                -- label and description, folded
-"""
-ENTITY_SCHEMA = f"""
 CREATE TABLE entity (                   -- the current version of each
     id INTEGER PRIMARY KEY AUTOINCREMENT, {ENTITY_STATE});
 CREATE UNIQUE INDEX entity_by_content ON entity (sha256);
@@ -3676,45 +3680,13 @@ CREATE TABLE entity_version (           -- every version, the current one too
 ) WITHOUT ROWID;
 CREATE INDEX entity_version_by_id ON entity_version (id, version);
 CREATE INDEX entity_version_by_path ON entity_version (path, id);
-"""
 
-SESSIONS_SCHEMA = """
-ALTER TABLE user ADD COLUMN tokens_from INTEGER NOT NULL DEFAULT 0;  -- older ones are refused
-ALTER TABLE session ADD COLUMN previous_jti TEXT;  -- spent for the good one at rotated_at
-ALTER TABLE session ADD COLUMN created_at REAL;
-ALTER TABLE session ADD COLUMN address TEXT NOT NULL DEFAULT '';    -- of the login
-ALTER TABLE session ADD COLUMN user_agent TEXT NOT NULL DEFAULT '';  -- its beginning
-UPDATE session SET created_at = rotated_at;
-"""
-
-# Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
-# begins anywhere, so that the index after a damaged one does not pass for it.
-LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
-    f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
-    " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
-    for number, change in enumerate(
-        (
-            "INSERT ON file WHEN new.root = 'library'",
-            "DELETE ON file WHEN old.root = 'library'",
-            "UPDATE ON file WHEN new.root = 'library'",
-            "UPDATE OF kind, mime_type, created, created_source ON asset",
-        )
-    )
-)
-
-TOKENS_SCHEMA = """
 CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
     id TEXT PRIMARY KEY,    -- the token's jti
     used INTEGER NOT NULL,  -- requests that succeeded, and those under way
     expires_at REAL NOT NULL
 ) WITHOUT ROWID;
-"""
 
-STORED_MEDIA_SCHEMA = """
-CREATE INDEX media_with_file ON media (user_id, size) WHERE path IS NOT NULL;
-"""
-
-UPLOADS_SCHEMA = """
 CREATE TABLE upload (               -- one that may be resumed, or has been completed lately
     id TEXT PRIMARY KEY,            -- random: the end of its URL, and its name in `.incoming/`
     owner TEXT NOT NULL,            -- who may go on with it, and in whose number it counts
@@ -3729,9 +3701,7 @@ CREATE TABLE upload (               -- one that may be resumed, or has been comp
 ) WITHOUT ROWID;
 CREATE INDEX upload_by_expiry ON upload (expires_at);
 CREATE INDEX upload_of_owner ON upload (owner) WHERE answer IS NULL;
-"""
 
-SHARES_SCHEMA = """
 CREATE TABLE share (
     id TEXT PRIMARY KEY,    -- random; who knows it may see what is shared
     owner INTEGER,          -- user id; null: whoever may write here
@@ -3746,16 +3716,24 @@ CREATE TABLE share (
     expires_at REAL         -- null: never
 ) WITHOUT ROWID;
 """
+# Lists are made anew when this number changes, and nothing else: a login costs them nothing. It
+# begins anywhere, so that the index after a damaged one does not pass for it.
+SCHEMA += "INSERT INTO meta VALUES ('library_version', random() >> 16);" + "".join(
+    f"CREATE TRIGGER library_version_{number} AFTER {change} BEGIN"
+    " UPDATE meta SET value = value + 1 WHERE key = 'library_version'; END;"
+    for number, change in enumerate(
+        (
+            "INSERT ON file WHEN new.root = 'library'",
+            "DELETE ON file WHEN old.root = 'library'",
+            "UPDATE ON file WHEN new.root = 'library'",
+            "UPDATE OF kind, mime_type, created, created_source ON asset",
+        )
+    )
+)
 
-ALBUMS_SCHEMA = """
-ALTER TABLE media ADD COLUMN sha256 TEXT;  -- of the library's picture that is shown without a file
-"""
-
-# number n brings an index from user_version n to n + 1
-MIGRATIONS = (
-    SCHEMA, ACCOUNTS_SCHEMA, ENTITY_SCHEMA, SESSIONS_SCHEMA, LIBRARY_VERSION_SCHEMA,
-    STORED_MEDIA_SCHEMA, UPLOADS_SCHEMA, TOKENS_SCHEMA, SHARES_SCHEMA, ALBUMS_SCHEMA,
-)  # fmt: skip
+INDEX_VERSION = 10
+# By user_version: what an index of that is brought to, and how. There were no releases before.
+MIGRATIONS = {0: (INDEX_VERSION, SCHEMA)}
 
 Database = sqlite3.Connection  # a parameter of what runs in a transaction
 Located = tuple["File", "Asset"]
@@ -3834,8 +3812,11 @@ ASSET_COLUMNS = ", ".join(f"asset.{name}" for name in ASSET_NAMES)
 FILE_COLUMNS = ", ".join(f"file.{name}" for name in File._fields)
 FILE_WIDTH = len(File._fields)
 SELECT_LOCATED = f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM file JOIN asset USING (sha256)"
-IN_MEDIA = """root = 'library' AND path > x'6d656469612f' AND path < x'6d6564696130'
-    AND instr(substr(path, 7), x'2f') = 0"""  # the words of the index file_of_media
+
+
+def located(row: Sequence[Any]) -> Located:
+    """Return the file and the asset that a row of SELECT_LOCATED has."""
+    return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
 
 
 class Entity(NamedTuple):
@@ -3883,10 +3864,27 @@ class Table:
         return self._index.write(lambda db: db.execute(sql, values).rowcount > 0, durable)
 
 
-def rows_where(table: str, *conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
-    """Return a table with conditions on its rows, and the values of those with a placeholder."""
+class Rows(Table, Generic[T]):
+    """Things of one kind, of which `make` makes each from a row of `select`."""
+
+    def __init__(self, index: Index, make: Callable[[Sequence[Any]], T], select: str) -> None:
+        super().__init__(index)
+        self._make, self._select = make, select
+
+    def _all(self, rest: str, *values: Any, db: Database | None = None) -> list[T]:
+        """Return the things that `select` and the rest of its SQL find."""
+        return [*map(self._make, self._index.read(f"{self._select} {rest}", *values, db=db))]
+
+    def _first(self, rest: str, *values: Any, db: Database | None = None) -> T | None:
+        """Return the first of them, if there is one."""
+        row = self._index.read(f"{self._select} {rest}", *values, db=db).fetchone()
+        return self._make(row) if row else None
+
+
+def where(*conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+    """Return what follows a table of which rows are wanted, and the conditions' values."""
     words = " AND ".join(condition for condition, _ in conditions) or "1"
-    return f"{table} WHERE {words}", [value for words, value in conditions if "?" in words]
+    return f"WHERE {words}", [value for words, value in conditions if "?" in words]
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -4032,18 +4030,18 @@ class Index:
         self._writer = self._connect(cache_kib=4096)
         self._durable = True
         self.assets = Assets(self)
-        self.files = Files(self)
-        self.users = Users(self)
-        self.sessions = Sessions(self)
+        self.files = Files(self, located, SELECT_LOCATED)
+        self.users = Users(self, User._make, f"SELECT {USER_COLUMNS} FROM user")
+        self.sessions = Sessions(self, Session._make, f"SELECT {SESSION_COLUMNS} FROM session")
         self.failures = Failures(self)
         self.token_uses = TokenUses(self)
-        self.shares = ShareLinks(self)
+        self.shares = ShareLinks(self, Share._make, "SELECT * FROM share")
         self.collections = OwnedTable(self, "collection", Collection)
         self.media = OwnedTable(self, "media", MediaRecord, "is_deleted = 0")
         self.entities = Entities(self)
-        self.trash = Trash(self)
+        self.trash = Trash(self, Trashed._make, f"SELECT * FROM ({TRASHED})")
         self.albums = Albums(self)
-        self.uploads = Uploads(self)
+        self.uploads = Uploads(self, OpenUpload._make, "SELECT * FROM upload")
 
     def _connect(self, cache_kib: int) -> Database:
         options: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}
@@ -4057,8 +4055,10 @@ class Index:
         cursor.execute(f"PRAGMA cache_size = -{cache_kib}")
         return connection
 
-    def read(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        """Run a SELECT on this thread's own connection."""
+    def read(self, sql: str, *values: Any, db: Database | None = None) -> sqlite3.Cursor:
+        """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
+        if db is not None:
+            return db.execute(sql, values)
         connection: Database | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect(cache_kib=1024)
@@ -4070,19 +4070,20 @@ class Index:
     def count(self, rows: str, *values: Any) -> int:
         """Return how many rows there are; they are counted again once anything was written."""
         # https://www.sqlite.org/pragma.html#pragma_data_version: of this thread's own connection
-        version = self.read("PRAGMA data_version").fetchone()[0]
+        version = self.value("PRAGMA data_version")
         counts: dict[Any, tuple[int, int]] = self._local.counts
         known, count = counts.get((rows, values), (None, 0))
         if known != version:
-            count = self.read(f"SELECT count(*) FROM {rows}", *values).fetchone()[0]
+            count = self.value(f"SELECT count(*) FROM {rows}", *values)
             if len(counts) >= MAX_COUNTS:
                 counts.clear()
             counts[rows, values] = version, count
         return count
 
-    def query(self, db: Database | None, sql: str, *values: Any) -> sqlite3.Cursor:
-        """Run a SELECT inside the transaction of `db`, or on this thread's own connection."""
-        return self.read(sql, *values) if db is None else db.execute(sql, values)
+    def value(self, sql: str, *values: Any, db: Database | None = None) -> Any:
+        """Return the first column of the first row of a SELECT; None if there is no row."""
+        row = self.read(sql, *values, db=db).fetchone()
+        return row[0] if row else None
 
     def write(self, apply: Callable[[Database], T], durable: bool = True) -> T:
         """Run `apply` in a transaction and return its result once that is committed.
@@ -4180,7 +4181,7 @@ class Index:
     def check(self) -> None:
         """Look for damage in an index that was too large for that at its opening."""
         if self.path.stat().st_size > CHECK_BYTES:
-            problem = self.read("PRAGMA quick_check(1)").fetchone()[0]
+            problem = self.value("PRAGMA quick_check(1)")
             if problem != "ok":
                 self.report_damage(problem)
 
@@ -4193,8 +4194,8 @@ class Index:
 
     def get_meta(self, key: str) -> str | None:
         """Return what is noted under a key, if anything is."""
-        row = self.read("SELECT value FROM meta WHERE key = ?", key).fetchone()
-        return row[0] if row else None
+        found: str | None = self.value("SELECT value FROM meta WHERE key = ?", key)
+        return found
 
     def set_meta(self, key: str, value: str) -> None:
         """Note something under a key."""
@@ -4244,8 +4245,7 @@ class Assets(Table):
 
     def is_known(self, sha256: str) -> bool:
         """Return whether there is an asset of this content."""
-        sql = "SELECT 1 FROM asset WHERE sha256 = ?"
-        return self._index.read(sql, sha256).fetchone() is not None
+        return bool(self._index.value("SELECT 1 FROM asset WHERE sha256 = ?", sha256))
 
     def drop_unused(self, db: Database, sha256: str) -> bool:
         """Forget an asset that no file has; return whether it was forgotten."""
@@ -4289,11 +4289,6 @@ INSERT_ASSET = (
 )
 
 
-def located(row: Sequence[Any]) -> Located:
-    """Return the file and the asset that a row of SELECT_LOCATED has."""
-    return File.from_row(row[:FILE_WIDTH]), Asset.from_row(row[FILE_WIDTH:])
-
-
 def placeholders(values: Sequence[Any]) -> str:
     """Return a question mark for each of the values, for a list in SQL."""
     return ", ".join("?" * len(values))
@@ -4312,7 +4307,7 @@ def upsert_sql(table: str, columns: tuple[str, ...]) -> str:
     return f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
 
 
-class Files(Table):
+class Files(Rows[Located]):
     """Files on disk, by folder and path."""
 
     def put(self, db: Database, file: File, asset: Asset) -> str | None:
@@ -4346,15 +4341,12 @@ class Files(Table):
 
     def get(self, root: str, path: str) -> Located | None:
         """Return the file at a path of a root, with its asset, if it is known."""
-        sql = f"{SELECT_LOCATED} WHERE root = ? AND path = ?"
-        row = self._index.read(sql, root, os.fsencode(path)).fetchone()
-        return located(row) if row else None
+        return self._first("WHERE root = ? AND path = ?", root, os.fsencode(path))
 
     def with_content(self, sha256: str, roots: Sequence[str]) -> list[Located]:
         """The files of an asset in some folders, by path."""
-        condition = f"sha256 = ? AND root IN ({placeholders(roots)}) ORDER BY root DESC, path"
-        rows = self._index.read(f"{SELECT_LOCATED} WHERE {condition}", sha256, *roots)
-        return [located(row) for row in rows]
+        condition = f"sha256 = ? AND root IN ({placeholders(roots)})"
+        return self._all(f"WHERE {condition} ORDER BY root DESC, path", sha256, *roots)
 
     def readable(
         self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
@@ -4365,11 +4357,8 @@ class Files(Table):
             " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
         )
         condition = f"file.sha256 = ? AND (root IN ({placeholders(roots)}) OR {own})"
-        values = (sha256, *roots, user_id, trashed)
-        rows = self._index.read(
-            f"{SELECT_LOCATED} WHERE {condition} ORDER BY root != 'library'", *values
-        )
-        return [located(row) for row in rows]
+        rest = f"WHERE {condition} ORDER BY root != 'library'"
+        return self._all(rest, sha256, *roots, user_id, trashed)
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
         """Path and state of every file of a folder in the order of the paths' bytes."""
@@ -4402,7 +4391,7 @@ class Files(Table):
     def total_size(self, since: float = 0.0) -> int:
         """How many bytes the files have that came in or changed `since`."""
         sql = "SELECT coalesce(sum(size), 0) FROM file WHERE max(added, ctime, mtime_ns / 1e9) >="
-        return int(self._index.read(f"{sql} ?", since).fetchone()[0])
+        return int(self._index.value(f"{sql} ?", since))
 
     def set_times(self, db: Database, file: File, mtime_ns: int, ctime: float) -> None:
         """Note the times of a file that was copied."""
@@ -4412,14 +4401,14 @@ class Files(Table):
     def is_empty(self, root: str, below: str = "") -> bool:
         """Whether no file of a folder is known whose path begins with `below`."""
         sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
-        row = self._index.read(sql, root, os.fsencode(below)).fetchone()
-        return row is None or not row[0].startswith(os.fsencode(below))
+        first = self._index.value(sql, root, os.fsencode(below))
+        return first is None or not first.startswith(os.fsencode(below))
 
     def is_empty_beside(self, root: str, below: str) -> bool:
         """Whether no file of a folder is known whose path does not begin with `below`."""
         sql = "SELECT 1 FROM file WHERE root = ? AND {} LIMIT 1"
         sides = ("path < ?", os.fsencode(below)), ("path > ?", os.fsencode(below) + b"\xff")
-        return not any(self._index.read(sql.format(s), root, v).fetchone() for s, v in sides)
+        return not any(self._index.value(sql.format(s), root, v) for s, v in sides)
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
         """sha256, path, mtime_ns and time made of each content at the path that sorts first.
@@ -4435,20 +4424,19 @@ class Files(Table):
 
     def holding(self, sha256: str) -> list[File]:
         """The files of an asset."""
-        rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
-        return [File.from_row(row) for row in rows]
+        return [file for file, _ in self._all("WHERE sha256 = ?", sha256)]
 
     def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
         values = (file.root, os.fsencode(file.path), file.sha256)
-        return db.execute(sql, values).fetchone() is not None
+        return bool(self._index.value(sql, *values, db=db))
 
     def others(self, db: Database, file: File) -> list[File]:
         """The other files of the same folder and content."""
-        sql = f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
-        rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
-        return [File.from_row(row) for row in rows]
+        rest = "WHERE sha256 = ? AND root = ? AND path != ? ORDER BY path"
+        values = (file.sha256, file.root, os.fsencode(file.path))
+        return [other for other, _ in self._all(rest, *values, db=db)]
 
     def shown(self, folder: str, below: bool) -> Iterator[Shown]:
         """The media of the library in a folder, and below it if wanted, the newest first."""
@@ -4530,19 +4518,19 @@ class User(NamedTuple):
         return f"User(id={self.id}, email={self.email!r})"  # the hash is for no log
 
 
-USER_COLUMNS = ", ".join(f"user.{name}" for name in User._fields)
+USER_COLUMNS = ", ".join(User._fields)
 
 
-class Users(Table):
+class Users(Rows[User]):
     """Accounts."""
 
     def get(self, user_id: int) -> User | None:
         """Return the account with this id, if there is one."""
-        return next(self._select("WHERE id = ?", user_id), None)
+        return self._first("WHERE id = ?", user_id)
 
-    def _select(self, rest: str, *values: Any) -> Iterator[User]:
-        rows = self._index.read(f"SELECT {USER_COLUMNS} FROM user {rest}", *values)
-        return itertools.starmap(User, rows)
+    def active(self, user_id: int, db: Database) -> User | None:
+        """Return the account with this id, unless it is disabled."""
+        return self._first("WHERE id = ? AND is_active", user_id, db=db)
 
     def present(self, principal: Principal) -> Principal | None:
         """Return what a principal may do by now; None if its account is disabled, or was since.
@@ -4564,21 +4552,20 @@ class Users(Table):
     def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
         """What a user's files take, those of softly deleted records included."""
         sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
-        return int(self._index.query(db, sql, user_id).fetchone()[0])
+        return int(self._index.value(sql, user_id, db=db))
 
     def find(self, name: str) -> User | None:
         """The account with this e-mail in any case, else with this username."""
         rest = "WHERE email_key = ? OR username = ? ORDER BY email_key = ? DESC LIMIT 1"
-        return next(self._select(rest, name.casefold(), name, name.casefold()), None)
+        return self._first(rest, name.casefold(), name, name.casefold())
 
     def all(self) -> list[User]:
         """Return all accounts, the oldest first."""
-        return list(self._select("ORDER BY id"))
+        return self._all("ORDER BY id")
 
     def created(self, user_id: int) -> float:
         """When an account was made, here or in the program that it was imported from."""
-        row = self._index.read("SELECT created_at FROM user WHERE id = ?", user_id).fetchone()
-        return float(row[0]) if row else 0.0
+        return self._index.value("SELECT created_at FROM user WHERE id = ?", user_id) or 0.0
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
         """Which of the unique fields another account has; a login takes e-mail and username."""
@@ -4591,9 +4578,8 @@ class Users(Table):
             ),
             "phone_number": ("phone_number = ?", [values.get("phone_number")]),
         }
-        query = functools.partial(self._index.query, db)
-        sql = "SELECT 1 FROM user WHERE {}"
-        return [n for n, (c, v) in unique.items() if query(sql.format(c), *v).fetchone()]
+        find, sql = functools.partial(self._index.value, db=db), "SELECT 1 FROM user WHERE {}"
+        return [n for n, (c, v) in unique.items() if find(sql.format(c), *v)]
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         """Write a new account; an `id` among the values is that of another program."""
@@ -4611,11 +4597,11 @@ class Users(Table):
 
     def _free_id(self, db: Database) -> int:
         """The next id; those are left out under which another program's user has records here."""
-        row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'user'").fetchone()
+        value = functools.partial(self._index.value, db=db)
+        last = value("SELECT seq FROM sqlite_sequence WHERE name = 'user'") or 0
         used = "SELECT 1 FROM {} WHERE user_id = ?"
         owners = " UNION ALL ".join(used.format(table) for table in ("media", "collection"))
-        ids = itertools.count(row[0] + 1 if row else 1)
-        return next(id for id in ids if not db.execute(owners, (id, id)).fetchone())
+        return next(id for id in itertools.count(last + 1) if not value(owners, id, id))
 
     def set_password(self, db: Database, user: User, password: str) -> bool:
         """Change the hash, unless another request was faster, and end all sessions."""
@@ -4636,8 +4622,8 @@ class Users(Table):
 
     def change_permissions(self, db: Database, user: User, add: Set[str], drop: Set[str]) -> None:
         """Add and drop words of an account's permissions."""
-        row = db.execute("SELECT permissions FROM user WHERE id = ?", (user.id,)).fetchone()
-        words = " ".join(sorted((set(row[0].split()) | add) - drop))
+        words = self._index.value("SELECT permissions FROM user WHERE id = ?", user.id, db=db)
+        words = " ".join(sorted((set(words.split()) | add) - drop))
         db.execute("UPDATE user SET permissions = ? WHERE id = ?", (words, user.id))
 
 
@@ -4668,7 +4654,7 @@ MAX_SESSIONS = 1000  # of an account; a further login ends the one that expires 
 RETRY_SECONDS = 10  # in which a spent refresh token gives its successor again
 
 
-class Sessions(Table):
+class Sessions(Rows[Session]):
     """Logins; each has one refresh token that is not spent."""
 
     def open(self, db: Database, user: User, session: Session) -> bool:
@@ -4692,7 +4678,7 @@ class Sessions(Table):
         One that comes back at once is another tab's, or its answer was lost: it gets the same
         successor. Any other spent one was stolen: its session ends.
         """
-        session = self._find(db, token)
+        session = self._of_token(db, token)
         if session is None:
             return None
         at_once = abs(arrived - session.rotated_at) <= RETRY_SECONDS
@@ -4701,9 +4687,8 @@ class Sessions(Table):
         elif token.jti != session.previous_jti or not at_once:
             self.end(db, session.user_id, session.id)
             return None
-        sql = f"SELECT {USER_COLUMNS} FROM user WHERE id = ? AND is_active"
-        row = db.execute(sql, (token.user_id,)).fetchone()
-        return (User(*row), session) if row else None
+        user = self._index.users.active(token.user_id, db)
+        return (user, session) if user else None
 
     def _renew(self, db: Database, session: Session, jti: str, lifetime: int) -> Session:
         now = time.time()
@@ -4715,20 +4700,17 @@ class Sessions(Table):
 
     def spend(self, db: Database, token: RefreshToken) -> bool:
         """End the session of a refresh token; whether the token was still good."""
-        session = self._find(db, token)
+        session = self._of_token(db, token)
         good = session is not None and session.jti == token.jti
         return good and self.end(db, token.user_id, token.session)
 
-    def _find(self, db: Database, token: RefreshToken) -> Session | None:
-        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE id = ? AND user_id = ?"
-        row = db.execute(sql, (token.session, token.user_id)).fetchone()
-        return Session(*row) if row else None
+    def _of_token(self, db: Database, token: RefreshToken) -> Session | None:
+        return self._first("WHERE id = ? AND user_id = ?", token.session, token.user_id, db=db)
 
     def of_user(self, user_id: int, now: float) -> list[Session]:
         """The sessions of an account that have not expired, last used first."""
-        sql = f"SELECT {SESSION_COLUMNS} FROM session WHERE user_id = ? AND expires_at > ?"
-        rows = self._index.read(f"{sql} ORDER BY rotated_at DESC, id", user_id, now)
-        return [Session(*row) for row in rows]
+        which = "WHERE user_id = ? AND expires_at > ?"
+        return self._all(f"{which} ORDER BY rotated_at DESC, id", user_id, now)
 
     def end(self, db: Database, user_id: int, id: str) -> bool:
         """End one session of an account; whether there was one."""
@@ -4797,7 +4779,7 @@ SHARED_FILES = {  # what a share of the folder ?1, with the target ?2 of the own
 }
 
 
-class ShareLinks(Table):
+class ShareLinks(Rows[Share]):
     """Links that show files to who has no account."""
 
     def add(self, share: Share, now: float) -> None:
@@ -4811,15 +4793,12 @@ class ShareLinks(Table):
 
     def get(self, id: str, now: float) -> Share | None:
         """Return the share of this id, unless it has expired."""
-        sql = "SELECT * FROM share WHERE id = ? AND (expires_at IS NULL OR expires_at > ?)"
-        row = self._index.read(sql, id, now).fetchone()
-        return Share(*row) if row else None
+        return self._first("WHERE id = ? AND (expires_at IS NULL OR expires_at > ?)", id, now)
 
     def all(self, now: float, owner: int | None, everyone: bool) -> list[Share]:
         """The shares of an owner, or all; the newest first."""
         good = "(expires_at IS NULL OR expires_at > ?) AND (owner IS ? OR ?)"
-        sql = f"SELECT * FROM share WHERE {good} ORDER BY created_at DESC, id"
-        return [Share(*row) for row in self._index.read(sql, now, owner, everyone)]
+        return self._all(f"WHERE {good} ORDER BY created_at DESC, id", now, owner, everyone)
 
     def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
         """End a share of an owner, or anybody's; whether there was one."""
@@ -4873,7 +4852,7 @@ class Failures(Table):
             db.execute(sql, (now - FAILURE_SECONDS, now + CHECKING_SECONDS))
             for key, limit in limits.items():
                 sql = "SELECT count(*) FROM login_failure WHERE key = ?"
-                if db.execute(sql, (self._digest(key),)).fetchone()[0] >= limit:
+                if self._index.value(sql, self._digest(key), db=db) >= limit:
                     return False
             values = [(self._digest(key), now, attempt) for key in limits]
             db.executemany("INSERT INTO login_failure VALUES (?, ?, ?, 0)", values)
@@ -4955,34 +4934,33 @@ class Query(NamedTuple):
     order: tuple[tuple[str, bool], ...] = ()  # column, and whether it is descending
 
 
-class OwnedTable(Generic[Record]):
+class OwnedTable(Rows[Record]):
     """Things of users in one table; every method asks whose, so that nobody meets another's."""
 
     def __init__(self, index: Index, table: str, make: type[Record], condition: str = "1") -> None:
-        self._index = index
+        fields = ", ".join(make._fields)
+        super().__init__(index, make._make, f"SELECT {fields} FROM {table}")  # type: ignore[arg-type]
         self._table = table
-        self._make = make
         self._condition = condition  # which of the rows there are for users
-        self._select = f"SELECT {', '.join(make._fields)}"
 
     def _where(self, wanted: Query) -> tuple[str, list[Any]]:
         equal = [(f"{column} = ?", value) for column, value in wanted.equal]
         terms = [("instr(folded, ?)", term) for term in wanted.terms]
         own = ("user_id = ?", wanted.user_id), (self._condition, None)
-        return rows_where(self._table, *own, *equal, *terms)
+        return where(*own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         """Return how many rows fit a query."""
-        where, values = self._where(wanted)
-        return self._index.count(where, *values)
+        which, values = self._where(wanted)
+        return self._index.count(f"{self._table} {which}", *values)
 
     def each(self, wanted: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
         """The things wanted in order; those that are equal in it are ordered by id."""
-        where, values = self._where(wanted)
+        which, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
-        sql = f"{self._select} FROM {where} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
-        return itertools.starmap(self._make, self._index.read(sql, *values, limit, offset))
+        sql = f"{self._select} {which} ORDER BY {', '.join(words)} LIMIT ? OFFSET ?"
+        return map(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
         """One thing by its id, in the transaction of `db` where there is one."""
@@ -4991,9 +4969,7 @@ class OwnedTable(Generic[Record]):
 
     def of_anyone(self, key: str, db: Database | None = None) -> Record | None:
         """One thing by its id, for who has shown leave to read it."""
-        sql = f"{self._select} FROM {self._table} WHERE id = ? AND {self._condition}"
-        row = self._index.query(db, sql, key).fetchone()
-        return self._make(*row) if row else None
+        return self._first(f"WHERE id = ? AND {self._condition}", key, db=db)
 
     def put(self, db: Database, thing: Record) -> None:
         """Add a thing or change the one with its id."""
@@ -5025,8 +5001,7 @@ class OwnedTable(Generic[Record]):
 
     def is_known(self, key: str) -> bool:
         """Whether there is something with this id, softly deleted or not."""
-        sql = f"SELECT 1 FROM {self._table} WHERE id = ?"
-        return self._index.read(sql, key).fetchone() is not None
+        return bool(self._index.value(f"SELECT 1 FROM {self._table} WHERE id = ?", key))
 
     def remove_collection(self, user_id: int, key: str) -> bool:
         """Delete a collection and keep its media; whether there was one."""
@@ -5082,7 +5057,7 @@ class Entities(Table):
         which = "" if version is None else "AND version = ?"
         sql = f"{self._select(bool(which))} WHERE id IN ({placeholders(ids)}) {which} ORDER BY id"
         values = ids if version is None else (*ids, bounded(version))
-        return [Entity.from_row(row) for row in self._index.query(db, sql, *values)]
+        return [Entity.from_row(row) for row in self._index.read(sql, *values, db=db)]
 
     def _select(self, versions: bool = False) -> str:
         """All there is to read of an entity."""
@@ -5102,18 +5077,20 @@ class Entities(Table):
             else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
             for column, value in filters.items()
         ]  # fmt: skip
-        return rows_where("entity_version" if chosen else "entity", *chosen, *equal, *found)
+        which, values = where(*chosen, *equal, *found)
+        return f"{'entity_version' if chosen else 'entity'} {which}", values
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
         """The entity that has an asset."""
-        row = self._index.query(db, "SELECT id FROM entity WHERE sha256 = ?", sha256).fetchone()
-        return row[0] if row else None
+        sql = "SELECT id FROM entity WHERE sha256 = ?"
+        id: int | None = self._index.value(sql, sha256, db=db)
+        return id
 
     def is_within(self, id: int, collection: int, db: Database | None = None) -> bool:
         """Whether an entity is a collection, or in it, however deep."""
         above = "VALUES (?) UNION SELECT parent_id FROM entity JOIN above USING (id)"
         sql = f"WITH RECURSIVE above (id) AS ({above}) SELECT 1 FROM above WHERE id = ?"
-        return self._index.query(db, sql, id, collection).fetchone() is not None
+        return bool(self._index.value(sql, id, collection, db=db))
 
     def put(self, db: Database, entity: Entity, now: float) -> Entity:
         """Write an entity as its next version, unless it is the current one."""
@@ -5196,18 +5173,16 @@ TRASHED = """
 MAX_CLOCK_STEP = 86400.0  # seconds between two looks at the trash, by the clock
 
 
-class Trash(Table):
+class Trash(Rows[Trashed]):
     """What is softly deleted, of users and among the entities."""
 
     def all(self, until: float = math.inf) -> list[Trashed]:
         """What was deleted before a time, in that order."""
-        sql = f"SELECT * FROM ({TRASHED}) WHERE deleted_at < ? ORDER BY deleted_at, kind, id"
-        return [Trashed(*row) for row in self._index.read(sql, until)]
+        return self._all("WHERE deleted_at < ? ORDER BY deleted_at, kind, id", until)
 
     def get(self, id: str, db: Database | None = None) -> Trashed | None:
         """What has an id, which is a UUID for a media record and a number for an entity."""
-        row = self._index.query(db, f"SELECT * FROM ({TRASHED}) WHERE id = ?", id).fetchone()
-        return Trashed(*row) if row else None
+        return self._first("WHERE id = ?", id, db=db)
 
     def is_clock_steady(self, now: float) -> bool:
         """Whether it is about as late as when this was asked last, perhaps before a restart.
@@ -5217,9 +5192,9 @@ class Trash(Table):
 
         def look(db: Database) -> bool:
             sql = "SELECT value FROM meta WHERE key = 'trash_looked_at'"
-            row = db.execute(sql).fetchone()
+            before = float(self._index.value(sql, db=db) or now)
             db.execute("INSERT OR REPLACE INTO meta VALUES ('trash_looked_at', ?)", (str(now),))
-            return row is None or abs(now - float(row[0])) < MAX_CLOCK_STEP
+            return abs(now - before) < MAX_CLOCK_STEP
 
         return self._index.write(look)
 
@@ -5238,8 +5213,8 @@ class Trash(Table):
 
     def remove_media(self, db: Database, id: str) -> list[str]:
         """Forget a media record; the path of its file, if it had one."""
-        row = db.execute("DELETE FROM media WHERE id = ? RETURNING path", (id,)).fetchone()
-        return [row[0]] if row and row[0] else []
+        path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", id, db=db)
+        return [path] if path else []
 
 
 SHOWN_RECORDS = """
@@ -5341,7 +5316,7 @@ class OpenUpload(NamedTuple):
     answer: str | None = None
 
 
-class Uploads(Table):
+class Uploads(Rows[OpenUpload]):
     """Uploads that may be resumed; whoever takes one is the only one who can add to it."""
 
     def add(self, upload: OpenUpload, most: int) -> bool:
@@ -5349,7 +5324,7 @@ class Uploads(Table):
 
         def apply(db: Database) -> bool:
             sql = "SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL"
-            if db.execute(sql, (upload.owner,)).fetchone()[0] >= most:
+            if self._index.value(sql, upload.owner, db=db) >= most:
                 return False
             db.execute(f"INSERT INTO upload VALUES ({placeholders(upload)})", upload)
             return True
@@ -5358,9 +5333,7 @@ class Uploads(Table):
 
     def get(self, id: str, now: float) -> OpenUpload | None:
         """Return an upload that has not expired."""
-        sql = "SELECT * FROM upload WHERE id = ? AND expires_at > ?"
-        row = self._index.read(sql, id, now).fetchone()
-        return OpenUpload(*row) if row else None
+        return self._first("WHERE id = ? AND expires_at > ?", id, now)
 
     def take(self, id: str, writer: str) -> OpenUpload | None:
         """Make `writer` the only one who may go on; None if it is complete or gone."""
@@ -5371,7 +5344,7 @@ class Uploads(Table):
     def is_writer(self, id: str, writer: str) -> bool:
         """Return whether this request is the one that an upload is written by."""
         sql = "SELECT 1 FROM upload WHERE id = ? AND writer = ?"
-        return self._index.read(sql, id, writer).fetchone() is not None
+        return bool(self._index.value(sql, id, writer))
 
     def advance(self, upload: OpenUpload) -> bool:
         """Record how far an upload has come; whether its writer is still the one."""
@@ -5393,18 +5366,16 @@ class Uploads(Table):
 
     def expired(self, now: float) -> list[OpenUpload]:
         """Return the uploads whose time has come."""
-        rows = self._index.read("SELECT * FROM upload WHERE expires_at <= ?", now)
-        return [OpenUpload(*row) for row in rows]
+        return self._all("WHERE expires_at <= ?", now)
 
     def unfinished(self) -> list[OpenUpload]:
         """Return the uploads that have not been answered."""
-        rows = self._index.read("SELECT * FROM upload WHERE answer IS NULL")
-        return [OpenUpload(*row) for row in rows]
+        return self._all("WHERE answer IS NULL")
 
     def missing_bytes(self, root: str) -> int:
         """How many bytes the uploads of a known length have still to bring into a folder."""
         sql = "SELECT total(length - received) FROM upload WHERE root = ? AND answer IS NULL"
-        return int(self._index.read(sql, root).fetchone()[0])
+        return int(self._index.value(sql, root))
 
     def promised_bytes(self, owner: str, target: str, but: str) -> int:
         """How large the uploads of an owner for a family are or will be, one left out."""
@@ -5412,7 +5383,7 @@ class Uploads(Table):
             "SELECT total(coalesce(length, received)) FROM upload"
             " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
         )
-        return int(self._index.read(sql, owner, target, but).fetchone()[0])
+        return int(self._index.value(sql, owner, target, but))
 
 
 def open_index(path: Path) -> Index:
@@ -5475,12 +5446,13 @@ def migrated(index: Index) -> Index:
     """Bring an index to this program's schema; raises sqlite3.DatabaseError if it is damaged."""
     db = index._writer
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
+    if version not in {INDEX_VERSION, *MIGRATIONS}:
         raise SettingError("DATABASE_URL", "the index was made by a newer mediaserver")
     examine(index, version)
     db.execute("PRAGMA journal_mode = WAL")
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    while version in MIGRATIONS:
+        version, script = MIGRATIONS[version]
+        db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {version}; COMMIT;")
     db.execute("SELECT 1 FROM asset, file LIMIT 1").fetchone()
     return index
 
@@ -19477,7 +19449,7 @@ def index_to_read(settings: Settings) -> contextlib.closing[Index]:
     if not settings.database_url.exists():
         raise Refusal(f"there is no index at {settings.database_url}: has the server run here?")
     index = Index(settings.database_url, query_only=True)
-    if index.read("PRAGMA user_version").fetchone()[0] != len(MIGRATIONS):
+    if index.value("PRAGMA user_version") != INDEX_VERSION:
         index.close()
         raise Refusal("another version of mediaserver made the index: start this one once")
     return contextlib.closing(index)
@@ -19719,7 +19691,7 @@ class Verifier:
 
     def run(self, shelves: Sequence[Shelf]) -> None:
         """Check all that is known, and name what is not."""
-        problem = self._index.read("PRAGMA quick_check(1)").fetchone()[0]
+        problem = self._index.value("PRAGMA quick_check(1)")
         if problem != "ok":
             self._note("damaged", str(self._index.path), problem)
         for folder in self._folders.values():
@@ -21076,13 +21048,27 @@ def serve(settings: Settings) -> None:
 
 def recover(settings: Settings, thumbnails: Thumbnails) -> None:
     """Check the settings against what is on disk, and undo what a crash left half done."""
-    app = App(settings, open_index(settings.database_url), thumbnails, SharedProgress())
+    for _ in range(
+        2
+    ):  # an index in which damage is met is marked, and put aside when it is opened
+        with contextlib.closing(open_index(settings.database_url)) as index:
+            try:
+                return recover_files(App(settings, index, thumbnails, SharedProgress()))
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+    raise SettingError("DATABASE_URL", "the index is damaged again and again: does the disk fail?")
+
+
+def recover_files(app: App) -> None:
+    """Undo what a crash left half done on disk."""
+    thumbnails = app.thumbnails
     if app.index.get_meta("decoders") != thumbnails.description:
         app.index.assets.retry_thumbnails()
         app.index.set_meta("decoders", thumbnails.description)
     thumbnails.recover()
     thumbnails.remove(*app.index.assets.private_with_thumbnail(), public_only=True)
-    if not settings.read_only:
+    if not app.settings.read_only:
         resumed = app.uploads.recover()
         # To one that was just made, or made anew for a lost one, all files are unknown: all stay.
         is_new = app.index.get_meta("recovered") is None
@@ -21090,7 +21076,6 @@ def recover(settings: Settings, thumbnails: Thumbnails) -> None:
             find = functools.partial(app.index.files.get, folder.name)
             folder.recover((lambda name: True) if is_new else find, resumed)
         app.index.set_meta("recovered", "1")
-    app.index.close()
 
 
 def run_server(
