@@ -911,30 +911,18 @@ _B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
 # RFC 5480: DER has one encoding of a P-256 key's SubjectPublicKeyInfo; only the point differs.
 _SPKI_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
 _SPKI_UNCOMPRESSED = b"\x30\x59" + _SPKI_P256 + b"\x03\x42\x00\x04"
-_SPKI_COMPRESSED = b"\x30\x39" + _SPKI_P256 + b"\x03\x22\x00"
+_SPKI_COMPRESSED = tuple(b"\x30\x39" + _SPKI_P256 + b"\x03\x22\x00" + s for s in (b"\2", b"\3"))
 _PEM_PUBLIC_KEY = r"\s*-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]*)-----END PUBLIC KEY-----\s*"
 
 # (x, y, z) stands for the point (x/z², y/z³), or for infinity where z = 0.
 Jacobian = tuple[int, int, int]
 
 
-class PublicKey:
-    """A point of P-256 other than infinity; `ValueError` when it is not on the curve."""
+class PublicKey(NamedTuple):
+    """A point of P-256 other than infinity."""
 
-    __slots__ = ("x", "y")
-
-    def __init__(self, x: int, y: int) -> None:
-        on_curve = (y * y - x**3 + 3 * x - _B) % _P == 0
-        if not (0 <= x < _P and 0 <= y < _P and on_curve):
-            raise ValueError("the public key is not a point of P-256")
-        self.x = x
-        self.y = y
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PublicKey) and (self.x, self.y) == (other.x, other.y)
-
-    def __hash__(self) -> int:
-        return hash((self.x, self.y))
+    x: int
+    y: int
 
 
 _G = PublicKey(
@@ -944,8 +932,10 @@ _G = PublicKey(
 
 
 def parse_public_key(pem: str | bytes) -> PublicKey:
-    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on other text."""
-    # The point may be compressed (SEC 1, section 2.3.4).
+    """Read a P-256 key from its `PUBLIC KEY` PEM block (RFC 7468); `ValueError` on other text.
+
+    The point may be compressed (SEC 1, section 2.3.4).
+    """
     text = pem.decode("latin-1") if isinstance(pem, bytes) else pem
     match = re.fullmatch(_PEM_PUBLIC_KEY, text)
     if not match:
@@ -958,13 +948,16 @@ def parse_public_key(pem: str | bytes) -> PublicKey:
     if not der or base64.b64encode(der).decode("ascii") != body:
         raise ValueError("the public key is not well-formed base64")
     if der.startswith(_SPKI_UNCOMPRESSED) and len(der) == len(_SPKI_UNCOMPRESSED) + 64:
-        return PublicKey(int.from_bytes(der[-64:-32], "big"), int.from_bytes(der[-32:], "big"))
-    if der.startswith(_SPKI_COMPRESSED) and len(der) == len(_SPKI_COMPRESSED) + 33:
-        sign, x = der[-33], int.from_bytes(der[-32:], "big")
-        if sign in (2, 3):
-            y = pow(x**3 - 3 * x + _B, (_P + 1) // 4, _P)  # a square root, as p mod 4 is 3
-            return PublicKey(x, y if y % 2 == sign % 2 else _P - y)
-    raise ValueError("the public key is not a P-256 key")
+        x, y = int.from_bytes(der[-64:-32], "big"), int.from_bytes(der[-32:], "big")
+    elif der.startswith(_SPKI_COMPRESSED) and len(der) == len(_SPKI_COMPRESSED[0]) + 32:
+        x = int.from_bytes(der[-32:], "big")
+        y = pow(x**3 - 3 * x + _B, (_P + 1) // 4, _P)  # a square root, as p mod 4 is 3
+        y = y if y % 2 == der[-33] % 2 else _P - y
+    else:
+        raise ValueError("the public key is not a P-256 key")
+    if not (x < _P and y < _P and (y * y - x**3 + 3 * x - _B) % _P == 0):
+        raise ValueError("the public key is not a point of P-256")
+    return PublicKey(x, y)
 
 
 def _double(point: Jacobian) -> Jacobian:
@@ -1220,16 +1213,19 @@ READ_PERMISSION, WRITE_PERMISSION = "media_store_read", "media_store_write"
 
 
 class Access(enum.Enum):
-    """Who may call a route; the value is the permission that lets a non-administrator in."""
+    """Who may call a route: its name, and the permission that lets a non-administrator in.
+
+    Where that is None, the third value says what lets in.
+    """
 
     OPEN = "open", None
     READ = "read", READ_PERMISSION
     PRIVATE_READ = "private read", READ_PERMISSION
     UPLOAD = "upload", WRITE_PERMISSION
     WRITE = "write", WRITE_PERMISSION
-    USER = "user", None
-    BEARER = "bearer", None  # whoever has a bearer token, whatever else it lets do
-    TARGET = "as the target's upload", None  # what the credential lets do is seen later
+    USER = "user", None, "a user's access token (POST /api/auth/login/)"
+    BEARER = "bearer", None, "AUTH_TOKEN or an access token"  # whatever else that lets do
+    TARGET = "as the target's upload", None, "AUTH_TOKEN or a token that may upload"  # seen later
 
 
 OPEN, READ, PRIVATE_READ, UPLOAD, WRITE, USER, BEARER, TARGET = Access
@@ -1256,13 +1252,8 @@ def describe_credential(access: Access) -> str:
     >>> describe_credential(Access.WRITE)
     'AUTH_TOKEN or a token with the permission media_store_write'
     """
-    if access is Access.USER:
-        return "a user's access token (POST /api/auth/login/)"
-    if access is Access.BEARER:
-        return "AUTH_TOKEN or an access token"
-    if access is Access.TARGET:
-        return "AUTH_TOKEN or a token that may upload"
-    return f"AUTH_TOKEN or a token with the permission {access.value[1]}"
+    _, permission, *words = access.value
+    return words[0] if words else f"AUTH_TOKEN or a token with the permission {permission}"
 
 
 class CredentialMissing(HTTPError):
@@ -1657,6 +1648,24 @@ class _Parts:
         return [part for label, part in self if label == wanted]
 
 
+def _labelled(
+    layout: str, *, behind: int = 0, align: int = 1, whole: bool = False
+) -> Callable[[_Span], _Parts]:
+    """Return what finds parts that each stand behind a label and a size, packed as `layout`.
+
+    The size is the content's, or the `whole` part's; bytes of no interest may be `behind` it.
+    """
+    width = struct.calcsize(layout)
+
+    def read_header(span: _Span, at: int) -> _Header:
+        first, second = span.unpack(layout, at)
+        label, size = (first, second) if isinstance(first, bytes) else (second, first)
+        end = at + size + (0 if whole else width)
+        return label, at + width, end, end + -size % align + behind
+
+    return functools.partial(_Parts, read_header)
+
+
 _NOTHING = _Span(_Source(b"", io.BytesIO(), [0]), 0, 0)
 _POSSIBLE = {  # what lies outside comes from a broken header
     "width": (1, 1 << 31), "height": (1, 1 << 31), "orientation": (1, 8),
@@ -1909,6 +1918,7 @@ def _xmp(packet: bytes, draft: _Draft) -> None:
 
 
 _IPTC_DATE, _IPTC_TIME = b"\x1c\2\x37", b"\x1c\2\x3c"  # date and time created: 2:55 and 2:60
+_datasets = _labelled(">3sH")  # number and size (IIM 4.2, section 1.5)
 
 
 def _resource_header(block: _Span, at: int) -> _Header:
@@ -1922,15 +1932,6 @@ def _resource_header(block: _Span, at: int) -> _Header:
 
 
 _resources = functools.partial(_Parts, _resource_header)
-
-
-def _dataset_header(iptc: _Span, at: int) -> _Header:
-    """A data set of IPTC's record: its number and size (IIM 4.2, section 1.5)."""
-    name, size = iptc.unpack(">3sH", at)
-    return name, at + 5, at + 5 + size, at + 5 + size
-
-
-_datasets = functools.partial(_Parts, _dataset_header)
 
 
 def _iptc(record: _Span, draft: _Draft) -> None:
@@ -1984,15 +1985,12 @@ def _jpeg(jpeg: _Span, draft: _Draft) -> None:
             return
 
 
-def _png_header(png: _Span, at: int) -> _Header:
-    """PNG third edition, section 5.3: length, kind, content and a CRC of 4 bytes."""
-    length, kind = png.unpack(">I4s", at)
-    return kind, at + 8, at + 8 + length, at + 12 + length
+_png_chunks = _labelled(">I4s", behind=4)  # a CRC (PNG third edition, section 5.3)
 
 
 def _png(png: _Span, draft: _Draft) -> None:
     """All chunks, those after the pixels too."""
-    for kind, chunk in _Parts(_png_header, png.part(8)):
+    for kind, chunk in _png_chunks(png.part(8)):
         if kind == b"IHDR":
             draft.note_size(*chunk.unpack(">II", 0))
         elif kind == b"acTL":
@@ -2510,14 +2508,8 @@ def _master(top: _Parts, label: bytes) -> _Span:
 
 # -- RIFF and IFF: WebP, AVI, WAV, AIFF
 
-
-def _chunk_header(span: _Span, at: int, layout: str = "<4sI") -> _Header:
-    kind, size = span.unpack(layout, at)
-    return kind, at + 8, at + 8 + size, at + 8 + size + (size & 1)
-
-
-_chunks = functools.partial(_Parts, _chunk_header)
-_iff_chunks = functools.partial(_Parts, functools.partial(_chunk_header, layout=">4sI"))
+_chunks = _labelled("<4sI", align=2)
+_iff_chunks = _labelled(">4sI", align=2)
 
 
 def _webp(webp: _Span, draft: _Draft) -> None:
@@ -3010,19 +3002,12 @@ _ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 _ASF_STREAM = bytes.fromhex("9107DCB7B7A9CF118EE600C00C205365")
 _ASF_VIDEO = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
 _ASF_EPOCH = -11_644_473_600  # 1601, in Unix seconds
-
-
-def _asf_header(asf: _Span, at: int) -> _Header:
-    """An object: a GUID and the size of all of it (ASF specification 1.20, section 2.1)."""
-    name, size = asf.unpack("<16sQ", at)
-    return name, at + 24, at + size, at + size
+_objects = _labelled("<16sQ", whole=True)  # by their GUID (ASF specification 1.20, section 2.1)
 
 
 def _asf(asf: _Span, draft: _Draft) -> None:
     """The header object's parts: a file with a video stream is WMV, else WMA."""
-    _, start, end, _ = _asf_header(asf, 0)
-    header = asf.part(start, end)
-    for name, part in _Parts(_asf_header, header.part(6)):
+    for name, part in _objects(_objects(asf)[_ASF].part(6)):
         if name == _ASF_FILE:
             made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
             draft.note_time(6, "container", made / 1e7 + _ASF_EPOCH)
@@ -3099,10 +3084,15 @@ def find_patches(file: BinaryIO, size: int, facts: Facts) -> _Patches:
     # All of a JPEG is read: only its end tells where that is.
     budget = MAX_PATCHING_COST + (size if facts.kind == "image" else 0)
     try:
-        exif = _bare_exif(facts.orientation) if facts.orientation != 1 else b""
+        exif = [_bare_exif(facts.orientation)] if facts.orientation != 1 else []
         return PATCHERS[facts.extension](_Span(_Source(b"", file, [budget]), 0, size), exif)
     except _BROKEN as error:
         raise ValueError("a broken file") from error
+
+
+def _fitting(exif: list[bytes], size: int) -> bytes:
+    """Take the EXIF, which is written once, if there is room for it; else return nothing."""
+    return exif.pop() if exif and len(exif[0]) <= size else b""
 
 
 def _bare_exif(orientation: int) -> bytes:
@@ -3111,10 +3101,10 @@ def _bare_exif(orientation: int) -> bytes:
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
-def _jpeg_patches(jpeg: _Span, exif: bytes) -> _Patches:
+def _jpeg_patches(jpeg: _Span, exif: list[bytes]) -> _Patches:
     """EXIF, XMP, IPTC, comments and makers' segments, up to the end of the picture."""
     patches, marker, at = list[Patch](), b"", 2
-    exif = exif and b"Exif\0\0" + exif
+    exif = [b"Exif\0\0" + each for each in exif]
     while True:
         in_scan, start = marker == b"\xda", at
         at = _find_marker(jpeg, at, STRIP_BLOCK if in_scan else 16)
@@ -3128,8 +3118,7 @@ def _jpeg_patches(jpeg: _Span, exif: bytes) -> _Patches:
         start += 12 * (marker == b"\xe0" and head.startswith(b"JFIF\0"))  # before its thumbnail
         is_shown = b"\xc0" <= marker <= b"\xdf" or head.startswith(JPEG_SHOWN.get(marker, ()))
         if start < at and not is_shown:
-            content = exif if marker == b"\xe1" and at - start >= len(exif) else b""
-            exif = b"" if content else exif
+            content = _fitting(exif, at - start) if marker == b"\xe1" else b""
             patches.append(Patch(start, at, content))
 
 
@@ -3142,16 +3131,15 @@ def _find_marker(jpeg: _Span, at: int, length: int) -> int:
     raise EOFError
 
 
-def _png_patches(png: _Span, exif: bytes) -> _Patches:
+def _png_patches(png: _Span, exif: list[bytes]) -> _Patches:
     """All chunks that do not show the picture."""
     patches = list[Patch]()
-    for kind, chunk in _Parts(_png_header, png.part(8)):
+    for kind, chunk in _png_chunks(png.part(8)):
         end = chunk.start + chunk.size
         if kind == b"IEND":
             return patches, end + 4
         if kind not in PNG_SHOWN:
-            content = exif if chunk.size >= len(exif) else b""
-            exif = b"" if content else exif
+            content = _fitting(exif, chunk.size)
             content = (b"eXIf" if content else b"noNe") + content
             check, zeros = zlib.crc32(content), chunk.size + 4 - len(content)
             for at in range(0, zeros, STRIP_BLOCK):
@@ -3161,14 +3149,16 @@ def _png_patches(png: _Span, exif: bytes) -> _Patches:
     raise ValueError("the picture has no end")
 
 
-def _webp_patches(webp: _Span, exif: bytes) -> _Patches:
+def _webp_patches(webp: _Span, exif: list[bytes]) -> _Patches:
     """All chunks that do not show the picture, and the flags that tell of them."""
     (size,) = webp.unpack("<I", 4)
     chunks = _hide_chunks(webp.part(12, 8 + size), exif, {b"ANMF"})
     return list(chunks), min(webp.size, 8 + size)
 
 
-def _hide_chunks(span: _Span, exif: bytes, frames: Set[bytes] = frozenset()) -> Iterator[Patch]:
+def _hide_chunks(
+    span: _Span, exif: list[bytes], frames: Set[bytes] = frozenset()
+) -> Iterator[Patch]:
     """Make unknown chunks of those in a WebP, or in one of its frames, that do not show it."""
     end = span.start
     for kind, chunk in _chunks(span):
@@ -3177,10 +3167,9 @@ def _hide_chunks(span: _Span, exif: bytes, frames: Set[bytes] = frozenset()) -> 
             flags = chunk.read(0, 1)[0] & ~(WEBP_EXIF | WEBP_XMP) | WEBP_EXIF * bool(exif)
             yield Patch(start, start + 1, bytes([flags]))
         elif kind in frames:
-            yield from _hide_chunks(chunk.part(16), b"")
+            yield from _hide_chunks(chunk.part(16), [])
         elif kind not in WEBP_SHOWN:
-            content = exif if chunk.size >= len(exif) else b""
-            exif = b"" if content else exif
+            content = _fitting(exif, chunk.size)
             yield Patch(start - 8, start - 4, b"EXIF" if content else b"none")
             if chunk.size:
                 yield Patch(start, end, content)
@@ -3387,7 +3376,7 @@ def _track_chunks(tables: _Parts, unit: float, limit: int) -> Iterator[tuple[int
 _ISO_EXTENSIONS = (
     "3g2", "3gp", "avif", "heic", "heics", "heif", "heifs", "m4a", "m4b", "m4v", "mov", "mp4",
 )  # fmt: skip
-PATCHERS: Mapping[str, Callable[[_Span, bytes], _Patches]] = {  # by extension
+PATCHERS: Mapping[str, Callable[[_Span, list[bytes]], _Patches]] = {  # by extension
     "jpg": _jpeg_patches, "png": _png_patches, "apng": _png_patches, "webp": _webp_patches,
     **dict.fromkeys(_ISO_EXTENSIONS, lambda file, _: _PatchFinder(file).run()),
 }  # fmt: skip
