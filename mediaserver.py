@@ -110,7 +110,7 @@ import uuid
 import weakref
 import zipfile
 import zlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -153,7 +153,7 @@ WARNING_CHARACTERS = select.PIPE_BUF // 4  # written at once: so many are at mos
 
 
 def printable_line(text: str) -> str:
-    r"""Text as one line of a log or a table can carry it.
+    r"""Return text as one line of a log or a table can carry it.
 
     >>> printable_line("caf\u00e9\r\n\x1b[2J")
     'café???[2J'
@@ -178,7 +178,7 @@ def warn(message: str) -> None:
 
 
 def is_writable(stream: TextIO) -> bool:
-    """Whether a pipe or a socket has room for PIPE_BUF bytes (pipe(7)); a file always has."""
+    """Return whether a pipe or socket has room for PIPE_BUF bytes (pipe(7)); files always have."""
     try:
         return bool(select.select([], [stream], [], 0)[1])
     except (OSError, TypeError, ValueError):  # it has no descriptor
@@ -208,7 +208,7 @@ def parse_boolean(text: str) -> bool:
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A parser of decimal numbers between `low` and `high`, both included."""
+    """Return a parser of decimal numbers between `low` and `high`, both included."""
 
     def parse(text: str) -> int:
         digits = text.strip()
@@ -220,7 +220,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """A parser of one of these words, in any case."""
+    """Return a parser of one of these words, in any case."""
 
     def parse(text: str) -> str:
         if text.strip().lower() not in words:
@@ -256,7 +256,7 @@ def parse_path(text: str) -> Path:
 
 
 def parse_database_url(text: str) -> Path:
-    """The file of a SQLAlchemy-style URL: `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+    """Return the file of a SQLAlchemy-style URL: `sqlite:///relative` or `sqlite:////absolute`."""
     scheme, separator, path = text.partition("://")
     if scheme != "sqlite":
         given = scheme if separator else repr(text)
@@ -275,7 +275,7 @@ def parse_public_url(text: str) -> str:
 
 
 def parse_networks(text: str) -> tuple[str, ...]:
-    """Comma-separated addresses or networks (`10.0.0.0/8`), as written."""
+    """Return comma-separated addresses or networks (`10.0.0.0/8`), as written."""
     import ipaddress  # 4 ms, and only where the setting is given
 
     names = tuple(name.strip() for name in text.split(",") if name.strip())
@@ -339,7 +339,7 @@ class Setting(NamedTuple):
 
 
 def setting(default: Any, help: str, parse: Callable[[str], Any] = str, **spec: Any) -> Any:
-    """A Setting, in the place of a value of another type."""
+    """Return a Setting, in the place of a value of another type."""
     return Setting(default, help, parse, **spec)
 
 
@@ -486,7 +486,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def table(cls) -> Iterator[tuple[str, Any, Setting]]:
-        """Name, default and description of each setting, in the order of the documentation."""
+        """Yield name, default and description of each setting, as the documentation has them."""
         for name, spec in cls._field_defaults.items():
             yield name, spec.default, spec
 
@@ -512,7 +512,7 @@ DOTENV_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\
 
 
 def dotenv_value(binding: re.Match[str]) -> str:
-    """The value as written, with the escapes of its kind of quotes taken out."""
+    """Return the value as written, with the escapes of its kind of quotes taken out."""
     double, single = binding["double"], binding["single"]
     if double is not None:
         return re.sub(r"\\([\\'\"abfnrtv])", lambda m: DOTENV_ESCAPES.get(m[1], m[1]), double)
@@ -522,7 +522,7 @@ def dotenv_value(binding: re.Match[str]) -> str:
 
 
 def parse_dotenv(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The bindings of a `.env` file as python-dotenv reads them; what it cannot read is skipped.
+    """Return the bindings of a `.env` as python-dotenv reads them; it skips what it cannot read.
 
     >>> parse_dotenv("export A=1 # one\\nB='x # y'\\nC=${A}${D:-2}", {})
     {'A': '1', 'B': 'x # y', 'C': '12'}
@@ -579,7 +579,7 @@ def warn_of_names(environment: Mapping[str, str], dotenv: Mapping[str, str]) -> 
 def load_settings(
     options: Mapping[str, str], environment: Mapping[str, str], dotenv: Mapping[str, str]
 ) -> Settings:
-    """Settings from the command line's `options` over the environment over `.env` over defaults.
+    """Return settings: the command line's `options`, else environment, else `.env`, else default.
 
     Raises SettingError with the setting's name for a value that cannot be used.
     """
@@ -599,9 +599,9 @@ def load_settings(
         raise SettingError("STORAGE_DIR", "is required: give --storage_dir DIR")
     data = values.setdefault("database_dir", values["storage_dir"] / ".mediaserver")
     values.setdefault("database_url", data / "index.sqlite3")
-    values.setdefault("upload_dir", data / "images")
-    values.setdefault("media_storage_dir", data / "entities")
-    values.setdefault("users_dir", data / "users")
+    for name, default, spec in Settings.table():
+        if default == Path() and spec.shown.startswith("DATA/"):
+            values.setdefault(name, data / spec.shown.removeprefix("DATA/"))
     check_folders(values)
     defaults = {name: default for name, default, _ in Settings.table()}
     return Settings(**{**defaults, **values})
@@ -636,14 +636,14 @@ def check_folders(values: Mapping[str, Any]) -> None:
 
 
 def overlap(one: Path | S3Place, other: Path | S3Place) -> bool:
-    """Whether two places are the same; in a store, also whether one lies in the other."""
+    """Return whether two places are the same; in a store, also whether one lies in the other."""
     if isinstance(one, S3Place) and isinstance(other, S3Place):
         return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
     return os.path.realpath(str(one)) == os.path.realpath(str(other))
 
 
 def with_secrets(settings: Settings) -> tuple[Settings, list[str]]:
-    """Settings with every secret in place, and the names of those that were not given."""
+    """Return settings with every secret in place, and the names of those that were not given."""
     # A secret that is not given is made once and kept in `DATA/secrets.env` (mode 0600).
     names = [name for name, _, spec in Settings.table() if spec.made]
     missing = [name.upper() for name in names if not getattr(settings, name)]
@@ -746,7 +746,6 @@ class ValidationError(HTTPError):
 MAX_TOKEN_LENGTH = 8192  # characters; more does not fit beside the other headers of most servers
 LEEWAY = 30  # seconds by which the clock of a JWT's issuer may differ from ours
 MAX_UPLOAD_TOKEN_LEAD = 60  # seconds that an upload token's timestamp may lie ahead of our clock
-MAX_USER_ID = 2**63 - 1  # what SQLite's INTEGER holds
 MAX_CACHED_TOKENS = 1024  # verified tokens that are remembered, each by 32 bytes
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}  # RFC 6750, section 3
 
@@ -1087,6 +1086,21 @@ def _time_claim(claims: Mapping[str, object], name: str) -> int | float | None:
     return value
 
 
+def _number_claim(claims: Mapping[str, object], name: str, as_text: bool = False) -> int | None:
+    """Return a claim that is a whole number above 0, None where it is absent.
+
+    `as_text` lets it be decimal text, too: SimpleJWT writes an account's id so since 5.5.
+    """
+    if name not in claims:
+        return None
+    value = claims[name]
+    if as_text and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,18}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
+        raise TokenError(f"The token's {name} is no whole number above 0.")
+    return value
+
+
 def verify_claims(
     payload: bytes, algorithm: str, now: float, leeway: float = LEEWAY, token_type: str = "access"
 ) -> Mapping[str, object]:
@@ -1168,20 +1182,10 @@ def verify_grant(token: str, key: str, now: float) -> Grant:
         raise TokenError(f"The token's scope is none of {', '.join(sorted(SCOPES))}.")
     if not isinstance(path, str) or not path.startswith("/"):
         raise TokenError("The token's path is no path that begins with a slash.")
-    max_bytes, uses = (_limit_claim(claims, name) for name in ("max_bytes", "uses"))
+    max_bytes, uses = (_number_claim(claims, name) for name in ("max_bytes", "uses"))
     if not isinstance(id, str) or (uses and not id):
         raise TokenError("The token's jti, by which its uses are counted, is no text.")
     return Grant(scopes, _time_claim(claims, "exp") or 0, path, max_bytes, uses, id)
-
-
-def _limit_claim(claims: Mapping[str, object], name: str) -> int | None:
-    """Return a claim that bounds something, None where it is absent."""
-    if name not in claims:
-        return None
-    value = claims[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_BYTES:
-        raise TokenError(f"The token's {name} is no whole number above 0.")
-    return value
 
 
 # --- Principals and what they may do
@@ -1312,34 +1316,24 @@ class TokenCache:
     def __init__(self, size: int = MAX_CACHED_TOKENS) -> None:
         self._size = size
         self._lock = threading.Lock()
-        self._entries: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._entries: dict[bytes, tuple[float, Principal]] = {}  # that used last is the last
 
     def get(self, token: str, now: float) -> Principal | None:
         """Return whom a token was good for, if it still is at `now`."""
         digest = hashlib.sha256(_utf8(token)).digest()
         with self._lock:
-            expires, principal = self._entries.get(digest, (now, None))
+            expires, principal = self._entries.pop(digest, (now, None))
             if principal and now < expires:
-                self._entries.move_to_end(digest)
+                self._entries[digest] = expires, principal
                 return principal
-            self._entries.pop(digest, None)
-            return None
+        return None
 
     def put(self, token: str, principal: Principal, expires: float) -> None:
         """Remember whom a token is good for until it `expires`; the oldest of too many go."""
         with self._lock:
             self._entries[hashlib.sha256(_utf8(token)).digest()] = expires, principal
             while len(self._entries) > self._size:
-                self._entries.popitem(last=False)
-
-
-def _parse_user_id(value: object) -> int:
-    """Read an account's id: a number or, as SimpleJWT writes since 5.5, its decimal text."""
-    if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,18}", value):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_USER_ID:
-        raise TokenError("The token's user_id is not a user's number.")
-    return value
+                del self._entries[next(iter(self._entries))]
 
 
 def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Principal:
@@ -1350,9 +1344,12 @@ def principal_of_claims(claims: Mapping[str, object], algorithm: str) -> Princip
     subject = claims.get("sub") if algorithm == "ES256" else None
     if subject is not None and not isinstance(subject, str):
         raise TokenError("The token's sub is not a string.")
+    user_id = _number_claim(claims, "user_id", True) if algorithm == "HS256" else None
+    if algorithm == "HS256" and user_id is None:
+        raise TokenError("The token has no user_id.")
     return Principal(
         kind="token",
-        user_id=_parse_user_id(claims.get("user_id")) if algorithm == "HS256" else None,
+        user_id=user_id,
         subject=subject,
         permissions=frozenset(permissions),
         is_admin=claims.get("is_admin") is True,  # the string "false" makes no administrator
@@ -1586,14 +1583,14 @@ class _Span:
         self.source.charge(cost)
 
     def peek(self, at: int, length: int) -> bytes:
-        """As much as there is of so many bytes."""
+        """Return as much as there is of so many bytes."""
         return self.read(at, min(length, self.size - at)) if 0 <= at < self.size else b""
 
     def unpack(self, layout: str, at: int) -> tuple[Any, ...]:
         return struct.unpack(layout, self.read(at, struct.calcsize(layout)))
 
     def number(self) -> int:
-        """The big-endian number that fills it; 0 if it is empty."""
+        """Return the big-endian number that fills it; 0 if it is empty."""
         return int.from_bytes(self.peek(0, 8), "big")
 
     def read_uint(self, length: int) -> int:
@@ -1608,7 +1605,7 @@ class _Span:
         return _Span(self.source, self.start + start, max(0, end - start))
 
     def inner(self, data: bytes) -> _Span:
-        """A file that was packed in this one."""
+        """Return a file that was packed in this one."""
         return _Span(_Source(data, io.BytesIO(data), self.source.budget), 0, len(data))
 
     def inflate(self, data: bytes) -> bytes:
@@ -1641,7 +1638,7 @@ class _Parts:
             at = after
 
     def __getitem__(self, wanted: bytes) -> _Span:
-        """The first part with that label, or an empty one."""
+        """Return the first part with that label, or an empty one."""
         return next((part for label, part in self if label == wanted), _NOTHING)
 
     def all(self, wanted: bytes) -> list[_Span]:
@@ -1696,12 +1693,12 @@ class _Draft:
         self.note(width=width, height=height)
 
     def note_name(self, field: str, name: bytes) -> None:
-        """A maker or model, up to the first zero byte."""
+        """Note a maker or model, up to the first zero byte."""
         if text := name.partition(b"\0")[0].decode("utf-8", "replace").strip():
             self.found.setdefault(field, text)
 
     def note_time(self, rank: int, source: str, seconds: float | None) -> None:
-        """A time of making, if it is a possible one; the lowest rank is the best."""
+        """Note a time of making, if it is a possible one; the lowest rank is the best."""
         if seconds is None or not EARLIEST_TIME <= seconds < LATEST_TIME:
             return
         if source == "container" and seconds in (0, _QUICKTIME_EPOCH):  # a clock never set
@@ -1711,7 +1708,7 @@ class _Draft:
             self.found |= {"created": float(seconds), "created_source": source}
 
     def note_written_time(self, rank: int, source: str, *texts: bytes) -> None:
-        """What `parse_time` makes of the texts, unless a better time is known."""
+        """Note what `parse_time` makes of the texts, unless a better time is known."""
         if rank < self._time_rank and self._tries:
             self._tries -= 1
             self.note_time(rank, source, parse_time(*(text[:MAX_NOTE_BYTES] for text in texts)))
@@ -1823,7 +1820,7 @@ class _Ifd:
         return _Ifd(self._tiff, self._order, start, self._wide)
 
     def sub_ifd(self, tag: int) -> _Ifd:
-        """The directory that a tag points to, or this one: Canon's videos have no tags for it."""
+        """Return the directory that a tag points to, or this one: Canon's videos lack the tag."""
         return self.at(self.number(tag)) if tag in self.entries else self
 
     def raw(self, tag: int) -> bytes:
@@ -1848,7 +1845,7 @@ class _Ifd:
 
 
 def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
-    """Time, maker, place and orientation; the main directory returns."""
+    """Note time, maker, place and orientation; return the main directory."""
     order = "<" if tiff.read(0, 2) == b"II" else ">"
     wide = tiff.unpack(order + "H", 2) == (43,)
     (start,) = tiff.unpack(order + "Q", 8) if wide else tiff.unpack(order + "I", 4)
@@ -1866,7 +1863,7 @@ def _exif(tiff: _Span, draft: _Draft) -> _Ifd:
 
 
 def _exif_place(gps: _Ifd, draft: _Draft) -> None:
-    """Tags 1 to 6: reference and value of latitude, longitude and altitude."""
+    """Note latitude, longitude and altitude: tags 1 to 6, reference and value of each."""
     places = [gps.numbers(tag) for tag in (2, 4)]
     if all(len(place) == 3 for place in places):
         latitude, longitude = (d + m / 60 + s / 3600 for d, m, s in places)
@@ -1878,7 +1875,7 @@ def _exif_place(gps: _Ifd, draft: _Draft) -> None:
 
 
 def _tiff(tiff: _Span, draft: _Draft) -> None:
-    """TIFF and the raw formats that are TIFF: the first full-size picture is the picture."""
+    """Note the size of the first full-size picture, in TIFF and the raw formats that are TIFF."""
     main = _exif(tiff, draft)
     if draft.extension == "rw2":  # the sensor within its borders
         top, left, bottom, right = map(main.number, (4, 5, 6, 7))
@@ -1907,7 +1904,7 @@ _XMP_VALUE = re.compile(rb"\s*(?:=\s*[\"']|>)\s*([^\"'<>]{10,40})")  # of attrib
 
 
 def _xmp(packet: bytes, draft: _Draft) -> None:
-    """Times of capture in an XMP packet, under whatever prefixes it gives their namespaces."""
+    """Note times of capture in an XMP packet, whatever prefixes it gives their namespaces."""
     names = [_XMP_PREFIX.match(rest) for rest in packet.split(b"xmlns:", MAX_TRIES)[1:]]
     prefixes = {name[2] or name[3]: name[1] for name in names if name}
     for rank, (namespace, usual, name) in enumerate(_XMP_TIMES, 10):
@@ -1922,7 +1919,7 @@ _datasets = _labelled(">3sH")  # number and size (IIM 4.2, section 1.5)
 
 
 def _resource_header(block: _Span, at: int) -> _Header:
-    """An image resource of Photoshop: `8BIM`, a number, a name and the size, padded to even."""
+    """Read an image resource of Photoshop: `8BIM`, number, name and size, padded to even."""
     signature, number, name_size = block.unpack(">4s2sB", at)
     if signature != b"8BIM":
         raise EOFError
@@ -1935,7 +1932,7 @@ _resources = functools.partial(_Parts, _resource_header)
 
 
 def _iptc(record: _Span, draft: _Draft) -> None:
-    """The date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
+    """Note the date and time created, `20180603` and `143205+0200` (IIM 4.2, section 6)."""
     date = _datasets(record)[_IPTC_DATE].peek(0, 8)
     clock = _datasets(record)[_IPTC_TIME].peek(0, 11)
     written = b"%b-%b-%b " % (date[:4], date[4:6], date[6:])
@@ -1944,7 +1941,7 @@ def _iptc(record: _Span, draft: _Draft) -> None:
 
 
 def _metadata(block: _Span, draft: _Draft) -> None:
-    """EXIF, XMP or IPTC, with whatever prefix its container gives it."""
+    """Note EXIF, XMP or IPTC, with whatever prefix its container gives it."""
     start = re.search(rb"II\*\0|MM\0\*|8BIM|\x1c\x02|<", block.peek(0, 64))
     if start and start[0] == b"8BIM":
         _iptc(_resources(block.part(start.start()))[b"\4\4"], draft)
@@ -1964,7 +1961,7 @@ _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
 def _jpeg_header(jpeg: _Span, at: int) -> _Header:
-    """A marker and its segment (ITU-T T.81, B.1); browsers skip stray bytes before it, too."""
+    """Read a marker and its segment (ITU-T T.81, B.1); stray bytes before it are skipped."""
     marker = _JPEG_MARKER.search(jpeg.peek(at, 512))
     if marker is None:
         raise EOFError
@@ -1974,7 +1971,7 @@ def _jpeg_header(jpeg: _Span, at: int) -> _Header:
 
 
 def _jpeg(jpeg: _Span, draft: _Draft) -> None:
-    """Segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
+    """Note segments up to the frame header; EXIF and XMP are in APP1, IPTC in APP13."""
     for marker, segment in _Parts(_jpeg_header, jpeg.part(2)):
         if marker in (b"\xe1", b"\xed"):
             _metadata(segment, draft)
@@ -1989,7 +1986,7 @@ _png_chunks = _labelled(">I4s", behind=4)  # a CRC (PNG third edition, section 5
 
 
 def _png(png: _Span, draft: _Draft) -> None:
-    """All chunks, those after the pixels too."""
+    """Note all chunks, those after the pixels too."""
     for kind, chunk in _png_chunks(png.part(8)):
         if kind == b"IHDR":
             draft.note_size(*chunk.unpack(">II", 0))
@@ -2010,7 +2007,7 @@ _PNG_PROFILES = (
 
 
 def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
-    """Times and packed EXIF, XMP or IPTC among the texts (PNG third edition, section 11.3.3)."""
+    """Note times and packed EXIF, XMP or IPTC among the texts (PNG third edition, 11.3.3)."""
     keyword, _, value = chunk.peek(0, MAX_BLOCK_BYTES).partition(b"\0")
     if keyword not in _PNG_TIMES + _PNG_PROFILES:
         return
@@ -2029,7 +2026,7 @@ def _png_text(kind: bytes, chunk: _Span, draft: _Draft) -> None:
 
 
 def _gif(gif: _Span, draft: _Draft) -> None:
-    """The screen's size, and the sum of the frames' delays if all of it is within reach."""
+    """Note the screen's size, and the sum of the frames' delays if all of it is within reach."""
     width, height, flags = gif.unpack("<HHB", 6)
     draft.note_size(width, height)
     data, at = gif.peek(0, MAX_GIF_BYTES), 13 + _gif_colours(flags)
@@ -2055,19 +2052,19 @@ def _gif(gif: _Span, draft: _Draft) -> None:
 
 
 def _gif_colours(flags: int) -> int:
-    """The bytes of a table of colours, if there is one."""
+    """Return the bytes of a table of colours, if there is one."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _bmp(bmp: _Span, draft: _Draft) -> None:
-    """Core headers (12 bytes) count in 16 bits; a negative height is a picture from the top."""
+    """Note the size; core headers (12 bytes) have 16 bits, a negative height is from the top."""
     (header,) = bmp.unpack("<I", 14)
     width, height = bmp.unpack("<HH" if header == 12 else "<ii", 18)
     draft.note_size(width, abs(height))
 
 
 def _ico(ico: _Span, draft: _Draft) -> None:
-    """The first picture of an icon; 0 stands for 256."""
+    """Note the size of the first picture of an icon; 0 stands for 256."""
     width, height = ico.unpack("<BB", 6)
     draft.note_size(width or 256, height or 256)
 
@@ -2084,7 +2081,7 @@ _SVG_LENGTH = re.compile(rb"\s*(\d{1,9}(?:\.\d*)?|\.\d+)([a-z]*)\s*")
 
 
 def _svg_root(head: bytes) -> re.Match[bytes] | None:
-    """The svg tag, if an SVG document starts here: nothing but a prolog may come before it."""
+    """Return the svg tag, if an SVG document starts here: only a prolog may come before it."""
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head[: len(head) & ~1].decode("utf-16", "replace").encode()
     at = 3 if head.startswith(b"\xef\xbb\xbf") else 0
@@ -2094,7 +2091,7 @@ def _svg_root(head: bytes) -> re.Match[bytes] | None:
 
 
 def _svg(svg: _Span, draft: _Draft) -> None:
-    """Width and height in CSS pixels; where one is relative or missing, the viewBox's."""
+    """Note width and height in CSS pixels; where one is relative or missing, the viewBox's."""
     attributes: dict[bytes, bytes] = {}
     attribute = _svg_root(svg.peek(0, 16 * HEAD_BYTES))
     while attribute := attribute and _SVG_ATTRIBUTE.match(attribute.string, attribute.end()):
@@ -2114,7 +2111,7 @@ _JXL_RATIOS = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1)
 
 
 def _jxl_codestream(head: bytes, draft: _Draft) -> None:
-    """SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
+    """Note SizeHeader and orientation of a JPEG XL codestream (ISO 18181-1 annexes D.2, D.3)."""
     bits = int.from_bytes(head[2:], "little")
 
     def read_uint(count: int) -> int:
@@ -2134,7 +2131,7 @@ def _jxl_codestream(head: bytes, draft: _Draft) -> None:
 
 
 def _jxl(jxl: _Span, draft: _Draft) -> None:
-    """A bare codestream, or boxes: `jxlc` is one, `jxlp` a numbered piece of one."""
+    """Note what a bare codestream says, or boxes: `jxlc` is one, `jxlp` a numbered piece."""
     if jxl.read(0, 2) == b"\xff\x0a":
         return _jxl_codestream(jxl.peek(0, 32), draft)
     for kind, box in _boxes(jxl):
@@ -2156,13 +2153,13 @@ def _jp2(jp2: _Span, draft: _Draft) -> None:
 
 
 def _j2c(j2c: _Span, draft: _Draft) -> None:
-    """A bare JPEG 2000 codestream: SIZ has the grid and where the picture begins on it."""
+    """Note the size in a bare JPEG 2000 codestream: SIZ has the grid and what of it is shown."""
     right, bottom, left, top = j2c.unpack(">IIII", 8)
     draft.note_size(right - left, bottom - top)
 
 
 def _raf(raf: _Span, draft: _Draft) -> None:
-    """Fujifilm's raw file carries a JPEG with everything that is known."""
+    """Note what the JPEG within Fujifilm's raw file says, which is all that is known."""
     start, length = raf.unpack(">II", 84)
     _jpeg(raf.part(start, start + length), draft)
 
@@ -2186,7 +2183,7 @@ _UPSIDE_DOWN, _LEFT_TO_RIGHT = (0, 4, 3, 2, 1, 8, 7, 6, 5), (0, 2, 1, 4, 3, 6, 5
 
 
 def _box_header(span: _Span, at: int) -> _Header:
-    """Size and kind; 1 stands for a size of 64 bits behind the kind, 0 for all that is left."""
+    """Read size and kind; 1 stands for a size of 64 bits behind the kind, 0 for all there is."""
     size, kind = span.unpack(">I4s", at)
     start = at + 8
     if size == 1:
@@ -2231,7 +2228,7 @@ def _isobmff(file: _Span, draft: _Draft) -> None:
 
 
 def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
-    """What the index of a video says; its tracks' handlers return: `vide`, `soun`, ..."""
+    """Note what the index of a video says; return its tracks' handlers: `vide`, `soun`, ..."""
     handlers = set()
     for kind, box in _boxes(moov):
         if kind == b"mvhd":
@@ -2255,7 +2252,7 @@ def _movie(moov: _Span, draft: _Draft) -> set[bytes]:
 
 
 def _clock(box: _Span) -> tuple[int, int, int]:
-    """Time of making, units a second, length in units: `mvhd` and `mdhd` (ISO 14496-12, 8.2.2)."""
+    """Return time of making, units a second, length in units (`mvhd`, `mdhd`: 14496-12, 8.2.2)."""
     wide = box.read(0, 1) == b"\1"  # version 1 of a box has wider times than version 0
     made, _, scale, units = box.unpack(">QQIQ" if wide else ">IIII", 4)
     return made, scale, 0 if units == (1 << (64 if wide else 32)) - 1 else units
@@ -2309,7 +2306,7 @@ def _quicktime_note(name: bytes, value: bytes, draft: _Draft) -> None:
 
 
 def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
-    """Values in `ilst` by a name of four letters, or a number in `keys` (QuickTime, Metadata)."""
+    """Note values in `ilst` by four letters, or by a number in `keys` (QuickTime, Metadata)."""
     bare = meta.peek(4, 4) == b"hdlr"  # ISO's has a version before it, Apple's not
     boxes = _boxes(meta if bare else meta.part(4))
     # each key has the form of a box, with its namespace as the name
@@ -2322,7 +2319,7 @@ def _quicktime_keys(meta: _Span, draft: _Draft) -> None:
 
 
 def _fragments_end(moov: _Span, moof: _Span) -> float:
-    """When the longest track of a video's last fragment ends (ISO 14496-12, section 8.8)."""
+    """Return when the longest track of the last fragment ends (ISO 14496-12, section 8.8)."""
     scales = {}
     for track in map(_boxes, _boxes(moov).all(b"trak")):
         (number,) = track[b"tkhd"].unpack(">I", 20 if track[b"tkhd"].read(0, 1) == b"\1" else 12)
@@ -2373,7 +2370,7 @@ def _segment_index_end(sidx: _Span) -> float:
 
 
 def _run_units(trun: _Span, usual: int) -> int:
-    """The length of a run of samples: each says its own or all have the usual one."""
+    """Return the length of a run of samples: each says its own or all have the usual one."""
     flags, count = trun.unpack(">II", 0)
     if not flags & 0x100:
         return int(count * usual)
@@ -2384,7 +2381,7 @@ def _run_units(trun: _Span, usual: int) -> int:
 
 
 def _heif(file: _Span, meta: _Span, draft: _Draft) -> None:
-    """The primary item's size and turns from its properties; EXIF from the Exif item."""
+    """Note the primary item's size and turns from its properties; EXIF from the Exif item."""
     boxes = _boxes(meta.part(4))
     primary = boxes[b"pitm"].part(4).number()
     properties = _boxes(boxes[b"iprp"])
@@ -2414,7 +2411,7 @@ def _heif_kinds(iinf: _Span) -> Iterator[tuple[int, bytes]]:
 
 
 def _heif_links(ipma: _Span, item: int) -> list[int]:
-    """The numbers, from 1 on, of an item's properties (ISO 23008-12, section 9.3)."""
+    """Return the numbers, from 1 on, of an item's properties (ISO 23008-12, section 9.3)."""
     version, flags = ipma.unpack(">B2xB", 0)
     table, wide = ipma.part(4), flags & 1
     for _ in range(table.read_uint(4)):
@@ -2457,7 +2454,7 @@ _MATROSKA_EPOCH = 978307200  # 2001, in Unix seconds
 
 
 def _element_header(span: _Span, at: int) -> _Header:
-    """Id and size, each as long as the zero bits it starts with say (RFC 8794, section 4)."""
+    """Read id and size, each as long as the zero bits it starts with say (RFC 8794, section 4)."""
     label = span.read(at, 9 - span.read(at, 1)[0].bit_length())
     if label == _CLUSTER:  # audio and video from here on
         raise EOFError
@@ -2497,7 +2494,7 @@ def _matroska(file: _Span, draft: _Draft) -> None:
 
 
 def _master(top: _Parts, label: bytes) -> _Span:
-    """An element of the segment, which stands before the clusters or is in the seek head."""
+    """Return an element of the segment, which is before the clusters or in the seek head."""
     segment = top[_SEGMENT]
     for _, seek in _elements(_elements(segment)[_SEEK_HEAD]):
         entry = _elements(seek)
@@ -2513,7 +2510,7 @@ _iff_chunks = _labelled(">4sI", align=2)
 
 
 def _webp(webp: _Span, draft: _Draft) -> None:
-    """The canvas of VP8X, else the frame header's size (RFC 9649)."""
+    """Note the canvas of VP8X, else the frame header's size (RFC 9649)."""
     milliseconds = 0
     for kind, chunk in _chunks(webp.part(12)):
         if kind == b"VP8X":
@@ -2533,7 +2530,7 @@ def _webp(webp: _Span, draft: _Draft) -> None:
 
 
 def _avi(avi: _Span, draft: _Draft) -> None:
-    """`avih` has the size, the first video stream's `strh` the length, IDIT the time."""
+    """Note size by `avih`, length by the first video stream's `strh`, time by IDIT."""
     frame_time = frames = 0
     for kind, chunk in _chunks(_chunks(avi.part(12))[b"LIST"].part(4)):  # `hdrl` is the first
         if kind == b"avih":
@@ -2549,7 +2546,7 @@ def _avi(avi: _Span, draft: _Draft) -> None:
 
 
 def _wav(wav: _Span, draft: _Draft) -> None:
-    """Bytes over bytes a second, or samples over their rate where packed audio tells these.
+    """Note the length: bytes over bytes a second, or samples over their rate where these are told.
 
     In RF64 the real length is in `ds64` (EBU Tech 3306).
     """
@@ -2574,7 +2571,7 @@ def _wav(wav: _Span, draft: _Draft) -> None:
 
 
 def _aiff(aiff: _Span, draft: _Draft) -> None:
-    """Frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
+    """Note frames over the rate, which is an 80-bit float (Audio Interchange File Format 1.3)."""
     common = _iff_chunks(aiff.part(12))[b"COMM"]
     frames, exponent, mantissa = common.unpack(">I2xHQ", 2)
     draft.note(duration=frames / math.ldexp(mantissa, exponent - 16383 - 63))
@@ -2604,7 +2601,7 @@ class _OggStream(NamedTuple):
 
 
 def _ogg(ogg: _Span, draft: _Draft) -> None:
-    """Codecs and beginnings from the first pages, the ends from the last ones that are whole."""
+    """Note codecs and beginnings from the first pages, the ends from the last whole ones."""
     streams, starts, ends = dict[bytes, _OggStream | None](), dict[bytes, float](), [0.0]
     head = ogg.peek(0, STREAM_SAMPLE_BYTES)
     tail = ogg.part(ogg.size - STREAM_SAMPLE_BYTES).peek(0, STREAM_SAMPLE_BYTES)
@@ -2636,7 +2633,7 @@ def _ogg_pages(data: bytes) -> Iterator[_OggPage]:
 
 
 def _ogg_time(stream: _OggStream, page: _OggPage) -> float:
-    """Seconds from a stream's zero to the end of a page."""
+    """Return seconds from a stream's zero to the end of a page."""
     second = page.granules & (1 << stream.shift) - 1
     return ((page.granules >> stream.shift) + second - stream.skipped) / stream.rate
 
@@ -2663,7 +2660,7 @@ def _ogg_stream(head: bytes, draft: _Draft) -> _OggStream | None:
 
 
 def _opus_packet(packet: bytes) -> int:
-    """The samples of an Opus packet at 48 kHz (RFC 6716, section 3.1)."""
+    """Return the samples of an Opus packet at 48 kHz (RFC 6716, section 3.1)."""
     mode, code = packet[0] >> 3, packet[0] & 3
     if mode < 12:
         frame = (480, 960, 1920, 2880)[mode & 3]
@@ -2676,7 +2673,7 @@ def _opus_packet(packet: bytes) -> int:
 
 
 def _flac(flac: _Span, draft: _Draft) -> None:
-    """STREAMINFO: 20 bits of rate, 36 bits of samples (RFC 9639, section 8.2)."""
+    """Note the length: STREAMINFO has 20 bits of rate, 36 of samples (RFC 9639, section 8.2)."""
     (bits,) = flac.unpack(">Q", 18)
     draft.note(duration=(bits & (1 << 36) - 1) / (bits >> 44))
 
@@ -2700,7 +2697,7 @@ _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12
 
 
 def _frame(data: bytes, at: int) -> _Frame | None:
-    """An MPEG audio header, layers II and III (ISO 11172-3, section 2.4.1.3)."""
+    """Return an MPEG audio header, layers II and III (ISO 11172-3, section 2.4.1.3)."""
     header = int.from_bytes(data[at : at + 4], "big")
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     bitrate, rate = header >> 12 & 15, header >> 10 & 3
@@ -2717,7 +2714,7 @@ def _frame(data: bytes, at: int) -> _Frame | None:
 
 
 def _adts_frame(head: bytes) -> _Frame | None:
-    """An ADTS header of AAC (ISO 14496-3, section 1.A.2.2)."""
+    """Return an ADTS header of AAC (ISO 14496-3, section 1.A.2.2)."""
     header = int.from_bytes(head.ljust(7, b"\0"), "big")
     length, rate = header >> 13 & 0x1FFF, header >> 34 & 15
     if header >> 44 != 0xFFF or rate >= len(_ADTS_RATES) or length < 7:
@@ -2726,7 +2723,7 @@ def _adts_frame(head: bytes) -> _Frame | None:
 
 
 def _first_frame(data: bytes, audio: _Span | None = None) -> tuple[int, _Frame] | None:
-    """The first frame that another of its kind follows: one alone may be an accident."""
+    """Return the first frame that another of its kind follows: one alone may be an accident."""
     for match in re.finditer(rb"\xff(?=[\xe0-\xff])", data[:MAX_SYNC_BYTES]):
         if audio:
             audio.charge(4 * STEP_COST)
@@ -2738,7 +2735,7 @@ def _first_frame(data: bytes, audio: _Span | None = None) -> tuple[int, _Frame] 
 
 
 def _mpeg_audio(file: _Span, draft: _Draft) -> None:
-    """The frame count of a Xing or VBRI tag, else the bytes over the mean size of some frames."""
+    """Note the length by the count of a Xing or VBRI tag, else by the mean size of some frames."""
     audio = _behind_id3(file)
     if audio.peek(0, 4) == b"fLaC":
         draft.extension = "flac"
@@ -2773,7 +2770,7 @@ def _count_frames(audio: _Span) -> float:
 
 
 def _tags_behind(file: _Span) -> int:
-    """The bytes that an ID3v1 tag, and an APEv2 or ID3v2 one before it, take at the end."""
+    """Return the bytes that an ID3v1 tag, and an APEv2 or ID3v2 one before it, take at the end."""
     size = 128 if file.part(file.size - 128).peek(0, 3) == b"TAG" else 0
     footer = file.part(file.size - size - 10, file.size - size).peek(0, 10)
     if footer[:3] == b"3DI":  # ID3v2.4, section 3.4: a tag with a footer has a header as well
@@ -2786,7 +2783,7 @@ def _tags_behind(file: _Span) -> int:
 
 
 def _behind_id3(file: _Span) -> _Span:
-    """What ID3v2 tags leave (ID3v2.4 section 3.1)."""
+    """Return what ID3v2 tags leave (ID3v2.4 section 3.1)."""
     while file.peek(0, 3) == b"ID3":
         header = file.read(0, 10)
         file = file.part(10 + _id3_size(header) + (10 if header[5] & 0x10 else 0))
@@ -2794,7 +2791,7 @@ def _behind_id3(file: _Span) -> _Span:
 
 
 def _id3_size(header: bytes) -> int:
-    """The size in a tag's header or footer, of which each byte has 7 bits."""
+    """Return the size in a tag's header or footer, of which each byte has 7 bits."""
     a, b, c, d = header[6:10]
     return a << 21 | b << 14 | c << 7 | d
 
@@ -2804,7 +2801,7 @@ _AMR_WIDE_FRAMES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6) + 6 * (1,)
 
 
 def _amr(amr: _Span, draft: _Draft) -> None:
-    """Frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
+    """Note the length: frames of 20 ms, each as long as its type says (RFC 4867, section 5)."""
     wide = amr.read(5, 1) == b"-"
     audio, sizes = amr.part(9 if wide else 6), _AMR_WIDE_FRAMES if wide else _AMR_FRAMES
     data, at, count = audio.peek(0, STREAM_SAMPLE_BYTES), 0, 0
@@ -2842,7 +2839,7 @@ def _mpeg_ts(file: _Span, draft: _Draft) -> None:
 
 
 def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
-    """The payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
+    """Return the payload of a stretch of whole packets, stream after stream (section 2.4.3)."""
     data = file.peek(start, length)
     file.charge(STEP_COST * len(data) // size)
     streams: dict[int, bytearray] = {}
@@ -2856,7 +2853,7 @@ def _ts_payload(file: _Span, start: int, length: int, size: int) -> bytes:
 
 
 def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
-    """Size and date from the start, the length from the times at both ends."""
+    """Note size and date from the start, the length from the times at both ends."""
     if start := _VIDEO_START.search(head):
         _mpeg_video(start, head[start.end() : start.end() + 256], draft)
     _avchd_time(head, draft)
@@ -2871,7 +2868,7 @@ def _mpeg_streams(head: bytes, tail: bytes, draft: _Draft) -> None:
 
 
 def _pes_times(data: bytes) -> dict[bytes, list[int]]:
-    """Presentation times in units of 1/90,000 s, by stream."""
+    """Return presentation times in units of 1/90,000 s, by stream."""
     times: dict[bytes, list[int]] = {}
     for match in _PES_TIME.finditer(data):
         stream, length, new, old = match.groups()
@@ -2884,13 +2881,13 @@ def _pes_times(data: bytes) -> dict[bytes, list[int]]:
 
 
 def _frame_gap(clocks: list[int]) -> int:
-    """How long the last frame stays: as long as the shortest one before it."""
+    """Return how long the last frame stays: as long as the shortest one before it."""
     clocks = sorted(clocks)
     return min((b - a for a, b in itertools.pairwise(clocks) if b > a), default=0)
 
 
 def _mpeg_video(start: re.Match[bytes], data: bytes, draft: _Draft) -> None:
-    """Size from MPEG-2's sequence header, or H.264's or HEVC's sequence parameter set."""
+    """Note size from MPEG-2's sequence header, or H.264's or HEVC's sequence parameter set."""
     mpeg2, hevc = start.groups()
     if mpeg2:
         sides = int.from_bytes(data[:3], "big")
@@ -2912,7 +2909,7 @@ class _Bits:
         return self._bits >> self._left & (1 << count) - 1
 
     def golomb(self) -> int:
-        """An Exp-Golomb number (section 9.1)."""
+        """Return an Exp-Golomb number (section 9.1)."""
         zeros = 0
         while not self.read_uint(1):
             zeros += 1
@@ -2924,7 +2921,7 @@ class _Bits:
 
 
 def _h264_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
+    """Return width and height of a sequence parameter set (H.264, section 7.3.2.1.1)."""
     profile, bits = data[0], _Bits(data[3:])
     bits.golomb()
     chroma, separate = 1, 0
@@ -2954,7 +2951,7 @@ def _h264_size(data: bytes) -> tuple[int, int]:
 
 
 def _hevc_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a sequence parameter set (H.265, section 7.3.2.2.1)."""
+    """Return width and height of a sequence parameter set (H.265, section 7.3.2.2.1)."""
     bits = _Bits(data)
     bits.read_uint(4)
     layers = bits.read_uint(3)
@@ -2972,7 +2969,7 @@ def _hevc_size(data: bytes) -> tuple[int, int]:
 
 
 def _crop(bits: _Bits, chroma: int) -> tuple[int, int]:
-    """Width and height of what is not shown; it counts in the coarser chroma samples."""
+    """Return width and height of what is not shown; it counts in the coarser chroma samples."""
     left, right, top, bottom = (bits.golomb() for _ in range(4)) if bits.read_uint(1) else [0] * 4
     return (left + right) * (1 + (chroma in (1, 2))), (top + bottom) * (1 + (chroma == 1))
 
@@ -2986,7 +2983,7 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
 
 
 def _avchd_time(head: bytes, draft: _Draft) -> None:
-    """The time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
+    """Note the time of a camcorder's recording in a user message of H.264 (AVCHD, MDPM)."""
     _, found, notes = head.replace(b"\0\0\3", b"\0\0").partition(_AVCHD_NOTES)
     if found and (match := _AVCHD_TIME.search(notes[:MAX_NOTE_BYTES])):
         zone = match[1][0]
@@ -3006,7 +3003,7 @@ _objects = _labelled("<16sQ", whole=True)  # by their GUID (ASF specification 1.
 
 
 def _asf(asf: _Span, draft: _Draft) -> None:
-    """The header object's parts: a file with a video stream is WMV, else WMA."""
+    """Note the header object's parts: a file with a video stream is WMV, else WMA."""
     for name, part in _objects(_objects(asf)[_ASF].part(6)):
         if name == _ASF_FILE:
             made, units, preroll = part.unpack("<Q8xQ8xQ", 24)
@@ -3022,7 +3019,7 @@ _FLV_DATE = re.compile(rb"(?s)\0\x0ccreationdate\x02\0.(.{10,40})")
 
 
 def _flv(flv: _Span, draft: _Draft) -> None:
-    """Numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
+    """Note numbers of `onMetaData`, a tag near the start, else the time of the last tag."""
     notes = flv.peek(0, STREAM_SAMPLE_BYTES)
     found = {
         name.decode(): struct.unpack(">d", raw)[0] for name, raw in _FLV_NUMBER.findall(notes)
@@ -3096,13 +3093,13 @@ def _fitting(exif: list[bytes], size: int) -> bytes:
 
 
 def _bare_exif(orientation: int) -> bytes:
-    """EXIF that says how a picture stands, and nothing else."""
+    """Return EXIF that says how a picture stands, and nothing else."""
     entry = struct.pack(">HHIHxx", _ORIENTATION, 3, 1, orientation)
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
 
 
 def _jpeg_patches(jpeg: _Span, exif: list[bytes]) -> _Patches:
-    """EXIF, XMP, IPTC, comments and makers' segments, up to the end of the picture."""
+    """Overwrite EXIF, XMP, IPTC, comments and makers' segments, up to the picture's end."""
     patches, marker, at = list[Patch](), b"", 2
     exif = [b"Exif\0\0" + each for each in exif]
     while True:
@@ -3132,7 +3129,7 @@ def _find_marker(jpeg: _Span, at: int, length: int) -> int:
 
 
 def _png_patches(png: _Span, exif: list[bytes]) -> _Patches:
-    """All chunks that do not show the picture."""
+    """Overwrite all chunks that do not show the picture."""
     patches = list[Patch]()
     for kind, chunk in _png_chunks(png.part(8)):
         end = chunk.start + chunk.size
@@ -3150,7 +3147,7 @@ def _png_patches(png: _Span, exif: list[bytes]) -> _Patches:
 
 
 def _webp_patches(webp: _Span, exif: list[bytes]) -> _Patches:
-    """All chunks that do not show the picture, and the flags that tell of them."""
+    """Overwrite all chunks that do not show the picture, and the flags that tell of them."""
     (size,) = webp.unpack("<I", 4)
     chunks = _hide_chunks(webp.part(12, 8 + size), exif, {b"ANMF"})
     return list(chunks), min(webp.size, 8 + size)
@@ -3468,12 +3465,12 @@ _START = re.compile(b"|".join(b"(%b)" % each.start for each in _KNOWN_STARTS), r
 
 
 def formats_for(use: str) -> frozenset[str]:
-    """The extensions of the formats that have a use."""
+    """Return the extensions of the formats that have a use."""
     return frozenset(each.extension for each in FORMATS.values() if use in each.uses.split())
 
 
 def _identify(head: bytes) -> tuple[str, Callable[[_Span, _Draft], None]] | None:
-    """Extension and parser of the file that starts so."""
+    """Return extension and parser of the file that starts so."""
     if match := _START.match(head):
         known = _KNOWN_STARTS[(match.lastindex or 0) - 1]
         assert known.parse
@@ -3739,7 +3736,7 @@ class Asset(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Asset:
-        """From the columns of ASSET_COLUMNS."""
+        """Return the asset of the columns of ASSET_COLUMNS."""
         facts = Facts(*row[4:]) if row[4] else None
         return cls(row[0], row[1], facts, row[2], row[3])
 
@@ -3762,11 +3759,11 @@ class File(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> File:
-        """From the columns of FILE_COLUMNS."""
+        """Return the file of the columns of FILE_COLUMNS."""
         return cls(row[0], os.fsdecode(row[1]), *row[2:])
 
     def matches(self, status: os.stat_result) -> bool:
-        """Whether the file on disk is still the one that was read."""
+        """Return whether the file on disk is still the one that was read."""
         return is_same(self.root, (self.size, self.mtime_ns, self.ctime), status)
 
 
@@ -3776,12 +3773,12 @@ MAX_NS = (1 << 63) - 1  # what the index holds: a clock can be wrong by centurie
 
 
 def state_of(status: os.stat_result) -> FileState:
-    """Size, mtime_ns and ctime of a file; another state is another content."""
+    """Return size, mtime_ns and ctime of a file; another state is another content."""
     return status.st_size, max(-MAX_NS, min(MAX_NS, status.st_mtime_ns)), status.st_ctime
 
 
 def is_same(root: str, known: FileState, status: os.stat_result) -> bool:
-    """Whether a file is as it was.
+    """Return whether a file is as it was.
 
     Some edits keep size and mtime (`exiftool -P`): ctime, which nobody can set, tells those. It
     also changes with owner, permissions, name and links, and then the file is read once more.
@@ -3826,14 +3823,14 @@ class Entity(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Entity:
-        """From the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
+        """Return the entity of the columns of ENTITY_COLUMNS and ASSET_COLUMNS."""
         asset = Asset.from_row(row[ENTITY_WIDTH:]) if row[ENTITY_WIDTH] else None
         found = cls._make((*row[:ENTITY_WIDTH], asset))
         is_collection, is_deleted = bool(found.is_collection), bool(found.is_deleted)
         return found._replace(is_collection=is_collection, is_deleted=is_deleted)
 
     def is_same(self, other: Entity) -> bool:
-        """Whether two versions say the same; `path` stands for the asset."""
+        """Return whether two versions say the same; `path` stands for the asset."""
         return self[:-1] == other[:-1]
 
 
@@ -3870,20 +3867,20 @@ class Rows(Table, Generic[T]):
         return self._make(row) if row else None
 
 
-def where(*conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
+def where_clause(*conditions: tuple[str, Any]) -> tuple[str, list[Any]]:
     """Return what follows a table of which rows are wanted, and the conditions' values."""
     words = " AND ".join(condition for condition, _ in conditions) or "1"
     return f"WHERE {words}", [value for words, value in conditions if "?" in words]
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether it is the index's file that is not what it should be."""
+    """Return whether it is the index's file that is not what it should be."""
     # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own; an emptied file has no tables.
     return type(error) is sqlite3.DatabaseError or str(error).startswith("no such table")
 
 
 def reporting(method: Callable[..., T]) -> Callable[..., T]:
-    """A cursor's method that tells of damage whenever it meets some."""
+    """Return a method of a cursor that tells of damage whenever it meets some."""
 
     @functools.wraps(method)
     def call(cursor: IndexCursor, *values: Any) -> T:
@@ -3934,17 +3931,13 @@ class SpareSpace:
 
     def __init__(self, index: Path) -> None:
         self._path = index.with_name(f"{index.name}-spare")
-        self._missed_at: float | None = None
-
-    @property
-    def is_missed(self) -> bool:
-        """Return whether the space is yet to be taken again."""
-        return self._missed_at is not None
+        self.missed_at: float | None = None  # when it was given up, or was not to be had
 
     def hold(self) -> None:
-        """Take the space, unless it is held or there is too little."""
-        held = os.path.exists(self._path) or self._take()
-        self._missed_at = None if held else time.monotonic()
+        """Take the space, unless it is held, there is too little, or was a moment ago."""
+        now = time.monotonic()
+        if self.missed_at is None or now > self.missed_at + SPARE_SECONDS:
+            self.missed_at = None if os.path.exists(self._path) or self._take() else now
 
     def _take(self) -> bool:
         try:
@@ -3961,22 +3954,17 @@ class SpareSpace:
         return False
 
     def give_up(self) -> bool:
-        """Let the index have the space; whether it was held."""
-        self._missed_at = time.monotonic()
+        """Let the index have the space; return whether it was held."""
+        self.missed_at = time.monotonic()
         try:
             self._path.unlink()
         except OSError:
             return False
         return True
 
-    def hold_again(self) -> None:
-        """Take the space that was given up, if that is some time ago and there is enough."""
-        if self._missed_at is not None and time.monotonic() > self._missed_at + SPARE_SECONDS:
-            self.hold()
-
 
 def allocate(file: io.FileIO, size: int) -> bool:
-    """Have the disk set so many bytes aside for a file; whether it has."""
+    """Have the disk set so many bytes aside for a file; return whether it has."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -4099,9 +4087,9 @@ class Index:
             self.spare.give_up()
             self._fold_in()
             self._commit(unwritten)
-        if self.spare.is_missed:
+        if self.spare.missed_at is not None:
             self._fold_in()
-            self.spare.hold_again()
+            self.spare.hold()
 
     def _fold_in(self) -> None:
         """Bring what is in the WAL into the file, so that it begins anew and does not grow."""
@@ -4175,7 +4163,7 @@ class Index:
                 self.report_damage(problem)
 
     def count_rows(self) -> tuple[int, ...]:
-        """How many assets, files, accounts, media records and entities there are."""
+        """Return how many assets, files, accounts, media records and entities there are."""
         tables = ("asset", "file", "user", "media", "entity")
         counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
         row: tuple[int, ...] = self.read(f"SELECT {counts}").fetchone()
@@ -4192,7 +4180,7 @@ class Index:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether it is the disk that had no room (SQLITE_FULL)."""
+    """Return whether it is the disk that had no room (SQLITE_FULL)."""
     return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
 
 
@@ -4203,11 +4191,16 @@ def replace_index(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
+def placeholders(values: Sequence[Any]) -> str:
+    """Return a question mark for each of the values, for a list in SQL."""
+    return ", ".join("?" * len(values))
+
+
 class Assets(Table):
     """Contents and what is known of them."""
 
     def count_by_kind(self) -> list[tuple[str, int, int]]:
-        """Number and bytes of the contents of each kind."""
+        """Return number and bytes of the contents of each kind."""
         sql = "SELECT coalesce(kind, 'other'), count(*), sum(size) FROM asset GROUP BY kind"
         return self._index.read(sql).fetchall()
 
@@ -4248,7 +4241,7 @@ class Assets(Table):
         self._change(sql, int(made), sha256, durable=False)
 
     def private_with_thumbnail(self) -> list[str]:
-        """Hashes of what is among the private images alone and has a thumbnail."""
+        """Return hashes of what is among the private images alone and has a thumbnail."""
         rows = self._index.read(
             "SELECT DISTINCT sha256 FROM file JOIN asset USING (sha256) WHERE root = 'images'"
             " AND thumbnail = 1 AND NOT EXISTS (SELECT 1 FROM file AS other"
@@ -4262,7 +4255,7 @@ class Assets(Table):
         self._change(sql, durable=False)
 
     def without_thumbnail(self, kinds: Sequence[str], limit: int, after: str) -> list[Located]:
-        """Some files without a verdict on their thumbnail, by their hashes, `after` one."""
+        """Return some files without a verdict on their thumbnail, by their hashes, `after` one."""
         sql = (
             f"SELECT {FILE_COLUMNS}, {ASSET_COLUMNS} FROM asset JOIN file USING (sha256)"
             f" WHERE thumbnail IS NULL AND asset.sha256 > ? AND kind IN ({placeholders(kinds)})"
@@ -4273,14 +4266,9 @@ class Assets(Table):
 
 
 INSERT_ASSET = (
-    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({', '.join('?' * len(ASSET_NAMES))})"
+    f"INSERT INTO asset ({', '.join(ASSET_NAMES)}) VALUES ({placeholders(ASSET_NAMES)})"
     " ON CONFLICT DO UPDATE SET md5 = coalesce(md5, excluded.md5)"
 )
-
-
-def placeholders(values: Sequence[Any]) -> str:
-    """Return a question mark for each of the values, for a list in SQL."""
-    return ", ".join("?" * len(values))
 
 
 def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any]) -> Any:
@@ -4300,7 +4288,7 @@ class Files(Rows[Located]):
     """Files on disk, by folder and path."""
 
     def put(self, db: Database, file: File, asset: Asset) -> str | None:
-        """Know `file`; the hash of the content that was there before and is now nowhere."""
+        """Record `file`; return the hash of the content that was there and is now nowhere."""
         self._index.assets.put(db, asset)
         key = (file.root, os.fsencode(file.path))
         state = (file.sha256, file.size, file.mtime_ns, file.ctime)
@@ -4316,7 +4304,7 @@ class Files(Rows[Located]):
     def remove(
         self, db: Database, root: str, path: str, before: float = math.inf
     ) -> tuple[str, bool] | None:
-        """Forget a file added `before`: its hash, and whether that content is now nowhere."""
+        """Forget a file added `before`; return its hash, and whether it was the last of it."""
         sql = "DELETE FROM file WHERE root = ? AND path = ? AND added < ? RETURNING sha256"
         row = db.execute(sql, (root, os.fsencode(path), before)).fetchone()
         return (row[0], self._index.assets.drop_unused(db, row[0])) if row else None
@@ -4324,7 +4312,7 @@ class Files(Rows[Located]):
     def remove_all(
         self, db: Database, root: str, paths: Iterable[str], before: float = math.inf
     ) -> list[str]:
-        """Forget files; the hashes of those contents that are now nowhere."""
+        """Forget files; return the hashes of those contents that are now nowhere."""
         removed = [self.remove(db, root, path, before) for path in paths]
         return [sha256 for sha256, dropped in filter(None, removed) if dropped]
 
@@ -4332,15 +4320,15 @@ class Files(Rows[Located]):
         """Return the file at a path of a root, with its asset, if it is known."""
         return self._first("WHERE root = ? AND path = ?", root, os.fsencode(path))
 
-    def with_content(self, sha256: str, roots: Sequence[str]) -> list[Located]:
-        """The files of an asset in some folders, by path."""
-        condition = f"sha256 = ? AND root IN ({placeholders(roots)})"
-        return self._all(f"WHERE {condition} ORDER BY root DESC, path", sha256, *roots)
+    def with_content(self, sha256: str, *roots: str, db: Database | None = None) -> list[Located]:
+        """Return the files of an asset in some folders, or everywhere, by path."""
+        which = f"sha256 = ? AND root IN ({placeholders(roots)})" if roots else "sha256 = ?"
+        return self._all(f"WHERE {which} ORDER BY root DESC, path", sha256, *roots, db=db)
 
     def readable(
         self, sha256: str, roots: Sequence[str], user_id: int | None, trashed: bool = False
     ) -> list[Located]:
-        """The files of an asset in some folders, the library first, or of a user's records."""
+        """Return an asset's files in some folders, the library first, or of a user's records."""
         own = (
             "root = 'users' AND EXISTS (SELECT 1 FROM media WHERE user_id = ?"
             " AND media.path = CAST(file.path AS TEXT) AND is_deleted <= ?)"
@@ -4350,7 +4338,7 @@ class Files(Rows[Located]):
         return self._all(rest, sha256, *roots, user_id, trashed)
 
     def in_order(self, root: str) -> Iterator[tuple[bytes, FileState]]:
-        """Path and state of every file of a folder in the order of the paths' bytes."""
+        """Return path and state of every file of a folder in the order of the paths' bytes."""
         rows = self._rows_in_order("path, size, mtime_ns, ctime", root)
         return ((path, tuple(state)) for path, *state in rows)
 
@@ -4360,7 +4348,7 @@ class Files(Rows[Located]):
             ", ".join(File._fields[1:]), root))  # fmt: skip
 
     def _rows_in_order(self, columns: str, root: str) -> Iterator[Sequence[Any]]:
-        """Columns, the path first; page by page: a long read would keep the WAL from folding."""
+        """Yield rows, path first, page by page: a long read would keep the WAL from folding."""
         rows = f"SELECT {columns} FROM file WHERE root = ? AND path > ?"
         sql, last = f"{rows} ORDER BY path LIMIT 2000", b""
         while page := self._index.read(sql, root, last).fetchall():
@@ -4368,7 +4356,7 @@ class Files(Rows[Located]):
             last = page[-1][0]
 
     def duplicates(self) -> list[list[str]]:
-        """The paths in the library that have the same content, by content."""
+        """Return the paths in the library that have the same content, by content."""
         several = "SELECT sha256 FROM file WHERE root = 'library' GROUP BY sha256"
         rows = self._index.read(
             "SELECT sha256, path FROM file WHERE root = 'library' AND sha256 IN"
@@ -4378,7 +4366,7 @@ class Files(Rows[Located]):
         return [[os.fsdecode(path) for _, path in group] for _, group in groups]
 
     def total_size(self, since: float = 0.0) -> int:
-        """How many bytes the files have that came in or changed `since`."""
+        """Return how many bytes the files have that came in or changed `since`."""
         sql = "SELECT coalesce(sum(size), 0) FROM file WHERE max(added, ctime, mtime_ns / 1e9) >="
         return int(self._index.value(f"{sql} ?", since))
 
@@ -4388,19 +4376,19 @@ class Files(Rows[Located]):
         db.execute(sql, (mtime_ns, ctime, file.root, os.fsencode(file.path)))
 
     def is_empty(self, root: str, below: str = "") -> bool:
-        """Whether no file of a folder is known whose path begins with `below`."""
+        """Return whether no file of a folder is known whose path begins with `below`."""
         sql = "SELECT path FROM file WHERE root = ? AND path >= ? ORDER BY path LIMIT 1"
         first = self._index.value(sql, root, os.fsencode(below))
         return first is None or not first.startswith(os.fsencode(below))
 
     def is_empty_beside(self, root: str, below: str) -> bool:
-        """Whether no file of a folder is known whose path does not begin with `below`."""
+        """Return whether no file of a folder is known whose path does not begin with `below`."""
         sql = "SELECT 1 FROM file WHERE root = ? AND {} LIMIT 1"
         sides = ("path < ?", os.fsencode(below)), ("path > ?", os.fsencode(below) + b"\xff")
         return not any(self._index.value(sql.format(s), root, v) for s, v in sides)
 
     def library(self) -> Iterator[tuple[str, str, int, float]]:
-        """sha256, path, mtime_ns and time made of each content at the path that sorts first.
+        """Return sha256, path, mtime_ns and time made of each content, at its first path in order.
 
         The time is that of capture for an image that tells one, else the file's ctime.
         """
@@ -4411,24 +4399,14 @@ class Files(Rows[Located]):
         )
         return ((row[0], os.fsdecode(row[1]), row[2], row[3]) for row in rows)
 
-    def holding(self, sha256: str) -> list[File]:
-        """The files of an asset."""
-        return [file for file, _ in self._all("WHERE sha256 = ?", sha256)]
-
     def is_there(self, db: Database, file: File) -> bool:
-        """Whether a file is still known with its content."""
+        """Return whether a file is still known with its content."""
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
         values = (file.root, os.fsencode(file.path), file.sha256)
         return bool(self._index.value(sql, *values, db=db))
 
-    def others(self, db: Database, file: File) -> list[File]:
-        """The other files of the same folder and content."""
-        rest = "WHERE sha256 = ? AND root = ? AND path != ? ORDER BY path"
-        values = (file.sha256, file.root, os.fsencode(file.path))
-        return [other for other, _ in self._all(rest, *values, db=db)]
-
     def shown(self, folder: str, below: bool) -> Iterator[Shown]:
-        """The media of the library in a folder, and below it if wanted, the newest first."""
+        """Return the library's media in a folder, and below it if wanted, the newest first."""
         prefix = os.fsencode(f"{folder}/") if folder else b""
         end = prefix[:-1] + b"0" if prefix else b"\xff"  # the first name behind those
         flat = "" if below else "AND instr(substr(path, length(?1) + 1), x'2f') = 0"
@@ -4440,7 +4418,7 @@ class Files(Rows[Located]):
         return read_shown(self._index, source, prefix, end)
 
     def library_version(self) -> str | None:
-        """What changes with everything that lists of the library show."""
+        """Return what changes with everything that lists of the library show."""
         return self._index.get_meta("library_version")
 
     def count_media(self) -> int:
@@ -4448,7 +4426,7 @@ class Files(Rows[Located]):
         return self._index.count(f"file WHERE {IN_MEDIA}")
 
     def media(self, limit: int, offset: int) -> Iterator[tuple[str, str, int, str | None, float]]:
-        """Path, hash, size, MIME type and time added of the public images, newest first."""
+        """Yield path, hash, size, MIME type and time added of the public images, newest first."""
         columns = "path, sha256, file.size, mime_type, added FROM file JOIN asset USING (sha256)"
         order = "ORDER BY added DESC, path DESC LIMIT ? OFFSET ?"
         rows = self._index.read(f"SELECT {columns} WHERE {IN_MEDIA} {order}", limit, offset)
@@ -4539,12 +4517,12 @@ class Users(Rows[User]):
         return principal._replace(permissions=kept) if row[0] and row[2] else None
 
     def stored_bytes(self, user_id: int, db: Database | None = None) -> int:
-        """What a user's files take, those of softly deleted records included."""
+        """Return what a user's files take, those of softly deleted records included."""
         sql = "SELECT coalesce(sum(size), 0) FROM media WHERE user_id = ? AND path IS NOT NULL"
         return int(self._index.value(sql, user_id, db=db))
 
     def find(self, name: str) -> User | None:
-        """The account with this e-mail in any case, else with this username."""
+        """Return the account with this e-mail in any case, else with this username."""
         rest = "WHERE email_key = ? OR username = ? ORDER BY email_key = ? DESC LIMIT 1"
         return self._first(rest, name.casefold(), name, name.casefold())
 
@@ -4553,11 +4531,11 @@ class Users(Rows[User]):
         return self._all("ORDER BY id")
 
     def created(self, user_id: int) -> float:
-        """When an account was made, here or in the program that it was imported from."""
+        """Return when an account was made, here or in the program that it was imported from."""
         return self._index.value("SELECT created_at FROM user WHERE id = ?", user_id) or 0.0
 
     def taken(self, values: Mapping[str, Any], db: Database | None = None) -> list[str]:
-        """Which of the unique fields another account has; a login takes e-mail and username."""
+        """Return the unique fields that another account has; a login takes e-mail and username."""
         email, username = values.get("email", ""), values.get("username")
         unique: dict[str, tuple[str, list[Any]]] = {
             "email": ("email_key = ?1 OR username IN (?1, ?2)", [email.casefold(), email]),
@@ -4585,7 +4563,7 @@ class Users(Rows[User]):
         return User(*db.execute(sql, {"id": self._free_id(db), **row}).fetchone())
 
     def _free_id(self, db: Database) -> int:
-        """The next id; those are left out under which another program's user has records here."""
+        """Return the next id, but none under which another program's user has records here."""
         value = functools.partial(self._index.value, db=db)
         last = value("SELECT seq FROM sqlite_sequence WHERE name = 'user'") or 0
         used = "SELECT 1 FROM {} WHERE user_id = ?"
@@ -4688,7 +4666,7 @@ class Sessions(Rows[Session]):
         return renewed
 
     def spend(self, db: Database, token: RefreshToken) -> bool:
-        """End the session of a refresh token; whether the token was still good."""
+        """End the session of a refresh token; return whether the token was still good."""
         session = self._of_token(db, token)
         good = session is not None and session.jti == token.jti
         return good and self.end(db, token.user_id, token.session)
@@ -4697,17 +4675,17 @@ class Sessions(Rows[Session]):
         return self._first("WHERE id = ? AND user_id = ?", token.session, token.user_id, db=db)
 
     def of_user(self, user_id: int, now: float) -> list[Session]:
-        """The sessions of an account that have not expired, last used first."""
+        """Return the sessions of an account that have not expired, last used first."""
         which = "WHERE user_id = ? AND expires_at > ?"
         return self._all(f"{which} ORDER BY rotated_at DESC, id", user_id, now)
 
     def end(self, db: Database, user_id: int, id: str) -> bool:
-        """End one session of an account; whether there was one."""
+        """End one session of an account; return whether there was one."""
         sql = "DELETE FROM session WHERE id = ? AND user_id = ?"
         return db.execute(sql, (id, user_id)).rowcount > 0
 
     def end_all(self, db: Database, user_id: int) -> int:
-        """End the sessions of an account; how many there were."""
+        """End the sessions of an account; return how many there were."""
         return db.execute("DELETE FROM session WHERE user_id = ?", (user_id,)).rowcount
 
 
@@ -4719,7 +4697,7 @@ class TokenUses(Table):
     """How often scoped tokens that are good for some uses were used."""
 
     def take(self, grant: Grant, now: float) -> bool:
-        """Count a use; whether there was one left."""
+        """Count a use; return whether there was one left."""
 
         def apply(db: Database) -> bool:
             db.execute("DELETE FROM token_use WHERE expires_at < ?", (now,))
@@ -4785,24 +4763,24 @@ class ShareLinks(Rows[Share]):
         return self._first("WHERE id = ? AND (expires_at IS NULL OR expires_at > ?)", id, now)
 
     def all(self, now: float, owner: int | None, everyone: bool) -> list[Share]:
-        """The shares of an owner, or all; the newest first."""
+        """Return the shares of an owner, or all; the newest first."""
         good = "(expires_at IS NULL OR expires_at > ?) AND (owner IS ? OR ?)"
         return self._all(f"WHERE {good} ORDER BY created_at DESC, id", now, owner, everyone)
 
     def remove(self, id: str, owner: int | None, everyone: bool) -> bool:
-        """End a share of an owner, or anybody's; whether there was one."""
+        """End a share of an owner, or anybody's; return whether there was one."""
         sql = "DELETE FROM share WHERE id = ? AND (owner IS ? OR ?)"
         return self._change(sql, id, owner, everyone)
 
     def has_files(self, path: str) -> bool:
-        """Whether there is anything in a folder of the library."""
+        """Return whether there is anything in a folder of the library."""
         share = Share("", None, "folder", "library", path)
         return bool(self.files(share, limit=1))
 
     def files(
         self, share: Share, reads: bool = True, sha256: str = "", limit: int = -1
     ) -> list[Located]:
-        """What a share shows, or only what of it has an asset, in the order of the paths.
+        """Return what a share shows, or only what of it has an asset, in the order of the paths.
 
         `reads`: whether its owner may read what others have as well.
         """
@@ -4821,7 +4799,7 @@ class Failures(Table):
     """
 
     def closed_for(self, limits: Mapping[str, int], now: float) -> float:
-        """Seconds until a login may be tried where some key has reached its limit, else 0."""
+        """Return seconds until a login may be tried: 0, unless a key has reached its limit."""
         sql = (
             "SELECT failed_at FROM login_failure WHERE key = ? AND failed_at > ? AND failed_at < ?"
             " AND (is_certain OR failed_at < ?) ORDER BY failed_at DESC LIMIT 1 OFFSET ?"
@@ -4868,7 +4846,7 @@ class Failures(Table):
 
     @staticmethod
     def _digest(key: str) -> str:
-        """Names can be long, and people type passwords where a name belongs."""
+        """Return the hash of a key: names can be long, and people type passwords there."""
         return hashlib.sha256(_utf8(key)).hexdigest()
 
 
@@ -4901,7 +4879,7 @@ class MediaRecord(NamedTuple):
 
 
 def search_text(*texts: str | None) -> str:
-    """Texts as searches compare them, without case; no match reaches from one into the next.
+    """Return texts as searches compare them, without case; no match reaches into the next one.
 
     >>> search_text("STRASSE", None, "Ä") == search_text("straße", "", "ä")
     True
@@ -4936,7 +4914,7 @@ class OwnedTable(Rows[Record]):
         equal = [(f"{column} = ?", value) for column, value in wanted.equal]
         terms = [("instr(folded, ?)", term) for term in wanted.terms]
         own = ("user_id = ?", wanted.user_id), (self._condition, None)
-        return where(*own, *equal, *terms)
+        return where_clause(*own, *equal, *terms)
 
     def count(self, wanted: Query) -> int:
         """Return how many rows fit a query."""
@@ -4944,7 +4922,7 @@ class OwnedTable(Rows[Record]):
         return self._index.count(f"{self._table} {which}", *values)
 
     def each(self, wanted: Query, limit: int = -1, offset: int = 0) -> Iterator[Record]:
-        """The things wanted in order; those that are equal in it are ordered by id."""
+        """Return the things wanted in order; those that are equal in it are ordered by id."""
         which, values = self._where(wanted)
         order = wanted.order or (("created_at", True),)
         words = [f"{c} {'DESC' if down else 'ASC'}" for c, down in (*order, ("id", order[-1][1]))]
@@ -4952,12 +4930,12 @@ class OwnedTable(Rows[Record]):
         return map(self._make, self._index.read(sql, *values, limit, offset))
 
     def get(self, user_id: int, key: str, db: Database | None = None) -> Record | None:
-        """One thing by its id, in the transaction of `db` where there is one."""
+        """Return one thing by its id, in the transaction of `db` where there is one."""
         thing = self.of_anyone(key, db)
         return thing if thing and thing.user_id == user_id else None
 
     def of_anyone(self, key: str, db: Database | None = None) -> Record | None:
-        """One thing by its id, for who has shown leave to read it."""
+        """Return one thing by its id, for who has shown leave to read it."""
         return self._first(f"WHERE id = ? AND {self._condition}", key, db=db)
 
     def put(self, db: Database, thing: Record) -> None:
@@ -4972,7 +4950,7 @@ class OwnedTable(Rows[Record]):
         db.execute("UPDATE media SET path = NULL WHERE path = ?", (path,))
 
     def shown_in(self, db: Database, user_id: int, key: str) -> set[str]:
-        """The assets that a user's collection shows without a file of their own."""
+        """Return the assets that a user's collection shows without a file of their own."""
         where = "collection_id = ? AND user_id = ? AND is_deleted = 0 AND sha256 NOTNULL"
         rows = db.execute(f"SELECT sha256 FROM media WHERE {where}", (key, user_id))
         return {row[0] for row in rows}
@@ -4983,17 +4961,17 @@ class OwnedTable(Rows[Record]):
         db.execute(f"DELETE FROM media WHERE {where}", (key,))
 
     def hide(self, db: Database, user_id: int, key: str, now: float) -> bool:
-        """Delete softly, as media records are; whether there was one."""
+        """Delete softly, as media records are; return whether there was one."""
         where = "id = ? AND user_id = ? AND is_deleted = 0"
         sql = f"UPDATE media SET is_deleted = 1, updated_at = ? WHERE {where}"
         return db.execute(sql, (now, key, user_id)).rowcount > 0
 
     def is_known(self, key: str) -> bool:
-        """Whether there is something with this id, softly deleted or not."""
+        """Return whether there is something with this id, softly deleted or not."""
         return bool(self._index.value(f"SELECT 1 FROM {self._table} WHERE id = ?", key))
 
     def remove_collection(self, user_id: int, key: str) -> bool:
-        """Delete a collection and keep its media; whether there was one."""
+        """Delete a collection and keep its media; return whether there was one."""
 
         def apply(db: Database) -> int:
             sql = "DELETE FROM collection WHERE id = ? AND user_id = ?"
@@ -5022,7 +5000,7 @@ class Entities(Table):
         return next(iter(self.many([id], version, db)), None)
 
     def versions(self, id: int) -> list[Entity]:
-        """All versions of one, the oldest first."""
+        """Return all versions of one, the oldest first."""
         rows = self._index.read(f"{self._select(True)} WHERE id = ? ORDER BY version", id)
         return [Entity.from_row(row) for row in rows]
 
@@ -5049,7 +5027,7 @@ class Entities(Table):
         return [Entity.from_row(row) for row in self._index.read(sql, *values, db=db)]
 
     def _select(self, versions: bool = False) -> str:
-        """All there is to read of an entity."""
+        """Return all there is to read of an entity."""
         columns = ", ".join(f"entity.{name}" for name in ENTITY_COLUMNS)
         source = "entity_version" if versions else "entity"
         joined = f"{source} AS entity LEFT JOIN asset ON asset.sha256 = entity.sha256"
@@ -5058,7 +5036,7 @@ class Entities(Table):
     def _where(
         self, version: int | None, filters: Mapping[str, Any], text: str
     ) -> tuple[str, list[Any]]:
-        """A table and its condition. Booleans are written out: partial indexes need it so."""
+        """Return a table and its condition; booleans are written out for the partial indexes."""
         chosen = [] if version is None else [("version = ?", bounded(version))]
         found = [("instr(search, ?)", search_text(text))] if text else []
         equal = [
@@ -5066,17 +5044,17 @@ class Entities(Table):
             else (f"{column} IS ?", bounded(value) if isinstance(value, int) else value)
             for column, value in filters.items()
         ]  # fmt: skip
-        which, values = where(*chosen, *equal, *found)
+        which, values = where_clause(*chosen, *equal, *found)
         return f"{'entity_version' if chosen else 'entity'} {which}", values
 
     def holder(self, sha256: str, db: Database | None = None) -> int | None:
-        """The entity that has an asset."""
+        """Return the entity that has an asset."""
         sql = "SELECT id FROM entity WHERE sha256 = ?"
         id: int | None = self._index.value(sql, sha256, db=db)
         return id
 
     def is_within(self, id: int, collection: int, db: Database | None = None) -> bool:
-        """Whether an entity is a collection, or in it, however deep."""
+        """Return whether an entity is a collection, or in it, however deep."""
         above = "VALUES (?) UNION SELECT parent_id FROM entity JOIN above USING (id)"
         sql = f"WITH RECURSIVE above (id) AS ({above}) SELECT 1 FROM above WHERE id = ?"
         return bool(self._index.value(sql, id, collection, db=db))
@@ -5112,7 +5090,7 @@ class Entities(Table):
         return int(db.execute(sql).fetchone()[0])
 
     def remove(self, db: Database, id: int, now: float) -> list[str]:
-        """Forget an entity; the paths that no other one has. What was in it is at the root."""
+        """Forget an entity, with what was in it put at the root; return the paths only it has."""
         self._release(db, id, now)
         owned = "SELECT DISTINCT path FROM entity_version AS own WHERE id = ? AND path IS NOT NULL"
         others = "SELECT 1 FROM entity_version WHERE path = own.path AND id != own.id"
@@ -5166,15 +5144,15 @@ class Trash(Rows[Trashed]):
     """What is softly deleted, of users and among the entities."""
 
     def all(self, until: float = math.inf) -> list[Trashed]:
-        """What was deleted before a time, in that order."""
+        """Return what was deleted before a time, in that order."""
         return self._all("WHERE deleted_at < ? ORDER BY deleted_at, kind, id", until)
 
     def get(self, id: str, db: Database | None = None) -> Trashed | None:
-        """What has an id, which is a UUID for a media record and a number for an entity."""
+        """Return what has an id, which is a UUID for a media record and a number for an entity."""
         return self._first("WHERE id = ?", id, db=db)
 
     def is_clock_steady(self, now: float) -> bool:
-        """Whether it is about as late as when this was asked last, perhaps before a restart.
+        """Return whether it is about as late as at the last call, perhaps before a restart.
 
         A clock that is wrong at a start, or was, must not make years of what was just deleted.
         """
@@ -5201,7 +5179,7 @@ class Trash(Rows[Trashed]):
         return self._index.write(apply)
 
     def remove_media(self, db: Database, id: str) -> list[str]:
-        """Forget a media record; the path of its file, if it had one."""
+        """Forget a media record; return the path of its file, if it had one."""
         path = self._index.value("DELETE FROM media WHERE id = ? RETURNING path", id, db=db)
         return [path] if path else []
 
@@ -5233,21 +5211,21 @@ class Albums(Table):
     """What the gallery shows besides the library: users' records, entities, and their trash."""
 
     def records(self, user_id: int, collection: str | None = None) -> Iterator[Shown]:
-        """A user's records in a collection, or all that have a file of their own."""
+        """Return a user's records in a collection, or all that have a file of their own."""
         which = "(collection_id = ?3 OR ?3 IS NULL AND media.path NOTNULL)"
         return read_shown(self._index, f"{SHOWN_RECORDS} AND {which}", user_id, 0, collection)
 
     def entities(self, parent: int | None) -> Iterator[Shown]:
-        """The entities in a collection, or at the root."""
+        """Return the entities in a collection, or at the root."""
         source = f"{SHOWN_ENTITIES} AND parent_id IS ?3"
         return read_shown(self._index, source, None, 0, parent)
 
     def trash(self, user_id: int | None, with_entities: bool) -> Iterator[Shown]:
-        """What is softly deleted of a user, and of the entities if wanted."""
+        """Return what is softly deleted of a user, and of the entities if wanted."""
         return read_shown(self._index, SHOWN_TRASH, user_id, 1, with_entities)
 
     def outside(self, user_id: int | None, with_entities: bool) -> list[Album]:
-        """What there is besides collections, by the words that the gallery has for it."""
+        """Return what there is besides collections, by the words that the gallery has for it."""
         mine = f"{SHOWN_RECORDS} AND media.path NOTNULL"
         found = [] if user_id is None else [self._count("mine", mine, user_id, 0)]
         entities = self._count("entities", f"{SHOWN_ENTITIES} AND parent_id IS NULL", None, 0)
@@ -5262,12 +5240,12 @@ class Albums(Table):
         return Album(key, key, *self._index.read(sql, *values).fetchone()[:2])
 
     def of_user(self, user_id: int) -> list[Album]:
-        """A user's collections by name."""
+        """Return a user's collections by name."""
         sql = "SELECT id, name FROM collection WHERE user_id = ? ORDER BY folded, id"
         return self._with_counts(self._index.read(sql, user_id), SHOWN_RECORDS, user_id)
 
     def of_entities(self, parent: int | None) -> list[Album]:
-        """The collections of entities in another one, or at the root, by label."""
+        """Return the collections of entities in another one, or at the root, by label."""
         sql = (
             "SELECT id, coalesce(nullif(label, ''), '#' || id) FROM entity"
             " WHERE is_collection = 1 AND is_deleted = 0 AND parent_id IS ? ORDER BY search, id"
@@ -5286,7 +5264,7 @@ CHECK_BYTES = 8 << 20  # up to this size it is checked before it is used (20 ms)
 
 
 def damage_mark(index: Path) -> Path:
-    """The file that says that damage was met in an index."""
+    """Return the file that says that damage was met in an index."""
     return index.with_name(f"{index.name}-suspect")
 
 
@@ -5310,15 +5288,9 @@ class Uploads(Rows[OpenUpload]):
 
     def add(self, upload: OpenUpload, most: int) -> bool:
         """Record a new upload, unless its owner has `most` that are not complete."""
-
-        def apply(db: Database) -> bool:
-            sql = "SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL"
-            if self._index.value(sql, upload.owner, db=db) >= most:
-                return False
-            db.execute(f"INSERT INTO upload VALUES ({placeholders(upload)})", upload)
-            return True
-
-        return self._index.write(apply)
+        begun = "(SELECT count(*) FROM upload WHERE owner = ? AND answer IS NULL)"
+        sql = f"INSERT INTO upload SELECT {placeholders(upload)} WHERE {begun} < ?"
+        return self._change(sql, *upload, upload.owner, most)
 
     def get(self, id: str, now: float) -> OpenUpload | None:
         """Return an upload that has not expired."""
@@ -5336,7 +5308,7 @@ class Uploads(Rows[OpenUpload]):
         return bool(self._index.value(sql, id, writer))
 
     def advance(self, upload: OpenUpload) -> bool:
-        """Record how far an upload has come; whether its writer is still the one."""
+        """Record how far an upload has come; return whether its writer is still the one."""
         sql = (
             "UPDATE upload SET length = ?, received = ?, expires_at = ?"
             " WHERE id = ? AND writer = ?"
@@ -5362,12 +5334,12 @@ class Uploads(Rows[OpenUpload]):
         return self._all("WHERE answer IS NULL")
 
     def missing_bytes(self, root: str) -> int:
-        """How many bytes the uploads of a known length have still to bring into a folder."""
+        """Return how many bytes the uploads of a known length have yet to bring to a folder."""
         sql = "SELECT total(length - received) FROM upload WHERE root = ? AND answer IS NULL"
         return int(self._index.value(sql, root))
 
     def promised_bytes(self, owner: str, target: str, but: str) -> int:
-        """How large the uploads of an owner for a family are or will be, one left out."""
+        """Return how large the uploads of an owner for a family are or will be, one left out."""
         sql = (
             "SELECT total(coalesce(length, received)) FROM upload"
             " WHERE owner = ? AND target = ? AND id != ? AND answer IS NULL"
@@ -5376,7 +5348,7 @@ class Uploads(Rows[OpenUpload]):
 
 
 def open_index(path: Path) -> Index:
-    """The index at `path`, made or migrated where needed.
+    """Return the index at `path`, made or migrated where needed.
 
     A damaged one is renamed aside and a new one made: what lies on disk is found again by
     the next scan. Only for who has it alone: others would go on with the old file. Raises
@@ -5400,9 +5372,14 @@ def open_index(path: Path) -> Index:
 
 
 def open_sound_index(path: Path) -> Index:
-    """The index at `path`; raises sqlite3.DatabaseError, and marks it, if it is damaged."""
+    """Return the index at `path`; raises sqlite3.DatabaseError, and marks it, if it is damaged."""
     try:
-        index = opened_on_any_disk(path)
+        try:
+            index = migrated(Index(path))
+        except sqlite3.OperationalError:  # on a full disk it needs the space kept for it
+            if not SpareSpace(path).give_up():
+                raise
+            index = migrated(Index(path))
         index.spare.hold()
         return index
     except sqlite3.OperationalError as error:
@@ -5411,16 +5388,6 @@ def open_sound_index(path: Path) -> Index:
         with contextlib.suppress(OSError):
             damage_mark(path).touch()
         raise
-
-
-def opened_on_any_disk(path: Path) -> Index:
-    """The index at `path`; on a full disk it needs the space that is kept for it."""
-    try:
-        return migrated(Index(path))
-    except sqlite3.OperationalError:
-        if not SpareSpace(path).give_up():
-            raise
-        return migrated(Index(path))
 
 
 def fold_wal_in(path: Path) -> None:
@@ -13366,7 +13333,7 @@ def existing(thing: T | None, otherwise: str = "Not found.") -> T:
 
 def find_duplicate(app: App, sha256: str, *roots: str) -> Located | None:
     """A file of these folders with this content, unchanged on disk."""
-    found = app.index.files.with_content(sha256, roots)
+    found = app.index.files.with_content(sha256, *roots)
     return next(filter(None, map(app.scanner.current, found)), None)
 
 
@@ -13817,8 +13784,9 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
 
 def put_library(app: App, db: Database, file: File, asset: Asset, once: bool) -> str | None:
     """Know a file; `once`: unless another has brought its content meanwhile: that one's path."""
-    for other in app.index.files.others(db, file) if once else ():
-        if app.library.has(other):
+    same = app.index.files.with_content(file.sha256, file.root, db=db) if once else ()
+    for other, _ in same:
+        if other.path != file.path and app.library.has(other):
             return other.path
     app.index.files.put(db, file, asset)
     return None
@@ -19944,7 +19912,7 @@ class BackupCopier(Copier):
             return False
         (index, folders), target = self.earlier, self.targets[file.root]
         with contextlib.suppress(OSError, ValueError, sqlite3.Error):
-            for other in index.files.holding(file.sha256):
+            for other, _ in index.files.with_content(file.sha256):
                 found = folders[other.root].stat(other.path)
                 times = (found.st_mtime_ns, file.mtime_ns, other.mtime_ns)
                 if found.st_size == file.size and max(times) - min(times) < SAME_TIME_NS:

@@ -3238,14 +3238,14 @@ def test_space_that_is_kept_for_the_index_is_given_up_and_taken_again_after_a_wh
     spare = ms.SpareSpace(tmp_path / "index")
     held = tmp_path / "index-spare"
     spare.hold()
-    assert (held.stat().st_size, spare.is_missed) == (ms.SPARE_BYTES, False)
+    assert (held.stat().st_size, spare.missed_at) == (ms.SPARE_BYTES, None)
     assert spare.give_up()
-    assert (held.exists(), spare.is_missed, spare.give_up()) == (False, True, False)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (False, True)
+    assert (held.exists(), spare.missed_at is None, spare.give_up()) == (False, False, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at is None) == (False, False)
     monkeypatch.setattr(ms, "SPARE_SECONDS", -1.0)
-    spare.hold_again()
-    assert (held.exists(), spare.is_missed) == (True, False)
+    spare.hold()
+    assert (held.exists(), spare.missed_at) == (True, None)
 
 
 def test_thumbnails_that_failed_are_tried_again_and_others_are_not(index):
