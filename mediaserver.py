@@ -3977,14 +3977,12 @@ def allocate(file: io.FileIO, size: int) -> bool:
 class Change:
     """A write that waits for its commit."""
 
-    __slots__ = ("apply", "done", "durable", "error", "result")
+    done = False
+    result: Any = None
+    error: BaseException | None = None
 
     def __init__(self, apply: Callable[[Database], Any], durable: bool) -> None:
-        self.apply = apply
-        self.durable = durable
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+        self.apply, self.durable = apply, durable
 
 
 MAX_COUNTS = 100  # kept by a thread
@@ -4100,7 +4098,7 @@ class Index:
         for change in changes:
             change.error = None
         try:
-            self._set_durable(True in [change.durable for change in changes])
+            self._set_durable(any(change.durable for change in changes))
             self._writer.execute("BEGIN IMMEDIATE")
             if len(changes) == 1:  # what it raises undoes all there is
                 changes[0].result = changes[0].apply(self._writer)
@@ -4273,15 +4271,10 @@ INSERT_ASSET = (
 
 def upsert(db: Database, table: str, columns: tuple[str, ...], row: Sequence[Any]) -> Any:
     """Add a row or change the one with its id, which is the first column; return that id."""
-    return db.execute(upsert_sql(table, columns), row).fetchone()[0]
-
-
-@functools.cache
-def upsert_sql(table: str, columns: tuple[str, ...]) -> str:
-    """Return the statement that writes a row under its id, and returns that."""
     changes = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
     into = f"{table} ({', '.join(columns)}) VALUES ({placeholders(columns)})"
-    return f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
+    sql = f"INSERT INTO {into} ON CONFLICT (id) DO UPDATE SET {changes} RETURNING id"
+    return db.execute(sql, row).fetchone()[0]
 
 
 class Files(Rows[Located]):
@@ -4550,17 +4543,11 @@ class Users(Rows[User]):
 
     def add(self, db: Database, values: Mapping[str, Any], now: float) -> User:
         """Write a new account; an `id` among the values is that of another program."""
-        row = {
-            "username": None, "phone_number": None, "first_name": "", "last_name": "", **values,
-            "email_key": values["email"].casefold(), "now": now,
-        }  # fmt: skip
-        sql = (
-            "INSERT INTO user (id, email, email_key, username, phone_number, first_name,"
-            " last_name, password, created_at) VALUES (:id, :email, :email_key, :username,"
-            " :phone_number, :first_name, :last_name, :password, :now)"
-            f" RETURNING {USER_COLUMNS}"
-        )
-        return User(*db.execute(sql, {"id": self._free_id(db), **row}).fetchone())
+        row = {"id": self._free_id(db), "first_name": "", "last_name": "", **values}
+        row |= {"email_key": values["email"].casefold(), "created_at": now}
+        into = f"user ({', '.join(row)}) VALUES ({placeholders([*row])})"
+        sql = f"INSERT INTO {into} RETURNING {USER_COLUMNS}"
+        return User(*db.execute(sql, [*row.values()]).fetchone())
 
     def _free_id(self, db: Database) -> int:
         """Return the next id, but none under which another program's user has records here."""
