@@ -812,7 +812,7 @@ def decode_base64url(text: str) -> bytes:
     return data
 
 
-# --- Upload tokens and signed URLs
+# -- Upload tokens and signed URLs -------------------------------------------------------
 
 
 def sign_upload_token(secret: str, now: float) -> str:
@@ -858,7 +858,7 @@ def verify_file_signature(
     return hmac.compare_digest(_utf8(signature), _utf8(expected)) and now <= int(expires)
 
 
-# --- Passwords
+# -- Passwords ---------------------------------------------------------------------------
 
 # 16 MiB (128·n·r bytes) at a time, so that four logins at once fit a small board. Three passes (p)
 # take 0.09 s on a server; a Raspberry Pi 4, some four to five times as slow, stays below 0.5 s.
@@ -900,7 +900,7 @@ def verify_password(password: str, stored: str) -> bool:
     return hmac.compare_digest(actual, decode_base64url(digest))
 
 
-# --- ES256: ECDSA over P-256 with SHA-256
+# -- ES256: ECDSA over P-256 with SHA-256 ------------------------------------------------
 
 # SEC 2, section 2.4.2 (secp256r1): field prime, group order, y² = x³ - 3x + b, base point
 _P = 2**256 - 2**224 + 2**192 + 2**96 - 1
@@ -1018,7 +1018,7 @@ def verify_es256(public_key: PublicKey | str | bytes, message: bytes, signature:
     return point[2] != 0 and _affine(point).x % _N == r  # steps 7 to 9
 
 
-# --- JSON Web Tokens
+# -- JSON Web Tokens ---------------------------------------------------------------------
 
 
 def _unique_members(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -1134,7 +1134,7 @@ def verify_jwt(
     return verify_claims(payload, algorithm, now, leeway, token_type)
 
 
-# --- Scoped tokens: JSON Web Tokens of their own key for `?token=`
+# -- Scoped tokens: JSON Web Tokens of their own key for `?token=` -----------------------
 
 SCOPES = frozenset({"upload", "delete", "read"})
 
@@ -1188,7 +1188,7 @@ def verify_grant(token: str, key: str, now: float) -> Grant:
     return Grant(scopes, _time_claim(claims, "exp") or 0, path, max_bytes, uses, id)
 
 
-# --- Principals and what they may do
+# -- Principals and what they may do -----------------------------------------------------
 
 
 class Principal(NamedTuple):
@@ -1776,7 +1776,7 @@ def parse_time(text: bytes, zone: bytes = b"", fraction: bytes = b"") -> float |
     return seconds + (float(b"0." + fraction[:9]) if fraction.isdigit() else 0)
 
 
-# -- TIFF and EXIF (TIFF 6.0, EXIF 2.32). EXIF is a small TIFF file inside another file.
+# -- TIFF and EXIF, a small TIFF file inside another file (TIFF 6.0, EXIF 2.32) ----------
 
 _TIFF_VALUES = {
     1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii", 11: "f",
@@ -1954,7 +1954,7 @@ def _metadata(block: _Span, draft: _Draft) -> None:
             _exif(block.part(start.start()), draft)
 
 
-# -- Pictures
+# -- Pictures ----------------------------------------------------------------------------
 
 _JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])(..)", re.DOTALL)
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -2164,7 +2164,7 @@ def _raf(raf: _Span, draft: _Draft) -> None:
     _jpeg(raf.part(start, start + length), draft)
 
 
-# -- ISO base media files: MP4, QuickTime, HEIF, AVIF, Canon raw (ISO 14496-12, 23008-12)
+# -- ISO base media: MP4, QuickTime, HEIF, AVIF, CR3 (ISO 14496-12, 23008-12) ------------
 
 _BRANDS = {  # major brand, or its first characters, and the extension
     b"qt  ": "mov", b"M4A ": "m4a", b"M4B ": "m4b", b"M4P ": "m4a", b"F4A ": "m4a",
@@ -2440,7 +2440,7 @@ def _heif_extents(file: _Span, boxes: _Parts) -> Iterator[tuple[int, list[_Span]
         yield number, extents
 
 
-# -- Matroska and WebM (RFC 8794, RFC 9559)
+# -- Matroska and WebM (RFC 8794, RFC 9559) ----------------------------------------------
 
 _EBML, _DOC_TYPE, _SEGMENT, _CLUSTER, _SEEK_HEAD, _SEEK_ID, _SEEK_POSITION = map(bytes.fromhex, (
     "1A45DFA3", "4282", "18538067", "1F43B675", "114D9B74", "53AB", "53AC"))  # fmt: skip
@@ -2503,7 +2503,7 @@ def _master(top: _Parts, label: bytes) -> _Span:
     return _elements(segment)[label]
 
 
-# -- RIFF and IFF: WebP, AVI, WAV, AIFF
+# -- RIFF and IFF: WebP, AVI, WAV, AIFF --------------------------------------------------
 
 _chunks = _labelled("<4sI", align=2)
 _iff_chunks = _labelled(">4sI", align=2)
@@ -2577,7 +2577,7 @@ def _aiff(aiff: _Span, draft: _Draft) -> None:
     draft.note(duration=frames / math.ldexp(mantissa, exponent - 16383 - 63))
 
 
-# -- Ogg (RFC 3533)
+# -- Ogg (RFC 3533) ----------------------------------------------------------------------
 
 _OGG_PAGE = re.compile(rb"(?s)OggS\0(.)(.{8})(.{4}).{8}(.)")  # flags, granules, stream, segments
 
@@ -2669,7 +2669,7 @@ def _opus_packet(packet: bytes) -> int:
     return frame * (packet[1] & 63 if code == 3 else (code + 3) // 2)
 
 
-# -- Sound: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it
+# -- Audio: FLAC, and MPEG audio (MP3, AAC) with ID3 tags before it ----------------------
 
 
 def _flac(flac: _Span, draft: _Draft) -> None:
@@ -2810,7 +2810,7 @@ def _amr(amr: _Span, draft: _Draft) -> None:
     draft.note(duration=audio.size / at * count / 50)
 
 
-# -- MPEG program and transport streams (ISO 13818-1), with MPEG-2, H.264 or HEVC video
+# -- MPEG program and transport streams (ISO 13818-1), MPEG-2, H.264, HEVC ---------------
 
 _PES_TIME = re.compile(  # stream, packet's length, a PTS of 5 bytes as MPEG-2 or MPEG-1 puts it
     rb"\0\0\x01([\xbd\xc0-\xef])(..)(?:[\x80-\xbf][\x80-\xff].([\x21-\x3f].{4})"
@@ -2992,7 +2992,7 @@ def _avchd_time(head: bytes, draft: _Draft) -> None:
         draft.note_written_time(5, "container", b"%b-%b-%b %b:%b:%b" % (*parts,), offset)
 
 
-# -- ASF and Flash video
+# -- ASF and Flash video -----------------------------------------------------------------
 
 _ASF = bytes.fromhex("3026B2758E66CF11A6D900AA0062CE6C")
 _ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
@@ -3034,7 +3034,7 @@ def _flv(flv: _Span, draft: _Draft) -> None:
     draft.note(duration=(high << 24 | int.from_bytes(low, "big")) / 1000)
 
 
-# -- Media without what they say of their making ---------------------------------------------
+# -- Media without what they say of their making -----------------------------------------
 # What shows a picture or a video stays as it is and where it is, its colours and how it stands
 # too. Everything else, known here or not, is overwritten with zeros as it is sent, so that ranges
 # of it can be read; what follows the end of a picture is left out.
@@ -3379,7 +3379,7 @@ PATCHERS: Mapping[str, Callable[[_Span, list[bytes]], _Patches]] = {  # by exten
 }  # fmt: skip
 
 
-# -- What starts how
+# -- What starts how ---------------------------------------------------------------------
 
 _TRANSPORT_PACKET = rb"\x47[\0-\x7f].[^\0-\x0f@-O\x80-\x8f\xc0-\xcf].{184}"
 _BMP_HEADER = rb"(?:\x0c\0\0\0.{4}|[\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8})\x01\0"
@@ -6458,7 +6458,7 @@ def read_syllable(character: str) -> str:
     return (syllable[1] or syllable[2]).lower() if syllable else character
 
 
-# -- S3 ------------------------------------------------------------------------------------
+# -- S3 ----------------------------------------------------------------------------------
 # As much of the protocol of object stores as a Bucket needs. Requests are signed (AWS, Signature
 # Version 4) and connections kept. What fails is tried again; what fails then, too, or takes too
 # long, opens the circuit: until it closes, requests fail at once, and one from time to time
@@ -6782,7 +6782,7 @@ def check_answer(request: S3Request, answer: S3Answer) -> None:
     raise OSError(number, os.strerror(number), place)
 
 
-# -- Buckets -------------------------------------------------------------------------------
+# -- Buckets -----------------------------------------------------------------------------
 
 S3_PART_BYTES = 64 << 20  # a longer file goes up in parts of this size
 MAX_KEYS = 1000  # in one page of a list, as the protocol has it
@@ -7759,7 +7759,7 @@ def find_pillow() -> str | None:
     return f"Pillow {version[1]}{heif}" if version else f"Pillow{heif}"
 
 
-# --- the decoder host ---
+# -- The decoder host --------------------------------------------------------------------
 
 
 def become_host(host: socket.socket) -> None:
@@ -7818,7 +7818,7 @@ def load_pillow() -> list[str]:
     return [name for name in PILLOW_FORMATS if name in Image.OPEN]
 
 
-# --- one job ---
+# -- One job -----------------------------------------------------------------------------
 
 
 def run_decoder(host: socket.socket, formats: list[str], ffmpeg: str | None) -> None:
@@ -7931,7 +7931,7 @@ def decode(
     return None
 
 
-# --- Pillow ---
+# -- Pillow ------------------------------------------------------------------------------
 
 
 def open_picture(
@@ -8128,7 +8128,7 @@ def encode(picture: Image.Image, rendition: Rendition) -> bytes:
     return written.getvalue()
 
 
-# --- what values of pictures mean ---
+# -- What values of pictures mean --------------------------------------------------------
 
 
 def linear_of_srgb(value: float) -> float:
@@ -8234,7 +8234,7 @@ def find_transform(profile: bytes, mode: str) -> Any:
     return ImageCms.buildTransform(given, srgb, mode, target)
 
 
-# --- JPEGs within pictures ---
+# -- JPEGs within pictures ---------------------------------------------------------------
 
 
 def open_embedded(source: BinaryIO, job: Job, size: int) -> Image.Image | None:
@@ -8268,7 +8268,7 @@ def read_jpeg_size(data: bytes, at: int) -> tuple[int, int]:
     return 0, 0
 
 
-# --- ffmpeg ---
+# -- ffmpeg ------------------------------------------------------------------------------
 
 
 def open_frame(ffmpeg: str | None, job: Job, size: int) -> Image.Image | None:
@@ -8923,7 +8923,7 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 §5.6.2
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _REASONS |= {104: "Upload Resumption Supported", 460: "Checksum Mismatch"}
 
-# -- Header fields ---------------------------------------------------------------------
+# -- Header fields -----------------------------------------------------------------------
 
 # field-line = field-name ":" OWS field-value OWS (RFC 9112 §5), with no obs-fold. Its
 # first and last terms make each match one whole line.
@@ -8976,7 +8976,7 @@ def parse_fields(block: bytes) -> Headers:
     return Headers(lines)
 
 
-# -- Request heads ---------------------------------------------------------------------
+# -- Request heads -----------------------------------------------------------------------
 
 # request-line = method SP request-target SP HTTP-version (RFC 9112 §3). The target may hold what
 # browsers send although RFC 3986 would have it escaped, such as "|", but no fragment.
@@ -9191,7 +9191,7 @@ def _parse_transfer_encoding(headers: Headers, version: tuple[int, int]) -> bool
     return True
 
 
-# -- Bodies, by length or in chunks ----------------------------------------------------
+# -- Bodies, by length or in chunks ------------------------------------------------------
 
 
 class LengthDecoder:
@@ -9288,7 +9288,7 @@ class ChunkedDecoder:
 BodyDecoder = LengthDecoder | ChunkedDecoder
 
 
-# -- Multipart bodies ------------------------------------------------------------------
+# -- Multipart bodies --------------------------------------------------------------------
 
 # boundary := 0*69<bchars> bcharsnospace (RFC 2046 §5.1.1). More characters than the RFC's: there
 # are clients that send them, and other servers take them.
@@ -9439,7 +9439,7 @@ def _parse_part(block: bytes) -> Part:
     return Part(headers, disposition.name, disposition.filename, content_type)
 
 
-# -- Values with parameters ------------------------------------------------------------
+# -- Values with parameters --------------------------------------------------------------
 
 # parameters = *( OWS ";" OWS [ parameter-name "=" ( token / quoted-string ) ] ) (RFC 9110 §5.6.6).
 # Without quotes we take any text: old clients send file names like that. A name without "=" says
@@ -9585,7 +9585,7 @@ def parse_query(text: str) -> list[tuple[str, str]]:
     return [(decode(name), decode(value)) for name, _, value in fields]
 
 
-# -- Ranges and conditions -------------------------------------------------------------
+# -- Ranges and conditions ---------------------------------------------------------------
 
 _RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
@@ -9700,7 +9700,7 @@ def accepts_gzip(headers: Headers) -> bool:
     return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
 
 
-# -- Resumable uploads -----------------------------------------------------------------
+# -- Resumable uploads -------------------------------------------------------------------
 # tus 1.0 (https://tus.io/protocols/resumable-upload), and draft-ietf-httpbis-resumable-upload,
 # whose requests are told by `Upload-Complete`.
 
@@ -9814,7 +9814,7 @@ def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
 
 
-# -- Dates and answers -----------------------------------------------------------------
+# -- Dates and answers -------------------------------------------------------------------
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -13547,7 +13547,7 @@ def uploaded(request: Request) -> Incoming:
     return request.upload
 
 
-# -- media: public image host ------------------------------------------------------------
+# -- Media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
 
@@ -13643,7 +13643,7 @@ def media_json(
     }
 
 
-# -- library: scanned photo folder -------------------------------------------------------
+# -- Library: scanned photo folder -------------------------------------------------------
 
 LIBRARY_TYPES = formats_for("library")
 
@@ -13785,7 +13785,7 @@ def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
     return {"message": message, "sha256": sha256, "filename": name, "file_path": path}
 
 
-# -- images: private image box -----------------------------------------------------------
+# -- Images: private image box -----------------------------------------------------------
 
 IMAGE_TYPES = formats_for("images")
 SLUG_DIGITS = 16  # of the hash that stands for a name of which no slug can be made
@@ -13823,7 +13823,7 @@ def upload_private_image(app: App, request: Request) -> Response:
     return json_response({"stored_as": file.path, "bytes": file.size, "image_url": url}, 201)
 
 
-# -- accounts: users, their media and collections ----------------------------------------
+# -- Accounts: users, their media and collections ----------------------------------------
 # As a Django REST Framework project answers. A refresh token is good while the index has its
 # `jti` in a session: rotating, logging out and changing the password all move that one row.
 
@@ -14610,7 +14610,7 @@ def shown_record(user_id: int, collection_id: str, file: File, asset: Asset) -> 
     return MediaRecord(key, user_id, *about, collection_id, now, now, asset.sha256)
 
 
-# -- entities: versioned media entities --------------------------------------------------
+# -- Entities: versioned media entities --------------------------------------------------
 
 NO_ENTITY = "There is no entity {}."
 ENTITY_ID = (Field("id", "integer"),)
@@ -14887,7 +14887,7 @@ def entity_json(entity: Entity) -> dict[str, Any]:
     }
 
 
-# -- shares: links for who has no account --------------------------------------------------
+# -- Shares: links for who has no account ------------------------------------------------
 # A link shows files and nothing else. It names what is shared, so what is added to a folder, a
 # collection or an entity shows, too. Whether it is good, and its password, are looked at anew
 # for every file.
@@ -15300,7 +15300,7 @@ def make_preview(app: App, file: File, asset: Asset, rendition: Rendition) -> by
     return made
 
 
-# -- trash ---------------------------------------------------------------------------------
+# -- Trash -------------------------------------------------------------------------------
 # What is softly deleted comes back, or goes for good: by the owner's commands, by who may change
 # it, and after TRASH_DAYS by itself.
 
@@ -15389,7 +15389,7 @@ def empty_my_trash(app: App, request: Request) -> Response:
     return Response(204)
 
 
-# -- files: uploads that can be resumed --------------------------------------------------
+# -- Files: uploads that can be resumed --------------------------------------------------
 # Each family's `is_target` route takes files that come in parts, too: its checks are made at the
 # beginning, as far as they need no content, and its handler gets the whole. Both protocols work
 # on one kind of upload.
@@ -15753,7 +15753,7 @@ def check_hashes(app: App, request: Request) -> Response:
     return json_response(stored_json(app, request, request.fields["sha256"]))
 
 
-# -- Metrics and the log of requests -------------------------------------------------------
+# -- Metrics and the log of requests -----------------------------------------------------
 # Prometheus' text format 0.0.4; what counts requests is of all workers together.
 
 Samples = Iterable[tuple[str, float]]  # what follows the metric's name, and the value
@@ -16590,7 +16590,7 @@ def get_docs(app: App, request: Request) -> Response:
     return page_response(DOCS)
 
 
-# -- The gallery: its data -----------------------------------------------------------------
+# -- The gallery: its data ---------------------------------------------------------------
 # Groups (months, or folders) of items. A first answer tells each group's size and width, so that
 # a page knows its height before it has asked for what comes into view.
 
@@ -16908,7 +16908,7 @@ def name_in_zip(item: Shown, asset: Asset) -> str:
     return name if is_media_name(name.encode()) else name + extension
 
 
-# -- The gallery: its page -----------------------------------------------------------------
+# -- The gallery: its page ---------------------------------------------------------------
 # A page for each language; `#` in a text stands for a number or a name. Another language is one
 # more table.
 
@@ -19512,7 +19512,7 @@ def enable_user(settings: Settings, name: str) -> None:
     set_active(settings, name, True)
 
 
-# -- verify --------------------------------------------------------------------------------
+# -- Verify ------------------------------------------------------------------------------
 
 PROGRESS_SECONDS = 0.5  # between two looks at a terminal
 LINE_SECONDS = 60.0  # and between two lines elsewhere
@@ -19771,7 +19771,7 @@ def verify(
     return 0 if verifier.ok else 1
 
 
-# -- backup and restore --------------------------------------------------------------------
+# -- Backup and restore ------------------------------------------------------------------
 # A backup is a folder that can be served, with everything in its default place. Its name ends
 # with PARTIAL until it is whole, and so does that of an index whose files are being restored:
 # one that was interrupted is found by it, and goes on.
@@ -20157,7 +20157,7 @@ def restore(settings: Settings, source: str) -> int:
     return verify(settings, restored=copier)
 
 
-# -- migrate
+# -- Migrate -----------------------------------------------------------------------------
 
 # The setting of each, its root in the index, and what its paths there begin with
 FAMILY_PLACES = {
@@ -20251,7 +20251,7 @@ def server_is_stopped(settings: Settings) -> Iterator[bool]:
         yield True
 
 
-# -- trash
+# -- Trash -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -20298,7 +20298,7 @@ def empty_trash_now(settings: Settings, older_than: float | None = None) -> None
     print(f"{len(removed)} removed, {format_size(sum(item.size for item in removed))}")
 
 
-# -- import
+# -- Import ------------------------------------------------------------------------------
 
 
 class Destination(NamedTuple):

@@ -16790,6 +16790,14 @@ def test_each_section_uses_only_the_sections_above_it():
     assert home["Route"] > home["Response"] > home["Scanner"]
 
 
+def test_the_banners_of_sections_and_of_their_parts_have_one_form_each():
+    lines = PROGRAM.read_text("utf-8").splitlines()
+    banners = [line for line in lines if line.startswith(("# --", "# =="))]
+    assert {len(line) for line in banners} == {88, 90}
+    form = re.compile("# ={86}|# -- [A-Zf].*[^- ] -{3,}")
+    assert [line for line in banners if not form.fullmatch(line)] == []
+
+
 def undocumented(owner: Any, body: list[ast.stmt]) -> Iterator[str]:
     """The public classes and functions without a docstring; a method may have its base's."""
     for node in body:
