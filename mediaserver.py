@@ -116,7 +116,6 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
@@ -9899,31 +9898,28 @@ def format_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 # ======================================================================================
 # 10. Server
 # ======================================================================================
-# `ThreadingHTTPServer`, but with a thread only while there is work for one. The selector of
-# `serve_forever` holds idle connections, heads and bodies that are still arriving, and answers
-# that wait for a slow reader; cheap hot GETs it answers where it stands (passing the GIL to a
-# thread costs more than such an answer), everything else goes to a thread. A head is accepted
-# once; then its body is fed to the request, by a thread while bytes come, and it is answered.
-# So ten thousand slow clients cost memory and descriptors, not threads. Each kind of work has
-# threads of its own: decoders, passwords and long lists keep none from short requests, and what
-# needs no disk is answered while one hangs. A connection is always in one state of a table, which
-# `Connections` alone changes; `Server` is what the selector's thread does with it, `Runner` what
-# the others do, and `Service` what all of this is around. Media are unknown here.
+# A thread only while there is work for one. The selector of `serve_forever` holds idle
+# connections, heads and bodies that are still arriving, and answers that wait for a slow reader;
+# cheap hot GETs it answers where it stands (passing the GIL to a thread costs more than such an
+# answer), everything else goes to a thread. A head is accepted once; then its body is fed to the
+# request, by a thread while bytes come, and it is answered. So ten thousand slow clients cost
+# memory and descriptors, not threads. Each kind of work has threads of its own: decoders,
+# passwords and long lists keep none from short requests, and what needs no disk is answered while
+# one hangs. A connection is always in one state of a table, which `Connections` alone changes;
+# whatever is done with one, by the selector's thread (`Server`) or another (`Runner`), says the
+# state that it is in then. `Service` is what all of this is around. Media are unknown here.
 
 RECEIVE_BYTES = 64 * 1024  # read at once while a head is expected
 BODY_BUFFER_BYTES = 256 * 1024  # read at once from a body; more gains nothing
 COLLECT_BYTES = 64 * 1024  # of a body that comes slowly, before a thread is spent on it
 SEND_BYTES = 1 << 20  # sent of a file at once
-SAMPLE_BYTES = 512 << 10  # between samples of the page cache; twice as many cost 10 % of 2 MB
 FAIR_SENDS = 4  # in the selector's thread for one connection before the others have their turn
 SOON_SECONDS = 0.002  # in which a client that sends many files begins the next
 PATIENCE_SECONDS = 0.005  # that requests without a body wait for each other
 BODY_SECONDS = 0.05  # that a thread waits for more of a body, if no other body waits for a thread
-PROMPT_THREADS = 2  # for requests that wait for nothing
-MAX_THREADS = 64  # of each kind of work: short requests, bodies, the rest of long answers
+MAX_THREADS = 64  # of each kind of work that waits for a disk or a client
 MAX_IN_FLIGHT = 512  # requests worked on or waiting for a thread; more are answered 503
 MAX_DESCRIPTORS = 16384  # connections and the files in them
-DEFERRED_THREADS = {"decoder": 8, "list": 2, "password": 96}  # for work of these kinds
 MAX_DEFERRED = 128  # requests that wait for one kind of work; more are answered 503
 MAX_CLIENT_BODIES = 64  # requests of one client whose bodies are on their way
 HEAD_SECONDS = 60.0  # a head must be complete by then
@@ -9937,6 +9933,21 @@ LINGER_SECONDS = 30.0  # how long a refused body is read so that the client sees
 LINGER_BYTES = 16 << 20  # of it; then the connection is closed
 STOP_SECONDS = 60.0  # what is in flight may take after SIGTERM
 FAREWELL_SECONDS = 0.5  # and idle connections may still begin a request; it is their last
+
+# Threads for each kind of work, so that none keeps those of another waiting. Short requests have
+# one: threads that pass the GIL around slow each other down (measured, short GETs a second on 16
+# connections: one thread 6,100, two 4,100, many 2,500). What waits behind one that a disk holds
+# up is relieved.
+THREADS = {
+    "prompt": 2,  # requests that wait for nothing
+    "short": 1,  # without a body
+    "relief": MAX_THREADS,
+    "body": MAX_THREADS,  # with one
+    "answer": MAX_THREADS,  # the rest of long answers
+    "decoder": 8,  # deferred work, as the others
+    "list": 2,
+    "password": 96,
+}
 
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -9953,7 +9964,7 @@ class FileSlice:
     What goes `before` them shares their first packet (send(2), MSG_MORE); so do a slow reader's.
     """
 
-    __slots__ = ("at_hand", "before", "count", "file", "offset")
+    __slots__ = ("before", "count", "file", "offset")
 
     def __init__(
         self, file: io.FileIO | SlowReader, offset: int, count: int,
@@ -9963,7 +9974,6 @@ class FileSlice:
         self.offset = offset
         self.count = count
         self.before = before
-        self.at_hand = offset  # what is known to be in memory ends there
 
     def fetch(self, source: SlowReader) -> None:
         """Put the next bytes of a slow source behind what goes before."""
@@ -9972,15 +9982,11 @@ class FileSlice:
         self.before = b"".join((self.before, piece))
 
     def is_at_hand(self) -> bool:
-        """Whether the next bytes are in memory, by samples of the page cache."""
+        """Whether the next bytes are in memory: the first and last of them in the page cache."""
         if not isinstance(self.file, io.FileIO):
             return bool(self.before)
-        if self.offset >= self.at_hand:
-            end, probe = self.offset + min(self.count, SEND_BYTES), bytearray(1)
-            places = (*range(self.offset, end - 1, SAMPLE_BYTES), end - 1)
-            if all(self._read_at_hand(probe, place) for place in places):
-                self.at_hand = end
-        return self.offset < self.at_hand
+        places = self.offset, self.offset + min(self.count, SEND_BYTES) - 1
+        return all(self._read_at_hand(bytearray(1), place) for place in places)
 
     def read_at_hand(self) -> bytes | None:
         """All of it, if it is in memory."""
@@ -10064,25 +10070,19 @@ class Response:
             return iter((block,))
         if isinstance(self.body, bytes):
             return iter((block + self.body,))
-        return join_head(block, self.body)
-
-
-def join_head(block: bytes, segments: Iterable[Segment]) -> Iterator[Segment]:
-    """The segments with a head before the first, in the same packet where that is a file's."""
-    rest = iter(segments)
-    first = next(rest, b"")
-    if isinstance(first, FileSlice):
-        first.before = block + first.before
-        yield first
-    else:
-        yield b"".join((block, first))
-    yield from rest
+        segments = iter(self.body)
+        first = next(segments, b"")
+        if isinstance(first, FileSlice):  # the head shares a packet with it
+            first.before = block + first.before
+        else:
+            first = b"".join((block, first))
+        return itertools.chain((first,), segments)
 
 
 class Deferred(NamedTuple):
     """An answer that takes a while: `work` gives it in a thread for this kind of work."""
 
-    kind: str  # of DEFERRED_THREADS
+    kind: str  # of THREADS
     work: Callable[[], Any]  # a Response
     refuse: Callable[[HTTPError], Response] | None = None  # where too many wait
 
@@ -10149,7 +10149,7 @@ WAITS: dict[State, Wait] = {
     IDLE: Wait(selectors.EVENT_READ, IDLE_SECONDS),
     HEAD: Wait(selectors.EVENT_READ, STALL_SECONDS),
     BODY: Wait(selectors.EVENT_READ, STALL_SECONDS),
-    SENDING: Wait(selectors.EVENT_WRITE, UNREAD_SECONDS),
+    SENDING: Wait(selectors.EVENT_WRITE, math.inf),  # the kernel knows whether it is read
     LINGERING: Wait(selectors.EVENT_READ, LINGER_SECONDS),
 }
 # Who gives way first when descriptors run out; an answer that is being sent does not.
@@ -10160,10 +10160,9 @@ class Connection:
     """A client's connection, owned by the selector's thread or by another one, never by both."""
 
     __slots__ = (
-        "after", "began", "body", "collected", "counted", "credit", "deadline", "deferred",
-        "descriptor", "dropped", "event", "exchange", "failure", "head", "latest", "peer",
-        "pending", "received", "response", "scanned", "segments", "server", "shares", "since",
-        "socket", "state", "unsent",
+        "after", "began", "body", "collected", "counted", "deadline", "deferred", "descriptor",
+        "dropped", "due", "event", "exchange", "failure", "head", "latest", "peer", "pending",
+        "received", "response", "scanned", "segments", "server", "shares", "socket", "state",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, server: Server) -> None:
@@ -10171,12 +10170,11 @@ class Connection:
         self.descriptor = sock.fileno()
         self.peer = peer  # the other end's address
         self.server = server
-        self.state = CLOSED
+        self.state = IDLE
         self.event = 0  # that the selector waits for
-        self.since = self.deadline = 0.0  # of the state; monotonic seconds
-        self.latest = 0.0  # when a head must be complete
+        self.deadline = 0.0  # of the state; this and the others are monotonic seconds
+        self.due = self.latest = 0.0  # when more of a head or body must be here, and all of a head
         self.began = time.monotonic()  # when the last of the latest head had come
-        self.credit = 0.0  # seconds that a head or body may wait: more for each byte that comes
         self.counted = 0  # descriptors
         self.received = b""  # and not used yet
         self.scanned = 0  # bytes of it in which no head ends
@@ -10186,29 +10184,26 @@ class Connection:
         self.deferred: Deferred | None = None  # what gives the answer
         self.shares: dict[Shares, str] = {}  # in which it counts, for which client
         self.collected = bytearray()  # content that the exchange has not been fed yet
-        self.failure: Exception | None = None  # that ended the body
+        self.failure: HTTPError | None = None  # that ended the body
         self.response: Response | None = None
         self.segments: Iterator[Segment] = iter(())
         self.pending: Segment | None = None  # the segment that is being sent
         self.after = IDLE  # the state when all of it is sent
         self.dropped = 0  # bytes while it lingers
-        self.unsent = 0  # bytes in the kernel when the wait for a slow reader began
 
     def set_deadline(self, state: State) -> None:
         """Note how long a state that begins, or in which something has come, may last."""
-        self.since = now = time.monotonic()
+        now = time.monotonic()
+        if state is HEAD is not self.state:
+            self.await_bytes(now + HEAD_SECONDS)
         if wait := WAITS.get(state):
             self.deadline = now + wait.seconds
-        if state is HEAD:
-            if state is not self.state:
-                self.credit, self.latest = GRACE_SECONDS, now + HEAD_SECONDS
-            self.deadline = min(self.deadline, now + self.credit, self.latest)
-        elif state is BODY:
-            self.deadline = min(self.deadline, now + self.credit)
+        if state in (HEAD, BODY):
+            self.deadline = min(self.deadline, self.due, self.latest)
 
-    def earn(self, count: int) -> None:
-        """Balance the time that a head or body has waited with the bytes that have come."""
-        self.credit += count / MIN_RATE - (time.monotonic() - self.since)
+    def await_bytes(self, latest: float) -> None:
+        """Begin to wait for a head or body, which has to come at MIN_RATE after a while."""
+        self.due, self.latest = time.monotonic() + GRACE_SECONDS, latest
 
     def count_descriptors(self) -> int:
         """How many it has while it is open: the socket, a file that is sent, one that arrives."""
@@ -10236,7 +10231,7 @@ class Connection:
             return True
         self.received, self.scanned = data[end + 4 :], 0
         if head.has_body:
-            self.body, self.credit = head.body_decoder(), GRACE_SECONDS
+            self.body = head.body_decoder()
         return True
 
     def take_body(self) -> bool:
@@ -10280,14 +10275,12 @@ class Connection:
         Raises ConnectionAbortedError if the client closes the connection, and 408 if it has
         been slower than MIN_RATE for too long.
         """
-        began = time.monotonic()
         data = self.receive(buffer, seconds)
-        self.credit -= time.monotonic() - began
         if data is not None:
-            self.credit += len(data) / MIN_RATE
             if not data:
                 raise ConnectionAbortedError("the client closed the connection within a body")
-            if self.credit < 0:
+            self.due += len(data) / MIN_RATE
+            if self.due < time.monotonic():
                 raise HTTPError(408, TOO_SLOW)
         return data
 
@@ -10329,49 +10322,35 @@ class Connection:
     def send(self, may_wait: bool) -> State:
         """Send what the client takes; the state that the connection is in then.
 
-        Unless it `may_wait`, it leaves it to others to go on after a while, and to a thread
-        where the disk would have to be read.
+        Unless it `may_wait`, it leaves it to others to go on after a while (SENDING), and to a
+        thread where the disk would have to be read (WORKING).
         """
+        sends = 0
         try:
-            state = self._send_segments(may_wait)
-            if state is SENDING:
-                self.unsent = count_unsent(self.socket)
-            if state is not IDLE:
-                return state
-            self.finish()
-            if self.after is LINGERING:
-                # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps
-                # before the client has read the answer.
-                self.received = b""
-                self.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return CLOSED
-        return self.after
-
-    def _send_segments(self, may_wait: bool) -> State:
-        """IDLE: the whole answer is gone. SENDING: the client is slow. WORKING: the disk is."""
-        shares = FAIR_SENDS
-        while (pending := self.pending or next(self.segments, None)) is not None:
-            self.pending = pending
-            if not may_wait and not shares:
-                return SENDING
-            shares -= 1
-            try:
+            while (pending := self.pending or next(self.segments, None)) is not None:
+                self.pending = pending
+                if not may_wait and sends == FAIR_SENDS:
+                    return SENDING
+                sends += 1
                 if not isinstance(pending, FileSlice):
                     sent = self.socket.send(pending)
                     self.pending = memoryview(pending)[sent:] if sent < len(pending) else None
-                elif may_wait:
-                    self.pending = self._send_slice(pending, SEND_BYTES)
-                elif pending.is_at_hand():
-                    self.pending = self._send_slice(pending, pending.at_hand - pending.offset)
+                elif may_wait or pending.is_at_hand():
+                    self.pending = self._send_slice(pending)
                 else:
                     return WORKING
-            except BlockingIOError:
-                return SENDING
+        except BlockingIOError:
+            return SENDING
         self.pending = None  # and what it is a view of
-        return IDLE
+        self.finish()
+        if self.after is LINGERING:
+            # RFC 9112 §9.6: closing with bytes unread would reset the connection, perhaps
+            # before the client has read the answer.
+            self.received = b""
+            self.socket.shutdown(socket.SHUT_WR)
+        return self.after
 
-    def _send_slice(self, segment: FileSlice, most: int) -> FileSlice | None:
+    def _send_slice(self, segment: FileSlice) -> FileSlice | None:
         """Send some of a file and return the rest of it."""
         if not isinstance(segment.file, io.FileIO) and not segment.before:
             segment.fetch(segment.file)
@@ -10380,18 +10359,13 @@ class Connection:
             segment.before = memoryview(segment.before)[sent:]
             return segment if segment.count or segment.before else None
         assert isinstance(segment.file, io.FileIO)
-        count = min(segment.count, most)
+        count = min(segment.count, SEND_BYTES)
         sent = os.sendfile(self.descriptor, segment.file.fileno(), segment.offset, count)
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
         segment.offset += sent
         segment.count -= sent
         return segment if segment.count else None
-
-    def moves(self) -> bool:
-        """Whether the client has taken some of the answer since this was last asked."""
-        before, self.unsent = self.unsent, count_unsent(self.socket)
-        return self.unsent < before
 
     def take_share(self, shares: Shares) -> None:
         """Count for its client until it is given back; 429 or 503 where there are too many."""
@@ -10430,14 +10404,6 @@ class Connection:
 
 
 MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
-
-
-def count_unsent(sock: socket.socket) -> int:
-    """Bytes that the other end has not acknowledged yet (tcp(7), SIOCOUTQ)."""
-    import termios  # where its number has a name
-
-    count = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    return int.from_bytes(count, sys.byteorder)
 
 
 class Connections:
@@ -10486,7 +10452,7 @@ class Connections:
         connection.counted = count
         if WORKING in (state, connection.state):
             if wait:
-                self.landed_at = connection.since
+                self.landed_at = time.monotonic()
             self.in_flight += 1 if state is WORKING else -1
             self._on_flight(self.in_flight)
         connection.state = state  # from here on it is another thread's
@@ -10532,93 +10498,47 @@ class Workers:
         self._name = name
         self._limit = limit
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._unfinished = 0  # jobs
         self._threads = 0
         self._lock = threading.Lock()
+        self._began = math.inf  # the latest job
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for a thread."""
+        return self._jobs.qsize()
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job` in some thread."""
-        if not self._idle.acquire(blocking=False):
-            self._add_thread()
+        with self._lock:
+            self._unfinished += 1
+            if self._threads < min(self._unfinished, self._limit):
+                self._add_thread()
         self._jobs.put(job)
 
     def _add_thread(self) -> None:
-        with self._lock:
-            if self._threads == self._limit:
-                return
+        name = f"{self._name}-{self._threads + 1}"
+        try:
+            threading.Thread(target=self._work, daemon=True, name=name).start()
             self._threads += 1
-            name = f"{self._name}-{self._threads}"
-            try:
-                threading.Thread(target=self._work, daemon=True, name=name).start()
-            except RuntimeError:  # no thread to be had: the others do it, if there are any
-                self._threads -= 1
-                if not self._threads:
-                    raise
-
-    def has_backlog(self) -> bool:
-        return not self._jobs.empty()
-
-    def is_full(self) -> bool:
-        """Whether enough jobs wait for a thread."""
-        return self._jobs.qsize() >= MAX_DEFERRED
+        except RuntimeError:  # no thread to be had: the others do it, if there are any
+            if not self._threads:
+                raise
 
     def _work(self) -> None:
         while True:
-            self._jobs.get()()
-            self._idle.release()
-
-
-class ShortWorkers(Workers):
-    """One thread for short jobs, and others only while that one is held up by a disk.
-
-    Threads that pass the GIL around slow each other down (measured, short GETs a second on 16
-    connections: one thread 6,100, two 4,100, many 2,500).
-    """
-
-    def __init__(self, name: str, limit: int) -> None:
-        super().__init__(name, limit)
-        self._short: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._began: float | None = None  # the job of the one thread
-
-    def start(self) -> None:
-        threading.Thread(target=self._work_short, daemon=True, name=self._name).start()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        if self._is_held_up():
-            super().submit(job)
-        else:
-            self._short.put(job)
-
-    def is_waiting(self) -> bool:
-        return not self._short.empty()
-
-    def relieve(self) -> None:
-        """Have the other threads do what waits behind a short job that is held up."""
-        while not self._short.empty() and self._is_held_up():
-            with contextlib.suppress(queue.Empty):
-                super().submit(self._short.get_nowait())
-
-    def _is_held_up(self) -> bool:
-        began = self._began
-        return began is not None and time.monotonic() - began > PATIENCE_SECONDS
-
-    def _work_short(self) -> None:
-        while True:
-            job = self._short.get()
+            job = self._jobs.get()
             self._began = time.monotonic()
             job()
-            self._began = None
+            self._began = math.inf
+            with self._lock:
+                self._unfinished -= 1
 
-
-class Pools:
-    """Threads for each kind of work, so that none keeps those of another waiting."""
-
-    def __init__(self) -> None:
-        self.short = ShortWorkers("request", MAX_THREADS)  # for requests without a body
-        self.bodies = Workers("body", MAX_THREADS)
-        self.answers = Workers("answer", MAX_THREADS)  # for the rest of long ones
-        self.prompt = Workers("prompt", PROMPT_THREADS)
-        self.deferred = {kind: Workers(kind, most) for kind, most in DEFERRED_THREADS.items()}
+    def relieve(self, others: Workers) -> None:
+        """Have others do what waits behind a job that holds the one thread up."""
+        while self.waiting and time.monotonic() - self._began > PATIENCE_SECONDS:
+            with contextlib.suppress(queue.Empty):
+                others.submit(self._jobs.get_nowait())
 
 
 class Shares:
@@ -10680,64 +10600,90 @@ class Service(Protocol):
 
 
 class Runner:
-    """What threads do with connections: have requests answered, and send the answers."""
+    """Has requests answered, by threads or in the selector's, and sends the answers."""
 
     def __init__(self, server: Server, connections: Connections) -> None:
-        self.pools = Pools()
+        self.pools = {kind: Workers(kind, limit) for kind, limit in THREADS.items()}
         self._server = server
         self._service = server.service
         self._connections = connections
         self._buffers = Buffers()
 
-    def hand_over(self, connection: Connection, workers: Workers | None = None) -> None:
-        """Have a thread go on with a connection."""
-        workers = workers or self._choose(connection)
-        self._connections.enter(connection, WORKING)
-        workers.submit(functools.partial(self._run, connection, workers))
+    def step(self, connection: Connection, react: Callable[[Connection], State | None]) -> None:
+        """Do something with a connection and put it into the state that it is in then, if any.
 
-    def _choose(self, connection: Connection) -> Workers:
-        if connection.deferred is not None:
-            return self.pools.deferred[connection.deferred.kind]
-        if connection.body is not None:
-            return self.pools.bodies
-        assert connection.head is not None
-        return self.pools.prompt if self._service.is_prompt(connection.head) else self.pools.short
-
-    def _run(self, connection: Connection, workers: Workers) -> None:
-        """Run a request, or go on with it or its answer, and give the connection back."""
+        What goes wrong with that ends the connection, and neither a thread nor the loop.
+        """
         try:
-            state = self._proceed(connection, workers)
+            state = react(connection)
             if state is WORKING:
-                self.hand_over(connection)
-                self._server.wake()  # to see whether the one short thread is held up
-            else:
+                self._hand_over(connection)
+            elif state is not None:
                 self._connections.enter(connection, state)
-        except Exception as error:  # a thread outlives whatever happens to a request
+        except Exception as error:
             if not isinstance(error, OSError):  # the client is gone
                 warn(f"a connection was dropped: {type(error).__name__}: {error}")
             self._connections.enter(connection, CLOSED)
 
-    def _proceed(self, connection: Connection, workers: Workers) -> State:
-        """Do what can be done by these workers; the state that the connection is in then."""
-        while True:
-            if connection.response is None and (awaited := self._answer(connection)):
+    def _hand_over(self, connection: Connection) -> None:
+        """Have a thread go on with a connection."""
+        workers, handed_on = self._choose(connection), connection.state is WORKING
+        self._connections.enter(connection, WORKING)
+        proceed = functools.partial(self.proceed, workers=workers)
+        workers.submit(functools.partial(self.step, connection, proceed))
+        if handed_on:
+            self._server.wake()  # to see whether the thread for short requests is held up
+
+    def _choose(self, connection: Connection) -> Workers:
+        if connection.response is not None:
+            return self.pools["answer"]
+        if connection.deferred is not None:
+            return self.pools[connection.deferred.kind]
+        if connection.body is not None:
+            return self.pools["body"]
+        assert connection.head is not None
+        return self.pools["prompt" if self._service.is_prompt(connection.head) else "short"]
+
+    def proceed(self, connection: Connection, workers: Workers | None = None) -> State | None:
+        """Do what can be done by these workers, or the selector's thread; the state then.
+
+        None if nothing has come but empty lines, which do not lengthen a wait.
+        """
+        answered = False
+        while connection.head or connection.response or self._take_head(connection, workers):
+            if connection.response is None and (awaited := self._answer(connection, workers)):
                 return awaited
-            had_body = connection.body is not None
-            state = connection.send(may_wait=True)
+            state = connection.send(may_wait=workers is not None)
             if state is not IDLE:
                 return state
-            if not self._take_next_head(connection, had_body):
-                return HEAD if connection.received else IDLE
-            if connection.response is None and self._choose(connection) is not workers:
-                return WORKING
+            answered = True
+        if connection.received:
+            return HEAD
+        return IDLE if answered else None
 
-    def _answer(self, connection: Connection) -> State | None:
-        """Have the service answer; the state in which more of a body or work is awaited."""
+    def _take_head(self, connection: Connection, workers: Workers | None) -> bool:
+        """Whether the next request's head is here, or comes at once behind one with a body.
+
+        A client that sends one file after the other keeps its thread, unless others wait for
+        one: to give the connection back and take it again is a tenth of a small upload's time.
+        """
+        waits = workers is self.pools["body"] and not connection.received
+        if waits and not (self.pools["body"].waiting or self._server.stopping):
+            buffer = self._buffers.body[:RECEIVE_BYTES]  # what comes with the head is copied
+            connection.received += connection.receive(buffer, SOON_SECONDS) or b""
+        return connection.take_head()
+
+    def _answer(self, connection: Connection, workers: Workers | None) -> State | None:
+        """Have a request answered; the state in which more of it, or others, are awaited."""
+        if workers is None:
+            return self._answer_at_once(connection)
+        if self._choose(connection) is not workers:
+            return WORKING
         answer = self._ask(connection)
         if answer is None:
             return BODY
         if isinstance(answer, Deferred):
-            if not self.pools.deferred[answer.kind].is_full():
+            if self.pools[answer.kind].waiting < MAX_DEFERRED:
                 connection.deferred = answer
                 return WORKING
             busy = HTTPError(503, "Too many requests wait for this.", RETRY_SOON)
@@ -10745,23 +10691,36 @@ class Runner:
         connection.begin(answer, whole=connection.skip_body())
         return None
 
+    def _answer_at_once(self, connection: Connection) -> State | None:
+        """Answer what is cheap or too much; all else is a thread's."""
+        head = connection.head
+        assert head is not None
+        response = None if head.has_body else self._service.inline(head, self._server.turn)
+        if response is not None:
+            connection.begin(response)
+        elif self._connections.in_flight >= MAX_IN_FLIGHT and not self._service.is_prompt(head):
+            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
+        else:
+            return WORKING
+        return None
+
     def _ask(self, connection: Connection) -> Answer | None:
         """The service's answer; None if nothing more comes of a body for now."""
         if connection.deferred is not None:
             response: Response = connection.deferred.work()
             return response
-        exchange = connection.exchange
-        if exchange is None:
+        if connection.exchange is None:
             assert connection.head is not None
             accepted = self._service(connection.head, connection.peer)
             if isinstance(accepted, Answer):
                 return accepted
-            connection.exchange = exchange = accepted
-            connection.send_interim(exchange.interim)
+            connection.exchange = accepted
+            connection.await_bytes(math.inf)
+            connection.send_interim(accepted.interim)
         try:
-            answer = self._receive(connection, exchange)
+            answer = self._receive(connection, connection.exchange)
         except HTTPError as error:
-            answer = exchange.refuse(error)
+            answer = connection.exchange.refuse(error)
         if answer is not None:
             connection.exchange = None
         return answer
@@ -10784,25 +10743,13 @@ class Runner:
             if body.finished:
                 connection.give_back_shares()
                 return exchange.finish()
-            patience = SOON_SECONDS if self.pools.bodies.has_backlog() else BODY_SECONDS
+            patience = SOON_SECONDS if self.pools["body"].waiting else BODY_SECONDS
             data = connection.receive_body(self._buffers.body, patience)
         connection.take_share(self._server.bodies)
         return exchange.pause()
 
-    def _take_next_head(self, connection: Connection, had_body: bool) -> bool:
-        """Whether the next request's head is here, or comes at once behind one with a body.
 
-        A client that sends one file after the other keeps its thread, unless others wait for
-        one: to give the connection back and take it again is a tenth of a small upload's time.
-        """
-        waits = had_body and not connection.received and not self._server.stopping
-        if waits and not self.pools.bodies.has_backlog():
-            buffer = self._buffers.body[:RECEIVE_BYTES]  # what comes with the head is copied
-            connection.received += connection.receive(buffer, SOON_SECONDS) or b""
-        return connection.take_head()
-
-
-class Server(ThreadingHTTPServer):
+class Server:
     """HTTP/1.1 with keep-alive, deadlines and limits around a service."""
 
     lifeline: socket.socket | None = None  # readable when the supervisor is gone
@@ -10812,6 +10759,7 @@ class Server(ThreadingHTTPServer):
     def __init__(
         self, listener: socket.socket, service: Service, most: int = MAX_DESCRIPTORS
     ) -> None:
+        self.socket = listener
         self.service = service
         self._selector = selectors.DefaultSelector()
         self.connections = Connections(self._selector, most, service.on_flight)
@@ -10826,46 +10774,30 @@ class Server(ThreadingHTTPServer):
         # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
         self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
         self.downloads = Shares("downloads are not over yet", most // 3, most // 6)
-        # Our connections are no BaseHTTPRequestHandlers: they outlive one request's thread.
-        super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()
-        self.socket = listener
-        self.server_name, self.server_port = listener.getsockname()[:2]
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Serve until `stop`; deadlines are looked at every `poll_interval` seconds."""
-        short = self.runner.pools.short
-        short.start()
+        short, relief = self.runner.pools["short"], self.runner.pools["relief"]
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._drain_alarm)
         if self.lifeline is not None:
             self._selector.register(self.lifeline, selectors.EVENT_READ, self.on_orphaned)
         while not self._is_over():
             patience = FAREWELL_SECONDS / 5 if self.stopping else poll_interval
-            patience = PATIENCE_SECONDS if short.is_waiting() else patience
-            ready = self._selector.select(patience)
+            ready = self._selector.select(PATIENCE_SECONDS if short.waiting else patience)
             self.turn += 1
             for key, _ in ready:
                 if isinstance(key.data, Connection):
-                    self._attempt(self.on_ready, key.data)
+                    self._on_ready(key.data)
                 else:
-                    self._attempt(key.data)
-            short.relieve()
+                    key.data()
+            short.relieve(relief)
             now = time.monotonic()
             if now >= self.turned_at + poll_interval:
                 self.turned_at = now
                 for connection in self.connections.within(*WAITS):
                     if connection.deadline < now:
-                        self._attempt(self.expire, connection)
-
-    def _attempt(self, react: Callable[..., object], *connections: Connection) -> None:
-        """React to something; no mistake in it may end the loop."""
-        try:
-            react(*connections)
-        except Exception as error:
-            warn(f"a connection was dropped: {type(error).__name__}: {error}")
-            for connection in connections:
-                self.connections.enter(connection, CLOSED)
+                        self.runner.step(connection, self._expire)
 
     @property
     def wakeup_descriptor(self) -> int:
@@ -10884,100 +10816,53 @@ class Server(ThreadingHTTPServer):
 
     # -- connections on which something has happened
 
-    def on_ready(self, connection: Connection) -> None:
-        """Take in what has come, or send more of an answer."""
-        state = connection.state
-        if state is WORKING:
+    def _on_ready(self, connection: Connection) -> None:
+        if connection.state is WORKING:
             self.connections.rest(connection)
-            return
-        if state is SENDING:
-            self.advance(connection)
-            return
+        elif connection.state is SENDING:
+            self.runner.step(connection, self.runner.proceed)
+        else:
+            self.runner.step(connection, self._read)
+
+    def _read(self, connection: Connection) -> State | None:
+        """Take in what has come."""
+        state = connection.state
         try:
             data = connection.socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             data = b""
+        connection.due += len(data) / MIN_RATE
+        connection.received += data
         if state is BODY:
-            self._collect(connection, data)
-        elif not data:
-            self.connections.enter(connection, CLOSED)
-        elif state is LINGERING:
-            connection.dropped += len(data)
-            if connection.dropped > LINGER_BYTES:
-                self.connections.enter(connection, CLOSED)
-        else:
-            if state is HEAD:
-                connection.earn(len(data))
-            connection.received += data
-            self.advance(connection)
-
-    def _collect(self, connection: Connection, data: bytes) -> None:
-        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
-        connection.received = data
+            return self._collect(connection, is_over=not data)
         if not data:
-            connection.failure = ConnectionAbortedError("the client closed within a body")
-        connection.earn(len(data))
-        enough = False
+            return CLOSED
+        if state is LINGERING:
+            connection.received = b""
+            connection.dropped += len(data)
+            return CLOSED if connection.dropped > LINGER_BYTES else None
+        return self.runner.proceed(connection)
+
+    def _collect(self, connection: Connection, is_over: bool) -> State:
+        """Decode some of a body; a thread goes on when there is enough for one, or an end."""
         try:
-            enough = connection.take_body() or len(connection.collected) >= COLLECT_BYTES
+            is_over = connection.take_body() or is_over
         except HTTPError as error:
-            connection.failure = error
-        if enough or connection.failure:
-            self.runner.hand_over(connection)
-        else:
-            self.connections.enter(connection, BODY)
+            connection.failure, is_over = error, True
+        return WORKING if is_over or len(connection.collected) >= COLLECT_BYTES else BODY
 
-    def advance(self, connection: Connection) -> None:
-        """Answer what has arrived, hand it to a thread, or go on waiting."""
-        answered = False
-        while connection.response is not None or (
-            connection.received and self._take_request(connection)
-        ):
-            if connection.response is None:
-                self.runner.hand_over(connection)
-                return
-            state = connection.send(may_wait=False)
-            if state is WORKING:
-                self.runner.hand_over(connection, self.runner.pools.answers)
-                return
-            if state is not IDLE:
-                self.connections.enter(connection, state)
-                return
-            answered = True
-        if connection.received:
-            self.connections.enter(connection, HEAD)
-        elif answered or connection.state > HEAD:
-            self.connections.enter(connection, IDLE)  # which empty lines do not lengthen
-
-    def _take_request(self, connection: Connection) -> bool:
-        """Whether a request is here, or the answer to what is none, or to what is cheap."""
-        if not connection.take_head():
-            return False
-        head = connection.head
-        if head is None or connection.response is not None:
-            return True
-        response = None if head.has_body else self.service.inline(head, self.turn)
-        if response is not None:
-            connection.begin(response)
-        elif self.connections.in_flight >= MAX_IN_FLIGHT and not self.service.is_prompt(head):
-            connection.refuse(HTTPError(503, "Too many requests are in flight.", RETRY_SOON))
-        return True
-
-    def expire(self, connection: Connection) -> None:
+    def _expire(self, connection: Connection) -> State | None:
         """End a connection that made no progress; 408 if a request had begun."""
         late = HTTPError(408, TOO_SLOW)
-        if connection.state is SENDING and connection.moves():
-            connection.deadline += UNREAD_SECONDS
-        elif connection.state is BODY:
+        if connection.state is BODY:
             connection.failure = late
-            self.runner.hand_over(connection)
-        elif connection.state is HEAD and connection.received:
+            return WORKING
+        if connection.state is HEAD and connection.received:
             connection.refuse(late)
-            self.advance(connection)
-        else:
-            self.connections.enter(connection, CLOSED)
+            return self.runner.proceed(connection)
+        return CLOSED
 
     # -- beginning and end
 
@@ -10991,17 +10876,15 @@ class Server(ThreadingHTTPServer):
                     self.connections.make_room()
                 return
             sock.setblocking(False)
-            self.process_request(sock, address)
+            self.runner.step(Connection(sock, address[0], self), self._welcome)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hold a new connection until a request has arrived on it; 503 where there is no room."""
-        connection, connections = Connection(request, client_address[0], self), self.connections
-        full = connections.descriptors >= connections.most_descriptors
-        full = full and not connections.make_room()
-        connections.enter(connection, HEAD)
-        if full:
-            connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
-            self.advance(connection)
+    def _welcome(self, connection: Connection) -> State | None:
+        """Wait for a request on a new connection; 503 where there is no room."""
+        connections = self.connections
+        if connections.descriptors < connections.most_descriptors or connections.make_room():
+            return HEAD
+        connection.refuse(HTTPError(503, "Too many connections are open.", RETRY_SOON))
+        return self.runner.proceed(connection)
 
     def stop(self) -> None:
         """Take no more requests; `serve_forever` returns when those in flight are answered."""
@@ -20837,7 +20720,11 @@ def open_listener(host: str, port: int) -> socket.socket:
     listener = inherited_listener() or socket.create_server(
         (host, port), family=family, backlog=LISTEN_BACKLOG
     )
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    # Accepted ones inherit what is set here (tcp(7)).
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
+        unread = int(UNREAD_SECONDS * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread)
     listener.setblocking(False)
     return listener
 

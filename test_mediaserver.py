@@ -1979,7 +1979,7 @@ def test_a_use_of_a_token_is_given_back_where_too_many_wait(settings_of, tmp_pat
         once = scoped("read", uses=1, key=app.keys.scoped_key)
         application = ms.Application(app, ms.ROUTES)
         running = ms.Server(ms.open_listener("127.0.0.1", 0), application)
-        running.port = running.server_port
+        running.port = running.socket.getsockname()[1]
         thread = threading.Thread(target=running.serve_forever, args=(0.05,))
         thread.start()
         statuses = []
@@ -6231,7 +6231,6 @@ def set_patience(monkeypatch, seconds: float) -> None:
         if state is not ms.State.LINGERING:
             monkeypatch.setitem(ms.WAITS, state, wait._replace(seconds=seconds))
     monkeypatch.setattr(ms, "HEAD_SECONDS", 2 * seconds)
-    monkeypatch.setattr(ms, "UNREAD_SECONDS", seconds)
 
 
 class EchoService:
@@ -6295,7 +6294,7 @@ def bare_server(monkeypatch):
     for name, value in {"MAX_IN_FLIGHT": 2, "FAREWELL_SECONDS": 0.1}.items():
         monkeypatch.setattr(ms, name, value)
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
-    bare.port = bare.server_port
+    bare.port = bare.socket.getsockname()[1]
     thread = threading.Thread(target=bare.serve_forever, args=(0.05,))
     thread.start()
     yield bare
@@ -6331,13 +6330,13 @@ def test_a_wakeup_without_data_is_no_error(monkeypatch):
 
 def test_a_client_that_posts_on_and_on_keeps_no_thread_from_others(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "SOON_SECONDS", DEADLINE)  # it would be waited for
-    bare_server.runner.pools.bodies._limit = 1
+    bare_server.runner.pools["body"]._limit = 1
     post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
     with Raw(bare_server) as busy, Raw(bare_server) as other:
         busy.send(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
         wait_until(lambda: bare_server.connections.in_flight == 1)
         other.send(post % 2)
-        wait_until(bare_server.runner.pools.bodies.has_backlog)
+        wait_until(lambda: bare_server.runner.pools["body"].waiting)
         bare_server.service.going_on.set()
         assert busy.answer().body == b"/waitx"
         assert other.answer().body == b"/2x"
@@ -6449,7 +6448,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
 ):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 1000)
     monkeypatch.setattr(ms, "MAX_DEFERRED", 92)
-    most = ms.MAX_DEFERRED + ms.DEFERRED_THREADS["decoder"]
+    most = ms.MAX_DEFERRED + ms.THREADS["decoder"]
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(most)]
         for number, raw in enumerate(slow):
@@ -6457,7 +6456,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
                 raw.send(post(f"/deferred{number}", 1) + b"x")
             else:
                 raw.send(get_line(f"/deferred{number}"))
-        wait_until(bare_server.runner.pools.deferred["decoder"].is_full)
+        wait_until(lambda: bare_server.runner.pools["decoder"].waiting == ms.MAX_DEFERRED)
         with Raw(bare_server) as raw:
             raw.send(get_line("/get") + post("/whole", 1) + b"x" + get_line("/deferred"))
             assert [raw.answer().status for _ in range(3)] == [200, 200, 503]
@@ -6468,7 +6467,7 @@ def test_what_waits_for_a_decoder_or_a_password_keeps_nothing_from_others(
 def test_what_is_prompt_is_answered_while_all_other_threads_wait(bare_server, monkeypatch):
     monkeypatch.setattr(ms, "MAX_IN_FLIGHT", 12)
     pools = bare_server.runner.pools
-    pools.short._limit = pools.bodies._limit = 2
+    pools["relief"]._limit = pools["body"]._limit = 2
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(Raw(bare_server)) for _ in range(12)]
         for number, raw in enumerate(slow):
@@ -6578,28 +6577,26 @@ def test_only_want_of_descriptors_closes_a_connection_for_another(
 
 
 def test_what_waits_behind_a_short_job_that_is_held_up_is_done_by_others(monkeypatch):
-    workers = ms.ShortWorkers("test", 3)
-    workers.start()
+    workers, others = ms.Workers("test", 1), ms.Workers("others", 1)
     begun, go_on, second, third = (threading.Event() for _ in range(4))
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", DEADLINE)
     workers.submit(lambda: begun.set() or go_on.wait(DEADLINE))
     assert begun.wait(DEADLINE)
     workers.submit(second.set)
-    workers.relieve()
-    assert workers.is_waiting()
+    workers.relieve(others)
+    assert workers.waiting == 1
     monkeypatch.setattr(ms, "PATIENCE_SECONDS", -1)
-    workers.relieve()
+    workers.relieve(others)
     assert second.wait(DEADLINE)
+    go_on.set()
     workers.submit(third.set)
     assert third.wait(DEADLINE)
-    go_on.set()
 
 
 @pytest.mark.parametrize(
-    ("missing", "at_hand"),
-    [(None, True), (0, False), (ms.SAMPLE_BYTES, False), (ms.SAMPLE_BYTES + 6, False), (-1, True)],
+    ("missing", "at_hand"), [(None, True), (3, False), (ms.SEND_BYTES + 2, False), (-1, True)]
 )
-def test_a_file_is_at_hand_where_all_samples_of_what_is_sent_next_are(
+def test_a_file_is_at_hand_where_the_first_and_last_byte_of_what_is_sent_next_are(
     monkeypatch, missing, at_hand
 ):
     def preadv(descriptor: int, buffers: Any, offset: int, flags: int) -> int:
@@ -6610,7 +6607,7 @@ def test_a_file_is_at_hand_where_all_samples_of_what_is_sent_next_are(
 
     monkeypatch.setattr(os, "preadv", preadv)
     with open(os.devnull, "rb", buffering=0) as file:
-        assert ms.FileSlice(file, 0, ms.SAMPLE_BYTES + 7).is_at_hand() == at_hand
+        assert ms.FileSlice(file, 3, ms.SEND_BYTES + 7).is_at_hand() == at_hand
 
 
 def test_a_new_connection_is_503_where_nothing_can_give_way(bare_server):
@@ -6692,7 +6689,7 @@ def test_an_answer_that_is_not_read_ends(bare_server, monkeypatch, tmp_path):
     service.path, service.size = tmp_path / "large", 64 << 20
     with open(service.path, "wb") as file:
         file.truncate(service.size)
-    set_patience(monkeypatch, 0.3)
+    bare_server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
     with Raw(bare_server) as raw:
         raw.send(get_line("/file"))
         raw._more()
@@ -6802,10 +6799,10 @@ def test_a_worker_that_fails_says_why(capfd):
 def test_one_of_several_workers_takes_a_connection_a_turn_the_next_may_be_anothers(alone, taken):
     bare = ms.Server(ms.open_listener("127.0.0.1", 0), EchoService())
     bare.lifeline = None if alone else bare.socket
-    with bare, contextlib.ExitStack() as stack:
+    with bare.socket, contextlib.ExitStack() as stack:
         stack.callback(close_bare, bare)
         for _ in range(3):
-            stack.enter_context(socket.create_connection(bare.server_address, DEADLINE))
+            stack.enter_context(socket.create_connection(bare.socket.getsockname(), DEADLINE))
         bare._accept()
         assert len(bare.connections.held) == taken
 
