@@ -9953,8 +9953,7 @@ NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # ac
 HTTP_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 RETRY_SOON = {"Retry-After": "1"}
 TOO_SLOW = "The request took too long to arrive."
-
-
+MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
 format_this_second = functools.lru_cache(maxsize=1)(format_date)
 
 
@@ -10403,9 +10402,6 @@ class Connection:
                 warn(f"a connection's end: {type(error).__name__}: {error}")
 
 
-MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux only
-
-
 class Connections:
     """All connections, each in its state: what the selector holds, and what threads do."""
 
@@ -10650,33 +10646,33 @@ class Runner:
         None if nothing has come but empty lines, which do not lengthen a wait.
         """
         answered = False
-        while connection.head or connection.response or self._take_head(connection, workers):
-            if connection.response is None and (awaited := self._answer(connection, workers)):
-                return awaited
+        while connection.head or connection.response or connection.take_head():
+            if connection.response is None:
+                awaited = self._answer(connection, workers) if workers else self._spare(connection)
+                if awaited:
+                    return awaited
             state = connection.send(may_wait=workers is not None)
             if state is not IDLE:
                 return state
             answered = True
+            if workers and workers is self.pools["body"]:
+                self._receive_next(connection)
         if connection.received:
             return HEAD
         return IDLE if answered else None
 
-    def _take_head(self, connection: Connection, workers: Workers | None) -> bool:
-        """Whether the next request's head is here, or comes at once behind one with a body.
+    def _receive_next(self, connection: Connection) -> None:
+        """Take in what comes at once behind a request with a body.
 
         A client that sends one file after the other keeps its thread, unless others wait for
         one: to give the connection back and take it again is a tenth of a small upload's time.
         """
-        waits = workers is self.pools["body"] and not connection.received
-        if waits and not (self.pools["body"].waiting or self._server.stopping):
+        if not (connection.received or self.pools["body"].waiting or self._server.stopping):
             buffer = self._buffers.body[:RECEIVE_BYTES]  # what comes with the head is copied
             connection.received += connection.receive(buffer, SOON_SECONDS) or b""
-        return connection.take_head()
 
-    def _answer(self, connection: Connection, workers: Workers | None) -> State | None:
+    def _answer(self, connection: Connection, workers: Workers) -> State | None:
         """Have a request answered; the state in which more of it, or others, are awaited."""
-        if workers is None:
-            return self._answer_at_once(connection)
         if self._choose(connection) is not workers:
             return WORKING
         answer = self._ask(connection)
@@ -10691,8 +10687,8 @@ class Runner:
         connection.begin(answer, whole=connection.skip_body())
         return None
 
-    def _answer_at_once(self, connection: Connection) -> State | None:
-        """Answer what is cheap or too much; all else is a thread's."""
+    def _spare(self, connection: Connection) -> State | None:
+        """Spare a thread what is cheap, or too much; WORKING where one is needed."""
         head = connection.head
         assert head is not None
         response = None if head.has_body else self._service.inline(head, self._server.turn)
@@ -10768,8 +10764,9 @@ class Server:
         self.stopping = False
         self._stop_at = self._part_at = 0.0  # until then idle connections are kept
         self.turned_at = time.monotonic()  # when the selector's loop last looked at deadlines
-        self._alarm, self._wakeup = socket.socketpair()
-        for end in (self._alarm, self._wakeup):
+        # A byte that is written to one of these ends the wait; it may be a signal's number.
+        self._alarm, self.wakeup = socket.socketpair()
+        for end in (self._alarm, self.wakeup):
             end.setblocking(False)
         # Each has a file, too: half of all descriptors are for bodies, two thirds for downloads.
         self.bodies = Shares("requests have not arrived yet", most // 4, MAX_CLIENT_BODIES)
@@ -10799,15 +10796,10 @@ class Server:
                     if connection.deadline < now:
                         self.runner.step(connection, self._expire)
 
-    @property
-    def wakeup_descriptor(self) -> int:
-        """For signal.set_wakeup_fd: a byte written here, a signal's number, ends the wait."""
-        return self._wakeup.fileno()
-
     def wake(self) -> None:
         """End the selector's wait."""
         with contextlib.suppress(OSError):  # it is awake, or over
-            self._wakeup.send(b"\0")
+            self.wakeup.send(b"\0")
 
     def _drain_alarm(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -20894,7 +20886,7 @@ def handle_signals(server: Server, app: App, listener: socket.socket) -> None:
         notify_reload()
 
     server.on_hangup, server.on_orphaned = scan, leave
-    signal.set_wakeup_fd(server.wakeup_descriptor, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(server.wakeup.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop if server.lifeline is None else signal.SIG_IGN)
     # A handler in Python may come in between anything, itself too: this one leaves it to the loop.

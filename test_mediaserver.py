@@ -6281,7 +6281,7 @@ class EchoService:
 def close_bare(server: ms.Server) -> None:
     for connection in server.connections.within(*ms.WAITS):
         server.connections.enter(connection, ms.State.CLOSED)
-    for item in (server._alarm, server._wakeup, server._selector):
+    for item in (server._alarm, server.wakeup, server._selector):
         item.close()
 
 
