@@ -8508,7 +8508,7 @@ class Renditions:
         self.thumbnails = thumbnails
         self.wanted = threading.Event()
         self._index = index
-        self._woken = -math.inf  # when the latest upload was over, monotonic
+        self._upload_at = -math.inf  # when an upload began or was over, monotonic
 
     def run(self) -> None:
         """Make thumbnails whenever they are wanted, until the server stops."""
@@ -8518,16 +8518,15 @@ class Renditions:
         self.wanted.wait(None if seconds == math.inf else seconds)
         self.wanted.clear()
 
-    def wake(self) -> None:
-        """Make the thumbnails of what has come in, once no more comes for a moment."""
-        self._woken = time.monotonic()
-        self.wanted.set()
+    def note_upload(self) -> None:
+        """Have what is made ahead wait for the upload that begins or is over, and for the next."""
+        self._upload_at = time.monotonic()
 
     def _let_uploads_pass(self) -> None:
         """Wait while uploads come one after the other: who sends them waits for them."""
         end = time.monotonic() + MAX_UPLOADS_SECONDS
         while not self.thumbnails.is_over:
-            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
+            left = min(end, self._upload_at + QUIET_SECONDS) - time.monotonic()
             if left <= 0:
                 return
             time.sleep(left)
@@ -12574,6 +12573,7 @@ def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) 
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
     check_upload(request.app, upload, filename or None)
+    request.app.renditions.note_upload()
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
@@ -13140,6 +13140,7 @@ class Accepted:
         response = self._item.handler(request.app, request, **self._parameters)
         upload, request.upload, request.body = request.upload, None, None
         if upload is not None:
+            request.app.renditions.note_upload()
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
         request.counted = None  # it was worth its use
@@ -13742,7 +13743,7 @@ def put_image(app: App, request: Request, filename: str = "") -> Response:
         file, asset = store_upload(app, incoming, app.library, names)
         known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
     if known is None:
-        app.renditions.wake()
+        app.renditions.wanted.set()
         possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
         value = library_json("Image uploaded successfully.", asset.sha256, file.path)
         thumbnail = f"{asset.sha256}.png" if possible else None
@@ -15159,7 +15160,7 @@ def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = take_in(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
-    app.renditions.wake()
+    app.renditions.wanted.set()
     return placed
 
 
