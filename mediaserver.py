@@ -17,7 +17,7 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 205    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 210    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -6419,7 +6419,7 @@ def safe_name(name: str) -> str:
     ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
-    name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
+    name = re.sub("[\0-\x1f\x7f-\x9f\ud800-\udfff]", "", name)  # controls, lone surrogates
     hidden, name = name.strip(), name.strip().lstrip(". ")
     if name and name != hidden and "." not in name:
         name = f"file.{name}"  # it was nothing but an extension
@@ -13749,7 +13749,7 @@ LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_u
 
 def library_name(wanted: str, filename: str) -> str:
     """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
-    for name in (safe_name(wanted), safe_name(filename)):
+    for name in map(safe_name, (wanted, filename)):
         if posixpath.splitext(name)[1][1:].lower() in {*LIBRARY_TYPES, "jpeg"}:
             return name
     check_extension(wanted, LIBRARY_TYPES)
