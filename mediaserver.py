@@ -9333,7 +9333,6 @@ _DELIMITER_END_BEGUN = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING_BYTES)
 class Part(NamedTuple):
     """A part begins; `filename` is None unless it is a file, "" if none was chosen (RFC 7578)."""
 
-    headers: Headers
     name: str
     filename: str | None
     content_type: str | None
@@ -9456,8 +9455,7 @@ def _parse_part(block: bytes) -> Part:
     encoding = headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("7bit", "8bit", "binary"):
         raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    content_type = headers.get("content-type")
-    return Part(headers, disposition.name, disposition.filename, content_type)
+    return Part(disposition.name, disposition.filename, headers.get("content-type"))
 
 
 # -- Values with parameters ------------------------------------------------------------
