@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 161    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
+# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 210    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
+# entity, 209    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -9609,7 +9609,6 @@ def parse_query(text: str) -> list[tuple[str, str]]:
 _RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
 _WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
-_ZERO_WEIGHT = re.compile(r"[ \t]*q=0(?:\.0{0,3})?[ \t]*")  # "not acceptable" (RFC 9110 §12.4.2)
 
 
 def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
@@ -9674,24 +9673,22 @@ def etag_matches(header: str, etag: str, weak: bool) -> bool:
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
-    tags, date = headers.get("if-none-match"), headers.get("if-modified-since")
-    if tags is not None:
+    if (tags := headers.get("if-none-match")) is not None:
         return etag_matches(tags, etag, weak=True)
-    if date is None or last_modified is None:
-        return False
-    since = parse_date(date)
-    return since is not None and int(last_modified) <= since
+    return was_changed(headers.get("if-modified-since"), last_modified) is False
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
-    tags, date = headers.get("if-match"), headers.get("if-unmodified-since")
-    if tags is not None:
+    if (tags := headers.get("if-match")) is not None:
         return not etag_matches(tags, etag, weak=False)
-    if date is None or last_modified is None:
-        return False
-    since = parse_date(date)
-    return since is not None and int(last_modified) > since
+    return was_changed(headers.get("if-unmodified-since"), last_modified) is True
+
+
+def was_changed(date: str | None, last_modified: float | None) -> bool | None:
+    """Say whether a file was changed after an HTTP date; None if it cannot be compared."""
+    since = parse_date(date) if date and last_modified is not None else None
+    return None if since is None or last_modified is None else int(last_modified) > since
 
 
 def check_preconditions(headers: Headers, etag: str, last_modified: float | None) -> None:
@@ -9712,11 +9709,22 @@ def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> 
 
 def accepts_gzip(headers: Headers) -> bool:
     """Say whether the client takes gzip (RFC 9110 §12.5.3); if it says nothing, it does not."""
-    accepted: dict[str, bool] = {}
-    for element in headers.get("accept-encoding", "").lower().split(","):
-        coding, _, weight = element.partition(";")
-        accepted[coding.strip(" \t")] = not _ZERO_WEIGHT.fullmatch(weight)
-    return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
+    weights = parse_weights(headers.get("accept-encoding", ""))
+    return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
+
+
+def parse_weights(value: str) -> dict[str, float]:
+    """Return how much each element of a list is liked, 1 by default (RFC 9110 §12.4.2).
+
+    >>> parse_weights("gzip;q=0.5, *;q=0, br")
+    {'gzip': 0.5, '*': 0.0, 'br': 1.0}
+    """
+    weights: dict[str, float] = {}
+    for element in value.lower().split(","):
+        named, *parameters = element.replace("\t", "").replace(" ", "").split(";")
+        found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
+        weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
+    return weights
 
 
 # -- Resumable uploads -----------------------------------------------------------------
@@ -9823,11 +9831,7 @@ def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
     False
     """
-    weights: dict[str, float] = {}
-    for element in headers.get("accept", "").lower().split(","):
-        named, *parameters = element.replace("\t", "").replace(" ", "").split(";")
-        found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
-        weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
+    weights = parse_weights(headers.get("accept", ""))
     group = f"{usual.partition('/')[0]}/*"
     general = (weights[name] for name in (usual, group, "*/*") if name in weights)
     return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
@@ -12458,12 +12462,14 @@ class FormBody(BodyReader):
 
     def feed(self, piece: memoryview) -> None:
         for event in self._parser.feed(piece):
-            if isinstance(event, Data):
-                self._take(event.data)
-            elif isinstance(event, Part):
+            if isinstance(event, Part):
                 self._begin(event)
-            else:
+            elif not isinstance(event, Data):
                 self._end()
+            elif self._receiving is not None:
+                self._receiving.feed(event.data)
+            else:
+                self._add_text(event.data)
 
     def _begin(self, part: Part) -> None:
         self._part = part
@@ -12472,10 +12478,7 @@ class FormBody(BodyReader):
         elif part.filename and part.name in self._declared:
             raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
 
-    def _take(self, data: memoryview) -> None:
-        if self._receiving is not None:
-            self._receiving.feed(data)
-            return
+    def _add_text(self, data: memoryview) -> None:
         self._text_bytes += len(data)
         if self._text_bytes > MAX_TEXT_BYTES:
             detail = f"The text fields are larger than {format_size(MAX_TEXT_BYTES)} together."
@@ -13527,11 +13530,12 @@ NOT_MEDIA = "The file is no image, video or audio."
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
-def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
-    """The facts of an upload whose content is of an allowed type; 400."""
-    facts = incoming.facts
-    if facts and facts.extension in extensions:
-        return facts
+def check_type(request: Request, extensions: Set[str]) -> tuple[Incoming, Facts]:
+    """Return the upload of a route that needs one, and its facts; 400 for a type not allowed."""
+    incoming = request.upload
+    assert incoming is not None
+    if (facts := incoming.facts) and facts.extension in extensions:
+        return incoming, facts
     allowed = ", ".join(sorted(extensions))
     if not incoming.size:
         raise HTTPError(400, "The file is empty.")
@@ -13553,12 +13557,6 @@ def check_extension(name: str, extensions: Set[str]) -> str:
     return extension
 
 
-def uploaded(request: Request) -> Incoming:
-    """The file of a route whose upload is required."""
-    assert request.upload is not None
-    return request.upload
-
-
 # -- media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
@@ -13576,8 +13574,7 @@ MEDIA_UPLOAD = BodySpec(
        body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
-    incoming = uploaded(request)
-    facts = check_type(incoming, MEDIA_TYPES)
+    incoming, facts = check_type(request, MEDIA_TYPES)
     extension = check_media_name(incoming.filename)
     filename = f"{secrets.token_hex(16)}.{extension}"
     _, asset = take_in(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
@@ -13759,8 +13756,7 @@ def library_name(wanted: str, filename: str) -> str:
        body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
-    incoming = uploaded(request)
-    facts = check_type(incoming, LIBRARY_TYPES)
+    incoming, facts = check_type(request, LIBRARY_TYPES)
     name = library_name(filename, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
     with app.data.content_lock(incoming.sha256):
@@ -13817,8 +13813,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
        {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
-    incoming = uploaded(request)
-    facts = check_type(incoming, IMAGE_TYPES)
+    incoming, facts = check_type(request, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
     file, _ = take_in(app, incoming, app.images, private_names(name))
     url = request.url(f"/image/{quote(file.path)}")
@@ -15188,7 +15183,8 @@ GUEST_UPLOADS = {
                      reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
     """Add a picture or video to what a link shows."""
-    share, incoming = check_guest(app, request, token), uploaded(request)
+    share, incoming = check_guest(app, request, token), request.upload
+    assert incoming is not None
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
     add = add_to_folder if share.kind == "folder" else add_for_maker
