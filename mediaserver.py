@@ -6029,13 +6029,10 @@ class Folder(Tree):
         if names:
             with self.resolve(INCOMING, make=True):
                 pass
-        try:
+        with undoing(self._unmark, marks):
             for name in names:
                 marks.append(self._mark_removed(name))
             yield
-        except BaseException:
-            self._unmark(marks)
-            raise
         for name in names:
             with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
                 place.unlink()
@@ -7031,13 +7028,9 @@ class Bucket(Folder):
         objects = [name for name in names if not self.is_local(name)]
         for name in objects:
             self._write_note(ObjectNote(name, 0))
-        try:
-            with super().removing([name for name in names if self.is_local(name)]):
-                yield
-        except BaseException:
-            for name in objects:
-                super().unlink(note_of(name))
-            raise
+        on_disk = [name for name in names if self.is_local(name)]
+        with undoing(self._unmark, list(map(note_of, objects))), super().removing(on_disk):
+            yield
         for name in objects:
             self.unlink(name)
 
@@ -20122,10 +20115,11 @@ def need_empty(settings: Settings, resumed: bool) -> None:
             raise Refusal(f"{root.show()} is not empty; a backup is brought back into a new place")
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
+    locks = str(settings.database_dir / LOCKS)
     for name in () if resumed else PLACES:
         place = Path(str(getattr(settings, name)))
         folder = place.parent if name == "database_url" else place
-        found = (files for path, _, files in os.walk(folder) if not path.endswith(f"/{LOCKS}"))
+        found = (files for path, _, files in os.walk(folder) if path != locks)
         if any(set(files) - own for files in found):
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
