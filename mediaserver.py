@@ -14,10 +14,10 @@ Read it from top to bottom: every section uses only the sections above it, and `
 # file, 53       Application: inline (hot file, 6), or accept (RouteTable.find, identify, require)
 #                -> get_media -> named_response -> Files.get -> file_response (Tree.open,
 #                File.matches, remember_hot, content_response) -> Application.finish
-# upload, 180    accept -> FormBody.feed (MultipartParser, Folder.begin, Receiving.feed, probe) ->
+# upload, 159    accept -> FormBody.feed (MultipartParser, Folder.begin, Incoming.feed, probe) ->
 #                Accepted.finish -> upload_media -> store_upload (Folder.keep: durable) ->
 #                Index.write (Files.put) -> finish
-# entity, 232    as an upload -> create_entity -> save_entity (Folder.content_lock: check_entity,
+# entity, 209    as an upload -> create_entity -> save_entity (App.data.content_lock: check_entity,
 #                find_duplicate, store_upload, Index.write: Files.put, Entities.put) -> finish
 # accounts, 49   accept (collect_declared) -> list_records -> list_owned (parse_ordering,
 #                parse_search, OwnedTable.count and each) -> json_response -> finish
@@ -1552,30 +1552,12 @@ class Facts(NamedTuple):
     altitude: float | None = None  # metres
 
 
-class _Source:
+class _Source(NamedTuple):
     """A file of which the first bytes are read once, and a budget that everything read costs."""
 
-    __slots__ = ("_file", "_head", "budget")
-
-    def __init__(self, head: bytes, file: BinaryIO, budget: list[int]) -> None:
-        self._head, self._file = head, file
-        self.budget = budget  # a list of one number, which what is packed in the file shares
-
-    def read(self, at: int, length: int) -> bytes:
-        self.charge(READ_COST + length)
-        if at + length <= len(self._head):
-            return self._head[at : at + length]
-        self._file.seek(at)
-        data = self._file.read(length)
-        if len(data) < length:  # the file was cut meanwhile
-            raise EOFError
-        return data
-
-    def charge(self, cost: int) -> None:
-        """Take from the file's budget; EOFError when it is spent."""
-        self.budget[0] -= cost
-        if self.budget[0] < 0:
-            raise EOFError
+    head: bytes
+    file: BinaryIO
+    budget: list[int]  # of one number, which what is packed in the file shares
 
 
 class _Span:
@@ -1587,12 +1569,25 @@ class _Span:
         self.source, self.start, self.size = source, start, size
 
     def read(self, at: int, length: int) -> bytes:
+        """Return so many bytes from a position on; EOFError where there are fewer."""
         if at < 0 or not 0 <= length <= self.size - at:
             raise EOFError
-        return self.source.read(self.start + at, length)
+        self.charge(READ_COST + length)
+        at, (head, file, _) = self.start + at, self.source
+        if at + length <= len(head):
+            return head[at : at + length]
+        file.seek(at)
+        data = file.read(length)
+        if len(data) < length:  # the file was cut meanwhile
+            raise EOFError
+        return data
 
     def charge(self, cost: int) -> None:
-        self.source.charge(cost)
+        """Take from the file's budget; EOFError when it is spent."""
+        budget = self.source.budget
+        budget[0] -= cost
+        if budget[0] < 0:
+            raise EOFError
 
     def peek(self, at: int, length: int) -> bytes:
         """As much as there is of so many bytes."""
@@ -4122,7 +4117,10 @@ class Index:
         for change in changes:
             change.error = None
         try:
-            self._set_durable(True in [change.durable for change in changes])
+            durable = True in [change.durable for change in changes]
+            if durable != self._durable:
+                self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
             self._writer.execute("BEGIN IMMEDIATE")
             if len(changes) == 1:  # what it raises undoes all there is
                 changes[0].result = changes[0].apply(self._writer)
@@ -4149,11 +4147,6 @@ class Index:
                 raise
             self._writer.execute("ROLLBACK TO change")
         self._writer.execute("RELEASE change")
-
-    def _set_durable(self, durable: bool) -> None:
-        if durable != self._durable:
-            self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._durable = durable
 
     def close(self) -> None:
         """Close every thread's connection: the last one of all processes folds the WAL in."""
@@ -4443,12 +4436,6 @@ class Files(Table):
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
         values = (file.root, os.fsencode(file.path), file.sha256)
         return db.execute(sql, values).fetchone() is not None
-
-    def others(self, db: Database, file: File) -> list[File]:
-        """The other files of the same folder and content."""
-        sql = f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ? AND root = ? AND path != ?"
-        rows = db.execute(f"{sql} ORDER BY path", (file.sha256, file.root, os.fsencode(file.path)))
-        return [File.from_row(row) for row in rows]
 
     def shown(self, folder: str, below: bool) -> Iterator[Shown]:
         """The media of the library in a folder, and below it if wanted, the newest first."""
@@ -5512,6 +5499,7 @@ def examine(index: Index, version: int) -> None:
 # The store knows no HTTP and no users.
 
 INCOMING = ".incoming"
+LOCKS = "locks"  # a folder
 INNER = ".inner"  # ends the names in `.incoming/` of a folder on another disk than the root
 BUFFER_BYTES = 1 << 20  # of file read at once; hashing lets other threads run meanwhile
 WRITE_BYTES = 1 << 20  # of an upload written at once
@@ -5575,89 +5563,11 @@ def need_room(descriptor: int, size: int, reserve: int | None) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class Incoming:
-    """A file that has arrived, or is about to; `kept` is its place once it has one."""
-
-    def __init__(
-        self, folder: Folder, name: str, file: io.FileIO, place: Place | None = None
-    ) -> None:
-        self.folder = folder
-        self.name = name  # in `.incoming/`
-        self.file = file
-        self.size = 0
-        self.sha256 = ""
-        self.md5 = ""  # where it was asked for
-        self.facts: Facts | None = None
-        self.filename = ""  # as the client named it
-        self.kept: str | None = None
-        self.note = ""  # the name of what tells the next start of it, which goes with it
-        self.is_moved = False  # `kept` is its only name
-        self.is_replaced = False
-        self._place = place
-
-    def place(self) -> Place:
-        """Return where it lies in `.incoming/`, which stays open until `pause` or `discard`."""
-        self._place = self._place or self.folder.resolve(self.name)
-        return self._place
-
-    def pause(self) -> None:
-        """Hold no more than the file itself."""
-        place, self._place = self._place, None
-        if place:
-            os.close(place.folder)
-
-    def replace(self, name: str, file: io.FileIO) -> None:
-        """Go on with an equal file instead of this one, which goes."""
-        with undoing(file.close):
-            self.place().unlink()
-        self.close()
-        self.name, self.file, self.is_replaced = name, file, True
-
-    def close(self) -> None:
-        """Let go of the file, which stays."""
-        self.pause()
-        self.file.close()
-
-    def status(self) -> os.stat_result:
-        """Return what the file system says of the file."""
-        return os.fstat(self.file.fileno())
-
-    def discard(self, undo: bool = True) -> None:
-        """Let go of the name in `.incoming/`; `undo` takes back the place first."""
-        if self.file.closed:
-            return
-        with contextlib.closing(self), contextlib.suppress(OSError):
-            if undo and self.kept:
-                self.folder.unlink(self.kept)  # if not, the next start finds the mark
-            if not self.is_moved:
-                self.place().unlink()
-            if self.note:
-                self.folder.unlink(self.note)
-
-    def put_back(self) -> bool:
-        """Take back its place, and leave it in `.incoming/` for another request, if it is there.
-
-        It is not where an equal file was taken instead.
-        """
-        if self.is_replaced:
-            return False
-        with contextlib.closing(self):
-            if self.is_moved and self.kept:
-                with self.folder.resolve(self.kept) as kept:
-                    kept.replace(self.place())
-            elif self.kept:
-                self.folder.unlink(self.kept)
-        return True
-
-
-class Place:
+class Place(NamedTuple):
     """Where a name is: an open folder, which the end of a `with` closes, and the name in it."""
 
-    __slots__ = ("folder", "name")
-
-    def __init__(self, folder: int, name: str) -> None:
-        self.folder = folder  # descriptor
-        self.name = name
+    folder: int  # descriptor
+    name: str
 
     def __enter__(self) -> Place:
         return self
@@ -5884,8 +5794,7 @@ class Tree:
         with self.resolve(os.fsdecode(paths[0])) as place:
             for path in paths:
                 try:
-                    place.name = os.fsdecode(path.rpartition(b"/")[2])
-                    status = place.stat()
+                    status = Place(place.folder, os.fsdecode(path.rpartition(b"/")[2])).stat()
                 except FileNotFoundError:  # it went away meanwhile
                     continue
                 except OSError:
@@ -5966,14 +5875,14 @@ class Folder(Tree):
         for name, _ in left:
             self.unlink(f"{incoming}/{name}")
 
-    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Receiving:
+    def begin(self, limit: Limit, md5: bool = False, size: int = 0) -> Incoming:
         """Return what takes in a fresh file; ENOSPC if there is no room for `size` bytes."""
         name = f"{INCOMING}/{secrets.token_hex(16)}"
         place = self.resolve(name, make=True)
         with undoing(os.close, place.folder):
             file = self._create(place, size)
-        incoming = Incoming(self, name, file, place)
-        return Receiving(incoming, self.buffers, limit, new_hashes(md5), has_room=size)
+        hashes = new_hashes(md5)
+        return Incoming(self, name, file, limit, hashes=hashes, place=place, has_room=size)
 
     def need_room(self, size: int) -> None:
         """Raise ENOSPC where so many more bytes would take from the reserve."""
@@ -5991,32 +5900,25 @@ class Folder(Tree):
             self._create(place).close()
             sync_folder(place.folder)
 
-    def resume(self, name: str, limit: Limit) -> Receiving:
+    def resume(self, name: str, limit: Limit) -> Incoming:
         """Return what goes on with a file; BlockingIOError while another request does."""
         file = self.open(name, write=True)
         with undoing(file.close):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Receiving(Incoming(self, name, file), self.buffers, limit, [])
+        return Incoming(self, name, file, limit)
 
     @contextlib.contextmanager
     def content_lock(self, sha256: str) -> Iterator[None]:
-        """Uploads of equal content go in here one after the other, whatever their process.
+        """Have those who store equal content do it one after the other, whatever their process.
 
-        So the later ones find what the first one has stored. Whoever leaves removes the lock
-        file; whoever then gets the lock of a removed file takes a new one.
+        So the later ones find what the first one has stored. The files that are locked are for a
+        share of all contents each, and stay: to make one for each upload, and remove it, takes
+        ext4 0.2 ms of CPU.
         """
-        name = f"{INCOMING}/{sha256}"
-        while True:
-            place = self.resolve(name, make=True)
-            with place, io.FileIO(place.open(os.O_WRONLY | os.O_CREAT), "ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_nlink:
-                    try:
-                        yield
-                    finally:
-                        with contextlib.suppress(OSError):  # what was done inside stays done
-                            place.unlink()
-                    return
+        place, flags = self.resolve(f"{LOCKS}/{sha256[:2]}", make=True), os.O_WRONLY | os.O_CREAT
+        with place, io.FileIO(place.open(flags, 0o600), "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def keep(self, incoming: Incoming, names: Iterable[str], duplicate: str | None = None) -> str:
         """Put a file in place under the first of `names` that is free; return that name.
@@ -6127,13 +6029,10 @@ class Folder(Tree):
         if names:
             with self.resolve(INCOMING, make=True):
                 pass
-        try:
+        with undoing(self._unmark, marks):
             for name in names:
                 marks.append(self._mark_removed(name))
             yield
-        except BaseException:
-            self._unmark(marks)
-            raise
         for name in names:
             with contextlib.suppress(FileNotFoundError), self.resolve(name) as place:
                 place.unlink()
@@ -6160,41 +6059,53 @@ def new_hashes(md5: bool) -> Sequence[Hash]:
     return [hashlib.sha256(), hashlib.md5(usedforsecurity=False)][: 1 + md5]
 
 
-class Receiving:
-    """A file while it arrives: written and hashed in large blocks of the pieces it is fed.
+class Incoming:
+    """A file that arrives, or has: written and hashed in large blocks of what it is fed.
 
-    Whoever begins one ends it with `finish`, `discard` or `close`. After `pause` it holds a
-    descriptor and no memory to speak of, until it is fed again.
+    Whoever begins one ends it with `close` or `discard`. After `pause` it holds a descriptor and
+    no memory to speak of, until it is fed again.
     """
 
+    size = 0
+    sha256 = ""
+    md5 = ""  # where it was asked for
+    facts: Facts | None = None
+    filename = ""  # as the client named it
+    kept: str | None = None  # its place once it has one
+    note = ""  # the name of what tells the next start of it, which goes with it
+    is_moved = False  # `kept` is its only name
+    is_replaced = False
+    _buffer: memoryview | None = None
+    _filled = 0  # bytes of it
+    _head: bytes | None = None  # of the file; b"" where it has to be read again
+
     def __init__(
-        self, incoming: Incoming, buffers: WriteBuffers, limit: Limit, hashes: Sequence[Hash],
-        *, has_room: int = 0,
+        self, folder: Folder, name: str, file: io.FileIO, limit: Limit, *,
+        hashes: Sequence[Hash] = (), place: Place | None = None, has_room: int = 0,
     ) -> None:  # fmt: skip
-        self.incoming = incoming
+        self.folder = folder
+        self.name = name  # in `.incoming/`
+        self.file = file
         self.hashes = hashes
-        self._buffers = buffers
         self._limit = limit
+        self._place = place
         self._has_room = has_room  # for so many bytes, seen just now
-        self._buffer: memoryview | None = None
-        self._filled = 0  # bytes of it
-        self._head: bytes | None = None  # of the file; b"" where it has to be read again
 
     def go_on(self, size: int, hashes: Sequence[Hash]) -> None:
         """Forget all of the file but its first `size` bytes, which have `hashes`."""
-        self.incoming.file.truncate(size)
-        self.incoming.file.seek(size)
-        self.incoming.size, self.hashes = size, hashes
+        self.file.truncate(size)
+        self.file.seek(size)
+        self.size, self.hashes = size, hashes
         self._head = b"" if size else None
 
     def feed(self, piece: Buffer) -> None:
         """Take in the next bytes; TooLarge if they are too many."""
-        self.incoming.size += len(piece)
-        if self.incoming.size > self._limit.size:
+        self.size += len(piece)
+        if self.size > self._limit.size:
             raise TooLarge(self._limit.sentence)
         used = 0
         while used < len(piece):
-            buffer = self._buffer = self._buffer or self._buffers.take()
+            buffer = self._buffer = self._buffer or self.folder.buffers.take()
             filled = self._filled
             count = min(len(piece) - used, len(buffer) - filled)
             buffer[filled : filled + count] = piece[used : used + count]
@@ -6209,12 +6120,12 @@ class Receiving:
         block, self._filled = self._buffer[: self._filled], 0
         if self._head is None:
             self._head = bytes(block[:KEPT_BYTES])
-        if self.incoming.size > self._has_room:
-            need_room(self.incoming.file.fileno(), len(block), self.incoming.folder.reserve)
+        if self.size > self._has_room:
+            need_room(self.file.fileno(), len(block), self.folder.reserve)
         self._has_room = 0  # others write meanwhile
         # For a short one a thread would take longer to begin.
         long = len(block) == WRITE_BYTES
-        writing = Background(write_block, self.incoming.file, block) if long else None
+        writing = Background(write_block, self.file, block) if long else None
         try:
             for digest in self.hashes:
                 digest.update(block)
@@ -6222,53 +6133,86 @@ class Receiving:
             if writing:
                 writing.finish()
         if not long:
-            write_block(self.incoming.file, block)
-
-    def pause(self) -> None:
-        """Let go of memory while no more comes."""
-        self._write()
-        self._head = b""
-        self._release()
-        self.incoming.pause()
-
-    def _release(self) -> None:
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            self._buffers.give_back(buffer)
+            write_block(self.file, block)
 
     def sync(self) -> int:
         """Make what has come durable; return how many bytes of the file are."""
         self._write()
-        os.fsync(self.incoming.file.fileno())
-        return self.incoming.file.tell()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
 
     def finish(self) -> Incoming:
         """Return the file, which is complete, with its facts and hashes."""
         self._write()
-        self._release()
-        incoming = self.incoming
-        incoming.facts = probe(incoming.file, self._head or b"")
-        incoming.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
-        incoming.md5 = "".join(rest)
-        return incoming
+        self.facts = probe(self.file, self._head or b"")
+        self.sha256, *rest = [digest.hexdigest() for digest in self.hashes]
+        self.md5 = "".join(rest)
+        return self
 
     def hash_again(self, hashes: Sequence[Hash]) -> None:
         """Hash the file from its beginning, which other requests have brought."""
         self._write()
-        for piece in read_range(self.incoming.file, 0, self.incoming.size):
+        for piece in read_range(self.file, 0, self.size):
             for digest in hashes:
                 digest.update(piece)
         self.hashes = hashes
 
+    def place(self) -> Place:
+        """Return where it lies in `.incoming/`, which stays open until `pause` or `close`."""
+        self._place = self._place or self.folder.resolve(self.name)
+        return self._place
+
+    def replace(self, name: str, file: io.FileIO) -> None:
+        """Go on with an equal file instead of this one, which goes."""
+        with undoing(file.close):
+            self.place().unlink()
+        self.close()
+        self.name, self.file, self.is_replaced = name, file, True
+
+    def pause(self) -> None:
+        """Hold no more than the file itself while no more comes."""
+        self._write()
+        self._head = b""
+        self._release()
+
+    def _release(self) -> None:
+        buffer, place, self._buffer, self._place = self._buffer, self._place, None, None
+        if buffer is not None:
+            self.folder.buffers.give_back(buffer)
+        if place is not None:
+            os.close(place.folder)
+
     def close(self) -> None:
         """Let go of the file, which stays."""
         self._release()
-        self.incoming.close()
+        self.file.close()
 
-    def discard(self) -> None:
-        """Remove the file."""
-        self._release()
-        self.incoming.discard()
+    def discard(self, undo: bool = True) -> None:
+        """Let go of the name in `.incoming/`; `undo` takes back the place first."""
+        if self.file.closed:
+            return
+        with contextlib.closing(self), contextlib.suppress(OSError):
+            if undo and self.kept:
+                self.folder.unlink(self.kept)  # if not, the next start finds the mark
+            if not self.is_moved:
+                self.place().unlink()
+            if self.note:
+                self.folder.unlink(self.note)
+
+    def put_back(self) -> bool:
+        """Take back its place, and leave it in `.incoming/` for another request, if it is there.
+
+        It is not where an equal file was taken instead.
+        """
+        if self.is_replaced:
+            return False
+        with contextlib.closing(self):
+            if self.is_moved and self.kept:
+                with self.folder.resolve(self.kept) as kept:
+                    kept.replace(self.place())
+            elif self.kept:
+                self.folder.unlink(self.kept)
+        return True
 
 
 class WriteBuffers:
@@ -6472,7 +6416,7 @@ def safe_name(name: str) -> str:
     ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
-    name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
+    name = re.sub("[\0-\x1f\x7f-\x9f\ud800-\udfff]", "", name)  # controls, lone surrogates
     hidden, name = name.strip(), name.strip().lstrip(". ")
     if name and name != hidden and "." not in name:
         name = f"file.{name}"  # it was nothing but an extension
@@ -7084,13 +7028,9 @@ class Bucket(Folder):
         objects = [name for name in names if not self.is_local(name)]
         for name in objects:
             self._write_note(ObjectNote(name, 0))
-        try:
-            with super().removing([name for name in names if self.is_local(name)]):
-                yield
-        except BaseException:
-            for name in objects:
-                super().unlink(note_of(name))
-            raise
+        on_disk = [name for name in names if self.is_local(name)]
+        with undoing(self._unmark, list(map(note_of, objects))), super().removing(on_disk):
+            yield
         for name in objects:
             self.unlink(name)
 
@@ -8572,7 +8512,7 @@ class Renditions:
         self.thumbnails = thumbnails
         self.wanted = threading.Event()
         self._index = index
-        self._woken = -math.inf  # when the latest upload was over, monotonic
+        self._upload_at = -math.inf  # when an upload began or was over, monotonic
 
     def run(self) -> None:
         """Make thumbnails whenever they are wanted, until the server stops."""
@@ -8582,16 +8522,15 @@ class Renditions:
         self.wanted.wait(None if seconds == math.inf else seconds)
         self.wanted.clear()
 
-    def wake(self) -> None:
-        """Make the thumbnails of what has come in, once no more comes for a moment."""
-        self._woken = time.monotonic()
-        self.wanted.set()
+    def note_upload(self) -> None:
+        """Have what is made ahead wait for the upload that begins or is over, and for the next."""
+        self._upload_at = time.monotonic()
 
     def _let_uploads_pass(self) -> None:
         """Wait while uploads come one after the other: who sends them waits for them."""
         end = time.monotonic() + MAX_UPLOADS_SECONDS
         while not self.thumbnails.is_over:
-            left = min(end, self._woken + QUIET_SECONDS) - time.monotonic()
+            left = min(end, self._upload_at + QUIET_SECONDS) - time.monotonic()
             if left <= 0:
                 return
             time.sleep(left)
@@ -9387,7 +9326,6 @@ _DELIMITER_END_BEGUN = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING_BYTES)
 class Part(NamedTuple):
     """A part begins; `filename` is None unless it is a file, "" if none was chosen (RFC 7578)."""
 
-    headers: Headers
     name: str
     filename: str | None
     content_type: str | None
@@ -9422,13 +9360,15 @@ class MultipartParser:
             raise HTTPError(400, "The multipart boundary is missing or malformed.")
         self.finished = False
         self._delimiter = b"\r\n--" + boundary
-        self._read = MultipartParser._read_preamble
+        self._read = MultipartParser._read_content
         self._held = b"\r\n"  # a boundary at the very start needs no line break before it
         self._preamble_bytes = 0
         self._parts = 0
 
     def feed(self, data: bytes | memoryview) -> list[Event]:
         """Return what happens in the bytes that have arrived; 400 or 413 if they are refused."""
+        if self.finished:
+            return []
         # A memoryview cannot be searched, but is copied at five times the speed of the search.
         if self._held or not isinstance(data, bytes):
             data = b"".join((self._held, data))
@@ -9446,12 +9386,28 @@ class MultipartParser:
 
     # Each state returns the position where the next one reads on; None when it needs more bytes.
 
-    def _read_preamble(self, data: bytes, position: int, events: list[Event]) -> int | None:
+    def _read_content(self, data: bytes, position: int, events: list[Event]) -> int | None:
+        """Read what comes before a delimiter: content of a part, or what no part has."""
         end, delimiter = self._find_delimiter(data, position)
-        self._preamble_bytes += end
-        if self._preamble_bytes > MAX_PREAMBLE_BYTES:
-            raise HTTPError(400, "The multipart body does not begin with its boundary.")
-        return self._after_delimiter(data, end, delimiter)
+        if not self._parts:
+            self._preamble_bytes += end
+            if self._preamble_bytes > MAX_PREAMBLE_BYTES:
+                raise HTTPError(400, "The multipart body does not begin with its boundary.")
+        elif end > position:
+            events.append(Data(memoryview(data)[position:end]))
+        if delimiter is None:
+            self._held = data[end:]
+            return None
+        if self._parts:
+            events.append(PartEnd())
+        if delimiter[0] == b"--":
+            self.finished = True
+            return None
+        if self._parts == MAX_PARTS:
+            raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
+        self._parts += 1
+        self._read = MultipartParser._read_headers
+        return delimiter.end()
 
     def _read_headers(self, data: bytes, position: int, events: list[Event]) -> int | None:
         end = data.find(b"\r\n\r\n", position, position + MAX_PART_HEADER_BYTES + 4)
@@ -9463,34 +9419,6 @@ class MultipartParser:
         events.append(_parse_part(data[position:end]))
         self._read = MultipartParser._read_content
         return end + 4
-
-    def _read_content(self, data: bytes, position: int, events: list[Event]) -> int | None:
-        end, delimiter = self._find_delimiter(data, position)
-        if end > position:
-            events.append(Data(memoryview(data)[position:end]))
-        if delimiter:
-            events.append(PartEnd())
-        return self._after_delimiter(data, end, delimiter)
-
-    def _read_epilogue(self, data: bytes, position: int, events: list[Event]) -> int | None:
-        return None
-
-    def _after_delimiter(
-        self, data: bytes, end: int, delimiter: re.Match[bytes] | None
-    ) -> int | None:
-        if delimiter is None:
-            self._held = data[end:]
-            return None
-        if delimiter[0] == b"--":
-            self.finished = True
-            self._read = MultipartParser._read_epilogue
-            return None
-        elif self._parts == MAX_PARTS:
-            raise HTTPError(413, f"The form has more than {MAX_PARTS} parts.")
-        else:
-            self._parts += 1
-            self._read = MultipartParser._read_headers
-        return delimiter.end()
 
     def _find_delimiter(self, data: bytes, position: int) -> tuple[int, re.Match[bytes] | None]:
         """Return where content ends for certain, and the delimiter's end that ends it, if any."""
@@ -9520,8 +9448,7 @@ def _parse_part(block: bytes) -> Part:
     encoding = headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("7bit", "8bit", "binary"):
         raise HTTPError(400, "A part is encoded for mail; send it as it is.")
-    content_type = headers.get("content-type")
-    return Part(headers, disposition.name, disposition.filename, content_type)
+    return Part(disposition.name, disposition.filename, headers.get("content-type"))
 
 
 # -- Values with parameters ------------------------------------------------------------
@@ -9675,7 +9602,6 @@ def parse_query(text: str) -> list[tuple[str, str]]:
 _RANGE = re.compile(r"([0-9]{0,999})-([0-9]{0,999})")  # past any size, yet cheap to read
 _ETAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')  # entity-tag (RFC 9110 §8.8.3)
 _WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
-_ZERO_WEIGHT = re.compile(r"[ \t]*q=0(?:\.0{0,3})?[ \t]*")  # "not acceptable" (RFC 9110 §12.4.2)
 
 
 def parse_range(value: str, size: int) -> list[tuple[int, int]] | None:
@@ -9740,24 +9666,22 @@ def etag_matches(header: str, etag: str, weak: bool) -> bool:
 
 def not_modified(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether 304 answers a GET or HEAD; a tag goes before a date (RFC 9110 §13.2.2)."""
-    tags, date = headers.get("if-none-match"), headers.get("if-modified-since")
-    if tags is not None:
+    if (tags := headers.get("if-none-match")) is not None:
         return etag_matches(tags, etag, weak=True)
-    if date is None or last_modified is None:
-        return False
-    since = parse_date(date)
-    return since is not None and int(last_modified) <= since
+    return was_changed(headers.get("if-modified-since"), last_modified) is False
 
 
 def precondition_failed(headers: Headers, etag: str, last_modified: float | None) -> bool:
     """Say whether If-Match or If-Unmodified-Since make the answer 412 (RFC 9110 §13.2.2)."""
-    tags, date = headers.get("if-match"), headers.get("if-unmodified-since")
-    if tags is not None:
+    if (tags := headers.get("if-match")) is not None:
         return not etag_matches(tags, etag, weak=False)
-    if date is None or last_modified is None:
-        return False
-    since = parse_date(date)
-    return since is not None and int(last_modified) > since
+    return was_changed(headers.get("if-unmodified-since"), last_modified) is True
+
+
+def was_changed(date: str | None, last_modified: float | None) -> bool | None:
+    """Say whether a file was changed after an HTTP date; None if it cannot be compared."""
+    since = parse_date(date) if date and last_modified is not None else None
+    return None if since is None or last_modified is None else int(last_modified) > since
 
 
 def check_preconditions(headers: Headers, etag: str, last_modified: float | None) -> None:
@@ -9778,11 +9702,22 @@ def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> 
 
 def accepts_gzip(headers: Headers) -> bool:
     """Say whether the client takes gzip (RFC 9110 §12.5.3); if it says nothing, it does not."""
-    accepted: dict[str, bool] = {}
-    for element in headers.get("accept-encoding", "").lower().split(","):
-        coding, _, weight = element.partition(";")
-        accepted[coding.strip(" \t")] = not _ZERO_WEIGHT.fullmatch(weight)
-    return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
+    weights = parse_weights(headers.get("accept-encoding", ""))
+    return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
+
+
+def parse_weights(value: str) -> dict[str, float]:
+    """Return how much each element of a list is liked, 1 by default (RFC 9110 §12.4.2).
+
+    >>> parse_weights("gzip;q=0.5, *;q=0, br")
+    {'gzip': 0.5, '*': 0.0, 'br': 1.0}
+    """
+    weights: dict[str, float] = {}
+    for element in value.lower().split(","):
+        named, *parameters = element.replace("\t", "").replace(" ", "").split(";")
+        found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
+        weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
+    return weights
 
 
 # -- Resumable uploads -----------------------------------------------------------------
@@ -9889,11 +9824,7 @@ def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     >>> prefers({"accept": "image/webp;q=0.5, image/*"}, "image/webp", "image/jpeg")
     False
     """
-    weights: dict[str, float] = {}
-    for element in headers.get("accept", "").lower().split(","):
-        named, *parameters = element.replace("\t", "").replace(" ", "").split(";")
-        found = [_WEIGHT.fullmatch(parameter) for parameter in parameters]
-        weights[named] = min([float(weight[1]) for weight in found if weight], default=1.0)
+    weights = parse_weights(headers.get("accept", ""))
     group = f"{usual.partition('/')[0]}/*"
     general = (weights[name] for name in (usual, group, "*/*") if name in weights)
     return weights.get(media_type, 0.0) >= max(next(general, 0.0), 0.001)
@@ -11603,7 +11534,7 @@ class ResumableUploads:
     def _name(self, upload: OpenUpload) -> str:
         return f"{INCOMING}/{upload.id}"
 
-    def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Receiving]:
+    def take(self, upload: OpenUpload, limit: Limit, *, md5: bool) -> tuple[OpenUpload, Incoming]:
         """Let one more request, and no other, go on with an upload; 404, 409 or 423."""
         receiving = self._resume(upload, limit)
         with undoing(receiving.close):
@@ -11615,7 +11546,7 @@ class ResumableUploads:
             receiving.go_on(taken.received, hashes if size == taken.received else start)
         return taken._replace(length=upload.length), receiving
 
-    def _resume(self, upload: OpenUpload, limit: Limit) -> Receiving:
+    def _resume(self, upload: OpenUpload, limit: Limit) -> Incoming:
         """Take the file of an upload; 404 where it is gone, 423 while another request has it."""
         # Another one may just be letting go of it, or handing it over to its family.
         folder, end = self._folders[upload.root], time.monotonic() + LOCK_SECONDS
@@ -11635,11 +11566,11 @@ class ResumableUploads:
                 raise refusal
             time.sleep(LOCK_SECONDS / 10)
 
-    def leave(self, upload: OpenUpload, receiving: Receiving) -> None:
+    def leave(self, upload: OpenUpload, receiving: Incoming) -> None:
         """Let go of an upload until another request goes on with it."""
         while len(self._hashes) >= MAX_KNOWN_HASHES:
             self._hashes.pop(next(iter(self._hashes)), None)
-        if receiving.hashes and receiving.incoming.size == upload.received:
+        if receiving.hashes and receiving.size == upload.received:
             self._hashes[upload.id] = (upload.received, receiving.hashes)
 
     def refuse(self, upload: OpenUpload, incoming: Incoming, *, passing: bool) -> None:
@@ -11716,7 +11647,7 @@ class Transfer:
     @property
     def size(self) -> int:
         """Bytes of the file, these among them."""
-        return self._receiving.incoming.size
+        return self._receiving.size
 
     @property
     def is_whole(self) -> bool:
@@ -11736,14 +11667,14 @@ class Transfer:
         self._receiving.pause()
         self._save_beyond(PAUSE_BYTES)
         self._is_held = False
-        fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_UN)
+        fcntl.flock(self._receiving.file, fcntl.LOCK_UN)
 
     def _hold(self) -> None:
         """Take the file again after a pause; 409 if another request has, 404 if it has ended."""
         if self._is_held:
             return
         try:
-            fcntl.flock(self._receiving.incoming.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._receiving.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise HTTPError(409, BUSY_UPLOAD) from None
         if not self._uploads.rows.is_writer(self.upload.id, self.upload.writer):
@@ -11788,13 +11719,13 @@ class Transfer:
 
     def close(self) -> None:
         """Let go of the upload, which another request may go on with."""
-        if not self._receiving.incoming.file.closed:
+        if not self._receiving.file.closed:
             self._uploads.leave(self.upload, self._receiving)
             self._receiving.close()
 
     def discard(self) -> None:
         """Keep what has come, unless nobody can know of it."""
-        if self._receiving.incoming.file.closed:
+        if self._receiving.file.closed:
             return
         try:
             with contextlib.suppress(HTTPError):
@@ -11891,6 +11822,7 @@ class App:
         self.folders = open_folders(settings, index)
         self.library, self.images, self.users, self.entities = self.folders.values()
         public, private = thumbnail_shelves(settings, self.library)
+        self.data = private.folder
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
         thumbnails.place(public, private, previews if limit else None)
@@ -11938,11 +11870,6 @@ class App:
             )
             if count
         ]
-
-    def takes_uploads(self) -> bool:
-        """Whether the disks below the storage folder are there that uploads lie on."""
-        absent = self.scanner.mounts.absent(self.library)
-        return not [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]
 
     @contextlib.contextmanager
     def disk(self, root: str) -> Iterator[None]:
@@ -12025,10 +11952,6 @@ class Request:
     def client(self) -> str:
         """Return the client's address, as a trusted proxy tells it or else its own."""
         return client_address(self.headers, self.peer, self.app.settings.trusted_proxies)
-
-    def sign(self, response: Response) -> None:
-        """Note on an answer what has made it, and for whom."""
-        response.route, response.principal = self.route, str(self.principal)
 
     def url(self, path: str) -> str:
         """The absolute URL of a path here, as the client reaches it."""
@@ -12113,7 +12036,7 @@ def parse_value(item: Field, value: Any, where: str) -> Any:
             return check_bounds(item, parse_integer(value), where)
         if item.type == "hashes":
             return parse_hashes(value)
-        return check_text(item, parse_string(value, numbers=item.type == "text"))
+        return parse_text(item, value)
     except Unfit as error:
         problem = FieldError(where, item.name, *error.args)
         raise ValidationError(problem._replace(is_null=value is None)) from None
@@ -12129,28 +12052,26 @@ def parse_hashes(value: Any) -> list[str]:
     return list(dict.fromkeys(each.lower() for each in value))
 
 
-def parse_string(value: Any, numbers: bool) -> str:
-    """With `numbers` one counts as its digits, as in Django: people send phone numbers so."""
-    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
+def parse_text(item: Field, value: Any) -> str:
+    """Return the text of a field; Unfit for what is none, is blank, or too long or too short.
+
+    Where it may be one, a number counts as its digits, as in Django: people send phone numbers so.
+    """
+    if item.type == "text" and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = value if abs(value) == math.inf else str(value)  # JSON's 1e999
     if not isinstance(value, str):
         raise Unfit("must be a string", "string_type")
     if refused := re.search("[\0\ud800-\udfff]", value):
         name = "Null" if refused[0] == "\0" else "Surrogate"
         raise Unfit(f"{name} characters are not allowed.", "string_unicode")
-    return value
-
-
-def check_text(item: Field, text: str) -> str:
-    """Return a text that fits its field; Unfit for one that is blank, too long or too short."""
     shortest, longest = item.shortest, item.longest
-    if not text and item.blank == "refused":
+    if not value and item.blank == "refused":
         raise Unfit("may not be blank", "blank")
-    if longest is not None and len(text) > longest:
+    if longest is not None and len(value) > longest:
         raise Unfit(f"must have at most {longest} characters", "string_too_long", longest)
-    if len(text) < shortest:
+    if len(value) < shortest:
         raise Unfit(f"must have at least {shortest} characters", "string_too_short", shortest)
-    return text
+    return value
 
 
 def parse_integer(value: Any) -> int:
@@ -12394,19 +12315,21 @@ class FormBody(BodyReader):
             raise HTTPError(413, self._limit.sentence)
         self._parser = MultipartParser(boundary.encode("latin-1", "replace"))
         self._part: Part | None = None  # that is being read
-        self._receiving: Receiving | None = None  # where its content goes if it is the file
+        self._receiving: Incoming | None = None  # where its content goes if it is the file
         self._text = bytearray()  # its content if it is not
         self._text_bytes = 0  # of all parts
         self._values: dict[str, str] = {}
 
     def feed(self, piece: memoryview) -> None:
         for event in self._parser.feed(piece):
-            if isinstance(event, Data):
-                self._take(event.data)
-            elif isinstance(event, Part):
+            if isinstance(event, Part):
                 self._begin(event)
-            else:
+            elif not isinstance(event, Data):
                 self._end()
+            elif self._receiving is not None:
+                self._receiving.feed(event.data)
+            else:
+                self._add_text(event.data)
 
     def _begin(self, part: Part) -> None:
         self._part = part
@@ -12415,10 +12338,7 @@ class FormBody(BodyReader):
         elif part.filename and part.name in self._declared:
             raise ValidationError(FieldError("body", part.name, "must be a text", "string_type"))
 
-    def _take(self, data: memoryview) -> None:
-        if self._receiving is not None:
-            self._receiving.feed(data)
-            return
+    def _add_text(self, data: memoryview) -> None:
         self._text_bytes += len(data)
         if self._text_bytes > MAX_TEXT_BYTES:
             detail = f"The text fields are larger than {format_size(MAX_TEXT_BYTES)} together."
@@ -12528,11 +12448,12 @@ def decode_field(name: str, text: bytes | bytearray) -> str:
         raise ValidationError(FieldError("body", name, "is not UTF-8", "string_unicode")) from None
 
 
-def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Receiving:
+def begin_upload(request: Request, upload: Upload, filename: str, limit: Limit) -> Incoming:
     """Open a file for what comes; an error if the file's name alone refuses it."""
     if request.upload is not None:
         raise HTTPError(400, "Send one file a request.")
     check_upload(request.app, upload, filename or None)
+    request.app.renditions.note_upload()
     folder = request.app.folders[upload.folder]
     with request.app.disk(upload.folder):
         return folder.begin(limit, upload.md5, request.head.content_length or 0)
@@ -12550,7 +12471,8 @@ def check_upload(app: App, upload: Upload, filename: str | None) -> None:
 
 def need_mounts(app: App) -> None:
     """Refuse to change what lies on disks below the storage folder while one of them is gone."""
-    if not app.takes_uploads():
+    absent = app.scanner.mounts.absent(app.library)
+    if [path for path in absent if f"{path}/".startswith(("media/", "uploads/"))]:
         raise HTTPError(503, "The storage folder is not mounted.", RETRY_LATER)
 
 
@@ -12818,8 +12740,7 @@ class Application(Service):
         except Exception as error:
             return self.refuse(request, error)
         if isinstance(outcome, Response):
-            self.finish(request.head, outcome, request.answer_headers)
-            request.sign(outcome)
+            self.finish(request.head, outcome, request)
         elif isinstance(outcome, Deferred):
             work = functools.partial(self.attempt, request, outcome.work)
             refuse = functools.partial(self.refuse, request)
@@ -12832,8 +12753,7 @@ class Application(Service):
         problem = as_http_error(error)
         log_refusal(request, problem)
         response = error_response(problem, request.family)
-        self.finish(request.head, response, request.answer_headers)
-        request.sign(response)
+        self.finish(request.head, response, request)
         return response
 
     def abandon(self, request: Request) -> None:
@@ -12958,10 +12878,12 @@ class Application(Service):
         return Response(204, headers)
 
     def finish(
-        self, head: RequestHead, response: Response, more: Iterable[tuple[str, str]] = ()
+        self, head: RequestHead, response: Response, request: Request | None = None
     ) -> None:
         """Add what every answer has: CORS, nosniff, no-store, and compression for texts."""
-        response.headers += more
+        if request is not None:
+            response.headers += request.answer_headers
+            response.route, response.principal = request.route, str(request.principal)
         if origins := self.app.settings.cors_allow_origins:
             response.headers += cors_headers(origins, head.headers.get("origin", ""))
         complete_headers(response)
@@ -13102,6 +13024,7 @@ class Accepted(Exchange):
         response = self._item.handler(request.app, request, **self._parameters)
         upload, request.upload, request.body = request.upload, None, None
         if upload is not None:
+            request.app.renditions.note_upload()
             with contextlib.suppress(OSError):  # its place is another one by now
                 upload.discard(undo=False)
         request.counted = None  # it was worth its use
@@ -13435,7 +13358,7 @@ def store_upload(
     duplicate = find_duplicate(app, incoming.sha256, folder.name) if may_link else None
     name = folder.keep(incoming, names, duplicate and duplicate[0].path)
     asset = Asset(incoming.sha256, incoming.size, incoming.facts, incoming.md5 or None)
-    status = incoming.status()
+    status = os.fstat(incoming.file.fileno())
     return File(folder.name, name, asset.sha256, *state_of(status), time.time()), asset
 
 
@@ -13467,11 +13390,12 @@ NOT_MEDIA = "The file is no image, video or audio."
 ELSEWHERE = "POST /api/media/media/ and POST /entity/ take every image, video and audio."
 
 
-def check_type(incoming: Incoming, extensions: Set[str]) -> Facts:
-    """The facts of an upload whose content is of an allowed type; 400."""
-    facts = incoming.facts
-    if facts and facts.extension in extensions:
-        return facts
+def check_type(request: Request, extensions: Set[str]) -> tuple[Incoming, Facts]:
+    """Return the upload of a route that needs one, and its facts; 400 for a type not allowed."""
+    incoming = request.upload
+    assert incoming is not None
+    if (facts := incoming.facts) and facts.extension in extensions:
+        return incoming, facts
     allowed = ", ".join(sorted(extensions))
     if not incoming.size:
         raise HTTPError(400, "The file is empty.")
@@ -13493,20 +13417,13 @@ def check_extension(name: str, extensions: Set[str]) -> str:
     return extension
 
 
-def uploaded(request: Request) -> Incoming:
-    """The file of a route whose upload is required."""
-    assert request.upload is not None
-    return request.upload
-
-
 # -- media: public image host ------------------------------------------------------------
 
 MEDIA_TYPES = formats_for("media")
-
-
-MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
-    "library", "max_upload_bytes", check_name=lambda name: check_extension(name, MEDIA_TYPES)
-))  # fmt: skip
+check_media_name = functools.partial(check_extension, extensions=MEDIA_TYPES)
+MEDIA_UPLOAD = BodySpec(
+    ("multipart",), upload=Upload("library", "max_upload_bytes", check_name=check_media_name)
+)
 
 
 @route("POST", "/upload", UPLOAD, "media",
@@ -13517,9 +13434,8 @@ MEDIA_UPLOAD = BodySpec(("multipart",), upload=Upload(
        body=MEDIA_UPLOAD._replace(kinds=("multipart", "file")))  # fmt: skip
 def upload_media(app: App, request: Request) -> Response:
     """Upload a public image, as curl -T does."""
-    incoming = uploaded(request)
-    facts = check_type(incoming, MEDIA_TYPES)
-    extension = check_extension(incoming.filename, MEDIA_TYPES)
+    incoming, facts = check_type(request, MEDIA_TYPES)
+    extension = check_media_name(incoming.filename)
     filename = f"{secrets.token_hex(16)}.{extension}"
     _, asset = take_in(app, incoming, app.library, [f"{MEDIA_FOLDER}/{filename}"])
     value = {
@@ -13688,7 +13604,7 @@ LIBRARY_UPLOAD = BodySpec(("multipart", "file"), upload=Upload("library", "max_u
 
 def library_name(wanted: str, filename: str) -> str:
     """The URL's name; without an allowed extension, the form's; 400 if neither has one."""
-    for name in (safe_name(wanted), safe_name(filename)):
+    for name in map(safe_name, (wanted, filename)):
         if posixpath.splitext(name)[1][1:].lower() in {*LIBRARY_TYPES, "jpeg"}:
             return name
     check_extension(wanted, LIBRARY_TYPES)
@@ -13700,34 +13616,25 @@ def library_name(wanted: str, filename: str) -> str:
        body=LIBRARY_UPLOAD, is_target=True)  # fmt: skip
 def put_image(app: App, request: Request, filename: str = "") -> Response:
     """Upload an image into the folder."""
-    incoming = uploaded(request)
-    facts = check_type(incoming, LIBRARY_TYPES)
+    incoming, facts = check_type(request, LIBRARY_TYPES)
     name = library_name(filename, incoming.filename)
     readable = allows(Access.READ, request.principal, app.settings.read_auth_enabled)
-    duplicate = find_duplicate(app, incoming.sha256, "library") if readable else None
-    known = duplicate and duplicate[0].path
-    if known is None:
-        folder = time.strftime("uploads/%Y%m%d", time.gmtime())
-        names = numbered_names(f"{folder}/{name}")
-        file, asset = store_upload(app, incoming, app.library, names)
-        known = app.index.write(lambda db: put_library(app, db, file, asset, readable), False)
-    if known is None:
-        app.renditions.wake()
-        possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
-        value = library_json("Image uploaded successfully.", asset.sha256, file.path)
-        thumbnail = f"{asset.sha256}.png" if possible else None
-        return json_response({**value, "thumbnail_file": thumbnail}, 201)
-    incoming.discard()
-    return json_response(library_json("Image content already exists.", incoming.sha256, known))
-
-
-def put_library(app: App, db: Database, file: File, asset: Asset, once: bool) -> str | None:
-    """Know a file; `once`: unless another has brought its content meanwhile: that one's path."""
-    for other in app.index.files.others(db, file) if once else ():
-        if app.library.has(other):
-            return other.path
-    app.index.files.put(db, file, asset)
-    return None
+    with app.data.content_lock(incoming.sha256):
+        known = find_duplicate(app, incoming.sha256, "library") if readable else None
+        if known is None:
+            folder = time.strftime("uploads/%Y%m%d", time.gmtime())
+            names = numbered_names(f"{folder}/{name}")
+            file, asset = take_in(app, incoming, app.library, names)
+    if known is not None:
+        incoming.discard()
+        file, asset = known
+        value = library_json("Image content already exists.", asset.sha256, file.path)
+        return json_response(value)
+    app.renditions.wanted.set()
+    possible = app.thumbnails.can_make(facts.kind, facts.mime_type)
+    value = library_json("Image uploaded successfully.", asset.sha256, file.path)
+    thumbnail = f"{asset.sha256}.png" if possible else None
+    return json_response({**value, "thumbnail_file": thumbnail}, 201)
 
 
 def library_json(message: str, sha256: str, path: str) -> dict[str, Any]:
@@ -13766,8 +13673,7 @@ def image_name(settings: Settings, filename: str, facts: Facts) -> str:
        {201: "PrivateImage"}, body=IMAGE_UPLOAD, is_target=True)  # fmt: skip
 def upload_private_image(app: App, request: Request) -> Response:
     """Store a private image."""
-    incoming = uploaded(request)
-    facts = check_type(incoming, IMAGE_TYPES)
+    incoming, facts = check_type(request, IMAGE_TYPES)
     name = image_name(app.settings, incoming.filename, facts)
     file, _ = take_in(app, incoming, app.images, private_names(name))
     url = request.url(f"/image/{quote(file.path)}")
@@ -14765,7 +14671,7 @@ def save_entity(
 
     if upload is None:
         return app.index.write(put)
-    with app.entities.content_lock(upload.sha256):
+    with app.data.content_lock(upload.sha256):
         check_entity(app, draft(None), upload)
         content = find_duplicate(app, upload.sha256, "entities") or store_entity_file(app, upload)
         return app.index.write(put)
@@ -15137,7 +15043,8 @@ GUEST_UPLOADS = {
                      reader=open_guest_form))  # fmt: skip
 def add_to_share(app: App, request: Request, token: str) -> Response:
     """Add a picture or video to what a link shows."""
-    share, incoming = check_guest(app, request, token), uploaded(request)
+    share, incoming = check_guest(app, request, token), request.upload
+    assert incoming is not None
     if incoming.facts is None or incoming.facts.kind == "audio":
         raise HTTPError(400, "The file is no image or video." if incoming.size else "It is empty.")
     add = add_to_folder if share.kind == "folder" else add_for_maker
@@ -15155,7 +15062,7 @@ def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = take_in(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
-    app.renditions.wake()
+    app.renditions.wanted.set()
     return placed
 
 
@@ -20075,10 +19982,12 @@ def need_empty(settings: Settings, resumed: bool) -> None:
             raise Refusal(f"{root.show()} is not empty; a backup is brought back into a new place")
     ends = ("", "-wal", "-shm", "-spare", "-suspect")
     own = {"lock", "secrets.env", *(f"{index.name}{end}" for end in ends)}
+    locks = str(settings.database_dir / LOCKS)
     for name in () if resumed else PLACES:
         place = Path(str(getattr(settings, name)))
         folder = place.parent if name == "database_url" else place
-        if any(set(files) - own for _, _, files in os.walk(folder)):
+        found = (files for path, _, files in os.walk(folder) if path != locks)
+        if any(set(files) - own for files in found):
             raise Refusal(f"{folder} is not empty; a backup is brought back into a new folder")
 
 

@@ -3443,12 +3443,12 @@ def test_an_upload_keeps_no_folder_open_and_is_let_go_of_once(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     first, equal = arrive(folder, b"abc"), arrive(folder, b"abc")
     folder.keep(first, ["a.png"])
-    status = first.status()
+    status = os.fstat(first.file.fileno())
     assert status.st_nlink == 1  # nothing is left to change its ctime
     first.discard(undo=False)
     first.discard()  # undoes nothing any more
     folder.keep(equal, ["b.png"], "a.png")
-    assert equal.status().st_ino == status.st_ino
+    assert os.fstat(equal.file.fileno()).st_ino == status.st_ino
     assert not equal.put_back()
     equal.discard()
     refused = arrive(folder, b"abcd")
@@ -5168,10 +5168,31 @@ def test_thumbnails_are_made_ahead_when_no_more_uploads_come(monkeypatch, tmp_pa
 
     monkeypatch.setattr(ms, "QUIET_SECONDS", seconds)
     monkeypatch.setattr(ms.time, "sleep", sleep)
-    renditions.wake()
+    renditions.note_upload()
     renditions._let_uploads_pass()
     assert [0 < pause <= ms.MAX_UPLOADS_SECONDS for pause in pauses] == [True] * bool(seconds)
     index.close()
+
+
+@pytest.mark.parametrize("path", ["/upload", "/image/a.png", "/upload-image", "/entity/"])
+def test_thumbnails_made_ahead_wait_for_uploads_of_every_family(settings_of, tmp_path, path):
+    """From the moment that one begins, and again when it is over."""
+    settings = settings_of(f"--storage_dir={tmp_path}", "--auth_disabled=true")
+    ms.make_folders(settings)
+    texts, field = ({"is_collection": "0"}, "image") if "entity" in path else ({}, "file")
+    body, content_type = form("a.png", png_of(2000), field, **texts)
+    sent = post(path, len(body), f"Content-Type: {content_type}").removesuffix(b"\r\n\r\n")
+    sent = sent.replace(b"POST", b"PUT") if "/image/" in path else sent
+    with ms.opened_app(settings) as app:
+        seen = list[float]()
+        app.renditions.note_upload = lambda: seen.append(len(received))
+        received = bytearray()
+        accepted = ms.Application(app, ms.ROUTES)(ms.parse_request_head(sent), "127.0.0.1")
+        for piece in (body[:1000], body[1000:]):
+            received += piece
+            accepted.feed(memoryview(piece))
+        assert accepted.finish().status == 201
+    assert seen == [1000, len(body)]
 
 
 # ======================================================================================
