@@ -4416,6 +4416,11 @@ class Files(Table):
         rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
         return [File.from_row(row) for row in rows]
 
+    def is_known(self, db: Database, file: File) -> bool:
+        """Whether a file is known, with whatever content."""
+        sql = "SELECT 1 FROM file WHERE root = ? AND path = ?"
+        return db.execute(sql, (file.root, os.fsencode(file.path))).fetchone() is not None
+
     def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
@@ -8747,6 +8752,7 @@ class Scanner:
             return False
         kept = [*unreadable, *self.mounts.note(folder)]  # what lies there is not gone
         gone = [path for path in gone if not path.startswith(tuple(kept))]
+        gone += [path for path in new if folder.is_gone(os.fsdecode(path))]  # while it was read
         self._forget(folder, gone, started)
         return not (unreadable or failed)
 
@@ -8825,11 +8831,14 @@ class Scanner:
             return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
-    def _put(self, found: Sequence[Located]) -> None:
+    def _put(self, found: Sequence[Located], only_known: bool = False) -> None:
+        files = self._index.files
+
         def apply(db: Database) -> list[str | None]:
-            for _, asset in found:
+            kept = [each for each in found if not only_known or files.is_known(db, each[0])]
+            for _, asset in kept:
                 self._index.assets.set_facts(db, asset)
-            return [self._index.files.put(db, file, asset) for file, asset in found]
+            return [files.put(db, file, asset) for file, asset in kept]
 
         if found:
             self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
@@ -8847,15 +8856,15 @@ class Scanner:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
             self.progress.forgotten[0] += 1
 
-    def refresh(self, folder: Folder, path: str) -> Located | None:
-        """Read one file that changed since it was last read; None where it is gone, OSError."""
+    def refresh(self, folder: Folder, path: str, is_known: bool = False) -> Located | None:
+        """Read one file that changed since it was last read; None where it is gone, OSError.
+
+        The row of one that `is_known` does not come back once a DELETE has removed it.
+        """
         found = describe(folder, path, time.time())
         if found:
-            self._put([found])
-            if folder.is_gone(path):  # deleted meanwhile: its row must not come back
-                self._forget(folder, [os.fsencode(path)], 0.0)
-                return None
-        return found
+            self._put([found], only_known=is_known)
+        return found and self._index.files.get(folder.name, path)
 
     def current(self, found: Located) -> Located | None:
         """A file if it still has its content; it is read again where only ctime has changed."""
@@ -8865,7 +8874,7 @@ class Scanner:
         try:
             if file.matches(folder.stat(file.path)):
                 return found
-            again = self.refresh(folder, file.path) if folder.has(file) else None
+            again = self.refresh(folder, file.path, True) if folder.has(file) else None
         except (OSError, ValueError):
             return None
         return again if again and again[0].sha256 == file.sha256 else None
@@ -13352,7 +13361,7 @@ def named_response(app: App, request: Request, folder: Folder, path: str, rule: 
     except FileChanged:
         unseen = True
     try:
-        found = app.scanner.refresh(folder, path) if unseen else None
+        found = app.scanner.refresh(folder, path, found is not None) if unseen else None
     except (OSError, ValueError):
         found = None
     return file_response(app, request, existing(found, NO_FILE), rule)

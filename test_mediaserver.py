@@ -4972,6 +4972,35 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeyp
     assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
 
 
+@pytest.mark.parametrize(
+    ("reader", "moment"), [("GET", "forgotten"), ("GET", "deleted"), ("scan", "deleted")]
+)
+def test_what_is_deleted_while_it_is_read_does_not_come_back(
+    scanning, monkeypatch, reader, moment
+):
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    assert scanning.scanner.scan()
+    found = scanning.index.files.get("library", "a.png")
+    os.utime(scanning.path / "a.png", ns=(0, found[0].mtime_ns))  # a new ctime: it is read again
+    files, deleting = scanning.index.files, contextlib.ExitStack()
+
+    def delete() -> None:  # as far as it has come once the reader goes on
+        deleting.enter_context(scanning.folder.removing(["a.png"]))
+        scanning.index.write(lambda db: files.remove(db, "library", "a.png"))
+        if moment == "deleted":
+            deleting.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "describe", after(ms.describe, delete))
+        if reader == "GET":
+            assert scanning.scanner.current(found) is None
+        else:
+            scanning.scanner.scan()
+    deleting.close()
+    assert set(scanning.states()) == {"b.png"}
+    assert not (scanning.path / "a.png").exists()
+
+
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
     scanning, monkeypatch, error, capsys
