@@ -9704,10 +9704,16 @@ def precondition_failed(headers: Headers, etag: str, last_modified: float | None
     return since is not None and int(last_modified) > since
 
 
-def check_preconditions(headers: Headers, etag: str, last_modified: float | None) -> None:
-    """Raise 412 where the request is about another version of a file than there is."""
-    if precondition_failed(headers, etag, last_modified):
-        raise HTTPError(412, "The file is not the one that the request is about.")
+def check_preconditions(
+    headers: Headers, etag: str, last_modified: float | None, *, changes: bool = False
+) -> None:
+    """Raise 412 where the request is about another version of a thing than there is.
+
+    To what `changes` it, If-None-Match is a condition, too (RFC 9110 §13.1.2).
+    """
+    excluded = headers.get("if-none-match", "") if changes else ""
+    if precondition_failed(headers, etag, last_modified) or etag_matches(excluded, etag, True):
+        raise HTTPError(412, "What is here is not what the request is about.")
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
@@ -11085,6 +11091,9 @@ CONVERTERS: Mapping[str, Callable[[str], bool]] = {
 # -- Declarations ------------------------------------------------------------------------
 
 
+CHANGING_METHODS = frozenset({"PUT", "PATCH", "DELETE"})  # of what is there; POST adds to it
+
+
 class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
@@ -11141,7 +11150,8 @@ class Route(NamedTuple):
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
-    before: Callable[..., object] | None = None  # raises what goes before errors in the fields
+    # Raises what goes before errors in the fields; what it returns is there, and to be changed
+    before: Callable[..., object] | None = None
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
@@ -12940,8 +12950,9 @@ class Application:
             if problems:
                 raise ValidationError(*problems)
             parameters = {**parameters, **parsed}
-        if item.before is not None:
-            item.before(self.app, request, **parameters)
+        there = item.before and item.before(self.app, request, **parameters)
+        if there and head.method in CHANGING_METHODS:
+            check_preconditions(head.headers, *validators_of(there), changes=True)
         if item.body is not None:
             request.body = open_body(request, item.body, parameters)
             if request.body is not None:
@@ -13159,6 +13170,13 @@ class Accepted:
 
     def abandon(self) -> None:
         self._application.abandon(self._request)
+
+
+def validators_of(thing: object) -> tuple[str, float | None]:
+    """The entity tag and the time of change of what is in the index; only files have a tag."""
+    if isinstance(thing, File):
+        return f'"{thing.sha256}"', thing.mtime_ns / 1e9
+    return "", getattr(thing, "updated_at", getattr(thing, "updated", None))
 
 
 def open_hot(hot: HotFile) -> Content:
@@ -13580,12 +13598,15 @@ def get_media(app: App, request: Request, filename: str) -> Response:
     return named_response(app, request, app.library, path, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted", 412: "Error"})
+def find_media(app: App, request: Request, filename: str) -> File:
+    """The file of a public image; 404."""
+    return existing(app.index.files.get("library", f"{MEDIA_FOLDER}/{filename}"), NO_FILE)[0]
+
+
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"}, before=find_media)
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
-    file, _ = existing(app.index.files.get("library", path), NO_FILE)
-    check_preconditions(request.headers, f'"{file.sha256}"', file.mtime_ns / 1e9)
     need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
@@ -14321,11 +14342,12 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
-def check_record(app: App, request: Request, id: str) -> None:
+def check_record(app: App, request: Request, id: str) -> MediaRecord:
     """Find the record that is about to be changed; a new file takes the place of its old one."""
     record = find_record(app, request, id)
     freed = record.size or 0 if record.path else 0
     request.room = max(0, find_room(app, record.user_id) + freed)
+    return record
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
@@ -14389,7 +14411,7 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""}, before=find_record)
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     user, media, now = caller(request), app.index.media, time.time()
@@ -14544,7 +14566,8 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: ""})
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
@@ -14698,10 +14721,14 @@ def get_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
+def current_entity(app: App, request: Request, id: int) -> Entity:
+    """The entity that is to be changed; 404."""
+    return find_entity(app, id)
+
+
 @route("PUT", "/entity/{id}", WRITE, "entities",
        {200: "Item", 409: "Error: The same content is stored."},
-       parameters=ENTITY_ID, body=ENTITY_REPLACE,
-       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
+       parameters=ENTITY_ID, body=ENTITY_REPLACE, before=current_entity)  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     """Replace an entity."""
     fields = request.fields
@@ -14717,8 +14744,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
-       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
+       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
 
@@ -14728,7 +14754,8 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route("DELETE", "/entity/{id}", WRITE, "entities", {200: "Item"}, parameters=ENTITY_ID)
+@route("DELETE", "/entity/{id}", WRITE, "entities",
+       {200: "Item"}, parameters=ENTITY_ID, before=current_entity)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -15587,7 +15614,8 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files", {204: "", 412: "Error"}, headers=TUS_HEADERS)
+@route("DELETE", "/files/{id}", TARGET, "files",
+       {204: "", 412: "Error"}, headers=TUS_HEADERS, before=find_upload)  # fmt: skip
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -16118,6 +16146,8 @@ def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
         yield from ("411", "413", "415", "429", "507")
     if is_ranged:
         yield from ("412", "416")
+    if item.before and item.method in CHANGING_METHODS:
+        yield "412"
     if f"{item.family}-422" in FAMILY_ERRORS:
         yield "422"
 

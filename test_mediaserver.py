@@ -7698,16 +7698,33 @@ def test_the_list_is_newest_first_and_paged(start):
         assert running.get(f"/media?{query}").status == 400
 
 
-@pytest.mark.parametrize(
-    "condition", [{"If-Match": '"0"'}, {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}]
-)
-def test_no_other_image_is_deleted_than_the_one_that_the_request_is_about(server, condition):
-    made = server.upload(png_of(1_207)).json
-    path = f"/media/{made['filename']}"
-    assert server.request("DELETE", path, headers={**OWNER, **condition}).status == 412
-    assert server.get(path).status == 200
-    right = {"If-Match": f'"{made["sha256"]}"'}
-    assert server.request("DELETE", path, headers={**OWNER, **right}).status == 200
+def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
+    running, long_ago = start(auth_disabled="true"), "Thu, 01 Jan 1970 00:00:00 GMT"
+    image = running.upload(png()).json
+    tag = f'"{image["sha256"]}"'
+    things = {f"/media/{image['filename']}": ["DELETE"]}
+    body, content_type = form(None, b"", is_collection="true")
+    made = running.request("POST", "/entity/", body, {"Content-Type": content_type}).json
+    things[f"/entity/{made['id']}"] = ["PUT", "PATCH", "DELETE"]
+    for path in ("/api/media/media/", "/api/media/collections/"):
+        _, made = running.call("POST", path, {"name": "a", "type": "image"})
+        things[f"{path}{made['id']}/"] = ["PUT", "PATCH", "DELETE"]
+    for path, methods in things.items():
+        wrong = [
+            {"If-Match": '"0"'}, {"If-Match": f'W/{tag}, "0"'}, {"If-Unmodified-Since": long_ago},
+            {"If-None-Match": "*"}, {"If-Match": "*", "If-None-Match": "*"},
+            *([{"If-None-Match": f'"0", W/{tag}'}] if path.startswith("/media/") else []),
+        ]  # fmt: skip
+        for method, condition in itertools.product(methods, wrong):
+            answer = running.request(method, path, headers=condition)
+            assert answer.status == 412, (method, path, condition)
+            missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
+            assert missing.status == 404, (method, path, condition)
+        assert running.get(path).status == 200
+        right = {"If-Match": tag if path.startswith("/media/") else "*",
+                 "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
+        assert running.request("DELETE", path, headers=right).status in {200, 204}
+        assert running.request("DELETE", path, headers=right).status == 404
 
 
 def test_a_deleted_image_is_gone_from_everywhere(server):
