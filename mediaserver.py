@@ -8881,18 +8881,20 @@ class Scanner:
 
 
 class Sight(NamedTuple):
-    """How the storage folder was when it was last looked at."""
+    """How the folders were when they were last looked at."""
 
     missing: bool = False
     absent: tuple[str, ...] = ()  # mount points of disks below it that are away
+    lost: tuple[str, ...] = ()  # folders of the server's own that are not there
     hangs: bool = False  # a look at it has not come to an end
 
 
 class Watcher:
-    """Looks at the storage folder in a thread of its own: one that hangs holds up nobody."""
+    """Looks at the folders in a thread of its own: a disk that hangs holds up nobody."""
 
-    def __init__(self, folder: Folder, scanner: Scanner) -> None:
+    def __init__(self, folder: Folder, owned: Sequence[Folder], scanner: Scanner) -> None:
         self._folder = folder
+        self._owned = [each for each in owned if each.is_local("")]
         self._scanner = scanner
         self._lock = threading.Lock()
         self._seen = Sight()
@@ -8917,7 +8919,8 @@ class Watcher:
         try:
             missing = self._folder.is_missing()
             absent = () if missing else tuple(self._scanner.mounts.absent(self._folder))
-            self._seen = Sight(missing, absent)
+            lost = [each.name for each in self._owned if not (missing or each.is_there())]
+            self._seen = Sight(missing, absent, tuple(lost))
         except (OSError, sqlite3.Error) as error:  # the index answers for itself
             warn(f"the storage folder could not be looked at: {error}")
         finally:
@@ -11959,7 +11962,8 @@ class App:
         self.index = index
         self.thumbnails = thumbnails
         self.folders = open_folders(settings, index)
-        self.library, self.images, self.users, self.entities = self.folders.values()
+        self.library, *owned = self.folders.values()
+        self.images, self.users, self.entities = owned
         public, private = thumbnail_shelves(settings, self.library)
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
         previews = PreviewCache(private.folder, PREVIEWS_PREFIX, limit, used)
@@ -11967,7 +11971,7 @@ class App:
         self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
         scanned = [self.library, self.images]
         self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
-        self.watcher = Watcher(self.library, self.scanner)
+        self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
             auth_disabled=settings.auth_disabled,
@@ -12003,6 +12007,7 @@ class App:
                 (sight.hangs, "The storage folder does not answer."),
                 (sight.missing, "The storage folder is not there, or there is nothing in it."),
                 (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
+                (", ".join(sight.lost), "Folders of the server that are not there: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -13852,7 +13857,7 @@ KINDS = ("image", "video", "audio")
 ANY_BODY = ("json", "form", "multipart")
 EMAIL = (
     r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5322's dot-atom, in any script
-    r"@(localhost|([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_][\w-]{0,61}[^\W_])"
+    r"@(localhost|([^\W_](([^\W_]|-){0,61}[^\W_])?\.)+[^\W\d_]([^\W_]|-){0,61}[^\W_])"
 )
 GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
 

@@ -8060,6 +8060,21 @@ def test_names_of_files_are_utf_8_in_any_locale(start, tmp_path):
     assert running.get("/image/%C3%BC.png", **READER).body == content
 
 
+@pytest.mark.parametrize("name", ["images", "users", "entities"])
+def test_a_folder_of_the_servers_own_that_is_gone_is_degraded_until_it_is_back(start, name):
+    running = start()
+    running.scanned()
+    assert running.store(png()).status == 201
+    folder, away = running.data / name, running.data / "away"
+    folder.rename(away)
+    health = running.get("/health").json
+    assert health["status"] == "degraded"
+    assert health["problems"] == [f"Folders of the server that are not there: {name}."]
+    assert not folder.exists()
+    away.rename(folder)
+    assert running.get("/health").json["status"] == "ok"
+
+
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
     storage, aside = tmp_path / "pictures", tmp_path / "aside"
     content = png()
@@ -9386,6 +9401,8 @@ GOOD_ACCOUNT = {"email": "good@example.org", "password": "12345678"}
         ({"email": "nobody"}, "Enter a valid email address."),
         ({"email": "a@b"}, "Enter a valid email address."),
         ({"email": "a@-b.com"}, "Enter a valid email address."),
+        ({"email": "a@192.0.2.1"}, "Enter a valid email address."),
+        ({"email": "a@b_c.com"}, "Enter a valid email address."),
         ({"email": ["a@b.de"]}, "Not a valid string."),
         ({"email": "a@b.de\0"}, "Null characters are not allowed."),
         ({"email": "\ud800@b.de"}, "Surrogate characters are not allowed."),
