@@ -1196,6 +1196,7 @@ class Principal(NamedTuple):
     issued: float = 0.0  # Unix seconds, as the token says
     session: str = ""  # of the account, in which the token was issued
     grant: Grant | None = None  # of a scoped token
+    cookie: str = ""  # the signature of a view cookie, under which it may be ended
 
     def __str__(self) -> str:
         name = self.subject if self.user_id is None else self.user_id
@@ -1399,13 +1400,14 @@ def recall_principal(
 ) -> Principal | None:
     """Return who makes a request if that costs nothing to tell, and is no account; else None.
 
-    A bearer has to be the owner's, or one whose signature was verified before.
+    A bearer has to be the owner's, or one whose signature was verified before; whether a cookie
+    was ended stands in the index.
     """
     if keys.auth_disabled:
         return DEMO
     principal: Principal | None = None
     if authorization is None:
-        principal = verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+        principal = None if cookies else ANONYMOUS
     else:
         with contextlib.suppress(TokenError):
             token = parse_bearer(authorization)
@@ -1422,7 +1424,7 @@ VIEW_SECONDS = 12 * 3600
 def sign_view(principal: Principal, key: bytes, now: float) -> str:
     """Return the value of a view cookie: what pictures in a page may be asked for with."""
     reads = principal.is_admin or READ_PERMISSION in principal.permissions
-    expires = int(now) + VIEW_SECONDS
+    expires = now + VIEW_SECONDS  # to the microsecond: no two cookies are one
     about = [expires, principal.user_id, principal.subject, reads, principal.session]
     payload = encode_base64url(json.dumps(about).encode())
     return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
@@ -1440,7 +1442,7 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
                 about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
-                return Principal("view", user_id, subject, permissions, **about)
+                return Principal("view", user_id, subject, permissions, cookie=signature, **about)
     return ANONYMOUS
 
 
@@ -3693,7 +3695,7 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
 
 TOKENS_SCHEMA = """
 CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
-    id TEXT PRIMARY KEY,    -- the token's jti
+    id TEXT PRIMARY KEY,    -- the token's jti, or the signature of a view cookie that was ended
     used INTEGER NOT NULL,  -- requests that succeeded, and those under way
     expires_at REAL NOT NULL
 ) WITHOUT ROWID;
@@ -4724,7 +4726,7 @@ CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it ha
 
 
 class TokenUses(Table):
-    """How often scoped tokens that are good for some uses were used."""
+    """How often scoped tokens that are good for some uses were used, and ended view cookies."""
 
     def take(self, grant: Grant, now: float) -> bool:
         """Count a use; whether there was one left."""
@@ -4738,6 +4740,10 @@ class TokenUses(Table):
             return db.execute(sql, (grant.id, grant.expires, grant.uses)).rowcount == 1
 
         return self._index.write(apply)
+
+    def is_used(self, id: str) -> bool:
+        """Whether a token was used, or a view cookie ended."""
+        return self._index.read("SELECT 1 FROM token_use WHERE id = ?", id).fetchone() is not None
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
@@ -12995,6 +13001,8 @@ class Application:
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = known or ANONYMOUS
+        if principal.cookie and app.index.token_uses.is_used(principal.cookie):
+            principal = ANONYMOUS
         if principal.grant:
             path = unquote(request.head.path)
             principal = narrow(principal.grant, request.head.method, path)
@@ -15695,6 +15703,11 @@ def start_session(app: App, request: Request) -> Response:
 @route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
+    now, cookies = time.time(), request.headers.get("cookie", "")
+    viewer = verify_view(cookies, app.keys.view_key, now)
+    if viewer.cookie and not app.settings.read_only:
+        end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
+        app.index.token_uses.take(end, now)
     return Response(204, [set_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict"), NO_STORE])
 
 

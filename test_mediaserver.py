@@ -1619,7 +1619,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
         return ms.find_principal(None, None, keys, now, None, cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
-    seen = seen._replace(issued=NOW)
+    seen = seen._replace(issued=NOW, cookie=value.partition(".")[2])
     assert found(good) == found(good, NOW + 12 * 3600 - 1) == seen
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
@@ -1670,6 +1670,8 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
+    view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
+    assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
     demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
     assert recall("wrong", keys=demo) == ms.DEMO
 
@@ -13461,6 +13463,26 @@ def test_a_view_cookie_lets_a_page_show_private_pictures_and_do_nothing(start):
     ):
         assert send().status == 401
     assert running.get(media, **cookie).body == content
+
+
+def test_a_view_cookie_that_was_ended_is_none_and_others_live_on(start):
+    running = start("--workers", "2", read_auth_enabled="true")
+    name = running.upload(png()).json["filename"]
+    cookies = [cookie_of(open_session(running)) for _ in range(3)]
+
+    def seen() -> list[set[int]]:
+        return [
+            {running.get(path, **cookie).status for path in (f"/media/{name}", "/list") * 4}
+            for cookie in cookies
+        ]
+
+    assert seen() == [{200}] * 3
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    assert seen() == [{200}, {401}, {200}]
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    running.stop()
+    running = start(read_auth_enabled="true")
+    assert seen() == [{200}, {401}, {200}]
 
 
 def test_a_session_is_for_bearers_and_its_cookie_for_this_server_alone(server):
