@@ -1205,6 +1205,7 @@ class Principal(NamedTuple):
     issued: float = 0.0  # Unix seconds, as the token says
     session: str = ""  # of the account, in which the token was issued
     grant: Grant | None = None  # of a scoped token
+    cookie: str = ""  # the signature of a view cookie, under which it may be ended
 
     def __str__(self) -> str:
         name = self.subject if self.user_id is None else self.user_id
@@ -1410,13 +1411,14 @@ def recall_principal(
 ) -> Principal | None:
     """Return who makes a request if that costs nothing to tell, and is no account; else None.
 
-    A bearer has to be the owner's, or one whose signature was verified before.
+    A bearer has to be the owner's, or one whose signature was verified before; whether a cookie
+    was ended stands in the index.
     """
     if keys.auth_disabled:
         return DEMO
     principal: Principal | None = None
     if authorization is None:
-        principal = verify_view(cookies, keys.view_key, now) if cookies else ANONYMOUS
+        principal = None if cookies else ANONYMOUS
     else:
         with contextlib.suppress(TokenError):
             token = parse_bearer(authorization)
@@ -1433,7 +1435,7 @@ VIEW_SECONDS = 12 * 3600
 def sign_view(principal: Principal, key: bytes, now: float) -> str:
     """Return the value of a view cookie: what pictures in a page may be asked for with."""
     reads = principal.is_admin or READ_PERMISSION in principal.permissions
-    expires = int(now) + VIEW_SECONDS
+    expires = now + VIEW_SECONDS  # to the microsecond: no two cookies are one
     about = [expires, principal.user_id, principal.subject, reads, principal.session]
     payload = encode_base64url(json.dumps(about).encode())
     return f"{payload}.{encode_base64url(_hmac_sha256(key, payload.encode()))}"
@@ -1451,7 +1453,7 @@ def verify_view(cookies: str, key: bytes, now: float) -> Principal:
             if now < expires:
                 permissions = frozenset({READ_PERMISSION} if reads else ())
                 about: Any = {"issued": expires - VIEW_SECONDS, "session": "".join(session)}
-                return Principal("view", user_id, subject, permissions, **about)
+                return Principal("view", user_id, subject, permissions, cookie=signature, **about)
     return ANONYMOUS
 
 
@@ -3699,7 +3701,7 @@ LIBRARY_VERSION_SCHEMA = "INSERT INTO meta VALUES ('library_version', random() >
 
 TOKENS_SCHEMA = """
 CREATE TABLE token_use (    -- of scoped tokens that are good for some uses only
-    id TEXT PRIMARY KEY,    -- the token's jti
+    id TEXT PRIMARY KEY,    -- the token's jti, or the signature of a view cookie that was ended
     used INTEGER NOT NULL,  -- requests that succeeded, and those under way
     expires_at REAL NOT NULL
 ) WITHOUT ROWID;
@@ -4431,6 +4433,11 @@ class Files(Table):
         rows = self._index.read(f"SELECT {FILE_COLUMNS} FROM file WHERE sha256 = ?", sha256)
         return [File.from_row(row) for row in rows]
 
+    def is_known(self, db: Database, file: File) -> bool:
+        """Whether a file is known, with whatever content."""
+        sql = "SELECT 1 FROM file WHERE root = ? AND path = ?"
+        return db.execute(sql, (file.root, os.fsencode(file.path))).fetchone() is not None
+
     def is_there(self, db: Database, file: File) -> bool:
         """Whether a file is still known with its content."""
         sql = "SELECT 1 FROM file WHERE root = ? AND path = ? AND sha256 = ?"
@@ -4732,7 +4739,7 @@ CHECKING_SECONDS = 60  # a check that takes longer was cut off by a crash: it ha
 
 
 class TokenUses(Table):
-    """How often scoped tokens that are good for some uses were used."""
+    """How often scoped tokens that are good for some uses were used, and ended view cookies."""
 
     def take(self, grant: Grant, now: float) -> bool:
         """Count a use; whether there was one left."""
@@ -4746,6 +4753,10 @@ class TokenUses(Table):
             return db.execute(sql, (grant.id, grant.expires, grant.uses)).rowcount == 1
 
         return self._index.write(apply)
+
+    def is_used(self, id: str) -> bool:
+        """Whether a token was used, or a view cookie ended."""
+        return self._index.read("SELECT 1 FROM token_use WHERE id = ?", id).fetchone() is not None
 
     def give_back(self, grant: Grant) -> None:
         """Count a use less: the request failed."""
@@ -8750,6 +8761,7 @@ class Scanner:
             return False
         kept = [*unreadable, *self.mounts.note(folder)]  # what lies there is not gone
         gone = [path for path in gone if not path.startswith(tuple(kept))]
+        gone += [path for path in new if folder.is_gone(os.fsdecode(path))]  # while it was read
         self._forget(folder, gone, started)
         return not (unreadable or failed)
 
@@ -8828,11 +8840,14 @@ class Scanner:
             return 1 if len(found) == 1 else sum(self._put_each([each]) for each in found)
         return 0
 
-    def _put(self, found: Sequence[Located]) -> None:
+    def _put(self, found: Sequence[Located], only_known: bool = False) -> None:
+        files = self._index.files
+
         def apply(db: Database) -> list[str | None]:
-            for _, asset in found:
+            kept = [each for each in found if not only_known or files.is_known(db, each[0])]
+            for _, asset in kept:
                 self._index.assets.set_facts(db, asset)
-            return [self._index.files.put(db, file, asset) for file, asset in found]
+            return [files.put(db, file, asset) for file, asset in kept]
 
         if found:
             self._thumbnails.remove(*filter(None, self._index.write(apply, durable=False)))
@@ -8850,15 +8865,15 @@ class Scanner:
             self._thumbnails.remove(*self._index.write(apply, durable=False))
             self.progress.forgotten[0] += 1
 
-    def refresh(self, folder: Folder, path: str) -> Located | None:
-        """Read one file that changed since it was last read; None where it is gone, OSError."""
+    def refresh(self, folder: Folder, path: str, is_known: bool = False) -> Located | None:
+        """Read one file that changed since it was last read; None where it is gone, OSError.
+
+        The row of one that `is_known` does not come back once a DELETE has removed it.
+        """
         found = describe(folder, path, time.time())
         if found:
-            self._put([found])
-            if folder.is_gone(path):  # deleted meanwhile: its row must not come back
-                self._forget(folder, [os.fsencode(path)], 0.0)
-                return None
-        return found
+            self._put([found], only_known=is_known)
+        return found and self._index.files.get(folder.name, path)
 
     def current(self, found: Located) -> Located | None:
         """A file if it still has its content; it is read again where only ctime has changed."""
@@ -8868,25 +8883,27 @@ class Scanner:
         try:
             if file.matches(folder.stat(file.path)):
                 return found
-            again = self.refresh(folder, file.path) if folder.has(file) else None
+            again = self.refresh(folder, file.path, True) if folder.has(file) else None
         except (OSError, ValueError):
             return None
         return again if again and again[0].sha256 == file.sha256 else None
 
 
 class Sight(NamedTuple):
-    """How the storage folder was when it was last looked at."""
+    """How the folders were when they were last looked at."""
 
     missing: bool = False
     absent: tuple[str, ...] = ()  # mount points of disks below it that are away
+    lost: tuple[str, ...] = ()  # folders of the server's own that are not there
     hangs: bool = False  # a look at it has not come to an end
 
 
 class Watcher:
-    """Looks at the storage folder in a thread of its own: one that hangs holds up nobody."""
+    """Looks at the folders in a thread of its own: a disk that hangs holds up nobody."""
 
-    def __init__(self, folder: Folder, scanner: Scanner) -> None:
+    def __init__(self, folder: Folder, owned: Sequence[Folder], scanner: Scanner) -> None:
         self._folder = folder
+        self._owned = [each for each in owned if each.is_local("")]
         self._scanner = scanner
         self._lock = threading.Lock()
         self._seen = Sight()
@@ -8911,7 +8928,8 @@ class Watcher:
         try:
             missing = self._folder.is_missing()
             absent = () if missing else tuple(self._scanner.mounts.absent(self._folder))
-            self._seen = Sight(missing, absent)
+            lost = [each.name for each in self._owned if not (missing or each.is_there())]
+            self._seen = Sight(missing, absent, tuple(lost))
         except (OSError, sqlite3.Error) as error:  # the index answers for itself
             warn(f"the storage folder could not be looked at: {error}")
         finally:
@@ -9684,10 +9702,16 @@ def was_changed(date: str | None, last_modified: float | None) -> bool | None:
     return None if since is None or last_modified is None else int(last_modified) > since
 
 
-def check_preconditions(headers: Headers, etag: str, last_modified: float | None) -> None:
-    """Raise 412 where the request is about another version of a file than there is."""
-    if precondition_failed(headers, etag, last_modified):
-        raise HTTPError(412, "The file is not the one that the request is about.")
+def check_preconditions(
+    headers: Headers, etag: str, last_modified: float | None, *, changes: bool = False
+) -> None:
+    """Raise 412 where the request is about another version of a thing than there is.
+
+    To what `changes` it, If-None-Match is a condition, too (RFC 9110 §13.1.2).
+    """
+    excluded = headers.get("if-none-match", "") if changes else ""
+    if precondition_failed(headers, etag, last_modified) or etag_matches(excluded, etag, True):
+        raise HTTPError(412, "What is here is not what the request is about.")
 
 
 def if_range_holds(headers: Headers, etag: str, last_modified: float | None) -> bool:
@@ -10945,6 +10969,9 @@ CONVERTERS: Mapping[str, Callable[[str], bool]] = {
 # -- Declarations ------------------------------------------------------------------------
 
 
+CHANGING_METHODS = frozenset({"PUT", "PATCH", "DELETE"})  # of what is there; POST adds to it
+
+
 class Field(NamedTuple):
     """A value that a request may carry in its query or its body."""
 
@@ -11001,7 +11028,8 @@ class Route(NamedTuple):
     parameters: tuple[Field, ...] = ()  # those of the path that are no plain text
     query: tuple[Field, ...] = ()
     body: BodySpec | None = None
-    before: Callable[..., object] | None = None  # raises what goes before errors in the fields
+    # Raises what goes before errors in the fields; what it returns is there, and to be changed
+    before: Callable[..., object] | None = None
     prompt: bool = False  # it needs neither disk nor index
     reads: bool = False  # it changes nothing that is kept, whatever its method
     aliases: tuple[str, ...] = ()  # other paths of the same thing
@@ -11820,7 +11848,8 @@ class App:
         self.index = index
         self.thumbnails = thumbnails
         self.folders = open_folders(settings, index)
-        self.library, self.images, self.users, self.entities = self.folders.values()
+        self.library, *owned = self.folders.values()
+        self.images, self.users, self.entities = owned
         public, private = thumbnail_shelves(settings, self.library)
         self.data = private.folder
         limit, used = settings.preview_cache_bytes, thumbnails.preview_bytes
@@ -11829,7 +11858,7 @@ class App:
         self.renditions = Renditions(index, list(self.folders.values()), thumbnails)
         scanned = [self.library, self.images]
         self.scanner = Scanner(index, scanned, self.renditions, progress, settings.quiet)
-        self.watcher = Watcher(self.library, self.scanner)
+        self.watcher = Watcher(self.library, owned, self.scanner)
         self._disk_places = {name: filled_queue(DISK_PLACES) for name in self.folders}
         self.keys = AuthConfig(
             auth_disabled=settings.auth_disabled,
@@ -11865,6 +11894,7 @@ class App:
                 (sight.hangs, "The storage folder does not answer."),
                 (sight.missing, "The storage folder is not there, or there is nothing in it."),
                 (len(sight.absent), "Disks below the storage folder that are not mounted: {}."),
+                (", ".join(sight.lost), "Folders of the server that are not there: {}."),
                 (unreadable, "Files or folders that could not be read: {}; the log says more."),
                 (restarts, "Times that the decoder host had to be started again: {}."),
             )
@@ -12813,8 +12843,9 @@ class Application(Service):
             if problems:
                 raise ValidationError(*problems)
             parameters = {**parameters, **parsed}
-        if item.before is not None:
-            item.before(self.app, request, **parameters)
+        there = item.before and item.before(self.app, request, **parameters)
+        if there and head.method in CHANGING_METHODS:
+            check_preconditions(head.headers, *validators_of(there), changes=True)
         if item.body is not None:
             request.body = open_body(request, item.body, parameters)
             if request.body is not None:
@@ -12852,6 +12883,8 @@ class Application(Service):
                 detail = "The account is disabled, or was since; log in again."
                 raise Unauthorized(TokenError(detail))
             principal = known or ANONYMOUS
+        if principal.cookie and app.index.token_uses.is_used(principal.cookie):
+            principal = ANONYMOUS
         if principal.grant:
             path = unquote(request.head.path)
             principal = narrow(principal.grant, request.head.method, path)
@@ -13035,6 +13068,13 @@ class Accepted(Exchange):
 
     def abandon(self) -> None:
         self._application.abandon(self._request)
+
+
+def validators_of(thing: object) -> tuple[str, float | None]:
+    """The entity tag and the time of change of what is in the index; only files have a tag."""
+    if isinstance(thing, File):
+        return f'"{thing.sha256}"', thing.mtime_ns / 1e9
+    return "", getattr(thing, "updated_at", getattr(thing, "updated", None))
 
 
 def open_hot(hot: HotFile) -> Content:
@@ -13243,7 +13283,7 @@ def named_response(app: App, request: Request, folder: Folder, path: str, rule: 
     except FileChanged:
         unseen = True
     try:
-        found = app.scanner.refresh(folder, path) if unseen else None
+        found = app.scanner.refresh(folder, path, found is not None) if unseen else None
     except (OSError, ValueError):
         found = None
     return file_response(app, request, existing(found, NO_FILE), rule)
@@ -13455,12 +13495,15 @@ def get_media(app: App, request: Request, filename: str) -> Response:
     return named_response(app, request, app.library, path, "max-age=3600")
 
 
-@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted", 412: "Error"})
+def find_media(app: App, request: Request, filename: str) -> File:
+    """The file of a public image; 404."""
+    return existing(app.index.files.get("library", f"{MEDIA_FOLDER}/{filename}"), NO_FILE)[0]
+
+
+@route("DELETE", "/media/{filename}", UPLOAD, "media", {200: "Deleted"}, before=find_media)
 def delete_media(app: App, request: Request, filename: str) -> Response:
     """Delete a public image."""
     path = f"{MEDIA_FOLDER}/{filename}"
-    file, _ = existing(app.index.files.get("library", path), NO_FILE)
-    check_preconditions(request.headers, f'"{file.sha256}"', file.mtime_ns / 1e9)
     need_mounts(app)
     with app.library.removing([path]):
         removed = app.index.write(lambda db: app.index.files.remove(db, "library", path))
@@ -13699,7 +13742,7 @@ KINDS = ("image", "video", "audio")
 ANY_BODY = ("json", "form", "multipart")
 EMAIL = (
     r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5322's dot-atom, in any script
-    r"@(localhost|([^\W_]([\w-]{0,61}[^\W_])?\.)+[^\W_][\w-]{0,61}[^\W_])"
+    r"@(localhost|([^\W_](([^\W_]|-){0,61}[^\W_])?\.)+[^\W\d_]([^\W_]|-){0,61}[^\W_])"
 )
 GRANTABLE = frozenset({READ_PERMISSION, WRITE_PERMISSION})
 
@@ -14206,11 +14249,12 @@ def find_record(app: App, request: Request, id: str) -> MediaRecord:
     return existing(app.index.media.get(caller(request), id.lower()))
 
 
-def check_record(app: App, request: Request, id: str) -> None:
+def check_record(app: App, request: Request, id: str) -> MediaRecord:
     """Find the record that is about to be changed; a new file takes the place of its old one."""
     record = find_record(app, request, id)
     freed = record.size or 0 if record.path else 0
     request.room = max(0, find_room(app, record.user_id) + freed)
+    return record
 
 
 @route("GET", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {200: "Record"})
@@ -14274,7 +14318,7 @@ def write_record(
     return changed
 
 
-@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""})
+@route("DELETE", below(MEDIA_PATHS, "/{id}"), USER, "accounts", {204: ""}, before=find_record)
 def delete_record(app: App, request: Request, id: str) -> Response:
     """Delete a media record softly: its file stays on disk."""
     user, media, now = caller(request), app.index.media, time.time()
@@ -14431,7 +14475,8 @@ def change_collection(app: App, request: Request, id: str) -> Response:
     return json_response(collection_json(app.index.write(apply)))
 
 
-@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts", {204: ""})
+@route("DELETE", below(COLLECTION_PATHS, "/{id}"), USER, "accounts",
+       {204: ""}, before=find_collection)  # fmt: skip
 def delete_collection(app: App, request: Request, id: str) -> Response:
     """Delete a collection and keep its media."""
     existing(app.index.collections.remove_collection(caller(request), id.lower()))
@@ -14585,10 +14630,14 @@ def get_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(find_entity(app, id, request.query.get("version"))))
 
 
+def current_entity(app: App, request: Request, id: int) -> Entity:
+    """The entity that is to be changed; 404."""
+    return find_entity(app, id)
+
+
 @route("PUT", "/entity/{id}", WRITE, "entities",
        {200: "Item", 409: "Error: The same content is stored."},
-       parameters=ENTITY_ID, body=ENTITY_REPLACE,
-       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
+       parameters=ENTITY_ID, body=ENTITY_REPLACE, before=current_entity)  # fmt: skip
 def replace_entity(app: App, request: Request, id: int) -> Response:
     """Replace an entity."""
     fields = request.fields
@@ -14604,8 +14653,7 @@ def replace_entity(app: App, request: Request, id: int) -> Response:
 
 
 @route("PATCH", "/entity/{id}", WRITE, "entities",
-       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH,
-       before=lambda app, request, id: find_entity(app, id))  # fmt: skip
+       {200: "Item"}, parameters=ENTITY_ID, body=ENTITY_PATCH, before=current_entity)  # fmt: skip
 def patch_entity(app: App, request: Request, id: int) -> Response:
     """Change, move, soft-delete or restore."""
 
@@ -14615,7 +14663,8 @@ def patch_entity(app: App, request: Request, id: int) -> Response:
     return json_response(entity_json(save_entity(app, None, draft)))
 
 
-@route("DELETE", "/entity/{id}", WRITE, "entities", {200: "Item"}, parameters=ENTITY_ID)
+@route("DELETE", "/entity/{id}", WRITE, "entities",
+       {200: "Item"}, parameters=ENTITY_ID, before=current_entity)  # fmt: skip
 def delete_entity(app: App, request: Request, id: int) -> Response:
     """Delete an entity for good."""
 
@@ -15486,7 +15535,8 @@ def get_upload(app: App, request: Request, id: str) -> Response:
     return json_response({**value, "answer": answer}, 200, headers)
 
 
-@route("DELETE", "/files/{id}", TARGET, "files", {204: "", 412: "Error"}, headers=TUS_HEADERS)
+@route("DELETE", "/files/{id}", TARGET, "files",
+       {204: "", 412: "Error"}, headers=TUS_HEADERS, before=find_upload)  # fmt: skip
 def delete_upload(app: App, request: Request, id: str) -> Response:
     """End an upload; what is complete stays stored."""
     app.uploads.remove(find_upload(app, request, id))
@@ -15561,6 +15611,11 @@ def start_session(app: App, request: Request) -> Response:
 @route("DELETE", "/session", OPEN, "system", {204: ""}, reads=True)
 def end_session(app: App, request: Request) -> Response:
     """End the browser's session."""
+    now, cookies = time.time(), request.headers.get("cookie", "")
+    viewer = verify_view(cookies, app.keys.view_key, now)
+    if viewer.cookie and not app.settings.read_only:
+        end = Grant(frozenset(), viewer.issued + VIEW_SECONDS, uses=1, id=viewer.cookie)
+        app.index.token_uses.take(end, now)
     return Response(204, [set_cookie(request.url("/"), f"{VIEW_COOKIE}=", 0, "Strict"), NO_STORE])
 
 
@@ -16021,6 +16076,8 @@ def find_errors(item: Route, is_ranged: bool) -> Iterator[str]:
         yield from ("411", "413", "415", "429", "507")
     if is_ranged:
         yield from ("412", "416")
+    if item.before and item.method in CHANGING_METHODS:
+        yield "412"
     if f"{item.family}-422" in FAMILY_ERRORS:
         yield "422"
 

@@ -1620,7 +1620,7 @@ def test_a_view_cookie_gives_its_holders_reads_for_twelve_hours(principal, seen)
         return ms.find_principal(None, None, keys, now, None, cookies)
 
     good = f"a=b; mediaserver_view={value}; c=d"
-    seen = seen._replace(issued=NOW)
+    seen = seen._replace(issued=NOW, cookie=value.partition(".")[2])
     assert found(good) == found(good, NOW + 12 * 3600 - 1) == seen
     assert found(f"mediaserver_view=old.one; {good}") == seen  # of another path or port
     assert found(good, NOW + 12 * 3600) == ms.ANONYMOUS
@@ -1671,6 +1671,8 @@ def test_what_is_recalled_is_what_was_found_and_never_an_account() -> None:
     assert recall("nobody") == ms.ANONYMOUS
     assert [recall(name) for name in ("account", "wrong", "none", "basic")] == [None] * 4
     assert recall("foreign", NOW + 60) is None
+    view = f"mediaserver_view={ms.sign_view(ms.OWNER, KEYS.view_key, NOW)}"
+    assert ms.recall_principal(None, view, KEYS, cache, NOW) is None  # it may have been ended
     demo = ms.AuthConfig(True, "a", "b", None, "c", 900)
     assert recall("wrong", keys=demo) == ms.DEMO
 
@@ -4973,6 +4975,35 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(scanning, monkeyp
     assert scanning.index.files.get("library", "a.png")[0].sha256 == sha256(content)
 
 
+@pytest.mark.parametrize(
+    ("reader", "moment"), [("GET", "forgotten"), ("GET", "deleted"), ("scan", "deleted")]
+)
+def test_what_is_deleted_while_it_is_read_does_not_come_back(
+    scanning, monkeypatch, reader, moment
+):
+    fill(scanning.path, {"a.png": png(), "b.png": png()})
+    assert scanning.scanner.scan()
+    found = scanning.index.files.get("library", "a.png")
+    os.utime(scanning.path / "a.png", ns=(0, found[0].mtime_ns))  # a new ctime: it is read again
+    files, deleting = scanning.index.files, contextlib.ExitStack()
+
+    def delete() -> None:  # as far as it has come once the reader goes on
+        deleting.enter_context(scanning.folder.removing(["a.png"]))
+        scanning.index.write(lambda db: files.remove(db, "library", "a.png"))
+        if moment == "deleted":
+            deleting.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ms, "describe", after(ms.describe, delete))
+        if reader == "GET":
+            assert scanning.scanner.current(found) is None
+        else:
+            scanning.scanner.scan()
+    deleting.close()
+    assert set(scanning.states()) == {"b.png"}
+    assert not (scanning.path / "a.png").exists()
+
+
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 def test_a_folder_that_cannot_be_read_keeps_its_entries_and_costs_no_others(
     scanning, monkeypatch, error, capsys
@@ -7688,16 +7719,33 @@ def test_the_list_is_newest_first_and_paged(start):
         assert running.get(f"/media?{query}").status == 400
 
 
-@pytest.mark.parametrize(
-    "condition", [{"If-Match": '"0"'}, {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}]
-)
-def test_no_other_image_is_deleted_than_the_one_that_the_request_is_about(server, condition):
-    made = server.upload(png_of(1_207)).json
-    path = f"/media/{made['filename']}"
-    assert server.request("DELETE", path, headers={**OWNER, **condition}).status == 412
-    assert server.get(path).status == 200
-    right = {"If-Match": f'"{made["sha256"]}"'}
-    assert server.request("DELETE", path, headers={**OWNER, **right}).status == 200
+def test_nothing_is_changed_that_is_not_what_the_request_is_about(start):
+    running, long_ago = start(auth_disabled="true"), "Thu, 01 Jan 1970 00:00:00 GMT"
+    image = running.upload(png()).json
+    tag = f'"{image["sha256"]}"'
+    things = {f"/media/{image['filename']}": ["DELETE"]}
+    body, content_type = form(None, b"", is_collection="true")
+    made = running.request("POST", "/entity/", body, {"Content-Type": content_type}).json
+    things[f"/entity/{made['id']}"] = ["PUT", "PATCH", "DELETE"]
+    for path in ("/api/media/media/", "/api/media/collections/"):
+        _, made = running.call("POST", path, {"name": "a", "type": "image"})
+        things[f"{path}{made['id']}/"] = ["PUT", "PATCH", "DELETE"]
+    for path, methods in things.items():
+        wrong = [
+            {"If-Match": '"0"'}, {"If-Match": f'W/{tag}, "0"'}, {"If-Unmodified-Since": long_ago},
+            {"If-None-Match": "*"}, {"If-Match": "*", "If-None-Match": "*"},
+            *([{"If-None-Match": f'"0", W/{tag}'}] if path.startswith("/media/") else []),
+        ]  # fmt: skip
+        for method, condition in itertools.product(methods, wrong):
+            answer = running.request(method, path, headers=condition)
+            assert answer.status == 412, (method, path, condition)
+            missing = running.request(method, f"{path.rstrip('/')}0/", headers=condition)
+            assert missing.status == 404, (method, path, condition)
+        assert running.get(path).status == 200
+        right = {"If-Match": tag if path.startswith("/media/") else "*",
+                 "If-None-Match": '"0"', "If-Unmodified-Since": long_ago}  # fmt: skip
+        assert running.request("DELETE", path, headers=right).status in {200, 204}
+        assert running.request("DELETE", path, headers=right).status == 404
 
 
 def test_a_deleted_image_is_gone_from_everywhere(server):
@@ -8031,6 +8079,21 @@ def test_names_of_files_are_utf_8_in_any_locale(start, tmp_path):
     assert (answer.status, answer.json["filename"]) == (201, "日.png")
     assert running.store(content, "ü.png").status == 201
     assert running.get("/image/%C3%BC.png", **READER).body == content
+
+
+@pytest.mark.parametrize("name", ["images", "users", "entities"])
+def test_a_folder_of_the_servers_own_that_is_gone_is_degraded_until_it_is_back(start, name):
+    running = start()
+    running.scanned()
+    assert running.store(png()).status == 201
+    folder, away = running.data / name, running.data / "away"
+    folder.rename(away)
+    health = running.get("/health").json
+    assert health["status"] == "degraded"
+    assert health["problems"] == [f"Folders of the server that are not there: {name}."]
+    assert not folder.exists()
+    away.rename(folder)
+    assert running.get("/health").json["status"] == "ok"
 
 
 def test_a_folder_that_is_empty_or_gone_keeps_the_index_and_is_degraded(start, tmp_path):
@@ -9359,6 +9422,8 @@ GOOD_ACCOUNT = {"email": "good@example.org", "password": "12345678"}
         ({"email": "nobody"}, "Enter a valid email address."),
         ({"email": "a@b"}, "Enter a valid email address."),
         ({"email": "a@-b.com"}, "Enter a valid email address."),
+        ({"email": "a@192.0.2.1"}, "Enter a valid email address."),
+        ({"email": "a@b_c.com"}, "Enter a valid email address."),
         ({"email": ["a@b.de"]}, "Not a valid string."),
         ({"email": "a@b.de\0"}, "Null characters are not allowed."),
         ({"email": "\ud800@b.de"}, "Surrogate characters are not allowed."),
@@ -13417,6 +13482,26 @@ def test_a_view_cookie_lets_a_page_show_private_pictures_and_do_nothing(start):
     ):
         assert send().status == 401
     assert running.get(media, **cookie).body == content
+
+
+def test_a_view_cookie_that_was_ended_is_none_and_others_live_on(start):
+    running = start("--workers", "2", read_auth_enabled="true")
+    name = running.upload(png()).json["filename"]
+    cookies = [cookie_of(open_session(running)) for _ in range(3)]
+
+    def seen() -> list[set[int]]:
+        return [
+            {running.get(path, **cookie).status for path in (f"/media/{name}", "/list") * 4}
+            for cookie in cookies
+        ]
+
+    assert seen() == [{200}] * 3
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    assert seen() == [{200}, {401}, {200}]
+    assert running.request("DELETE", "/session", headers=cookies[1]).status == 204
+    running.stop()
+    running = start(read_auth_enabled="true")
+    assert seen() == [{200}, {401}, {200}]
 
 
 def test_a_session_is_for_bearers_and_its_cookie_for_this_server_alone(server):
