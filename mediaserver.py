@@ -123,7 +123,7 @@ from urllib.parse import quote, unquote, unquote_plus, unquote_to_bytes, urlenco
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
-    from typing import TextIO
+    from typing import IO, TextIO
 
     from PIL import Image
 
@@ -5485,6 +5485,7 @@ BLOCK_BYTES = 4096  # direct writes begin and end at multiples of it, in memory 
 KEPT_BYTES = 64 << 10  # of an upload's head, in memory until its facts are known
 MAX_NAME_BYTES = 255  # what file systems allow
 MAX_EXTENSION_BYTES = 16  # what is longer behind a dot is part of the stem
+BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 WINDOWS_RESERVED = r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)"
 # Recycle bins, thumbnails and repairs of NAS systems, Windows and ext4, in any case
 PASSED_OVER = frozenset(
@@ -6372,7 +6373,7 @@ def sync_folder(folder: int) -> None:
             raise
 
 
-def read_blocks(file: io.FileIO, size: int) -> Iterator[memoryview]:
+def read_blocks(file: io.FileIO | io.BytesIO, size: int) -> Iterator[memoryview]:
     """The bytes of a file of about this size, in blocks that are good until the next one."""
     buffer = memoryview(bytearray(min(BUFFER_BYTES, size + 1)))
     while count := file.readinto(buffer):
@@ -6412,20 +6413,22 @@ def is_remote(device: int) -> bool:
 
 
 def safe_name(name: str) -> str:
-    """A file name as the client gave it, less what file systems or people trip over.
+    """Return a file name as it was given, less what file systems or people trip over.
 
-    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif"
+    >>> names = "../C:\\\\x\\\\my photo.jpg", "..hidden\\x07.png", ".png", "NUL.gif", "C:a. ", ".."
     >>> [safe_name(name) for name in names]
-    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif']
+    ['my photo.jpg', 'hidden.png', 'file.png', '_NUL.gif', 'C_a', 'file']
     """
     name = name.replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if unicodedata.category(c) not in {"Cc", "Cs"})
-    hidden, name = name.strip(), name.strip().lstrip(". ")
-    if name and name != hidden and "." not in name:
-        name = f"file.{name}"  # it was nothing but an extension
-    if re.match(WINDOWS_RESERVED, name):
-        name = f"_{name}"
-    return fit_name(name)
+    name = "".join(c for c in name if unicodedata.bidirectional(c) not in BIDI_CONTROLS)
+    name = re.sub("^([A-Za-z]):", r"\1_", name.strip())  # a drive
+    stripped = name.strip(". ")
+    if stripped and name.startswith(".") and "." not in stripped:
+        stripped = f"file.{stripped}"  # it was nothing but an extension
+    if re.match(WINDOWS_RESERVED, stripped):
+        stripped = f"_{stripped}"
+    return fit_name(stripped or "file")
 
 
 def fit_name(name: str, suffix: str = "") -> str:
@@ -13782,7 +13785,7 @@ def private_names(name: str) -> Iterator[str]:
 
 def image_name(settings: Settings, filename: str, facts: Facts) -> str:
     """Under which name an image is stored; one without an extension gets its content's. 400."""
-    stem, extension = posixpath.splitext(safe_name(filename) or "file")
+    stem, extension = posixpath.splitext(safe_name(filename))
     extension = extension or f".{facts.extension}"
     check_extension(f"{stem}{extension}", IMAGE_TYPES)
     if settings.slugify_filenames:
@@ -14243,7 +14246,7 @@ def list_records(app: App, request: Request) -> Response:
 def place_upload(app: App, user_id: int, upload: Incoming) -> Located:
     """Put an uploaded file into a user's own folder."""
     day = time.strftime("uploads/%Y/%m/%d", time.gmtime())
-    names = numbered_names(f"{user_id}/{day}/{upload_name(upload)}")
+    names = numbered_names(f"{user_id}/{day}/{safe_name(upload.filename)}")
     return store_upload(app, upload, app.users, names)
 
 
@@ -14251,16 +14254,12 @@ def upload_facts(request: Request) -> Facts | None:
     return request.upload.facts if request.upload else None
 
 
-def upload_name(upload: Incoming) -> str:
-    return safe_name(upload.filename) or "file"
-
-
 def media_changes(request: Request) -> dict[str, Any]:
     """The columns of a record that a request sets."""
     columns = {"storage_path": "note", "collection": "collection_id"}
     changes = {columns.get(name, name): value for name, value in request.fields.items()}
     if request.upload and request.head.method != "PATCH":
-        changes.setdefault("name", upload_name(request.upload))
+        changes.setdefault("name", safe_name(request.upload.filename))
     if changes.get("collection_id"):
         changes["collection_id"] = changes["collection_id"].lower()
     return changes
@@ -15074,16 +15073,23 @@ def may_show(share: Share, asset: Asset) -> bool:
     )
 
 
+def shared_id(app: App, share: Share, file: File) -> str:
+    """Return what names a file in a link: its SHA-256, which is told of what is sent whole."""
+    if not share.strips:
+        return file.sha256
+    return _hmac_sha256(app.share_key, f"{share.id} {file.sha256}".encode()).hex()
+
+
 def shared_json(
     app: App, request: Request, share: Share, file: File, asset: Asset
 ) -> dict[str, Any]:
-    url = request.url(f"/s/{share.id}/{file.sha256}")
+    url = request.url(f"/s/{share.id}/{shared_id(app, share, file)}")
     facts = asset.facts
     has_thumbnail = facts and app.thumbnails.can_make(facts.kind, facts.mime_type)
     return {
         "name": printable(posixpath.basename(file.path)),
         "type": asset.mime_type,
-        "size": file.size,  # at most, where something is left out of it
+        "size": None if share.strips else file.size,
         "url": url,
         "thumbnail": f"{url}?thumbnail=true" if has_thumbnail else None,
     }
@@ -15155,7 +15161,7 @@ def add_to_folder(request: Request, share: Share, incoming: Incoming) -> Located
     """Put a guest's file into a folder of the library."""
     app = request.app
     assert incoming.facts is not None
-    name = upload_name(incoming)
+    name = safe_name(incoming.filename)
     if not is_media_name(os.fsencode(name)):
         name = safe_name(f"{name}.{incoming.facts.extension}")  # or no scan would find it
     placed = take_in(app, incoming, app.library, numbered_names(f"{share.target}/{name}"))
@@ -15172,7 +15178,7 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
             sent.fields = {"collection": share.target}
             create_record(app, sent)
         else:
-            sent.fields = {"label": upload_name(incoming), "parent_id": int(share.target)}
+            sent.fields = {"label": safe_name(incoming.filename), "parent_id": int(share.target)}
             create_entity(app, sent)
     except HTTPError as error:
         if error.status == 409:  # whose it is, is no guest's business
@@ -15185,10 +15191,12 @@ def add_for_maker(request: Request, share: Share, incoming: Incoming) -> Located
        {200: "file"},
        query=(Field("thumbnail", "boolean", help="a PNG that fits 256 × 256"),))  # fmt: skip
 def get_shared(app: App, request: Request, token: str, n: str) -> Answer:
-    """A file of a link, by its SHA-256."""
-    share = find_share(request, token)
+    """A file of a link, by its SHA-256, or by what stands for that where a part is left out."""
+    share, id = find_share(request, token), check_sha256(n)
     need_share_password(app, request, share)
-    found = shared_files(app, share, sha256=check_sha256(n))
+    which = {"limit": MAX_SHARED} if share.strips else {"sha256": id}
+    listed = shared_files(app, share, **which)
+    found = [each for each in listed if shared_id(app, share, each[0]) == id]
     file, asset = existing(next(filter(None, map(app.scanner.current, found)), None), NO_FILE)
     if not may_show(share, asset):
         raise HTTPError(404, NO_FILE)
@@ -15223,7 +15231,7 @@ def patch_file(app: App, file: File, facts: Facts) -> Content:
         with undoing(source.close):
             patches, end = find_patches(source, file.size, facts)
             check_unchanged(file, source)
-    digest = hashlib.sha256(repr((file.sha256, patches)).encode()).hexdigest()
+    digest = _hmac_sha256(app.share_key, repr((file.sha256, patches)).encode()).hex()
     return Content(source, end, facts.mime_type, digest, None, "", patches=patches)
 
 
@@ -15851,7 +15859,7 @@ OBJECTS: Mapping[str, str] = {
     "Share": "id url:url kind target title strip:boolean upload:boolean has_password:boolean"
     " created_at:date expires_at:date?",
     "Shared": "title expires_at:date? files:SharedFile[] left_out:integer",
-    "SharedFile": "name type size:integer url:url thumbnail:url?",
+    "SharedFile": "name type size:integer? url:url thumbnail:url?",
     "User": "id:integer first_name last_name email username:string? phone_number:string?",
     "Session": "id created_at:date last_used_at:date address user_agent",
     "Tokens": "access refresh",
@@ -16720,9 +16728,10 @@ def tagged_json(text: str) -> Response:
 # size is known before, from those in the index.
 
 ZIP_QUERY = (*GALLERY_QUERY, Field(
-    "only", default="", help="of contents: the first 12 digits of their SHA-256, with commas"
+    "only", help="of contents: the first 12 digits of their SHA-256, with commas"
 ))  # fmt: skip
 MAX_ZIPPED = 20_000  # files
+MISSING = "missing.txt"  # no media file has such a name
 LARGE_FILE = 2_000_000_000  # bytes; the fields for the size of a larger one have eight bytes
 MS_DOS = 315532800, 4354819198  # seconds: the times that a zip file can tell
 
@@ -16731,8 +16740,9 @@ class Zipped(NamedTuple):
     """A file of a zip file, where its name is unique."""
 
     name: str
-    file: File
+    size: int
     taken: int  # wall clock, in seconds
+    open: Callable[[], io.FileIO | io.BytesIO]  # OSError if it is not what it was any more
 
     def info(self) -> zipfile.ZipInfo:
         first, last = MS_DOS
@@ -16740,41 +16750,39 @@ class Zipped(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        return self.file.size > LARGE_FILE
+        return self.size > LARGE_FILE
+
+    def begin(self, archive: zipfile.ZipFile) -> IO[bytes]:
+        return archive.open(self.info(), "w", force_zip64=self.is_large)
 
 
 class ZipReader:
     """Gives the bytes of a zip file of stored files in a row; zipfile writes them to it."""
 
-    def __init__(self, folders: Mapping[str, Folder], files: Sequence[Zipped]) -> None:
+    def __init__(self, files: Sequence[Zipped]) -> None:
         self._held: list[bytes] = []  # what is written and not read
         self._place = 0
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:  # for the directory's size they need not be read
                 info = each.info()
                 info.header_offset, info.CRC = self._place, 0
-                info.file_size = info.compress_size = each.file.size
+                info.file_size = info.compress_size = each.size
                 archive.infolist().append(info)
                 # What is before and behind a file (APPNOTE.TXT, sections 4.3.7 and 4.3.9)
                 around = 30 + 20 + 24 if each.is_large else 30 + 16
-                self._place += around + len(each.name.encode()) + each.file.size
+                self._place += around + len(each.name.encode()) + each.size
             archive.start_dir = self._place
         self.size, self._place = self._place, 0
         self._held.clear()
-        self._pieces = self._pack(folders, files)
+        self._pieces = self._pack(files)
 
-    def _pack(
-        self, folders: Mapping[str, Folder], files: Sequence[Zipped]
-    ) -> Generator[bytes, None, None]:
+    def _pack(self, files: Sequence[Zipped]) -> Generator[bytes, None, None]:
         with zipfile.ZipFile(self, "w") as archive:  # type: ignore[call-overload]
             for each in files:
-                with folders[each.file.root].open(each.file.path) as source:
-                    if not each.file.matches(os.fstat(source.fileno())):
-                        return
-                    with archive.open(each.info(), "w", force_zip64=each.is_large) as target:
-                        for block in read_blocks(source, each.file.size):
-                            target.write(block)
-                            yield self._take()
+                with each.open() as source, each.begin(archive) as target:
+                    for block in read_blocks(source, each.size):
+                        target.write(block)
+                        yield self._take()
         yield self._take()
 
     def _take(self) -> bytes:
@@ -16809,8 +16817,7 @@ class ZipReader:
 @deferred("list")
 def download_items(app: App, request: Request) -> Response:
     """The files of what the gallery shows, or of some of it, in one zip file."""
-    files = existing([*choose_files(app, request)], "There is nothing to download.")
-    reader = ZipReader(app.folders, files)
+    reader = ZipReader(existing(choose_files(app, request), "There is nothing to download."))
     headers = [
         ("Content-Type", "application/zip"),
         ("Content-Disposition", content_disposition_attachment(f"{gallery_name(app)}.zip")),
@@ -16819,34 +16826,65 @@ def download_items(app: App, request: Request) -> Response:
     return Response(200, headers, [FileSlice(reader, 0, reader.size)], reader.size, reader)
 
 
-def choose_files(app: App, request: Request) -> Iterator[Zipped]:
-    """Yield what is to be downloaded of what the principal may read; 400 if it is too much."""
-    query, taken, free = dict(request.query), set[str](), dict[str, Iterator[str]]()
-    group, album = query.pop("group", None), query.pop("album", None)
-    only = {*filter(None, query.pop("only").lower().split(","))}
+def choose_files(app: App, request: Request) -> list[Zipped]:
+    """Return what is to be downloaded of what the principal may read; 400 if it is too much.
+
+    A text names what is not as the index knows it.
+    """
+    query, taken = dict(request.query), dict[str, Iterator[str]]()
+    group, album, only = (query.pop(name, None) for name in ("group", "album", "only"))
+    wanted = None if only is None else only.lower().split(",")
+    files, missing = list[Zipped](), list[str]()
     items = open_album(app, request, album)[0] if album else open_library(app, query)
     for key, item in group_items(choose_items(items, query, Counter()), query["order"]):
-        if group not in {None, key} or (only and item.sha256[:12] not in only):
+        if group not in {None, key} or (wanted is not None and item.sha256[:12] not in wanted):
             continue
-        if len(taken) == MAX_ZIPPED:
+        if len(files) == MAX_ZIPPED:
             raise HTTPError(400, f"These are more than {MAX_ZIPPED} files: choose some of them.")
         found = find_readable(app, request, item.sha256, trashed=True)
-        if found:
-            name = name_in_zip(item, found[1])
-            names = free.setdefault(name, numbered_names(name))
-            name = next(name for name in names if name not in taken)
-            taken.add(name)
-            yield Zipped(name, found[0], int(item.taken[8:]) if item.taken else 0)
+        if not found:
+            missing.append(name_in_zip(item, None))
+            continue
+        file, asset = found
+        name, taken_at = name_in_zip(item, asset.facts), int(item.taken[8:]) if item.taken else 0
+        opened = functools.partial(open_unchanged, app, file)
+        files.append(Zipped(take_name(name, taken), file.size, taken_at, opened))
+    if files and missing:
+        missing.insert(0, "These files have changed, or gone, since the server looked for them:")
+        text = "\n".join(missing).encode()
+        files.append(Zipped(MISSING, len(text), int(time.time()), lambda: io.BytesIO(text)))
+    return files
 
 
-def name_in_zip(item: Shown, asset: Asset) -> str:
-    """Return the path of a library's file, else the name, which may be anything, made safe."""
-    name = item.path.decode("utf-8", "replace")
+def open_unchanged(app: App, file: File) -> io.FileIO:
+    """Open a file that is as the index knows it; OSError."""
+    source = app.folders[file.root].open(file.path)
+    if file.matches(os.fstat(source.fileno())):
+        return source
+    source.close()
+    raise ConnectionAbortedError("a file changed before it was sent")
+
+
+def name_in_zip(item: Shown, facts: Facts | None) -> str:
+    """Return an item's path, or else its name with an extension, as every system takes it."""
+    path = item.path.decode("utf-8", "replace")
     if item.id is None:
-        return name
-    name = safe_name(name)
-    extension = f".{asset.facts.extension}" if asset.facts else ""
-    return name if is_media_name(name.encode()) else name + extension
+        return "/".join(map(safe_name, path.split("/")))
+    name = safe_name(path)
+    return f"{name}.{facts.extension}" if facts and not is_media_name(name.encode()) else name
+
+
+def take_name(name: str, taken: dict[str, Iterator[str]]) -> str:
+    """Take a name that no system takes for one that is taken, with a number if need be."""
+
+    def fold(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    free = name
+    while fold(free) in taken:
+        free = next(taken[fold(name)])
+    taken[fold(free)] = itertools.islice(numbered_names(free), 1, None)
+    return free
 
 
 # -- The gallery: its page -----------------------------------------------------------------
