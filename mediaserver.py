@@ -16938,7 +16938,6 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "linkTitle": "Title", "days": "Days until it ends, 0 for never",
         "linkPassword": "Password, if you like", "strip": "Without place and camera",
         "guests": "Guests may add pictures", "until": "until #", "endLink": "End this link",
-        "zipLarge": "Select # at most, or download an album or a folder.",
     },
     "de": {
         "search": "Namen, Ordner, Kameras suchen", "kind": "Was gezeigt wird", "all": "Alles",
@@ -16991,7 +16990,6 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
         "guests": "Gäste dürfen Bilder hinzufügen", "until": "bis #",
         "endLink": "Diesen Link beenden",
-        "zipLarge": "Wählen Sie höchstens # aus, oder laden Sie ein Album oder einen Ordner.",
     },
 }  # fmt: skip
 
@@ -17026,10 +17024,11 @@ GALLERY_MARKUP = """<!doctype html>
   <button type="button" id="folders" data-icon="folder" data-t="folders" aria-expanded="false">
   </button>
   <button type="button" id="albums" data-icon="albums" data-t="albums"></button>
-  <button type="button" id="account" data-icon="person" data-label="signIn"></button>
+  <button type="button" id="account" ></button>
   <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
+<p id="state" role="status" hidden></p>
 <p id="notice" role="status" hidden></p>
 <main id="stage">
   <div id="cards" hidden></div>
@@ -17092,9 +17091,9 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 #places svg { width: 1rem }
 #places .here { background: none; color: var(--soft); padding: .3rem .2rem }
 #places small { color: var(--soft) }
-#notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
-#notice { background: var(--tile); color: var(--ink) }
-#notice.bad { background: var(--bad); color: var(--on-bad) }
+.notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
+.notice { background: var(--tile) }
+.notice.bad { background: var(--bad); color: var(--on-bad) }
 
 #stage { padding: 0 1rem; min-height: 70vh }
 #cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
@@ -17331,46 +17330,50 @@ function icon(name) {
   return picture;
 }
 
-function button(name, label, run, properties = {}) {
-  const shown = properties.text ? h("span", {}, t(label)) : null;
-  const made = h("button", {type: "button", title: t(label), onclick: run}, icon(name), shown);
-  if (!shown) made.setAttribute("aria-label", t(label));
-  return made;
+function button(name, label, run, isNamed = false) {
+  const [title, type] = [t(label), "button"];
+  return h("button", {type, title, "aria-label": title, onclick: run}, icon(name),
+    isNamed ? h("span", {}, title) : "");
 }
 
 const $ = (id) => document.getElementById(id);
-for (const each of document.querySelectorAll("[data-icon]")) each.append(icon(each.dataset.icon));
 for (const each of document.querySelectorAll("[data-t]")) {
-  if (each.dataset.icon) each.append(h("span", {}, t(each.dataset.t)));
-  else each.textContent = t(each.dataset.t);
-  if (each.tagName === "BUTTON") each.title = t(each.dataset.t);
+  each.title = t(each.dataset.t);
+  each.replaceChildren(each.dataset.icon ? icon(each.dataset.icon) : "",
+    h("span", {}, each.title));
 }
 for (const each of document.querySelectorAll("[data-label]")) {
-  each.setAttribute("aria-label", t(each.dataset.label));
-  if (each.tagName === "INPUT") each.placeholder = t(each.dataset.label);
-  if (each.tagName === "BUTTON") each.title = t(each.dataset.label);
+  each.placeholder = t(each.dataset.label);
+  each.setAttribute("aria-label", each.placeholder);
 }
 
 let shown = null;  // {group, place} of what the viewer shows
-let noticeTimer = 0, said = "", state = ["", false];
+let noticeTimer = 0;
 
-function showNotice(text, bad) {
-  if (shown && text) $("view").querySelector("h2").textContent = text;
-  Object.assign($("notice"), {hidden: !text, textContent: text, className: bad ? "bad" : ""});
+// Say what lasts until it is over, in #state, or has just been, in #notice.
+function say(id, text, isBad = false) {
+  const className = isBad ? "notice bad" : "notice";
+  Object.assign($(id), {hidden: !text, textContent: text, className});
 }
 
-function notify(text, seconds = 0, bad = false) {
-  said = text;
+const sayState = (text, isBad) => say("state", text, isBad);
+
+function notify(text, isBad) {
+  const place = document.querySelector("#login[open] .error, #viewer[open] h2");
+  if (place && text) place.textContent = text;
+  say("notice", text, isBad);
   clearTimeout(noticeTimer);
-  if (seconds) noticeTimer = setTimeout(() => notify(""), seconds * 1000);
-  showNotice(...(text ? [text, bad] : state));
+  noticeTimer = setTimeout(notify, isBad ? 8000 : 5000, "");
 }
 
-// What lasts until it is over: it waits for what is said for a moment.
-function notifyState(text, bad = false) {
-  state = [text, bad];
-  if (!said) showNotice(...state);
-}
+// What was refused is told wherever nothing else is made of it.
+class Refusal extends Error {}
+
+window.addEventListener("unhandledrejection", (event) => {
+  if (!(event.reason instanceof Refusal)) return;
+  event.preventDefault();
+  notify(event.reason.message, true);
+});
 
 // -- Who is signed in --------------------------------------------------------------------
 // An account has an access token, refreshed quietly; the owner's key is one that lasts. Pictures
@@ -17384,9 +17387,10 @@ function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver")))
   session = value;
   for (const each of stores) each.removeItem("mediaserver");
   if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
-  const label = t(value.access ? "signOut" : "signIn");
-  $("account").setAttribute("aria-label", label);
-  $("account").title = label;
+  const account = button("person", value.access ? "signOut" : "signIn",
+    () => session.access ? signOut() : signIn());
+  account.id = "account";
+  $("account").replaceWith(account);
   $("account").setAttribute("aria-pressed", Boolean(value.access));
 }
 
@@ -17407,8 +17411,7 @@ const json = (method, value) => ({
 let refreshing = null;
 
 async function refresh() {
-  const spent = json("POST", {refresh: session.refresh});
-  const answer = await fetch(`${ROOT}/api/auth/token/refresh/`, spent);
+  const answer = await reach("/api/auth/token/refresh/", json("POST", {refresh: session.refresh}));
   if (answer.ok) {
     keepSession(await answer.json());
     await startSession();
@@ -17425,22 +17428,16 @@ async function bearer() {
   return session.access ? {Authorization: `Bearer ${session.access}`} : {};
 }
 
-const startSession = () => fetch(`${ROOT}/session`,
-  {method: "POST", headers: {Authorization: `Bearer ${session.access}`}}).catch(() => {});
+const startSession = (access = session.access) =>
+  reach("/session", {method: "POST", headers: {Authorization: `Bearer ${access}`}});
 
 setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
-async function call(path, options = {}) {
-  return fetch(ROOT + path, {...options, headers: {...options.headers, ...await bearer()}});
-}
+const reach = (path, options) =>
+  fetch(ROOT + path, options).catch(() => { throw new Refusal(t("lost")); });
 
-// Call, and tell what is wrong; the answer if nothing is.
-async function ask(path, options) {
-  const answer = await call(path, options);
-  if (answer.ok) return answer;
-  notify(await problem(answer), 8, true);
-  return null;
-}
+const call = async (path, options = {}) =>
+  reach(path, {...options, headers: {...options.headers, ...await bearer()}});
 
 // What is wrong by an answer's status and body, in one sentence; `known` are texts by status.
 function sentence(status, body, known) {
@@ -17452,18 +17449,25 @@ function sentence(status, body, known) {
   }
 }
 
-const problem = async (answer) => sentence(answer.status, await answer.text());
+async function check(answer) {
+  if (!answer.ok) throw new Refusal(sentence(answer.status, await answer.text()));
+  return answer;
+}
+
+// Call, and return what is answered; else a Refusal.
+const ask = async (path, options) => check(await call(path, options));
+const read = async (path, options) => (await ask(path, options)).json();
 
 async function signOut() {
   if (session.refresh) {
     await call("/api/auth/logout/", json("POST", {refresh: session.refresh}));
   }
   keepSession({});
-  await fetch(`${ROOT}/session`, {method: "DELETE"});
+  await reach("/session", {method: "DELETE"});
   start();
 }
 
-// Ask something in the dialog; `send` returns what is wrong.
+// Ask something in the dialog, until `send` does not refuse it.
 function showForm(title, fields, send) {
   const error = h("p", {className: "error", role: "alert"});
   const form = h("form", {}, h("h2", {id: "login-title"}, t(title)), fields, error,
@@ -17472,15 +17476,16 @@ function showForm(title, fields, send) {
       h("button", {className: "main"}, t(title))));
   form.onsubmit = async (event) => {
     event.preventDefault();
-    error.textContent = await send(form.elements);
-    if (!error.textContent && form.isConnected) $("login").close();
+    error.textContent = "";
+    await send(form.elements);
+    if (form.isConnected) $("login").close();
   };
   $("login").replaceChildren(form);
   if (!$("login").open) $("login").showModal();
 }
 
 const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
-const check = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+const tick = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
 
 function signIn(then = start) {
   const word = {type: "password", autocomplete: "current-password"};
@@ -17488,32 +17493,24 @@ function signIn(then = start) {
     field("name", {autocomplete: "username", autocapitalize: "none", spellcheck: false}),
     field("password", word),
     h("details", {}, h("summary", {}, t("useKey")), field("key", {...word, autocomplete: "off"})),
-    check("stay"),
+    tick("stay"),
   ];
   showForm("signIn", fields, async ({name, password, key, stay}) => {
-    const said = await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
-    if (!said) then();
-    return said;
+    await enter(name.value.trim(), password.value, key.value.trim(), stay.checked);
+    then();
   });
 }
 
-// Sign in; return what is wrong.
 async function enter(name, password, key, stay) {
   let made = {access: key};
   if (!key) {
     const who = name.includes("@") ? {email: name} : {username: name};
-    const answer = await fetch(`${ROOT}/api/auth/login/`, json("POST", {...who, password}));
-    if (!answer.ok) return problem(answer);
-    made = await answer.json();
+    const answer = await reach("/api/auth/login/", json("POST", {...who, password}));
+    made = await (await check(answer)).json();
   }
-  const headers = {Authorization: `Bearer ${made.access}`};
-  const answer = await fetch(`${ROOT}/session`, {method: "POST", headers});
-  if (!answer.ok) return problem(answer);
+  await check(await startSession(made.access));
   keepSession(made, stay);
-  return "";
 }
-
-$("account").onclick = () => session.access ? signOut() : signIn();
 
 // -- What is shown: the page's address ---------------------------------------------------
 // These choose; group and item open one in the viewer.
@@ -17605,7 +17602,7 @@ async function start(again = false) {
   try {
     answer = await call(itemsPath());
   } catch {
-    notifyState(t("offline"), true);
+    sayState(t("offline"), true);
     setTimeout(() => start(true), 5000);
     return;
   }
@@ -17617,7 +17614,7 @@ async function start(again = false) {
   }
   if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
   if (!answer.ok) {
-    notifyState(await problem(answer), true);
+    sayState(sentence(answer.status, await answer.text()), true);
     setTimeout(() => turn === starts && start(again), 5000);
     return;
   }
@@ -17626,8 +17623,8 @@ async function start(again = false) {
   if (turn !== starts) return;
   setTimeout(() => document.hidden || turn !== starts || start(true),
     value.scanning === null ? 30000 : 3000);
-  if (value.degraded) notifyState(t("degraded"), true);
-  else notifyState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  if (value.degraded) sayState(t("degraded"), true);
+  else sayState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
   if (tag !== listTag || !again) takeList(value, again);
   listTag = tag;
   if (item) openLinked(group, item);
@@ -17661,9 +17658,8 @@ function titleOf(key) {
 // Load a group's items, once; the old ones are shown meanwhile.
 async function load(group) {
   if (!group.fresh) {
-    group.asked ||= call(itemsPath(group.key)).then(async (answer) => {
-      if (!answer.ok) throw new TypeError(answer.status);
-      group.items = (await answer.json()).items;
+    group.asked ||= read(itemsPath(group.key)).then(({items}) => {
+      group.items = items;
       group.count = group.items.length;
       group.ratio = group.items.reduce((sum, item) => sum + item[RATIO], 0) / 100;
       group.fresh = true;
@@ -17985,7 +17981,7 @@ function foldersIn(here) {
 // What can be done with a folder, a month or an album as a whole.
 function actsHere() {
   const made = [];
-  const act = (...about) => made.push(button(...about, {text: true}));
+  const act = (...about) => made.push(button(...about, true));
   if (groups.length) {
     act("down", "download", () => save(ROOT + itemsPath(query.get("month"), "zip")));
   }
@@ -18032,37 +18028,29 @@ function drawCards() {
 
 const needAccount = (run) => list.has_account ? run() : signIn(() => start().then(run));
 
-// Ask for a name in the dialog, below `more`; what is wrong with `send`'s answer is said there.
-function askName(title, label, value, more, send) {
-  const name = h("input", {name: "name", value, required: true, maxLength: 255});
-  showForm(title, [more, h("label", {}, t(label), name)], async () => {
-    const answer = await send({name: name.value});
-    return answer.ok ? "" : problem(answer);
-  });
-}
-
 const collectionPath = (key) => `/api/media/collections/${key}/`;
 
-async function makeAlbum(value, then) {
-  const answer = await call("/api/media/collections/", json("POST", value));
-  if (answer.ok) then((await answer.clone().json()).id, value.name);
-  return answer;
+// Ask for an album's name in the dialog, below `more`.
+function askName(title, label, value, send, more = "") {
+  showForm(title, [more, field(label, {value, required: true, maxLength: 255})],
+    (elements) => send(elements[label].value));
 }
 
-const newAlbum = () => askName("newAlbum", "albumName", "", [], (value) =>
-  makeAlbum(value, (key) => choose({...NOTHING, album: key})));
+const makeAlbum = async (name) =>
+  (await read("/api/media/collections/", json("POST", {name}))).id;
 
-function renameAlbum() {
-  askName("rename", "albumName", placeName(), [], async (value) => {
-    const answer = await call(collectionPath(album()), json("PATCH", value));
-    if (answer.ok) start(true);
-    return answer;
-  });
-}
+const newAlbum = () => askName("newAlbum", "albumName", "", async (name) =>
+  choose({...NOTHING, album: await makeAlbum(name)}));
+
+const renameAlbum = () => askName("rename", "albumName", placeName(), async (name) => {
+  await ask(collectionPath(album()), json("PATCH", {name}));
+  start(true);
+});
 
 async function removeAlbum() {
   if (!window.confirm(t("sureAlbum", placeName()))) return;
-  if (await ask(collectionPath(album()), {method: "DELETE"})) choose({...NOTHING, album: "all"});
+  await ask(collectionPath(album()), {method: "DELETE"});
+  choose({...NOTHING, album: "all"});
 }
 
 async function emptyTrash() {
@@ -18072,36 +18060,30 @@ async function emptyTrash() {
 }
 
 async function addToAlbum(items) {
-  const answer = await ask("/gallery/items?album=all");
-  if (!answer) return;
-  const {albums} = await answer.json();
+  const {albums} = await read("/gallery/items?album=all");
   const put = async (key, name) => {
+    await fillAlbum(key, items);
     $("login").close();
-    const said = await fillAlbum(key, items);
-    if (!said) clearPicks();
-    notify(said || t("added", name), 5, Boolean(said));
+    clearPicks();
+    notify(t("added", name));
   };
   const mine = albums.filter(([key]) => key.includes("-")).map(([key, name]) =>
     h("button", {type: "button", onclick: () => put(key, name)}, icon("albums"), name));
-  askName("addTo", "newAlbum", "", h("div", {className: "list"}, mine),
-    (value) => makeAlbum(value, put));
+  askName("addTo", "newAlbum", "", async (name) => put(await makeAlbum(name), name),
+    h("div", {className: "list"}, mine));
 }
 
-// Put items into a collection: own records move there, all else is shown there. What is wrong.
+// Put items into a collection: own records move there, all else is shown there.
 async function fillAlbum(key, items) {
   const own = items.filter((item) => item[ID] && !isEntity(item));
   const hashes = items.filter((item) => !own.includes(item)).map((item) => item[SHA]);
-  const calls = own.map((item) =>
-    [`${record(item)}add-to-collection/`, json("POST", {collection_id: key})]);
+  for (const item of own) {
+    await ask(`${record(item)}add-to-collection/`, json("POST", {collection_id: key}));
+  }
   for (let at = 0; at < hashes.length; at += 1000) {
-    const some = hashes.slice(at, at + 1000);
-    calls.push([`${collectionPath(key)}add/`, json("POST", {sha256: some})]);
+    const sha256 = hashes.slice(at, at + 1000);
+    await ask(`${collectionPath(key)}add/`, json("POST", {sha256}));
   }
-  for (const each of calls) {
-    const answer = await call(...each);
-    if (!answer.ok) return problem(answer);
-  }
-  return "";
 }
 
 // -- Links for who has no account --------------------------------------------------------
@@ -18118,9 +18100,7 @@ function shareOf(item) {
 
 // Make a link in the dialog, which lists all that there are.
 async function share(shown, title) {
-  const answer = await ask("/shares");
-  if (!answer) return;
-  const links = (await answer.json()).map(({id, url, title: name, expires_at: end}) => {
+  const links = (await read("/shares")).map(({id, url, title: name, expires_at: end}) => {
     const remove = async () => {
       await ask(`/shares/${id}`, {method: "DELETE"});
       share(shown, title);
@@ -18134,15 +18114,13 @@ async function share(shown, title) {
   showForm("share", [
     h("div", {className: "list"}, links), field("linkTitle", {value: title, maxLength: 255}),
     field("days", {type: "number", min: 0, value: 30}),
-    field("linkPassword", {autocomplete: "off"}), check("strip"), grows ? check("guests") : "",
+    field("linkPassword", {autocomplete: "off"}), tick("strip"), grows ? tick("guests") : "",
   ], async ({linkTitle, days, linkPassword, strip, guests}) => {
-    const made = await call("/shares", json("POST", {
+    await ask("/shares", json("POST", {
       ...shown, title: linkTitle.value, password: linkPassword.value || null,
       strip: strip.checked, upload: Boolean(guests?.checked), expires_in: 86400 * days.value,
     }));
-    if (!made.ok) return problem(made);
     await share(shown, title);
-    return "";
   });
 }
 
@@ -18176,7 +18154,7 @@ function showLocked() {
   clearTiles();
   $("grid").style.height = 0;
   $("scrubber").hidden = true;
-  notifyState("");
+  sayState("");
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
@@ -18277,7 +18255,7 @@ function drawPicked() {
   $("picked").hidden = !items.length;
   const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
   $("picked").replaceChildren(count,
-    button("down", "download", () => downloadAll(items), {text: true}),
+    button("down", "download", () => downloadAll(items), true),
     ...ways(items), button("close", "clear", clearPicks));
 }
 
@@ -18306,7 +18284,7 @@ function holdToPick(link, pick) {
 function ways(items) {
   if (list.read_only) return [];
   if (album() === "trash") {
-    return [button("undo", "restore", () => restoreAll(items), {text: true}),
+    return [button("undo", "restore", () => restoreAll(items), true),
       button("trash", "remove", () => deleteAll(items))];
   }
   return [button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
@@ -18331,19 +18309,16 @@ function removal(item) {
 
 const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
 
-// Call for each item; whether all went well.
+// Call for each item.
 async function callAll(items, callOf, said) {
   for (const item of items) {
     const answer = await call(...callOf(item));
-    if (!answer.ok && answer.status !== 404) {
-      notify(await problem(answer), 8, true);
-      return false;
-    }
+    if (answer.status !== 404) await check(answer);
     picked.delete(keyOf(item));
   }
   drawPicked();
   await start(true);
-  notify(t(said, nameAll(items)), 4);
+  notify(t(said, nameAll(items)));
   return true;
 }
 
@@ -18363,10 +18338,11 @@ function save(url, name = "") {  // where there is none, the server names the fi
 }
 
 function downloadAll(items) {
-  const only = items.map((item) => item[SHA].slice(0, 12)).join();
-  if (items.length === 1) save(original(items[0]), nameOf(items[0]));
-  else if (items.length > MOST_NAMED) notify(t("zipLarge", NUMBER.format(MOST_NAMED)), 8, true);
-  else save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
+  if (items.length === 1) { save(original(items[0]), nameOf(items[0])); return; }
+  for (let at = 0; at < items.length; at += MOST_NAMED) {
+    const only = items.slice(at, at + MOST_NAMED).map((item) => item[SHA].slice(0, 12)).join();
+    save(`${ROOT}/gallery/zip?${album() && `album=${album()}&`}only=${only}`);
+  }
 }
 
 // -- The viewer --------------------------------------------------------------------------
@@ -18383,7 +18359,7 @@ async function openLinked(key, wanted) {
   const at = found.findIndex((item) => keyOf(item) === wanted);
   if (at < 0) {
     closeViewer();
-    notify(t("gone"), 5, true);
+    notify(t("gone"), true);
   } else if (isShown()) {
     shown = {group, place: at};
   } else {
@@ -18549,7 +18525,7 @@ const toggleFull = () =>
 async function copy(url) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(url);
-    notify(t("copied"), 4);
+    notify(t("copied"));
   } else window.prompt(t("link"), url);
 }
 
@@ -18560,7 +18536,12 @@ async function leaveShown(run) {
   const point = (to, at) => history.replaceState(null, "", addressOf(
     to ? {group: to.key, item: keyOf(to.items[at])} : {}));
   point(there?.group, there?.place);
-  if (!await run([group.items[place]])) point(group, place);
+  let isDone = false;
+  try {
+    isDone = await run([group.items[place]]);
+  } finally {
+    if (!isDone) point(group, place);
+  }
 }
 
 $("viewer").addEventListener("cancel", (event) => {
@@ -18966,7 +18947,7 @@ async function begin() {
     address.delete("token");
     history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
   }
-  if (key) await enter("", "", key, false);
+  if (key) await enter("", "", key, false).catch(({message}) => notify(message, true));
   else if (session.refresh || session.access) startSession();
   readAddress();
   start();
