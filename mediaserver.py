@@ -17067,7 +17067,10 @@ select { max-width: 8.4rem; cursor: pointer }
 #filters { display: flex; gap: .35rem }
 #home { display: flex; align-items: center; gap: .6rem; overflow: hidden }
 #home img { width: 2rem; border-radius: .6rem }
-#name { overflow: hidden; text-overflow: ellipsis }
+#name, #cards b, #grid h2, .words span, #uploads li > b, #login .list a, .over.top h2 {
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+}
+small { color: var(--soft); font-weight: 400 }
 button, .button {
   display: inline-flex; align-items: center; justify-content: center; gap: .45rem;
   min-height: 2.5rem; padding: .4rem .7rem; border: 0; border-radius: 1.25rem; background: none;
@@ -17090,7 +17093,6 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 #places button { min-height: 0; padding: .3rem .8rem; font-size: .9rem; color: var(--soft) }
 #places svg { width: 1rem }
 #places .here { background: none; color: var(--soft); padding: .3rem .2rem }
-#places small { color: var(--soft) }
 .notice { margin: 0 1rem .75rem; padding: .6rem 1rem; border-radius: .75rem }
 .notice { background: var(--tile) }
 .notice.bad { background: var(--bad); color: var(--on-bad) }
@@ -17109,29 +17111,27 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 }
 #cards svg { padding: 33%; stroke-width: 1.4 }
 #cards :hover > img, #cards :hover > svg { filter: brightness(1.06) saturate(1.15) }
-#cards b { font-weight: 600; margin-top: .45rem; overflow: hidden; text-overflow: ellipsis }
-#cards b { white-space: nowrap }
-#cards small { color: var(--soft) }
+#cards b { font-weight: 600; margin-top: .45rem }
 #grid { position: relative; overflow: clip }
 #grid h2 {
   position: absolute; margin: 0; padding: 1.1rem 0 0; font-size: 1.2rem;
-  font-weight: 650; letter-spacing: -.01em; overflow: hidden; white-space: nowrap;
-  text-overflow: ellipsis;
+  font-weight: 650; letter-spacing: -.01em;
 }
-#grid h2 small { font-weight: 400; color: var(--soft); font-size: .85rem }
-#grid h2 small { margin-inline-start: .5rem }
+#grid h2 small { font-size: .85rem; margin-inline-start: .5rem }
 .tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
-.tile > a { position: absolute; inset: 0; color: var(--soft); outline-offset: -3px }
-.tile img { width: 100%; height: 100%; object-fit: cover; opacity: 0 }
+.tile > a { position: absolute; inset: 0; outline-offset: -3px }
+.tile img {
+  width: 100%; height: 100%; object-fit: cover; opacity: 0; transition: opacity .2s, transform .15s;
+}
 .tile img.ready { opacity: 1 }
-.tile img { transition: opacity .2s, transform .15s }
-.tile .words {
+.words {
   position: absolute; inset: 0; display: flex; flex-direction: column; gap: .3rem; padding: .5rem;
   align-items: center; justify-content: center; font-size: .75rem; text-align: center;
+  color: var(--soft);
 }
 .words b { font-size: .95rem; color: var(--ink) }
 .words b::before { content: attr(data-name) }
-.words span { overflow: hidden; max-width: 100%; text-overflow: ellipsis; white-space: nowrap }
+.words span { max-width: 100% }
 .badge {
   position: absolute; right: .4rem; bottom: .4rem; display: flex; align-items: center; gap: .25rem;
   padding: .05rem .45rem; border-radius: 1rem; background: #000a; color: #fff; font-size: .72rem;
@@ -17183,10 +17183,11 @@ footer a { color: var(--soft) }
 #uploads header { display: flex; align-items: center; gap: .2rem }
 #uploads h2 { flex: 1; margin: 0; font-size: 1rem }
 #uploads ul { list-style: none; margin: .5rem 0 0; padding: 0; max-height: 40vh; overflow: auto }
-#uploads li { display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0 }
-#uploads li { font-size: .88rem; align-items: center }
-#uploads li > b { font-weight: 500; overflow: hidden; text-overflow: ellipsis }
-#uploads li > b { white-space: nowrap }
+#uploads li {
+  display: grid; grid-template-columns: 1fr auto; gap: 0 .75rem; padding: .3rem 0;
+  font-size: .88rem; align-items: center;
+}
+#uploads li > b { font-weight: 500 }
 #uploads li > span { color: var(--soft); grid-column: 1 / -1 }
 #uploads li.failed > span { color: var(--bad) }
 #uploads li button { min-height: 0; padding: .1rem .6rem; font-size: .85rem }
@@ -17210,28 +17211,24 @@ dialog { border: 0; color: inherit }
 #login .list { display: grid; max-height: 40vh; overflow: auto; margin: 0 -.7rem; padding: 4px }
 #login .list > button { justify-content: start; border-radius: .7rem }
 #login .list div { display: flex; align-items: center; gap: .2rem; padding: 0 .7rem }
-#login .list a { display: grid; flex: 1; overflow: hidden; text-overflow: ellipsis }
-#login small { color: var(--soft) }
+#login .list a { display: grid; flex: 1 }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
 #viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
-#viewer { max-height: none; background: #0b0b0b; color: #f2f0ec; overflow: hidden }
+#viewer { max-height: none; background: #0b0b0b; color: var(--ink); overflow: hidden }
+#viewer { --ink: #f2f0ec; --soft: #a5a19a; --accent: #6fd0c2; --tile: #fff2 }
 #viewer[open] { display: flex }
-#viewer button:hover, #viewer .button:hover, #viewer [aria-pressed=true] { background: #fff2 }
 #view { position: relative; flex: 1; min-width: 0; touch-action: none; overflow: hidden }
 #view { outline: 0 }
 #view > :not(.over) { position: absolute; inset: 0; margin: auto }
 #view > img, #view > video { width: 100%; height: 100%; object-fit: contain }
 #view > img { user-select: none; -webkit-user-drag: none }
 #view > audio { width: min(30rem, 90%) }
-#view > .words { display: flex; flex-direction: column; align-items: center; gap: .6rem }
-#view > .words { justify-content: center; color: #bbb }
-#view .words b { color: #fff; font-size: 1.4rem }
+#view > .words b { font-size: 1.4rem }
 #view.large { cursor: grab }
 .over { position: absolute; z-index: 2; display: flex; align-items: center; gap: .1rem }
 .over.top { inset: 0 0 auto; padding: .5rem; background: linear-gradient(#000a, #0000) }
 .over.top h2 { flex: 1; min-width: 0; margin: 0 .5rem; font-size: .95rem; font-weight: 500 }
-.over.top h2 { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .over.side { top: 50%; translate: 0 -50% }
 .over.side button { width: 3rem; height: 3rem; border-radius: 50%; background: #0006 }
 .over.left { left: .6rem }
@@ -17239,12 +17236,10 @@ dialog { border: 0; color: inherit }
 .idle .over { opacity: 0; transition: opacity .4s }
 #facts { width: 20rem; overflow: auto; padding: 1rem 1.25rem; background: #181817; flex: none }
 #facts h2 { margin: .2rem 0 1rem; font-size: 1.1rem }
-#facts dt { color: #a5a19a; font-size: .8rem; margin-top: .8rem }
+#facts dt { color: var(--soft); font-size: .8rem; margin-top: .8rem }
 #facts dd { margin: 0; overflow-wrap: anywhere }
-#facts a { color: #6fd0c2 }
 #facts p button { display: grid; justify-content: start; justify-items: start; gap: 0 }
 #facts p button { width: calc(100% + 1.4rem); margin: 0 -.7rem; border-radius: .6rem }
-#facts small { color: #a5a19a; font-weight: 400 }
 
 @media (max-width: 70rem) {
   #bar { flex-wrap: wrap; gap: .4rem }
@@ -17255,7 +17250,7 @@ dialog { border: 0; color: inherit }
 }
 @media (max-width: 46rem) {
   #bar { padding: .5rem .75rem }
-  h1 { flex: 1 0 calc(100% - 13rem); overflow: hidden; text-overflow: ellipsis }
+  h1 { flex: 1 0 calc(100% - 13rem) }
   select { max-width: 7rem; padding: .45rem .6rem; flex: none }
   #cards { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) }
   #bar button { padding: .4rem .65rem }
@@ -18256,6 +18251,8 @@ function drawPicked() {
   const count = h("span", {role: "status"}, t("picked", NUMBER.format(items.length)));
   $("picked").replaceChildren(count,
     button("down", "download", () => downloadAll(items), true),
+    list.read_only || album() === "trash" ? ""
+      : button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
     ...ways(items), button("close", "clear", clearPicks));
 }
 
@@ -18280,16 +18277,14 @@ function holdToPick(link, pick) {
   link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
 }
 
-// The buttons of what can be done with items besides showing them.
-function ways(items) {
-  if (list.read_only) return [];
-  if (album() === "trash") {
-    return [button("undo", "restore", () => restoreAll(items), true),
-      button("trash", "remove", () => deleteAll(items))];
-  }
-  return [button("plus", "addTo", () => needAccount(() => addToAlbum(items))),
-    items.every(removal) ? button("trash", isCollection() ? "takeOut" : "remove",
-      () => deleteAll(items)) : ""];
+// The buttons that bring items back or take them away; `around` does it where they are shown.
+function ways(items, around = (run) => run(items)) {
+  const offer = (...about) => button(...about.slice(0, 2), () => around(about[2]));
+  const remove = ["trash", isCollection() ? "takeOut" : "remove", deleteAll];
+  return [
+    album() === "trash" && !list.read_only ? offer("undo", "restore", restoreAll) : "",
+    items.every(removal) ? offer(...remove) : "",
+  ];
 }
 
 // The call that deletes an item, if one may: of the library only what was uploaded for everybody,
@@ -18403,9 +18398,7 @@ function drawView(item) {
     button("link", "copy", () => copy(location.href)),
     shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
-    ...album() === "trash" ? [button("undo", "restore", () => leaveShown(restoreAll))] : [],
-    removal(item) ? button("trash", isCollection() ? "takeOut" : "remove",
-      () => leaveShown(deleteAll)) : "",
+    ...ways([item], leaveShown),
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -18575,11 +18568,24 @@ function zoomable(picture, item) {
   const fingers = new Map();
   let scale = 1, x = 0, y = 0, begun = null;
 
-  function apply() {
-    const view = $("view");
-    const within = (value, length) =>
-      Math.max(-length * (scale - 1) / 2, Math.min(length * (scale - 1) / 2, value));
-    [x, y] = [within(x, view.clientWidth), within(y, view.clientHeight)];
+  // Where the fingers are together, and how far apart.
+  function grip() {
+    const [first, second = first] = [...fingers.values()];
+    const [dx, dy] = [second.clientX - first.clientX, second.clientY - first.clientY];
+    return {x: first.clientX + dx / 2, y: first.clientY + dy / 2, wide: Math.hypot(dx, dy) || 1};
+  }
+
+  // Zoom about a point of the window, and move.
+  function zoom(factor, at, dx = 0, dy = 0) {
+    const view = $("view"), box = view.getBoundingClientRect();
+    const wanted = Math.max(1, Math.min(8, scale * factor));
+    const put = (value, from, length) => {
+      const most = length * (wanted - 1) / 2;
+      return Math.max(-most, Math.min(most, from - (from - value) * wanted / scale));
+    };
+    x = put(x + dx, at.x - box.left - box.width / 2, box.width);
+    y = put(y + dy, at.y - box.top - box.height / 2, box.height);
+    scale = wanted;
     picture.style.transform = scale === 1 ? "" : `translate(${x}px, ${y}px) scale(${scale})`;
     view.classList.toggle("large", scale > 1);
     const known = BROWSERS_SHOW.test(extensionOf(nameOf(item)));
@@ -18590,48 +18596,23 @@ function zoomable(picture, item) {
     }
   }
 
-  function zoom(factor, clientX, clientY) {
-    const box = $("view").getBoundingClientRect();
-    const fromX = clientX - box.left - box.width / 2;
-    const fromY = clientY - box.top - box.height / 2;
-    const wanted = Math.max(1, Math.min(8, scale * factor));
-    x = fromX - (fromX - x) * wanted / scale;
-    y = fromY - (fromY - y) * wanted / scale;
-    scale = wanted;
-    apply();
-  }
-
-  const spread = () => {
-    const [first, second] = [...fingers.values()];
-    return Math.hypot(first.clientX - second.clientX, first.clientY - second.clientY);
-  };
   picture.onwheel = (event) => {
     event.preventDefault();
-    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event.clientX, event.clientY);
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event);
   };
-  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event.clientX, event.clientY);
+  picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event);
   picture.onpointerdown = (event) => {
     picture.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, event);
     begun = fingers.size === 1 ? event : null;
   };
   picture.onpointermove = (event) => {
-    const before = fingers.get(event.pointerId);
-    if (!before) return;
-    if (fingers.size === 2) {
-      const wide = spread();
-      fingers.set(event.pointerId, event);
-      const [first, second] = [...fingers.values()];
-      const middle = (axis) => (first[axis] + second[axis]) / 2;
-      zoom(spread() / wide, middle("clientX"), middle("clientY"));
-      return;
-    }
+    if (!fingers.has(event.pointerId)) return;
+    const before = grip();
     fingers.set(event.pointerId, event);
-    if (scale > 1) {
-      x += event.clientX - before.clientX;
-      y += event.clientY - before.clientY;
-      apply();
-    }
+    const {x: left, y: top, wide} = grip();
+    if (fingers.size === 1 && scale === 1) return;
+    zoom(wide / before.wide, {x: left, y: top}, left - before.x, top - before.y);
   };
   picture.onpointerup = picture.onpointercancel = (event) => {
     fingers.delete(event.pointerId);
@@ -18794,8 +18775,7 @@ function endUpload(upload, request) {
     clearTimeout(refreshTimer);
     refreshTimer = setTimeout(() => start(true), 700);
   } else if (/^(0|423|429|503)$/.test(status) && upload.tries++ < 5) {
-    upload.state = "later";
-    setTimeout(() => { upload.state = "waiting"; pump(); }, 2000 * upload.tries);
+    setTimeout(retry, 2000 * upload.tries, upload);
   } else if (status === 401) {
     upload.state = "waiting";
     paused = true;
@@ -18846,19 +18826,18 @@ function drawUploads() {
 }
 
 const rank = (upload) =>
-  ["failed", "sending", "later", "waiting", "known", "stored"].indexOf(upload.state);
+  ["failed", "sending", "waiting", "known", "stored"].indexOf(upload.state);
 
 function drawUpload(upload) {
   const again = upload.state === "failed" && !upload.final
     ? h("button", {type: "button", onclick: () => retry(upload)}, t("retry")) : "";
   upload.bar = !isOver(upload) && (upload.sent || upload.state === "sending")
     ? h("progress", {max: 1, value: upload.sent, "aria-label": upload.file.name}) : null;
-  const state = upload.message || t(upload.state === "later" ? "waiting" : upload.state);
   const to = upload.state === "stored" && (upload.route.album || "");
   const name = to && t(/^(mine|entities)$/.test(to) ? to : "albums");
   const there = name && to !== album() ? [": ", openAlbum(to, name)] : "";
   return h("li", {className: upload.state}, h("b", {dir: "auto"}, upload.file.name), again,
-    upload.bar || h("span", {}, state, there));
+    upload.bar || h("span", {}, upload.message || t(upload.state), there));
 }
 
 const allSent = () => uploads.reduce((sum, each) => sum + (isOver(each) ? 1 : each.sent), 0);
@@ -18880,20 +18859,14 @@ window.addEventListener("beforeunload", (event) => {
   if (uploads.some((each) => each.state === "sending")) event.preventDefault();
 });
 
-let dragged = 0;
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-window.addEventListener("dragenter", (event) => {
-  if (carriesFiles(event) && ++dragged) $("drop").hidden = false;
-});
-window.addEventListener("dragleave", (event) => {
-  if (carriesFiles(event) && --dragged <= 0) $("drop").hidden = true;
-});
-window.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
+for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
+  window.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    $("drop").hidden = name === "drop" || (name === "dragleave" && !event.relatedTarget);
+  });
+}
 window.addEventListener("drop", async (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  dragged = 0;
-  $("drop").hidden = true;
   const entries = [...event.dataTransfer.items].map((each) => each.webkitGetAsEntry());
   const files = await Promise.all(entries.filter(Boolean).map(filesIn));
   addUploads(files.flat().filter((file) => !file.name.startsWith(".")));
@@ -18901,15 +18874,12 @@ window.addEventListener("drop", async (event) => {
 
 // The files of a dropped file or folder, however deep.
 async function filesIn(entry) {
-  const ask = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
-  if (entry.isFile) return [await ask(entry, "file")].flat();
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    const some = await ask(reader, "readEntries");  // a part of them at a time
-    if (!some.length) return found;
-    for (const each of some) found.push(...await filesIn(each));
-  }
+  const get = (thing, method) => new Promise((done) => { thing[method](done, () => done([])); });
+  if (entry.isFile) return [await get(entry, "file")].flat();
+  const reader = entry.createReader(), found = [];
+  let some;
+  while ((some = await get(reader, "readEntries")).length) found.push(...some);  // in parts
+  return (await Promise.all(found.map(filesIn))).flat();
 }
 
 // -- Beginning ---------------------------------------------------------------------------
