@@ -16917,7 +16917,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
           "folder appear after its next scan.", "none": "Nothing matches",
         "noneHow": "Try other words, or look at everything.", "showAll": "Show everything",
         "locked": "These pictures are private", "lockedHow": "Sign in to see them.",
-        "offline": "The server cannot be reached. Trying again…",
+        "offline": "The server cannot be reached.",
         "degraded": "The picture folder, or a disk of it, is not there at the moment.",
         "scanning": "Looking through the folder: # files so far.",
         "gone": "This is not here any more.", "copied": "The link is copied.", "link": "The link:",
@@ -16933,7 +16933,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "tooLarge": "Larger than the # that this server takes.",
         "wrongType": "Only photos, videos and recordings can be uploaded.",
         "tooMuch": "Too large, or more than this account may store.",
-        "lost": "The connection was lost.", "noRoom": "The server's disk is full.",
+        "noRoom": "The server's disk is full.",
         "progress": "# done", "byFile": "by the file's date", "share": "Share",
         "linkTitle": "Title", "days": "Days until it ends, 0 for never",
         "linkPassword": "Password, if you like", "strip": "Without place and camera",
@@ -16967,7 +16967,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "noneHow": "Versuchen Sie andere Wörter, oder sehen Sie alles an.",
         "showAll": "Alles zeigen", "locked": "Diese Bilder sind privat",
         "lockedHow": "Melden Sie sich an, um sie zu sehen.",
-        "offline": "Der Server ist nicht erreichbar. Neuer Versuch…",
+        "offline": "Der Server ist nicht erreichbar.",
         "degraded": "Der Bilderordner oder eine Platte davon ist gerade nicht da.",
         "scanning": "Der Ordner wird durchgesehen: bisher # Dateien.",
         "gone": "Das ist nicht mehr hier.", "copied": "Der Link ist kopiert.", "link": "Der Link:",
@@ -16984,7 +16984,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "resume": "Weiter", "tooLarge": "Größer als die #, die dieser Server annimmt.",
         "wrongType": "Nur Fotos, Videos und Aufnahmen lassen sich hochladen.",
         "tooMuch": "Zu groß, oder mehr, als dieses Konto speichern darf.",
-        "lost": "Die Verbindung ist abgebrochen.", "noRoom": "Die Platte des Servers ist voll.",
+        "noRoom": "Die Platte des Servers ist voll.",
         "progress": "# fertig", "byFile": "Datum der Datei", "share": "Teilen",
         "linkTitle": "Titel", "days": "Tage bis zum Ende, 0 für keines",
         "linkPassword": "Passwort, wenn Sie mögen", "strip": "Ohne Ort und Kamera",
@@ -16999,6 +16999,16 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 512 512">
 <path fill="#d3f5ee" d="M236 376l98-130 100 130z"/>
 </svg>
 """
+ICON_PNG = base64.b64decode("""
+iVBORw0KGgoAAAANSUhEUgAAAMAAAADAAgMAAAAvsoSUAAAADFBMVEX/46PT9e5v0MILa2KzJTG9AAAB6UlEQVR42u2YQW4
+DIQxFHWaWkXqVHCFH6VE4So/QG5QjZNklB+iCSl0glYEuMp0EMAYnVVVVnkWYzQv+38bA7BLwHgUCCCCAAAIIIIAAAvwmsO
+x2PGAGmDnAOwAsRwZw2n62Z0edKpcZAGAKTJeW8ZA+zsNxGDhlw42JI0WvSctU/2hpLJhNsoD+EfDGBV5uDWkqxhaQwPBmC
+ODWtxXcd0MKvBnc9nbIhiZg4HvZ7rPIhhM3dUJKl/+cTKUZAcKVjEOuCQfclU0PVUQ9DaHyeEZMgs0mmNJgLZnxxCWohZJA
+4C4g18EaGtI4YJghpR7XSpwbBUIxPnL7ku8Bz7mWyO18PnaAVNhrQdNAqGyyoyGdUV2pVqT9kdFb02pqJIFk6qLSHFttL6R
+QyNEA8Do6Q0A1FwBWo5ECTG6TR1QTos2q2baBkQ+dqt1i3BqMbwO55hAx1YSG5LFcK06L6ZXGE1YgijDJYI1AtftwQnOt2o
+Vx4fWYBtcVbUaWheprzlW3Q0p4havxzaoCXHuz0yhg2iZZ7jHUY0BhUjL3HHQjBgRqg9cI4KjCsAhgxvbrwcO6r4FEnh1iD
+QT6UKPvvz84evXYCuiY5LkhxRIoXPmsCF0A3dVj6ZDcbTd2uYsKIIAAAggggAAC/EXgCxOrmhjFPi/5AAAAAElFTkSuQmCC
+""")  # ICON, 192 pixels wide, for phones that take no SVG
 
 GALLERY_MARKUP = """<!doctype html>
 <html lang="en">
@@ -17121,7 +17131,8 @@ svg { stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 .tile { position: absolute; overflow: hidden; border-radius: .35rem; background: var(--tile) }
 .tile > a { position: absolute; inset: 0; outline-offset: -3px }
 .tile img {
-  width: 100%; height: 100%; object-fit: cover; opacity: 0; transition: opacity .2s, transform .15s;
+  width: 100%; height: 100%; object-fit: cover; opacity: 0;
+  transition: opacity .2s, transform .15s;
 }
 .tile img.ready { opacity: 1 }
 .words {
@@ -17332,6 +17343,7 @@ function button(name, label, run, isNamed = false) {
 }
 
 const $ = (id) => document.getElementById(id);
+const instead = (run) => (event) => { event.preventDefault(); return run(event); };
 for (const each of document.querySelectorAll("[data-t]")) {
   each.title = t(each.dataset.t);
   each.replaceChildren(each.dataset.icon ? icon(each.dataset.icon) : "",
@@ -17350,8 +17362,6 @@ function say(id, text, isBad = false) {
   const className = isBad ? "notice bad" : "notice";
   Object.assign($(id), {hidden: !text, textContent: text, className});
 }
-
-const sayState = (text, isBad) => say("state", text, isBad);
 
 function notify(text, isBad) {
   const place = document.querySelector("#login[open] .error, #viewer[open] h2");
@@ -17429,7 +17439,7 @@ const startSession = (access = session.access) =>
 setInterval(() => session.access && startSession(), 3600e3);  // a page may stay open for days
 
 const reach = (path, options) =>
-  fetch(ROOT + path, options).catch(() => { throw new Refusal(t("lost")); });
+  fetch(ROOT + path, options).catch(() => { throw new Refusal(t("offline")); });
 
 const call = async (path, options = {}) =>
   reach(path, {...options, headers: {...options.headers, ...await bearer()}});
@@ -17469,12 +17479,11 @@ function showForm(title, fields, send) {
     h("div", {className: "row"},
       h("button", {type: "button", onclick: () => $("login").close()}, t("cancel")),
       h("button", {className: "main"}, t(title))));
-  form.onsubmit = async (event) => {
-    event.preventDefault();
+  form.onsubmit = instead(async () => {
     error.textContent = "";
     await send(form.elements);
     if (form.isConnected) $("login").close();
-  };
+  });
   $("login").replaceChildren(form);
   if (!$("login").open) $("login").showModal();
 }
@@ -17593,33 +17602,27 @@ let starts = 0;
 async function start(again = false) {
   const turn = ++starts;
   const {group, item} = readAddress();
-  let answer;
-  try {
-    answer = await call(itemsPath());
-  } catch {
-    sayState(t("offline"), true);
-    setTimeout(() => start(true), 5000);
-    return;
-  }
+  const answer = await call(itemsPath()).catch(() => null);
   if (turn !== starts) return;
-  if (answer.status === 401 && session.access) {  // it has expired, or was never good
+  const status = answer ? answer.status : 0;
+  if (status === 401 && session.access) {  // it has expired, or was never good
     keepSession({});
     start(again);
     return;
   }
-  if (answer.status === 401 || answer.status === 403) { showLocked(); return; }
-  if (!answer.ok) {
-    sayState(sentence(answer.status, await answer.text()), true);
+  if (status === 401 || status === 403) { showLocked(); return; }
+  if (status !== 200) {
+    say("state", answer ? sentence(status, await answer.text()) : t("offline"), true);
     setTimeout(() => turn === starts && start(again), 5000);
     return;
   }
   const tag = answer.headers.get("ETag") + query;
   const value = await answer.json();
   if (turn !== starts) return;
-  setTimeout(() => document.hidden || turn !== starts || start(true),
-    value.scanning === null ? 30000 : 3000);
-  if (value.degraded) sayState(t("degraded"), true);
-  else sayState(value.scanning === null ? "" : t("scanning", NUMBER.format(value.scanning)));
+  const isScanning = value.scanning !== null;
+  const state = isScanning ? t("scanning", NUMBER.format(value.scanning)) : "";
+  say("state", value.degraded ? t("degraded") : state, value.degraded);
+  setTimeout(() => document.hidden || turn !== starts || start(true), isScanning ? 3000 : 30000);
   if (tag !== listTag || !again) takeList(value, again);
   listTag = tag;
   if (item) openLinked(group, item);
@@ -18149,19 +18152,14 @@ function showLocked() {
   clearTiles();
   $("grid").style.height = 0;
   $("scrubber").hidden = true;
-  sayState("");
+  say("state", "");
   showEmpty("lock", "locked", "lockedHow",
     h("button", {className: "main", onclick: () => signIn()}, t("signIn")));
 }
 
-$("home").onclick = (event) => {
-  event.preventDefault();
-  choose(NOTHING);
-};
-$("search").onsubmit = (event) => {
-  event.preventDefault();
-  choose({q: $("search").elements.q.value.trim(), album: album() === "all" ? "" : album()});
-};
+$("home").onclick = instead(() => choose(NOTHING));
+$("search").onsubmit = instead(({target}) =>
+  choose({q: target.elements.q.value.trim(), album: album() === "all" ? "" : album()}));
 $("search").elements.q.addEventListener("search", (event) => {
   if (!event.target.value && query.get("q")) choose({q: ""});
 });
@@ -18279,11 +18277,10 @@ function holdToPick(link, pick) {
 
 // The buttons that bring items back or take them away; `around` does it where they are shown.
 function ways(items, around = (run) => run(items)) {
-  const offer = (...about) => button(...about.slice(0, 2), () => around(about[2]));
-  const remove = ["trash", isCollection() ? "takeOut" : "remove", deleteAll];
+  const offer = (symbol, label, run) => button(symbol, label, () => around(run));
   return [
     album() === "trash" && !list.read_only ? offer("undo", "restore", restoreAll) : "",
-    items.every(removal) ? offer(...remove) : "",
+    items.every(removal) ? offer("trash", isCollection() ? "takeOut" : "remove", deleteAll) : "",
   ];
 }
 
@@ -18537,10 +18534,7 @@ async function leaveShown(run) {
   }
 }
 
-$("viewer").addEventListener("cancel", (event) => {
-  event.preventDefault();
-  closeShown();
-});
+$("viewer").addEventListener("cancel", instead(closeShown));
 document.addEventListener("keydown", (event) => {
   const elsewhere = !shown || event.target.matches("video, audio");
   if (elsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -18596,10 +18590,8 @@ function zoomable(picture, item) {
     }
   }
 
-  picture.onwheel = (event) => {
-    event.preventDefault();
-    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event);
-  };
+  picture.onwheel = instead((event) =>
+    zoom(Math.exp(-event.deltaY / (event.ctrlKey ? 100 : 400)), event));
   picture.ondblclick = (event) => zoom(scale > 1 ? 0 : 3, event);
   picture.onpointerdown = (event) => {
     picture.setPointerCapture(event.pointerId);
@@ -18712,7 +18704,7 @@ async function sendUpload(upload) {
 }
 
 // One request of an upload, when it is over; `from` are the bytes before it.
-async function transmit(upload, method, path, body, headers = {}, from = 0) {
+async function transmit(upload, method, path, body = null, headers = {}, from = 0) {
   const request = upload.request = new XMLHttpRequest();
   request.open(method, ROOT + path);
   for (const header of Object.entries({...headers, ...await bearer()})) {
@@ -18729,39 +18721,35 @@ async function transmit(upload, method, path, body, headers = {}, from = 0) {
   });
 }
 
-// Send a file by tus 1.0: it goes on where it was, after a pause, a lost connection or a reload.
-// The last request; with the family's answer if all went well.
+// Send a file in parts, by the IETF's resumable uploads: it goes on where it was, after a pause, a
+// lost connection or a reload. The last request, which has the family's answer if all went well.
 async function sendParts(upload) {
   const {file, route} = upload;
   const mark = ["upload", route.target, file.name, file.size, file.lastModified].join("/");
-  const tus = {"Tus-Resumable": "1.0.0"};
-  const send = (...more) => transmit(upload, ...more);
-  let path = localStorage.getItem(mark), request = null, offset = null;
+  let path = localStorage.getItem(mark), request = null, offset = 0;
   if (path) {
-    request = await send("HEAD", path, null, tus);
+    request = await transmit(upload, "GET", path);
     if (/^4(01|03|04|10)$/.test(request.status)) path = null;
+    else if (request.status !== 200) return request;
+    else offset = JSON.parse(request.responseText).offset;
   }
   if (!path) {
     const texts = {target: route.target, filename: file.name, ...route.fields};
     const coded = Object.entries(texts).map(([name, text]) =>
       `${name} ${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}`);
-    request = await send("POST", withToken("/files/"), null,
-      {...tus, "Upload-Length": file.size, "Upload-Metadata": coded.join()});
+    request = await transmit(upload, "POST", withToken("/files/"), null, {
+      "Upload-Complete": "?0", "Upload-Length": file.size, "Upload-Metadata": coded.join()});
     path = request.getResponseHeader("Location")?.match(/\/files\/[^/]*$/)[0];
     if (path) localStorage.setItem(mark, path);
   }
-  const type = {"Content-Type": "application/offset+octet-stream"};
-  while (/^(2|409)/.test(request.status)) {  // 409 with an offset: it goes on there
-    if ((offset = request.getResponseHeader("Upload-Offset")) === null) break;
-    offset = Number(offset);
-    if (offset === file.size) {
-      localStorage.removeItem(mark);
-      return send("GET", path, null, tus);
-    }
-    request = await send("PATCH", path, file.slice(offset, offset + PART),
-      {...tus, ...type, "Upload-Offset": offset}, offset);
+  while (offset < file.size && /^(2|409)/.test(request.status)) {  // 409: it goes on elsewhere
+    const end = offset + PART;
+    request = await transmit(upload, "PATCH", path, file.slice(offset, end), {
+      "Upload-Complete": end < file.size ? "?0" : "?1", "Upload-Offset": offset,
+      "Content-Type": "application/partial-upload"}, offset);
+    offset = Number(request.getResponseHeader("Upload-Offset") || file.size);
   }
-  if (/^4(00|09|13|15|22)$/.test(request.status)) localStorage.removeItem(mark);
+  if (/^(20|4(00|09|13|15|22)$)/.test(request.status)) localStorage.removeItem(mark);
   return request;
 }
 
@@ -18781,7 +18769,7 @@ function endUpload(upload, request) {
     paused = true;
     signIn(() => { paused = false; resumeUploads(); });
   } else {
-    const known = {0: "lost", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
+    const known = {0: "offline", 400: "wrongType", 413: "tooMuch", 415: "wrongType"};
     refuse(upload, sentence(status, request.responseText, known), /^4(00|13|15|22)$/.test(status));
   }
 }
@@ -18954,35 +18942,10 @@ def get_icon(app: App, request: Request) -> Response:
     return Response(200, [("Content-Type", "image/svg+xml"), policy], ICON.encode())
 
 
-@functools.lru_cache(maxsize=1)
-def draw_icon() -> bytes:
-    """Return the icon as PNG, for phones that take no SVG: ICON's shapes, row by row."""
-    rows = [bytearray(1 + 512) for _ in range(512)]  # before each row, its filter: none
-    for y in range(178 - 46, 178 + 46):
-        half = math.isqrt(46**2 - (y - 178) ** 2)
-        rows[y][341 - half : 341 + half] = b"\1" * (2 * half)
-    for colour, left, middle, right, top in ((2, 78, 208, 340, 186), (3, 236, 334, 434, 246)):
-        for y in range(top, 376):
-            share = (y - top) / (376 - top)
-            first, end = (1 + round(middle + (x - middle) * share) for x in (left, right))
-            rows[y][first:end] = bytes([colour]) * (end - first)
-    parts = (
-        (b"IHDR", struct.pack(">2L5B", 512, 512, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes.fromhex("0b6b62 ffe3a3 6fd0c2 d3f5ee")),
-        (b"IDAT", zlib.compress(b"".join(rows), 9)),
-        (b"IEND", b""),
-    )
-    chunks = (
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 @route("GET", "/icon.png", OPEN, "system", {200: "thumbnail"})
 def get_icon_png(app: App, request: Request) -> Response:
     """The gallery's icon, for a phone's home screen."""
-    return Response(200, [("Content-Type", "image/png")], draw_icon())
+    return Response(200, [("Content-Type", "image/png")], ICON_PNG)
 
 
 @route("GET", "/manifest.webmanifest", OPEN, "system", {200: "manifest"})
@@ -18991,7 +18954,7 @@ def get_manifest(app: App, request: Request) -> Response:
     name = gallery_name(app)
     icons = [
         {"src": "icon.svg", "type": "image/svg+xml", "sizes": "any", "purpose": "any maskable"},
-        {"src": "icon.png", "type": "image/png", "sizes": "512x512"},
+        {"src": "icon.png", "type": "image/png", "sizes": "192x192"},
     ]
     colour = "#0b6b62"
     manifest = {

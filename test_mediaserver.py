@@ -14398,7 +14398,8 @@ def test_pictures_are_put_into_an_album_and_leave_it_and_the_trash_gives_back(br
     browser.see("document.querySelector('#login').open")  # the form of signing in is gone
     browser.run(
         "const {elements} = document.querySelector('#login form');"
-        "elements.newAlbum.value = '<b>Sommer'; document.querySelector('#login form').requestSubmit()"
+        "elements.newAlbum.value = '<b>Sommer';"
+        "document.querySelector('#login form').requestSubmit()"
     )
     browser.see("document.querySelector('#notice').textContent === 'Added to <b>Sommer.'")
     browser.click("#albums")
