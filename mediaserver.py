@@ -9819,6 +9819,18 @@ def _decode_base64(text: str, where: str) -> bytes:
         raise HTTPError(400, f"{where} has a value that is not base64.") from None
 
 
+def choose_language(headers: Headers, known: Mapping[str, object]) -> str:
+    """Return the known language that the client likes most, else English (RFC 9110 §12.5.4).
+
+    >>> choose_language({"accept-language": "fr, de-AT;q=0.8, en;q=0.5"}, {"en": 0, "de": 0})
+    'de'
+    """
+    accepted = headers.get("accept-language", "").lower()
+    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted)
+    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in known}
+    return max(liked, key=lambda tag: liked[tag], default="en")
+
+
 def prefers(headers: Headers, media_type: str, usual: str) -> bool:
     """Say whether the client names a type and likes it no less than another (RFC 9110 §12.5.1).
 
@@ -14869,8 +14881,19 @@ NEW_SHARE = BodySpec(ANY_BODY, (
           nullable=False, help="seconds; 0: the link has no end"),
 ))  # fmt: skip
 SHARE_PASSWORD = BodySpec(ANY_BODY, (password_field("password"),))
+SHARE_TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "lang": "en", "pictures": "Pictures", "password": "Password", "open": "Open", "add": "Add",
+        "file": "Picture or video", "left": "{} files of other types are left out.",
+    },
+    "de": {
+        "lang": "de", "pictures": "Bilder", "password": "Passwort", "open": "Öffnen",
+        "add": "Hinzufügen", "file": "Bild oder Video",
+        "left": "{} Dateien anderer Art werden nicht gezeigt.",
+    },
+}  # fmt: skip
 SHARE_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="{lang}"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="robots" content="noindex"><title>{title}</title><link rel="icon" href="data:,">
 <style>
  :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
@@ -14892,12 +14915,12 @@ SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self';"
     " frame-ancestors 'none'"
 )
-PASSWORD_FORM = """<form method="post"><label>Password
-<input type="password" name="password" required autofocus></label> <button>Open</button></form>
+PASSWORD_FORM = """<form method="post"><label>{password}
+<input type="password" name="password" required autofocus></label> <button>{open}</button></form>
 """
-ADD_FORM = """<form method="post" action="{}" enctype="multipart/form-data">
-<input type="file" name="file" accept="image/*,video/*" aria-label="Picture or video" required>
-<button>Add</button></form>
+ADD_FORM = """<form method="post" action="{url}" enctype="multipart/form-data">
+<input type="file" name="file" accept="image/*,video/*" aria-label="{file}" required>
+<button>{add}</button></form>
 """
 
 
@@ -15027,16 +15050,19 @@ def need_share_password(app: App, request: Request, share: Share) -> None:
         raise unauthorized(detail)
 
 
-def share_page(share: Share, content: str, status: int = 200) -> Response:
+def share_page(
+    share: Share, texts: Mapping[str, str], content: str, status: int = 200
+) -> Response:
     headers = [
         ("Content-Type", HTML_TYPE),
         ("Content-Security-Policy", SHARE_PAGE_POLICY),
         ("Referrer-Policy", "no-referrer"),
         ("Cache-Control", "no-store"),
-        ("Vary", "Accept"),
+        ("Vary", "Accept, Accept-Language"),
     ]
-    title = html.escape(share.title or "Pictures")
-    return Response(status, headers, SHARE_PAGE.format(title=title, content=content).encode())
+    title = html.escape(share.title or texts["pictures"])
+    page = SHARE_PAGE.format(**texts, title=title, content=content)
+    return Response(status, headers, page.encode())
 
 
 @route("GET", "/s/{token}", OPEN, "shares", {200: "Shared or page"})
@@ -15044,16 +15070,18 @@ def open_share(app: App, request: Request, token: str) -> Response:
     """What a link shows: a page for browsers."""
     share = find_share(request, token)
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
+    texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if for_browser and not has_password(app, request, share):
-        return share_page(share, PASSWORD_FORM, 401)
+        return share_page(share, texts, PASSWORD_FORM.format_map(texts), 401)
     need_share_password(app, request, share)
     found = shared_files(app, share, limit=MAX_SHARED)
     files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
     left = len(found) - len(files)
     if for_browser:
-        form = ADD_FORM.format(request.reference(f"/s/{share.id}/upload")) if share.takes else ""
-        note = f"<p>{left} files of other types are left out.</p>" if left else ""
-        return share_page(share, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
+        url = request.reference(f"/s/{share.id}/upload")
+        form = ADD_FORM.format(**texts, url=url) if share.takes else ""
+        note = f"<p>{texts['left'].format(left)}</p>" if left else ""
+        return share_page(share, texts, f"{form}<ul>{''.join(map(shared_html, files))}</ul>{note}")
     expires = share.expires_at and format_time(share.expires_at)
     value = {"title": share.title, "expires_at": expires, "files": files, "left_out": left}
     return json_response(value, headers=[("Vary", "Accept")])
@@ -17625,8 +17653,7 @@ async function start(again = false) {
   setTimeout(() => document.hidden || turn !== starts || start(true), isScanning ? 3000 : 30000);
   if (tag !== listTag || !again) takeList(value, again);
   listTag = tag;
-  if (item) openLinked(group, item);
-  else closeViewer();
+  openLinked(group, item);
 }
 
 function takeList(value, again) {
@@ -17868,8 +17895,8 @@ function wordsFor(item) {
 
 // Arrow keys go from tile to tile.
 async function moveFocus(group, place, event) {
-  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -rowLength(group, place),
-    ArrowDown: rowLength(group, place)}[event.key];
+  const row = rowOf(group, place)?.[1] || 1;
+  const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
   if (!step) return;
   event.preventDefault();
   const there = await neighbour(group, place, step);
@@ -17879,12 +17906,11 @@ async function moveFocus(group, place, event) {
   tiles.get(`${there.group.key}/${keyOf(there.group.items[there.place])}`)?.firstChild.focus();
 }
 
-const rowLength = (group, place) =>
-  group.rows.find(([first, count]) => place < first + count)?.[1] || 1;
+const rowOf = (group, place) => group.rows.find(([first, count]) => place < first + count);
 
 // Scroll so that an item is in view.
 function reveal(group, place) {
-  const row = group.rows.find(([first, count]) => place < first + count);
+  const row = rowOf(group, place);
   if (!row) return;
   const top = $("grid").offsetTop + group.top + row[2];
   const bar = $("bar").offsetHeight + 8;
@@ -18343,7 +18369,9 @@ const BROWSERS_SHOW = /^(jpe?g|png|gif|webp|avif|svg|bmp)$/;
 let pushed = false;  // whether its closing goes back in the history
 let factsOpen = false, slideshow = 0, lastShown = "";
 
+// Have the viewer show what the address names, if that is an item.
 async function openLinked(key, wanted) {
+  if (!wanted) { closeViewer(); return; }
   const isShown = () => shown && keyOf(shown.group.items?.[shown.place] || []) === wanted;
   if (isShown() && groups.includes(shown.group)) return;
   const group = groups.find((each) => each.key === (key || ""));
@@ -18884,8 +18912,7 @@ history.scrollRestoration = "manual";  // see takeList
 window.addEventListener("popstate", () => {
   const {changed, group, item} = readAddress();
   if (changed || !groups.length) start();
-  else if (item) openLinked(group, item);
-  else closeViewer();
+  else openLinked(group, item);
 });
 document.addEventListener("visibilitychange", () => document.hidden || start(true));
 
@@ -18924,17 +18951,6 @@ GALLERY = {
 }
 
 
-def choose_language(accepted: str) -> str:
-    """Return the page's language that Accept-Language likes most (RFC 9110, section 12.5.4).
-
-    >>> choose_language("fr, de-AT;q=0.8, en;q=0.5"), choose_language("")
-    ('de', 'en')
-    """
-    found = re.findall(r"([a-z]+)[a-z0-9-]*(?:\s*;\s*q=([01](?:\.[0-9]*)?))?", accepted.lower())
-    liked = {tag: float(weight or 1) for tag, weight in reversed(found) if tag in TEXTS}
-    return max(liked, key=lambda tag: liked[tag], default="en")
-
-
 @route("GET", "/icon.svg", OPEN, "system", {200: "icon"})
 def get_icon(app: App, request: Request) -> Response:
     """The gallery's icon."""
@@ -18969,8 +18985,7 @@ def get_manifest(app: App, request: Request) -> Response:
 @route("GET", "/gallery", OPEN, "system", {200: "page"})
 def get_gallery(app: App, request: Request) -> Response:
     """The gallery page, in the client's language."""
-    language = choose_language(request.headers.get("accept-language", ""))
-    return page_response(GALLERY[language])
+    return page_response(GALLERY[choose_language(request.headers, GALLERY)])
 
 
 @route("GET", "/", OPEN, "system", {200: "Health or page"})

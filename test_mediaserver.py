@@ -12278,6 +12278,9 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
     cookie = cookie.partition(";")[0]
     assert wedding.get(file, cookie=cookie).body == content
     assert len(shared(wedding, made, cookie=cookie)) >= 3
+    german = {"accept": "text/html", "accept-language": "de-AT, en;q=0.9"}
+    assert "Passwort" in wedding.get(path, **german).body.decode()
+    assert '<html lang="de">' in wedding.get(path, cookie=cookie, **german).body.decode()
     other = share(wedding, kind="folder", target="a", password="guests")
     assert shared(wedding, other, cookie=cookie) == 401, "a cookie opens one link"
     assert {unlock("wrong", local(other["url"])).status for _ in range(7)} == {401, 429}
