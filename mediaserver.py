@@ -17253,7 +17253,7 @@ dialog { border: 0; color: inherit }
 #login .list a { display: grid; flex: 1 }
 .error { color: var(--bad); font-size: .9rem; margin: .5rem 0; min-height: 1.4em }
 
-#viewer { position: fixed; inset: 0; width: 100vw; height: 100dvh; max-width: none; padding: 0 }
+#viewer { position: fixed; inset: 0; width: 100%; height: 100dvh; max-width: none; padding: 0 }
 #viewer { max-height: none; background: #0b0b0b; color: var(--ink); overflow: hidden }
 #viewer { --ink: #f2f0ec; --soft: #a5a19a; --accent: #6fd0c2; --tile: #fff2 }
 #viewer[open] { display: flex }
@@ -17392,8 +17392,9 @@ function say(id, text, isBad = false) {
 }
 
 function notify(text, isBad) {
-  const place = document.querySelector("#login[open] .error, #viewer[open] h2");
-  if (place && text) place.textContent = text;
+  const inDialog = document.querySelector("#login[open] .error");
+  if (inDialog) { inDialog.textContent = text; return; }
+  if (shown && text) $("view").querySelector("h2").textContent = text;
   say("notice", text, isBad);
   clearTimeout(noticeTimer);
   noticeTimer = setTimeout(notify, isBad ? 8000 : 5000, "");
