@@ -18860,18 +18860,16 @@ async function sendUpload(upload) {
   const {file} = upload;
   const route = upload.route = routeOf(file);
   upload.state = "sending";
-  if (!route) {
+  if (route) {
+    const form = new FormData();
+    for (const field of Object.entries(route.fields)) form.append(...field);
+    form.append(route.field || "file", file);
+    endUpload(upload, file.size > LARGE ? await sendParts(upload)
+      : await transmit(upload, route.method, withToken(route.path), form));
+  } else {
     const most = list.has_account || list.can_write ? list.max_media_bytes : list.max_upload_bytes;
     refuse(upload, t(file.size > most ? "tooLarge" : "denied", bytes(most)), true);
-    pump();
-    return;
   }
-  const form = new FormData();
-  for (const field of Object.entries(route.fields)) form.append(...field);
-  form.append(route.field || "file", file);
-  const request = file.size > LARGE ? await sendParts(upload)
-    : await transmit(upload, route.method, withToken(route.path), form);
-  endUpload(upload, request);
   pump();
 }
 

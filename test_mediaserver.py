@@ -14453,6 +14453,10 @@ def test_what_is_selected_is_downloaded_as_one_zip_file(browser, album, tmp_path
     with zipfile.ZipFile(tmp_path / "pictures.zip") as file:
         assert file.testzip() is None
         assert {*file.namelist()} == {"a/old.png", "a/b/new.png", "a/b/Ärger.png"}
+    # What is more than an address can name comes in several
+    browser.devtools("Browser.setDownloadBehavior", **{**where, "behavior": "allowAndName"})
+    browser.run("downloadAll(Array(201).fill([...picked.values()]).flat())")
+    wait_until(lambda: len([*filter(zipfile.is_zipfile, tmp_path.iterdir())]) == 3, "two more")
 
 
 def zipped(answer: Answer) -> dict[str, bytes]:
