@@ -15009,11 +15009,13 @@ SHARE_TEXTS: Mapping[str, Mapping[str, str]] = {
     "en": {
         "lang": "en", "pictures": "Pictures", "password": "Password", "open": "Open", "add": "Add",
         "file": "Picture or video", "left": "{} files of other types are left out.",
+        "wrong": "That is not the link's password.",
     },
     "de": {
         "lang": "de", "pictures": "Bilder", "password": "Passwort", "open": "Öffnen",
         "add": "Hinzufügen", "file": "Bild oder Video",
         "left": "{} Dateien anderer Art werden nicht gezeigt.",
+        "wrong": "Das ist nicht das Passwort.",
     },
 }  # fmt: skip
 SHARE_PAGE = """<!doctype html>
@@ -15039,7 +15041,7 @@ SHARE_PAGE_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; form-action 'self';"
     " frame-ancestors 'none'"
 )
-PASSWORD_FORM = """<form method="post"><label>{password}
+PASSWORD_FORM = """<p role="alert">{said}</p><form method="post"><label>{password}
 <input type="password" name="password" required autofocus></label> <button>{open}</button></form>
 """
 ADD_FORM = """<form method="post" action="{url}" enctype="multipart/form-data">
@@ -15199,7 +15201,7 @@ def open_share(app: App, request: Request, token: str) -> Response:
     for_browser = prefers(request.headers, "text/html", JSON_TYPE)
     texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if for_browser and not has_password(app, request, share):
-        return share_page(share, texts, PASSWORD_FORM.format_map(texts), 401)
+        return share_page(share, texts, PASSWORD_FORM.format(**texts, said=""), 401)
     need_share_password(app, request, share)
     found = shared_files(app, share, limit=MAX_SHARED)
     files = [shared_json(app, request, share, *each) for each in found if may_show(share, each[1])]
@@ -15265,8 +15267,12 @@ def unlock_share(app: App, request: Request, token: str) -> Response:
     """Tell a link's password."""
     share = find_share(request, token)
     given, stored = request.fields["password"], share.password or DUMMY_PASSWORD_HASH
+    texts = SHARE_TEXTS[choose_language(request.headers, SHARE_TEXTS)]
     if not app.logins.check(f"share {share.id}", request.client, given, stored):
-        raise unauthorized("That is not the link's password.")
+        if prefers(request.headers, "text/html", JSON_TYPE):
+            form = PASSWORD_FORM.format(**texts, said=texts["wrong"])
+            return share_page(share, texts, form, 401)
+        raise unauthorized(SHARE_TEXTS["en"]["wrong"])
     expires = int(time.time()) + SHARE_COOKIE_SECONDS
     path, value = f"/s/{share.id}", f"{SHARE_COOKIE}={expires}.{sign_share(app, share, expires)}"
     cookie = set_cookie(request.url(path), value, SHARE_COOKIE_SECONDS, "Lax")

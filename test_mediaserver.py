@@ -12267,11 +12267,15 @@ def test_a_link_s_password_is_asked_for_at_every_file(wedding):
         assert wedding.get(wanted).status == 401
         assert wedding.get(wanted, cookie="mediaserver_share=9999999999.AAAA").status == 401
 
-    def unlock(password: str, path: str = path) -> Answer:
+    def unlock(password: str, path: str = path, **fields: str) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        headers |= {name.replace("_", "-"): value for name, value in fields.items()}
         return wedding.request("POST", path, urlencode({"password": password}), headers)
 
     assert unlock("guest").status == 401
+    again = unlock("guest", accept="text/html", accept_language="de")
+    assert again.status == 401 and 'type="password"' in again.body.decode()
+    assert "Das ist nicht das Passwort." in again.body.decode()
     answer = unlock("guests")
     cookie = answer.headers["Set-Cookie"]
     assert (answer.status, answer.headers["Location"]) == (303, path)
