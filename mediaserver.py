@@ -18451,12 +18451,13 @@ function holdToPick(link, pick) {
   link.addEventListener("contextmenu", (event) => timer === -1 && event.preventDefault());
 }
 
-// The buttons that bring items back or take them away; `around` does it where they are shown.
-function ways(items, around = (run) => run(items)) {
-  const offer = (symbol, label, run) => button(symbol, label, () => around(run));
+// The buttons that bring items back or take them away.
+function ways(items) {
+  if (!items.every(removal)) return [];
+  const label = isCollection() ? "takeOut" : "remove";
   return [
-    album() === "trash" && !list.read_only ? offer("undo", "restore", restoreAll) : "",
-    items.every(removal) ? offer("trash", isCollection() ? "takeOut" : "remove", deleteAll) : "",
+    album() === "trash" ? button("undo", "restore", () => restoreAll(items)) : "",
+    button("trash", label, () => deleteAll(items)),
   ];
 }
 
@@ -18477,23 +18478,25 @@ function removal(item) {
 
 const nameAll = (items) => items.length === 1 ? nameOf(items[0]) : NUMBER.format(items.length);
 
-// Call for each item.
+// Call for each item; a viewer goes on to the next.
 async function callAll(items, callOf, said) {
+  const next = shown && (await neighbour(shown.group, shown.place, 1)
+    || await neighbour(shown.group, shown.place, -1));
   for (const item of items) {
     const answer = await call(...callOf(item));
     if (answer.status !== 404) await check(answer);
     picked.delete(keyOf(item));
   }
+  if (shown) history.replaceState(null, "", addressTo(next));
   drawPicked();
   await start(true);
   notify(t(said, nameAll(items)));
-  return true;
 }
 
 async function deleteAll(items) {
   const forGood = !album() || album() === "trash";
-  if (forGood && !window.confirm(t("sure", nameAll(items)))) return false;
-  return callAll(items, removal, isCollection() ? "takenOut" : "deleted");
+  if (forGood && !window.confirm(t("sure", nameAll(items)))) return;
+  await callAll(items, removal, isCollection() ? "takenOut" : "deleted");
 }
 
 const restoreAll = (items) =>
@@ -18538,8 +18541,14 @@ async function openLinked(key, wanted) {
   }
 }
 
+const shownItem = () => shown.group.items[shown.place];
+
+// The address of an item of a group, or of none.
+const addressTo = (there) => addressOf(
+  there ? {group: there.group.key, item: keyOf(there.group.items[there.place])} : {});
+
 function openItem(group, place) {
-  history.pushState(null, "", addressOf({group: group.key, item: keyOf(group.items[place])}));
+  history.pushState(null, "", addressTo({group, place}));
   pushed = true;
   show(group, place);
 }
@@ -18573,7 +18582,7 @@ function drawView(item) {
     button("link", "copy", () => copy(location.href)),
     shareOf(item) ? button("share", "share", () => share(shareOf(item), nameOf(item))) : "",
     button("down", "download", () => save(original(item), nameOf(item))),
-    ...ways([item], leaveShown),
+    ...ways([item]),
     document.fullscreenEnabled ? button("full", "full", toggleFull) : "");
   const sides = [[-1, "left", "previous"], [1, "right", "next"]].map(([step, symbol, label]) => {
     return h("div", {className: `over side ${symbol}`}, button(symbol, label, () => go(step)));
@@ -18640,15 +18649,14 @@ async function go(step) {
   const there = await neighbour(from.group, from.place, step);
   if (shown !== from) return;
   if (!there) { stopSlideshow(); return; }
-  const item = there.group.items[there.place];
-  history.replaceState(null, "", addressOf({group: there.group.key, item: keyOf(item)}));
+  history.replaceState(null, "", addressTo(there));
   show(there.group, there.place);
 }
 
 function closeShown() {
   if (pushed) history.back();
   else {
-    history.replaceState(null, "", addressOf({}));
+    history.replaceState(null, "", addressTo(null));
     closeViewer();
   }
 }
@@ -18670,7 +18678,7 @@ function closeViewer() {
 function toggleFacts() {
   factsOpen = !factsOpen;
   $("facts")?.remove();
-  if (factsOpen) $("viewer").append(drawFacts(shown.group.items[shown.place]));
+  if (factsOpen) $("viewer").append(drawFacts(shownItem()));
 }
 
 function stopSlideshow() {
@@ -18680,10 +18688,7 @@ function stopSlideshow() {
 
 function toggleSlideshow() {
   if (slideshow) stopSlideshow();
-  else {
-    slideshow = setInterval(() =>
-      shown?.group.items[shown.place][KIND] === "image" && go(1), 4000);
-  }
+  else slideshow = setInterval(() => shown && shownItem()[KIND] === "image" && go(1), 4000);
   show(shown.group, shown.place);
 }
 
@@ -18697,21 +18702,6 @@ async function copy(url) {
   } else window.prompt(t("link"), url);
 }
 
-// Do what takes the shown item away, and go on to the next.
-async function leaveShown(run) {
-  const {group, place} = shown;
-  const there = await neighbour(group, place, 1) || await neighbour(group, place, -1);
-  const point = (to, at) => history.replaceState(null, "", addressOf(
-    to ? {group: to.key, item: keyOf(to.items[at])} : {}));
-  point(there?.group, there?.place);
-  let isDone = false;
-  try {
-    isDone = await run([group.items[place]]);
-  } finally {
-    if (!isDone) point(group, place);
-  }
-}
-
 $("viewer").addEventListener("cancel", instead(closeShown));
 document.addEventListener("keydown", (event) => {
   const elsewhere = !shown || event.target.matches("video, audio");
@@ -18719,7 +18709,7 @@ document.addEventListener("keydown", (event) => {
   const run = {
     ArrowRight: () => go(1), ArrowLeft: () => go(-1), i: toggleFacts, f: toggleFull,
     s: toggleSlideshow,
-    Delete: () => removal(shown.group.items[shown.place]) && leaveShown(deleteAll),
+    Delete: () => removal(shownItem()) && deleteAll([shownItem()]),
   }[event.key];
   if (!run) return;
   event.preventDefault();
