@@ -17211,7 +17211,7 @@ GALLERY_MARKUP = """<!doctype html>
   <button type="button" id="folders" data-icon="folder" data-t="folders" aria-expanded="false">
   </button>
   <button type="button" id="albums" data-icon="albums" data-t="albums"></button>
-  <button type="button" id="account" ></button>
+  <button type="button" id="account" data-icon="person" data-label="signIn"></button>
   <button type="button" id="upload" class="main" data-icon="up" data-t="upload"></button>
 </header>
 <nav id="places" hidden data-label="folders"></nav>
@@ -17529,6 +17529,7 @@ for (const each of document.querySelectorAll("[data-t]")) {
 for (const each of document.querySelectorAll("[data-label]")) {
   each.placeholder = t(each.dataset.label);
   each.setAttribute("aria-label", each.placeholder);
+  if (each.dataset.icon) each.append(icon(each.dataset.icon));
 }
 
 let shown = null;  // {group, place} of what the viewer shows
@@ -17546,7 +17547,7 @@ function notify(text, isBad) {
   if (shown && text) $("view").querySelector("h2").textContent = text;
   say("notice", text, isBad);
   clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(notify, isBad ? 8000 : 5000, "");
+  noticeTimer = setTimeout(say, isBad ? 8000 : 5000, "notice", "");
 }
 
 // What was refused is told wherever nothing else is made of it.
@@ -17570,10 +17571,8 @@ function keepSession(value, stay = Boolean(localStorage.getItem("mediaserver")))
   session = value;
   for (const each of stores) each.removeItem("mediaserver");
   if (value.access) stores[Number(stay)].setItem("mediaserver", JSON.stringify(value));
-  const account = button("person", value.access ? "signOut" : "signIn",
-    () => session.access ? signOut() : signIn());
-  account.id = "account";
-  $("account").replaceWith(account);
+  $("account").title = t(value.access ? "signOut" : "signIn");
+  $("account").setAttribute("aria-label", $("account").title);
   $("account").setAttribute("aria-pressed", Boolean(value.access));
 }
 
@@ -17668,6 +17667,8 @@ function showForm(title, fields, send) {
 
 const field = (name, more) => h("label", {}, t(name), h("input", {name, ...more}));
 const tick = (name) => h("label", {}, h("input", {type: "checkbox", name}), " ", t(name));
+
+$("account").onclick = () => session.access ? signOut() : signIn();
 
 function signIn(then = start) {
   const word = {type: "password", autocomplete: "current-password"};
