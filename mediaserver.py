@@ -17768,10 +17768,10 @@ const album = () => query.get("album") || "";
 const isCollection = () => album().includes("-");
 const isTree = () => /^(entities|\d+)$/.test(album());
 
-function itemsPath(group = "", form = "items") {
+function itemsPath(group = null, form = "items") {
   const asked = new URLSearchParams(query);
   asked.delete("month");  // of the groups that have come
-  if (group) asked.set("group", group);
+  if (group !== null) asked.set("group", group);
   return `/gallery/${form}${asked.size ? `?${asked}` : ""}`;
 }
 

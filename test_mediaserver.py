@@ -14265,6 +14265,13 @@ def test_search_kind_and_folder_are_in_the_address_and_back_undoes_them(browser,
     browser.see(shown, 1)
 
 
+def test_what_lies_beside_the_folders_is_shown_by_name_too(browser, album):
+    browser.open(album.url + "/gallery?order=name")
+    headings = "[...document.querySelectorAll('#grid h2')].map((each) => each.innerText).join()"
+    assert browser.see(headings) == "pictures1,a1,a/b2"
+    browser.see("document.querySelectorAll('.tile').length === 4")
+
+
 def test_files_are_uploaded_in_the_page_and_appear_and_can_be_deleted(browser, server, tmp_path):
     known, new, public, text = png(), png(), webp(), b"hello"
     server.put("/image/known.png", known)
